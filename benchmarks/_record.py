@@ -1,0 +1,87 @@
+"""What every benchmark shares: the record that backs a figure, as a file and as the last line printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+def write(name: str, cases: Mapping[str, Mapping[str, Any]], *, quick: bool, **facts: Any) -> None:
+    """Writes benchmarks/results/<name>.json (or <name>-quick.json) and prints the cases as one line of JSON.
+
+    Args:
+        name: of the benchmark.
+        cases: case -> figures.
+        quick: whether this was a shortened run.
+        facts: whatever else a reader needs: protocol, settings, fingerprints of the data.
+    """
+    record = {
+        "benchmark": name,
+        "command": " ".join([f"python -m benchmarks.{name}", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": _commit(),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "device": jax.devices()[0].device_kind,
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        **facts,
+        "cases": cases,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}{'-quick' if quick else ''}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps({"benchmark": name, "cases": cases}))
+
+
+def _commit() -> str:
+    folder = pathlib.Path(__file__).parent
+    run = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True)
+    return run.stdout.strip() or "unknown"
+
+
+def _processor() -> str:
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def alternate(runs: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str, dict[str, float]]:
+    """Times functions in turn, so that a drift of the machine's speed meets all alike.
+
+    Args:
+        runs: name -> function that does its work before it returns. Call each once before, so that nothing compiles here.
+        rounds: counted calls of each.
+
+    Returns:
+        For each name the medians "wall_s" and "cpu_s" (all threads of the process), and "spread_s", largest less
+        smallest wall time.
+    """
+    times = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            run()
+            times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {
+        name: {
+            "wall_s": float(np.median([wall for wall, _ in pairs])),
+            "cpu_s": float(np.median([cpu for _, cpu in pairs])),
+            "spread_s": float(np.ptp([wall for wall, _ in pairs])),
+        }
+        for name, pairs in times.items()
+    }

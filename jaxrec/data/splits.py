@@ -1,0 +1,337 @@
+"""Splits of the pairs into train, valid and test: who may lose pairs, and which of their pairs, are said apart.
+
+*Who* is `who`, bool [M]: users whose pairs may be held out; the others stay in train whole. *Which* is said by an
+order of each user's pairs, of which the last are held out, or by one time for all. Every part keeps the ids of the
+whole.
+
+    order = functools.partial(splits.random_order, key=jax.random.key(0))
+    train, valid, test = splits.ratio(interactions, (0.8, 0.1, 0.1), order=order)
+
+Strong generalisation, where users are held out rather than pairs (Liang et al. 2018), is put together from the same
+pieces; `history` is what a model may see of a held-out user (`fold_in`), `test` what it should find:
+
+    held = splits.sample_users(key, interactions, n=1000)
+    train = splits.keep_users(interactions, ~held)
+    history, _, test = splits.ratio(splits.keep_users(interactions, held), (0.8, 0.0, 0.2), order=order)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from jaxrec.interactions import DataWarning, IdMap, Interactions
+from jaxrec.typing import ArrayLike, Key
+
+
+class Split(NamedTuple):
+    """Three parts of one set, over the same ids; valid and test may be empty."""
+
+    train: Interactions
+    valid: Interactions
+    test: Interactions
+
+
+Order = Callable[[Interactions], np.ndarray]
+Pairs = TypeVar("Pairs", Interactions, Split)
+
+
+# ---------------------------------------------------------------------- orders
+
+
+def random_order(interactions: Interactions, *, key: Key) -> np.ndarray:
+    """Ranks int [nnz] of the pairs in a random order."""
+    return generator(key).permutation(interactions.n_pairs)
+
+
+def temporal_order(interactions: Interactions, *, key: Key) -> np.ndarray:
+    """Ranks int [nnz] of the pairs in order of time; equal times are put in random order, never in that of item ids.
+
+    Raises:
+        ValueError: where there are no timestamps.
+    """
+    by_time = np.lexsort((generator(key).permutation(interactions.n_pairs), _timestamps(interactions)))
+    ranks = np.empty(interactions.n_pairs, np.int64)
+    ranks[by_time] = np.arange(interactions.n_pairs)
+    return ranks
+
+
+def generator(key: Key) -> np.random.Generator:
+    """A NumPy generator seeded by a typed JAX key; one key gives one stream.
+
+    Raises:
+        ValueError: for anything but one typed key.
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or key.shape != ():
+        found = type(key).__name__ if dtype is None else f"{dtype}{list(key.shape)}"
+        raise ValueError(f"key is {found}; give one typed key, such as jax.random.key(0)")
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+
+# ---------------------------------------------------------------------- splits
+
+
+def given(interactions: Interactions, *, valid: ArrayLike, test: ArrayLike) -> Split:
+    """The split of two masks; all others end here, and so may your own.
+
+    Args:
+        interactions: the whole set.
+        valid: bool [nnz], in the order of `interactions.pairs()`, True for the pairs of valid.
+        test: bool [nnz], likewise; what is in neither is train.
+
+    Raises:
+        ValueError: for masks of other shape or dtype, and for a pair in both.
+    """
+    valid = _mask("valid", valid, interactions.n_pairs, "pairs")
+    test = _mask("test", test, interactions.n_pairs, "pairs")
+    if (valid & test).any():
+        raise ValueError(f"valid and test share {(valid & test).sum()} pairs; a pair is held out once")
+    return Split(interactions.select(~(valid | test)), interactions.select(valid), interactions.select(test))
+
+
+def ratio(
+    interactions: Interactions,
+    fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    *,
+    order: Order,
+    who: ArrayLike | None = None,
+) -> Split:
+    """Holds out a share of each user's pairs: the last of them are test, those before valid.
+
+    Of n pairs, max(1, ⌊n·f⌋) are held out for a fraction f > 0 and none for f = 0, but train keeps one pair at least,
+    and test is served before valid: 1 pair is train; 2 are 1 train, 1 test; 5 are 3/1/1, 19 are 17/1/1 and 20 are
+    16/2/2 at the default fractions.
+
+    Differs: the code of λOpt takes ⌊n·f⌋, so its users with few pairs have no test pair; leave them out by `who`.
+
+    Args:
+        interactions: the whole set.
+        fractions: of train, valid and test; they sum to 1.
+        order: gives the order of the pairs, such as `random_order` or `temporal_order` with their key filled in.
+        who: bool [M], users whose pairs may be held out; None means all.
+
+    Raises:
+        ValueError: for fractions that are negative, leave train nothing or do not sum to 1, for an order
+            with ties inside a user, and a `who` of other shape or dtype.
+
+    >>> import functools
+    >>> x = Interactions.from_pairs([0] * 10, range(10))
+    >>> parts = ratio(x, order=functools.partial(random_order, key=jax.random.key(0)))
+    >>> [part.n_pairs for part in parts]
+    [8, 1, 1]
+    """
+    if len(fractions) != 3 or min(fractions) < 0 or fractions[0] <= 0 or not np.isclose(sum(fractions), 1):
+        raise ValueError(f"fractions={tuple(fractions)}; give three (train, valid, test), none negative, with sum 1")
+    degrees = np.asarray(interactions.user_degrees)
+    spare = np.maximum(degrees - 1, 0)
+    n_test = np.minimum(_share(degrees, fractions[2]), spare)
+    n_valid = np.minimum(_share(degrees, fractions[1]), spare - n_test)
+    return _last(interactions, order, who, n_valid, n_test)
+
+
+def leave_one_out(interactions: Interactions, *, order: Order, who: ArrayLike | None = None) -> Split:
+    """Holds out two pairs of each user: the last is test, the one before valid (He et al. 2017).
+
+    Users with fewer than 3 pairs keep all in train.
+
+    Args:
+        interactions: the whole set.
+        order: gives the order of the pairs, such as `random_order` or `temporal_order` with their key filled in.
+        who: bool [M], users whose pairs may be held out; None means all.
+
+    Raises:
+        ValueError: for an order with ties inside a user, and a `who` of other shape or dtype.
+    """
+    one = (np.asarray(interactions.user_degrees) >= 3).astype(np.int64)
+    return _last(interactions, order, who, one, one)
+
+
+def global_time(
+    interactions: Interactions, *, valid_from: float, test_from: float, who: ArrayLike | None = None
+) -> Split:
+    """Splits all users at the same times: no training pair is later than a held-out one (unless `who` keeps it).
+
+    A user or item may be held out whole; see `drop_cold`.
+
+    Args:
+        interactions: the whole set, with timestamps.
+        valid_from: pairs of this time and later, up to `test_from`, are valid.
+        test_from: pairs of this time and later are test. `time_quantiles` gives both.
+        who: bool [M], users whose pairs may be held out; None means all.
+
+    Raises:
+        ValueError: without timestamps, for times that leave nothing in train or test or come in the
+            wrong order, and a `who` of other shape or dtype.
+    """
+    times = _timestamps(interactions)
+    if valid_from > test_from:
+        raise ValueError(f"valid_from={valid_from} comes after test_from={test_from}; exchange them")
+    if valid_from <= times.min() or test_from > times.max():
+        raise ValueError(
+            f"valid_from={valid_from}, test_from={test_from} leave train or test empty; timestamps run from "
+            f"{times.min()} to {times.max()}: see time_quantiles"
+        )
+    may = _may_lose(interactions, who)
+    return given(interactions, valid=may & (times >= valid_from) & (times < test_from), test=may & (times >= test_from))
+
+
+def time_quantiles(interactions: Interactions, fractions: Sequence[float]) -> tuple[int, ...]:
+    """For each fraction, the time before which that share of all pairs lies (a little less, where times tie).
+
+    Raises:
+        ValueError: without timestamps, and for fractions outside 0 .. 1.
+
+    >>> x = Interactions.from_pairs([0] * 10, range(10), timestamps=range(100, 110))
+    >>> time_quantiles(x, (0.8, 0.9))
+    (108, 109)
+    """
+    times = np.sort(_timestamps(interactions))
+    if min(fractions) < 0 or max(fractions) > 1:
+        raise ValueError(f"fractions={tuple(fractions)}; they lie between 0 and 1")
+    places = np.minimum(_floor(len(times) * np.asarray(fractions)), len(times) - 1)
+    return tuple(times[places].tolist())
+
+
+# ---------------------------------------------------------------------- choices of users and items
+
+
+def sample_users(key: Key, interactions: Interactions, *, n: int, min_pairs: int = 1) -> np.ndarray:
+    """Draws n users of at least `min_pairs` pairs, as bool [M]: a `who`, or held-out users.
+
+    Raises:
+        ValueError: where there are fewer such users.
+    """
+    known = np.flatnonzero(np.asarray(interactions.user_degrees) >= min_pairs)
+    if not 0 <= n <= len(known):
+        raise ValueError(f"n={n}; {len(known)} users have {min_pairs} or more pairs")
+    chosen = np.zeros(interactions.n_users, bool)
+    chosen[generator(key).choice(known, n, replace=False)] = True
+    return chosen
+
+
+def keep_users(interactions: Interactions, who: ArrayLike) -> Interactions:
+    """The pairs of the users where `who` (bool [M]) is True, over the same ids."""
+    return interactions.select(_may_lose(interactions, who))
+
+
+def k_core(interactions: Interactions, *, users: int = 5, items: int = 5) -> Interactions:
+    """The largest subset where every user has `users` pairs or more and every item `items`, over the same ids.
+
+    Pairs of smaller users and items go, again and again until none is left. Users and items without pairs keep their
+    ids; see `compact`.
+
+    Raises:
+        ValueError: where nothing is left.
+    """
+    rows, columns = interactions.pairs()
+    keep, before = np.ones(len(rows), bool), -1
+    while keep.sum() != before:
+        before = keep.sum()
+        keep &= np.bincount(rows[keep], minlength=interactions.n_users)[rows] >= users
+        keep &= np.bincount(columns[keep], minlength=interactions.n_items)[columns] >= items
+    if not keep.any():
+        raise ValueError(f"users={users}, items={items} leave nothing of {interactions}; lower them")
+    return interactions.select(keep)
+
+
+def drop_cold(split: Split) -> Split:
+    """Drops from valid and test the pairs whose user or item has no training pair; a `DataWarning` says how many."""
+    known_users, known_items = np.asarray(split.train.user_degrees) > 0, split.train.item_degrees > 0
+    kept = []
+    for part in (split.valid, split.test):
+        users, items = part.pairs()
+        kept.append(part.select(known_users[users] & known_items[items]))
+    if kept[0].n_pairs < split.valid.n_pairs or kept[1].n_pairs < split.test.n_pairs:
+        counts = " and ".join(
+            f"{before.n_pairs - after.n_pairs} of {before.n_pairs} {name} pairs"
+            for name, before, after in zip(("valid", "test"), split[1:], kept)
+        )
+        warnings.warn(f"dropped {counts}: user or item has no training pair", DataWarning, stacklevel=2)
+    return Split(split.train, *kept)
+
+
+def compact(data: Pairs, id_map: IdMap) -> tuple[Pairs, IdMap]:
+    """Renumbers the ids so that each has a pair, in some part if `data` is a `Split`; order is kept.
+
+    Arrays of one entry an item follow by `array[id_map.item_ids(new_map.items)]`.
+
+    Raises:
+        ValueError: for an `id_map` of other size.
+
+    >>> x, id_map = Interactions.from_labels(["ann", "bob"], [10, 7])
+    >>> compact(x.select([False, True]), id_map)
+    (Interactions(1 users x 1 items, 1 pairs, density 100.0000%), IdMap(1 users, 1 items))
+    """
+    parts = (data,) if isinstance(data, Interactions) else data
+    if (len(id_map.users), len(id_map.items)) != (parts[0].n_users, parts[0].n_items):
+        raise ValueError(f"{id_map} does not belong to {parts[0]}; give the map that came with it")
+    users = np.flatnonzero(sum(np.asarray(part.user_degrees) for part in parts))
+    items = np.flatnonzero(sum(part.item_degrees for part in parts))
+    dense = [_renumbered(part, users, items) for part in parts]
+    kept = IdMap(id_map.users[users], id_map.items[items])
+    return (dense[0] if isinstance(data, Interactions) else Split(*dense)), kept
+
+
+# ---------------------------------------------------------------------- inside
+
+
+def _floor(values: np.ndarray) -> np.ndarray:
+    """Floor that forgives rounding: 100 · 0.29 is 28.999999999999996."""
+    return np.floor(values + 1e-9).astype(np.int64)
+
+
+def _share(degrees: np.ndarray, fraction: float) -> np.ndarray:
+    return np.maximum(_floor(degrees * fraction), 1) if fraction > 0 else np.zeros_like(degrees)
+
+
+def _timestamps(interactions: Interactions) -> np.ndarray:
+    if interactions.timestamps is None:
+        raise ValueError(f"{interactions} has no timestamps; give them to from_pairs, or split by random_order")
+    return np.asarray(interactions.timestamps)
+
+
+def _may_lose(interactions: Interactions, who: ArrayLike | None) -> np.ndarray:
+    """Bool [nnz]: the pairs of users in `who`."""
+    if who is None:
+        return np.ones(interactions.n_pairs, bool)
+    return _mask("who", who, interactions.n_users, "users")[interactions.pairs()[0]]
+
+
+def _mask(name: str, values: ArrayLike, size: int, what: str) -> np.ndarray:
+    mask = np.asarray(values)
+    if mask.shape != (size,) or mask.dtype != bool:
+        raise ValueError(f"{name} is {mask.dtype}{list(mask.shape)}; give one bool for each of {size} {what}")
+    return mask
+
+
+def _last(interactions: Interactions, order: Order, who: ArrayLike | None, n_valid, n_test) -> Split:
+    """Holds out the last `n_test` [M] pairs of each user and the `n_valid` [M] before them."""
+    users, _ = interactions.pairs()
+    ranks = np.asarray(order(interactions))
+    if ranks.shape != users.shape:
+        raise ValueError(f"order gives shape {list(ranks.shape)}; it must give one rank for each of {len(users)} pairs")
+    by_rank = np.lexsort((ranks, users))
+    if ((ranks[by_rank][1:] == ranks[by_rank][:-1]) & (users[1:] == users[:-1])).any():
+        raise ValueError("order gives equal ranks inside a user; break ties, at random as temporal_order does")
+    to_end = np.empty(len(users), np.int64)
+    to_end[by_rank] = np.asarray(interactions.indptr)[1:][users] - np.arange(len(users))
+    may = _may_lose(interactions, who)
+    test = may & (to_end <= n_test[users])
+    return given(interactions, valid=may & ~test & (to_end <= (n_valid + n_test)[users]), test=test)
+
+
+def _renumbered(part: Interactions, users: np.ndarray, items: np.ndarray) -> Interactions:
+    """The same pairs over the sorted ids `users` and `items`, which hold all that have pairs."""
+    return dataclasses.replace(
+        part,
+        indptr=np.append(np.asarray(part.indptr)[users], part.n_pairs).astype(np.int32),
+        indices=np.searchsorted(items, np.asarray(part.indices)).astype(np.int32),
+        n_users=len(users),
+        n_items=len(items),
+    )

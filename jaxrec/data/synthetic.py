@@ -1,0 +1,163 @@
+"""Small made-up sets with a known truth, to try models, losses and metrics on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxrec.data.splits import generator
+from jaxrec.interactions import Interactions
+from jaxrec.typing import Key
+
+_CELLS = 1 << 22
+
+
+class LowRank(NamedTuple):
+    """What `low_rank` planted: user u meets item i with log-odds of a product of factors.
+
+    Up to a constant for each user, the log-odds are `user_factors @ item_factors.T`.
+
+    Attributes:
+        user_factors: float32 [M, D].
+        item_factors: float32 [N, D].
+    """
+
+    user_factors: np.ndarray
+    item_factors: np.ndarray
+
+
+class Facets(NamedTuple):
+    """What `facets` planted.
+
+    Attributes:
+        item_facets: int32 [N], the facet of each item, 0 .. K-1.
+        user_mixtures: float32 [M, K], the share of each facet in a user's taste; rows sum to 1.
+    """
+
+    item_facets: np.ndarray
+    user_mixtures: np.ndarray
+
+
+def checkerboard(n: int, *, hold_out: bool = True) -> tuple[Interactions, Interactions]:
+    """n users and n items: user u meets item i where u + i is even (the test of the library `implicit`).
+
+    The diagonal is test: a model that works recommends item u to user u, the only one of its colour not met yet.
+    No popularity helps: in train, all items of a colour have the same number of users.
+
+    Args:
+        n: users and items, 4 or more.
+        hold_out: whether the diagonal is left out of train; otherwise it is in both.
+
+    Returns:
+        train and test, [n, n] each.
+
+    Raises:
+        ValueError: for n below 4, where some user has nothing to learn from.
+
+    >>> train, test = checkerboard(4)
+    >>> train.to_scipy().toarray().astype(int).tolist()
+    [[0, 0, 1, 0], [0, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, 0]]
+    """
+    if n < 4:
+        raise ValueError(f"n={n}; a checkerboard needs 4 users and items at least")
+    users, items = np.nonzero(np.add.outer(np.arange(n), np.arange(n)) % 2 == 0)
+    whole = Interactions.from_pairs(users, items, n_users=n, n_items=n)
+    diagonal = users == items
+    return (whole.select(~diagonal) if hold_out else whole), whole.select(diagonal)
+
+
+def low_rank(
+    key: Key, *, n_users: int, n_items: int, dim: int, pairs_per_user: int, sharpness: float = 3.0
+) -> tuple[Interactions, LowRank]:
+    """Planted low rank: each user draws items without replacement, with log-odds that are a product of D factors.
+
+    Factors are normal, scaled so that the log-odds have standard deviation `sharpness`; 0 is no preference at all.
+
+    Args:
+        key: typed key; the same key gives the same set.
+        n_users: M.
+        n_items: N.
+        dim: D.
+        pairs_per_user: items that each user meets, 1 .. N.
+        sharpness: how strongly the factors rule the choice.
+
+    Raises:
+        ValueError: for sizes that are not positive, more pairs than items, and a negative sharpness.
+    """
+    _check_sizes(n_users=n_users, n_items=n_items, dim=dim, pairs_per_user=pairs_per_user)
+    if sharpness < 0:
+        raise ValueError(f"sharpness={sharpness}; it is a standard deviation: give 0 or more")
+    rng = generator(key)
+    scale = np.sqrt(sharpness / np.sqrt(dim))
+    users = (scale * rng.standard_normal((n_users, dim))).astype(np.float32)
+    items = (scale * rng.standard_normal((n_items, dim))).astype(np.float32)
+    return _draw(rng, lambda block: users[block] @ items.T, n_users, n_items, pairs_per_user), LowRank(users, items)
+
+
+def facets(
+    key: Key,
+    *,
+    n_users: int,
+    n_items: int,
+    n_facets: int,
+    pairs_per_user: int,
+    concentration: float = 0.3,
+    noise: float = 0.05,
+) -> tuple[Interactions, Facets]:
+    """Planted facets: each item belongs to one of K facets, each user mixes facets and draws items by the mixture.
+
+    Mixtures are Dirichlet(`concentration`): small means few facets a user. An item is drawn, without replacement, by
+    the user's share of its facet, evenly among the items of the facet.
+
+    Args:
+        key: typed key; the same key gives the same set.
+        n_users: M.
+        n_items: N, at least K; facets have the same number of items, give or take one.
+        n_facets: K.
+        pairs_per_user: items that each user meets, 1 .. N.
+        concentration: of the Dirichlet distribution, positive.
+        noise: share of draws that come evenly from all items, 0 <= noise <= 1.
+
+    Raises:
+        ValueError: for numbers outside these ranges.
+    """
+    _check_sizes(n_users=n_users, n_items=n_items, n_facets=n_facets, pairs_per_user=pairs_per_user)
+    if n_facets > n_items or concentration <= 0 or not 0 <= noise <= 1:
+        raise ValueError(
+            f"n_facets={n_facets}, concentration={concentration}, noise={noise}; give n_facets <= n_items={n_items}, "
+            "concentration > 0 and 0 <= noise <= 1"
+        )
+    rng = generator(key)
+    of_item = rng.permutation(np.arange(n_items, dtype=np.int32) % n_facets)
+    mixtures = rng.dirichlet(np.full(n_facets, concentration), n_users).astype(np.float32)
+    sizes = np.bincount(of_item, minlength=n_facets)
+
+    def log_odds(block):
+        by_facet = (1 - noise) * mixtures[block] / sizes + noise / n_items
+        return np.log(np.maximum(by_facet, np.finfo(np.float32).tiny))[:, of_item]
+
+    return _draw(rng, log_odds, n_users, n_items, pairs_per_user), Facets(of_item, mixtures)
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}={size}; it must be 1 or more")
+    if sizes["pairs_per_user"] > sizes["n_items"]:
+        raise ValueError(f"pairs_per_user={sizes['pairs_per_user']} is more than n_items={sizes['n_items']}")
+
+
+def _draw(
+    rng: np.random.Generator, log_odds: Callable[[slice], np.ndarray], n_users: int, n_items: int, pairs_per_user: int
+) -> Interactions:
+    """Items of each user without replacement by the Gumbel top-k trick, in blocks of users."""
+    rows = []
+    step = max(_CELLS // n_items, 1)
+    for start in range(0, n_users, step):
+        scores = log_odds(slice(start, min(start + step, n_users)))
+        scores = scores + rng.gumbel(size=scores.shape)
+        rows.append(np.argpartition(-scores, pairs_per_user - 1, axis=1)[:, :pairs_per_user])
+    users = np.repeat(np.arange(n_users), pairs_per_user)
+    return Interactions.from_pairs(users, np.concatenate(rows).ravel(), n_users=n_users, n_items=n_items)

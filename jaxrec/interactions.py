@@ -1,0 +1,464 @@
+"""Implicit feedback as a compressed sparse row (CSR) matrix of users by items, and its product with dense tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import warnings
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+from jax.experimental import sparse
+
+from jaxrec.typing import Array, ArrayLike
+
+_INT32_MAX = np.iinfo(np.int32).max
+
+
+class DataWarning(UserWarning):
+    """The data can be used, but a person should know this about them."""
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["indptr", "indices", "weights", "timestamps"],
+    meta_fields=["n_users", "n_items"],
+)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Interactions:
+    """Which users met which items: a CSR matrix as a frozen pytree.
+
+    Row u holds the items of user u, ascending and without repetition. The constructors check their
+    input and build NumPy arrays on the host; `jax.device_put` moves the whole to a device, and any jitted function
+    takes it as an argument.
+
+    Attributes:
+        indptr: int32 [M + 1]; the items of user u are `indices[indptr[u]:indptr[u + 1]]`.
+        indices: int32 [nnz], item ids.
+        weights: float32 [nnz] or None, such as counts; None means that every pair weighs 1.
+        timestamps: int32 [nnz] or None, seconds since 1970 or any other order.
+        n_users: M, static.
+        n_items: N, static.
+
+    >>> train = Interactions.from_pairs([0, 0, 2], [1, 3, 0])
+    >>> train
+    Interactions(3 users x 4 items, 3 pairs, density 25.0000%)
+    >>> train.contains(np.array([0, 1]), np.array([3, 3])).tolist()
+    [True, False]
+    """
+
+    indptr: Array
+    indices: Array
+    weights: Array | None
+    timestamps: Array | None
+    n_users: int
+    n_items: int
+
+    def __repr__(self) -> str:
+        columns = "".join(f", {name}" for name in ("weights", "timestamps") if getattr(self, name) is not None)
+        density = self.n_pairs / max(self.n_users * self.n_items, 1)
+        return (
+            f"Interactions({self.n_users} users x {self.n_items} items, {self.n_pairs} pairs, "
+            f"density {density:.4%}{columns})"
+        )
+
+    # ------------------------------------------------------------------ constructors
+
+    @classmethod
+    def from_pairs(
+        cls,
+        users: ArrayLike,
+        items: ArrayLike,
+        *,
+        weights: ArrayLike | None = None,
+        timestamps: ArrayLike | None = None,
+        n_users: int | None = None,
+        n_items: int | None = None,
+    ) -> Interactions:
+        """Builds the matrix from ids 0 .. n-1, one pair a row, in any order.
+
+        A pair that comes more than once is merged: its weights are added, its latest timestamp is
+        kept, and a `DataWarning` says how many rows were merged.
+
+        Args:
+            users: integers [n].
+            items: integers [n].
+            weights: numbers [n], finite.
+            timestamps: numbers [n] that fit int32 (seconds, not milliseconds); fractions are cut off.
+            n_users: number of users; by default the largest id plus one.
+            n_items: likewise for items.
+
+        Raises:
+            ValueError: for an empty set, columns of different lengths, ids that are negative, fractional, NaN, not
+                numbers, or not below `n_users`/`n_items`, and for weights or timestamps as above.
+        """
+        users = _checked_ids("users", users, n_users)
+        items = _checked_ids("items", items, n_items)
+        weights = None if weights is None else _checked_weights(weights)
+        timestamps = None if timestamps is None else _checked_timestamps(timestamps)
+        for name, column in (("items", items), ("weights", weights), ("timestamps", timestamps)):
+            if column is not None and len(column) != len(users):
+                raise ValueError(
+                    f"{name} has {len(column)} entries and users has {len(users)}; give one entry for each pair"
+                )
+        if len(users) == 0:
+            raise ValueError("users and items are empty; an interaction matrix needs at least one pair")
+        n_users = int(users.max()) + 1 if n_users is None else int(n_users)
+        n_items = int(items.max()) + 1 if n_items is None else int(n_items)
+        return cls._merged(users, items, weights, timestamps, n_users, n_items)
+
+    @classmethod
+    def _merged(cls, users, items, weights, timestamps, n_users, n_items) -> Interactions:
+        keys = users.astype(np.int64) * n_items + items
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        first = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
+        merged = len(keys) - len(first)
+        if merged:
+            repeated = keys[1:][keys[1:] == keys[:-1]][0]
+            what = ["repetition ignored" if weights is None else "weights added"]
+            what += [] if timestamps is None else ["latest timestamp kept"]
+            warnings.warn(
+                f"merged {merged} duplicate pairs ({', '.join(what)}); the first is user {repeated // n_items}, "
+                f"item {repeated % n_items}",
+                DataWarning,
+                stacklevel=3,
+            )
+        rows = users[order][first]
+        return cls(
+            indptr=np.searchsorted(rows, np.arange(n_users + 1)).astype(np.int32),
+            indices=items[order][first].astype(np.int32),
+            weights=None if weights is None else np.add.reduceat(weights[order], first).astype(np.float32),
+            timestamps=None if timestamps is None else np.maximum.reduceat(timestamps[order], first),
+            n_users=n_users,
+            n_items=n_items,
+        )
+
+    @classmethod
+    def from_labels(
+        cls, users: ArrayLike, items: ArrayLike, weights: ArrayLike | None = None, timestamps: ArrayLike | None = None
+    ) -> tuple[Interactions, IdMap]:
+        """Builds the matrix from the caller's own labels (strings or numbers) and returns the map back to them.
+
+        The readers of `jaxrec.data.readers` return just these four columns, so that
+        `Interactions.from_labels(*readers.movielens(path))` works.
+
+        Raises:
+            ValueError: as `from_pairs`; also for missing labels (None, NaN) and columns that mix types.
+        """
+        user_labels, user_ids = _factorised("users", users)
+        item_labels, item_ids = _factorised("items", items)
+        n_users, n_items = len(user_labels), len(item_labels)
+        interactions = cls.from_pairs(
+            user_ids, item_ids, weights=weights, timestamps=timestamps, n_users=n_users, n_items=n_items
+        )
+        return interactions, IdMap(user_labels, item_labels)
+
+    @classmethod
+    def from_dataframe(
+        cls, frame: Any, *, user: str, item: str, weight: str | None = None, timestamp: str | None = None
+    ) -> tuple[Interactions, IdMap]:
+        """Builds the matrix from named columns of a pandas or polars DataFrame; see `from_labels`.
+
+        A datetime column may serve as `timestamp`.
+
+        Raises:
+            ValueError: for a column that the frame lacks, and as `from_labels`.
+        """
+        columns = []
+        for argument, name in (("user", user), ("item", item), ("weight", weight), ("timestamp", timestamp)):
+            if name is not None and name not in frame.columns:
+                raise ValueError(f"{argument}={name!r} is not a column of the frame; it has {list(frame.columns)}")
+            columns.append(None if name is None else frame[name].to_numpy())
+        return cls.from_labels(*columns)
+
+    @classmethod
+    def from_scipy(cls, matrix: Any) -> Interactions:
+        """Builds the matrix from any SciPy sparse matrix or array; its stored zeros are no interactions.
+
+        Values other than 1 become weights.
+        """
+        csr = scipy.sparse.csr_array(matrix, copy=True)
+        csr.sum_duplicates()
+        csr.eliminate_zeros()
+        users = np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr))
+        weights = None if (csr.data == 1).all() else csr.data
+        return cls.from_pairs(users, csr.indices, weights=weights, n_users=csr.shape[0], n_items=csr.shape[1])
+
+    # ------------------------------------------------------------------ on the host
+
+    @property
+    def n_pairs(self) -> int:
+        """Number of stored pairs, nnz."""
+        return self.indices.shape[0]
+
+    @property
+    def user_degrees(self) -> Array:
+        """Number of items of each user, int [M]."""
+        return self.indptr[1:] - self.indptr[:-1]
+
+    @property
+    def item_degrees(self) -> np.ndarray:
+        """Number of users of each item, int [N], on the host."""
+        return np.bincount(np.asarray(self.indices), minlength=self.n_items)
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """All pairs as (users, items), int32 [nnz] each, sorted by user and item, on the host."""
+        degrees = np.diff(np.asarray(self.indptr))
+        return np.repeat(np.arange(self.n_users, dtype=np.int32), degrees), np.asarray(self.indices)
+
+    def select(self, keep: ArrayLike) -> Interactions:
+        """The pairs where `keep` (bool [nnz], in the order of `pairs`) is True, over the same ids; may be empty."""
+        keep = np.asarray(keep)
+        if keep.shape != (self.n_pairs,) or keep.dtype != bool:
+            raise ValueError(f"keep is {keep.dtype}{list(keep.shape)}; give one bool for each of {self.n_pairs} pairs")
+        kept = np.r_[0, np.cumsum(keep)].astype(np.int32)
+        return dataclasses.replace(
+            self,
+            indptr=kept[np.asarray(self.indptr)],
+            indices=np.asarray(self.indices)[keep],
+            weights=None if self.weights is None else np.asarray(self.weights)[keep],
+            timestamps=None if self.timestamps is None else np.asarray(self.timestamps)[keep],
+        )
+
+    def transpose(self) -> Interactions:
+        """The same pairs as a matrix of items by users, on the host."""
+        users, items = self.pairs()
+        order = np.argsort(items, kind="stable")
+        return Interactions(
+            indptr=np.searchsorted(items[order], np.arange(self.n_items + 1)).astype(np.int32),
+            indices=users[order],
+            weights=None if self.weights is None else np.asarray(self.weights)[order],
+            timestamps=None if self.timestamps is None else np.asarray(self.timestamps)[order],
+            n_users=self.n_items,
+            n_items=self.n_users,
+        )
+
+    def to_scipy(self) -> scipy.sparse.csr_array:
+        """A SciPy CSR array [M, N] of the weights (float32, 1 where there are none)."""
+        values = np.ones(self.n_pairs, np.float32) if self.weights is None else np.asarray(self.weights)
+        shape = (self.n_users, self.n_items)
+        return scipy.sparse.csr_array((values, np.asarray(self.indices), np.asarray(self.indptr)), shape=shape)
+
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits of a SHA-256 over shape, pairs and weights, to name the data in a report."""
+        digest = hashlib.sha256(f"{self.n_users},{self.n_items}".encode())
+        for column in (self.indptr, self.indices, self.weights):
+            if column is not None:
+                digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()[:12]
+
+    # ------------------------------------------------------------------ under jit
+
+    def contains(self, users: Array, items: Array) -> Array:
+        """Whether each pair is stored; `users` and `items` (integers) broadcast, the answer has their shape.
+
+        A binary search in the user's row: log₂ N steps and no [M, N] array. Items outside 0 .. N-1 are not stored.
+        """
+        chex.assert_type([users, items], int)
+        users, items = jnp.broadcast_arrays(jnp.asarray(users), jnp.asarray(items))
+        indptr, indices = jnp.asarray(self.indptr), jnp.asarray(self.indices)
+        end = indptr[users + 1]
+
+        def halve(_, bounds):
+            low, high = bounds
+            middle = (low + high) // 2
+            right = (low < high) & (indices.at[middle].get(mode="clip") < items)
+            return jnp.where(right, middle + 1, low), jnp.where(right | (low >= high), high, middle)
+
+        steps = max(self.n_items, 1).bit_length() + 1
+        if self.n_pairs == 0:
+            return jnp.zeros(users.shape, bool)
+        low, _ = jax.lax.fori_loop(0, steps, halve, (indptr[users], end))
+        return (low < end) & (indices.at[low].get(mode="clip") == items)
+
+    def rows(self, users: Array, *, length: int) -> tuple[Array, Array]:
+        """The items of a block of users, padded.
+
+        Args:
+            users: integers [...].
+            length: static; the first `length` items of each user are given.
+
+        Returns:
+            items int32 [..., length], 0 where padded, and where bool [..., length], True for real entries.
+        """
+        chex.assert_type(users, int)
+        indptr, indices = jnp.asarray(self.indptr), jnp.asarray(self.indices)
+        places = indptr[users][..., None] + jnp.arange(length, dtype=jnp.int32)
+        where = places < indptr[jnp.asarray(users) + 1][..., None]
+        if self.n_pairs == 0:
+            return jnp.zeros(places.shape, jnp.int32), where
+        return jnp.where(where, indices.at[places].get(mode="clip"), 0), where
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class IdMap:
+    """The caller's own labels of the ids 0 .. n-1, both ways; lives on the host.
+
+    Attributes:
+        users: sorted labels [M]; id u has label `users[u]`.
+        items: sorted labels [N].
+
+    >>> _, id_map = Interactions.from_labels(["ann", "bob"], [10, 7])
+    >>> id_map.item_ids([7, 10]).tolist(), id_map.item_labels([1, -1]).tolist()
+    ([0, 1], [10, None])
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"IdMap({len(self.users)} users, {len(self.items)} items)"
+
+    def user_ids(self, labels: ArrayLike) -> np.ndarray:
+        """Ids int32 of user labels; a label never seen raises `ValueError`."""
+        return _lookup("users", self.users, labels)
+
+    def item_ids(self, labels: ArrayLike) -> np.ndarray:
+        """Ids int32 of item labels; a label never seen raises `ValueError`."""
+        return _lookup("items", self.items, labels)
+
+    def user_labels(self, ids: ArrayLike) -> np.ndarray:
+        """Labels of user ids of any shape; None for -1, the padding of short lists."""
+        return _labels("users", self.users, ids)
+
+    def item_labels(self, ids: ArrayLike) -> np.ndarray:
+        """Labels of item ids of any shape; None for -1, the padding of short lists."""
+        return _labels("items", self.items, ids)
+
+
+@jax.custom_vjp
+def spmm(matrix: Interactions, transposed: Interactions, x: Array) -> Array:
+    """Product of the sparse matrix with a dense table: [M, N] @ [N, D] -> [M, D].
+
+    Differentiable in `x` only. The gradient is the product with `transposed`, which the caller makes once by
+    `matrix.transpose()`: autodiff through the sparse product would scatter instead.
+
+    On CPU the product is `jax.experimental.sparse.BCSR`'s, elsewhere a gather and a `segment_sum`.
+
+    >>> a = Interactions.from_pairs([0, 0, 1], [0, 2, 1])
+    >>> spmm(a, a.transpose(), jnp.eye(3)).tolist()
+    [[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
+    """
+    del transposed
+    chex.assert_shape(x, (matrix.n_items, None))
+    weights = jnp.ones(matrix.n_pairs, x.dtype) if matrix.weights is None else jnp.asarray(matrix.weights, x.dtype)
+    args = weights, jnp.asarray(matrix.indices), jnp.asarray(matrix.indptr), x
+    product = functools.partial(_spmm_bcsr, n_users=matrix.n_users)
+    gathered = functools.partial(_spmm_segments, n_users=matrix.n_users)
+    return jax.lax.platform_dependent(*args, cpu=product, default=gathered)
+
+
+def _spmm_bcsr(weights, indices, indptr, x, *, n_users):
+    return sparse.BCSR((weights, indices, indptr), shape=(n_users, x.shape[0])) @ x
+
+
+def _spmm_segments(weights, indices, indptr, x, *, n_users):
+    rows = jnp.repeat(jnp.arange(n_users), indptr[1:] - indptr[:-1], total_repeat_length=indices.shape[0])
+    return jax.ops.segment_sum(weights[:, None] * x[indices], rows, num_segments=n_users, indices_are_sorted=True)
+
+
+def _spmm_forward(matrix, transposed, x):
+    return spmm(matrix, transposed, x), (matrix, transposed)
+
+
+def _spmm_backward(residuals, cotangent):
+    matrix, transposed = residuals
+    return None, None, spmm(transposed, matrix, cotangent)
+
+
+spmm.defvjp(_spmm_forward, _spmm_backward)
+
+
+# ---------------------------------------------------------------------- checks at the door
+
+
+def _column(name: str, values: ArrayLike) -> np.ndarray:
+    column = np.asarray(values)
+    if column.ndim != 1:
+        raise ValueError(f"{name} has shape {list(column.shape)}; give a column of one entry for each pair")
+    return column
+
+
+def _first(bad: np.ndarray) -> int:
+    return int(np.flatnonzero(bad)[0])
+
+
+def _checked_ids(name: str, values: ArrayLike, size: int | None) -> np.ndarray:
+    ids = _column(name, values)
+    if len(ids) == 0:
+        return ids.astype(np.int32)
+    if ids.dtype.kind not in "iuf":
+        raise ValueError(f"{name} holds {ids.dtype}, not integers; labels become ids with Interactions.from_labels")
+    if ids.dtype.kind == "f":
+        bad = ~np.isfinite(ids) | (ids != np.floor(ids))
+        if bad.any():
+            at = _first(bad)
+            raise ValueError(f"{name}[{at}] is {ids[at]}; ids are whole numbers: drop or mend {bad.sum()} such rows")
+    for bad, remedy in (
+        (ids < 0, "ids start at 0; map labels with Interactions.from_labels"),
+        (ids > _INT32_MAX, "ids must fit int32; map labels with Interactions.from_labels"),
+        (ids >= (_INT32_MAX if size is None else size), f"it must be below n_{name}={size}; is n_{name} right?"),
+    ):
+        if bad.any():
+            at = _first(bad)
+            raise ValueError(f"{name}[{at}] is {ids[at]}; {remedy} ({bad.sum()} such rows)")
+    return ids.astype(np.int32)
+
+
+def _checked_weights(values: ArrayLike) -> np.ndarray:
+    weights = _column("weights", values).astype(np.float64)
+    if not np.isfinite(weights).all():
+        at = _first(~np.isfinite(weights))
+        raise ValueError(f"weights[{at}] is {weights[at]}; weights are finite numbers: drop or mend such rows")
+    return weights
+
+
+def _checked_timestamps(values: ArrayLike) -> np.ndarray:
+    column = _column("timestamps", values)
+    if column.dtype.kind == "M":
+        column = column.astype("datetime64[s]").astype(np.int64)
+    bad = ~np.isfinite(column) | (np.abs(column.astype(np.float64)) > _INT32_MAX)
+    if bad.any():
+        at = _first(bad)
+        raise ValueError(
+            f"timestamps[{at}] is {values[at]}; timestamps are seconds since 1970 that fit int32: "
+            "divide milliseconds by 1000, drop rows without a time"
+        )
+    return np.floor(column).astype(np.int32)
+
+
+def _factorised(name: str, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    labels = _column(name, values)
+    missing = np.array([v is None or v != v for v in labels]) if labels.dtype.kind in "fOM" else np.zeros(1, bool)
+    if missing.any():
+        raise ValueError(f"{name}[{_first(missing)}] is missing ({missing.sum()} such rows); drop them first")
+    try:
+        return np.unique(labels, return_inverse=True)
+    except TypeError as error:
+        raise ValueError(f"{name} mixes types that cannot be sorted ({error}); turn all labels into strings") from None
+
+
+def _lookup(name: str, known: np.ndarray, labels: ArrayLike) -> np.ndarray:
+    labels = np.asarray(labels)
+    ids = np.minimum(np.searchsorted(known, labels), len(known) - 1)
+    bad = known[ids] != labels
+    if np.any(bad):
+        raise ValueError(f"{name} has no label {np.atleast_1d(labels)[np.atleast_1d(bad)][0]!r} ({np.sum(bad)} such)")
+    return ids.astype(np.int32)
+
+
+def _labels(name: str, known: np.ndarray, ids: ArrayLike) -> np.ndarray:
+    ids = np.asarray(ids)
+    if ids.size and (ids.min() < -1 or ids.max() >= len(known)):
+        raise ValueError(f"{name} ids run from 0 to {len(known) - 1}, got {ids.min()} .. {ids.max()}")
+    if not (ids == -1).any():
+        return known[ids]
+    labels = known.astype(object)[ids]
+    labels[ids == -1] = None
+    return labels

@@ -1,0 +1,107 @@
+"""Losses that compare a positive score with each of its negatives' scores, by difference or by margin.
+
+`pos` [...] and `neg` [..., n] are scores, larger = better. Each loss gives [...]: the negatives are averaged over the
+valid ones (so that their number is no learning-rate knob) or summed where a paper does. A row without a valid negative
+is 0 and gets no gradient. For all items as negatives pass `pos` [B, P] with `neg` [B, 1, N]; as that forms
+[B, P, N], sample or work in blocks where N is large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxrec.losses._reduce import Negatives, masked, over_negatives
+from jaxrec.typing import Array, Scalar
+
+
+def bpr(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negatives = "mean") -> Array:
+    """Bayesian personalised ranking (Rendle et al. 2009, arXiv 1205.2618): meanⱼ −log σ(pos − negⱼ).
+
+    >>> round(float(bpr(jnp.array(0.0), jnp.array([0.0]))), 4)
+    0.6931
+    """
+    neg, where, any_valid = masked(pos, neg, where)
+    return jnp.where(any_valid, over_negatives(jax.nn.softplus(neg - pos[..., None]), where, negatives), 0)
+
+
+def hinge(
+    pos: Array, neg: Array, *, where: Array | None = None, margin: Scalar = 1.0, negatives: Negatives = "mean"
+) -> Array:
+    """Margin loss on score differences, the triplet loss in score form: meanⱼ max(0, margin − pos + negⱼ).
+
+    >>> float(hinge(jnp.array(2.0), jnp.array([0.0, 1.5])))
+    0.25
+    """
+    neg, where, any_valid = masked(pos, neg, where)
+    values = jax.nn.relu(margin - pos[..., None] + neg)
+    return jnp.where(any_valid, over_negatives(values, where, negatives), 0)
+
+
+def ccl(
+    pos: Array,
+    neg: Array,
+    *,
+    where: Array | None = None,
+    margin: Scalar = 0.9,
+    weight: Scalar = 150.0,
+    negatives: Negatives = "mean",
+) -> Array:
+    """Cosine contrastive loss (SimpleX, Mao et al. 2021, arXiv 2109.12613).
+
+    max(0, 1 − pos) + weight · meanⱼ max(0, negⱼ − margin), on cosines. The positive term is clipped at 0, which is
+    reached when dropout follows normalisation.
+
+    Differs: the released code sums over negatives when its weight is 0 or None; here `negatives="sum"` says so.
+
+    >>> round(float(ccl(jnp.array(0.8), jnp.array([0.95, 0.1]))), 4)
+    3.95
+    """
+    return mml(
+        pos, neg, where=where, margins=(margin,), weights=(1.0,), negative_weight=weight, negatives=negatives
+    )
+
+
+def mml(
+    pos: Array,
+    neg: Array,
+    *,
+    where: Array | None = None,
+    margins: Sequence[Scalar] | Array = (0.6, 0.7, 0.8, 0.9),
+    weights: Sequence[Scalar] | Array = (0.05, 0.15, 0.2, 0.6),
+    positive_weight: Scalar = 1.0,
+    negative_weight: Scalar = 400.0,
+    negatives: Negatives = "mean",
+) -> Array:
+    """Multi-margin loss (Ozsoy 2024, arXiv 2405.04614), later named multi-margin cosine loss.
+
+    positive_weight · max(0, 1 − pos) + negative_weight · meanⱼ Σₖ weightsₖ max(0, negⱼ − marginsₖ), on cosines: a
+    piecewise linear penalty whose slope grows at each margin. The defaults are the paper's for Yelp2018; for Gowalla it
+    takes margins (.7, .8, .9), weights (.1, .15, .75), negative_weight 700.
+
+    Args:
+        pos: cosines [...].
+        neg: cosines [..., n].
+        where: bool [..., n], True = use.
+        margins: K numbers.
+        weights: K numbers, one for each margin.
+        positive_weight: factor of the positive term.
+        negative_weight: factor of the averaged negative term.
+        negatives: average (as the released code) or sum over the negatives.
+
+    Raises:
+        ValueError: for margins and weights of different lengths.
+
+    Differs: equation 7 of the paper lacks the negative weight; this is the released code's place for it.
+
+    >>> round(float(mml(jnp.array(0.8), jnp.array([0.95, 0.72, 0.5, -0.2]))), 4)
+    12.6
+    """
+    if len(margins) != len(weights):
+        raise ValueError(f"{len(margins)} margins and {len(weights)} weights; give one weight for each margin")
+    neg, where, any_valid = masked(pos, neg, where)
+    penalty = sum(weights[k] * jax.nn.relu(neg - margins[k]) for k in range(len(margins)))
+    values = positive_weight * jax.nn.relu(1 - pos) + negative_weight * over_negatives(penalty, where, negatives)
+    return jnp.where(any_valid, values, 0)

@@ -1,0 +1,159 @@
+"""Ranking metrics on hits in rank order, and properties of the recommended lists as a whole.
+
+    metric(hits[..., K], n_relevant[...], *, k) -> [...]
+
+`hits` is bool: whether the item at each rank is relevant, best rank first. `n_relevant` is how many relevant items the
+user has in all. A user without relevant items gets 0; whoever averages leaves such users out. The definitions are
+those of trec_eval; variants that other papers use are arguments.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxrec.typing import Array
+
+Denominator = Literal["n_relevant", "min_k"]
+
+
+def _checked(hits: Array, n_relevant: Array, k: int) -> tuple[Array, Array]:
+    """The first k hits as float, and n_relevant as float."""
+    hits, n_relevant = jnp.asarray(hits), jnp.asarray(n_relevant)
+    chex.assert_type(hits, bool)
+    chex.assert_shape(n_relevant, hits.shape[:-1])
+    if not 1 <= k <= hits.shape[-1]:
+        raise ValueError(f"k={k}, but the lists hold {hits.shape[-1]} items; ask for 1 .. {hits.shape[-1]}")
+    return hits[..., :k].astype(jnp.float32), n_relevant.astype(jnp.float32)
+
+
+def _ratio(numerator: Array, denominator: Array) -> Array:
+    return jnp.where(denominator > 0, numerator / jnp.where(denominator > 0, denominator, 1), 0)
+
+
+def _size(n_relevant: Array, k: int, denominator: Denominator) -> Array:
+    if denominator not in ("n_relevant", "min_k"):
+        raise ValueError(f'denominator={denominator!r}; give "n_relevant" or "min_k"')
+    return n_relevant if denominator == "n_relevant" else jnp.minimum(n_relevant, k)
+
+
+def _per_rank(values: Array, like: Array) -> Array:
+    """Values [k] with leading axes of 1, to multiply `like` [..., k]."""
+    return values.reshape((1,) * (like.ndim - 1) + (-1,)).astype(like.dtype)
+
+
+def recall(hits: Array, n_relevant: Array, *, k: int, denominator: Denominator = "n_relevant") -> Array:
+    """Share of the relevant items among the first k.
+
+    `denominator="min_k"` divides by min(k, n_relevant) instead, as the papers on VAEs and iALS do.
+
+    >>> recall(jnp.array([False, True]), jnp.array(4), k=2).item()
+    0.25
+    """
+    hits, n_relevant = _checked(hits, n_relevant, k)
+    return _ratio(hits.sum(-1), _size(n_relevant, k, denominator))
+
+
+def precision(hits: Array, n_relevant: Array, *, k: int) -> Array:
+    """Share of relevant items among the first k: hits / k, also for users with fewer than k relevant items."""
+    hits, n_relevant = _checked(hits, n_relevant, k)
+    return jnp.where(n_relevant > 0, hits.mean(-1), 0)
+
+
+def hit_rate(hits: Array, n_relevant: Array, *, k: int) -> Array:
+    """1 where at least one of the first k is relevant, else 0."""
+    hits, _ = _checked(hits, n_relevant, k)
+    return hits.max(-1)
+
+
+def mrr(hits: Array, n_relevant: Array, *, k: int) -> Array:
+    """Reciprocal rank of the first relevant item, 0 if it is not among the first k."""
+    hits, _ = _checked(hits, n_relevant, k)
+    return (hits * _per_rank(1 / jnp.arange(1, k + 1), hits)).max(-1)
+
+
+def ndcg(hits: Array, n_relevant: Array, *, k: int) -> Array:
+    """Normalised discounted cumulative gain, binary: Σᵣ hitᵣ / log₂(r + 1), over the same sum of an ideal list.
+
+    The ideal list has min(k, n_relevant) hits (Järvelin and Kekäläinen 2002, 10.1145/582415.582418).
+
+    >>> round(ndcg(jnp.array([False, True]), jnp.array(3), k=2).item(), 5)
+    0.38685
+    """
+    hits, n_relevant = _checked(hits, n_relevant, k)
+    discount = 1 / jnp.log2(jnp.arange(2, k + 2))
+    ideal = jnp.concatenate([jnp.zeros(1), jnp.cumsum(discount)])
+    best = ideal[jnp.minimum(n_relevant, k).astype(jnp.int32)]
+    return _ratio((hits * _per_rank(discount, hits)).sum(-1), best)
+
+
+def average_precision(hits: Array, n_relevant: Array, *, k: int, denominator: Denominator = "n_relevant") -> Array:
+    """Mean over the relevant items of the precision at their ranks, 0 for those after rank k; its mean is MAP@k.
+
+    `denominator="min_k"` divides by min(k, n_relevant) instead of n_relevant.
+    """
+    hits, n_relevant = _checked(hits, n_relevant, k)
+    precisions = jnp.cumsum(hits, axis=-1) * _per_rank(1 / jnp.arange(1, k + 1), hits)
+    return _ratio((hits * precisions).sum(-1), _size(n_relevant, k, denominator))
+
+
+def auc(scores: Array, relevant: Array, *, where: Array | None = None) -> Array:
+    """Area under the ROC curve of full rows: the chance that a relevant item outscores another, ties counting half.
+
+    Args:
+        scores: [..., N].
+        relevant: bool [..., N].
+        where: bool [..., N], True = use (such as items not seen in training).
+
+    Returns:
+        [...]; 0 for rows without a relevant or without another item. Costs a sort of each row.
+    """
+    scores, relevant = jnp.asarray(scores), jnp.asarray(relevant)
+    chex.assert_type(relevant, bool)
+    chex.assert_equal_shape([scores, relevant])
+    where = jnp.ones(scores.shape, bool) if where is None else where
+
+    def row(scores, relevant, other):
+        ordered = jnp.sort(jnp.where(other, scores, jnp.inf))
+        n_other = other.sum()
+        below = jnp.searchsorted(ordered, scores, side="left")
+        up_to = jnp.minimum(jnp.searchsorted(ordered, scores, side="right"), n_other)
+        wins = jnp.where(relevant, (below + up_to).astype(jnp.float32) / 2, 0).sum()
+        return _ratio(wins, (relevant.sum() * n_other).astype(jnp.float32))
+
+    flat = (-1, scores.shape[-1])
+    rows = [scores.reshape(flat), (relevant & where).reshape(flat), (~relevant & where).reshape(flat)]
+    return jax.vmap(row)(*rows).reshape(scores.shape[:-1])
+
+
+# ---------------------------------------------------------------------- lists as a whole; -1 is padding
+
+
+def _counts(items: Array, n_items: int) -> Array:
+    """How often each item is recommended, float32 [N]."""
+    items = jnp.asarray(items).reshape(-1)
+    places = jnp.where(items < 0, n_items, items)
+    return jnp.zeros(n_items, jnp.float32).at[places].add(1.0, mode="drop")
+
+
+def coverage(items: Array, *, n_items: int) -> Array:
+    """Share of the catalogue that is in at least one of the lists `items` (ids [..., k])."""
+    return (_counts(items, n_items) > 0).mean()
+
+
+def gini(items: Array, *, n_items: int) -> Array:
+    """Gini coefficient of how often each item of the catalogue is recommended: 0 = equally, near 1 = always the same."""
+    counts = jnp.sort(_counts(items, n_items))
+    rank = jnp.arange(1, n_items + 1).astype(jnp.float32)
+    return _ratio(((2 * rank - n_items - 1) * counts).sum(), n_items * counts.sum())
+
+
+def popularity(items: Array, degrees: Array) -> Array:
+    """Mean number of training users of the items in each list: `items` ids [..., k], `degrees` [N] -> [...]."""
+    items = jnp.asarray(items)
+    chosen = jnp.asarray(degrees).astype(jnp.float32)[jnp.maximum(items, 0)]
+    valid = items >= 0
+    return _ratio(jnp.where(valid, chosen, 0).sum(-1), valid.sum(-1).astype(jnp.float32))

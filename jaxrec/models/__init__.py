@@ -1,0 +1,9 @@
+"""Models as Linen modules: `model.init(key, users, items)`, `model.apply(variables, users, items)`."""
+
+from jaxrec.models.mf import MF as MF
+from jaxrec.models.mf import cosine as cosine
+from jaxrec.models.mf import dot as dot
+from jaxrec.models.mf import negative_squared_distance as negative_squared_distance
+from jaxrec.models.trivial import item_id as item_id
+from jaxrec.models.trivial import popularity as popularity
+from jaxrec.models.trivial import random as random

@@ -1,0 +1,104 @@
+"""Samplers of negative items, on the device: `sampler(key, users[...], **hyper) -> int32 [..., n]`.
+
+Bind the hyperparameters with `functools.partial`. The same key gives the same items.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec.interactions import Interactions
+from jaxrec.typing import Array, Key, Sampler
+
+
+def uniform(key: Key, users: Array, *, n_items: int, n: int = 1) -> Array:
+    """Draws n items for each user, uniformly from all, with replacement; the user's own items may be among them.
+
+    >>> uniform(jax.random.key(0), jnp.zeros(3, jnp.int32), n_items=10, n=4).shape
+    (3, 4)
+    """
+    return jax.random.randint(key, (*jnp.shape(users), n), 0, n_items, dtype=jnp.int32)
+
+
+class AliasTable(NamedTuple):
+    """A distribution over items that is drawn from in constant time (Walker 1977, 10.1145/355744.355749).
+
+    Attributes:
+        keep: float32 [N], the chance to keep a uniformly drawn item.
+        alias: int32 [N], the item to take otherwise.
+        log_q: float32 [N], the log-probability of each item, for `losses.sampled_softmax`; -inf where never drawn.
+    """
+
+    keep: Array
+    alias: Array
+    log_q: Array
+
+
+def popularity_table(train: Interactions, *, power: float = 1.0) -> AliasTable:
+    """The distribution of items in proportion to (number of training users) ** power, made on the host.
+
+    `power` 1 is popularity, 0.75 is word2vec's (Mikolov et al. 2013, arXiv 1310.4546), 0 is uniform over the items
+    that have a training pair. Items without one are never drawn.
+    """
+    degrees = train.item_degrees.astype(np.float64)
+    mass = np.where(degrees > 0, np.maximum(degrees, 1) ** power, 0)
+    mass = mass / mass.sum()
+    keep, alias = mass * len(mass), np.arange(len(mass))
+    small, large = list(np.flatnonzero(keep < 1)), list(np.flatnonzero(keep >= 1))
+    while small and large:
+        item = small.pop()
+        alias[item] = large[-1]
+        keep[large[-1]] -= 1 - keep[item]
+        if keep[large[-1]] < 1:
+            small.append(large.pop())
+    keep[[*small, *large]] = 1
+    with np.errstate(divide="ignore"):
+        return AliasTable(keep.astype(np.float32), alias.astype(np.int32), np.log(mass).astype(np.float32))
+
+
+def popularity(key: Key, users: Array, *, table: AliasTable, n: int = 1) -> Array:
+    """Draws n items for each user from `popularity_table`, with replacement; the user's own items may be among them."""
+    shape = (*jnp.shape(users), n)
+    item_key, keep_key = jax.random.split(key)
+    items = jax.random.randint(item_key, shape, 0, table.keep.shape[0], dtype=jnp.int32)
+    kept = jax.random.uniform(keep_key, shape) < jnp.asarray(table.keep)[items]
+    return jnp.where(kept, items, jnp.asarray(table.alias)[items])
+
+
+def reject_seen(key: Key, users: Array, *, sample: Sampler, seen: Interactions, rounds: int = 8) -> Array:
+    """Draws from `sample`, and draws anew whatever the user has in `seen`, at most `rounds` times.
+
+    So it ends also for a user who has seen everything. What is still seen after the last round is kept: with a share
+    s of the catalogue seen that is s ** (rounds + 1) of the draws.
+
+    Args:
+        key: consumed.
+        users: [...].
+        sample: a sampler, its hyperparameters bound.
+        seen: the interactions to avoid.
+        rounds: static.
+
+    >>> train = Interactions.from_pairs([0, 0, 1], [0, 1, 2])
+    >>> draw = functools.partial(uniform, n_items=3, n=5)
+    >>> reject_seen(jax.random.key(0), jnp.array([0]), sample=draw, seen=train).tolist()
+    [[2, 2, 2, 2, 2]]
+    """
+    keys = jax.random.split(key, rounds + 1)
+
+    def again(key, items):
+        return jnp.where(seen.contains(users[..., None], items), sample(key, users), items)
+
+    def unfinished(state):
+        count, items = state
+        return (count <= rounds) & seen.contains(users[..., None], items).any()
+
+    def draw(state):
+        count, items = state
+        return count + 1, again(keys[count], items)
+
+    return jax.lax.while_loop(unfinished, draw, (1, sample(keys[0], users)))[1]

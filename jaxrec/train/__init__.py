@@ -1,0 +1,11 @@
+"""Training: `init` a state, `fit` it to interactions under an objective and an optax transformation."""
+
+from jaxrec.train.checkpoint import Checkpoint as Checkpoint
+from jaxrec.train.history import History as History
+from jaxrec.train.loop import Batch as Batch
+from jaxrec.train.loop import DivergenceError as DivergenceError
+from jaxrec.train.loop import State as State
+from jaxrec.train.loop import fit as fit
+from jaxrec.train.loop import init as init
+from jaxrec.train.loop import pairwise_objective as pairwise_objective
+from jaxrec.train.stopping import EarlyStopping as EarlyStopping
