@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import platform
+import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -36,7 +38,7 @@ def write(name: str, cases: Mapping[str, Mapping[str, Any]], *, quick: bool, **f
         "python": platform.python_version(),
         "device": jax.devices()[0].device_kind,
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         **facts,
         "cases": cases,
     }
@@ -64,7 +66,7 @@ def alternate(runs: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str
     """Times functions in turn, so that a drift of the machine's speed meets all alike.
 
     Args:
-        runs: name -> function that does its work before it returns. Call each once before, so that nothing compiles here.
+        runs: name -> function that does its work before it returns. Call each once before: nothing should compile here.
         rounds: counted calls of each.
 
     Returns:
@@ -85,3 +87,36 @@ def alternate(runs: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str
         }
         for name, pairs in times.items()
     }
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[float]]:
+    """Gives a list that gets the seconds of each XLA compilation inside the block."""
+    seconds: list[float] = []
+
+    def listen(event: str, duration: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            seconds.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seconds
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def peak_memory(module: str, *arguments: str) -> float:
+    """Largest resident memory, in MB, of a process of its own that runs `python -m module arguments`."""
+    run = subprocess.run([sys.executable, "-m", module, *arguments], check=True, capture_output=True, text=True)
+    return float(run.stdout.split()[-1])
+
+
+def print_peak_memory() -> None:
+    """Prints this process's largest resident memory in MB, for `peak_memory` to read."""
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(kilobytes / 1024 / (1024 if sys.platform == "darwin" else 1))

@@ -106,8 +106,8 @@ def full_ranking(
 ) -> Report:
     """Ranks all items for each user, training items left out, and judges the lists by the test pairs.
 
-    Users without a test pair are left out. Equal scores: without a key each test item is ranked as if its score were one
-    float lower, so that ties go against it; with a key, at random.
+    Users without a test pair are left out. Equal scores: without a key each test item is ranked as if its
+    score were one float lower, so that ties go against it; with a key, at random.
 
     Args:
         model: see the module.
@@ -215,7 +215,9 @@ def _checked_users(users: ArrayLike, n_users: int | None) -> np.ndarray:
     if users.ndim != 1 or len(users) == 0 or users.dtype.kind not in "iu":
         raise ValueError(f"users is {users.dtype}{list(users.shape)}; give a column of integer ids, at least one")
     if users.min() < 0 or (n_users is not None and users.max() >= n_users):
-        raise ValueError(f"users run from {users.min()} to {users.max()}; ids are 0 .. {'' if n_users is None else n_users - 1}")
+        raise ValueError(
+            f"users run from {users.min()} to {users.max()}; ids are 0 .. {'' if n_users is None else n_users - 1}"
+        )
     return users.astype(np.int32)
 
 
@@ -297,7 +299,7 @@ def _edges(interactions: Interactions | None, users: np.ndarray, places: np.ndar
     ends = np.cumsum(degrees)
     row = np.repeat(np.arange(users.size), degrees)
     pair = np.arange(len(row)) - np.repeat(ends - degrees, degrees) + np.repeat(begin, degrees)
-    starts = np.r_[0, ends][: -1 : block]
+    starts = np.r_[0, ends][:-1:block]
     sizes = np.diff(np.r_[starts, len(row)])
     longest = -(-max(int(sizes.max()), 1) // 1024) * 1024
     rows = np.full((n_blocks, longest), block, np.int32)
@@ -355,8 +357,8 @@ def _grouped_top_k(scores: Array, k: int) -> tuple[Array, Array]:
     """`lax.top_k` of [B, G·C] in two stages: the k best groups by their maximum, then the k best of those groups' items.
 
     Exact, since each of the k best items lies in one of the k best groups. A group is a *strided* set of columns, so
-    that the maxima are an elementwise maximum of G slices and nothing is copied: on CPU, where `lax.top_k` of long
-    rows costs more than the product that made them, it takes about a third of the time.
+    that the maxima are an elementwise maximum of G slices and nothing is copied. On CPU `lax.top_k` of long rows costs
+    more than the product that made them; this way costs less.
     """
     n_rows, width = scores.shape
     n_groups = width // _GROUP

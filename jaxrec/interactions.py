@@ -301,8 +301,8 @@ class IdMap:
     """The caller's own labels of the ids 0 .. n-1, both ways; lives on the host.
 
     Attributes:
-        users: sorted labels [M]; id u has label `users[u]`.
-        items: sorted labels [N].
+        users: distinct labels [M]; id u has label `users[u]`.
+        items: distinct labels [N].
 
     >>> _, id_map = Interactions.from_labels(["ann", "bob"], [10, 7])
     >>> id_map.item_ids([7, 10]).tolist(), id_map.item_labels([1, -1]).tolist()
@@ -446,7 +446,8 @@ def _factorised(name: str, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 def _lookup(name: str, known: np.ndarray, labels: ArrayLike) -> np.ndarray:
     labels = np.asarray(labels)
-    ids = np.minimum(np.searchsorted(known, labels), len(known) - 1)
+    order = np.argsort(known)
+    ids = order[np.minimum(np.searchsorted(known, labels, sorter=order), len(known) - 1)]
     bad = known[ids] != labels
     if np.any(bad):
         raise ValueError(f"{name} has no label {np.atleast_1d(labels)[np.atleast_1d(bad)][0]!r} ({np.sum(bad)} such)")

@@ -145,7 +145,7 @@ def coverage(items: Array, *, n_items: int) -> Array:
 
 
 def gini(items: Array, *, n_items: int) -> Array:
-    """Gini coefficient of how often each item of the catalogue is recommended: 0 = equally, near 1 = always the same."""
+    """Gini coefficient of how often each item of the catalogue is recommended: 0 = equally, near 1 = few items only."""
     counts = jnp.sort(_counts(items, n_items))
     rank = jnp.arange(1, n_items + 1).astype(jnp.float32)
     return _ratio(((2 * rank - n_items - 1) * counts).sum(), n_items * counts.sum())

@@ -89,7 +89,9 @@ class Report:
         table = []
         for metric in dict.fromkeys(name.partition("@")[0] for name in means):
             names = [f"{metric}@{cut}" if cut else metric for cut in cuts]
-            cells = [f"{means[n]:.4f}" + (f" ± {stderr[n]:.4f}" if n in stderr else "") if n in means else "" for n in names]
+            cells = [
+                f"{means[n]:.4f}" + (f" ± {stderr[n]:.4f}" if n in stderr else "") if n in means else "" for n in names
+            ]
             table.append((metric, cells))
         return cuts, table
 

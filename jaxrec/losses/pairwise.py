@@ -59,9 +59,7 @@ def ccl(
     >>> round(float(ccl(jnp.array(0.8), jnp.array([0.95, 0.1]))), 4)
     3.95
     """
-    return mml(
-        pos, neg, where=where, margins=(margin,), weights=(1.0,), negative_weight=weight, negatives=negatives
-    )
+    return mml(pos, neg, where=where, margins=(margin,), weights=(1.0,), negative_weight=weight, negatives=negatives)
 
 
 def mml(

@@ -45,7 +45,7 @@ def sampled_softmax(
     log_q_neg: Array | Scalar = 0.0,
     temperature: Scalar = 1.0,
 ) -> Array:
-    """Softmax with the log-q correction of the sampler (Bengio and Senécal 2008; Yi et al. 2019, 10.1145/3298689.3346996).
+    """Softmax with the log-q correction of the sampler (Yi et al. 2019, 10.1145/3298689.3346996).
 
     `softmax` of (pos/temperature − log_q_pos) against (neg/temperature − log_q_neg).
 
@@ -100,7 +100,9 @@ def _checked_rows(scores: Array, targets: Array, where: Array | None) -> tuple[A
 
 
 def multinomial(scores: Array, targets: Array, *, where: Array | None = None) -> Array:
-    """Negative multinomial log-likelihood of a row (Liang et al. 2018, arXiv 1802.05814): −Σⱼ targetsⱼ log softmax(scores)ⱼ.
+    """Negative multinomial log-likelihood of a row (Liang et al. 2018, arXiv 1802.05814).
+
+    −Σⱼ targetsⱼ log softmax(scores)ⱼ.
 
     Args:
         scores: logits [..., N].

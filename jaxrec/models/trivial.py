@@ -50,7 +50,7 @@ class RandomRanker(nn.Module):
 
 
 def _mixed(x: Array) -> Array:
-    """MurmurHash3's 32-bit finaliser: each bit of the input moves each bit of the output (A. Appleby, public domain)."""
+    """MurmurHash3's 32-bit finaliser (A. Appleby): each bit of the input moves each bit of the output."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

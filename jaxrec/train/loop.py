@@ -144,9 +144,9 @@ def fit(
             another run.
     """
     _check_fit(state, train, epochs, batch_size, every, validate, stopping)
-    description = {"batch_size": batch_size, "train": train.fingerprint()}
     run = Progress(state, state, {} if stopping is None else stopping.init(), History())
     if checkpoint is not None:
+        description = {"batch_size": batch_size, "train": train.fingerprint()}
         run = checkpoint.restore(run, description)
     arrays, static = _partition(objective)
     arrays, data = jax.device_put((arrays, (*train.pairs(), train.weights)))
@@ -218,7 +218,7 @@ class _Hole:
 
 
 def _partition(objective: Objective) -> tuple[list, _Static]:
-    """Takes the arrays out of nested partials: they must be arguments of jit, since constants get folded for minutes."""
+    """Takes the arrays out of nested partials, to be arguments of jit: XLA folds large constants for minutes."""
     leaves, tree = jax.tree.flatten(_as_pytree(objective))
     dynamic = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
     arrays = [leaf for leaf, is_array in zip(leaves, dynamic) if is_array]

@@ -1,0 +1,136 @@
+"""One epoch of matrix factorisation on Gowalla: jaxrec against PyTorch, alternating in one run.
+
+MF-BPR with 1 negative and MF-CCL (cosines) with 100, 64 dimensions, batches of 1,024, dense Adam, negatives uniform and
+drawn on the way; all cores for both, PyTorch's waiting threads set to sleep. Medians; compile time apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from functools import partial
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import jax
+import numpy as np
+import optax
+
+import jaxrec as jr
+from benchmarks import _record
+from jaxrec.data import datasets
+
+DIM, BATCH, RATE = 64, 1024, 1e-3
+CASES = {
+    "MF-BPR, 1 negative": (1, jr.models.dot, jr.losses.bpr),
+    "MF-CCL, 100 negatives": (100, jr.models.cosine, partial(jr.losses.ccl, margin=0.9, weight=150.0)),
+}
+
+
+def arguments() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_speed", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="counted epochs of each (default 5)")
+    parser.add_argument(
+        "--quick", action="store_true", help="the same code on 20 steps instead of a whole epoch, 3 rounds"
+    )
+    return parser.parse_args()
+
+
+def ours(train: jr.Interactions, n: int, score, loss):
+    """A function that trains one epoch more, whole `fit` included."""
+    model = jr.models.MF(train.n_users, train.n_items, dim=DIM, score=score)
+    sample = partial(jr.sampling.uniform, n_items=train.n_items, n=n)
+    objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
+    tx = optax.adam(RATE)
+    state = jr.train.init(jax.random.key(0), model, tx)
+
+    def run():
+        nonlocal state
+        epochs = int(state.epoch) + 1
+        state, history = jr.train.fit(state, objective, tx, train, epochs=epochs, batch_size=BATCH, progress=False)
+        return history.records[-1]["loss"]
+
+    return run
+
+
+def theirs(train: jr.Interactions, n: int):
+    """The same epoch in PyTorch, or None where it is not installed."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    functional = torch.nn.functional
+    torch.manual_seed(0)
+    torch.set_num_threads(_record.cores())
+    user, item = torch.nn.Embedding(train.n_users, DIM), torch.nn.Embedding(train.n_items, DIM)
+    for table in (user, item):
+        torch.nn.init.normal_(table.weight, std=0.01)
+    optimiser = torch.optim.Adam([user.weight, item.weight], lr=RATE)
+    users, items = (torch.from_numpy(ids).long() for ids in train.pairs())
+
+    def loss(u, v, w):
+        if n == 1:
+            pos, neg = (u * v).sum(-1), torch.bmm(w, u.unsqueeze(-1)).squeeze(-1)
+            return functional.softplus(neg - pos[:, None]).mean()
+        u, v, w = (functional.normalize(x, dim=-1) for x in (u, v, w))
+        pos, neg = (u * v).sum(-1), torch.bmm(w, u.unsqueeze(-1)).squeeze(-1)
+        return (functional.relu(1 - pos) + 150 * functional.relu(neg - 0.9).mean(-1)).mean()
+
+    def run():
+        total = 0.0
+        for places in torch.randperm(len(users)).split(BATCH):
+            negatives = torch.randint(0, train.n_items, (len(places), n))
+            value = loss(user(users[places]), item(items[places]), item(negatives))
+            optimiser.zero_grad()
+            value.backward()
+            optimiser.step()
+            total += value.item()
+        return total * BATCH / len(users)
+
+    return run
+
+
+def main() -> None:
+    """Measures both cases and writes the record."""
+    options = arguments()
+    train = datasets.load("gowalla").train
+    if options.quick:
+        train = train.select(np.arange(train.n_pairs) < 20 * BATCH)
+    cases = {}
+    for name, (n, score, loss) in CASES.items():
+        runs = {"jaxrec": ours(train, n, score, loss), "torch": theirs(train, n)}
+        if runs["torch"] is None:
+            print('torch is not installed (pip install "jaxrec[bench]"): skipped, no ratio')
+            del runs["torch"]
+        first, losses = {}, {}
+        with _record.compilations() as compiled:
+            for side, run in runs.items():
+                began = time.perf_counter()
+                losses[side] = run()
+                first[side] = time.perf_counter() - began
+        with _record.compilations() as again:
+            times = _record.alternate(runs, rounds=3 if options.quick else options.rounds)
+        case = {f"{side}_{figure}": value for side in runs for figure, value in times[side].items()}
+        case |= {f"{side}_first_epoch_s": first[side] for side in runs}
+        case |= {f"{side}_first_epoch_loss": losses[side] for side in runs}
+        case |= {"compile_s": sum(compiled), "compilations": len(compiled), "compilations_when_steady": len(again)}
+        if "torch" in runs:
+            case["ratio"] = times["jaxrec"]["wall_s"] / times["torch"]["wall_s"]
+            case["cpu_ratio"] = times["jaxrec"]["cpu_s"] / times["torch"]["cpu_s"]
+            case["times_faster"] = 1 / case["ratio"]
+        cases[name] = case
+        for side in runs:
+            wall, cpu = times[side]["wall_s"], times[side]["cpu_s"]
+            print(f"{name:<24}{side:<8}{wall:7.2f} s wall, {cpu:7.2f} s CPU an epoch; first epoch {first[side]:.2f} s")
+        if "torch" in runs:
+            print(
+                f"{name:<24}{case['times_faster']:.1f} times as fast as PyTorch; compiling took {sum(compiled):.1f} s"
+            )
+    facts = {"data": train.fingerprint(), "pairs": train.n_pairs, "dim": DIM, "batch_size": BATCH}
+    _record.write("train_speed", cases, quick=options.quick, **facts)
+
+
+if __name__ == "__main__":
+    main()

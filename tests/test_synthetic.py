@@ -1,0 +1,116 @@
+import jax
+import numpy as np
+import pytest
+
+from jaxrec.data import synthetic
+
+KEY = jax.random.key(0)
+LOW_RANK = dict(n_users=300, n_items=60, dim=4, pairs_per_user=12)
+FACETS = dict(n_users=300, n_items=61, n_facets=3, pairs_per_user=8)
+
+
+@pytest.mark.parametrize("n", [4, 7, 10])
+def test_checkerboard_hides_the_diagonal(n):
+    train, test = synthetic.checkerboard(n)
+    board = np.add.outer(np.arange(n), np.arange(n)) % 2 == 0
+    np.testing.assert_array_equal(train.to_scipy().toarray(), board & ~np.eye(n, dtype=bool))
+    np.testing.assert_array_equal(test.to_scipy().toarray(), np.eye(n))
+    whole, diagonal = synthetic.checkerboard(n, hold_out=False)
+    np.testing.assert_array_equal(whole.to_scipy().toarray(), board)
+    assert diagonal.fingerprint() == test.fingerprint()
+
+
+def test_checkerboard_is_learned_by_neighbours_and_not_by_popularity():
+    train, _ = synthetic.checkerboard(20)
+    seen = train.to_scipy().toarray()
+    scores = np.where(seen > 0, -np.inf, seen @ seen.T @ seen)
+    np.testing.assert_array_equal(scores.argmax(axis=1), np.arange(20))
+    assert len(set(train.item_degrees.tolist())) == 1
+
+
+def test_low_rank_pairs_follow_the_planted_scores():
+    interactions, truth = synthetic.low_rank(KEY, **LOW_RANK)
+    assert truth.user_factors.shape == (300, 4) and truth.item_factors.shape == (60, 4)
+    np.testing.assert_array_equal(interactions.user_degrees, 12)
+    scores = truth.user_factors @ truth.item_factors.T
+    assert scores.std() == pytest.approx(3.0, rel=0.25)
+    met = interactions.to_scipy().toarray() > 0
+    auc = np.mean([(scores[u][met[u]][:, None] > scores[u][~met[u]]).mean() for u in range(300)])
+    assert auc > 0.9
+    flat, truth = synthetic.low_rank(KEY, **LOW_RANK, sharpness=0.0)
+    assert not truth.user_factors.any()
+    assert flat.item_degrees.min() > 30, "without preference every item is met about 60 times"
+
+
+def test_low_rank_draws_by_the_softmax():
+    """With one pair a user, an item's share of users is the mean of its softmax probabilities."""
+    sizes = dict(n_users=20_000, n_items=5, dim=2, pairs_per_user=1)
+    interactions, truth = synthetic.low_rank(KEY, **sizes, sharpness=1.5)
+    odds = np.exp(truth.user_factors @ truth.item_factors.T)
+    expected = (odds / odds.sum(axis=1, keepdims=True)).mean(axis=0)
+    np.testing.assert_allclose(interactions.item_degrees / 20_000, expected, atol=0.015)
+
+
+def test_facets_pairs_follow_the_planted_mixtures():
+    interactions, truth = synthetic.facets(KEY, **FACETS)
+    assert truth.item_facets.shape == (61,) and truth.user_mixtures.shape == (300, 3)
+    assert sorted(np.bincount(truth.item_facets).tolist()) == [20, 20, 21]
+    np.testing.assert_allclose(truth.user_mixtures.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(interactions.user_degrees, 8)
+    share = interactions.to_scipy().toarray() @ np.eye(3)[truth.item_facets] / 8
+    assert np.corrcoef(share.ravel(), truth.user_mixtures.ravel())[0, 1] > 0.9
+    pure = truth.user_mixtures.max(axis=1) > 0.97
+    assert pure.sum() > 20 and share[pure].max(axis=1).mean() > 0.85
+
+
+def test_facets_noise_runs_from_none_to_all():
+    clean, truth = synthetic.facets(KEY, **FACETS, noise=0.0, concentration=0.01)
+    share = clean.to_scipy().toarray() @ np.eye(3)[truth.item_facets] / 8
+    assert share.max(axis=1).mean() > 0.98
+    even, truth = synthetic.facets(KEY, **FACETS, noise=1.0, concentration=0.01)
+    share = even.to_scipy().toarray() @ np.eye(3)[truth.item_facets] / 8
+    assert abs(np.corrcoef(share.ravel(), truth.user_mixtures.ravel())[0, 1]) < 0.1
+
+
+def test_facets_noise_is_a_share_of_the_draws():
+    """With one pair a user and one facet a user, an item off the facet comes by noise alone."""
+    sizes = dict(n_users=5000, n_items=6, n_facets=3, pairs_per_user=1)
+    interactions, truth = synthetic.facets(KEY, **sizes, noise=0.3, concentration=0.01)
+    pure = truth.user_mixtures.max(axis=1) > 0.999
+    off = truth.item_facets[interactions.indices] != truth.user_mixtures.argmax(axis=1)
+    assert pure.sum() > 4000 and off[pure].mean() == pytest.approx(0.3 * 4 / 6, abs=0.02)
+
+
+@pytest.mark.parametrize(("make", "sizes"), [(synthetic.low_rank, LOW_RANK), (synthetic.facets, FACETS)])
+def test_one_key_gives_one_set_whatever_the_block(make, sizes, monkeypatch):
+    interactions, truth = make(KEY, **sizes)
+    again, same = make(jax.random.key(0), **sizes)
+    assert interactions.fingerprint() == again.fingerprint()
+    jax.tree.map(np.testing.assert_array_equal, truth, same)
+    assert make(jax.random.key(1), **sizes)[0].fingerprint() != interactions.fingerprint()
+    monkeypatch.setattr(synthetic, "_CELLS", 7 * sizes["n_items"])
+    assert make(KEY, **sizes)[0].fingerprint() == interactions.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("make", "sizes", "message"),
+    [
+        (synthetic.low_rank, LOW_RANK | dict(dim=0), "dim=0; it must be 1 or more"),
+        (synthetic.low_rank, LOW_RANK | dict(pairs_per_user=61), "pairs_per_user=61 is more than n_items=60"),
+        (synthetic.low_rank, LOW_RANK | dict(sharpness=-1.0), "sharpness=-1.0; it is a standard deviation"),
+        (synthetic.facets, FACETS | dict(n_users=0), "n_users=0; it must be 1 or more"),
+        (synthetic.facets, FACETS | dict(n_facets=62), "n_facets=62, .* give n_facets <= n_items=61"),
+        (synthetic.facets, FACETS | dict(noise=1.5), "noise=1.5; give"),
+        (synthetic.facets, FACETS | dict(concentration=0.0), "concentration=0.0, noise=0.05; give"),
+    ],
+)
+def test_bad_sizes_are_named(make, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        make(KEY, **sizes)
+
+
+def test_small_checkerboards_and_raw_keys_are_refused():
+    with pytest.raises(ValueError, match="n=3; a checkerboard needs 4"):
+        synthetic.checkerboard(3)
+    with pytest.raises(ValueError, match="give one typed key"):
+        synthetic.low_rank(0, **LOW_RANK)

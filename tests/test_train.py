@@ -1,0 +1,404 @@
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxrec as jr
+from jaxrec.data import synthetic
+from jaxrec.train import loop
+from jaxrec.train.checkpoint import Progress
+
+TRAIN, TEST = synthetic.checkerboard(30)
+
+
+def adam(rate):
+    """Optax raises an int32 count to a float power, which strict promotion refuses: that is optax's affair."""
+    tx = optax.adam(rate)
+
+    def update(gradients, state, params=None):
+        with jax.numpy_dtype_promotion("standard"):
+            return tx.update(gradients, state, params)
+
+    return optax.GradientTransformation(tx.init, update)
+
+
+TX = adam(0.03)
+
+
+def objective(model, loss=jr.losses.bpr, **extra):
+    sample = partial(jr.sampling.uniform, n_items=model.n_items, n=4)
+    return partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample, **extra)
+
+
+def fit(model, loss=jr.losses.bpr, seed=0, tx=TX, train=TRAIN, **options):
+    state = jr.train.init(jax.random.key(seed), model, tx)
+    options = {"epochs": 3, "batch_size": 128, "progress": False} | options
+    return jr.train.fit(state, objective(model, loss), tx, train, **options)
+
+
+def model_of(score=jr.models.dot, dim=8, scale=0.1):
+    return jr.models.MF(TRAIN.n_users, TRAIN.n_items, dim=dim, score=score, scale=scale)
+
+
+def same(a, b):
+    a, b = jax.tree.leaves((a.variables, a.opt_state)), jax.tree.leaves((b.variables, b.opt_state))
+    return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b))
+
+
+@pytest.mark.parametrize(
+    ("score", "loss"),
+    [
+        (jr.models.dot, jr.losses.bpr),
+        (jr.models.dot, jr.losses.hinge),
+        (jr.models.dot, jr.losses.bce),
+        (jr.models.dot, jr.losses.mse),
+        (jr.models.dot, jr.losses.softmax),
+        (jr.models.dot, jr.losses.rg2_sampled),
+        (jr.models.cosine, partial(jr.losses.bsl, temperature=0.2)),
+        (jr.models.cosine, partial(jr.losses.ccl, margin=0.3, weight=5.0)),
+        (jr.models.cosine, partial(jr.losses.mml, margins=(0.2, 0.6), weights=(0.3, 0.7), negative_weight=5.0)),
+        (jr.models.negative_squared_distance, jr.losses.hinge),
+    ],
+)
+def test_recovers_the_diagonal_withheld_from_the_checkerboard(score, loss):
+    model = model_of(score)
+    state, history = fit(model, loss, epochs=40)
+    report = jr.evaluate.full_ranking(model, state.variables, TRAIN, TEST, ks=(1,))
+    assert report.means["hit_rate@1"] == 1
+    assert history.records[-1]["loss"] < history.records[0]["loss"]
+
+
+def test_repeats_itself_under_one_key_and_not_under_another():
+    model = model_of()
+    first, again, other = (fit(model, seed=seed)[0] for seed in (5, 5, 6))
+    assert same(first, again)
+    assert not same(first, other)
+
+
+def test_epochs_continue_where_the_state_stands():
+    model = model_of()
+    whole, _ = fit(model, epochs=4)
+    half, _ = fit(model, epochs=2)
+    rest, history = jr.train.fit(half, objective(model), TX, TRAIN, epochs=4, batch_size=128, progress=False)
+    assert same(whole, rest)
+    assert [record["epoch"] for record in history.records] == [3, 4]
+
+
+def test_every_positive_comes_once_an_epoch_and_padding_not_at_all():
+    counts = jnp.zeros((TRAIN.n_users, TRAIN.n_items))
+
+    def count(variables, key, batch):
+        return (variables["params"]["table"][batch.users, batch.items] * batch.where.astype(jnp.float32)).sum()
+
+    state = loop.State(
+        {"params": {"table": counts}}, optax.sgd(1.0).init(counts), jax.random.key(0), jnp.zeros((), jnp.int32)
+    )
+    tx = optax.sgd(-1.0)
+    state, _ = jr.train.fit(state, count, tx, TRAIN, epochs=1, batch_size=64, progress=False)
+    assert TRAIN.n_pairs % 64 != 0
+    assert np.array_equal(state.variables["params"]["table"], TRAIN.to_scipy().toarray())
+
+
+def test_one_epoch_equals_the_same_steps_by_hand():
+    """An independent loop over the documented keys: shuffle, draw, differentiate, step."""
+    model, tx = model_of(), optax.sgd(0.5)
+    start = jr.train.init(jax.random.key(0), model, tx)
+    done, history = jr.train.fit(start, objective(model), tx, TRAIN, epochs=1, batch_size=TRAIN.n_pairs, progress=False)
+    order_key, step_key = jax.random.split(jax.random.fold_in(start.key, 0))
+    order = jax.random.permutation(order_key, TRAIN.n_pairs)
+    users, items = (ids[order] for ids in TRAIN.pairs())
+    user, item = (np.asarray(start.variables["params"][name], np.float64) for name in ("user", "item"))
+    negatives = jr.sampling.uniform(jax.random.fold_in(step_key, 0), users, n_items=TRAIN.n_items, n=4)
+    pos = (user[users] * item[items]).sum(-1)
+    neg = np.einsum("bd,bnd->bn", user[users], item[negatives])
+    slope = 1 / (1 + np.exp(pos[:, None] - neg)) / (4 * len(users))
+    gradient = np.zeros_like(user)
+    np.add.at(gradient, users, np.einsum("bn,bnd->bd", slope, item[negatives] - item[items][:, None]))
+    np.testing.assert_allclose(done.variables["params"]["user"], user - 0.5 * gradient, atol=1e-6)
+    np.testing.assert_allclose(history.records[0]["loss"], np.log1p(np.exp(neg - pos[:, None])).mean(), rtol=1e-5)
+
+
+def test_weights_of_interactions_weigh_the_mean():
+    doubled = jr.Interactions.from_pairs(*TRAIN.pairs(), weights=np.full(TRAIN.n_pairs, 2.0), n_users=30, n_items=30)
+    first = jr.Interactions.from_pairs(
+        *TRAIN.pairs(), weights=np.r_[1, np.zeros(TRAIN.n_pairs - 1)], n_users=30, n_items=30
+    )
+    model = model_of()
+    np.testing.assert_array_equal(
+        fit(model, train=doubled)[0].variables["params"]["item"], fit(model)[0].variables["params"]["item"]
+    )
+    moved = fit(model, tx=optax.sgd(1.0), train=first, epochs=1)[0].variables["params"]["user"]
+    still = jr.train.init(jax.random.key(0), model, TX).variables["params"]["user"]
+    assert np.array_equal(moved[1:], still[1:])
+    assert not np.array_equal(moved[0], still[0])
+
+
+def test_log_q_reaches_the_loss_for_positives_and_negatives():
+    model = model_of()
+    state = jr.train.init(jax.random.key(0), model, TX)
+    table = jnp.log(jnp.arange(1, TRAIN.n_items + 1) / 465)
+    batch = loop.Batch(jnp.array([0, 2]), jnp.array([2, 4]), None, jnp.array([True, True]))
+    value = objective(model, jr.losses.sampled_softmax, log_q=table)(state.variables, jax.random.key(1), batch)
+    negatives = jr.sampling.uniform(jax.random.key(1), batch.users, n_items=TRAIN.n_items, n=4)
+    pos = model.apply(state.variables, batch.users, batch.items) - table[batch.items]
+    neg = model.apply(state.variables, batch.users[:, None], negatives) - table[negatives]
+    expected = np.mean(np.log(np.exp(pos) + np.exp(neg).sum(-1)) - pos)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_arrays_in_partials_are_arguments_and_new_values_compile_nothing():
+    model = model_of()
+    state = jr.train.init(jax.random.key(0), model, TX)
+
+    def run(power):
+        table = jr.sampling.popularity_table(TRAIN, power=power)
+        sample = partial(jr.sampling.popularity, table=table, n=2)
+        rejecting = partial(jr.sampling.reject_seen, sample=sample, seen=TRAIN)
+        loss = partial(jr.losses.softmax, temperature=jnp.asarray(power))
+        whole = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=rejecting)
+        return jr.train.fit(state, whole, TX, TRAIN, epochs=1, batch_size=128, progress=False)[0]
+
+    first = run(1.0)
+    compiled = loop._epoch._cache_size()
+    second = run(0.5)
+    assert loop._epoch._cache_size() == compiled
+    assert not same(first, second)
+
+
+def test_sampler_that_rejects_seen_items_never_meets_them():
+    model = model_of()
+    hits = []
+
+    def spying(key, users):
+        items = jr.sampling.reject_seen(
+            key, users, sample=partial(jr.sampling.uniform, n_items=30, n=8), seen=TRAIN, rounds=40
+        )
+        jax.debug.callback(
+            lambda u, i: hits.append(np.asarray(TRAIN.to_scipy().toarray()[u[:, None], i])), users, items
+        )
+        return items
+
+    state = jr.train.init(jax.random.key(0), model, TX)
+    whole = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=spying)
+    jr.train.fit(state, whole, TX, TRAIN, epochs=1, batch_size=128, progress=False)
+    jax.effects_barrier()
+    assert len(hits) > 0
+    assert np.sum(hits) == 0
+
+
+# ---------------------------------------------------------------------- stopping, history, callbacks
+
+
+def test_early_stopping_restores_the_best_epoch():
+    scores = iter([0.1, 0.5, 0.3, 0.5, 0.2, 0.9])
+    states = []
+    best, history = fit(
+        model_of(),
+        epochs=20,
+        validate=lambda _: {"score": next(scores)},
+        stopping=jr.train.EarlyStopping("score", patience=2),
+        callbacks=[lambda state, record: states.append(state)],
+    )
+    assert history.column("score") == ([1, 2, 3, 4], [0.1, 0.5, 0.3, 0.5])
+    assert int(best.epoch) == 2
+    assert same(best, states[1])
+    assert not same(best, states[3])
+
+
+def test_validates_every_so_many_epochs_and_after_the_last():
+    _, history = fit(model_of(), epochs=5, every=2, validate=lambda _: {"score": 1.0})
+    assert history.column("score")[0] == [2, 4, 5]
+    assert history.to_dataframe().loc[[1, 2], "score"].isna().tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("mode", "min_delta", "values", "waits"),
+    [
+        ("max", 0.0, [1.0, 1.0, 2.0], [0, 1, 0]),
+        ("min", 0.0, [1.0, 2.0, 0.5], [0, 1, 0]),
+        ("max", 0.5, [1.0, 1.4, 1.6], [0, 1, 0]),
+        ("max", 0.0, [1.0, float("nan"), 1.5], [0, 1, 0]),
+    ],
+)
+def test_stopping_counts_validations_without_a_gain(mode, min_delta, values, waits):
+    rule = jr.train.EarlyStopping("m", mode=mode, min_delta=min_delta)
+    state, waited = rule.init(), []
+    for epoch, value in enumerate(values, 1):
+        state, _ = rule.update(state, {"epoch": epoch, "m": value})
+        waited.append(state["waited"])
+    assert waited == waits
+
+
+def test_history_says_what_it_has():
+    _, history = fit(model_of())
+    assert history.names == ["loss", "seconds"]
+    assert "3 epochs" in repr(history)
+    with pytest.raises(ValueError, match="no 'ndcg@10'; it has"):
+        history.column("ndcg@10")
+
+
+# ---------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"every": 0}, "every=0"),
+        ({"stopping": jr.train.EarlyStopping("ndcg@10")}, "pass validate="),
+        (
+            {"stopping": jr.train.EarlyStopping("x"), "validate": lambda _: {"y": 1.0}},
+            "watches 'x', but validate gives",
+        ),
+        ({"train": TRAIN.select(np.zeros(TRAIN.n_pairs, bool))}, "train has no pairs"),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        fit(model_of(), **options)
+
+
+@pytest.mark.parametrize(("options", "message"), [({"mode": "up"}, "mode='up'"), ({"patience": 0}, "patience=0")])
+def test_bad_stopping_rules_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        jr.train.EarlyStopping("m", **options)
+
+
+def test_divergence_names_epoch_and_step_and_keeps_the_last_good_state(tmp_path):
+    def explode(variables, key, batch):
+        return (variables["params"]["x"] ** 2).sum()
+
+    tx = optax.sgd(-10.0)
+    start = loop.State(
+        {"params": {"x": jnp.ones(2)}}, tx.init(jnp.ones(2)), jax.random.key(0), jnp.zeros((), jnp.int32)
+    )
+    checkpoint = jr.train.Checkpoint(tmp_path / "run")
+    with pytest.raises(jr.train.DivergenceError, match=r"loss is inf at epoch 3, step 4 of 6.*learning rate") as error:
+        jr.train.fit(start, explode, tx, TRAIN, epochs=9, batch_size=75, checkpoint=checkpoint, progress=False)
+    assert isinstance(error.value, ValueError)
+    assert int(error.value.state.epoch) == 2
+    assert np.isfinite(error.value.state.variables["params"]["x"]).all()
+    kept = checkpoint.restore(Progress(start, start, {}, jr.train.History()), {})
+    assert int(kept.state.epoch) == 2
+
+
+# ---------------------------------------------------------------------- checkpoints
+
+
+def test_resumed_run_is_bit_identical_with_history_and_best_state(tmp_path):
+    model = model_of()
+
+    def options(epochs, checkpoint=None):
+        def validate(variables):
+            return {"norm": float(jnp.abs(variables["params"]["item"]).sum())}
+
+        stopping = jr.train.EarlyStopping("norm", mode="min", patience=4)
+        return {"epochs": epochs, "validate": validate, "stopping": stopping, "checkpoint": checkpoint}
+
+    whole, history = fit(model, **options(6))
+    fit(model, **options(3, jr.train.Checkpoint(tmp_path / "run")))
+    resumed, rest = fit(model, **options(6, jr.train.Checkpoint(tmp_path / "run")))
+    assert same(whole, resumed)
+    assert jax.random.key_data(whole.key).tolist() == jax.random.key_data(resumed.key).tolist()
+    for name in ("loss", "norm"):
+        assert history.column(name) == rest.column(name)
+
+
+def test_finished_run_comes_back_without_training(tmp_path):
+    checkpoint = jr.train.Checkpoint(tmp_path / "run")
+    done, history = fit(model_of(), checkpoint=checkpoint)
+    again, same_history = fit(model_of(), checkpoint=checkpoint, callbacks=[lambda *_: pytest.fail("trained")])
+    assert same(done, again)
+    assert history.records == same_history.records
+
+
+def test_checkpoint_of_another_run_is_refused(tmp_path):
+    checkpoint = jr.train.Checkpoint(tmp_path / "run")
+    fit(model_of(), checkpoint=checkpoint)
+    for options, message in (
+        ({"batch_size": 64}, "batch_size=128, this one has 64"),
+        ({"train": TEST}, "with train="),
+        ({"tx": optax.sgd(0.1)}, "another model or optimiser"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(model_of(), checkpoint=checkpoint, **options)
+    with pytest.raises(ValueError, match="another model or optimiser"):
+        fit(model_of(dim=4), checkpoint=checkpoint)
+
+
+def test_half_written_checkpoint_is_passed_over(tmp_path):
+    checkpoint = jr.train.Checkpoint(tmp_path / "run")
+    fit(model_of(), epochs=2, checkpoint=checkpoint)
+    latest = tmp_path / "run" / "2"
+    broken = tmp_path / "run" / "3.orbax-checkpoint-tmp-1"
+    shutil.copytree(latest, broken)
+    shutil.rmtree(broken / "arrays")
+    resumed, _ = fit(model_of(), epochs=3, checkpoint=checkpoint)
+    assert same(resumed, fit(model_of(), epochs=3)[0])
+
+
+KILLED = """
+import os, signal, sys
+from functools import partial
+import jax, numpy as np, optax
+import jaxrec as jr
+from jaxrec.data import synthetic
+
+folder, die_at, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+train, _ = synthetic.checkerboard(30)
+model = jr.models.MF(30, 30, dim=8, scale=0.1)
+calls = 0
+
+def count(_):
+    global calls
+    calls += 1
+    if calls == die_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def objective(variables, key, batch):
+    jax.debug.callback(count, key[None].shape[0], ordered=True)
+    sample = partial(jr.sampling.uniform, n_items=30, n=4)
+    return jr.train.pairwise_objective(variables, key, batch, model=model, loss=jr.losses.bpr, sample=sample)
+
+tx = optax.adam(0.03)
+state = jr.train.init(jax.random.key(0), model, tx)
+checkpoint = jr.train.Checkpoint(folder)
+state, history = jr.train.fit(
+    state, objective, tx, train, epochs=4, batch_size=32, checkpoint=checkpoint, progress=False
+)
+leaves = jax.tree.leaves((state.variables, state.opt_state))
+np.savez(out, *leaves, loss=np.array(history.column("loss")[1]))
+"""
+
+
+def test_run_killed_in_the_middle_of_an_epoch_resumes_bit_for_bit(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(jr.__file__).parents[1])}
+    steps = -(-TRAIN.n_pairs // 32)
+
+    def run(folder, die_at, out):
+        command = [sys.executable, "-c", KILLED, str(tmp_path / folder), str(die_at), str(tmp_path / out)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    whole = run("whole", 0, "whole.npz")
+    assert whole.returncode == 0, whole.stderr
+    killed = run("killed", 2 * steps + steps // 2, "killed.npz")
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed.npz").exists()
+    assert (tmp_path / "killed" / "2").exists()
+    assert not (tmp_path / "killed" / "3").exists()
+    resumed = run("killed", 0, "killed.npz")
+    assert resumed.returncode == 0, resumed.stderr
+    expected, found = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "killed.npz")
+    assert expected.files == found.files
+    for name in expected.files:
+        np.testing.assert_array_equal(expected[name], found[name])
