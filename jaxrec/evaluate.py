@@ -354,7 +354,7 @@ def _one_lower(x: Array) -> Array:
 
 
 def _grouped_top_k(scores: Array, k: int) -> tuple[Array, Array]:
-    """`lax.top_k` of [B, G·C] in two stages: the k best groups by their maximum, then the k best of those groups' items.
+    """`lax.top_k` of [B, G·C] in two stages: the k best groups by their maximum, then the k best of their items.
 
     Exact, since each of the k best items lies in one of the k best groups. A group is a *strided* set of columns, so
     that the maxima are an elementwise maximum of G slices and nothing is copied. On CPU `lax.top_k` of long rows costs

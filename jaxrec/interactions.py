@@ -15,9 +15,9 @@ import numpy as np
 import scipy.sparse
 from jax.experimental import sparse
 
+from jaxrec.ids import IdMap as IdMap
+from jaxrec.ids import checked_ids, checked_timestamps, checked_weights, factorised
 from jaxrec.typing import Array, ArrayLike
-
-_INT32_MAX = np.iinfo(np.int32).max
 
 
 class DataWarning(UserWarning):
@@ -97,10 +97,10 @@ class Interactions:
             ValueError: for an empty set, columns of different lengths, ids that are negative, fractional, NaN, not
                 numbers, or not below `n_users`/`n_items`, and for weights or timestamps as above.
         """
-        users = _checked_ids("users", users, n_users)
-        items = _checked_ids("items", items, n_items)
-        weights = None if weights is None else _checked_weights(weights)
-        timestamps = None if timestamps is None else _checked_timestamps(timestamps)
+        users = checked_ids("users", users, n_users)
+        items = checked_ids("items", items, n_items)
+        weights = None if weights is None else checked_weights(weights)
+        timestamps = None if timestamps is None else checked_timestamps(timestamps)
         for name, column in (("items", items), ("weights", weights), ("timestamps", timestamps)):
             if column is not None and len(column) != len(users):
                 raise ValueError(
@@ -151,8 +151,8 @@ class Interactions:
         Raises:
             ValueError: as `from_pairs`; also for missing labels (None, NaN) and columns that mix types.
         """
-        user_labels, user_ids = _factorised("users", users)
-        item_labels, item_ids = _factorised("items", items)
+        user_labels, user_ids = factorised("users", users)
+        item_labels, item_ids = factorised("items", items)
         n_users, n_items = len(user_labels), len(item_labels)
         interactions = cls.from_pairs(
             user_ids, item_ids, weights=weights, timestamps=timestamps, n_users=n_users, n_items=n_items
@@ -289,47 +289,12 @@ class Interactions:
         """
         chex.assert_type(users, int)
         indptr, indices = jnp.asarray(self.indptr), jnp.asarray(self.indices)
-        places = indptr[users][..., None] + jnp.arange(length, dtype=jnp.int32)
-        where = places < indptr[jnp.asarray(users) + 1][..., None]
+        users = jnp.asarray(users)[..., None]
+        places = indptr[users] + jnp.arange(length, dtype=jnp.int32).reshape((1,) * (users.ndim - 1) + (-1,))
+        where = places < indptr[users + 1]
         if self.n_pairs == 0:
             return jnp.zeros(places.shape, jnp.int32), where
         return jnp.where(where, indices.at[places].get(mode="clip"), 0), where
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class IdMap:
-    """The caller's own labels of the ids 0 .. n-1, both ways; lives on the host.
-
-    Attributes:
-        users: distinct labels [M]; id u has label `users[u]`.
-        items: distinct labels [N].
-
-    >>> _, id_map = Interactions.from_labels(["ann", "bob"], [10, 7])
-    >>> id_map.item_ids([7, 10]).tolist(), id_map.item_labels([1, -1]).tolist()
-    ([0, 1], [10, None])
-    """
-
-    users: np.ndarray
-    items: np.ndarray
-
-    def __repr__(self) -> str:
-        return f"IdMap({len(self.users)} users, {len(self.items)} items)"
-
-    def user_ids(self, labels: ArrayLike) -> np.ndarray:
-        """Ids int32 of user labels; a label never seen raises `ValueError`."""
-        return _lookup("users", self.users, labels)
-
-    def item_ids(self, labels: ArrayLike) -> np.ndarray:
-        """Ids int32 of item labels; a label never seen raises `ValueError`."""
-        return _lookup("items", self.items, labels)
-
-    def user_labels(self, ids: ArrayLike) -> np.ndarray:
-        """Labels of user ids of any shape; None for -1, the padding of short lists."""
-        return _labels("users", self.users, ids)
-
-    def item_labels(self, ids: ArrayLike) -> np.ndarray:
-        """Labels of item ids of any shape; None for -1, the padding of short lists."""
-        return _labels("items", self.items, ids)
 
 
 @jax.custom_vjp
@@ -373,93 +338,3 @@ def _spmm_backward(residuals, cotangent):
 
 
 spmm.defvjp(_spmm_forward, _spmm_backward)
-
-
-# ---------------------------------------------------------------------- checks at the door
-
-
-def _column(name: str, values: ArrayLike) -> np.ndarray:
-    column = np.asarray(values)
-    if column.ndim != 1:
-        raise ValueError(f"{name} has shape {list(column.shape)}; give a column of one entry for each pair")
-    return column
-
-
-def _first(bad: np.ndarray) -> int:
-    return int(np.flatnonzero(bad)[0])
-
-
-def _checked_ids(name: str, values: ArrayLike, size: int | None) -> np.ndarray:
-    ids = _column(name, values)
-    if len(ids) == 0:
-        return ids.astype(np.int32)
-    if ids.dtype.kind not in "iuf":
-        raise ValueError(f"{name} holds {ids.dtype}, not integers; labels become ids with Interactions.from_labels")
-    if ids.dtype.kind == "f":
-        bad = ~np.isfinite(ids) | (ids != np.floor(ids))
-        if bad.any():
-            at = _first(bad)
-            raise ValueError(f"{name}[{at}] is {ids[at]}; ids are whole numbers: drop or mend {bad.sum()} such rows")
-    for bad, remedy in (
-        (ids < 0, "ids start at 0; map labels with Interactions.from_labels"),
-        (ids > _INT32_MAX, "ids must fit int32; map labels with Interactions.from_labels"),
-        (ids >= (_INT32_MAX if size is None else size), f"it must be below n_{name}={size}; is n_{name} right?"),
-    ):
-        if bad.any():
-            at = _first(bad)
-            raise ValueError(f"{name}[{at}] is {ids[at]}; {remedy} ({bad.sum()} such rows)")
-    return ids.astype(np.int32)
-
-
-def _checked_weights(values: ArrayLike) -> np.ndarray:
-    weights = _column("weights", values).astype(np.float64)
-    if not np.isfinite(weights).all():
-        at = _first(~np.isfinite(weights))
-        raise ValueError(f"weights[{at}] is {weights[at]}; weights are finite numbers: drop or mend such rows")
-    return weights
-
-
-def _checked_timestamps(values: ArrayLike) -> np.ndarray:
-    column = _column("timestamps", values)
-    if column.dtype.kind == "M":
-        column = column.astype("datetime64[s]").astype(np.int64)
-    bad = ~np.isfinite(column) | (np.abs(column.astype(np.float64)) > _INT32_MAX)
-    if bad.any():
-        at = _first(bad)
-        raise ValueError(
-            f"timestamps[{at}] is {values[at]}; timestamps are seconds since 1970 that fit int32: "
-            "divide milliseconds by 1000, drop rows without a time"
-        )
-    return np.floor(column).astype(np.int32)
-
-
-def _factorised(name: str, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    labels = _column(name, values)
-    missing = np.array([v is None or v != v for v in labels]) if labels.dtype.kind in "fOM" else np.zeros(1, bool)
-    if missing.any():
-        raise ValueError(f"{name}[{_first(missing)}] is missing ({missing.sum()} such rows); drop them first")
-    try:
-        return np.unique(labels, return_inverse=True)
-    except TypeError as error:
-        raise ValueError(f"{name} mixes types that cannot be sorted ({error}); turn all labels into strings") from None
-
-
-def _lookup(name: str, known: np.ndarray, labels: ArrayLike) -> np.ndarray:
-    labels = np.asarray(labels)
-    order = np.argsort(known)
-    ids = order[np.minimum(np.searchsorted(known, labels, sorter=order), len(known) - 1)]
-    bad = known[ids] != labels
-    if np.any(bad):
-        raise ValueError(f"{name} has no label {np.atleast_1d(labels)[np.atleast_1d(bad)][0]!r} ({np.sum(bad)} such)")
-    return ids.astype(np.int32)
-
-
-def _labels(name: str, known: np.ndarray, ids: ArrayLike) -> np.ndarray:
-    ids = np.asarray(ids)
-    if ids.size and (ids.min() < -1 or ids.max() >= len(known)):
-        raise ValueError(f"{name} ids run from 0 to {len(known) - 1}, got {ids.min()} .. {ids.max()}")
-    if not (ids == -1).any():
-        return known[ids]
-    labels = known.astype(object)[ids]
-    labels[ids == -1] = None
-    return labels

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "jaxrec"
 LAYERS = [
-    {"typing", "interactions"},
+    {"typing", "ids", "interactions"},
     {"losses", "metrics", "sampling", "report", "optim"},
     {"models", "als", "newton"},
     {"train", "evaluate"},

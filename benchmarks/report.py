@@ -1,0 +1,99 @@
+"""Makes the tables of README.md from the records in benchmarks/results/.
+
+`python -m benchmarks.report` writes them between the marks; `--check` only says whether they are as the records have it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+
+from benchmarks._record import RESULTS
+
+README = pathlib.Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- tables: python -m benchmarks.report -->", "<!-- end of tables -->"
+
+
+def record(name: str) -> dict:
+    """The record of a benchmark."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def origin(name: str) -> str:
+    """One line: where the figures come from."""
+    found = record(name)
+    return (
+        f"`{found['command']}`, {found['date']}, commit {found['commit']}, jax {found['jax']}, {found['cores']} cores of "
+        f"{found['processor']}, data {found['data']}."
+    )
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def quality() -> str:
+    """The quickstart's table."""
+    found = record("quickstart")
+    rows = []
+    for name, case in found["cases"].items():
+        difference = f"{case['difference_from_popularity']:+.4f} ± {case['difference_stderr']:.4f}"
+        deviation = "" if case["seed_deviation"] is None else f"{case['seed_deviation']:.4f}"
+        score = f"{case['ndcg@10']:.4f} ± {case['stderr']:.4f}"
+        rows.append([name, score, deviation, f"{case['recall@10']:.4f}", "" if name == "popularity" else difference])
+    head = ["ranker", "NDCG@10", "deviation over seeds", "Recall@10", "NDCG@10 less popularity's, paired"]
+    seeds = found["settings"]["seeds"]
+    return (
+        f"**MovieLens (small), ratings of {found['settings']['minimum']:g} stars and more.** Each user's latest 10 % are test, "
+        f"the 10 % before them validation, which chose the epoch; {found['protocol']}. Means of {seeds} seeds, ± standard "
+        f"error over users. This set is for development: no claim about the losses rests on it.\n\n"
+        f"{table(head, rows)}\n\n{origin('quickstart')}"
+    )
+
+
+def speed() -> str:
+    """Evaluation and training against peers."""
+    rows = []
+    for name, peer in (("evaluate_speed", "implicit"), ("train_speed", "torch")):
+        for case, figures in record(name)["cases"].items():
+            cells = [f"{figures[f'{side}_wall_s']:.2f} s ({figures[f'{side}_cpu_s']:.2f} s)" for side in ("jaxrec", peer)]
+            first = figures.get("jaxrec_first_call_s", figures.get("jaxrec_first_epoch_s"))
+            label = "epoch of " + case if name == "train_speed" else case
+            rows.append([label, cells[0], f"{peer} {cells[1]}", f"{figures['ratio']:.2f}", f"{first:.2f} s"])
+    peaks = record("evaluate_speed")["cases"]["gowalla top-20"]
+    head = ["Gowalla, 64 dimensions", "jaxrec: wall (CPU)", "peer: wall (CPU)", "ratio", "jaxrec's first call"]
+    return (
+        "**Speed on CPU**, medians of runs in turn, both on all cores; below 1 jaxrec is faster. The first call includes "
+        f"compilation. Peak memory of the top-20 process: jaxrec {peaks['jaxrec_peak_mb']:.0f} MB, implicit "
+        f"{peaks['implicit_peak_mb']:.0f} MB.\n\n{table(head, rows)}\n\n"
+        f"{origin('evaluate_speed')} {origin('train_speed')} On GPUs nothing has been measured yet."
+    )
+
+
+def main() -> None:
+    """Writes or checks the tables."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if README.md is out of date")
+    options = parser.parse_args()
+    text = README.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    new = f"{before}{BEGIN}\n## Results\n\n{quality()}\n\n{speed()}\n{END}{after}"
+    if new == text:
+        print("README.md has the tables of the records")
+    elif options.check:
+        print("README.md's tables are not those of the records: run python -m benchmarks.report")
+        sys.exit(1)
+    else:
+        README.write_text(new)
+        print("wrote the tables of README.md")
+
+
+if __name__ == "__main__":
+    main()
