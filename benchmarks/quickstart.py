@@ -37,10 +37,10 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--dim", type=int, default=32, help="length of the vectors")
     parser.add_argument("--negatives", type=int, default=20, help="sampled negatives for each positive")
-    parser.add_argument("--epochs", type=int, default=60, help="at most so many; early stopping ends sooner")
+    parser.add_argument("--epochs", type=int, default=45, help="at most so many; early stopping ends sooner")
     parser.add_argument("--batch-size", type=int, default=1024, help="positives a step")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="of Adam")
-    parser.add_argument("--minimum", type=float, default=4.0, help="stars from which a rating counts as a positive")
+    parser.add_argument("--learning-rate", type=float, default=5e-3, help="of Adam")
+    parser.add_argument("--minimum", type=float, default=0.5, help="stars from which a rating is a positive; 0.5 takes all")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each loss, with seeds 0, 1, ...")
     parser.add_argument("--user", type=int, default=0, help="id of the user whose recommendations are shown")
     parser.add_argument("--picture", default="learning_curves.png", help="where the learning curves go")
@@ -67,7 +67,7 @@ def train(name: str, split: splits.Split, seed: int, options: argparse.Namespace
         batch_size=options.batch_size,
         validate=lambda variables: jr.evaluate.full_ranking(model, variables, split.train, split.valid, ks=(10,)).means,
         every=3,
-        stopping=jr.train.EarlyStopping("ndcg@10", patience=3),
+        stopping=jr.train.EarlyStopping("ndcg@10", patience=2),
         progress=False,
     )
     return model, state, history
@@ -106,8 +106,8 @@ def main() -> None:
 
     ids = jr.evaluate.top_k(model, state.variables, [options.user], k=5, seen=known)[1][0]
     titles, genres = data.features["title"], data.features["genres"]
-    liked = split.train.indices[split.train.indptr[options.user] : split.train.indptr[options.user + 1]]
-    print(f"\nUser {data.id_map.user_labels(options.user)} liked {', '.join(titles[liked[:5]])}, ...")
+    met = split.train.indices[split.train.indptr[options.user] : split.train.indptr[options.user + 1]]
+    print(f"\nUser {data.id_map.user_labels(options.user)} met {', '.join(titles[met[:5]])}, ...")
     print(f"{name} recommends:")
     for rank, item in enumerate(ids, 1):
         print(f"  {rank}. {titles[item]} ({genres[item]})")

@@ -132,14 +132,11 @@ def full_ranking(
     _, items, areas = _ranked(
         model, variables, users, k=ks[-1] if ks else 0, seen=train, demoted=test, key=key, block=block, auc=auc
     )
-    per_user = _list_metrics(items, users, test, jnp.asarray(train.item_degrees), ks=tuple(ks))
+    per_user, catalogue = _list_metrics(items, users, test, train.item_degrees, ks=tuple(ks))
     per_user = {name: np.asarray(values, np.float64) for name, values in per_user.items()}
+    catalogue = {name: float(value) for name, value in catalogue.items()}
     if auc:
         per_user["auc"] = np.asarray(areas, np.float64)
-    catalogue = {}
-    for k in ks:
-        catalogue[f"coverage@{k}"] = float(metrics.coverage(items[:, :k], n_items=train.n_items))
-        catalogue[f"gini@{k}"] = float(metrics.gini(items[:, :k], n_items=train.n_items))
     ties = "against the test item" if key is None else "at random"
     protocol = f"full ranking of {train.n_items} items, {train.n_pairs} training pairs masked, ties {ties}"
     return Report(users, per_user, catalogue, items, protocol)
@@ -374,11 +371,13 @@ def _grouped_top_k(scores: Array, k: int) -> tuple[Array, Array]:
 
 @functools.partial(jax.jit, static_argnames="ks")
 def _list_metrics(items, users, test, degrees, *, ks):
-    """Metrics of lists [U, k] at every cut-off, each [U]."""
+    """Metrics of lists [U, k] at every cut-off: for each user [U], and of all lists together."""
     hits = test.contains(users[:, None], items)
     n_relevant = jnp.asarray(test.user_degrees)[users]
-    values = {f"{metric.__name__}@{k}": metric(hits, n_relevant, k=k) for metric in _METRICS for k in ks}
-    return values | {f"popularity@{k}": metrics.popularity(items[:, :k], degrees) for k in ks}
+    per_user = {f"{metric.__name__}@{k}": metric(hits, n_relevant, k=k) for metric in _METRICS for k in ks}
+    per_user |= {f"popularity@{k}": metrics.popularity(items[:, :k], degrees) for k in ks}
+    whole = (metrics.coverage, metrics.gini)
+    return per_user, {f"{m.__name__}@{k}": m(items[:, :k], n_items=test.n_items) for m in whole for k in ks}
 
 
 @functools.partial(jax.jit, static_argnames="model")

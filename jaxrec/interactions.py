@@ -255,6 +255,7 @@ class Interactions:
 
     # ------------------------------------------------------------------ under jit
 
+    @jax.jit
     def contains(self, users: Array, items: Array) -> Array:
         """Whether each pair is stored; `users` and `items` (integers) broadcast, the answer has their shape.
 

@@ -1,0 +1,467 @@
+"""Ranking against brute force in NumPy: ties, masks, short lists, blocks; and what is refused or warned of."""
+
+import math
+import re
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_metrics import ON_HITS, brute_force, pairwise_auc, second_opinion
+
+from jaxrec import evaluate, models
+from jaxrec.data.synthetic import checkerboard
+from jaxrec.interactions import DataWarning, Interactions
+
+M, N = 30, 40
+KS = (1, 5, 33)  # some users have fewer than 33 unseen items
+
+TABLE = evaluate.scorer(lambda table, users: table[users])
+
+
+def _interactions(dense):
+    return Interactions.from_pairs(*dense.nonzero(), n_users=dense.shape[0], n_items=dense.shape[1])
+
+
+def _random_world(seed=0):
+    """Integer scores with many ties, train and test; the last three users have no test pair, user 0 sees almost all."""
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(-2, 3, (M, N)).astype(np.float32)
+    train = rng.random((M, N)) < rng.uniform(0.05, 0.5, (M, 1))
+    train[:, 3] = True
+    train[0] = np.arange(N) >= 6
+    test = (rng.random((M, N)) < 0.15) & ~train
+    test[0, 2], test[-3:] = True, False
+    test[1:-3, 5], train[1:-3, 5] = True, False
+    return scores, train, test
+
+
+SCORES, TRAIN, TEST = _random_world()
+WORLD = _interactions(TRAIN), _interactions(TEST)
+USERS = np.flatnonzero(TEST.any(1))
+
+
+def _full(model=TABLE, variables=SCORES, train=WORLD[0], test=WORLD[1], **how):
+    return evaluate.full_ranking(model, variables, train, test, **{"ks": (5,)} | how)
+
+
+def _hits(scores, train, test):
+    """Hits of one user's whole list, ties against the test items."""
+    unseen = np.flatnonzero(~train)
+    return test[unseen[np.lexsort((test[unseen], -scores[unseen].astype(float)))]]
+
+
+@pytest.fixture(scope="module")
+def report():
+    return evaluate.full_ranking(TABLE, SCORES, *WORLD, ks=KS, auc=True)
+
+
+def test_full_ranking_equals_the_brute_force(report):
+    np.testing.assert_array_equal(report.users, USERS)
+    assert len(USERS) == M - 3
+    for name in ON_HITS:
+        for k in KS:
+            expected = [brute_force(name, _hits(SCORES[u], TRAIN[u], TEST[u]), int(TEST[u].sum()), k) for u in USERS]
+            assert report.per_user[f"{name}@{k}"].dtype == np.float64
+            np.testing.assert_allclose(report.per_user[f"{name}@{k}"], expected, rtol=1e-6, err_msg=f"{name}@{k}")
+            assert report.means[f"{name}@{k}"] == pytest.approx(np.mean(expected), rel=1e-6)
+    areas = [pairwise_auc(SCORES[u], TEST[u], ~TRAIN[u]) for u in USERS]
+    np.testing.assert_allclose(report.per_user["auc"], areas, rtol=1e-6)
+
+
+def test_lists_hold_the_best_unseen_items_and_end_in_padding(report):
+    unseen = (~TRAIN[USERS]).sum(1)
+    assert unseen.min() < KS[-1] < unseen.max()
+    for u, items, n in zip(USERS, report.items, unseen):
+        length = min(n, KS[-1])
+        assert (items[length:] == -1).all() and len(set(items[:length])) == length
+        assert not TRAIN[u, items[:length]].any()
+        np.testing.assert_array_equal(SCORES[u, items[:length]], np.sort(SCORES[u, ~TRAIN[u]])[::-1][:length])
+
+
+def test_figures_of_all_lists_equal_numpy(report):
+    degrees = TRAIN.sum(0)
+    for k in KS:
+        lists = [items[items >= 0] for items in report.items[:, :k]]
+        np.testing.assert_allclose(report.per_user[f"popularity@{k}"], [degrees[x].mean() for x in lists], rtol=1e-6)
+        counts = np.bincount(np.concatenate(lists), minlength=N)
+        gini = np.abs(np.subtract.outer(counts, counts)).sum() / (2 * N * counts.sum())
+        assert report.catalogue == {
+            **report.catalogue,
+            f"coverage@{k}": pytest.approx((counts > 0).mean()),
+            f"gini@{k}": pytest.approx(gini, rel=1e-5),
+        }
+    assert set(report.catalogue) == {f"{name}@{k}" for name in ("coverage", "gini") for k in KS}
+
+
+def test_the_protocol_is_told_in_words(report):
+    assert (
+        report.protocol == f"full ranking of 40 items, {TRAIN.sum()} training pairs masked, ties against the test item"
+    )
+    assert _full(key=jax.random.key(0)).protocol.endswith("ties at random")
+
+
+def test_full_ranking_equals_ranx(report):
+    lists = [items[items >= 0].tolist() for items in report.items]
+    relevant = [np.flatnonzero(TEST[u]).tolist() for u in USERS]
+    theirs = second_opinion(lists, relevant, 5)
+    for name in ON_HITS:
+        np.testing.assert_allclose(report.per_user[f"{name}@5"], theirs[name], atol=1e-6, err_msg=name)
+
+
+def test_a_subset_of_users_has_the_figures_of_the_full_run(report):
+    chosen = np.array([29, 7, 0, 12, 28])  # 28 and 29 have no test pair
+    part = evaluate.full_ranking(TABLE, SCORES, *WORLD, ks=KS, users=chosen, auc=True)
+    assert part.users.tolist() == [7, 0, 12]
+    at = [USERS.tolist().index(u) for u in part.users]
+    assert set(part.per_user) == set(report.per_user)
+    for name, values in part.per_user.items():
+        np.testing.assert_array_equal(values, report.per_user[name][at])
+    np.testing.assert_array_equal(part.items, report.items[at])
+
+
+def test_top_k_gives_scores_with_the_items_and_masks_only_what_it_is_given():
+    users = np.array([5, 0, 5])
+    scores, items = evaluate.top_k(TABLE, SCORES, users, k=N, seen=WORLD[0])
+    n_left = (~TRAIN[users]).sum(1)
+    for u, s, i, n in zip(users, scores, items, n_left):
+        np.testing.assert_array_equal(s[:n], SCORES[u, i[:n]])
+        assert (s[n:] == -np.inf).all() and (i[n:] == -1).all() and (i[:n] >= 0).all()
+    np.testing.assert_array_equal(items[0], items[2])
+    scores, items = evaluate.top_k(TABLE, SCORES, users, k=N)
+    np.testing.assert_array_equal(np.sort(items, axis=1), [np.arange(N)] * 3)
+    assert scores.dtype == np.float32 and items.dtype == np.int32
+
+
+# ---------------------------------------------------------------------- ties
+
+
+def test_a_constant_scorer_finds_nothing_without_a_key():
+    constant = evaluate.full_ranking(TABLE, np.zeros((M, N), np.float32), *WORLD, ks=(5,))
+    others = (~TRAIN & ~TEST)[USERS].sum(1)
+    assert (others[1:] >= 5).all()
+    assert (constant.per_user["recall@5"][1:] == 0).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 3e-38, -1e30, 1234567.0])
+def test_ties_go_against_the_test_item_at_any_size_of_score_and_close_scores_do_not(value):
+    value = np.float32(value)
+    train, test = np.zeros((1, 4), bool), np.zeros((1, 4), bool)
+    train[0, 0] = test[0, 1] = True
+    world = _interactions(train), _interactions(test)
+    tied = np.full((1, 4), value)
+    assert evaluate.full_ranking(TABLE, tied, *world, ks=(3,)).means["mrr@3"] == pytest.approx(1 / 3)
+    ahead = tied.copy()
+    ahead[0, 1] += max(abs(value) * np.float32(1e-6), np.float32(1e-37))
+    assert ahead[0, 1] > value
+    assert evaluate.full_ranking(TABLE, ahead, *world, ks=(3,)).means["mrr@3"] == 1
+
+
+def test_with_a_key_ties_are_broken_as_chance_would():
+    """The expected recall has a closed form: of t tied items, those ahead take what is left of the k places."""
+    k, expected = 5, []
+    for u in USERS:
+        unseen = SCORES[u, ~TRAIN[u]]
+        ahead, tied = (np.array([op(unseen, s).sum() for s in SCORES[u, TEST[u]]]) for op in (np.greater, np.equal))
+        expected.append(np.clip((k - ahead) / tied, 0, 1).mean())
+    draws = np.stack([_full(key=key).per_user["recall@5"] for key in jax.random.split(jax.random.key(0), 40)])
+    of_all = draws.mean(1)
+    assert abs(of_all.mean() - np.mean(expected)) < 4 * of_all.std() / math.sqrt(len(draws))
+    assert of_all.std() > 0 and 4 * of_all.std() / math.sqrt(len(draws)) < 0.05
+    deviation = np.abs(draws.mean(0) - expected)
+    assert (deviation < 4 * draws.std(0) / math.sqrt(len(draws)) + 1e-6).mean() > 0.9
+    np.testing.assert_array_equal(_full(key=jax.random.key(7)).items, _full(key=jax.random.key(7)).items)
+
+
+@pytest.mark.parametrize("n_levels", [1, 2])
+@pytest.mark.parametrize("k", [1, 25])
+def test_ties_favour_neither_low_nor_high_ids(n_levels, k):
+    """Popularity-like scores: the upper half of the ids on one level, the lower half on the other."""
+    row = np.arange(N) * n_levels // N
+    table = np.tile(row.astype(np.float32), (M, 1))
+    keys = jax.random.split(jax.random.key(1), 200)
+    lists = np.concatenate([evaluate.top_k(TABLE, table, np.arange(2), k=k, key=key)[1][:1] for key in keys])
+    best = N - N // n_levels  # ids from here on stand on the top level
+    for ids, low, high in ((lists[lists >= best], best, N), (lists[lists < best], 0, best)):
+        if ids.size:
+            assert set(ids) == set(range(low, high)) or k == 1
+            error = np.sqrt((high - low) ** 2 / 12 / ids.size)
+            assert abs(ids.mean() - (low + high - 1) / 2) < 4 * error
+    assert (row[lists[:, 0]] == n_levels - 1).all()
+
+
+def test_without_a_key_ties_do_not_follow_ids_either():
+    items = evaluate.top_k(TABLE, np.zeros((M, N), np.float32), [0], k=N)[1][0]
+    assert abs(np.corrcoef(items, np.arange(N))[0, 1]) < 0.5
+    np.testing.assert_array_equal(items, evaluate.top_k(TABLE, np.zeros((M, N), np.float32), [9], k=N)[1][0])
+
+
+# ---------------------------------------------------------------------- blocks
+
+MODELS = {
+    score: models.MF(M, N, dim=16, score=getattr(models, score), scale=1.0)
+    for score in ("dot", "cosine", "negative_squared_distance")
+}
+
+
+def _variables(model, seed=0):
+    return model.init(jax.random.key(seed), jnp.array([0]), jnp.array([0]))
+
+
+def _assert_same(a, b):
+    np.testing.assert_array_equal(a.items, b.items)
+    assert a.means == b.means and a.stderr == b.stderr
+    for metric, values in a.per_user.items():
+        np.testing.assert_array_equal(values, b.per_user[metric], err_msg=metric)
+
+
+@pytest.mark.parametrize("name", ["table", *MODELS])
+def test_results_do_not_depend_on_the_block_nor_on_the_way_to_the_scores(name):
+    """Bit for bit; a model that has `vectors` is ranked as by its rows."""
+    model = MODELS.get(name, TABLE)
+    variables = SCORES if name == "table" else _variables(model)
+    whole = _full(model, variables)
+    for block in (1, 8, 24):
+        _assert_same(_full(model, variables, block=block), whole)
+    if name != "table":
+        rows = model.apply(variables, np.arange(M), method="rows")
+        _assert_same(_full(TABLE, rows), whole)
+
+
+def test_scores_of_top_k_do_not_depend_on_the_block_and_are_those_of_the_model():
+    model = MODELS["dot"]
+    variables = _variables(model)
+    scores, items = evaluate.top_k(model, variables, np.arange(M), k=10)
+    pairs = model.apply(variables, np.arange(M)[:, None], items)
+    np.testing.assert_allclose(scores, pairs, rtol=1e-5, atol=1e-6)
+    for block in (8, 24):
+        again = evaluate.top_k(model, variables, np.arange(M), k=10, block=block)
+        np.testing.assert_array_equal(again[0], scores)
+        np.testing.assert_array_equal(again[1], items)
+
+
+def test_a_second_call_with_other_variables_compiles_nothing():
+    model, events = MODELS["dot"], []
+    first, second = _variables(model, 1), _variables(model, 2)
+
+    def count(event, duration, **_):
+        if "backend_compile" in event:
+            events.append(event)
+
+    _full(model, first)
+    size = evaluate._blocks._cache_size()
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        _full(model, second)
+        n_second = len(events)
+        assert evaluate._blocks._cache_size() == size
+        _full(model, second, ks=(6,))
+        assert evaluate._blocks._cache_size() == size + 1 and len(events) > n_second  # the counters count
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert n_second == 0
+
+
+# ---------------------------------------------------------------------- wide catalogues
+
+
+@pytest.mark.parametrize("k", [1, 5, 124, 125, 300])
+def test_two_stage_top_k_equals_one_stage(k):
+    """125 groups: below that many places the groups are used, from there on they are not."""
+    rng = np.random.default_rng(0)
+    scores = rng.integers(-50, 50, (6, 4000)).astype(np.float32)  # ties within and across groups
+    scores[1] = rng.normal(size=4000)
+    scores[2] = np.where(np.arange(4000) % 125 == 3, scores[2], -np.inf)  # only one group has anything
+    scores[3, 7:] = -np.inf
+    scores[4] = -np.arange(4000)
+    scores[5] = 1.0
+    values, at = jax.jit(evaluate._grouped_top_k, static_argnums=1)(scores, k)
+    np.testing.assert_array_equal(values, jax.lax.top_k(scores, k)[0])
+    np.testing.assert_array_equal(np.take_along_axis(scores, np.asarray(at), axis=1), values)
+    assert all(len(set(row)) == k for row in np.asarray(at).tolist())
+
+
+@pytest.mark.parametrize("k", [5, 300])
+def test_a_wide_catalogue_equals_sorting(k):
+    """4001 items fill no whole number of groups; user 2 has three items left."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(3, 4001)).astype(np.float32) - 10  # all below the 0 that pads the rows
+    train = rng.random((3, 4001)) < 0.4
+    train[2, 3:], train[2, :3] = True, False
+    values, items = evaluate.top_k(TABLE, scores, [0, 1, 2], k=k, seen=_interactions(train))
+    masked = np.where(train, -np.inf, scores)
+    order = np.argsort(-masked, axis=1)[:, :k]
+    np.testing.assert_array_equal(values, np.take_along_axis(masked, order, axis=1))
+    np.testing.assert_array_equal(items, np.where(np.isfinite(values), order, -1))
+
+
+def test_the_checkerboard_is_solved_by_colour():
+    train, test = checkerboard(12)
+    colour = np.arange(12) % 2
+    scores = (colour[:, None] == colour).astype(np.float32)
+    solved = _full(TABLE, scores, train, test, ks=(1,), auc=True)
+    assert all(solved.means[name] == 1 for name in ("recall@1", "ndcg@1", "mrr@1", "precision@1", "auc"))
+    np.testing.assert_array_equal(solved.items[:, 0], np.arange(12))
+    wrong = _full(TABLE, 1 - scores, train, test, ks=(1,), auc=True)
+    assert wrong.means["recall@1"] == 0 and wrong.means["auc"] == 0
+
+
+# ---------------------------------------------------------------------- scores that are not finite
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["positive NaN", "negative NaN"])
+@pytest.mark.parametrize("n_items", [N, 4000], ids=["narrow", "wide"])
+def test_a_single_nan_score_is_refused(sign, n_items):
+    """Both signs: x86 makes NaN with the sign bit set, which a total order puts last."""
+    scores = np.tile(np.arange(n_items, dtype=np.float32), (10, 1))
+    scores[4, 11] = np.copysign(np.nan, sign)
+    with pytest.raises(ValueError, match=r"NaN, user 4 .*did training diverge"):
+        evaluate.top_k(TABLE, scores, np.arange(10), k=3)
+
+
+def test_an_infinite_score_of_a_test_item_is_the_best():
+    scores = SCORES[:1].repeat(M, 0)
+    scores[:, 5] = np.inf
+    report = _full(TABLE, scores)
+    assert (report.per_user["mrr@5"][1:] == 1).all()
+
+
+def test_items_scored_minus_infinity_are_not_recommended():
+    scores = SCORES.copy()
+    scores[:, 4:] = -np.inf
+    _, items = evaluate.top_k(TABLE, scores, [1], k=10)
+    assert sorted(items[0][:4]) == [0, 1, 2, 3] and (items[0][4:] == -1).all()
+
+
+# ---------------------------------------------------------------------- wrong input
+
+NOTHING = WORLD[1].select(np.zeros(WORLD[1].n_pairs, bool))
+
+
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ({"ks": (5, 41)}, "k=41, but the catalogue has 40 items"),
+        ({"ks": (0,)}, "k=0"),
+        ({"ks": ()}, "k=0"),
+        ({"users": [0, 30]}, r"users run from 0 to 30; ids are 0 \.\. 29"),
+        ({"users": [-1, 2]}, "users run from -1 to 2"),
+        ({"users": []}, "at least one"),
+        ({"users": [0.0, 1.0]}, "users is float64"),
+        ({"users": 3}, "users is int"),
+        ({"users": np.ones(M, bool)}, "users is bool"),
+        ({"users": [28, 29]}, "none of the users has a test pair"),
+        ({"test": NOTHING}, "none of the users has a test pair"),
+        ({"test": _interactions(TEST[:, :30])}, r"train is \(30, 40\), test \(30, 30\)"),
+        ({"train": _interactions(TRAIN[:20])}, r"train is \(20, 40\), test \(30, 40\)"),
+        ({"variables": SCORES[:, :39]}, "the model scores 39 items, the interactions hold 40"),
+        ({"variables": np.full_like(SCORES, np.nan)}, "27 users have scores of NaN, user 0 the first"),
+    ],
+)
+def test_full_ranking_refuses(how, message):
+    with pytest.raises(ValueError, match=message):
+        _full(**how)
+
+
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ({"k": 41}, "k=41, but the catalogue has 40 items"),
+        ({"k": 0}, "k=0"),
+        ({"seen": _interactions(TRAIN[:, :30])}, "the model scores 40 items, the interactions hold 30"),
+        ({"users": [30], "seen": WORLD[0]}, "users run from 30 to 30"),
+        ({"users": [-1]}, "users run from -1"),
+    ],
+)
+def test_top_k_refuses(how, message):
+    how = {"users": [0], "k": 5} | how
+    with pytest.raises(ValueError, match=message):
+        evaluate.top_k(TABLE, SCORES, how.pop("users"), **how)
+
+
+def test_test_pairs_in_train_are_counted_in_a_warning():
+    both = TRAIN.copy()
+    both[4, 5] = both[6, 5] = True
+    with pytest.warns(DataWarning, match=f"2 of {TEST.sum()} test pairs are also training pairs") as record:
+        report = _full(train=_interactions(both))
+    assert len(record) == 1 and record[0].filename == __file__
+    at = report.users.tolist().index(4)
+    assert 5 not in report.items[at]
+    expected = brute_force("recall", _hits(SCORES[4], both[4], TEST[4]), int(TEST[4].sum()), 5)
+    assert report.per_user["recall@5"][at] == pytest.approx(expected)
+
+
+def test_evaluated_users_without_training_pairs_are_counted_in_a_warning():
+    cold = TRAIN.copy()
+    cold[[3, 9, 29]] = False  # 29 is not evaluated
+    with pytest.warns(DataWarning, match="2 of 27 evaluated users have no training pair") as record:
+        _full(train=_interactions(cold))
+    assert len(record) == 1
+
+
+# ---------------------------------------------------------------------- sampled ranking
+
+ROW = np.array([[0.5, 0.5, 0.9, 0.1, 0.5, 0.2]], np.float32)
+
+
+def test_sampled_ranking_by_hand():
+    """One better, one tied: place 3. The repeated and the own item do not count."""
+    with pytest.warns(DataWarning, match="2 of 5 negatives do not count"):
+        report = evaluate.sampled_ranking(TABLE, ROW, ([0], [0]), [[1, 2, 3, 2, 0]], ks=(2, 3))
+    assert report.means == {
+        **{"hit_rate@2": 0, "ndcg@2": 0, "mrr@2": 0},
+        **{"hit_rate@3": 1, "ndcg@3": pytest.approx(0.5), "mrr@3": pytest.approx(1 / 3)},
+    }
+    assert report.users.tolist() == [0] and report.items is None
+    assert report.protocol == "SAMPLED ranking of each test item among 5 given negatives, ties against the test item"
+
+
+def test_sampled_ranking_equals_the_brute_force_in_blocks_of_any_size():
+    rng = np.random.default_rng(0)
+    users, items = rng.integers(0, M, 50), rng.integers(0, N, 50)
+    negatives = np.stack([rng.permutation(np.delete(np.arange(N), i))[:9] for i in items])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reports = [
+            evaluate.sampled_ranking(TABLE, SCORES, (users, items), negatives, ks=(1, 5), block=block)
+            for block in (1, 7, 50, 1024)
+        ]
+    ahead = (SCORES[users[:, None], negatives] >= SCORES[users, items][:, None]).sum(1)
+    assert len(set(ahead)) > 5
+    for report in reports:
+        np.testing.assert_array_equal(report.users, users)
+        for k in (1, 5):
+            np.testing.assert_array_equal(report.per_user[f"hit_rate@{k}"], ahead < k)
+            np.testing.assert_allclose(report.per_user[f"mrr@{k}"], (ahead < k) / (1 + ahead))
+            np.testing.assert_allclose(report.per_user[f"ndcg@{k}"], (ahead < k) / np.log2(2 + ahead))
+
+
+def test_sampled_ranking_of_a_module_equals_that_of_its_rows():
+    model = models.MF(M, N, dim=3, scale=1.0)
+    variables = _variables(model)
+    rows = np.asarray(model.apply(variables, np.arange(M), method="rows"))
+    pairs, negatives = (np.arange(20), np.arange(20)), np.arange(20)[:, None] + np.arange(1, 9)
+    by_model = evaluate.sampled_ranking(model, variables, pairs, negatives)
+    by_table = evaluate.sampled_ranking(TABLE, rows, pairs, negatives)
+    assert by_model.means == by_table.means and 0 < by_model.means["mrr@10"] < 1
+
+
+@pytest.mark.parametrize(
+    "users, items, negatives, message",
+    [
+        ([0, 1], [0], [[1], [2]], r"users [2], items [1], negatives [2, 1]; give [T], [T] and [T, n]"),
+        ([0, 1], [0, 1], [[1]], r"negatives [1, 1]"),
+        ([0, 1], [0, 1], [1, 2], r"negatives [2]"),
+    ],
+)
+def test_sampled_ranking_refuses_shapes_that_differ(users, items, negatives, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        evaluate.sampled_ranking(TABLE, SCORES, (users, items), negatives)
+
+
+def test_sampled_ranking_refuses_nan():
+    scores = SCORES.copy()
+    scores[7, 3] = np.nan
+    with pytest.raises(ValueError, match="the score of user 7 is NaN"):
+        evaluate.sampled_ranking(TABLE, scores, ([1, 7], [0, 0]), [[3, 4], [3, 4]])

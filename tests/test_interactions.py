@@ -1,0 +1,408 @@
+"""The CSR matrix against dense NumPy, its doors against bad data, and its product."""
+
+import os
+import subprocess
+import sys
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis.extra import numpy as hnp
+
+from jaxrec.interactions import DataWarning, IdMap, Interactions, _spmm_segments, spmm
+
+INT32_MAX = 2**31 - 1
+
+
+@st.composite
+def dense_matrices(draw):
+    """A float32 matrix of few distinct values with at least one entry; rows and columns may be empty."""
+    shape = draw(st.tuples(st.integers(1, 6), st.integers(1, 9)))
+    dense = draw(hnp.arrays(np.float32, shape, elements=st.sampled_from([0, 0, 1, 2, 0.5])))
+    at = draw(st.tuples(st.integers(0, shape[0] - 1), st.integers(0, shape[1] - 1)))
+    dense[at] = 3
+    return dense
+
+
+def few(n):
+    return hypothesis.settings(max_examples=n, deadline=None, derandomize=True, database=None)
+
+
+def shuffled(dense, rng):
+    """The matrix of a dense one from its pairs in random order, with weights, and timestamps that name the pair."""
+    users, items = np.nonzero(dense)
+    order = rng.permutation(len(users))
+    users, items = users[order], items[order]
+    return Interactions.from_pairs(
+        users,
+        items,
+        weights=dense[users, items],
+        timestamps=users * 100 + items,
+        n_users=dense.shape[0],
+        n_items=dense.shape[1],
+    )
+
+
+@hypothesis.given(dense_matrices(), st.randoms(use_true_random=False))
+@few(60)
+def test_the_host_side_equals_dense_numpy(dense, random):
+    rng = np.random.default_rng(random.getrandbits(32))
+    matrix = shuffled(dense, rng)
+    users, items = np.nonzero(dense)
+    np.testing.assert_array_equal(matrix.to_scipy().toarray(), dense)
+    np.testing.assert_array_equal(matrix.pairs(), (users, items))
+    np.testing.assert_array_equal(matrix.weights, dense[users, items])
+    np.testing.assert_array_equal(matrix.timestamps, users * 100 + items)
+    np.testing.assert_array_equal(matrix.user_degrees, (dense > 0).sum(1))
+    np.testing.assert_array_equal(matrix.item_degrees, (dense > 0).sum(0))
+    assert matrix.n_pairs == len(users)
+    dtypes = [column.dtype for column in (matrix.indptr, matrix.indices, matrix.timestamps, *matrix.pairs())]
+    assert dtypes == [np.int32] * 5 and matrix.weights.dtype == np.float32
+
+    transposed = matrix.transpose()
+    np.testing.assert_array_equal(transposed.to_scipy().toarray(), dense.T)
+    np.testing.assert_array_equal(transposed.timestamps, [u * 100 + i for i, u in zip(*np.nonzero(dense.T))])
+    assert transposed.transpose().fingerprint() == matrix.fingerprint()
+    assert Interactions.from_scipy(scipy.sparse.coo_array(dense)).fingerprint() == matrix.fingerprint()
+
+    keep = rng.random(matrix.n_pairs) < 0.5
+    kept = matrix.select(keep)
+    np.testing.assert_array_equal(kept.pairs(), (users[keep], items[keep]))
+    np.testing.assert_array_equal(kept.timestamps, matrix.timestamps[keep])
+    expected = np.zeros_like(dense)
+    expected[users[keep], items[keep]] = dense[users[keep], items[keep]]
+    np.testing.assert_array_equal(kept.to_scipy().toarray(), expected)
+
+
+@hypothesis.given(dense_matrices(), st.randoms(use_true_random=False))
+@few(6)
+def test_the_device_side_equals_dense_numpy(dense, random):
+    rng = np.random.default_rng(random.getrandbits(32))
+    matrix = jax.device_put(shuffled(dense, rng))
+    n_users, n_items = dense.shape
+    users, items = np.meshgrid(np.arange(n_users), np.arange(-2, n_items + 2), indexing="ij")
+    padded = np.pad(dense > 0, ((0, 0), (2, 2)))  # items beyond the catalogue are never stored
+    np.testing.assert_array_equal(jax.jit(Interactions.contains)(matrix, users, items), padded)
+
+    order = rng.permutation(n_users)
+    found, where = jax.jit(Interactions.rows, static_argnames="length")(matrix, order, length=4)
+    for u, row, mask in zip(order, found, where):
+        stored = np.flatnonzero(dense[u])[:4]
+        np.testing.assert_array_equal(row, np.pad(stored, (0, 4 - len(stored))))
+        np.testing.assert_array_equal(mask, np.arange(4) < len(stored))
+
+    x = rng.normal(size=(n_items, 3)).astype(np.float32)
+    y = rng.normal(size=(n_users, 3)).astype(np.float32)
+    product, vjp = jax.vjp(lambda x: spmm(matrix, matrix.transpose(), x), x)
+    np.testing.assert_allclose(product, dense @ x, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(vjp(y)[0], dense.T @ y, rtol=1e-5, atol=1e-5)
+
+
+DENSE = np.array([[0, 2, 0, 1, 3], [0, 0, 0, 0, 0], [5, 0, 0, 0, 4], [0, 1, 1, 1, 0]], np.float32)
+MATRIX = shuffled(DENSE, np.random.default_rng(0))
+
+
+def test_contains_and_rows_take_any_shape_of_ids():
+    users, items = np.array([[0], [3]]), np.array([[1, 3, 0]])
+    np.testing.assert_array_equal(MATRIX.contains(users, items), DENSE[users, items] > 0)
+    assert bool(MATRIX.contains(2, 4))
+    found, where = MATRIX.rows(np.array([[3, 0], [1, 2]]), length=2)
+    np.testing.assert_array_equal(found, [[[1, 2], [1, 3]], [[0, 0], [0, 4]]])
+    np.testing.assert_array_equal(where, [[[1, 1], [1, 1]], [[0, 0], [1, 1]]])
+    found, where = MATRIX.rows(jnp.array(0), length=4)
+    assert found.tolist() == [1, 3, 4, 0] and where.tolist() == [True] * 3 + [False]
+    assert found.dtype == jnp.int32
+
+
+@pytest.mark.parametrize(
+    "call", [lambda m: m.contains(jnp.array(0.0), jnp.array(1)), lambda m: m.rows(jnp.array([0.0]), length=2)]
+)
+def test_float_ids_are_refused(call):
+    with pytest.raises(AssertionError):
+        call(MATRIX)
+
+
+def test_no_pairs_at_all():
+    empty = MATRIX.select(np.zeros(MATRIX.n_pairs, bool))
+    assert (
+        empty.n_pairs == 0 and empty.to_scipy().nnz == 0 and repr(empty).startswith("Interactions(4 users x 5 items, 0")
+    )
+    assert not empty.contains(np.array([0, 3]), np.array([1, 1])).any()
+    found, where = empty.rows(np.array([0, 3]), length=2)
+    assert not where.any() and not found.any() and found.shape == (2, 2)
+    assert not np.asarray(spmm(empty, empty.transpose(), jnp.ones((5, 2)))).any()
+    assert empty.transpose().n_users == 5
+
+
+def test_it_is_a_pytree_that_passes_through_jit():
+    leaves, tree = jax.tree.flatten(MATRIX)
+    assert len(leaves) == 4 and len(jax.tree.leaves(Interactions.from_pairs([0], [0]))) == 2
+    back = jax.tree.unflatten(tree, leaves)
+    assert (back.n_users, back.n_items) == (4, 5) and back.fingerprint() == MATRIX.fingerprint()
+    out = jax.jit(lambda m: m)(MATRIX)
+    assert isinstance(out, Interactions) and out.fingerprint() == MATRIX.fingerprint()
+    assert out.user_degrees.tolist() == MATRIX.user_degrees.tolist() == [3, 0, 2, 3]
+
+
+def test_ids_reach_beyond_two_to_the_31_cells():
+    """Keys of pairs are user · N + item, more than int32 holds."""
+    n = 100_000
+    users, items = np.array([n - 1, 0, n - 1, 50_000]), np.array([n - 1, n - 1, 0, 7])
+    matrix = Interactions.from_pairs(users, items, n_users=n, n_items=n)
+    assert [pair.tolist() for pair in matrix.pairs()] == [[0, 50_000, n - 1, n - 1], [n - 1, 7, 0, n - 1]]
+    assert matrix.contains(users, items).all()
+    assert not matrix.contains(users, np.array([n - 2, n - 2, 1, 8])).any()
+    assert matrix.transpose().pairs()[0].tolist() == [0, 7, n - 1, n - 1]
+    assert repr(matrix).startswith("Interactions(100000 users x 100000 items, 4 pairs, density 0.0000%")
+
+
+def test_contains_finds_every_pair_of_a_long_row():
+    stored = np.arange(0, 1000, 3)
+    matrix = Interactions.from_pairs(np.full(len(stored), 1), stored, n_users=3, n_items=1000)
+    every = np.arange(1000)
+    np.testing.assert_array_equal(matrix.contains(np.ones(1000, int), every), every % 3 == 0)
+    assert not matrix.contains(np.full(1000, 2), every).any()
+
+
+# ---------------------------------------------------------------------- the doors
+
+
+@pytest.mark.parametrize(
+    "users, items, how, message",
+    [
+        ([0, -1], [0, 0], {}, r"users\[1\] is -1; ids start at 0"),
+        ([0, 1], [0.0, 1.5], {}, r"items\[1\] is 1.5; ids are whole numbers"),
+        ([np.nan, 1], [0, 1], {}, r"users\[0\] is nan"),
+        ([0, 1], [0, np.inf], {}, r"items\[1\] is inf"),
+        ([0, 5], [0, 1], {"n_users": 5}, r"users\[1\] is 5; it must be below n_users=5"),
+        ([0, 1], [7, 1], {"n_items": 3}, r"items\[0\] is 7; it must be below n_items=3"),
+        ([0, 2**31], [0, 1], {}, r"users\[1\] is 2147483648; ids must fit int32"),
+        ([0, 2**31 - 1], [0, 1], {}, r"users\[1\] is 2147483647; ids must"),
+        ([0, 1], [1e12, 1], {}, r"items\[0\] is 1000000000000.0; ids must fit int32"),
+        ([0, 1, 2], [0, 1], {}, "items has 2 entries and users has 3"),
+        ([0, 1], [0, 1], {"weights": [1.0]}, "weights has 1 entries and users has 2"),
+        ([0, 1], [0, 1], {"timestamps": [1, 2, 3]}, "timestamps has 3 entries and users has 2"),
+        ([], [], {}, "empty"),
+        (["a", "b"], [0, 1], {}, r"users holds <U1, not integers; .*from_labels"),
+        ([0, 1], [True, False], {}, "items holds bool, not integers"),
+        ([[0, 1]], [0, 1], {}, r"users has shape \[1, 2\]"),
+        ([0, 1], [0, 1], {"weights": [1.0, np.nan]}, r"weights\[1\] is nan"),
+        ([0, 1], [0, 1], {"weights": [np.inf, 1.0]}, r"weights\[0\] is inf"),
+        ([0, 1], [0, 1], {"weights": ["2", "many"]}, "weights"),
+        ([0, 1], [0, 1], {"timestamps": ["2020-01-01", "2020-01-02"]}, "timestamps"),
+        (
+            [0, 1],
+            [0, 1],
+            {"timestamps": [1e9, 1.7e12]},
+            r"timestamps\[1\] is 1\.?7\S*; .*divide milliseconds by 1000",
+        ),
+        ([0, 1], [0, 1], {"timestamps": [np.nan, 1]}, r"timestamps\[0\] is nan"),
+        (
+            [0, 1],
+            [0, 1],
+            {"timestamps": np.array(["2020-01-01", "NaT"], "M8[s]")},
+            r"timestamps\[1\] is .*drop rows without a time",
+        ),
+    ],
+)
+def test_bad_columns_are_refused_by_name_and_value(users, items, how, message):
+    with pytest.raises(ValueError, match=message):
+        Interactions.from_pairs(users, items, **how)
+
+
+def test_a_bad_timestamp_in_a_filtered_pandas_column_is_named_by_its_position():
+    pd = pytest.importorskip("pandas")
+    column = pd.Series([5, 1.7e12], index=[7, 9])
+    with pytest.raises(ValueError, match=r"timestamps\[1\] is 1\.?7\S*; "):
+        Interactions.from_pairs([0, 1], [0, 1], timestamps=column)
+
+
+def test_good_columns_of_every_kind_are_taken():
+    for dtype in (np.int64, np.uint8, np.float32, np.uint64):
+        matrix = Interactions.from_pairs(np.array([1, 0], dtype), np.array([2, 1], dtype), n_users=4)
+        assert (matrix.n_users, matrix.n_items) == (4, 3) and matrix.indices.tolist() == [1, 2]
+    largest = Interactions.from_pairs([0], [INT32_MAX - 1])
+    assert largest.indices.tolist() == [INT32_MAX - 1] and largest.n_items == INT32_MAX
+    times = np.array(["2020-01-01", "1970-01-02T00:00:01.9"], "M8[ms]")
+    assert Interactions.from_pairs([0, 1], [0, 0], timestamps=times).timestamps.tolist() == [1577836800, 86401]
+    assert Interactions.from_pairs([0, 1], [0, 0], timestamps=[1.9, 5]).timestamps.tolist() == [1, 5]
+
+
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ({}, r"merged 3 duplicate pairs \(repetition ignored\); the first is user 0, item 2"),
+        ({"weights": [1, 2, 4, 8, 16]}, r"merged 3 duplicate pairs \(weights added\)"),
+        (
+            {"weights": [1, 2, 4, 8, 16], "timestamps": [9, 1, 7, 8, 3]},
+            r"merged 3 duplicate pairs \(weights added, latest timestamp kept\)",
+        ),
+    ],
+)
+def test_duplicates_are_merged_with_a_warning(how, message):
+    with pytest.warns(DataWarning, match=message):
+        matrix = Interactions.from_pairs([1, 0, 1, 0, 1], [3, 2, 3, 2, 3], **how)
+    assert [column.tolist() for column in matrix.pairs()] == [[0, 1], [2, 3]]
+    assert matrix.weights is None if "weights" not in how else matrix.weights.tolist() == [10, 21]
+    assert matrix.timestamps is None if "timestamps" not in how else matrix.timestamps.tolist() == [8, 9]
+
+
+def test_select_refuses_anything_but_one_bool_a_pair():
+    for keep in (np.ones(3, bool), np.ones(MATRIX.n_pairs), np.arange(2)):
+        with pytest.raises(ValueError, match="give one bool for each of 8 pairs"):
+            MATRIX.select(keep)
+
+
+@pytest.mark.parametrize("kind", [scipy.sparse.csr_array, scipy.sparse.csc_matrix, scipy.sparse.coo_matrix])
+def test_from_scipy_drops_stored_zeros_and_leaves_its_argument_alone(kind):
+    matrix = kind(scipy.sparse.coo_array(([1.0, 0.0, 1.0], ([0, 0, 2], [1, 2, 0])), shape=(4, 3)))
+    interactions = Interactions.from_scipy(matrix)
+    assert [column.tolist() for column in interactions.pairs()] == [[0, 2], [1, 0]]
+    assert interactions.weights is None and (interactions.n_users, interactions.n_items) == (4, 3)
+    assert matrix.nnz == 3
+    assert Interactions.from_scipy(matrix * 2).weights.tolist() == [2, 2]
+
+
+def test_fingerprints_name_shape_pairs_and_weights():
+    pairs = [0, 0, 2], [1, 3, 0]
+    variants = [
+        Interactions.from_pairs(*pairs),
+        Interactions.from_pairs(*pairs, n_items=5),
+        Interactions.from_pairs([0, 1, 2], pairs[1]),
+        Interactions.from_pairs(pairs[0], [1, 2, 0], n_items=4),
+        Interactions.from_pairs(*pairs, weights=[1, 1, 1]),
+    ]
+    assert len({matrix.fingerprint() for matrix in variants}) == len(variants)
+    assert Interactions.from_pairs([2, 0, 0], [0, 3, 1]).fingerprint() == variants[0].fingerprint()
+    assert len(variants[0].fingerprint()) == 12
+
+
+# ---------------------------------------------------------------------- labels
+
+
+@pytest.mark.parametrize(
+    "users, items",
+    [
+        (["bo", "ann", "bo", "zoë"], ["x9", "x9", "a", "a"]),
+        ([30, 10, 30, 2**40], [-5, -5, 0, 0]),
+        (np.array(["bo", "ann", "bo", "zoë"], object), [1.5, 1.5, 0.5, 0.5]),
+    ],
+    ids=["strings", "integers", "objects and floats"],
+)
+def test_labels_become_sorted_ids_and_come_back(users, items):
+    matrix, id_map = Interactions.from_labels(users, items, [1, 2, 3, 4], [5, 6, 7, 8])
+    assert id_map.users.tolist() == sorted(set(users)) and id_map.items.tolist() == sorted(set(items))
+    assert repr(id_map) == "IdMap(3 users, 2 items)" and (matrix.n_users, matrix.n_items) == (3, 2)
+    stored = list(zip(id_map.user_labels(matrix.pairs()[0]), id_map.item_labels(matrix.pairs()[1])))
+    columns = zip(stored, matrix.weights, matrix.timestamps)
+    assert sorted(columns) == sorted(zip(zip(users, items), [1, 2, 3, 4], [5, 6, 7, 8]))
+    np.testing.assert_array_equal(id_map.user_ids(id_map.users), [0, 1, 2])
+    np.testing.assert_array_equal(id_map.item_ids(items), [id_map.items.tolist().index(i) for i in items])
+    assert id_map.user_ids(users).dtype == np.int32
+    assert id_map.item_labels([[1, -1], [0, 0]]).tolist() == [[id_map.items[1], None], [id_map.items[0]] * 2]
+
+
+def test_unknown_labels_and_ids_are_refused():
+    id_map = IdMap(np.array(["ann", "bo"]), np.array([7, 10]))
+    with pytest.raises(ValueError, match=r"users has no label .*'zed'.* \(2 such\)"):
+        id_map.user_ids(["ann", "zed", "aaa"])
+    with pytest.raises(ValueError, match=r"items has no label .*8.* \(1 such\)"):
+        id_map.item_ids(8)
+    for ids in ([2], [-2]):
+        with pytest.raises(ValueError, match="items ids run from 0 to 1"):
+            id_map.item_labels(ids)
+    assert id_map.user_labels(np.zeros((0, 3), int)).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "users, message",
+    [
+        (np.array(["a", None], object), r"users\[1\] is missing \(1 such rows\)"),
+        (np.array([np.nan, 1.0]), r"users\[0\] is missing"),
+        (np.array(["2020", "NaT"], "M8[D]"), r"users\[1\] is missing"),
+        (np.array(["a", 1], object), "users mixes types"),
+        (["a"], "items has 2 entries and users has 1"),
+    ],
+)
+def test_labels_that_are_missing_or_mixed_are_refused(users, message):
+    with pytest.raises(ValueError, match=message):
+        Interactions.from_labels(users, [1, 2])
+
+
+def test_dataframes_by_column_name():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(
+        {"who": ["b", "a", "b"], "what": [5, 5, 3], "n": [1.0, 2.0, 4.0], "when": pd.to_datetime(["2020-01-01"] * 3)}
+    )
+    matrix, id_map = Interactions.from_dataframe(frame, user="who", item="what", weight="n", timestamp="when")
+    np.testing.assert_array_equal(matrix.to_scipy().toarray(), [[0, 2], [4, 1]])
+    assert id_map.users.tolist() == ["a", "b"] and id_map.items.tolist() == [3, 5]
+    assert matrix.timestamps.tolist() == [1577836800] * 3
+    assert Interactions.from_dataframe(frame, user="who", item="what")[0].weights is None
+    with pytest.raises(ValueError, match=r"weight='count' is not a column of the frame; it has \['who', 'what'"):
+        Interactions.from_dataframe(frame, user="who", item="what", weight="count")
+
+
+@pytest.mark.parametrize("dtype, values", [("string", ["a", None]), ("Int64", [1, None])])
+def test_missing_values_of_pandas_own_types_are_refused(dtype, values):
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"u": pd.array(values, dtype=dtype), "i": [1, 2]})
+    with pytest.raises(ValueError, match=r"users\[1\] is missing"):
+        Interactions.from_dataframe(frame, user="u", item="i")
+
+
+# ---------------------------------------------------------------------- product
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_spmm_and_its_gradient_inside_jit_with_the_matrix_as_argument(weighted):
+    dense = DENSE if weighted else (DENSE > 0).astype(np.float32)
+    matrix = Interactions.from_scipy(scipy.sparse.csr_array(dense))
+    assert (matrix.weights is not None) == weighted
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+
+    @jax.jit
+    def loss(x, matrix, transposed):
+        return (spmm(matrix, transposed, x) ** 2).sum()
+
+    value, gradient = jax.value_and_grad(loss)(x, matrix, matrix.transpose())
+    np.testing.assert_allclose(value, ((dense @ x) ** 2).sum(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, 2 * dense.T @ (dense @ x), rtol=1e-5, atol=1e-5)
+
+
+def test_spmm_in_float64_and_its_form_for_accelerators():
+    rng = np.random.default_rng(0)
+    dense = rng.random((7, 6)) * (rng.random((7, 6)) < 0.4)
+    dense[3] = 0
+    matrix, x = Interactions.from_scipy(scipy.sparse.csr_array(dense)), rng.normal(size=(6, 3))
+    with jax.enable_x64(True):
+        stored = dense.astype(np.float32).astype(np.float64)  # weights are float32, their product is not
+        product = spmm(matrix, matrix.transpose(), x)
+        assert product.dtype == jnp.float64
+        np.testing.assert_allclose(product, stored @ x, rtol=1e-13, atol=1e-13)
+        weights, indices, indptr = (jnp.asarray(c) for c in (matrix.weights, matrix.indices, matrix.indptr))
+        gathered = _spmm_segments(weights.astype(jnp.float64), indices, indptr, jnp.asarray(x), n_users=7)
+        np.testing.assert_allclose(gathered, stored @ x, rtol=1e-13, atol=1e-13)
+
+
+def test_spmm_refuses_a_table_of_other_length():
+    with pytest.raises(AssertionError):
+        spmm(MATRIX, MATRIX.transpose(), jnp.ones((4, 2)))
+
+
+# ---------------------------------------------------------------------- import
+
+
+def test_importing_touches_no_device():
+    """Under a platform that does not exist, the first use of a device fails and the import must not."""
+    modules = ", ".join(
+        f"jaxrec.{name}" for name in ("interactions", "losses", "metrics", "sampling", "evaluate", "models")
+    )
+    code = f"import jax, {modules}\ntry: jax.devices()\nexcept RuntimeError: print('no device')"
+    env = os.environ | {"JAX_PLATFORMS": "no_such_platform"}
+    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout.strip()) == (0, "no device"), run.stderr

@@ -1,0 +1,545 @@
+"""Every loss against its formula in plain Python, and the contract that all of them share."""
+
+import functools
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec import losses
+from jaxrec.losses.softmax import _simplex_projection
+
+# ---------------------------------------------------------------------- golden values (float64)
+
+POS = (0.8, 0.1, 1.02)
+NEG = ((0.95, 0.72, 0.5, -0.2), (0.65, 0.61, 0.3, 0.93), (0.1, 0.2, 0.85, 0.99))
+GOWALLA = dict(margins=(0.7, 0.8, 0.9), weights=(0.1, 0.15, 0.75), negative_weight=700.0)
+GOLDEN = {
+    "mml_yelp": (losses.mml, (12.6, 10.7, 20.0)),
+    "mml_gowalla": (partial(losses.mml, **GOWALLA), (15.425, 12.275, 25.8125)),
+    "ccl": (losses.ccl, (2.075, 2.025, 3.375)),
+    "bpr": (losses.bpr, (0.5731302368, 0.9939601152, 0.4975929232)),
+    "softmax": (losses.softmax, (1.4335710594, 2.0685405551, 1.2955654588)),
+    "softmax_cold": (partial(losses.softmax, temperature=0.11), (1.6972880147, 7.6736253241, 0.6807341160)),
+    "bsl_reweight": (partial(losses.bsl, negatives="sum"), (2.3717198604, 8.5313854063, 0.8997923601)),
+    "bsl_multi": (losses.bsl, (0.8467960631, 7.0064616091, -0.6251314372)),
+    "bce": (losses.bce, (1.3625422428, 1.7021319013, 1.3215124464)),
+    "mse_sum": (partial(losses.mse, negatives="sum"), (0.87545, 1.27975, 0.8765)),
+    "rg2_sampled": (losses.rg2_sampled, (0.4063625, 1.2411875, 0.2340750)),
+}
+
+
+@pytest.mark.parametrize("loss, expected", GOLDEN.values(), ids=GOLDEN)
+def test_golden(loss, expected):
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(jax.jit(loss)(jnp.array(POS), jnp.array(NEG)), expected, rtol=1e-9, atol=1e-10)
+
+
+def test_golden_sparsemax_and_its_threshold():
+    with jax.enable_x64(True):
+        scores = jnp.array([[p, *n] for p, n in zip(POS, NEG)])
+        targets = jnp.zeros(scores.shape, bool).at[:, 0].set(True)
+        np.testing.assert_allclose(losses.sparsemax(scores, targets), (0.3703375, 0.9937333333, 0.2749), atol=1e-10)
+        p = _simplex_projection(scores, jnp.ones(scores.shape, bool))
+        thresholds = jnp.where(p > 0, scores - p, jnp.nan)
+        np.testing.assert_allclose(jnp.nanmax(thresholds, axis=1), (0.4925, 0.3966666667, 0.62), atol=1e-10)
+        np.testing.assert_allclose(jnp.nanmin(thresholds, axis=1), (0.4925, 0.3966666667, 0.62), atol=1e-10)
+
+
+# ---------------------------------------------------------------------- the formulae, for one comparison, by `math`
+
+
+def relu(x):
+    return max(x, 0.0)
+
+
+def softplus(x):
+    return relu(x) + math.log1p(math.exp(-abs(x)))
+
+
+def logsumexp(xs):
+    top = max(xs)
+    return top + math.log(sum(math.exp(x - top) for x in xs))
+
+
+def average(xs):
+    return sum(xs) / len(xs)
+
+
+def bpr(p, ns, reduce=average):
+    return reduce([softplus(n - p) for n in ns])
+
+
+def hinge(p, ns, margin=1.0, reduce=average):
+    return reduce([relu(margin - p + n) for n in ns])
+
+
+def mml(p, ns, margins=(0.6, 0.7, 0.8, 0.9), weights=(0.05, 0.15, 0.2, 0.6), wp=1.0, wn=400.0, reduce=average):
+    return wp * relu(1 - p) + wn * reduce([sum(w * relu(n - m) for m, w in zip(margins, weights)) for n in ns])
+
+
+def bce(p, ns, reduce=average):
+    return softplus(-p) + reduce([softplus(n) for n in ns])
+
+
+def mse(p, ns, reduce=average):
+    return 0.5 * (p - 1) ** 2 + 0.5 * reduce([n**2 for n in ns])
+
+
+def rg2_sampled(p, ns, reduce=average):
+    return -p + 0.5 * reduce([(n + 1) ** 2 for n in ns])
+
+
+def softmax(p, ns, temperature=1.0, log_q_pos=0.0, log_q_neg=0.0):
+    p = p / temperature - log_q_pos
+    return logsumexp([p] + [n / temperature - log_q_neg for n in ns]) - p
+
+
+def bsl(p, ns, temperature=0.11, exponent=1.1, mean=True):
+    partition = logsumexp([n / temperature for n in ns]) - (math.log(len(ns)) if mean else 0)
+    return -p / temperature + exponent * partition
+
+
+LOSSES = {
+    "bpr": (losses.bpr, bpr),
+    "bpr_sum": (partial(losses.bpr, negatives="sum"), partial(bpr, reduce=sum)),
+    "hinge": (losses.hinge, hinge),
+    "hinge_sum": (partial(losses.hinge, margin=0.3, negatives="sum"), partial(hinge, margin=0.3, reduce=sum)),
+    "ccl": (losses.ccl, partial(mml, margins=(0.9,), weights=(1.0,), wn=150.0)),
+    "ccl_sum": (
+        partial(losses.ccl, margin=0.2, weight=3.0, negatives="sum"),
+        partial(mml, margins=(0.2,), weights=(1.0,), wn=3.0, reduce=sum),
+    ),
+    "mml": (losses.mml, mml),
+    "mml_sum": (
+        partial(losses.mml, **GOWALLA, positive_weight=2.0, negatives="sum"),
+        partial(mml, margins=(0.7, 0.8, 0.9), weights=(0.1, 0.15, 0.75), wp=2.0, wn=700.0, reduce=sum),
+    ),
+    "bce": (losses.bce, bce),
+    "bce_sum": (partial(losses.bce, negatives="sum"), partial(bce, reduce=sum)),
+    "mse": (losses.mse, mse),
+    "mse_sum": (partial(losses.mse, negatives="sum"), partial(mse, reduce=sum)),
+    "rg2_sampled": (losses.rg2_sampled, rg2_sampled),
+    "rg2_sampled_sum": (partial(losses.rg2_sampled, negatives="sum"), partial(rg2_sampled, reduce=sum)),
+    "softmax": (losses.softmax, softmax),
+    "softmax_cold": (partial(losses.softmax, temperature=0.2), partial(softmax, temperature=0.2)),
+    "sampled_softmax": (
+        partial(losses.sampled_softmax, temperature=0.5, log_q_pos=-1.0, log_q_neg=-3.0),
+        partial(softmax, temperature=0.5, log_q_pos=-1.0, log_q_neg=-3.0),
+    ),
+    "bsl": (losses.bsl, bsl),
+    "bsl_sum": (
+        partial(losses.bsl, temperature=0.3, exponent=1.4, negatives="sum"),
+        partial(bsl, temperature=0.3, exponent=1.4, mean=False),
+    ),
+}
+AVERAGING = [name for name in LOSSES if not name.endswith("_sum") and "softmax" not in name]
+ONE_EACH = {name: pair for name, pair in LOSSES.items() if not name.endswith("_sum") or name == "bsl_sum"}
+every_loss = pytest.mark.parametrize("loss, formula", ONE_EACH.values(), ids=ONE_EACH)
+every_fn = pytest.mark.parametrize("loss", [loss for loss, _ in ONE_EACH.values()], ids=ONE_EACH)
+
+# Row 0 has one valid negative, row 1 two, row 2 all, row 3 none. Scores keep clear of all margins.
+SCORES = (
+    np.array([0.3, 0.97, -0.4, 0.55], np.float32),
+    np.array(
+        [[0.93, 0.74, -0.3, 0.1], [0.65, 0.86, 0.33, -0.9], [0.12, 0.83, 0.98, 0.71], [0.5, 0.95, 0.2, 0.3]], np.float32
+    ),
+)
+WHERE = np.array([[1, 0, 0, 0], [0, 1, 0, 1], [1, 1, 1, 1], [0, 0, 0, 0]], bool)
+
+
+def _by_formula(formula, pos, neg, where):
+    """Deletes the masked negatives and applies the formula; NumPy float64."""
+    shape = np.broadcast_shapes(pos.shape, neg.shape[:-1])
+    pos = np.broadcast_to(pos, shape)
+    neg, where = (np.broadcast_to(x, (*shape, neg.shape[-1])) for x in (neg, where))
+    values = np.zeros(shape)
+    for at in np.ndindex(shape):
+        if where[at].any():
+            values[at] = formula(float(pos[at]), [float(n) for n in neg[at][where[at]]])
+    return values
+
+
+def _close(actual, expected, rtol=1e-5, atol=0.0):
+    np.testing.assert_allclose(actual, expected, rtol=rtol, atol=max(atol, rtol * max(1e-3, np.abs(expected).max())))
+
+
+@pytest.mark.parametrize(
+    "loss, by_hand",
+    [
+        (losses.bpr, (math.log(1 + math.exp(-0.5)) + math.log(1 + math.exp(0.4))) / 2),
+        (losses.hinge, ((1 - 0.5) + (1 + 0.4)) / 2),
+        (losses.ccl, 0.5 + 150 * 0),
+        (partial(losses.ccl, margin=0.4, weight=10.0), 0.5 + 10 * 0.5 / 2),
+        (losses.mml, 0.5 + 400 * (0.05 * 0.3 + 0.15 * 0.2 + 0.2 * 0.1) / 2),
+        (losses.bce, math.log(1 + math.exp(-0.5)) + (math.log(2) + math.log(1 + math.exp(0.9))) / 2),
+        (losses.mse, 0.125 + 0.5 * 0.81 / 2),
+        (losses.rg2_sampled, -0.5 + 0.5 * (1 + 1.9**2) / 2),
+        (losses.softmax, -math.log(math.exp(0.5) / (math.exp(0.5) + 1 + math.exp(0.9)))),
+        (
+            partial(losses.sampled_softmax, log_q_pos=math.log(0.5), log_q_neg=math.log(0.1)),
+            -math.log(2 * math.exp(0.5) / (2 * math.exp(0.5) + 10 + 10 * math.exp(0.9))),
+        ),
+        (losses.bsl, -0.5 / 0.11 + 1.1 * math.log((1 + math.exp(0.9 / 0.11)) / 2)),
+    ],
+)
+def test_hand_values(loss, by_hand):
+    with jax.enable_x64(True):
+        assert float(jax.jit(loss)(jnp.array(0.5), jnp.array([0.0, 0.9]))) == pytest.approx(by_hand, rel=1e-12)
+
+
+@functools.cache
+def _jitted(loss):
+    """Values and gradients of a loss at once, so that each test of it compiles nothing new."""
+
+    @jax.jit
+    def values_and_gradients(pos, neg, where):
+        values, vjp = jax.vjp(lambda p, n: loss(p, n, where=where), pos, neg)
+        return values, *vjp(jnp.ones_like(values))
+
+    return values_and_gradients
+
+
+@pytest.mark.parametrize("loss, formula", LOSSES.values(), ids=LOSSES)
+def test_masking_is_deletion_and_eager_is_jit_is_vmap(loss, formula):
+    pos, neg = SCORES
+    _close(loss(pos, neg), _by_formula(formula, pos, neg, np.ones_like(WHERE)))
+    expected = _by_formula(formula, pos, neg, WHERE)
+    eager = loss(pos, neg, where=WHERE)
+    assert eager.shape == (4,) and eager.dtype == jnp.float32 and eager[3] == 0
+    _close(eager, expected)
+    _close(_jitted(loss)(pos, neg, WHERE)[0], expected)
+    _close(jax.jit(jax.vmap(lambda p, n, w: loss(p, n, where=w)))(pos, neg, WHERE), expected)
+
+
+@every_loss
+@pytest.mark.parametrize("mask", ["of the row", "of each positive"])
+def test_one_row_of_negatives_serves_many_positives(loss, formula, mask):
+    rng = np.random.default_rng(0)
+    pos, neg = rng.uniform(-1, 1, (4, 3)).astype(np.float32), SCORES[1][:, None]
+    where = WHERE[:, None] if mask == "of the row" else rng.random((4, 3, 4)) < 0.5
+    values = jax.jit(loss)(pos, neg, where=where)
+    assert values.shape == (4, 3)
+    _close(values, _by_formula(formula, pos, neg, where))
+
+
+@every_fn
+def test_masked_entries_reach_neither_value_nor_gradient(loss):
+    pos, neg = SCORES
+    clean = _jitted(loss)(pos, np.where(WHERE, neg, 0), WHERE)
+    for fill in (np.nan, np.inf, -np.inf):
+        masked = _jitted(loss)(pos, np.where(WHERE, neg, np.float32(fill)), WHERE)
+        assert (np.asarray(masked[2])[~WHERE] == 0).all()
+        assert masked[0][3] == 0 and masked[1][3] == 0
+        for actual, expected in zip(masked, clean):
+            np.testing.assert_array_equal(actual, expected)
+
+
+@every_fn
+def test_a_row_with_nothing_valid_gives_no_gradient_even_to_a_positive_of_nan(loss):
+    pos, neg = SCORES
+    values, d_pos, d_neg = _jitted(loss)(np.where(WHERE.any(1), pos, np.float32(np.nan)), neg, WHERE)
+    assert values[3] == 0 and d_pos[3] == 0 and (d_neg[3] == 0).all()
+    assert np.isfinite(values).all() and np.isfinite(d_pos).all() and np.isfinite(d_neg).all()
+
+
+@every_loss
+@pytest.mark.parametrize("size", [1e4, -1e4])
+def test_extreme_scores_keep_the_right_finite_value_and_gradient(loss, formula, size):
+    pos, where = np.full(4, size, np.float32), np.ones((4, 4), bool)
+    neg = np.array([[1e4] * 4, [-1e4] * 4, [1e4, -1e4] * 2, [0, 1e4, -1e4, 1]], np.float32)
+    values, d_pos, d_neg = _jitted(loss)(pos, neg, where)
+    _close(values, _by_formula(formula, pos, neg, where), atol=0.02)  # some float32 steps of 1e4 / temperature
+    assert np.isfinite(d_pos).all() and np.isfinite(d_neg).all()
+
+
+def _differences(f, x, step=1e-6):
+    """Central finite differences of the sum of f, float64."""
+    steps = step * np.eye(x.size).reshape(-1, *x.shape)
+    return np.array([(f(x + d).sum() - f(x - d).sum()) / (2 * step) for d in steps]).reshape(x.shape)
+
+
+@every_loss
+def test_gradient_equals_finite_differences(loss, formula):
+    pos, neg = (x.astype(np.float64) for x in SCORES)
+    with jax.enable_x64(True):
+        values, d_pos, d_neg = _jitted(loss)(pos, neg, WHERE)
+    _close(values, _by_formula(formula, pos, neg, WHERE), rtol=1e-12)
+    _close(d_pos, _differences(lambda p: _by_formula(formula, p, neg, WHERE), pos), rtol=1e-7)
+    _close(d_neg, _differences(lambda n: _by_formula(formula, pos, n, WHERE), neg), rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", AVERAGING)
+def test_duplicating_all_negatives_changes_nothing_where_they_are_averaged(name):
+    pos, neg = SCORES
+    twice = np.tile(neg[:, :2], 2)
+    first = np.broadcast_to([True, True, False, False], neg.shape)
+    values = _jitted(LOSSES[name][0])
+    _close(values(pos, twice, np.ones_like(WHERE))[0], values(pos, neg, first)[0])
+
+
+@pytest.mark.parametrize(
+    "loss, sweep",
+    [
+        (losses.hinge, {"margin": (0.1, 0.6)}),
+        (losses.ccl, {"margin": (0.2, 0.4), "weight": (3.0, 7.0)}),
+        (losses.softmax, {"temperature": (0.1, 2.0)}),
+        (losses.bsl, {"temperature": (0.1, 2.0), "exponent": (1.0, 1.3)}),
+        (losses.mml, {"margins": ((0.1, 0.2), (0.2, 0.5)), "weights": ((0.3, 0.7), (0.5, 0.5))}),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_hyperparameters_may_be_traced(loss, sweep):
+    swept = jax.vmap(lambda hyper: loss(*SCORES, **hyper))({name: jnp.array(values) for name, values in sweep.items()})
+    for i in range(2):
+        _close(swept[i], loss(*SCORES, **{name: values[i] for name, values in sweep.items()}))
+
+
+# ---------------------------------------------------------------------- identities between losses
+
+
+def test_mml_with_one_margin_is_ccl_and_the_order_of_margins_does_not_matter():
+    with jax.enable_x64(True):
+        scores = jnp.array(POS), jnp.array(NEG)
+        one = losses.mml(*scores, margins=(0.7,), weights=(1.0,), negative_weight=33.0)
+        np.testing.assert_array_equal(one, losses.ccl(*scores, margin=0.7, weight=33.0))
+        permuted = losses.mml(*scores, margins=(0.9, 0.6, 0.8, 0.7), weights=(0.6, 0.05, 0.2, 0.15))
+        np.testing.assert_allclose(permuted, losses.mml(*scores), rtol=1e-14)
+
+
+@pytest.mark.parametrize("loss", [losses.ccl, losses.mml])
+def test_a_cosine_above_one_has_no_positive_loss_and_no_gradient(loss):
+    value, gradient = jax.value_and_grad(loss)(jnp.array(1.02), jnp.array([0.1, -0.5]))
+    assert value == 0 and gradient == 0
+
+
+@pytest.mark.parametrize("exponent", [1.0, 1.22])
+def test_bsl_does_not_overflow_at_a_low_temperature(exponent):
+    pos, neg = np.array([50.0, -50.0], np.float32), np.array([[50.0, 49.9, 30.0], [50.0, 50.0, -50.0]], np.float32)
+    for mean in (True, False):
+        loss = partial(losses.bsl, temperature=0.08, exponent=exponent, negatives="mean" if mean else "sum")
+        expected = [bsl(p, list(n), 0.08, exponent, mean) for p, n in zip(pos.astype(float), neg.astype(float))]
+        np.testing.assert_allclose(loss(pos, neg), expected, rtol=1e-6, atol=1e-4)
+        assert np.isfinite(jax.grad(lambda n, loss=loss: loss(pos, n).sum())(neg)).all()
+
+
+def test_bsl_with_exponent_one_is_the_softmax_without_its_positive():
+    pos, neg = SCORES
+    gap = losses.bsl(pos, neg, temperature=0.2, exponent=1.0, negatives="sum")
+    _close(losses.softmax(pos, neg, temperature=0.2), jax.nn.softplus(gap))
+
+
+def test_softmax_of_one_negative_is_bpr():
+    pos, neg = SCORES[0], SCORES[1][:, :1]
+    np.testing.assert_allclose(losses.softmax(pos, neg), losses.bpr(pos, neg), rtol=1e-6)
+
+
+def test_sampled_softmax_of_the_whole_catalogue_is_the_full_softmax():
+    n = 7
+    scores = np.random.default_rng(0).normal(size=(n, n)).astype(np.float32)
+    others = scores[~np.eye(n, dtype=bool)].reshape(n, n - 1)
+    sampled = losses.sampled_softmax(
+        np.diag(scores), others, log_q_pos=-math.log(n), log_q_neg=np.full(others.shape, -math.log(n), np.float32)
+    )
+    full = jax.nn.logsumexp(scores, axis=1) - np.diag(scores)
+    _close(sampled, full)
+    _close(losses.multinomial(scores, np.eye(n, dtype=bool)), full)
+
+
+def test_sampled_softmax_corrects_each_negative_by_its_own_probability():
+    q = np.array([0.25, 0.05], np.float32)
+    value = losses.sampled_softmax(
+        jnp.array(1.0), jnp.array([0.0, 2.0]), log_q_pos=jnp.log(0.5), log_q_neg=np.log(q), temperature=2.0
+    )
+    terms = math.exp(0.5) / 0.5, 1 / 0.25, math.exp(1) / 0.05
+    assert float(value) == pytest.approx(-math.log(terms[0] / sum(terms)), rel=1e-6)
+
+
+# ---------------------------------------------------------------------- losses of whole rows
+
+
+def multinomial(scores, targets):
+    return sum(t * (logsumexp(scores) - s) for s, t in zip(scores, targets))
+
+
+def _simplex(scores):
+    """Projection onto the simplex: the threshold by bisection."""
+    low, high = max(scores) - 1, max(scores)
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(relu(s - middle) for s in scores) > 1 else (low, middle)
+    return [relu(s - low) for s in scores]
+
+
+def sparsemax(scores, targets):
+    if not sum(targets):
+        return 0.0
+    y = [t / sum(targets) for t in targets]
+    p = _simplex(scores)
+    terms = ((p_ - y_) * s - 0.5 * p_**2 + 0.5 * y_**2 for p_, y_, s in zip(p, y, scores))
+    return sum(terms)
+
+
+ROW_LOSSES = {"multinomial": (losses.multinomial, multinomial), "sparsemax": (losses.sparsemax, sparsemax)}
+every_row_loss = pytest.mark.parametrize("loss, formula", ROW_LOSSES.values(), ids=ROW_LOSSES)
+
+# Row 3 has nothing valid, row 4 no target.
+ROWS = np.array(
+    [[0.9, 0.7, -1.3, 0.1], [0.65, 0.2, 0.33, 2.9], [0.1, 0.8, 1.0, 0.7], [0.5, 1, 2, 3], [1, 2, 3, 4]], np.float32
+)
+TARGETS = np.array([[1, 0, 1, 0], [0, 2, 1, 0], [0, 0, 1, 3], [1, 0, 0, 1], [0, 0, 0, 0]])
+ROW_WHERE = np.array([[1, 1, 0, 1], [0, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]], bool)
+
+
+def _rows_by_formula(formula, rows, where, targets=TARGETS):
+    columns = zip(rows.astype(float), targets, where)
+    return np.array([formula(s[w].tolist(), t[w].tolist()) if w.any() else 0.0 for s, t, w in columns])
+
+
+def test_hand_values_of_row_losses():
+    scores = jnp.array([1.0, 0.8, -1.0])
+    targets = jnp.array([2, 0, 1])
+    normaliser = math.log(math.exp(1) + math.exp(0.8) + math.exp(-1))
+    assert float(losses.multinomial(scores, targets)) == pytest.approx(3 * normaliser - 2 + 1, rel=1e-6)
+    # the support is the first two, threshold .4: p = (.6, .4, 0), y = (2, 0, 1) / 3
+    by_hand = (0.6 + 0.32) - 0.5 * (0.36 + 0.16) + 0.5 * (4 + 1) / 9 - (2 - 1) / 3
+    assert float(losses.sparsemax(scores, targets)) == pytest.approx(by_hand, rel=1e-6)
+
+
+@functools.cache
+def _jitted_rows(loss):
+    @jax.jit
+    def values_and_gradient(scores, targets, where):
+        values, vjp = jax.vjp(lambda s: loss(s, targets, where=where), scores)
+        return values, *vjp(jnp.ones_like(values))
+
+    return values_and_gradient
+
+
+@every_row_loss
+@pytest.mark.parametrize("dtype", [bool, np.int32, np.float32])
+def test_row_losses_mask_by_deletion_for_targets_of_any_dtype(loss, formula, dtype):
+    targets = TARGETS.astype(dtype)
+    values, _ = _jitted_rows(loss)(ROWS, targets, ROW_WHERE)
+    assert values.shape == (5,) and values.dtype == jnp.float32 and values[3] == values[4] == 0
+    _close(values, _rows_by_formula(formula, ROWS, ROW_WHERE, targets.astype(float)))
+
+
+@every_row_loss
+def test_row_losses_are_the_same_eager_and_under_jit_and_vmap(loss, formula):
+    expected = _rows_by_formula(formula, ROWS, np.ones_like(ROW_WHERE))
+    _close(loss(ROWS, TARGETS), expected)
+    _close(jax.jit(jax.vmap(loss))(ROWS, TARGETS), expected)
+    _close(jax.jit(loss)(ROWS[None], TARGETS[None]), expected[None])
+
+
+@every_row_loss
+def test_masked_items_reach_neither_value_nor_gradient_of_row_losses(loss, formula):
+    clean = _jitted_rows(loss)(ROWS, TARGETS, ROW_WHERE)
+    for fill in (np.nan, np.inf, -np.inf):
+        masked = _jitted_rows(loss)(np.where(ROW_WHERE, ROWS, np.float32(fill)), TARGETS, ROW_WHERE)
+        assert (np.asarray(masked[1])[~ROW_WHERE] == 0).all() and (masked[1][4] == 0).all()
+        for actual, expected in zip(masked, clean):
+            np.testing.assert_array_equal(actual, expected)
+
+
+@every_row_loss
+def test_extreme_rows_keep_the_right_finite_value_and_gradient(loss, formula):
+    rows = np.array([[1e4, 1e4, -1e4, 0], [-1e4, 1e4, 1e4, 1e4], [-1e4] * 4, [1e4] * 4, [1e4] * 4], np.float32)
+    values, gradient = _jitted_rows(loss)(rows, TARGETS, np.ones_like(ROW_WHERE))
+    _close(values, _rows_by_formula(formula, rows, np.ones_like(ROW_WHERE)))
+    assert np.isfinite(gradient).all()
+
+
+@every_row_loss
+def test_gradient_of_row_losses_equals_finite_differences(loss, formula):
+    rows = ROWS.astype(np.float64)
+    with jax.enable_x64(True):
+        values, gradient = _jitted_rows(loss)(rows, TARGETS, ROW_WHERE)
+    _close(values, _rows_by_formula(formula, rows, ROW_WHERE), rtol=1e-12)
+    _close(gradient, _differences(lambda x: _rows_by_formula(formula, x, ROW_WHERE), rows), rtol=1e-7)
+
+
+def test_gradient_of_sparsemax_is_the_projection_minus_the_targets():
+    _, gradient = _jitted_rows(losses.sparsemax)(ROWS, TARGETS, np.ones_like(ROW_WHERE))
+    expected = np.array([_simplex(row) for row in ROWS[:3].tolist()]) - TARGETS[:3] / TARGETS[:3].sum(1, keepdims=True)
+    np.testing.assert_allclose(gradient[:3], expected, atol=1e-6)
+
+
+# ---------------------------------------------------------------------- the reduction
+
+
+def test_mean_by_hand():
+    values, where = jnp.array([[1.0, 5.0], [3.0, 7.0]]), jnp.array([[True, False], [True, True]])
+    weights = jnp.array([[1.0, 9.0], [2.0, 3.0]])
+    assert losses.mean(values) == 4
+    assert float(losses.mean(values, where=where)) == pytest.approx(11 / 3)
+    assert float(losses.mean(values, where=where, weights=weights)) == pytest.approx((1 + 6 + 21) / 6)
+    assert float(losses.mean(values, weights=np.array([[1, 9], [2, 3]]))) == pytest.approx((1 + 45 + 6 + 21) / 15)
+
+
+@pytest.mark.parametrize(
+    "how", [{"where": np.zeros(2, bool)}, {"weights": np.zeros(2, np.float32)}], ids=["where", "weights"]
+)
+def test_mean_of_nothing_is_zero_with_no_gradient(how):
+    value, gradient = jax.value_and_grad(lambda v: losses.mean(v, **how))(jnp.array([1.0, 5.0]))
+    assert value == 0 and (gradient == 0).all()
+
+
+def test_mean_hides_masked_nan_from_value_and_gradient():
+    where = jnp.array([True, False, True])
+    values, weights = jnp.array([1.0, jnp.nan, 5.0]), jnp.array([1.0, jnp.nan, 3.0])
+    value, gradient = jax.value_and_grad(lambda v: losses.mean(v, where=where, weights=weights))(values)
+    assert value == 4
+    np.testing.assert_array_equal(gradient, [0.25, 0, 0.75])
+
+
+# ---------------------------------------------------------------------- wrong input
+
+
+@every_fn
+def test_wrong_comparisons_are_refused(loss):
+    pos, neg = SCORES
+    with pytest.raises(AssertionError):
+        loss(pos, neg, where=WHERE.astype(np.float32))
+    with pytest.raises(AssertionError):
+        loss(pos, neg, where=WHERE[0])
+    with pytest.raises(AssertionError):
+        loss(pos, pos)
+
+
+@pytest.mark.parametrize("name", [name for name in ONE_EACH if name != "sampled_softmax"])
+def test_integer_scores_are_refused(name):
+    with pytest.raises(AssertionError):
+        LOSSES[name][0](SCORES[0], SCORES[1].astype(np.int32))
+
+
+@every_row_loss
+def test_wrong_rows_are_refused(loss, formula):
+    with pytest.raises(AssertionError):
+        loss(ROWS, TARGETS[:, :3])
+    with pytest.raises(AssertionError):
+        loss(ROWS, TARGETS, where=ROW_WHERE.astype(np.float32))
+    with pytest.raises(AssertionError):
+        loss(TARGETS, TARGETS)
+
+
+@pytest.mark.parametrize("name", ["bpr", "hinge", "ccl", "mml", "bce", "mse", "rg2_sampled", "bsl"])
+def test_an_unknown_reduction_is_refused(name):
+    with pytest.raises(ValueError, match="negatives='median'"):
+        getattr(losses, name)(*SCORES, negatives="median")
+
+
+def test_mml_refuses_margins_without_weights():
+    with pytest.raises(ValueError, match="3 margins and 2 weights"):
+        losses.mml(*SCORES, margins=(0.1, 0.2, 0.3), weights=(0.5, 0.5))
+
+
+def test_mean_refuses_a_float_mask_and_shapes_that_differ():
+    values = jnp.ones((2, 3))
+    for how in ({"where": jnp.ones((2, 3))}, {"where": jnp.ones(3, bool)}, {"weights": jnp.ones(2)}):
+        with pytest.raises(AssertionError):
+            losses.mean(values, **how)

@@ -1,0 +1,207 @@
+"""Metrics against NumPy in float64, against ranx, and by hand."""
+
+import functools
+import math
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec import metrics
+
+ON_HITS = ("recall", "precision", "hit_rate", "mrr", "ndcg", "average_precision")
+
+
+def brute_force(name, hits, n_relevant, k, denominator="n_relevant"):
+    """One metric of one list, float64."""
+    hits = [float(h) for h in hits[:k]]
+    if n_relevant == 0:
+        return 0.0
+    size = n_relevant if denominator == "n_relevant" else min(n_relevant, k)
+    if name == "recall":
+        return sum(hits) / size
+    if name == "precision":
+        return sum(hits) / k
+    if name == "hit_rate":
+        return float(any(hits))
+    if name == "mrr":
+        return next((1 / rank for rank, hit in enumerate(hits, 1) if hit), 0.0)
+    if name == "ndcg":
+        gain = sum(hit / math.log2(rank + 1) for rank, hit in enumerate(hits, 1))
+        return gain / sum(1 / math.log2(rank + 1) for rank in range(1, min(k, n_relevant) + 1))
+    assert name == "average_precision"
+    return sum(sum(hits[:rank]) / rank for rank, hit in enumerate(hits, 1) if hit) / size
+
+
+def second_opinion(lists, relevant, k):
+    """ranx's figures for each user: `lists` are item ids best first, `relevant` sets of item ids; {metric: [U]}."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setenv("NUMBA_DISABLE_JIT", "1")  # compiling takes a minute, these few users a millisecond
+        warnings.simplefilter("ignore")
+        ranx = pytest.importorskip("ranx")
+        run = {
+            f"u{u:04}": {f"i{i}": float(len(items) - rank) for rank, i in enumerate(items)}
+            for u, items in enumerate(lists)
+        }
+        qrels = {f"u{u:04}": {f"i{i}": 1 for i in items} for u, items in enumerate(relevant)}
+        names = {name: f"{'map' if name == 'average_precision' else name}@{k}" for name in ON_HITS}
+        scores = ranx.evaluate(ranx.Qrels(qrels), ranx.Run(run), list(names.values()), return_mean=False)
+    return {name: scores[theirs] for name, theirs in names.items()}
+
+
+@functools.cache
+def _jitted(name, k, **how):
+    return jax.jit(functools.partial(getattr(metrics, name), k=k, **how))
+
+
+def _random_hits(seed=0, n_users=60, n_ranks=12):
+    """Hits of dense and sparse lists, users with more relevant items than ranks, and two without any."""
+    rng = np.random.default_rng(seed)
+    hits = rng.random((n_users, n_ranks)) < rng.random((n_users, 1))
+    n_relevant = hits.sum(1) + rng.integers(0, 2 * n_ranks, n_users)
+    hits[:2], n_relevant[:2] = False, 0
+    return hits, n_relevant
+
+
+@pytest.mark.parametrize("name", ON_HITS)
+@pytest.mark.parametrize("k", [1, 5, 12])
+def test_metrics_equal_the_brute_force(name, k):
+    hits, n_relevant = _random_hits()
+    assert (n_relevant > 12).any() and (n_relevant < 5).any()
+    values = _jitted(name, k)(hits, n_relevant)
+    assert values.dtype == jnp.float32 and values[0] == values[1] == 0
+    expected = [brute_force(name, h, int(n), k) for h, n in zip(hits, n_relevant)]
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["recall", "average_precision"])
+def test_the_other_denominator_equals_the_brute_force(name):
+    hits, n_relevant = _random_hits(1)
+    values = _jitted(name, 5, denominator="min_k")(hits, n_relevant)
+    expected = [brute_force(name, h, int(n), 5, "min_k") for h, n in zip(hits, n_relevant)]
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    assert not np.allclose(values, _jitted(name, 5)(hits, n_relevant))
+
+
+@pytest.mark.parametrize("name", ON_HITS)
+def test_metrics_are_the_same_eager_and_for_any_leading_axes(name):
+    hits, n_relevant = _random_hits()
+    metric, expected = functools.partial(getattr(metrics, name), k=5), np.asarray(_jitted(name, 5)(hits, n_relevant))
+    np.testing.assert_allclose(metric(hits, n_relevant), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(metric)(hits.reshape(3, 20, 12), n_relevant.reshape(3, 20)), expected.reshape(3, 20), rtol=1e-6
+    )
+    np.testing.assert_allclose(jax.jit(jax.vmap(metric))(hits, n_relevant), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(metric)(hits[7], n_relevant[7]), expected[7], rtol=1e-6)
+
+
+@pytest.mark.parametrize("k", [3, 12])
+def test_metrics_equal_those_of_ranx(k):
+    hits, n_relevant = (x[2:] for x in _random_hits(2))
+    # rank r of a list is item r; the relevant items that the list lacks have ids of their own
+    relevant = [[*np.flatnonzero(h), *range(100, 100 + n - h.sum())] for h, n in zip(hits, n_relevant)]
+    some = [u for u, items in enumerate(relevant) if items]
+    theirs = second_opinion([range(12)] * len(some), [relevant[u] for u in some], k)
+    for name in ON_HITS:
+        np.testing.assert_allclose(_jitted(name, k)(hits, n_relevant)[np.array(some)], theirs[name], atol=1e-6)
+
+
+def test_hand_case():
+    """Three relevant items, two ranks, one hit at the second."""
+    case = jnp.array([False, True]), jnp.array(3)
+    expected = {
+        "recall": 1 / 3,
+        "precision": 0.5,
+        "hit_rate": 1,
+        "mrr": 0.5,
+        "ndcg": 0.38685,
+        "average_precision": 1 / 6,
+    }
+    for name, value in expected.items():
+        assert float(getattr(metrics, name)(*case, k=2)) == pytest.approx(value, abs=5e-6), name
+    assert float(metrics.recall(*case, k=2, denominator="min_k")) == 0.5
+    assert float(metrics.average_precision(*case, k=2, denominator="min_k")) == 0.25
+
+
+@pytest.mark.parametrize("name", ON_HITS)
+def test_wrong_input_is_refused(name):
+    metric, hits = getattr(metrics, name), jnp.zeros((2, 3), bool)
+    for k in (0, 4):
+        with pytest.raises(ValueError, match=f"k={k}, but the lists hold 3"):
+            metric(hits, jnp.ones(2), k=k)
+    with pytest.raises(AssertionError):
+        metric(hits.astype(jnp.float32), jnp.ones(2), k=2)
+    with pytest.raises(AssertionError):
+        metric(hits, jnp.ones(3), k=2)
+
+
+@pytest.mark.parametrize("metric", [metrics.recall, metrics.average_precision])
+def test_an_unknown_denominator_is_refused(metric):
+    with pytest.raises(ValueError, match="denominator='k'"):
+        metric(jnp.array([True]), jnp.array(1), k=1, denominator="k")
+
+
+# ---------------------------------------------------------------------- area under the ROC curve
+
+
+def pairwise_auc(scores, relevant, where):
+    """Share of the pairs (relevant, other) in the right order, ties counting half."""
+    wins = [(p > n) + 0.5 * (p == n) for p in scores[relevant & where] for n in scores[~relevant & where]]
+    return float(np.mean(wins)) if wins else 0.0
+
+
+def test_auc_equals_the_comparison_of_all_pairs():
+    rng = np.random.default_rng(0)
+    scores = rng.integers(-3, 4, (40, 23)).astype(np.float32)  # many ties
+    scores[rng.random(scores.shape) < 0.1] = np.inf
+    relevant, where = rng.random(scores.shape) < 0.3, rng.random(scores.shape) < 0.7
+    relevant[0], relevant[1], where[2] = False, True, False
+    scores[3] = 2.0
+    auc = jax.jit(metrics.auc)
+    expected = [pairwise_auc(*row) for row in zip(scores, relevant, where)]
+    assert expected[:3] == [0, 0, 0] and expected[3] == 0.5
+    np.testing.assert_allclose(auc(scores, relevant, where=where), expected, rtol=1e-6)
+    np.testing.assert_allclose(metrics.auc(scores[4], relevant[4], where=where[4]), expected[4], rtol=1e-6)
+    everywhere = [pairwise_auc(*row, np.ones(23, bool)) for row in zip(scores, relevant)]
+    batched = auc(scores.reshape(4, 10, 23), relevant.reshape(4, 10, 23))
+    np.testing.assert_allclose(batched, np.reshape(everywhere, (4, 10)), rtol=1e-6)
+
+
+def test_auc_ignores_what_masked_entries_hold():
+    scores, relevant = jnp.array([3.0, jnp.nan, 1.0, 2.0]), jnp.array([False, True, False, True])
+    assert metrics.auc(scores, relevant, where=jnp.array([True, False, True, True])) == 0.5
+
+
+def test_auc_refuses_scores_and_relevance_that_differ_in_shape_or_are_not_bool():
+    with pytest.raises(AssertionError):
+        metrics.auc(jnp.ones((2, 3)), jnp.ones(3, bool))
+    with pytest.raises(AssertionError):
+        metrics.auc(jnp.ones(3), jnp.ones(3))
+
+
+# ---------------------------------------------------------------------- lists as a whole
+
+LISTS = jnp.array([[0, 1, 2], [0, 1, -1], [0, -1, -1], [-1, -1, -1]])
+
+
+def test_coverage_by_hand():
+    assert float(metrics.coverage(LISTS, n_items=5)) == pytest.approx(3 / 5)
+    assert metrics.coverage(LISTS[3:], n_items=5) == 0
+    assert metrics.coverage(jnp.arange(5).reshape(1, 5), n_items=5) == 1
+
+
+def test_gini_by_hand():
+    # counts 0, 0, 1, 2, 3: mean absolute difference over twice the mean
+    counts = [0, 0, 1, 2, 3]
+    by_pairs = sum(abs(a - b) for a in counts for b in counts) / (2 * 5 * sum(counts))
+    assert float(metrics.gini(LISTS, n_items=5)) == pytest.approx(by_pairs) == pytest.approx(8 / 15)
+    assert metrics.gini(jnp.arange(5).reshape(5, 1), n_items=5) == 0
+    assert float(metrics.gini(jnp.zeros((7, 1), jnp.int32), n_items=5)) == pytest.approx(4 / 5)
+    assert metrics.gini(LISTS[3:], n_items=5) == 0
+
+
+def test_popularity_by_hand():
+    values = metrics.popularity(LISTS, np.array([10, 4, 1, 100, 0]))
+    np.testing.assert_allclose(values, [5, 7, 10, 0])

@@ -1,0 +1,90 @@
+"""Reports: means, standard errors, paired comparison, and how they show themselves."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from jaxrec.report import Report
+
+
+def _report(users, protocol="full ranking", **per_user):
+    per_user = {name.replace("_at_", "@"): np.asarray(values, np.float64) for name, values in per_user.items()}
+    return Report(np.asarray(users), per_user, {"coverage@5": 0.25}, None, protocol)
+
+
+def test_means_and_standard_errors_by_hand():
+    report = _report([3, 1, 2], recall_at_5=[0.0, 0.5, 1.0], auc=[0.9, 0.9, 0.9])
+    assert report.means == {"recall@5": 0.5, "auc": pytest.approx(0.9), "coverage@5": 0.25}
+    # variance with ddof 1: (.25 + 0 + .25) / 2
+    assert report.stderr == {"recall@5": pytest.approx((0.25 / 3) ** 0.5), "auc": pytest.approx(0)}
+
+
+def test_one_user_has_no_standard_error():
+    report = _report([3], recall_at_5=[0.5])
+    assert np.isnan(report.stderr["recall@5"]) and report.means["recall@5"] == 0.5
+    assert "0.5000 ± nan" in repr(report)
+
+
+def test_compare_is_the_paired_t_test_on_the_common_users():
+    rng = np.random.default_rng(0)
+    a, b = rng.random(30), rng.random(25)
+    first, second = rng.permutation(40)[:30], rng.permutation(40)[:25]
+    common = np.intersect1d(first, second)
+    mine, theirs = (np.array([x[np.flatnonzero(ids == u)[0]] for u in common]) for x, ids in ((a, first), (b, second)))
+    result = _report(first, ndcg_at_5=a).compare(_report(second, ndcg_at_5=b), "ndcg@5")
+    assert 2 < len(common) < 25 and result.n_users == len(common)
+    assert result.difference == pytest.approx((mine - theirs).mean())
+    assert result.stderr == pytest.approx(scipy.stats.sem(mine - theirs))
+    assert result.p_value == pytest.approx(scipy.stats.ttest_rel(mine, theirs).pvalue)
+    back = _report(second, ndcg_at_5=b).compare(_report(first, ndcg_at_5=a), "ndcg@5")
+    assert back.difference == pytest.approx(-result.difference) and back.p_value == pytest.approx(result.p_value)
+
+
+@pytest.mark.parametrize("shift, p_value", [(0.0, 1.0), (0.5, 0.0)])
+def test_compare_of_a_constant_difference(shift, p_value):
+    a = np.array([0.0, 0.25, 0.5])
+    result = _report([0, 1, 2], auc=a + shift).compare(_report([0, 1, 2], auc=a), "auc")
+    assert result == (shift, 0, p_value, 3)
+
+
+def test_compare_refuses_what_it_cannot_pair():
+    report = _report([0, 1, 2], auc=[0.1, 0.2, 0.3])
+    with pytest.raises(ValueError, match=r"no metric 'ndcg@5' for each user; there are \['auc'\]"):
+        report.compare(report, "ndcg@5")
+    with pytest.raises(ValueError, match="no metric 'coverage@5'"):
+        report.compare(report, "coverage@5")
+    with pytest.raises(ValueError, match="share 1 users"):
+        report.compare(_report([2, 3], auc=[0.1, 0.2]), "auc")
+    with pytest.raises(ValueError, match="more than once"):
+        report.compare(_report([2, 2], auc=[0.1, 0.2]), "auc")
+
+
+def test_repr_holds_protocol_and_every_cell():
+    report = _report([0, 1], "FULL of 7 items", recall_at_5=[0.0, 1.0], recall_at_10=[0.5, 0.5], auc=[0.75, 0.75])
+    lines = repr(report).splitlines()
+    assert lines[0] == "Report on 2 users: FULL of 7 items"
+    assert lines[1].split() == ["@5", "@10"]
+    assert [line.split() for line in lines[2:]] == [
+        ["recall", "0.5000", "±", "0.5000", "0.5000", "±", "0.0000"],
+        ["auc", "0.7500", "±", "0.0000"],
+        ["coverage", "0.2500"],
+    ]
+    # a cell stands under its cut-off; the area has none and stands in the third column
+    assert lines[2].index("± 0.0000") > lines[1].index("@5") and len(lines[3]) > len(lines[1])
+
+
+def test_html_holds_the_same_and_is_escaped():
+    page = _report([0, 1], "ties <at> random & more", recall_at_5=[0.0, 1.0])._repr_html_()
+    assert "<caption>2 users: ties &lt;at&gt; random &amp; more</caption>" in page
+    assert "<tr><th>recall</th><td>0.5000 ± 0.5000</td></tr>" in page
+    assert "<tr><th>coverage</th><td>0.2500</td></tr>" in page
+    assert "<tr><th></th><th>@5</th></tr>" in page
+    assert "&lt;b&gt;" in _report([0, 1], **{"<b>": [0.0, 1.0]})._repr_html_()
+
+
+def test_dataframe_has_one_row_a_user():
+    pytest.importorskip("pandas")
+    frame = _report([7, 3], recall_at_5=[0.0, 1.0], auc=[0.5, 0.25]).to_dataframe()
+    assert frame.index.tolist() == [7, 3] and frame.index.name == "user"
+    assert frame.columns.tolist() == ["recall@5", "auc"]
+    assert frame.loc[3].tolist() == [1.0, 0.25]

@@ -1,0 +1,127 @@
+"""Samplers: what they draw, how often, and that one key draws one thing."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from jaxrec import sampling
+from jaxrec.interactions import Interactions
+
+# User 0 has seen all of the 12 items, user 1 all but item 7, user 2 three, user 3 none.
+SEEN = np.zeros((4, 12), bool)
+SEEN[0], SEEN[1], SEEN[2, [0, 3, 4]] = True, np.arange(12) != 7, True
+TRAIN = Interactions.from_pairs(*SEEN.nonzero(), n_users=4, n_items=12)
+
+
+@pytest.fixture(scope="module")
+def draw():
+    """Each sampler with its hyperparameters bound, n = 5 of 12 items."""
+    uniform = partial(sampling.uniform, n_items=12, n=5)
+    return {
+        "uniform": uniform,
+        "popularity": partial(sampling.popularity, table=sampling.popularity_table(TRAIN), n=5),
+        "reject_seen": partial(sampling.reject_seen, sample=uniform, seen=TRAIN),
+    }
+
+
+@pytest.mark.parametrize("name", ["uniform", "popularity", "reject_seen"])
+def test_samplers_share_a_contract(draw, name):
+    sample, users = jax.jit(draw[name]), np.array([[0, 1, 2], [3, 3, 0]])
+    items = np.asarray(sample(jax.random.key(0), users))
+    assert items.shape == (2, 3, 5) and items.dtype == np.int32
+    assert items.min() >= 0 and items.max() < 12
+    np.testing.assert_array_equal(sample(jax.random.key(0), users), items)
+    assert (np.asarray(sample(jax.random.key(1), users)) != items).any()
+    assert jax.eval_shape(sample, jax.random.key(0), jnp.array(3)).shape == (5,)
+
+
+def test_uniform_draws_every_item_equally_often():
+    items = sampling.uniform(jax.random.key(0), jnp.zeros(1000, jnp.int32), n_items=7, n=20)
+    assert scipy.stats.chisquare(np.bincount(np.asarray(items).ravel(), minlength=7)).pvalue > 0.001
+    assert sampling.uniform(jax.random.key(0), jnp.zeros(3, jnp.int32), n_items=7).shape == (3, 1)
+
+
+DEGREES = np.array([0, 1, 50, 3, 0, 7, 20, 0])
+
+
+@pytest.fixture(scope="module")
+def skewed():
+    """Items met by `DEGREES` users."""
+    items = np.repeat(np.arange(len(DEGREES)), DEGREES)
+    users = np.concatenate([np.arange(d) for d in DEGREES])
+    return Interactions.from_pairs(users, items, n_items=len(DEGREES))
+
+
+@pytest.mark.parametrize("power", [1.0, 0.75, 0.0])
+def test_popularity_draws_in_proportion_to_a_power_of_degrees(skewed, power):
+    table = sampling.popularity_table(skewed, power=power)
+    mass = np.where(DEGREES > 0, np.maximum(DEGREES, 1.0) ** power, 0)
+    mass /= mass.sum()
+    np.testing.assert_allclose(np.exp(table.log_q), mass, rtol=1e-6)
+    assert np.exp(table.log_q.astype(float)).sum() == pytest.approx(1, abs=1e-6)
+    assert (table.log_q[DEGREES == 0] == -np.inf).all()
+
+    draws = jax.jit(partial(sampling.popularity, n=50))(jax.random.key(0), jnp.zeros(2000, jnp.int32), table=table)
+    counts = np.bincount(np.asarray(draws).ravel(), minlength=len(DEGREES))
+    assert (counts[DEGREES == 0] == 0).all()
+    met = DEGREES > 0
+    assert scipy.stats.chisquare(counts[met], mass[met] * counts.sum()).pvalue > 0.001
+
+
+def test_the_alias_table_holds_the_distribution_exactly(skewed):
+    keep, alias, log_q = sampling.popularity_table(skewed)
+    mass = np.bincount(alias, weights=1 - keep.astype(float), minlength=len(keep)) + keep
+    np.testing.assert_allclose(mass / len(keep), np.exp(log_q), atol=1e-6)
+    assert keep.min() >= 0 and keep.max() <= 1
+
+
+def test_rejection_leaves_nothing_seen_where_rounds_suffice():
+    users = np.repeat([1, 2, 3], 40)
+    sample = partial(sampling.uniform, n_items=12, n=5)
+    # user 1 has 11 of 12 seen: 400 rounds leave one draw in 10^15
+    draw = jax.jit(partial(sampling.reject_seen, sample=sample, seen=TRAIN, rounds=400))
+    items = np.asarray(draw(jax.random.key(0), users))
+    assert not SEEN[users[:, None], items].any()
+    assert (items[:40] == 7).all()
+    assert set(items[40:80].ravel()) == set(np.flatnonzero(~SEEN[2]))
+    assert scipy.stats.chisquare(np.bincount(items[40:80].ravel(), minlength=12)[~SEEN[2]]).pvalue > 0.001
+    assert set(items[80:].ravel()) == set(range(12))
+
+
+def test_rejection_redraws_only_what_is_seen_and_ends_after_its_rounds():
+    users, sample = np.arange(4), partial(sampling.uniform, n_items=12, n=500)
+    shares = []
+    for rounds in (0, 3):
+        draw = jax.jit(partial(sampling.reject_seen, sample=sample, seen=TRAIN, rounds=rounds))
+        items = np.asarray(draw(jax.random.key(0), users))
+        assert items.shape == (4, 500)
+        shares.append(SEEN[users[:, None], items].mean(1))
+    np.testing.assert_array_equal([share[0] for share in shares], 1)  # user 0 has seen all, and it ends
+    np.testing.assert_array_equal([share[3] for share in shares], 0)
+    for share, rounds in zip(shares, (0, 3)):  # a share s of the catalogue: s ** (rounds + 1) are left
+        for user, seen in ((1, 11 / 12), (2, 3 / 12)):
+            left = seen ** (rounds + 1)
+            assert abs(share[user] - left) < 4 * np.sqrt(left * (1 - left) / 500) + 1e-12
+
+
+def test_rejection_takes_the_seen_pairs_as_an_argument_of_jit_and_inside_vmap():
+    sample = partial(sampling.uniform, n_items=12, n=5)
+
+    @jax.jit
+    def step(key, users, seen):
+        return sampling.reject_seen(key, users, sample=sample, seen=seen, rounds=100)
+
+    users, key = np.array([2, 2, 3]), jax.random.key(3)
+    items = np.asarray(step(key, users, TRAIN))
+    assert not SEEN[users[:, None], items].any()
+    reverse = Interactions.from_pairs(*SEEN[::-1].nonzero(), n_users=4, n_items=12)
+    users_of_reverse = np.array([1, 1, 0])
+    items = np.asarray(step(key, users_of_reverse, reverse))
+    assert not SEEN[::-1][users_of_reverse[:, None], items].any() and SEEN[users_of_reverse[:, None], items].any()
+    keys = jax.random.split(key, 3)
+    batched = jax.jit(jax.vmap(step, in_axes=(0, None, None)))(keys, users, TRAIN)
+    np.testing.assert_array_equal(batched, [step(k, users, TRAIN) for k in keys])
