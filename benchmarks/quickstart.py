@@ -40,7 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=45, help="at most so many; early stopping ends sooner")
     parser.add_argument("--batch-size", type=int, default=1024, help="positives a step")
     parser.add_argument("--learning-rate", type=float, default=5e-3, help="of Adam")
-    parser.add_argument("--minimum", type=float, default=0.5, help="stars from which a rating is a positive; 0.5 takes all")
+    parser.add_argument("--minimum", type=float, default=0.5, help="stars that make a positive; 0.5 takes all")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each loss, with seeds 0, 1, ...")
     parser.add_argument("--user", type=int, default=0, help="id of the user whose recommendations are shown")
     parser.add_argument("--picture", default="learning_curves.png", help="where the learning curves go")

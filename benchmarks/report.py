@@ -1,6 +1,6 @@
 """Makes the tables of README.md from the records in benchmarks/results/.
 
-`python -m benchmarks.report` writes them between the marks; `--check` only says whether they are as the records have it.
+`python -m benchmarks.report` writes them between the marks; `--check` only says whether they are up to date.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def origin(name: str) -> str:
     """One line: where the figures come from."""
     found = record(name)
     return (
-        f"`{found['command']}`, {found['date']}, commit {found['commit']}, jax {found['jax']}, {found['cores']} cores of "
-        f"{found['processor']}, data {found['data']}."
+        f"`{found['command']}`, {found['date']}, commit {found['commit']}, jax {found['jax']}, "
+        f"{found['cores']} cores of {found['processor']}, data {found['data']}."
     )
 
 
@@ -48,9 +48,9 @@ def quality() -> str:
     head = ["ranker", "NDCG@10", "deviation over seeds", "Recall@10", "NDCG@10 less popularity's, paired"]
     seeds = found["settings"]["seeds"]
     return (
-        f"**MovieLens (small), ratings of {found['settings']['minimum']:g} stars and more.** Each user's latest 10 % are test, "
-        f"the 10 % before them validation, which chose the epoch; {found['protocol']}. Means of {seeds} seeds, ± standard "
-        f"error over users. This set is for development: no claim about the losses rests on it.\n\n"
+        "**MovieLens (small), every rating a positive.** Each user's latest 10 % are test, the 10 % before them "
+        f"validation, which chose the epoch; {found['protocol']}. Means of {seeds} seeds, ± standard error over users. "
+        "This set is for development: no claim about the losses rests on it.\n\n"
         f"{table(head, rows)}\n\n{origin('quickstart')}"
     )
 
@@ -60,15 +60,15 @@ def speed() -> str:
     rows = []
     for name, peer in (("evaluate_speed", "implicit"), ("train_speed", "torch")):
         for case, figures in record(name)["cases"].items():
-            cells = [f"{figures[f'{side}_wall_s']:.2f} s ({figures[f'{side}_cpu_s']:.2f} s)" for side in ("jaxrec", peer)]
+            mine, theirs = (f"{figures[f'{s}_wall_s']:.2f} s ({figures[f'{s}_cpu_s']:.2f} s)" for s in ("jaxrec", peer))
             first = figures.get("jaxrec_first_call_s", figures.get("jaxrec_first_epoch_s"))
             label = "epoch of " + case if name == "train_speed" else case
-            rows.append([label, cells[0], f"{peer} {cells[1]}", f"{figures['ratio']:.2f}", f"{first:.2f} s"])
+            rows.append([label, mine, f"{peer} {theirs}", f"{figures['ratio']:.2f}", f"{first:.2f} s"])
     peaks = record("evaluate_speed")["cases"]["gowalla top-20"]
     head = ["Gowalla, 64 dimensions", "jaxrec: wall (CPU)", "peer: wall (CPU)", "ratio", "jaxrec's first call"]
     return (
-        "**Speed on CPU**, medians of runs in turn, both on all cores; below 1 jaxrec is faster. The first call includes "
-        f"compilation. Peak memory of the top-20 process: jaxrec {peaks['jaxrec_peak_mb']:.0f} MB, implicit "
+        "**Speed on CPU**, medians of runs in turn, both on all cores; below 1 jaxrec is faster. The first call "
+        f"includes compilation. Peak memory of the top-20 process: jaxrec {peaks['jaxrec_peak_mb']:.0f} MB, implicit "
         f"{peaks['implicit_peak_mb']:.0f} MB.\n\n{table(head, rows)}\n\n"
         f"{origin('evaluate_speed')} {origin('train_speed')} On GPUs nothing has been measured yet."
     )

@@ -319,15 +319,17 @@ def _blocks(model, variables, order, inputs, *, k, lower, auc):
     if hasattr(model, "vectors"):
         user_table, item_table = model.apply(variables, method="vectors")
         tables = user_table, jnp.pad(item_table[order], ((0, width - n_items), (0, 0)))
+        user_is_bad = ~jnp.isfinite(user_table).all(axis=1) | ~jnp.isfinite(item_table).all()
 
     def scored(users):
         if tables is None:
-            return jnp.pad(_rows(model, variables, users)[:, order], ((0, 0), (0, width - n_items)))
-        return jnp.matmul(tables[0][users], tables[1].T, precision="highest")
+            rows = _rows(model, variables, users)
+            return jnp.pad(rows[:, order], ((0, 0), (0, width - n_items))), jnp.isnan(rows).any(axis=1)
+        return jnp.matmul(tables[0][users], tables[1].T, precision="highest"), user_is_bad[users]
 
     def ranked(inputs):
         users, seen, positives = inputs
-        scores = scored(users)
+        scores, bad = scored(users)
         scores = jnp.where(jnp.arange(width)[None, :] < n_items, scores, -jnp.inf)
         if seen is not None:
             scores = scores.at[seen].set(-jnp.inf, mode="drop")
@@ -339,7 +341,7 @@ def _blocks(model, variables, order, inputs, *, k, lower, auc):
             scores = scores.at[positives].set(_one_lower(scores.at[positives].get(mode="clip")), mode="drop")
         values, at = _grouped_top_k(scores, k)
         items = jnp.where(values > -jnp.inf, order[jnp.minimum(at, n_items - 1)], -1)
-        return values, jnp.where(jnp.isnan(values), -1, items), area
+        return jnp.where(bad[:, None], jnp.nan, values), items, area
 
     return jax.lax.map(ranked, inputs)
 
@@ -347,7 +349,7 @@ def _blocks(model, variables, order, inputs, *, k, lower, auc):
 def _one_lower(x: Array) -> Array:
     """The next float below, or the one after it; not `nextafter`, whose step from 0 is a denormal that CPUs flush."""
     info = jnp.finfo(x.dtype)
-    return x - jnp.maximum(jnp.abs(x) * info.eps, info.tiny)
+    return jnp.where(jnp.isfinite(x), x - jnp.maximum(jnp.abs(x) * info.eps, info.tiny), x)
 
 
 def _grouped_top_k(scores: Array, k: int) -> tuple[Array, Array]:

@@ -35,8 +35,8 @@ def mean(values: Array, *, where: Array | None = None, weights: Array | None = N
     return jnp.where(total > 0, (weights * values).sum() / jnp.where(total > 0, total, 1), 0)
 
 
-def masked(pos: Array, neg: Array, where: Array | None) -> tuple[Array, Array, Array]:
-    """Checks the shapes of a comparison; returns `neg` with 0 where masked, `where` as bool [..., n], and its `any`.
+def masked(pos: Array, neg: Array, where: Array | None) -> tuple[Array, Array, Array, Array]:
+    """Checks the shapes of a comparison; returns `pos` and `neg` with 0 where masked, `where` as bool, and its `any`.
 
     Masked entries leave through a constant, so that not even a NaN in them reaches value or gradient.
     """
@@ -46,7 +46,8 @@ def masked(pos: Array, neg: Array, where: Array | None) -> tuple[Array, Array, A
         where = jnp.ones(neg.shape, bool)
     chex.assert_type(where, bool)
     chex.assert_rank(where, jnp.ndim(neg))
-    return jnp.where(where, neg, 0), where, where.any(-1)
+    any_valid = where.any(-1)
+    return jnp.where(any_valid, pos, 0), jnp.where(where, neg, 0), where, any_valid
 
 
 def over_negatives(values: Array, where: Array, negatives: Negatives) -> Array:

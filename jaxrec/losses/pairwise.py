@@ -23,7 +23,7 @@ def bpr(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negati
     >>> round(float(bpr(jnp.array(0.0), jnp.array([0.0]))), 4)
     0.6931
     """
-    neg, where, any_valid = masked(pos, neg, where)
+    pos, neg, where, any_valid = masked(pos, neg, where)
     return jnp.where(any_valid, over_negatives(jax.nn.softplus(neg - pos[..., None]), where, negatives), 0)
 
 
@@ -35,7 +35,7 @@ def hinge(
     >>> float(hinge(jnp.array(2.0), jnp.array([0.0, 1.5])))
     0.25
     """
-    neg, where, any_valid = masked(pos, neg, where)
+    pos, neg, where, any_valid = masked(pos, neg, where)
     values = jax.nn.relu(margin - pos[..., None] + neg)
     return jnp.where(any_valid, over_negatives(values, where, negatives), 0)
 
@@ -99,7 +99,7 @@ def mml(
     """
     if len(margins) != len(weights):
         raise ValueError(f"{len(margins)} margins and {len(weights)} weights; give one weight for each margin")
-    neg, where, any_valid = masked(pos, neg, where)
+    pos, neg, where, any_valid = masked(pos, neg, where)
     penalty = sum(weights[k] * jax.nn.relu(neg - margins[k]) for k in range(len(margins)))
     values = positive_weight * jax.nn.relu(1 - pos) + negative_weight * over_negatives(penalty, where, negatives)
     return jnp.where(any_valid, values, 0)

@@ -18,7 +18,7 @@ def bce(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negati
     >>> round(float(bce(jnp.array(0.0), jnp.array([0.0]))), 4)
     1.3863
     """
-    neg, where, any_valid = masked(pos, neg, where)
+    pos, neg, where, any_valid = masked(pos, neg, where)
     values = jax.nn.softplus(-pos) + over_negatives(jax.nn.softplus(neg), where, negatives)
     return jnp.where(any_valid, values, 0)
 
@@ -31,6 +31,6 @@ def mse(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negati
     >>> float(mse(jnp.array(0.0), jnp.array([1.0])))
     1.0
     """
-    neg, where, any_valid = masked(pos, neg, where)
+    pos, neg, where, any_valid = masked(pos, neg, where)
     values = 0.5 * (pos - 1) ** 2 + 0.5 * over_negatives(neg**2, where, negatives)
     return jnp.where(any_valid, values, 0)

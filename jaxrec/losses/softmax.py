@@ -31,7 +31,7 @@ def softmax(pos: Array, neg: Array, *, where: Array | None = None, temperature: 
     >>> round(float(softmax(jnp.array(0.0), jnp.array([0.0]))), 4)
     0.6931
     """
-    neg, where, any_valid = masked(pos, neg, where)
+    pos, neg, where, any_valid = masked(pos, neg, where)
     gap = _logsumexp(neg / temperature, where, any_valid) - pos / temperature
     return jnp.where(any_valid, jax.nn.softplus(gap), 0)
 
@@ -80,7 +80,7 @@ def bsl(
     >>> float(bsl(jnp.array(0.5), jnp.array([0.5]), temperature=0.5, exponent=1.0))
     0.0
     """
-    neg, where, any_valid = masked(pos, neg, where)
+    pos, neg, where, any_valid = masked(pos, neg, where)
     partition = _logsumexp(neg / temperature, where, any_valid)
     if negatives == "mean":
         count = jnp.broadcast_to(where, neg.shape).sum(-1)
@@ -148,5 +148,5 @@ def _simplex_projection(scores: Array, where: Array) -> Array:
     rank = jnp.arange(1, scores.shape[-1] + 1).astype(scores.dtype).reshape((1,) * (scores.ndim - 1) + (-1,))
     support = jnp.isfinite(ordered) & (1 + rank * finite > jnp.cumsum(finite, axis=-1))
     size = jnp.maximum(support.sum(-1, keepdims=True), 1).astype(scores.dtype)
-    threshold = ((finite * support).sum(-1, keepdims=True) - 1) / size
+    threshold = (jnp.where(support, finite, 0).sum(-1, keepdims=True) - 1) / size
     return jnp.where(where, jax.nn.relu(shifted - threshold), 0)

@@ -17,5 +17,5 @@ def rg2_sampled(pos: Array, neg: Array, *, where: Array | None = None, negatives
     >>> float(rg2_sampled(jnp.array(1.0), jnp.array([0.0])))
     -0.5
     """
-    neg, where, any_valid = masked(pos, neg, where)
+    pos, neg, where, any_valid = masked(pos, neg, where)
     return jnp.where(any_valid, -pos + 0.5 * over_negatives((neg + 1) ** 2, where, negatives), 0)
