@@ -117,6 +117,14 @@ def peak_memory(module: str, *arguments: str) -> float:
 
 
 def print_peak_memory() -> None:
-    """Prints this process's largest resident memory in MB, for `peak_memory` to read."""
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(kilobytes / 1024 / (1024 if sys.platform == "darwin" else 1))
+    """Prints this process's largest resident memory in MB, for `peak_memory` to read.
+
+    Linux's `ru_maxrss` also counts the parent at the fork, so /proc is asked first.
+    """
+    try:
+        status = pathlib.Path("/proc/self/status").read_text()
+        kilobytes = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        kilobytes = peak / 1024 if sys.platform == "darwin" else peak
+    print(kilobytes / 1024)

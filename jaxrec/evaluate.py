@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxrec import metrics
 from jaxrec.interactions import DataWarning, Interactions
+from jaxrec.ranking import checked_users, ranked
 from jaxrec.report import Report
 from jaxrec.typing import Array, ArrayLike, Key, Model, Variables
 
@@ -29,7 +30,6 @@ _METRICS = (
     metrics.mrr,
     metrics.average_precision,
 )
-_GROUP = 32  # items a group in the first stage of top-k
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +88,8 @@ def top_k(
     Raises:
         ValueError: for k outside 1 .. N, user ids out of range, a model whose N is not that of `seen`, scores of NaN.
     """
-    users = _checked_users(users, None if seen is None else seen.n_users)
-    return _ranked(model, variables, users, k=k, seen=seen, demoted=None, key=key, block=block)[:2]
+    users = checked_users(users, None if seen is None else seen.n_users)
+    return ranked(model, variables, users, k=k, seen=seen, demoted=None, key=key, block=block)[:2]
 
 
 def full_ranking(
@@ -129,7 +129,7 @@ def full_ranking(
     """
     users = _evaluated_users(train, test, users)
     ks = sorted(set(ks))
-    _, items, areas = _ranked(
+    _, items, areas = ranked(
         model, variables, users, k=ks[-1] if ks else 0, seen=train, demoted=test, key=key, block=block, auc=auc
     )
     per_user, catalogue = _list_metrics(items, users, test, train.item_degrees, ks=tuple(ks))
@@ -169,12 +169,17 @@ def sampled_ranking(
         A `Report` with "hit_rate@k", "ndcg@k" and "mrr@k" for each test pair (in `users` stands the pair's user).
 
     Raises:
-        ValueError: for shapes that do not fit, or scores of NaN.
+        ValueError: for shapes that do not fit, ids that are negative or no integers, or scores of NaN (which an id
+            outside the model gives).
     """
     users, items, negatives = *(np.asarray(x) for x in test_pairs), np.asarray(negatives)
-    if users.shape != items.shape or users.ndim != 1 or negatives.shape[:1] != users.shape or negatives.ndim != 2:
+    fits = users.shape == items.shape == negatives.shape[:1] and users.ndim == 1 and negatives.ndim == 2
+    if not fits or negatives.size == 0:
         shapes = f"users {list(users.shape)}, items {list(items.shape)}, negatives {list(negatives.shape)}"
-        raise ValueError(f"{shapes}; give [T], [T] and [T, n]")
+        raise ValueError(f"{shapes}; give [T], [T] and [T, n], T and n at least 1")
+    for name, ids in (("users", users), ("items", items), ("negatives", negatives)):
+        if ids.dtype.kind not in "iu" or ids.min() < 0:
+            raise ValueError(f"{name} is {ids.dtype} and begins at {ids.min()}; give integer ids from 0")
     valid = _distinct(negatives) & (negatives != items[:, None])
     if not valid.all():
         warnings.warn(
@@ -191,7 +196,8 @@ def sampled_ranking(
         ranks.append(np.asarray(part)[: stop - start])
     rank = np.concatenate(ranks)
     if np.isnan(rank).any():
-        raise ValueError(f"the score of user {users[np.isnan(rank)][0]} is NaN; did training diverge?")
+        first = users[np.isnan(rank)][0]
+        raise ValueError(f"a score of user {first} is NaN; did training diverge, or is an id outside the model?")
     per_user = {}
     for k in sorted(set(ks)):
         hit = rank < k
@@ -207,22 +213,11 @@ def sampled_ranking(
 # ---------------------------------------------------------------------- checks
 
 
-def _checked_users(users: ArrayLike, n_users: int | None) -> np.ndarray:
-    users = np.asarray(users)
-    if users.ndim != 1 or len(users) == 0 or users.dtype.kind not in "iu":
-        raise ValueError(f"users is {users.dtype}{list(users.shape)}; give a column of integer ids, at least one")
-    if users.min() < 0 or (n_users is not None and users.max() >= n_users):
-        raise ValueError(
-            f"users run from {users.min()} to {users.max()}; ids are 0 .. {'' if n_users is None else n_users - 1}"
-        )
-    return users.astype(np.int32)
-
-
 def _evaluated_users(train: Interactions, test: Interactions, users: ArrayLike | None) -> np.ndarray:
     shapes = [(part.n_users, part.n_items) for part in (train, test)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"train is {shapes[0]}, test {shapes[1]} users by items; split one set of Interactions")
-    chosen = np.arange(test.n_users) if users is None else _checked_users(users, test.n_users)
+    chosen = np.arange(test.n_users) if users is None else checked_users(users, test.n_users)
     chosen = chosen[np.asarray(test.user_degrees)[chosen] > 0].astype(np.int32)
     if len(chosen) == 0:
         raise ValueError("none of the users has a test pair; there is nothing to evaluate")
@@ -253,122 +248,7 @@ def _distinct(rows: np.ndarray) -> np.ndarray:
     return distinct
 
 
-# ---------------------------------------------------------------------- ranking in blocks
-
-
-def _ranked(model, variables, users, *, k, seen, demoted, key, block, auc=False):
-    """Scores, items and (if asked) AUC of users [U], on the host."""
-    n_items = jax.eval_shape(functools.partial(_rows, model), variables, users[:1]).shape[1]
-    for interactions in (seen, demoted):
-        if interactions is not None and interactions.n_items != n_items:
-            raise ValueError(f"the model scores {n_items} items, the interactions hold {interactions.n_items}")
-    if not 1 <= k <= n_items:
-        raise ValueError(f"k={k}, but the catalogue has {n_items} items; ask for 1 .. {n_items}")
-    if block is None:
-        cells = 2**22 if jax.default_backend() == "cpu" else 2**27
-        block = max(cells // n_items, 1)
-    block = min(-(-max(block, 8) // 8) * 8, -(-len(users) // 8) * 8)
-    n_blocks = -(-len(users) // block)
-    padded = np.resize(users, n_blocks * block).reshape(n_blocks, block)
-    order = np.asarray(jax.random.permutation(jax.random.key(0) if key is None else key, n_items))
-    places = np.argsort(order).astype(np.int32)
-    inputs = padded, _edges(seen, padded, places), _edges(demoted, padded, places)
-    lower = key is None and demoted is not None
-    scores, items, areas = _blocks(model, variables, order.astype(np.int32), inputs, k=k, lower=lower, auc=auc)
-    scores = np.asarray(scores).reshape(-1, k)[: len(users)]
-    items = np.asarray(items).reshape(-1, k)[: len(users)]
-    if np.isnan(scores).any():
-        bad = np.isnan(scores).any(axis=1)
-        raise ValueError(f"{bad.sum()} users have scores of NaN, user {users[bad][0]} the first; did training diverge?")
-    return scores, items, None if areas is None else np.asarray(areas).reshape(-1)[: len(users)]
-
-
-def _edges(interactions: Interactions | None, users: np.ndarray, places: np.ndarray) -> tuple | None:
-    """The pairs of each block of users [n_blocks, B]: row in the block and place of the item, both [n_blocks, L].
-
-    Rows are padded with B, which a scatter drops. Flat lists of pairs take the longest block, not the longest user.
-    """
-    if interactions is None:
-        return None
-    n_blocks, block = users.shape
-    indptr = np.asarray(interactions.indptr).astype(np.int64)
-    begin, degrees = indptr[users.reshape(-1)], np.diff(indptr)[users.reshape(-1)]
-    ends = np.cumsum(degrees)
-    row = np.repeat(np.arange(users.size), degrees)
-    pair = np.arange(len(row)) - np.repeat(ends - degrees, degrees) + np.repeat(begin, degrees)
-    starts = np.r_[0, ends][:-1:block]
-    sizes = np.diff(np.r_[starts, len(row)])
-    longest = -(-max(int(sizes.max()), 1) // 1024) * 1024
-    rows = np.full((n_blocks, longest), block, np.int32)
-    columns = np.zeros((n_blocks, longest), np.int32)
-    at = row // block, np.arange(len(row)) - np.repeat(starts, sizes)
-    rows[at], columns[at] = row % block, places[np.asarray(interactions.indices)[pair]]
-    return rows, columns
-
-
-def _rows(model: Model, variables: Variables, users: Array) -> Array:
-    return model.apply(variables, users, method="rows")
-
-
-@functools.partial(jax.jit, static_argnames=("model", "k", "lower", "auc"))
-def _blocks(model, variables, order, inputs, *, k, lower, auc):
-    """Scores and items [n_blocks, B, k]; the columns stand in the random `order` [N], which breaks ties."""
-    n_items = order.shape[0]
-    width = -(-n_items // _GROUP) * _GROUP
-    tables = None
-    if hasattr(model, "vectors"):
-        user_table, item_table = model.apply(variables, method="vectors")
-        tables = user_table, jnp.pad(item_table[order], ((0, width - n_items), (0, 0)))
-        user_is_bad = ~jnp.isfinite(user_table).all(axis=1) | ~jnp.isfinite(item_table).all()
-
-    def scored(users):
-        if tables is None:
-            rows = _rows(model, variables, users)
-            return jnp.pad(rows[:, order], ((0, 0), (0, width - n_items))), jnp.isnan(rows).any(axis=1)
-        return jnp.matmul(tables[0][users], tables[1].T, precision="highest"), user_is_bad[users]
-
-    def ranked(inputs):
-        users, seen, positives = inputs
-        scores, bad = scored(users)
-        scores = jnp.where(jnp.arange(width)[None, :] < n_items, scores, -jnp.inf)
-        if seen is not None:
-            scores = scores.at[seen].set(-jnp.inf, mode="drop")
-        area = None
-        if auc:
-            relevant = jnp.zeros(scores.shape, bool).at[positives].set(True, mode="drop")
-            area = metrics.auc(scores, relevant, where=scores > -jnp.inf)
-        if lower:
-            scores = scores.at[positives].set(_one_lower(scores.at[positives].get(mode="clip")), mode="drop")
-        values, at = _grouped_top_k(scores, k)
-        items = jnp.where(values > -jnp.inf, order[jnp.minimum(at, n_items - 1)], -1)
-        return jnp.where(bad[:, None], jnp.nan, values), items, area
-
-    return jax.lax.map(ranked, inputs)
-
-
-def _one_lower(x: Array) -> Array:
-    """The next float below, or the one after it; not `nextafter`, whose step from 0 is a denormal that CPUs flush."""
-    info = jnp.finfo(x.dtype)
-    return jnp.where(jnp.isfinite(x), x - jnp.maximum(jnp.abs(x) * info.eps, info.tiny), x)
-
-
-def _grouped_top_k(scores: Array, k: int) -> tuple[Array, Array]:
-    """`lax.top_k` of [B, G·C] in two stages: the k best groups by their maximum, then the k best of their items.
-
-    Exact, since each of the k best items lies in one of the k best groups. A group is a *strided* set of columns, so
-    that the maxima are an elementwise maximum of G slices and nothing is copied. On CPU `lax.top_k` of long rows costs
-    more than the product that made them; this way costs less.
-    """
-    n_rows, width = scores.shape
-    n_groups = width // _GROUP
-    if k >= n_groups or jax.default_backend() != "cpu":
-        return jax.lax.top_k(scores, k)
-    best = scores.reshape(n_rows, _GROUP, n_groups).max(axis=1)
-    _, group = jax.lax.top_k(best, k)
-    columns = group[:, None, :] + n_groups * jnp.arange(_GROUP, dtype=group.dtype)[None, :, None]
-    columns = columns.reshape(n_rows, -1)
-    values, at = jax.lax.top_k(jnp.take_along_axis(scores, columns, axis=1, mode="promise_in_bounds"), k)
-    return values, jnp.take_along_axis(columns, at, axis=1, mode="promise_in_bounds")
+# ---------------------------------------------------------------------- jitted parts
 
 
 @functools.partial(jax.jit, static_argnames="ks")

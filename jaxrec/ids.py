@@ -99,9 +99,12 @@ def checked_ids(name: str, values: ArrayLike, size: int | None) -> np.ndarray:
 def checked_weights(values: ArrayLike) -> np.ndarray:
     """A column of weights as float64; `ValueError` unless all are finite."""
     weights = _numbers("weights", values)
-    if not np.isfinite(weights).all():
-        at = _first(~np.isfinite(weights))
-        raise ValueError(f"weights[{at}] is {weights[at]}; weights are finite numbers: drop or mend such rows")
+    bad = ~(np.abs(weights) <= np.finfo(np.float32).max)
+    if bad.any():
+        at = _first(bad)
+        raise ValueError(
+            f"weights[{at}] is {weights[at]}; weights are finite float32: drop or mend {bad.sum()} such rows"
+        )
     return weights
 
 

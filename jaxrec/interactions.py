@@ -95,8 +95,12 @@ class Interactions:
 
         Raises:
             ValueError: for an empty set, columns of different lengths, ids that are negative, fractional, NaN, not
-                numbers, or not below `n_users`/`n_items`, and for weights or timestamps as above.
+                numbers, or not below `n_users`/`n_items`, sizes that are not whole, and weights or timestamps that do
+                not fit.
         """
+        for name, size in (("n_users", n_users), ("n_items", n_items)):
+            if size is not None and (size != int(size) or size < 1):
+                raise ValueError(f"{name}={size}; give a whole number of 1 or more")
         users = checked_ids("users", users, n_users)
         items = checked_ids("items", items, n_items)
         weights = None if weights is None else checked_weights(weights)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_metrics import ON_HITS, brute_force, pairwise_auc, second_opinion
 
-from jaxrec import evaluate, models
+from jaxrec import evaluate, models, ranking
 from jaxrec.data.synthetic import checkerboard
 from jaxrec.interactions import DataWarning, Interactions
 
@@ -250,14 +250,14 @@ def test_a_second_call_with_other_variables_compiles_nothing():
             events.append(event)
 
     _full(model, first)
-    size = evaluate._blocks._cache_size()
+    size = ranking._blocks._cache_size()
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
         _full(model, second)
         n_second = len(events)
-        assert evaluate._blocks._cache_size() == size
+        assert ranking._blocks._cache_size() == size
         _full(model, second, ks=(6,))
-        assert evaluate._blocks._cache_size() == size + 1 and len(events) > n_second  # the counters count
+        assert ranking._blocks._cache_size() == size + 1 and len(events) > n_second  # the counters count
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
     assert n_second == 0
@@ -276,7 +276,7 @@ def test_two_stage_top_k_equals_one_stage(k):
     scores[3, 7:] = -np.inf
     scores[4] = -np.arange(4000)
     scores[5] = 1.0
-    values, at = jax.jit(evaluate._grouped_top_k, static_argnums=1)(scores, k)
+    values, at = jax.jit(ranking._grouped_top_k, static_argnums=1)(scores, k)
     np.testing.assert_array_equal(values, jax.lax.top_k(scores, k)[0])
     np.testing.assert_array_equal(np.take_along_axis(scores, np.asarray(at), axis=1), values)
     assert all(len(set(row)) == k for row in np.asarray(at).tolist())
@@ -318,6 +318,17 @@ def test_a_single_nan_score_is_refused(sign, n_items):
     scores[4, 11] = np.copysign(np.nan, sign)
     with pytest.raises(ValueError, match=r"NaN, user 4 .*did training diverge"):
         evaluate.top_k(TABLE, scores, np.arange(10), k=3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "table, message", [("user", "1 users .* user 4 the first"), ("item", "30 users .* user 0 the")]
+)
+def test_vectors_that_are_not_finite_are_refused(table, message, value):
+    variables = jax.tree.map(np.array, _variables(MODELS["dot"]))
+    variables["params"][table][4, 1] = value
+    with pytest.raises(ValueError, match=message):
+        evaluate.top_k(MODELS["dot"], variables, np.arange(M), k=10)
 
 
 def test_an_infinite_score_of_a_test_item_is_the_best():
@@ -463,5 +474,26 @@ def test_sampled_ranking_refuses_shapes_that_differ(users, items, negatives, mes
 def test_sampled_ranking_refuses_nan():
     scores = SCORES.copy()
     scores[7, 3] = np.nan
-    with pytest.raises(ValueError, match="the score of user 7 is NaN"):
+    with pytest.raises(ValueError, match="a score of user 7 is NaN"):
         evaluate.sampled_ranking(TABLE, scores, ([1, 7], [0, 0]), [[3, 4], [3, 4]])
+
+
+@pytest.mark.parametrize(
+    ("users", "items", "negatives", "message"),
+    [
+        ([], [], np.zeros((0, 3), int), "at least 1"),
+        ([0], [-1], [[1]], "items is int64 and begins at -1"),
+        ([0], [1], [[0.5]], "negatives is float64"),
+    ],
+)
+def test_sampled_ranking_names_the_column_that_is_wrong(users, items, negatives, message):
+    scores = jnp.ones((2, 4))
+    with pytest.raises(ValueError, match=message):
+        evaluate.sampled_ranking(evaluate.scorer(lambda table, u: table[u]), scores, (users, items), negatives)
+
+
+def test_users_beyond_the_tables_of_a_model_are_refused():
+    model = models.MF(3, 5, dim=2)
+    variables = model.init(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
+    with pytest.raises(ValueError, match=r"users run from 0 to 3; ids are 0 \.\. 2"):
+        evaluate.top_k(model, variables, [0, 3], k=2)

@@ -409,3 +409,16 @@ def test_importing_touches_no_device():
     env = os.environ | {"JAX_PLATFORMS": "no_such_platform"}
     run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout.strip()) == (0, "no device"), run.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_users": 2.5}, "n_users=2.5"),
+        ({"n_items": 0}, "n_items=0"),
+        ({"weights": [1e39]}, r"weights\[0\] is 1e\+39; weights are finite float32"),
+    ],
+)
+def test_sizes_and_weights_that_do_not_fit_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        Interactions.from_pairs([0], [0], **options)

@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "jaxrec"
 LAYERS = [
     {"typing", "ids", "interactions"},
     {"losses", "metrics", "sampling", "report", "optim"},
-    {"models", "als", "newton"},
+    {"models", "ranking", "als", "newton"},
     {"train", "evaluate"},
     {"data", "plotting"},
 ]

@@ -1,0 +1,174 @@
+"""The kernel of evaluation: product, mask and exact top-k in one jitted loop over blocks of users."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec import metrics
+from jaxrec.interactions import Interactions
+from jaxrec.typing import Array, ArrayLike, Key, Model, Variables
+
+_GROUP = 32  # items a group in the first stage of top-k
+
+
+def checked_users(users: ArrayLike, n_users: int | None) -> np.ndarray:
+    """User ids as int32 [U]; `ValueError` unless they are integers, at least one, and below `n_users` if given."""
+    users = np.asarray(users)
+    if users.ndim != 1 or len(users) == 0 or users.dtype.kind not in "iu":
+        raise ValueError(f"users is {users.dtype}{list(users.shape)}; give a column of integer ids, at least one")
+    if users.min() < 0 or (n_users is not None and users.max() >= n_users):
+        raise ValueError(
+            f"users run from {users.min()} to {users.max()}; ids are 0 .. {'' if n_users is None else n_users - 1}"
+        )
+    return users.astype(np.int32)
+
+
+def ranked(
+    model: Model,
+    variables: Variables,
+    users: np.ndarray,
+    *,
+    k: int,
+    seen: Interactions | None,
+    demoted: Interactions | None,
+    key: Key | None,
+    block: int | None,
+    auc: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """The k best items of users [U], on the host.
+
+    Args:
+        model: has `rows`, and perhaps `vectors`.
+        variables: of the model.
+        users: ids int32 [U].
+        k: length of the lists.
+        seen: pairs to leave out.
+        demoted: pairs that lose ties where there is no key; the relevant ones of `auc`.
+        key: for the order of equal scores.
+        block: users scored at a time.
+        auc: whether to give the area under the ROC curve of `demoted` against all that is not seen.
+
+    Returns:
+        scores float32 [U, k], items int32 [U, k], and areas float32 [U] or None.
+
+    Raises:
+        ValueError: see `jaxrec.evaluate.top_k`.
+    """
+    n_items = jax.eval_shape(functools.partial(_rows, model), variables, users[:1]).shape[1]
+    for interactions in (seen, demoted):
+        if interactions is not None and interactions.n_items != n_items:
+            raise ValueError(f"the model scores {n_items} items, the interactions hold {interactions.n_items}")
+    if hasattr(model, "vectors"):
+        n_users = jax.eval_shape(functools.partial(model.apply, method="vectors"), variables)[0].shape[0]
+        checked_users(users, n_users)
+    if not 1 <= k <= n_items:
+        raise ValueError(f"k={k}, but the catalogue has {n_items} items; ask for 1 .. {n_items}")
+    if block is None:
+        cells = 2**22 if jax.default_backend() == "cpu" else 2**27
+        block = max(cells // n_items, 1)
+    block = min(-(-max(block, 8) // 8) * 8, -(-len(users) // 8) * 8)
+    n_blocks = -(-len(users) // block)
+    padded = np.resize(users, n_blocks * block).reshape(n_blocks, block)
+    order = np.asarray(jax.random.permutation(jax.random.key(0) if key is None else key, n_items))
+    places = np.argsort(order).astype(np.int32)
+    inputs = padded, _edges(seen, padded, places), _edges(demoted, padded, places)
+    lower = key is None and demoted is not None
+    scores, items, areas = _blocks(model, variables, order.astype(np.int32), inputs, k=k, lower=lower, auc=auc)
+    scores = np.asarray(scores).reshape(-1, k)[: len(users)]
+    items = np.asarray(items).reshape(-1, k)[: len(users)]
+    if np.isnan(scores).any():
+        bad = np.isnan(scores).any(axis=1)
+        raise ValueError(f"{bad.sum()} users have scores of NaN, user {users[bad][0]} the first; did training diverge?")
+    return scores, items, None if areas is None else np.asarray(areas).reshape(-1)[: len(users)]
+
+
+def _edges(interactions: Interactions | None, users: np.ndarray, places: np.ndarray) -> tuple | None:
+    """The pairs of each block of users [n_blocks, B]: row in the block and place of the item, both [n_blocks, L].
+
+    Rows are padded with B, which a scatter drops. Flat lists of pairs take the longest block, not the longest user.
+    """
+    if interactions is None:
+        return None
+    n_blocks, block = users.shape
+    indptr = np.asarray(interactions.indptr).astype(np.int64)
+    begin, degrees = indptr[users.reshape(-1)], np.diff(indptr)[users.reshape(-1)]
+    ends = np.cumsum(degrees)
+    row = np.repeat(np.arange(users.size), degrees)
+    pair = np.arange(len(row)) - np.repeat(ends - degrees, degrees) + np.repeat(begin, degrees)
+    starts = np.r_[0, ends][:-1:block]
+    sizes = np.diff(np.r_[starts, len(row)])
+    longest = -(-max(int(sizes.max()), 1) // 1024) * 1024
+    rows = np.full((n_blocks, longest), block, np.int32)
+    columns = np.zeros((n_blocks, longest), np.int32)
+    at = row // block, np.arange(len(row)) - np.repeat(starts, sizes)
+    rows[at], columns[at] = row % block, places[np.asarray(interactions.indices)[pair]]
+    return rows, columns
+
+
+def _rows(model: Model, variables: Variables, users: Array) -> Array:
+    return model.apply(variables, users, method="rows")
+
+
+@functools.partial(jax.jit, static_argnames=("model", "k", "lower", "auc"))
+def _blocks(model, variables, order, inputs, *, k, lower, auc):
+    """Scores and items [n_blocks, B, k]; the columns stand in the random `order` [N], which breaks ties."""
+    n_items = order.shape[0]
+    width = -(-n_items // _GROUP) * _GROUP
+    tables = None
+    if hasattr(model, "vectors"):
+        user_table, item_table = model.apply(variables, method="vectors")
+        tables = user_table, jnp.pad(item_table[order], ((0, width - n_items), (0, 0)))
+        user_is_bad = ~jnp.isfinite(user_table).all(axis=1) | ~jnp.isfinite(item_table).all()
+
+    def scored(users):
+        if tables is None:
+            rows = _rows(model, variables, users)
+            return jnp.pad(rows[:, order], ((0, 0), (0, width - n_items))), jnp.isnan(rows).any(axis=1)
+        return jnp.matmul(tables[0][users], tables[1].T, precision="highest"), user_is_bad[users]
+
+    def ranked(inputs):
+        users, seen, positives = inputs
+        scores, bad = scored(users)
+        scores = jnp.where(jnp.arange(width)[None, :] < n_items, scores, -jnp.inf)
+        if seen is not None:
+            scores = scores.at[seen].set(-jnp.inf, mode="drop")
+        area = None
+        if auc:
+            relevant = jnp.zeros(scores.shape, bool).at[positives].set(True, mode="drop")
+            area = metrics.auc(scores, relevant, where=scores > -jnp.inf)
+        if lower:
+            scores = scores.at[positives].set(_one_lower(scores.at[positives].get(mode="clip")), mode="drop")
+        values, at = _grouped_top_k(scores, k)
+        items = jnp.where(values > -jnp.inf, order[jnp.minimum(at, n_items - 1)], -1)
+        return jnp.where(bad[:, None], jnp.nan, values), items, area
+
+    return jax.lax.map(ranked, inputs)
+
+
+def _one_lower(x: Array) -> Array:
+    """The next float below, or the one after it; not `nextafter`, whose step from 0 is a denormal that CPUs flush."""
+    info = jnp.finfo(x.dtype)
+    return jnp.where(jnp.isfinite(x), x - jnp.maximum(jnp.abs(x) * info.eps, info.tiny), x)
+
+
+def _grouped_top_k(scores: Array, k: int) -> tuple[Array, Array]:
+    """`lax.top_k` of [B, G·C] in two stages: the k best groups by their maximum, then the k best of their items.
+
+    Exact, since each of the k best items lies in one of the k best groups. A group is a *strided* set of columns, so
+    that the maxima are an elementwise maximum of G slices and nothing is copied. On CPU `lax.top_k` of long rows costs
+    more than the product that made them; this way costs less.
+    """
+    n_rows, width = scores.shape
+    n_groups = width // _GROUP
+    if k >= n_groups or jax.default_backend() != "cpu":
+        return jax.lax.top_k(scores, k)
+    best = scores.reshape(n_rows, _GROUP, n_groups).max(axis=1)
+    _, group = jax.lax.top_k(best, k)
+    columns = group[:, None, :] + n_groups * jnp.arange(_GROUP, dtype=group.dtype)[None, :, None]
+    columns = columns.reshape(n_rows, -1)
+    values, at = jax.lax.top_k(jnp.take_along_axis(scores, columns, axis=1, mode="promise_in_bounds"), k)
+    return values, jnp.take_along_axis(columns, at, axis=1, mode="promise_in_bounds")
