@@ -1,6 +1,7 @@
 """Makes the tables of README.md from the records in benchmarks/results/.
 
-`python -m benchmarks.report` writes them between the marks; `--check` only says whether they are up to date.
+`python -m benchmarks.report` writes them between the marks. `--check` writes nothing and says whether the committed
+README has the tables of the committed records, whatever has been measured since.
 """
 
 from __future__ import annotations
@@ -8,22 +9,27 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import subprocess
 import sys
+from collections.abc import Callable
 
-from benchmarks._record import RESULTS
-
-README = pathlib.Path(__file__).parents[1] / "README.md"
+ROOT = pathlib.Path(__file__).parents[1]
 BEGIN, END = "<!-- tables: python -m benchmarks.report -->", "<!-- end of tables -->"
 
 
-def record(name: str) -> dict:
-    """The record of a benchmark."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
+def present(path: str) -> str:
+    """The text of a file as it is."""
+    return (ROOT / path).read_text()
 
 
-def origin(name: str) -> str:
-    """One line: where the figures come from."""
-    found = record(name)
+def committed(path: str) -> str:
+    """The text of a file as it was last committed."""
+    show = ["git", "show", f"HEAD:{path}"]
+    return subprocess.run(show, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def origin(found: dict) -> str:
+    """One line: where a record's figures come from."""
     return (
         f"`{found['command']}`, {found['date']}, commit {found['commit']}, jax {found['jax']}, "
         f"{found['cores']} cores of {found['processor']}, data {found['data']}."
@@ -36,9 +42,8 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def quality() -> str:
+def quality(found: dict) -> str:
     """The quickstart's table."""
-    found = record("quickstart")
     rows = []
     for name, case in found["cases"].items():
         difference = f"{case['difference_from_popularity']:+.4f} ± {case['difference_stderr']:.4f}"
@@ -51,27 +56,40 @@ def quality() -> str:
         "**MovieLens (small), every rating a positive.** Each user's latest 10 % are test, the 10 % before them "
         f"validation, which chose the epoch; {found['protocol']}. Means of {seeds} seeds, ± standard error over users. "
         "This set is for development: no claim about the losses rests on it.\n\n"
-        f"{table(head, rows)}\n\n{origin('quickstart')}"
+        f"{table(head, rows)}\n\n{origin(found)}"
     )
 
 
-def speed() -> str:
+def speed(evaluation: dict, training: dict) -> str:
     """Evaluation and training against peers."""
     rows = []
-    for name, peer in (("evaluate_speed", "implicit"), ("train_speed", "torch")):
-        for case, figures in record(name)["cases"].items():
+    for found, peer in ((evaluation, "implicit"), (training, "torch")):
+        for case, figures in found["cases"].items():
             mine, theirs = (f"{figures[f'{s}_wall_s']:.2f} s ({figures[f'{s}_cpu_s']:.2f} s)" for s in ("jaxrec", peer))
             first = figures.get("jaxrec_first_call_s", figures.get("jaxrec_first_epoch_s"))
-            label = "epoch of " + case if name == "train_speed" else case
+            label = case if found is evaluation else f"epoch of {case}"
             rows.append([label, mine, f"{peer} {theirs}", f"{figures['ratio']:.2f}", f"{first:.2f} s"])
-    peaks = record("evaluate_speed")["cases"]["gowalla top-20"]
+    peaks = evaluation["cases"]["gowalla top-20"]
     head = ["Gowalla, 64 dimensions", "jaxrec: wall (CPU)", "peer: wall (CPU)", "ratio", "jaxrec's first call"]
     return (
         "**Speed on CPU**, medians of runs in turn, both on all cores; below 1 jaxrec is faster. The first call "
         f"includes compilation. Peak memory of the top-20 process: jaxrec {peaks['jaxrec_peak_mb']:.0f} MB, implicit "
         f"{peaks['implicit_peak_mb']:.0f} MB.\n\n{table(head, rows)}\n\n"
-        f"{origin('evaluate_speed')} {origin('train_speed')} On GPUs nothing has been measured yet."
+        f"{origin(evaluation)} {origin(training)} On GPUs nothing has been measured yet."
     )
+
+
+def written(read: Callable[[str], str]) -> tuple[str, str]:
+    """README.md as it is, and as it should be."""
+    records = {
+        name: json.loads(read(f"benchmarks/results/{name}.json"))
+        for name in ("quickstart", "evaluate_speed", "train_speed")
+    }
+    tables = quality(records["quickstart"]) + "\n\n" + speed(records["evaluate_speed"], records["train_speed"])
+    text = read("README.md")
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    return text, f"{before}{BEGIN}\n## Results\n\n{tables}\n{END}{after}"
 
 
 def main() -> None:
@@ -79,19 +97,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if README.md is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the tables are out of date")
     options = parser.parse_args()
-    text = README.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    new = f"{before}{BEGIN}\n## Results\n\n{quality()}\n\n{speed()}\n{END}{after}"
-    if new == text:
+    text, new = written(committed if options.check else present)
+    if text == new:
         print("README.md has the tables of the records")
     elif options.check:
-        print("README.md's tables are not those of the records: run python -m benchmarks.report")
+        print("README.md's tables are not those of the records: run python -m benchmarks.report and commit both")
         sys.exit(1)
     else:
-        README.write_text(new)
+        (ROOT / "README.md").write_text(new)
         print("wrote the tables of README.md")
 
 

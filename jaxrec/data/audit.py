@@ -79,6 +79,8 @@ class Audit:
 def audit(train: Interactions, test: Interactions, negatives: ArrayLike | None = None) -> Audit:
     """Looks a split over: overlap, cold users and items, order of ids, popularity, time, and sampled negatives.
 
+    Duplicate pairs are none of its findings: `Interactions` has merged them, and said how many, when it was made.
+
     Args:
         train: pairs [M, N] to learn from.
         test: held-out pairs over the same ids, T of them.
