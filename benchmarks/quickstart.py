@@ -106,8 +106,8 @@ def main() -> None:
 
     ids = jr.evaluate.top_k(model, state.variables, [options.user], k=5, seen=known)[1][0]
     titles, genres = data.features["title"], data.features["genres"]
-    met = split.train.indices[split.train.indptr[options.user] : split.train.indptr[options.user + 1]]
-    print(f"\nUser {data.id_map.user_labels(options.user)} met {', '.join(titles[met[:5]])}, ...")
+    rated = split.train.indices[split.train.indptr[options.user] : split.train.indptr[options.user + 1]]
+    print(f"\nUser {data.id_map.user_labels(options.user)} rated {'; '.join(titles[rated[:5]])}; ...")
     print(f"{name} recommends:")
     for rank, item in enumerate(ids, 1):
         print(f"  {rank}. {titles[item]} ({genres[item]})")
