@@ -245,7 +245,8 @@ def _epoch(state, arrays, data, *, static, tx, batch_size):
     n = users.shape[0]
     steps = -(-n // batch_size)
     order_key, step_key = jax.random.split(jax.random.fold_in(state.key, state.epoch))
-    order = jax.random.permutation(order_key, n).astype(jnp.int32)
+    # One sort of random bits: `jax.random.permutation` sorts twice to rule out ties, a tenth of a CPU epoch.
+    order = jnp.argsort(jax.random.bits(order_key, (n,))).astype(jnp.int32)
     order = jnp.pad(order, (0, steps * batch_size - n), constant_values=n).reshape(steps, batch_size)
 
     def step(carry, inputs):
