@@ -49,9 +49,14 @@ def write(name: str, cases: Mapping[str, Mapping[str, Any]], *, quick: bool, **f
 
 
 def _commit() -> str:
-    folder = pathlib.Path(__file__).parent
-    run = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True)
-    return run.stdout.strip() or "unknown"
+    """The checkout's commit, with "-dirty" where anything but the records has changed since."""
+
+    def git(*arguments: str) -> str:
+        run = subprocess.run(["git", *arguments], cwd=RESULTS.parents[1], capture_output=True, text=True)
+        return run.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)benchmarks/results")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
 
 
 def _processor() -> str:
