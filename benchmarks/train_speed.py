@@ -1,7 +1,8 @@
 """One epoch of matrix factorisation on Gowalla: jaxrec against PyTorch, alternating in one run.
 
-MF-BPR with 1 negative and MF-CCL (cosines) with 100, 64 dimensions, batches of 1,024, dense Adam, negatives uniform and
-drawn on the way; all cores for both, PyTorch's waiting threads set to sleep. Medians; compile time apart.
+MF-BPR with 1 negative and MF-CCL (cosines) with 100, 64 dimensions, batches of 1,024, negatives uniform and drawn on the
+way, dense Adam in both: PyTorch's, and `optim.rowwise.dense_adam`, which is the same algorithm; `--optax` takes
+`optax.adam` instead. All cores for both, PyTorch's waiting threads set to sleep. Medians; compile time apart.
 """
 
 from __future__ import annotations
@@ -32,24 +33,27 @@ def arguments() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_speed", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="counted epochs of each (default 5)")
+    parser.add_argument("--optax", action="store_true", help="train with optax.adam")
     parser.add_argument(
         "--quick", action="store_true", help="the same code on 20 steps instead of a whole epoch, 3 rounds"
     )
     return parser.parse_args()
 
 
-def ours(train: jr.Interactions, n: int, score, loss):
+def ours(train: jr.Interactions, n: int, score, loss, with_optax: bool):
     """A function that trains one epoch more, whole `fit` included."""
     model = jr.models.MF(train.n_users, train.n_items, dim=DIM, score=score)
     sample = partial(jr.sampling.uniform, n_items=train.n_items, n=n)
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
-    tx = optax.adam(RATE)
+    tx = optax.adam(RATE) if with_optax else jr.optim.rowwise.dense_adam(RATE)
+    touched = None if with_optax else partial(jr.train.pairwise_rows, sample=sample)
+    options = {"batch_size": BATCH, "touched": touched, "progress": False}
     state = jr.train.init(jax.random.key(0), model, tx)
 
     def run():
         nonlocal state
         epochs = int(state.epoch) + 1
-        state, history = jr.train.fit(state, objective, tx, train, epochs=epochs, batch_size=BATCH, progress=False)
+        state, history = jr.train.fit(state, objective, tx, train, epochs=epochs, **options)
         return history.records[-1]["loss"]
 
     return run
@@ -100,7 +104,7 @@ def main() -> None:
         train = train.select(np.arange(train.n_pairs) < 20 * BATCH)
     cases = {}
     for name, (n, score, loss) in CASES.items():
-        runs = {"jaxrec": ours(train, n, score, loss), "torch": theirs(train, n)}
+        runs = {"jaxrec": ours(train, n, score, loss, options.optax), "torch": theirs(train, n)}
         if runs["torch"] is None:
             print('torch is not installed (pip install "jaxrec[bench]"): skipped, no ratio')
             del runs["torch"]
@@ -128,7 +132,13 @@ def main() -> None:
             print(
                 f"{name:<24}{case['times_faster']:.1f} times as fast as PyTorch; compiling took {sum(compiled):.1f} s"
             )
-    facts = {"data": train.fingerprint(), "pairs": train.n_pairs, "dim": DIM, "batch_size": BATCH}
+    facts = {
+        "data": train.fingerprint(),
+        "pairs": train.n_pairs,
+        "dim": DIM,
+        "batch_size": BATCH,
+        "optax": options.optax,
+    }
     _record.write("train_speed", cases, quick=options.quick, **facts)
 
 

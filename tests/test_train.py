@@ -332,6 +332,10 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             fit(model_of(), checkpoint=checkpoint, **options)
+    with pytest.raises(ValueError, match="with key="):
+        fit(model_of(), seed=1, checkpoint=checkpoint)
+    with pytest.raises(ValueError, match=r"objective='pairwise_objective\(loss=bpr.*this one has .*\(loss=hinge"):
+        fit(model_of(), jr.losses.hinge, checkpoint=checkpoint)
     with pytest.raises(ValueError, match="another model or optimiser"):
         fit(model_of(dim=4), checkpoint=checkpoint)
 

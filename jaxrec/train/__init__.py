@@ -8,4 +8,5 @@ from jaxrec.train.loop import State as State
 from jaxrec.train.loop import fit as fit
 from jaxrec.train.loop import init as init
 from jaxrec.train.loop import pairwise_objective as pairwise_objective
+from jaxrec.train.loop import pairwise_rows as pairwise_rows
 from jaxrec.train.stopping import EarlyStopping as EarlyStopping

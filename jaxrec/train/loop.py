@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -98,6 +99,20 @@ def pairwise_objective(
     return losses.mean(loss(pos, neg, **correction), where=batch.where, weights=batch.weights)
 
 
+def pairwise_rows(key: Key, batch: Batch, *, sample: Sampler) -> dict[str, Array]:
+    """The rows that `pairwise_objective` touches, by parameter name: "user" [B], "item" [B + B·n].
+
+    The same key gives the same negatives, so that they are drawn once: XLA sees one expression twice.
+
+    Args:
+        key: as the objective gets it.
+        batch: as the objective gets it.
+        sample: as the objective has it.
+    """
+    negatives = sample(key, batch.users)
+    return {"user": batch.users, "item": jnp.concatenate([batch.items, negatives.reshape(-1)])}
+
+
 def fit(
     state: State,
     objective: Objective,
@@ -106,6 +121,7 @@ def fit(
     *,
     epochs: int,
     batch_size: int = 1024,
+    touched: Callable[[Key, Batch], Mapping[str, Array]] | None = None,
     validate: Callable[[Variables], Mapping[str, float]] | None = None,
     every: int = 1,
     stopping: EarlyStopping | None = None,
@@ -125,6 +141,8 @@ def fit(
         train: the positives.
         epochs: total number of epochs.
         batch_size: B.
+        touched: function of (key, batch) that names the rows a step touches, for transformations that use it
+            (`optim.rowwise`), such as `partial(pairwise_rows, sample=...)` beside a `pairwise_objective`.
         validate: host function of the variables that gives named figures, such as
             `lambda v: full_ranking(model, v, train, valid, ks=(10,)).means`. They are written to the history.
         every: validate after every so many epochs, and after the last.
@@ -139,21 +157,22 @@ def fit(
 
     Raises:
         DivergenceError: a `ValueError`, for a loss that is not finite; names epoch and step and carries the last good
-            state. The checkpoint keeps the last good epoch.
+            state. The checkpoint keeps the last epoch saved.
         ValueError: for `stopping` without `validate`, a metric that `validate` does not give, or a checkpoint of
-            another run.
+            another run: other data, batch size, key, objective, model or kind of optimiser. (The values inside `tx`,
+            such as its learning rate, cannot be compared.)
     """
     _check_fit(state, train, epochs, batch_size, every, validate, stopping)
     run = Progress(state, state, {} if stopping is None else stopping.init(), History())
     if checkpoint is not None:
-        description = {"batch_size": batch_size, "train": train.fingerprint()}
+        description = _description(state, objective, train, batch_size)
         run = checkpoint.restore(run, description)
-    arrays, static = _partition(objective)
+    arrays, static = _partition((objective, touched))
     arrays, data = jax.device_put((arrays, (*train.pairs(), train.weights)))
     first = int(run.state.epoch)
     stopped = stopping is not None and stopping.done(run.stopping)
-    bar = tqdm(total=epochs, initial=first, disable=not progress, desc="epochs")
-    for epoch in range(first + 1, epochs + 1):
+    bar = tqdm(range(first + 1, epochs + 1), total=epochs, initial=first, disable=not progress, desc="epochs")
+    for epoch in bar:
         if stopped:
             break
         began = time.perf_counter()
@@ -174,9 +193,7 @@ def fit(
             callback(new, record)
         if checkpoint is not None and (epoch % checkpoint.every == 0 or epoch == epochs or stopped):
             checkpoint.save(run, description)
-        bar.update()
         bar.set_postfix({name: f"{value:.4g}" for name, value in record.items() if name not in ("epoch", "seconds")})
-    bar.close()
     return run.best, run.history
 
 
@@ -194,13 +211,29 @@ def _check_fit(state, train, epochs, batch_size, every, validate, stopping) -> N
 
 def _divergence(epoch: int, values: np.ndarray, state: State, checkpoint: Checkpoint | None) -> DivergenceError:
     step = int(np.flatnonzero(~np.isfinite(values))[0])
-    kept = "" if checkpoint is None else f"; {checkpoint.directory} keeps the last good epoch"
+    kept = "" if checkpoint is None else f"; {checkpoint.directory} keeps the last epoch saved, a good one"
     return DivergenceError(
         f"the loss is {values[step]} at epoch {epoch}, step {step + 1} of {len(values)}; lower the learning rate, clip "
         f"gradients (optax.clip_by_global_norm), or look for NaN in weights (jax_debug_nans){kept}. "
         "The error's .state is the last good one",
         state,
     )
+
+
+def _description(state: State, objective: Objective, train: Interactions, batch_size: int) -> dict[str, Any]:
+    """What a checkpoint must match to be this run's."""
+    key = np.asarray(jax.random.key_data(state.key)).tolist()
+    return {"batch_size": batch_size, "train": train.fingerprint(), "key": key, "objective": _described(objective)}
+
+
+def _described(value: Any) -> str:
+    """Names and values of nested partials, the same in every process."""
+    if isinstance(value, functools.partial):
+        keywords = [f"{name}={_described(item)}" for name, item in sorted(value.keywords.items())]
+        return f"{_described(value.func)}({', '.join([*map(_described, value.args), *keywords])})"
+    if isinstance(value, Interactions):
+        return f"Interactions({value.fingerprint()})"
+    return getattr(value, "__qualname__", None) or re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 # ---------------------------------------------------------------------- one epoch
@@ -217,9 +250,9 @@ class _Hole:
     """Stands where an array was taken out."""
 
 
-def _partition(objective: Objective) -> tuple[list, _Static]:
+def _partition(functions: tuple) -> tuple[list, _Static]:
     """Takes the arrays out of nested partials, to be arguments of jit: XLA folds large constants for minutes."""
-    leaves, tree = jax.tree.flatten(_as_pytree(objective))
+    leaves, tree = jax.tree.flatten(tuple(map(_as_pytree, functions)))
     dynamic = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
     arrays = [leaf for leaf, is_array in zip(leaves, dynamic) if is_array]
     return arrays, _Static(tree, tuple(_Hole if is_array else leaf for leaf, is_array in zip(leaves, dynamic)))
@@ -232,7 +265,7 @@ def _as_pytree(value: Any) -> Any:
     return jax.tree_util.Partial(value.func, *map(_as_pytree, value.args), **keywords)
 
 
-def _combine(arrays: Sequence[Array], static: _Static) -> Objective:
+def _combine(arrays: Sequence[Array], static: _Static) -> tuple:
     supply = iter(arrays)
     return jax.tree.unflatten(static.tree, [next(supply) if leaf is _Hole else leaf for leaf in static.leaves])
 
@@ -240,7 +273,8 @@ def _combine(arrays: Sequence[Array], static: _Static) -> Objective:
 @functools.partial(jax.jit, static_argnames=("static", "tx", "batch_size"))
 def _epoch(state, arrays, data, *, static, tx, batch_size):
     """All positives once, in random order; gives the new state and the losses of the steps."""
-    objective = _combine(arrays, static)
+    objective, touched = _combine(arrays, static)
+    tx = optax.with_extra_args_support(tx)
     users, items, weights = data
     n = users.shape[0]
     steps = -(-n // batch_size)
@@ -255,11 +289,14 @@ def _epoch(state, arrays, data, *, static, tx, batch_size):
         chosen = jnp.minimum(places, n - 1)
         batch = Batch(users[chosen], items[chosen], None if weights is None else weights[chosen], places < n)
 
+        key = jax.random.fold_in(step_key, number)
+
         def value(params):
-            return objective({**state.variables, "params": params}, jax.random.fold_in(step_key, number), batch)
+            return objective({**state.variables, "params": params}, key, batch)
 
         loss, gradients = jax.value_and_grad(value)(params)
-        updates, opt_state = tx.update(gradients, opt_state, params)
+        extra = {} if touched is None else {"touched": touched(key, batch)}
+        updates, opt_state = tx.update(gradients, opt_state, params, **extra)
         return (optax.apply_updates(params, updates), opt_state), loss
 
     carry = state.variables["params"], state.opt_state

@@ -1,0 +1,3 @@
+"""Optimiser pieces: `optax` gradient transformations."""
+
+from jaxrec.optim import rowwise as rowwise
