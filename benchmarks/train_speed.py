@@ -1,7 +1,7 @@
 """One epoch of matrix factorisation on Gowalla: jaxrec against PyTorch, alternating in one run.
 
-MF-BPR with 1 negative and MF-CCL (cosines) with 100, 64 dimensions, batches of 1,024, negatives uniform and drawn on the
-way, dense Adam in both: PyTorch's, and `optim.rowwise.dense_adam`, which is the same algorithm; `--optax` takes
+MF-BPR with 1 negative and MF-CCL (cosines) with 100, 64 dimensions, batches of 1,024, negatives uniform and drawn on
+the way, dense Adam in both: PyTorch's, and `optim.rowwise.dense_adam`, which is the same algorithm; `--optax` takes
 `optax.adam` instead. All cores for both, PyTorch's waiting threads set to sleep. Medians; compile time apart.
 """
 

@@ -31,7 +31,7 @@ class DenseAdamState(NamedTuple):
 def dense_adam(
     learning_rate: float | Array, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam on every row at every step (Kingma and Ba 2015, arXiv 1412.6980), its moments brought up to date when touched.
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980) on every row at every step; moments are written when touched.
 
     It is the algorithm of `optax.adam`, and equal to it up to rounding. A row whose gradient is 0 for s steps has the
     moments b1ˢ m and b2ˢ v, so they need not be written: a step writes the moments of the touched rows alone, and

@@ -233,7 +233,8 @@ def _described(value: Any) -> str:
         return f"{_described(value.func)}({', '.join([*map(_described, value.args), *keywords])})"
     if isinstance(value, Interactions):
         return f"Interactions({value.fingerprint()})"
-    return getattr(value, "__qualname__", None) or re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    plain = re.sub(r" at 0x[0-9a-f]+|# attributes", "", repr(value))
+    return getattr(value, "__qualname__", None) or " ".join(plain.split())
 
 
 # ---------------------------------------------------------------------- one epoch
