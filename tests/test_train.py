@@ -336,7 +336,7 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
         fit(model_of(), seed=1, checkpoint=checkpoint)
     with pytest.raises(ValueError, match=r"objective='pairwise_objective\(loss=bpr.*this one has .*\(loss=hinge"):
         fit(model_of(), jr.losses.hinge, checkpoint=checkpoint)
-    with pytest.raises(ValueError, match="dim = 8 .*this one has .* dim = 4 "):
+    with pytest.raises(ValueError, match=r"dim = 8 .*this one has .* dim = 4 "):
         fit(model_of(dim=4), checkpoint=checkpoint)
 
 
