@@ -133,7 +133,8 @@ def full_ranking(
         model, variables, users, k=ks[-1] if ks else 0, seen=train, demoted=test, key=key, block=block, auc=auc
     )
     per_user, catalogue = _list_metrics(items, users, test, train.item_degrees, ks=tuple(ks))
-    per_user = {name: np.asarray(values, np.float64) for name, values in per_user.items()}
+    names = [f"{metric.__name__}@{k}" for metric in (*_METRICS, metrics.popularity) for k in ks]  # jit sorts its dicts
+    per_user = {name: np.asarray(per_user[name], np.float64) for name in names}
     catalogue = {name: float(value) for name, value in catalogue.items()}
     if auc:
         per_user["auc"] = np.asarray(areas, np.float64)
