@@ -72,9 +72,10 @@ def speed(evaluation: dict, training: dict) -> str:
     peaks = evaluation["cases"]["gowalla top-20"]
     head = ["Gowalla, 64 dimensions", "jaxrec: wall (CPU)", "peer: wall (CPU)", "ratio", "jaxrec's first call"]
     return (
-        "**Speed on CPU**, medians of runs in turn, both on all cores; below 1 jaxrec is faster. Training is with dense "
-        "Adam in both, which here is `optim.rowwise.dense_adam`. The first call includes compilation. Peak memory of the "
-        f"top-20 process: jaxrec {peaks['jaxrec_peak_mb']:.0f} MB, implicit {peaks['implicit_peak_mb']:.0f} MB.\n\n"
+        "**Speed on CPU**, medians of runs in turn, both on all cores; below 1 jaxrec is faster. Training is with "
+        "dense Adam in both, which here is `optim.rowwise.dense_adam`. The first call includes compilation. Peak "
+        f"memory of the top-20 process: jaxrec {peaks['jaxrec_peak_mb']:.0f} MB, "
+        f"implicit {peaks['implicit_peak_mb']:.0f} MB.\n\n"
         f"{table(head, rows)}\n\n"
         f"{origin(evaluation)} {origin(training)} On GPUs nothing has been measured yet."
     )

@@ -85,7 +85,7 @@ class Report:
     def _rows(self) -> tuple[list[str], list[tuple[str, list[str]]]]:
         """Cut-offs and, for each metric, its cells: "0.1234 ± 0.0012"."""
         means, stderr = self.means, self.stderr
-        cuts = sorted({name.partition("@")[2] for name in means}, key=lambda cut: int(cut or 0))
+        cuts = sorted({name.partition("@")[2] for name in means}, key=lambda cut: (cut == "", int(cut or 0)))
         table = []
         for metric in dict.fromkeys(name.partition("@")[0] for name in means):
             names = [f"{metric}@{cut}" if cut else metric for cut in cuts]
