@@ -98,9 +98,6 @@ class Interactions:
                 numbers, or not below `n_users`/`n_items`, sizes that are not whole, and weights or timestamps that do
                 not fit.
         """
-        for name, size in (("n_users", n_users), ("n_items", n_items)):
-            if size is not None and (size != int(size) or size < 1):
-                raise ValueError(f"{name}={size}; give a whole number of 1 or more")
         users = checked_ids("users", users, n_users)
         items = checked_ids("items", items, n_items)
         weights = None if weights is None else checked_weights(weights)
@@ -112,6 +109,9 @@ class Interactions:
                 )
         if len(users) == 0:
             raise ValueError("users and items are empty; an interaction matrix needs at least one pair")
+        for name, size in (("n_users", n_users), ("n_items", n_items)):
+            if size is not None and (size != int(size) or size < 1):
+                raise ValueError(f"{name}={size}; give a whole number of 1 or more")
         n_users = int(users.max()) + 1 if n_users is None else int(n_users)
         n_items = int(items.max()) + 1 if n_items is None else int(n_items)
         return cls._merged(users, items, weights, timestamps, n_users, n_items)
