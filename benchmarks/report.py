@@ -44,6 +44,8 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def quality(found: dict) -> str:
     """The quickstart's table."""
+    stars = found["settings"]["minimum"]
+    positives = "every rating a positive" if stars <= 0.5 else f"ratings of {stars:g} stars and more"
     rows = []
     for name, case in found["cases"].items():
         difference = f"{case['difference_from_popularity']:+.4f} ± {case['difference_stderr']:.4f}"
@@ -53,7 +55,7 @@ def quality(found: dict) -> str:
     head = ["ranker", "NDCG@10", "deviation over seeds", "Recall@10", "NDCG@10 less popularity's, paired"]
     seeds = found["settings"]["seeds"]
     return (
-        "**MovieLens (small), every rating a positive.** Each user's latest 10 % are test, the 10 % before them "
+        f"**MovieLens (small), {positives}.** Each user's latest 10 % are test, the 10 % before them "
         f"validation, which chose the epoch; {found['protocol']}. Means of {seeds} seeds, ± standard error over users. "
         "This set is for development: no claim about the losses rests on it.\n\n"
         f"{table(head, rows)}\n\n{origin(found)}"

@@ -236,12 +236,12 @@ def _negatives(train: Interactions, test: Interactions, negatives: np.ndarray) -
 
 def _next_id(last: Variables, users: Array) -> Array:
     """The smallest id above the user's largest training id first, then upwards; ids below come last."""
-    gap = jnp.arange(last["n_items"].shape[0])[None, :] - last["last"][users][:, None]
-    return -jnp.where(gap > 0, gap, gap + 2 * last["n_items"].shape[0]).astype(jnp.float32)
+    gap = last["items"][None, :] - last["last"][users][:, None]
+    return -jnp.where(gap > 0, gap, gap + 2 * gap.shape[1]).astype(jnp.float32)
 
 
 def _trivial(train: Interactions, test: Interactions, negatives: np.ndarray | None):
-    last = {"last": jnp.asarray(_last_items(train)), "n_items": jnp.zeros(train.n_items, bool)}
+    last = {"last": jnp.asarray(_last_items(train)), "items": jnp.arange(train.n_items)}
     rankers = {
         "random": models.random(jax.random.key(0), train.n_items),
         "popularity": models.popularity(train),
