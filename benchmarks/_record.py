@@ -33,7 +33,7 @@ def write(name: str, cases: Mapping[str, Mapping[str, Any]], *, quick: bool, **f
         "benchmark": name,
         "command": " ".join([f"python -m benchmarks.{name}", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
-        "commit": _commit(),
+        "commit": commit(),
         "jax": jax.__version__,
         "python": platform.python_version(),
         "device": jax.devices()[0].device_kind,
@@ -48,7 +48,7 @@ def write(name: str, cases: Mapping[str, Mapping[str, Any]], *, quick: bool, **f
     print(json.dumps({"benchmark": name, "cases": cases}))
 
 
-def _commit() -> str:
+def commit() -> str:
     """The checkout's commit, with "-dirty" where anything but the records has changed since."""
 
     def git(*arguments: str) -> str:

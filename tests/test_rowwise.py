@@ -99,3 +99,114 @@ def test_rows_of_a_pairwise_step_hold_every_row_with_a_gradient():
     rows = jr.train.pairwise_rows(jax.random.key(7), batch, sample=sample)
     for name in ("user", "item"):
         assert set(np.flatnonzero(np.abs(grads[name]).sum(-1))) == set(rows[name].tolist())
+
+
+# ---------------------------------------------------------------------- only the rows that a step touches
+
+
+def _reference_adam(tables, steps, rate, b1, b2, eps):
+    """Row-wise Adam by NumPy, float64, row by row: `steps` gives {name: {id: summed gradient}}."""
+    tables = {name: np.array(table, np.float64) for name, table in tables.items()}
+    mu, nu = ({name: np.zeros_like(table) for name, table in tables.items()} for _ in range(2))
+    for t, gradients in enumerate(steps, 1):
+        for name, rows in gradients.items():
+            for i, g in rows.items():
+                mu[name][i] = b1 * mu[name][i] + (1 - b1) * g
+                nu[name][i] = b2 * nu[name][i] + (1 - b2) * g**2
+                m, v = mu[name][i] / (1 - b1**t), nu[name][i] / (1 - b2**t)
+                tables[name][i] -= rate * m / (np.sqrt(v) + eps)
+    return tables
+
+
+@pytest.mark.parametrize("n_ids", [3, 7, 30])
+def test_rowwise_adam_equals_a_loop_over_rows(n_ids):
+    """Ids come more than once, so that gradients add up; 30 ids are more than the rows, and the table goes whole."""
+    rng = np.random.default_rng(0)
+    params = {"user": rng.normal(size=(20, 3)).astype(np.float32), "item": rng.normal(size=(12, 3)).astype(np.float32)}
+    draws = [{n: rng.integers(0, len(params[n]), n_ids).astype(np.int32) for n in params} for _ in range(25)]
+    slopes = [{n: rng.normal(size=(n_ids, 3)).astype(np.float32) for n in params} for _ in range(25)]
+    options = {"b1": 0.8, "b2": 0.95, "eps": 1e-3}
+    tx = jr.optim.rowwise.adam(0.05, **options)
+    found, state, expected = params, tx.init(params), []
+
+    @jax.jit
+    def step(found, state, ids, slope):
+        def value(p):
+            return sum((p[name][ids[name]] * slope[name]).sum() for name in p)
+
+        return tx.step(value, found, state, ids)[1:]
+
+    with jax.numpy_dtype_promotion("standard"):
+        for ids, slope in zip(draws, slopes):
+            found, state = step(found, state, ids, slope)
+            summed = {name: {} for name in ids}
+            for name in ids:
+                rows = range(len(params[name])) if n_ids >= len(params[name]) else set(ids[name].tolist())
+                for i in rows:
+                    summed[name][i] = slope[name][ids[name] == i].sum(0, dtype=np.float64)
+            expected.append(summed)
+    reference = _reference_adam(params, expected, 0.05, **options)
+    for name in params:
+        np.testing.assert_allclose(found[name], reference[name], rtol=2e-5, atol=2e-6)
+
+
+def test_rows_that_no_step_touches_keep_value_and_moments_bit_for_bit():
+    tx = jr.optim.rowwise.adam(0.1)
+    params = {"item": jnp.arange(12.0).reshape(6, 2)}
+    ids = jnp.array([4, 1, 4])
+    with jax.numpy_dtype_promotion("standard"):
+        _, moved, state = tx.step(lambda p: (p["item"][ids] ** 2).sum(), params, tx.init(params), {"item": ids})
+    changed = (np.asarray(moved["item"]) != np.asarray(params["item"])).any(1)
+    assert changed.tolist() == [False, True, False, False, True, False]
+    assert (np.asarray(state[0].mu["item"]) != 0).any(1).tolist() == changed.tolist()
+
+
+def test_rowwise_sgd_equals_sgd_and_unnamed_parameters_go_whole():
+    train, _ = synthetic.checkerboard(30)
+    model = jr.models.MF(30, 30, dim=4, score=jr.models.cosine, scale=0.1)
+    sample = partial(jr.sampling.uniform, n_items=30, n=1)
+    objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=sample)
+    options = {"epochs": 2, "batch_size": 8, "progress": False}
+    for touched in (
+        partial(jr.train.pairwise_rows, sample=sample),
+        lambda key, batch: {"user": jr.train.pairwise_rows(key, batch, sample=sample)["user"]},
+    ):
+        trained = []
+        for tx in (optax.sgd(0.5), jr.optim.rowwise.sgd(0.5)):
+            state = jr.train.init(jax.random.key(0), model, tx)
+            state, history = jr.train.fit(state, objective, tx, train, touched=touched, **options)
+            trained.append(state.variables["params"])
+        for name in ("user", "item"):
+            np.testing.assert_allclose(trained[1][name], trained[0][name], rtol=1e-4, atol=1e-6)
+        assert history.records[1]["loss"] < history.records[0]["loss"]
+
+
+@pytest.mark.parametrize("score", [jr.models.dot, jr.models.cosine, jr.models.negative_squared_distance])
+def test_rowwise_adam_trains_and_wants_to_know_the_rows(score):
+    train, test = synthetic.checkerboard(30)
+    model = jr.models.MF(30, 30, dim=8, score=score, scale=0.1)
+    sample = partial(jr.sampling.uniform, n_items=30, n=2)
+    objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=sample)
+    tx = jr.optim.rowwise.adam(0.1)
+    state = jr.train.init(jax.random.key(0), model, tx)
+    with pytest.raises(ValueError, match="touched="):
+        jr.train.fit(state, objective, tx, train, epochs=1)
+    touched = partial(jr.train.pairwise_rows, sample=sample)
+    with jax.numpy_dtype_promotion("standard"):
+        options = {"epochs": 60, "batch_size": 8, "touched": touched, "progress": False}
+        state, _ = jr.train.fit(state, objective, tx, train, **options)
+    assert jr.evaluate.full_ranking(model, state.variables, train, test, ks=(1,)).means["hit_rate@1"] > 0.9
+
+
+def test_no_array_of_a_table_is_made_by_a_rowwise_step():
+    """Neither the gradient nor the updates of a whole table: only the tables themselves and the map of places."""
+    tx, ids = jr.optim.rowwise.adam(0.1), jnp.array([4, 1, 4])
+    params = {"item": jnp.ones((50, 2))}
+
+    def step(params, state):
+        return tx.step(lambda p: (p["item"][ids] ** 2).sum(), params, state, {"item": ids})[1:]
+
+    with jax.numpy_dtype_promotion("standard"):
+        jaxpr = jax.make_jaxpr(step)(params, tx.init(params))
+    whole = [e.primitive.name for e in jaxpr.eqns for v in e.outvars if getattr(v.aval, "shape", ()) == (50, 2)]
+    assert len(whole) == 3 and set(whole) <= {"scatter", "pjit", "jit"}

@@ -108,6 +108,41 @@ def test_every_positive_comes_once_an_epoch_and_padding_not_at_all():
     assert np.array_equal(state.variables["params"]["table"], TRAIN.to_scipy().toarray())
 
 
+@pytest.mark.parametrize("group", [1, 3, 50])
+def test_groups_hold_every_positive_once_an_epoch_and_only_one_user_each(group):
+    counts, owners = jnp.zeros((TRAIN.n_users, TRAIN.n_items)), []
+
+    def count(variables, key, batch):
+        assert batch.items.shape == batch.where.shape == (16, group)
+        jax.debug.callback(lambda where: owners.append(np.asarray(where).sum(1)), batch.where)
+        return (variables["params"]["table"][batch.users[:, None], batch.items] * batch.where.astype(jnp.float32)).sum()
+
+    state = loop.State(
+        {"params": {"table": counts}}, optax.sgd(1.0).init(counts), jax.random.key(0), jnp.zeros((), jnp.int32)
+    )
+    options = {"epochs": 1, "batch_size": 16, "group": group, "progress": False}
+    state, _ = jr.train.fit(state, count, optax.sgd(-1.0), TRAIN, **options)
+    assert np.array_equal(state.variables["params"]["table"], TRAIN.to_scipy().toarray())
+    jax.effects_barrier()
+    lengths = np.concatenate(owners)
+    degrees = np.asarray(TRAIN.user_degrees)
+    assert (lengths > 0).sum() == (-(-degrees // group)).sum()
+    assert sorted(lengths[lengths == group]) == [group] * (degrees // group).sum()
+
+
+def test_weights_follow_their_pairs_into_groups():
+    users, items = TRAIN.pairs()
+    weights = np.arange(1.0, TRAIN.n_pairs + 1)
+    train = jr.Interactions.from_pairs(users, items, weights=weights, n_users=30, n_items=30)
+    data = loop.examples(train, 4)
+    batch = data.batch(jnp.arange(len(data.users) + 3))
+    real = np.asarray(batch.where)
+    owners = np.broadcast_to(np.asarray(batch.users)[:, None], real.shape)[real]
+    expected = train.to_scipy().toarray()[owners, np.asarray(batch.items)[real]]
+    np.testing.assert_array_equal(np.asarray(batch.weights)[real], expected)
+    assert real.sum() == train.n_pairs and not real[-3:].any()
+
+
 def test_one_epoch_equals_the_same_steps_by_hand():
     """An independent loop over the documented keys: shuffle, draw, differentiate, step."""
     model, tx = model_of(), optax.sgd(0.5)
@@ -117,7 +152,8 @@ def test_one_epoch_equals_the_same_steps_by_hand():
     order = jnp.argsort(jax.random.bits(order_key, (TRAIN.n_pairs,)))
     users, items = (ids[order] for ids in TRAIN.pairs())
     user, item = (np.asarray(start.variables["params"][name], np.float64) for name in ("user", "item"))
-    negatives = jr.sampling.uniform(jax.random.fold_in(step_key, 0), users, n_items=TRAIN.n_items, n=4)
+    sample_key, _ = jax.random.split(jax.random.fold_in(step_key, 0))
+    negatives = jr.sampling.uniform(sample_key, users, n_items=TRAIN.n_items, n=4)
     pos = (user[users] * item[items]).sum(-1)
     neg = np.einsum("bd,bnd->bn", user[users], item[negatives])
     slope = 1 / (1 + np.exp(pos[:, None] - neg)) / (4 * len(users))
@@ -140,19 +176,6 @@ def test_weights_of_interactions_weigh_the_mean():
     still = jr.train.init(jax.random.key(0), model, TX).variables["params"]["user"]
     assert np.array_equal(moved[1:], still[1:])
     assert not np.array_equal(moved[0], still[0])
-
-
-def test_log_q_reaches_the_loss_for_positives_and_negatives():
-    model = model_of()
-    state = jr.train.init(jax.random.key(0), model, TX)
-    table = jnp.log(jnp.arange(1, TRAIN.n_items + 1) / 465)
-    batch = loop.Batch(jnp.array([0, 2]), jnp.array([2, 4]), None, jnp.array([True, True]))
-    value = objective(model, jr.losses.sampled_softmax, log_q=table)(state.variables, jax.random.key(1), batch)
-    negatives = jr.sampling.uniform(jax.random.key(1), batch.users, n_items=TRAIN.n_items, n=4)
-    pos = model.apply(state.variables, batch.users, batch.items) - table[batch.items]
-    neg = model.apply(state.variables, batch.users[:, None], negatives) - table[negatives]
-    expected = np.mean(np.log(np.exp(pos) + np.exp(neg).sum(-1)) - pos)
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
 def test_arrays_in_partials_are_arguments_and_new_values_compile_nothing():

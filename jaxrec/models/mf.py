@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxrec.typing import Array
+from jaxrec.typing import Array, Key
 
 
 class Score(Protocol):
@@ -45,6 +45,15 @@ def _unit(x: Array) -> Array:
     return jnp.where(positive, x * jax.lax.rsqrt(jnp.where(positive, square, 1)), 0)
 
 
+def dropped(vectors: Array, rate: float, key: Key) -> Array:
+    """Vectors [..., D] with a share of their coordinates set to 0 and the others scaled up by 1 / (1 - rate).
+
+    One key drops the same coordinates of [B, D] and [B, 1, D].
+    """
+    kept = jax.random.bernoulli(key, 1 - rate, (vectors.size // vectors.shape[-1], vectors.shape[-1]))
+    return jnp.where(kept.reshape(vectors.shape), vectors / (1 - rate), 0)
+
+
 class MF(nn.Module):
     """Matrix factorisation (Koren et al. 2009, 10.1109/MC.2009.263), with any loss.
 
@@ -57,6 +66,9 @@ class MF(nn.Module):
         score: `dot`, `cosine`, `negative_squared_distance`, or any function of that form.
         scale: standard deviation of the initial vectors. Under `cosine` only the ratio of step to length counts: the
             experiments of SimpleX and the multi-margin loss use 1e-4.
+        dropout: share of the coordinates of a user's vector that are dropped after `score` has mapped it, the others
+            scaled up, where `apply` gets `rngs={"dropout": key}`, as training does. `rows` and `vectors` drop nothing.
+            SimpleX takes .1; cosines are then not bounded by 1.
 
     >>> model = MF(3, 5, dim=2)
     >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
@@ -71,6 +83,7 @@ class MF(nn.Module):
     dim: int = 64
     score: Callable[[Array, Array], tuple[Array, Array]] = dot
     scale: float = 0.01
+    dropout: float = 0.0
 
     def setup(self) -> None:  # noqa: D102
         init = nn.initializers.normal(self.scale)
@@ -81,11 +94,15 @@ class MF(nn.Module):
         """Scores of the pairs: ids that broadcast, such as [B, 1] and [B, n] -> [B, n]."""
         chex.assert_type([users, items], int)
         if jnp.size(items) > self.n_items:  # a mapped table costs less than as many mapped rows
-            u, v = self.vectors()
-            u, v = u[users], v[items]
+            u, v = self.score(self.user[users], self.item)
+            v = v[items]
         else:
             u, v = self.score(self.user[users], self.item[items])
+        if self.dropout and self.has_rng("dropout"):
+            u = dropped(u, self.dropout, self.make_rng("dropout"))
         if v.ndim == 3 and u.ndim == 3 and u.shape[1] == 1:
+            if v.shape[0] == 1:  # a row of items for all users
+                return jnp.einsum("bd,nd->bn", u[:, 0], v[0])
             return jnp.einsum("bd,bnd->bn", u[:, 0], v)
         return (u * v).sum(-1)
 

@@ -7,6 +7,10 @@ from jaxrec.train.loop import DivergenceError as DivergenceError
 from jaxrec.train.loop import State as State
 from jaxrec.train.loop import fit as fit
 from jaxrec.train.loop import init as init
-from jaxrec.train.loop import pairwise_objective as pairwise_objective
-from jaxrec.train.loop import pairwise_rows as pairwise_rows
+from jaxrec.train.objectives import in_batch_objective as in_batch_objective
+from jaxrec.train.objectives import log_q as log_q
+from jaxrec.train.objectives import pairwise_objective as pairwise_objective
+from jaxrec.train.objectives import pairwise_rows as pairwise_rows
+from jaxrec.train.objectives import rows_objective as rows_objective
+from jaxrec.train.objectives import vectors_objective as vectors_objective
 from jaxrec.train.stopping import EarlyStopping as EarlyStopping

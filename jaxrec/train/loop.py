@@ -14,12 +14,12 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from jaxrec import losses
 from jaxrec.interactions import Interactions
+from jaxrec.optim import rowwise
 from jaxrec.train.checkpoint import Checkpoint, Progress
 from jaxrec.train.history import History
 from jaxrec.train.stopping import EarlyStopping
-from jaxrec.typing import Array, Key, Loss, Model, Objective, Sampler, Variables
+from jaxrec.typing import Array, Key, Objective, Variables
 
 
 class State(NamedTuple):
@@ -39,7 +39,14 @@ class State(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Positives of one step: `users`, `items` int32 [B], `weights` float32 [B] or None, `where` bool [B]."""
+    """Positives of one step.
+
+    Attributes:
+        users: int32 [B].
+        items: int32 [B], or [B, P] where `fit` groups up to P positives of a user.
+        weights: float32, of the shape of `items`, or None.
+        where: bool, of the shape of `items`, True = use.
+    """
 
     users: Array
     items: Array
@@ -55,62 +62,23 @@ class DivergenceError(ValueError):
         self.state = state
 
 
-def init(key: Key, model: Any, tx: optax.GradientTransformation) -> State:
+def init(
+    key: Key, model: Any, tx: optax.GradientTransformation, *, parameters: Mapping[str, Array] | None = None
+) -> State:
     """A fresh state: variables drawn from `key`, which then becomes the run's key.
 
     Args:
         key: typed key, consumed.
         model: a Linen module called with users and items.
         tx: an optax transformation of the collection "params".
+        parameters: more entries of "params", which the model does not know but the loss learns, such as
+            `{"boundary": jnp.zeros(n_users)}` for `losses.uib`; see `arguments` of `pairwise_objective`.
     """
     model_key, run_key = jax.random.split(key)
     zero = jnp.zeros(1, jnp.int32)
     variables = model.init(model_key, zero, zero)
+    variables = {**variables, "params": {**variables["params"], **(parameters or {})}}
     return State(variables, tx.init(variables["params"]), run_key, jnp.zeros((), jnp.int32))
-
-
-def pairwise_objective(
-    variables: Variables,
-    key: Key,
-    batch: Batch,
-    *,
-    model: Model,
-    loss: Loss,
-    sample: Sampler,
-    log_q: Array | None = None,
-) -> Array:
-    """Mean loss of the batch's positives against sampled negatives.
-
-    Bind `model`, `loss` and `sample` with `functools.partial`. Weights of the interactions weigh the mean.
-
-    Args:
-        variables: of the model.
-        key: for the negatives.
-        batch: positives [B].
-        model: scores pairs by `model.apply(variables, users, items)`.
-        loss: any of `jaxrec.losses` that compares positives [B] with negatives [B, n].
-        sample: any of `jaxrec.sampling`.
-        log_q: log-probabilities [N] of the sampler; if given, the loss gets `log_q_pos` [B] and `log_q_neg` [B, n].
-    """
-    negatives = sample(key, batch.users)
-    pos = model.apply(variables, batch.users, batch.items)
-    neg = model.apply(variables, batch.users[:, None], negatives)
-    correction = {} if log_q is None else {"log_q_pos": log_q[batch.items], "log_q_neg": log_q[negatives]}
-    return losses.mean(loss(pos, neg, **correction), where=batch.where, weights=batch.weights)
-
-
-def pairwise_rows(key: Key, batch: Batch, *, sample: Sampler) -> dict[str, Array]:
-    """The rows that `pairwise_objective` touches, by parameter name: "user" [B], "item" [B + B·n].
-
-    The same key gives the same negatives, so that they are drawn once: XLA sees one expression twice.
-
-    Args:
-        key: as the objective gets it.
-        batch: as the objective gets it.
-        sample: as the objective has it.
-    """
-    negatives = sample(key, batch.users)
-    return {"user": batch.users, "item": jnp.concatenate([batch.items, negatives.reshape(-1)])}
 
 
 def fit(
@@ -121,6 +89,7 @@ def fit(
     *,
     epochs: int,
     batch_size: int = 1024,
+    group: int | None = None,
     touched: Callable[[Key, Batch], Mapping[str, Array]] | None = None,
     validate: Callable[[Variables], Mapping[str, float]] | None = None,
     every: int = 1,
@@ -140,9 +109,13 @@ def fit(
         tx: the transformation that `state` was made with.
         train: the positives.
         epochs: total number of epochs.
-        batch_size: B.
+        batch_size: B, positives a step, or users a step with `group`.
+        group: if given, an example is a user with up to so many of its positives (a user with more makes several
+            examples), so that its negatives are drawn and scored once for all of them: for the same work an epoch sees
+            several times as many.
         touched: function of (key, batch) that names the rows a step touches, for transformations that use it
-            (`optim.rowwise`), such as `partial(pairwise_rows, sample=...)` beside a `pairwise_objective`.
+            (`optim.rowwise`), such as `partial(pairwise_rows, sample=...)` beside a `pairwise_objective`. All other
+            rows must have a gradient of 0.
         validate: host function of the variables that gives named figures, such as
             `lambda v: full_ranking(model, v, train, valid, ks=(10,)).means`. They are written to the history.
         every: validate after every so many epochs, and after the last.
@@ -162,13 +135,15 @@ def fit(
             another run: other data, batch size, key, objective, model or kind of optimiser. (The values inside `tx`,
             such as its learning rate, cannot be compared.)
     """
-    _check_fit(state, train, epochs, batch_size, every, validate, stopping)
+    _check_fit(state, train, epochs, batch_size, group, every, validate, stopping)
+    if isinstance(tx, rowwise.TouchedOnly) and touched is None:
+        raise ValueError("this optimiser updates the rows that a step touches; name them by touched=")
     run = Progress(state, state, {} if stopping is None else stopping.init(), History())
     if checkpoint is not None:
-        description = _description(state, objective, train, batch_size)
+        description = _description(state, objective, train, batch_size, group)
         run = checkpoint.restore(run, description)
     arrays, static = _partition((objective, touched))
-    arrays, data = jax.device_put((arrays, (*train.pairs(), train.weights)))
+    arrays, data = jax.device_put((arrays, examples(train, group)))
     first = int(run.state.epoch)
     stopped = stopping is not None and stopping.done(run.stopping)
     bar = tqdm(range(first + 1, epochs + 1), total=epochs, initial=first, disable=not progress, desc="epochs")
@@ -197,9 +172,10 @@ def fit(
     return run.best, run.history
 
 
-def _check_fit(state, train, epochs, batch_size, every, validate, stopping) -> None:
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("every", every)):
-        if value < 1:
+def _check_fit(state, train, epochs, batch_size, group, every, validate, stopping) -> None:
+    sizes = (("epochs", epochs), ("batch_size", batch_size), ("group", group), ("every", every))
+    for name, value in sizes:
+        if value is not None and value < 1:
             raise ValueError(f"{name}={value}; give 1 or more")
     if train.n_pairs == 0:
         raise ValueError("train has no pairs; there is nothing to learn from")
@@ -220,10 +196,11 @@ def _divergence(epoch: int, values: np.ndarray, state: State, checkpoint: Checkp
     )
 
 
-def _description(state: State, objective: Objective, train: Interactions, batch_size: int) -> dict[str, Any]:
+def _description(state, objective, train, batch_size, group) -> dict[str, Any]:
     """What a checkpoint must match to be this run's."""
     key = np.asarray(jax.random.key_data(state.key)).tolist()
-    return {"batch_size": batch_size, "train": train.fingerprint(), "key": key, "objective": _described(objective)}
+    description = {"batch_size": batch_size, "train": train.fingerprint(), "key": key}
+    return description | {"objective": _described(objective)} | ({} if group is None else {"group": group})
 
 
 def _described(value: Any) -> str:
@@ -260,6 +237,8 @@ def _partition(functions: tuple) -> tuple[list, _Static]:
 
 
 def _as_pytree(value: Any) -> Any:
+    if type(value) in (tuple, list):
+        return tuple(map(_as_pytree, value))
     if not isinstance(value, functools.partial):
         return value
     keywords = {name: _as_pytree(item) for name, item in value.keywords.items()}
@@ -271,13 +250,69 @@ def _combine(arrays: Sequence[Array], static: _Static) -> tuple:
     return jax.tree.unflatten(static.tree, [next(supply) if leaf is _Hole else leaf for leaf in static.leaves])
 
 
+class Examples(NamedTuple):
+    """What an epoch goes through: for each of R examples its user and where its positives lie among the pairs.
+
+    Attributes:
+        users: int32 [R].
+        first: int32 [R], place of the example's first positive.
+        length: int32 [R], its number of positives.
+        items: int32 [nnz].
+        weights: float32 [nnz] or None.
+        group: int32 [1, P], 0 .. P-1, or None for single positives.
+    """
+
+    users: Array
+    first: Array
+    length: Array
+    items: Array
+    weights: Array | None
+    group: Array | None
+
+    def batch(self, chosen: Array) -> Batch:
+        """The batch of examples `chosen` [B]; the place R stands for padding."""
+        real = chosen < self.users.shape[0]
+        chosen = jnp.minimum(chosen, self.users.shape[0] - 1)
+        places = self.first[chosen]
+        if self.group is not None:
+            real = real[:, None] & (self.group < self.length[chosen][:, None])
+            places = jnp.where(real, places[:, None] + self.group, 0)
+        weights = None if self.weights is None else self.weights[places]
+        return Batch(self.users[chosen], self.items[places], weights, real)
+
+
+def examples(train: Interactions, group: int | None) -> Examples:
+    """The positives one by one, or in groups of up to `group` of one user."""
+    users, items = train.pairs()
+    if group is None:
+        places = np.arange(len(users), dtype=np.int32)
+        return Examples(users, places, np.ones_like(places), items, train.weights, None)
+    indptr = np.asarray(train.indptr)
+    parts = -(-np.diff(indptr) // group)
+    owner = np.repeat(np.arange(train.n_users, dtype=np.int32), parts)
+    part = np.arange(len(owner)) - np.repeat(np.cumsum(parts) - parts, parts)
+    first = (indptr[owner] + part * group).astype(np.int32)
+    length = np.minimum(indptr[owner + 1] - first, group).astype(np.int32)
+    return Examples(owner, first, length, items, train.weights, np.arange(group, dtype=np.int32)[None])
+
+
 @functools.partial(jax.jit, static_argnames=("static", "tx", "batch_size"))
 def _epoch(state, arrays, data, *, static, tx, batch_size):
-    """All positives once, in random order; gives the new state and the losses of the steps."""
     objective, touched = _combine(arrays, static)
-    tx = optax.with_extra_args_support(tx)
-    users, items, weights = data
-    n = users.shape[0]
+    return epoch(state, objective, tx, data, touched=touched, batch_size=batch_size)
+
+
+def epoch(
+    state: State,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    data: Examples,
+    *,
+    touched: Callable[[Key, Batch], Mapping[str, Array]] | None,
+    batch_size: int,
+) -> tuple[State, Array]:
+    """All examples once, in random order; gives the new state and the losses of the steps. To be jitted."""
+    n = data.users.shape[0]
     steps = -(-n // batch_size)
     order_key, step_key = jax.random.split(jax.random.fold_in(state.key, state.epoch))
     # One sort of random bits: `jax.random.permutation` sorts twice to rule out ties, a tenth of a CPU epoch.
@@ -286,19 +321,21 @@ def _epoch(state, arrays, data, *, static, tx, batch_size):
 
     def step(carry, inputs):
         params, opt_state = carry
-        number, places = inputs
-        chosen = jnp.minimum(places, n - 1)
-        batch = Batch(users[chosen], items[chosen], None if weights is None else weights[chosen], places < n)
-
-        key = jax.random.fold_in(step_key, number)
+        number, chosen = inputs
+        batch, key = data.batch(chosen), jax.random.fold_in(step_key, number)
 
         def value(params):
             return objective({**state.variables, "params": params}, key, batch)
 
-        loss, gradients = jax.value_and_grad(value)(params)
-        extra = {} if touched is None else {"touched": touched(key, batch)}
-        updates, opt_state = tx.update(gradients, opt_state, params, **extra)
-        return (optax.apply_updates(params, updates), opt_state), loss
+        rows = {} if touched is None else touched(key, batch)
+        if isinstance(tx, rowwise.TouchedOnly):
+            loss, params, opt_state = tx.step(value, params, opt_state, rows)
+        else:
+            loss, gradients = jax.value_and_grad(value)(params)
+            extra = {} if touched is None else {"touched": rows}
+            updates, opt_state = optax.with_extra_args_support(tx).update(gradients, opt_state, params, **extra)
+            params = optax.apply_updates(params, updates)
+        return (params, opt_state), loss
 
     carry = state.variables["params"], state.opt_state
     (params, opt_state), values = jax.lax.scan(step, carry, (jnp.arange(steps), order))

@@ -1,0 +1,309 @@
+"""Multi-margin loss and its rivals on Gowalla and Yelp2018 (the LightGCN splits), matrix factorisation, 64 dimensions.
+
+The papers choose the epoch on the test set. Here nothing is chosen there: `--select` trains on 90 % of a set's train
+part and judges learning rates on the other 10 %; the runs then train on the whole train part with the chosen rate,
+which decays exponentially over a fixed number of epochs, and report the last epoch. The best epoch on the test set,
+which is the papers' habit, stands beside it under that name. Each run leaves its curve and settings in results/mml/;
+the table is made of all that lie there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+import jaxrec as jr
+from benchmarks import _record
+from jaxrec.data import datasets
+
+DIM, DROPOUT, SCALE, FINAL = 64, 0.1, 0.1, 0.01
+RUNS = _record.RESULTS / "mml"
+L2 = {"gowalla": 1e-8, "yelp2018": 1e-9}
+MML = {
+    "gowalla": {"margins": (0.7, 0.8, 0.9), "weights": (0.1, 0.15, 0.75), "negative_weight": 700.0},
+    "yelp2018": {"margins": (0.6, 0.7, 0.8, 0.9), "weights": (0.05, 0.15, 0.2, 0.6), "negative_weight": 400.0},
+}
+BSL = {"gowalla": {"temperature": 0.08, "exponent": 1.22}, "yelp2018": {"temperature": 0.11, "exponent": 1.1}}
+RATES = (0.5, 1.0, 2.0)  # factors of a case's learning rate that --select compares
+
+
+class Case(NamedTuple):
+    """What is trained.
+
+    Attributes:
+        loss: function of the data set's name that gives the loss.
+        score: of the model.
+        n: negatives of each positive, or of the batch if `shared`.
+        shared: one draw of negatives for the batch, in groups of 16 positives of a user.
+        batch: positives a step; groups a step if `shared`.
+        epochs: in all.
+        rate: first learning rate of Adam; the last is a hundredth of it.
+        hardest: gradients flow through the so many highest-scored negatives (see `losses_of_the_hardest`).
+    """
+
+    loss: Callable[[str], jr.typing.Loss]
+    score: Callable = jr.models.cosine
+    n: int = 2048
+    shared: bool = True
+    batch: int = 2048
+    epochs: int = 60
+    rate: float = 0.04
+    hardest: int | None = None
+
+
+def own(loss: Callable[[str], jr.typing.Loss], n: int, **options: Any) -> Case:
+    """A case in which each positive has negatives of its own, as in the papers."""
+    return Case(loss, **{"n": n, "shared": False, "batch": 4096, "epochs": 12, "rate": 0.02} | options)
+
+
+def ccl(_: str, **more: Any) -> jr.typing.Loss:
+    """SimpleX's setting for both sets."""
+    return partial(jr.losses.ccl, margin=0.9, weight=150.0, **more)
+
+
+def mml(data: str, **more: Any) -> jr.typing.Loss:
+    """The paper's setting of each set."""
+    return partial(jr.losses.mml, **MML[data], **more)
+
+
+def of_the_hardest(loss: Callable[[str], jr.typing.Loss], n: int) -> Callable[[str], jr.typing.Loss]:
+    """The mean over n negatives as a sum over the hardest of them: the same while no other passes a margin."""
+
+    def made(data: str) -> jr.typing.Loss:
+        whole = loss(data)
+        name = "weight" if whole.func is jr.losses.ccl else "negative_weight"
+        return partial(whole, **{name: whole.keywords[name] / n, "negatives": "sum"})
+
+    return made
+
+
+CASES = {
+    "BPR, 10 of each": own(lambda _: jr.losses.bpr, 10, score=jr.models.dot, rate=0.005),
+    "CCL, 10 of each": own(ccl, 10),
+    "MML, 10 of each": own(mml, 10),
+    "CCL, 100 of each": own(of_the_hardest(ccl, 100), 100, hardest=8, epochs=8),
+    "MML, 100 of each": own(of_the_hardest(mml, 100), 100, hardest=8, epochs=8),
+    "BCE, 2048 shared": Case(lambda _: jr.losses.bce, score=jr.models.dot, epochs=30, rate=0.01),
+    "MSE, 2048 shared": Case(lambda _: jr.losses.mse, epochs=30),
+    "softmax, 2048 shared": Case(lambda _: partial(jr.losses.mine, temperature=0.1), epochs=30),
+    "BSL, 2048 shared": Case(lambda data: partial(jr.losses.bsl, **BSL[data]), epochs=30),
+    "CCL, 2048 shared": Case(ccl),
+    "MML, 2048 shared": Case(mml),
+}
+
+
+def arguments() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.mml", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--data", nargs="+", choices=sorted(L2), default=sorted(L2), help="data sets")
+    parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES), help="what to train")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the runs")
+    parser.add_argument("--every", type=int, default=10, help="judge after every so many epochs, and the last")
+    parser.add_argument("--select", action="store_true", help="compare learning rates on validation parts, seed 0")
+    parser.add_argument("--again", action="store_true", help="repeat runs whose record lies in results/mml")
+    parser.add_argument("--table", action="store_true", help="train nothing; table the records there are")
+    parser.add_argument(
+        "--quick", action="store_true", help="the same code: 2,000 users, 2 epochs, 1 seed, MML and CCL"
+    )
+    options = parser.parse_args()
+    if options.quick:
+        options.seeds, options.case, options.data = [0], ["CCL, 10 of each", "MML, 2048 shared"], ["gowalla"]
+    return options
+
+
+def held_out(train: jr.Interactions) -> tuple[jr.Interactions, jr.Interactions]:
+    """A tenth of the pairs, at random, as validation part."""
+    kept = np.random.default_rng(0).random(train.n_pairs) >= 0.1
+    return train.select(kept), train.select(~kept)
+
+
+def run(data: str, case: Case, seed: int, rate: float, train, test, every: int) -> dict[str, Any]:
+    """Trains one model; gives the curve on `test` and what was run."""
+    group = 16 if case.shared else None
+    model = jr.models.MF(train.n_users, train.n_items, dim=DIM, score=case.score, scale=SCALE, dropout=DROPOUT)
+    sample = partial(jr.sampling.uniform, n_items=train.n_items, n=case.n)
+    sample = partial(jr.sampling.shared, sample=sample) if case.shared else sample
+    loss = case.loss(data)
+    objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample, hardest=case.hardest)
+    steps = -(-len(jr.train.loop.examples(train, group).users) // case.batch)
+    schedule = optax.exponential_decay(rate, steps * case.epochs, FINAL)
+    tx = optax.chain(optax.add_decayed_weights(L2[data]), optax.adam(schedule))
+
+    def judge(variables: Mapping) -> dict[str, float]:
+        report = jr.evaluate.full_ranking(model, variables, train, test, ks=(20,))
+        return {name: report.means[name] for name in ("recall@20", "ndcg@20")}
+
+    began = time.process_time()
+    _, history = jr.train.fit(
+        jr.train.init(jax.random.key(seed), model, tx),
+        objective,
+        tx,
+        train,
+        epochs=case.epochs,
+        batch_size=case.batch,
+        group=group,
+        validate=judge,
+        every=every,
+        progress=False,
+    )
+    curve = [record for record in history.records if "recall@20" in record]
+    return {
+        "data": data,
+        "fingerprint": train.fingerprint(),
+        "seed": seed,
+        "loss": _described(loss),
+        "negatives": case.n,
+        "shared": case.shared,
+        "group": group,
+        "batch_size": case.batch,
+        "steps": steps * case.epochs,
+        "epochs": case.epochs,
+        "learning_rate": [rate, rate * FINAL],
+        "l2": L2[data],
+        "dropout": DROPOUT,
+        "initial_scale": SCALE,
+        "hardest": case.hardest,
+        "train_s": sum(record["seconds"] for record in history.records),
+        "cpu_s": time.process_time() - began,
+        "commit": _record.commit(),
+        "curve": curve,
+    }
+
+
+def _described(loss: partial) -> dict[str, Any]:
+    """Name and arguments of a loss."""
+    if not isinstance(loss, partial):
+        return {"name": loss.__name__}
+    return {"name": loss.func.__name__, **loss.keywords}
+
+
+def slug(*parts: Any) -> str:
+    """A file's name."""
+    return "-".join(str(part) for part in parts).lower().replace(",", "").replace(" ", "-")
+
+
+def chosen_rate(data: str, name: str) -> float:
+    """The learning rate with the best recall on the validation part; the case's own where none was compared.
+
+    What was compared on one set serves the other too.
+    """
+    found = []
+    for source in (data, *sorted(set(L2) - {data})):
+        for path in sorted(RUNS.glob(slug("select", source, name) + "-rate-*.json")):
+            record = json.loads(path.read_text())
+            found.append((record["curve"][-1]["recall@20"], record["learning_rate"][0]))
+        if found:
+            return max(found)[1]
+    return CASES[name].rate
+
+
+def trivial(split: datasets.Dataset) -> dict[str, dict[str, float]]:
+    """The rankers that learn nothing."""
+    judge = partial(jr.evaluate.full_ranking, train=split.train, test=split.test, ks=(20,))
+    rankers = {
+        "random": jr.models.random(jax.random.key(0), split.train.n_items),
+        "item id": jr.models.item_id(split.train.n_items),
+        "popularity": jr.models.popularity(split.train),
+    }
+    reports = {name: judge(*ranker) for name, ranker in rankers.items()}
+    return {
+        name: {
+            "metric": report.means["recall@20"],
+            "stderr": report.stderr["recall@20"],
+            "ndcg@20": report.means["ndcg@20"],
+        }
+        for name, report in reports.items()
+    }
+
+
+def case_of(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of one case over its seeds: last epoch, and best epoch on the test set."""
+    last = {name: np.array([record["curve"][-1][name] for record in records]) for name in ("recall@20", "ndcg@20")}
+    best = [max(record["curve"], key=lambda point: point["recall@20"]) for record in records]
+    n = len(records)
+    return {
+        "metric": float(last["recall@20"].mean()),
+        "stderr": float(last["recall@20"].std(ddof=1) / np.sqrt(n)) if n > 1 else None,
+        "ndcg@20": float(last["ndcg@20"].mean()),
+        "ndcg_stderr": float(last["ndcg@20"].std(ddof=1) / np.sqrt(n)) if n > 1 else None,
+        "best_on_test_recall@20": float(np.mean([point["recall@20"] for point in best])),
+        "best_on_test_ndcg@20": float(np.mean([point["ndcg@20"] for point in best])),
+        "best_on_test_epochs": [point["epoch"] for point in best],
+        "seeds": [record["seed"] for record in records],
+        "epochs": records[0]["epochs"],
+        "steps": records[0]["steps"],
+        "learning_rate": records[0]["learning_rate"][0],
+        "cpu_s": float(np.median([record["cpu_s"] for record in records])),
+    }
+
+
+def table(data: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Cases of all records that lie in results/mml, with the trivial rankers, and the fingerprints of the data."""
+    cases, fingerprints = {}, {}
+    for name in data:
+        split = datasets.load(name)
+        fingerprints[name] = split.train.fingerprint()
+        cases |= {f"{name}: {ranker}": figures for ranker, figures in trivial(split).items()}
+        for case in CASES:
+            paths = sorted(RUNS.glob(slug(name, case) + "-seed-*.json"))
+            records = [json.loads(path.read_text()) for path in paths]
+            if records:
+                cases[f"{name}: {case}"] = case_of(records)
+    return cases, fingerprints
+
+
+def train_all(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Trains what is asked for and not yet recorded; gives the quick run's cases."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    quick = {}
+    for data in options.data:
+        split = datasets.load(data)
+        train, test = held_out(split.train) if options.select else (split.train, split.test)
+        if options.quick:
+            users = np.repeat(np.arange(train.n_users), np.diff(train.indptr)) < 2000
+            train = train.select(users)
+            test = test.select(np.repeat(np.arange(test.n_users), np.diff(test.indptr)) < 2000)
+        for name in options.case:
+            case = CASES[name]
+            if options.quick:
+                quick[f"{data}: {name}"] = case_of([run(data, case._replace(epochs=2), 0, case.rate, train, test, 2)])
+                continue
+            rates = [case.rate * factor for factor in RATES] if options.select else [chosen_rate(data, name)]
+            for seed in [0] if options.select else options.seeds:
+                for rate in rates:
+                    tail = ("rate", f"{rate:g}") if options.select else ("seed", seed)
+                    path = RUNS / f"{slug(*(['select'] if options.select else []), data, name, *tail)}.json"
+                    if path.exists() and not options.again:
+                        continue
+                    record = run(data, case, seed, rate, train, test, options.every)
+                    path.write_text(json.dumps(record, indent=1) + "\n")
+                    last = record["curve"][-1]
+                    print(
+                        f"{path.stem}: recall@20 {last['recall@20']:.4f}, ndcg@20 {last['ndcg@20']:.4f}, "
+                        f"rate {rate:g}, {record['train_s']:.0f} s of training",
+                        flush=True,
+                    )
+    return quick
+
+
+def main() -> None:
+    """Trains, and writes the table."""
+    options = arguments()
+    quick = {} if options.table else train_all(options)
+    cases, fingerprints = (quick, {"gowalla": "2,000 users"}) if options.quick else table(sorted(L2))
+    facts = {"data": fingerprints, "dim": DIM, "dropout": DROPOUT, "initial_scale": SCALE, "k": 20}
+    _record.write("mml", cases, quick=options.quick, **facts)
+
+
+if __name__ == "__main__":
+    main()

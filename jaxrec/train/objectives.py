@@ -1,0 +1,161 @@
+"""What a step minimises: positives of a batch against negatives, as one scalar of (variables, key, batch).
+
+Bind model, loss and sampler by `functools.partial`. With `fit(..., group=P)` a batch holds up to P positives of each
+user, `items` [B, P]; the negatives of a user are then drawn and scored once for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from jaxrec import losses, sampling
+from jaxrec.interactions import Interactions
+from jaxrec.train.loop import Batch
+from jaxrec.typing import Array, Key, Loss, Model, Sampler, Variables
+
+Arguments = Callable[[Variables, Batch, Array], Mapping[str, Array]]
+
+
+def pairwise_objective(
+    variables: Variables,
+    key: Key,
+    batch: Batch,
+    *,
+    model: Model,
+    loss: Loss,
+    sample: Sampler,
+    hardest: int | None = None,
+    arguments: Arguments | None = None,
+    leave_out: bool = False,
+) -> Array:
+    """Mean loss of the batch's positives against sampled negatives.
+
+    Weights of the interactions weigh the mean. A model with `dropout` above 0 gets a key for it.
+
+    Args:
+        variables: of the model.
+        key: for the negatives.
+        batch: positives [B], or [B, P] of B users.
+        model: scores pairs by `model.apply(variables, users, items)`.
+        loss: any of `jaxrec.losses` that compares positives with negatives.
+        sample: any of `jaxrec.sampling`; [B, n] negatives, or [1, n] that the batch shares.
+        hardest: if given, only the so many highest-scored negatives of each row count (Zhang et al. 2013,
+            10.1145/2484028.2484126): the sampler's draw is the pool, and gradients flow through the few alone.
+        arguments: function of (variables, batch, negatives) that gives further keyword arguments of the loss, such as
+            `partial(log_q, table=...)` for `losses.sampled_softmax`.
+        leave_out: hand the positives to the model as `left_out`, so that `models.SimpleX` leaves them out of the
+            history for the negatives too, as its released code does.
+    """
+    column = batch.users[:, None]
+    grouped = batch.items.ndim > 1
+    sample_key, dropout_key = jax.random.split(key)
+    negatives = sample(sample_key, batch.users)
+    options = {"rngs": {"dropout": dropout_key}} if getattr(model, "dropout", 0) else {}
+    pos = model.apply(variables, column if grouped else batch.users, batch.items, **options)
+    if leave_out:
+        if grouped:
+            raise ValueError("leave_out=True is for single positives; fit without group")
+        options["left_out"] = batch.items[:, None]
+    if hardest is not None:
+        pool = jax.lax.stop_gradient(model.apply(variables, column, negatives, **options))
+        negatives = sampling.hardest(pool, negatives, n=hardest)
+    neg = model.apply(variables, column, negatives, **options)
+    further = {} if arguments is None else arguments(variables, batch, negatives)
+    values = loss(pos, neg[:, None, :] if grouped else neg, **further)
+    return losses.mean(values, where=batch.where, weights=batch.weights)
+
+
+def log_q(variables: Variables, batch: Batch, negatives: Array, *, table: Array) -> dict[str, Array]:
+    """`arguments` of `losses.sampled_softmax`: the sampler's log-probabilities, `table` [N], of both sides."""
+    del variables
+    of_negatives = table[negatives]
+    return {
+        "log_q_pos": table[batch.items],
+        "log_q_neg": of_negatives[:, None] if batch.items.ndim > 1 else of_negatives,
+    }
+
+
+def pairwise_rows(key: Key, batch: Batch, *, sample: Sampler) -> dict[str, Array]:
+    """The rows that `pairwise_objective` touches, by parameter name: "user" [B], "item" [positives and negatives].
+
+    The same key gives the same negatives, so that they are drawn once: XLA sees one expression twice.
+
+    Args:
+        key: as the objective gets it.
+        batch: as the objective gets it.
+        sample: as the objective has it.
+    """
+    negatives = sample(jax.random.split(key)[0], batch.users)
+    return {"user": batch.users, "item": jnp.concatenate([batch.items.reshape(-1), negatives.reshape(-1)])}
+
+
+def in_batch_objective(
+    variables: Variables,
+    key: Key,
+    batch: Batch,
+    *,
+    model: Model,
+    loss: Loss,
+    seen: Interactions | None = None,
+    log_q: Array | None = None,
+) -> Array:
+    """Mean loss of the batch's positives, each against all other items of the batch (one product instead of gathers).
+
+    An item comes as negative in proportion to its popularity. `losses.sampled_softmax` corrects that with `log_q`.
+
+    Args:
+        variables: of the model.
+        key: for dropout alone.
+        batch: positives [B].
+        model: scores pairs by `model.apply(variables, users, items)`.
+        loss: any of `jaxrec.losses` that compares positives [B] with negatives [B, B].
+        seen: if given, items that the user has in it are no negatives; else only the positive itself is none.
+        log_q: log-probabilities [N], such as `sampling.popularity_table(train).log_q`.
+    """
+    options = {"rngs": {"dropout": key}} if getattr(model, "dropout", 0) else {}
+    where = sampling.in_batch(batch.users, batch.items, seen=seen) & batch.where
+    pos = model.apply(variables, batch.users, batch.items, **options)
+    neg = model.apply(variables, batch.users[:, None], batch.items[None, :], **options)
+    further = {} if log_q is None else {"log_q_pos": log_q[batch.items], "log_q_neg": log_q[batch.items][None, :]}
+    return losses.mean(loss(pos, neg, where=where, **further), where=batch.where, weights=batch.weights)
+
+
+def rows_objective(variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Loss) -> Array:
+    """Mean loss of the batch's positives, each against the whole catalogue: nothing is sampled.
+
+    The catalogue holds the positives too, as a uniform draw does, so that this is what `pairwise_objective` with
+    `sampling.uniform` tends to for many negatives. The full softmax is `losses.mine`. Best with `fit(..., group=P)`:
+    a row of scores [N] then serves P positives.
+
+    Args:
+        variables: of the model.
+        key: unused; nothing is drawn.
+        batch: positives [B], or [B, P] of B users.
+        model: scores all items by `model.apply(variables, users, method="rows")`.
+        loss: any of `jaxrec.losses` that compares positives with negatives.
+    """
+    del key
+    scores = model.apply(variables, batch.users, method="rows")
+    items = batch.items.reshape(len(batch.users), -1)
+    values = loss(jnp.take_along_axis(scores, items, axis=1), scores[:, None, :])
+    return losses.mean(values.reshape(batch.items.shape), where=batch.where, weights=batch.weights)
+
+
+def vectors_objective(
+    variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Callable[..., Array]
+) -> Array:
+    """A loss of the batch's vectors, such as `losses.directau`: no negatives.
+
+    Args:
+        variables: of the model.
+        key: unused; nothing is drawn.
+        batch: positives [B].
+        model: gives tables by `model.apply(variables, method="vectors")`.
+        loss: `losses.directau`, or any function of users [B, D], items [B, D] and `where` [B].
+    """
+    del key
+    users, items = model.apply(variables, method="vectors")
+    return loss(users[batch.users], items[batch.items], where=batch.where)
