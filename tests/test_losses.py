@@ -2,6 +2,8 @@
 
 import functools
 import math
+import pathlib
+import re
 from functools import partial
 
 import jax
@@ -10,7 +12,6 @@ import numpy as np
 import pytest
 
 from jaxrec import losses
-from jaxrec.losses.softmax import _simplex_projection
 
 # ---------------------------------------------------------------------- golden values (float64)
 
@@ -36,17 +37,6 @@ GOLDEN = {
 def test_golden(loss, expected):
     with jax.enable_x64(True):
         np.testing.assert_allclose(jax.jit(loss)(jnp.array(POS), jnp.array(NEG)), expected, rtol=1e-9, atol=1e-10)
-
-
-def test_golden_sparsemax_and_its_threshold():
-    with jax.enable_x64(True):
-        scores = jnp.array([[p, *n] for p, n in zip(POS, NEG)])
-        targets = jnp.zeros(scores.shape, bool).at[:, 0].set(True)
-        np.testing.assert_allclose(losses.sparsemax(scores, targets), (0.3703375, 0.9937333333, 0.2749), atol=1e-10)
-        p = _simplex_projection(scores, jnp.ones(scores.shape, bool))
-        thresholds = jnp.where(p > 0, scores - p, jnp.nan)
-        np.testing.assert_allclose(jnp.nanmax(thresholds, axis=1), (0.4925, 0.3966666667, 0.62), atol=1e-10)
-        np.testing.assert_allclose(jnp.nanmin(thresholds, axis=1), (0.4925, 0.3966666667, 0.62), atol=1e-10)
 
 
 # ---------------------------------------------------------------------- the formulae, for one comparison, by `math`
@@ -98,6 +88,46 @@ def softmax(p, ns, temperature=1.0, log_q_pos=0.0, log_q_neg=0.0):
     return logsumexp([p] + [n / temperature - log_q_neg for n in ns]) - p
 
 
+def warp(p, ns, margin=1.0, n_items=50):
+    violating = sum(margin - p + n > 0 for n in ns) / len(ns)
+    return math.log(1 + n_items * violating) * relu(margin - p + max(ns))
+
+
+def uib(p, ns, boundary=0.0, alpha=0.5, reduce=average):
+    return (1 - alpha) * softplus(boundary - p) + alpha * reduce([softplus(n - boundary) for n in ns])
+
+
+def infonce_plus(p, ns, temperature=1.0, exponent=1.1, share=1.0, mean=False):
+    weighted = [(n / temperature, 1 / len(ns) if mean else 1.0) for n in ns] + [(p / temperature, share)] * (share > 0)
+    return exponent * logsumexp([x + math.log(w) for x, w in weighted]) - p / temperature
+
+
+def contrastive(p, ns, margin=1.0, reduce=average):
+    return 0.5 * p**2 + reduce([0.5 * relu(margin - n) ** 2 for n in ns])
+
+
+def triplet(p, ns, margin=1.0, reduce=average):
+    return reduce([relu(p**2 - n**2 + margin) for n in ns])
+
+
+def half(ns):
+    """Distances between items for `sml`: any function of the negatives that keeps a mask's shape."""
+    return 0.5 * ns + 0.1
+
+
+def sml(p, ns, user_margin=1.0, item_margin=1.0, weight=0.01, margin_weight=10.0, reduce=average):
+    hinges = triplet(p, ns, user_margin, reduce) + weight * triplet(p, [half(n) for n in ns], item_margin, reduce)
+    return hinges - margin_weight * (user_margin + item_margin)
+
+
+def sml_of_half(pos, neg, **how):
+    return losses.sml(pos, neg, between=half(neg), **how)
+
+
+def cosine_triplet(p, ns, margin=0.3):
+    return triplet(math.sqrt(relu(2 - 2 * p)), [math.sqrt(relu(2 - 2 * n)) for n in ns], margin)
+
+
 def bsl(p, ns, temperature=0.11, exponent=1.1, mean=True):
     partition = logsumexp([n / temperature for n in ns]) - (math.log(len(ns)) if mean else 0)
     return -p / temperature + exponent * partition
@@ -108,6 +138,8 @@ LOSSES = {
     "bpr_sum": (partial(losses.bpr, negatives="sum"), partial(bpr, reduce=sum)),
     "hinge": (losses.hinge, hinge),
     "hinge_sum": (partial(losses.hinge, margin=0.3, negatives="sum"), partial(hinge, margin=0.3, reduce=sum)),
+    "warp": (partial(losses.warp, n_items=50), warp),
+    "warp_tight": (partial(losses.warp, n_items=1000, margin=0.3), partial(warp, n_items=1000, margin=0.3)),
     "ccl": (losses.ccl, partial(mml, margins=(0.9,), weights=(1.0,), wn=150.0)),
     "ccl_sum": (
         partial(losses.ccl, margin=0.2, weight=3.0, negatives="sum"),
@@ -122,6 +154,8 @@ LOSSES = {
     "bce_sum": (partial(losses.bce, negatives="sum"), partial(bce, reduce=sum)),
     "mse": (losses.mse, mse),
     "mse_sum": (partial(losses.mse, negatives="sum"), partial(mse, reduce=sum)),
+    "uib": (partial(losses.uib, boundary=0.4, alpha=0.3), partial(uib, boundary=0.4, alpha=0.3)),
+    "uib_sum": (partial(losses.uib, negatives="sum"), partial(uib, reduce=sum)),
     "rg2_sampled": (losses.rg2_sampled, rg2_sampled),
     "rg2_sampled_sum": (partial(losses.rg2_sampled, negatives="sum"), partial(rg2_sampled, reduce=sum)),
     "softmax": (losses.softmax, softmax),
@@ -135,8 +169,38 @@ LOSSES = {
         partial(losses.bsl, temperature=0.3, exponent=1.4, negatives="sum"),
         partial(bsl, temperature=0.3, exponent=1.4, mean=False),
     ),
+    "infonce_plus": (losses.infonce_plus, infonce_plus),
+    "infonce_plus_share": (
+        partial(losses.infonce_plus, temperature=0.3, exponent=1.2, positive_share=0.4, negatives="mean"),
+        partial(infonce_plus, temperature=0.3, exponent=1.2, share=0.4, mean=True),
+    ),
+    "mine": (losses.mine, partial(infonce_plus, exponent=1.0, share=0.0, mean=True)),
+    "mine_sum": (
+        partial(losses.mine, temperature=0.3, exponent=1.1, negatives="sum"),
+        partial(infonce_plus, temperature=0.3, exponent=1.1, share=0.0),
+    ),
+    "contrastive": (losses.contrastive, contrastive),
+    "contrastive_sum": (
+        partial(losses.contrastive, margin=0.6, negatives="sum"),
+        partial(contrastive, margin=0.6, reduce=sum),
+    ),
+    "triplet": (losses.triplet, triplet),
+    "triplet_sum": (partial(losses.triplet, margin=0.3, negatives="sum"), partial(triplet, margin=0.3, reduce=sum)),
+    "sml": (sml_of_half, sml),
+    "sml_sum": (
+        partial(sml_of_half, user_margin=0.3, item_margin=0.4, weight=0.7, margin_weight=0.1, negatives="sum"),
+        partial(sml, user_margin=0.3, item_margin=0.4, weight=0.7, margin_weight=0.1, reduce=sum),
+    ),
+    "on_scores": (
+        partial(losses.on_scores, loss=partial(losses.triplet, margin=0.3), squared_distance=lambda s: 2 - 2 * s),
+        cosine_triplet,
+    ),
+    "combine": (
+        partial(losses.combine, parts=((1.5, losses.bpr), (0.1, partial(losses.ccl, margin=0.4)))),
+        lambda p, ns: 1.5 * bpr(p, ns) + 0.1 * mml(p, ns, margins=(0.4,), weights=(1.0,), wn=150.0),
+    ),
 }
-AVERAGING = [name for name in LOSSES if not name.endswith("_sum") and "softmax" not in name]
+AVERAGING = [name for name in LOSSES if not name.endswith("_sum") and "softmax" not in name and name != "infonce_plus"]
 ONE_EACH = {name: pair for name, pair in LOSSES.items() if not name.endswith("_sum") or name == "bsl_sum"}
 every_loss = pytest.mark.parametrize("loss, formula", ONE_EACH.values(), ids=ONE_EACH)
 every_fn = pytest.mark.parametrize("loss", [loss for loss, _ in ONE_EACH.values()], ids=ONE_EACH)
@@ -184,6 +248,17 @@ def _close(actual, expected, rtol=1e-5, atol=0.0):
             -math.log(2 * math.exp(0.5) / (2 * math.exp(0.5) + 10 + 10 * math.exp(0.9))),
         ),
         (losses.bsl, -0.5 / 0.11 + 1.1 * math.log((1 + math.exp(0.9 / 0.11)) / 2)),
+        (partial(losses.warp, margin=0.5, n_items=100), math.log(51) * 0.9),  # the first only touches the margin
+        (
+            partial(losses.uib, boundary=0.2),
+            (math.log(1 + math.exp(-0.3)) + math.log(1 + math.exp(-0.2)) / 2 + math.log(1 + math.exp(0.7)) / 2) / 2,
+        ),
+        (losses.infonce_plus, -0.5 + 1.1 * math.log(1 + math.exp(0.9) + math.exp(0.5))),
+        (losses.mine, -0.5 + math.log((1 + math.exp(0.9)) / 2)),
+        (losses.contrastive, 0.125 + 0.5 * (1 + 0.01) / 2),
+        (losses.triplet, (1.25 + 0.44) / 2),
+        (partial(losses.sml, between=np.array([2.0, 1.0])), (1.25 + 0.44) / 2 + 0.01 * 0.25 / 2 - 20),
+        (partial(losses.on_scores, loss=losses.triplet), 1.0),
     ],
 )
 def test_hand_values(loss, by_hand):
@@ -213,17 +288,6 @@ def test_masking_is_deletion_and_eager_is_jit_is_vmap(loss, formula):
     _close(eager, expected)
     _close(_jitted(loss)(pos, neg, WHERE)[0], expected)
     _close(jax.jit(jax.vmap(lambda p, n, w: loss(p, n, where=w)))(pos, neg, WHERE), expected)
-
-
-@every_loss
-@pytest.mark.parametrize("mask", ["of the row", "of each positive"])
-def test_one_row_of_negatives_serves_many_positives(loss, formula, mask):
-    rng = np.random.default_rng(0)
-    pos, neg = rng.uniform(-1, 1, (4, 3)).astype(np.float32), SCORES[1][:, None]
-    where = WHERE[:, None] if mask == "of the row" else rng.random((4, 3, 4)) < 0.5
-    values = jax.jit(loss)(pos, neg, where=where)
-    assert values.shape == (4, 3)
-    _close(values, _by_formula(formula, pos, neg, where))
 
 
 @every_fn
@@ -288,6 +352,17 @@ def test_duplicating_all_negatives_changes_nothing_where_they_are_averaged(name)
         (losses.ccl, {"margin": (0.2, 0.4), "weight": (3.0, 7.0)}),
         (losses.softmax, {"temperature": (0.1, 2.0)}),
         (losses.bsl, {"temperature": (0.1, 2.0), "exponent": (1.0, 1.3)}),
+        (losses.warp, {"margin": (0.1, 0.6), "n_items": (20, 3000)}),
+        (losses.uib, {"boundary": (0.1, 0.6), "alpha": (0.2, 0.9)}),
+        (losses.infonce_plus, {"temperature": (0.1, 2.0), "exponent": (1.0, 1.3), "positive_share": (0.0, 0.4)}),
+        (losses.mine, {"temperature": (0.1, 2.0), "exponent": (1.0, 1.3)}),
+        (losses.contrastive, {"margin": (0.1, 0.6)}),
+        (losses.triplet, {"margin": (0.1, 0.6)}),
+        (sml_of_half, {name: (0.1, 0.6) for name in ("user_margin", "item_margin", "weight", "margin_weight")}),
+        (
+            lambda pos, neg, weight: losses.combine(pos, neg, parts=((weight, losses.bpr), (1 - weight, losses.bce))),
+            {"weight": (0.1, 0.6)},
+        ),
         (losses.mml, {"margins": ((0.1, 0.2), (0.2, 0.5)), "weights": ((0.3, 0.7), (0.5, 0.5))}),
     ],
     ids=lambda x: getattr(x, "__name__", ""),
@@ -316,157 +391,26 @@ def test_a_cosine_above_one_has_no_positive_loss_and_no_gradient(loss):
     assert value == 0 and gradient == 0
 
 
-@pytest.mark.parametrize("exponent", [1.0, 1.22])
-def test_bsl_does_not_overflow_at_a_low_temperature(exponent):
-    pos, neg = np.array([50.0, -50.0], np.float32), np.array([[50.0, 49.9, 30.0], [50.0, 50.0, -50.0]], np.float32)
-    for mean in (True, False):
-        loss = partial(losses.bsl, temperature=0.08, exponent=exponent, negatives="mean" if mean else "sum")
-        expected = [bsl(p, list(n), 0.08, exponent, mean) for p, n in zip(pos.astype(float), neg.astype(float))]
-        np.testing.assert_allclose(loss(pos, neg), expected, rtol=1e-6, atol=1e-4)
-        assert np.isfinite(jax.grad(lambda n, loss=loss: loss(pos, n).sum())(neg)).all()
-
-
-def test_bsl_with_exponent_one_is_the_softmax_without_its_positive():
+def test_uib_has_a_boundary_for_each_comparison_and_at_zero_is_half_of_bce():
     pos, neg = SCORES
-    gap = losses.bsl(pos, neg, temperature=0.2, exponent=1.0, negatives="sum")
-    _close(losses.softmax(pos, neg, temperature=0.2), jax.nn.softplus(gap))
+    boundary = np.array([0.1, -0.4, 0.8, np.nan], np.float32)
+    values, gradient = jax.value_and_grad(lambda b: losses.uib(pos, neg, where=WHERE, boundary=b).sum())(boundary)
+    rows = zip(pos[:3], neg, WHERE, boundary)
+    expected = [uib(float(p), n[w].astype(float).tolist(), float(b)) for p, n, w, b in rows]
+    assert float(values) == pytest.approx(sum(expected), rel=1e-6)
+    assert np.isfinite(gradient).all() and gradient[3] == 0 and (gradient[:3] != 0).all()
+    _close(losses.uib(pos, neg), losses.bce(pos, neg) / 2)
 
 
-def test_softmax_of_one_negative_is_bpr():
-    pos, neg = SCORES[0], SCORES[1][:, :1]
-    np.testing.assert_allclose(losses.softmax(pos, neg), losses.bpr(pos, neg), rtol=1e-6)
-
-
-def test_sampled_softmax_of_the_whole_catalogue_is_the_full_softmax():
-    n = 7
-    scores = np.random.default_rng(0).normal(size=(n, n)).astype(np.float32)
-    others = scores[~np.eye(n, dtype=bool)].reshape(n, n - 1)
-    sampled = losses.sampled_softmax(
-        np.diag(scores), others, log_q_pos=-math.log(n), log_q_neg=np.full(others.shape, -math.log(n), np.float32)
-    )
-    full = jax.nn.logsumexp(scores, axis=1) - np.diag(scores)
-    _close(sampled, full)
-    _close(losses.multinomial(scores, np.eye(n, dtype=bool)), full)
-
-
-def test_sampled_softmax_corrects_each_negative_by_its_own_probability():
-    q = np.array([0.25, 0.05], np.float32)
-    value = losses.sampled_softmax(
-        jnp.array(1.0), jnp.array([0.0, 2.0]), log_q_pos=jnp.log(0.5), log_q_neg=np.log(q), temperature=2.0
-    )
-    terms = math.exp(0.5) / 0.5, 1 / 0.25, math.exp(1) / 0.05
-    assert float(value) == pytest.approx(-math.log(terms[0] / sum(terms)), rel=1e-6)
-
-
-# ---------------------------------------------------------------------- losses of whole rows
-
-
-def multinomial(scores, targets):
-    return sum(t * (logsumexp(scores) - s) for s, t in zip(scores, targets))
-
-
-def _simplex(scores):
-    """Projection onto the simplex: the threshold by bisection."""
-    low, high = max(scores) - 1, max(scores)
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if sum(relu(s - middle) for s in scores) > 1 else (low, middle)
-    return [relu(s - low) for s in scores]
-
-
-def sparsemax(scores, targets):
-    if not sum(targets):
-        return 0.0
-    y = [t / sum(targets) for t in targets]
-    p = _simplex(scores)
-    terms = ((p_ - y_) * s - 0.5 * p_**2 + 0.5 * y_**2 for p_, y_, s in zip(p, y, scores))
-    return sum(terms)
-
-
-ROW_LOSSES = {"multinomial": (losses.multinomial, multinomial), "sparsemax": (losses.sparsemax, sparsemax)}
-every_row_loss = pytest.mark.parametrize("loss, formula", ROW_LOSSES.values(), ids=ROW_LOSSES)
-
-# Row 3 has nothing valid, row 4 no target.
-ROWS = np.array(
-    [[0.9, 0.7, -1.3, 0.1], [0.65, 0.2, 0.33, 2.9], [0.1, 0.8, 1.0, 0.7], [0.5, 1, 2, 3], [1, 2, 3, 4]], np.float32
-)
-TARGETS = np.array([[1, 0, 1, 0], [0, 2, 1, 0], [0, 0, 1, 3], [1, 0, 0, 1], [0, 0, 0, 0]])
-ROW_WHERE = np.array([[1, 1, 0, 1], [0, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]], bool)
-
-
-def _rows_by_formula(formula, rows, where, targets=TARGETS):
-    columns = zip(rows.astype(float), targets, where)
-    return np.array([formula(s[w].tolist(), t[w].tolist()) if w.any() else 0.0 for s, t, w in columns])
-
-
-def test_hand_values_of_row_losses():
-    scores = jnp.array([1.0, 0.8, -1.0])
-    targets = jnp.array([2, 0, 1])
-    normaliser = math.log(math.exp(1) + math.exp(0.8) + math.exp(-1))
-    assert float(losses.multinomial(scores, targets)) == pytest.approx(3 * normaliser - 2 + 1, rel=1e-6)
-    # the support is the first two, threshold .4: p = (.6, .4, 0), y = (2, 0, 1) / 3
-    by_hand = (0.6 + 0.32) - 0.5 * (0.36 + 0.16) + 0.5 * (4 + 1) / 9 - (2 - 1) / 3
-    assert float(losses.sparsemax(scores, targets)) == pytest.approx(by_hand, rel=1e-6)
-
-
-@functools.cache
-def _jitted_rows(loss):
-    @jax.jit
-    def values_and_gradient(scores, targets, where):
-        values, vjp = jax.vjp(lambda s: loss(s, targets, where=where), scores)
-        return values, *vjp(jnp.ones_like(values))
-
-    return values_and_gradient
-
-
-@every_row_loss
-@pytest.mark.parametrize("dtype", [bool, np.int32, np.float32])
-def test_row_losses_mask_by_deletion_for_targets_of_any_dtype(loss, formula, dtype):
-    targets = TARGETS.astype(dtype)
-    values, _ = _jitted_rows(loss)(ROWS, targets, ROW_WHERE)
-    assert values.shape == (5,) and values.dtype == jnp.float32 and values[3] == values[4] == 0
-    _close(values, _rows_by_formula(formula, ROWS, ROW_WHERE, targets.astype(float)))
-
-
-@every_row_loss
-def test_row_losses_are_the_same_eager_and_under_jit_and_vmap(loss, formula):
-    expected = _rows_by_formula(formula, ROWS, np.ones_like(ROW_WHERE))
-    _close(loss(ROWS, TARGETS), expected)
-    _close(jax.jit(jax.vmap(loss))(ROWS, TARGETS), expected)
-    _close(jax.jit(loss)(ROWS[None], TARGETS[None]), expected[None])
-
-
-@every_row_loss
-def test_masked_items_reach_neither_value_nor_gradient_of_row_losses(loss, formula):
-    clean = _jitted_rows(loss)(ROWS, TARGETS, ROW_WHERE)
-    for fill in (np.nan, np.inf, -np.inf):
-        masked = _jitted_rows(loss)(np.where(ROW_WHERE, ROWS, np.float32(fill)), TARGETS, ROW_WHERE)
-        assert (np.asarray(masked[1])[~ROW_WHERE] == 0).all() and (masked[1][4] == 0).all()
-        for actual, expected in zip(masked, clean):
-            np.testing.assert_array_equal(actual, expected)
-
-
-@every_row_loss
-def test_extreme_rows_keep_the_right_finite_value_and_gradient(loss, formula):
-    rows = np.array([[1e4, 1e4, -1e4, 0], [-1e4, 1e4, 1e4, 1e4], [-1e4] * 4, [1e4] * 4, [1e4] * 4], np.float32)
-    values, gradient = _jitted_rows(loss)(rows, TARGETS, np.ones_like(ROW_WHERE))
-    _close(values, _rows_by_formula(formula, rows, np.ones_like(ROW_WHERE)))
-    assert np.isfinite(gradient).all()
-
-
-@every_row_loss
-def test_gradient_of_row_losses_equals_finite_differences(loss, formula):
-    rows = ROWS.astype(np.float64)
-    with jax.enable_x64(True):
-        values, gradient = _jitted_rows(loss)(rows, TARGETS, ROW_WHERE)
-    _close(values, _rows_by_formula(formula, rows, ROW_WHERE), rtol=1e-12)
-    _close(gradient, _differences(lambda x: _rows_by_formula(formula, x, ROW_WHERE), rows), rtol=1e-7)
-
-
-def test_gradient_of_sparsemax_is_the_projection_minus_the_targets():
-    _, gradient = _jitted_rows(losses.sparsemax)(ROWS, TARGETS, np.ones_like(ROW_WHERE))
-    expected = np.array([_simplex(row) for row in ROWS[:3].tolist()]) - TARGETS[:3] / TARGETS[:3].sum(1, keepdims=True)
-    np.testing.assert_allclose(gradient[:3], expected, atol=1e-6)
+def test_warp_weighs_by_rank_without_a_gradient_through_the_rank():
+    margin = jnp.array(0.5)
+    loss = partial(losses.warp, jnp.array(0.5), jnp.array([0.2, 0.9]), n_items=100)
+    assert float(jax.grad(lambda m: loss(margin=m))(margin)) == pytest.approx(math.log(101), rel=1e-6)
+    masked = losses.warp(jnp.array(0.5), jnp.array([-0.3, 9.0]), n_items=7, where=jnp.array([True, False]))
+    assert float(masked) == pytest.approx(math.log(8) * 0.2, rel=1e-5)
+    assert jax.grad(lambda n: losses.warp(jnp.array(0.5), jnp.array([0.2, 0.9]), n_items=n))(100.0) == 0
+    assert float(loss(margin=-0.2)) == pytest.approx(math.log(51) * 0.2, rel=1e-5)
+    assert float(loss(margin=-1.0)) == 0
 
 
 # ---------------------------------------------------------------------- the reduction
@@ -517,20 +461,32 @@ def test_integer_scores_are_refused(name):
         LOSSES[name][0](SCORES[0], SCORES[1].astype(np.int32))
 
 
-@every_row_loss
-def test_wrong_rows_are_refused(loss, formula):
-    with pytest.raises(AssertionError):
-        loss(ROWS, TARGETS[:, :3])
-    with pytest.raises(AssertionError):
-        loss(ROWS, TARGETS, where=ROW_WHERE.astype(np.float32))
-    with pytest.raises(AssertionError):
-        loss(TARGETS, TARGETS)
-
-
-@pytest.mark.parametrize("name", ["bpr", "hinge", "ccl", "mml", "bce", "mse", "rg2_sampled", "bsl"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bpr",
+        "hinge",
+        "ccl",
+        "mml",
+        "bce",
+        "mse",
+        "uib",
+        "rg2_sampled",
+        "bsl",
+        "mine",
+        "infonce_plus",
+        "triplet",
+        "contrastive",
+    ],
+)
 def test_an_unknown_reduction_is_refused(name):
     with pytest.raises(ValueError, match="negatives='median'"):
         getattr(losses, name)(*SCORES, negatives="median")
+
+
+def test_combine_refuses_no_parts():
+    with pytest.raises(ValueError, match="parts is empty"):
+        losses.combine(*SCORES, parts=())
 
 
 def test_mml_refuses_margins_without_weights():
@@ -543,3 +499,29 @@ def test_mean_refuses_a_float_mask_and_shapes_that_differ():
     for how in ({"where": jnp.ones((2, 3))}, {"where": jnp.ones(3, bool)}, {"weights": jnp.ones(2)}):
         with pytest.raises(AssertionError):
             losses.mean(values, **how)
+
+
+# ---------------------------------------------------------------------- LOSSES.md
+
+TABLE = (pathlib.Path(__file__).parents[1] / "LOSSES.md").read_text()
+
+
+def test_every_public_function_has_one_row_in_the_table():
+    public = sorted(name for name, value in vars(losses).items() if callable(value) and name[0] != "_")
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", TABLE, re.MULTILINE)
+    assert sorted(name for name, _ in rows) == public
+    assert all(len(cell.strip()) > 0 for _, row in rows for cell in re.split(r"(?<!\\)\|", row))
+
+
+def test_the_code_of_the_table_runs():
+    blocks = re.findall(r"```python\n(.*?)```", TABLE, re.DOTALL)
+    assert len(blocks) == 2
+    names = {"users": np.arange(2)}
+    for block in blocks:
+        exec(block, names)
+    own = names["squared_hinge"]
+    _close(
+        _jitted(own)(*SCORES, WHERE)[0],
+        _by_formula(lambda p, ns: sum(relu(1 - p + n) ** 2 for n in ns), *SCORES, WHERE),
+    )
+    assert names["values"].shape == names["pos"].shape and np.isfinite(names["values"]).all()

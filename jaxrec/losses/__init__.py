@@ -3,19 +3,34 @@
     loss(pos[...], neg[..., n], *, where=None, <hyperparameters>) -> [...]
     loss(scores[..., N], targets[..., N], *, where=None, ...)     -> [...]
 
-`where` is bool, True = use. Set hyperparameters by `functools.partial(losses.mml, margins=...)`.
+`where` is bool, True = use. Set hyperparameters by `functools.partial(losses.mml, margins=...)`. `contrastive`,
+`triplet` and `sml` take distances, on scores by `on_scores`; `alignment`, `uniformity` and `directau` take vectors.
+LOSSES.md has the table of all.
 """
 
+from jaxrec.losses._reduce import combine as combine
 from jaxrec.losses._reduce import mean as mean
+from jaxrec.losses.distance import contrastive as contrastive
+from jaxrec.losses.distance import on_scores as on_scores
+from jaxrec.losses.distance import sml as sml
+from jaxrec.losses.distance import triplet as triplet
 from jaxrec.losses.pairwise import bpr as bpr
 from jaxrec.losses.pairwise import ccl as ccl
 from jaxrec.losses.pairwise import hinge as hinge
 from jaxrec.losses.pairwise import mml as mml
+from jaxrec.losses.pairwise import warp as warp
 from jaxrec.losses.pointwise import bce as bce
 from jaxrec.losses.pointwise import mse as mse
+from jaxrec.losses.pointwise import uib as uib
 from jaxrec.losses.softmax import bsl as bsl
+from jaxrec.losses.softmax import infonce_plus as infonce_plus
+from jaxrec.losses.softmax import mine as mine
 from jaxrec.losses.softmax import multinomial as multinomial
+from jaxrec.losses.softmax import pooled as pooled
 from jaxrec.losses.softmax import sampled_softmax as sampled_softmax
 from jaxrec.losses.softmax import softmax as softmax
 from jaxrec.losses.softmax import sparsemax as sparsemax
 from jaxrec.losses.squared import rg2_sampled as rg2_sampled
+from jaxrec.losses.vectors import alignment as alignment
+from jaxrec.losses.vectors import directau as directau
+from jaxrec.losses.vectors import uniformity as uniformity

@@ -1,13 +1,16 @@
-"""The two reductions: over the negatives of one comparison (inside a loss), and over comparisons (`mean`)."""
+"""What all losses share: the reductions over negatives and over comparisons, masks, blocks, and sums of losses."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import chex
+import jax
 import jax.numpy as jnp
 
-from jaxrec.typing import Array
+from jaxrec.typing import Array, Loss, Scalar
 
 Negatives = Literal["mean", "sum"]
 
@@ -35,6 +38,27 @@ def mean(values: Array, *, where: Array | None = None, weights: Array | None = N
     return jnp.where(total > 0, (weights * values).sum() / jnp.where(total > 0, total, 1), 0)
 
 
+def combine(pos: Array, neg: Array, *, where: Array | None = None, parts: Sequence[tuple[Scalar, Loss]]) -> Array:
+    """Weighted sum of losses of the same scores: Σ weight · loss(pos, neg), itself a loss.
+
+    Args:
+        pos: scores [...].
+        neg: scores [..., n].
+        where: bool [..., n], True = use.
+        parts: pairs (weight, loss); weights may be traced, hyperparameters are set by `functools.partial`.
+
+    Raises:
+        ValueError: for no parts.
+
+    >>> square = lambda pos, neg, *, where: pos**2
+    >>> float(combine(jnp.array(3.0), jnp.array([0.0]), parts=((1.0, square), (0.5, square))))
+    13.5
+    """
+    if not parts:
+        raise ValueError("parts is empty; give at least one pair (weight, loss)")
+    return sum(weight * loss(pos, neg, where=where) for weight, loss in parts)
+
+
 def masked(pos: Array, neg: Array, where: Array | None) -> tuple[Array, Array, Array, Array]:
     """Checks the shapes of a comparison; returns `pos` and `neg` with 0 where masked, `where` as bool, and its `any`.
 
@@ -60,3 +84,39 @@ def over_negatives(values: Array, where: Array, negatives: Negatives) -> Array:
         raise ValueError(f'negatives={negatives!r}; give "mean" or "sum"')
     count = jnp.broadcast_to(where, values.shape).sum(-1)
     return total / jnp.maximum(count, 1).astype(values.dtype)
+
+
+def logsumexp(values: Array, where: Array, any_valid: Array) -> Array:
+    """Over the valid entries of the last axis; 0 (and no gradient) where nothing is valid."""
+    kept = jnp.where(where | ~any_valid[..., None], values, -jnp.inf)
+    return jnp.where(any_valid, jax.nn.logsumexp(kept, axis=-1), 0)
+
+
+def by_positive(
+    compare: Callable[..., Array], vectors: Sequence[Array | Scalar], rows: Sequence[Array | None]
+) -> Array:
+    """`compare(*vectors, *rows)`, one positive at a time where one row of negatives serves many.
+
+    A comparison of each pair of `pos` [..., P] and `neg` [..., 1, N] would form [..., P, N]. A loop over P, whose body
+    is computed again on the way back, holds [..., 1, N] in both directions. Where each positive has negatives of its
+    own, it is the plain call.
+
+    Args:
+        compare: gives [...] from vectors [...] and rows [..., n].
+        vectors: each [...], or a scalar.
+        rows: each [..., n] or None, the negatives first.
+    """
+    arrays = (*vectors, *rows)
+    axes = (-1,) * len(vectors) + (-2,) * len(rows)
+    lengths = [jnp.shape(x)[axis] if x is not None and jnp.ndim(x) >= -axis else 1 for x, axis in zip(arrays, axes)]
+    if jnp.ndim(rows[0]) < 2 or lengths[len(vectors)] != 1 or max(lengths[: len(vectors)]) < 2:
+        return compare(*arrays)
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def one(slices: list[Array]) -> Array:
+        following = iter(slices)
+        whole = (x if n == 1 else jnp.expand_dims(next(following), a) for x, a, n in zip(arrays, axes, lengths))
+        return compare(*whole)[..., 0]
+
+    moved = [jnp.moveaxis(x, axis, 0) for x, axis, length in zip(arrays, axes, lengths) if length != 1]
+    return jnp.moveaxis(jax.lax.map(one, moved), 0, -1)

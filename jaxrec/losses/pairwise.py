@@ -2,18 +2,18 @@
 
 `pos` [...] and `neg` [..., n] are scores, larger = better. Each loss gives [...]: the negatives are averaged over the
 valid ones (so that their number is no learning-rate knob) or summed where a paper does. A row without a valid negative
-is 0 and gets no gradient. For all items as negatives pass `pos` [B, P] with `neg` [B, 1, N]; as that forms
-[B, P, N], sample or work in blocks where N is large.
+is 0 and gets no gradient. For all items as negatives pass `pos` [B, P] with `neg` [B, 1, N]: no loss forms [B, P, N]
+then, unless `where` has that shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from jaxrec.losses._reduce import Negatives, masked, over_negatives
+from jaxrec.losses._reduce import Negatives, by_positive, masked, over_negatives
 from jaxrec.typing import Array, Scalar
 
 
@@ -23,8 +23,7 @@ def bpr(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negati
     >>> round(float(bpr(jnp.array(0.0), jnp.array([0.0]))), 4)
     0.6931
     """
-    pos, neg, where, any_valid = masked(pos, neg, where)
-    return jnp.where(any_valid, over_negatives(jax.nn.softplus(neg - pos[..., None]), where, negatives), 0)
+    return _over_differences(jax.nn.softplus, pos, neg, where, negatives)
 
 
 def hinge(
@@ -35,9 +34,37 @@ def hinge(
     >>> float(hinge(jnp.array(2.0), jnp.array([0.0, 1.5])))
     0.25
     """
-    pos, neg, where, any_valid = masked(pos, neg, where)
-    values = jax.nn.relu(margin - pos[..., None] + neg)
-    return jnp.where(any_valid, over_negatives(values, where, negatives), 0)
+    return _over_differences(lambda gap: jax.nn.relu(margin + gap), pos, neg, where, negatives)
+
+
+def warp(pos: Array, neg: Array, *, where: Array | None = None, margin: Scalar = 1.0, n_items: Scalar | int) -> Array:
+    """Weighted approximate-rank margin loss (Hsieh et al. 2017, 10.1145/3038912.3052639, for metric learning).
+
+    log(1 + n_items · v) · max(0, margin − pos + maxⱼ negⱼ), v the fraction of the negatives that violate the margin,
+    margin − pos + negⱼ > 0. The logarithm, of the estimated rank, gets no gradient.
+
+    Args:
+        pos: scores [...]; for collaborative metric learning, minus squared distances.
+        neg: scores [..., n].
+        where: bool [..., n], True = use.
+        margin: by which the positive should lead.
+        n_items: number of items in the catalogue, an int or traced.
+
+    Differs: Weston et al. (2011) count the draws until one violates; a fixed number of negatives keeps shapes static.
+
+    >>> round(float(warp(jnp.array(2.0), jnp.array([0.0, 1.5]), n_items=10)), 4)
+    0.8959
+    """
+
+    def compare(pos: Array, neg: Array, where: Array | None) -> Array:
+        pos, neg, where, any_valid = masked(pos, neg, where)
+        gap = margin - pos[..., None] + neg
+        fraction = over_negatives((gap > 0).astype(gap.dtype), where, "mean")
+        rank = jax.lax.stop_gradient(jnp.asarray(n_items, gap.dtype) * fraction)
+        worst = jnp.where(where, gap, -jnp.inf).max(-1)
+        return jnp.where(any_valid, jnp.log1p(rank) * jax.nn.relu(worst), 0)
+
+    return by_positive(compare, (pos,), (neg, where))
 
 
 def ccl(
@@ -103,3 +130,15 @@ def mml(
     penalty = sum(weights[k] * jax.nn.relu(neg - margins[k]) for k in range(len(margins)))
     values = positive_weight * jax.nn.relu(1 - pos) + negative_weight * over_negatives(penalty, where, negatives)
     return jnp.where(any_valid, values, 0)
+
+
+def _over_differences(
+    penalty: Callable[[Array], Array], pos: Array, neg: Array, where: Array | None, negatives: Negatives
+) -> Array:
+    """Mean or sum over j of penalty(negⱼ − pos)."""
+
+    def compare(pos: Array, neg: Array, where: Array | None) -> Array:
+        pos, neg, where, any_valid = masked(pos, neg, where)
+        return jnp.where(any_valid, over_negatives(penalty(neg - pos[..., None]), where, negatives), 0)
+
+    return by_positive(compare, (pos,), (neg, where))

@@ -1,4 +1,4 @@
-"""Losses that judge each score by itself: positives against 1, negatives against 0.
+"""Losses that judge each score by itself: against 1 or 0, or against a boundary between positives and negatives.
 
 The signature is that of `jaxrec.losses.pairwise`: `pos` [...], `neg` [..., n] -> [...].
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxrec.losses._reduce import Negatives, masked, over_negatives
-from jaxrec.typing import Array
+from jaxrec.losses._reduce import Negatives, by_positive, masked, over_negatives
+from jaxrec.typing import Array, Scalar
 
 
 def bce(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negatives = "mean") -> Array:
@@ -33,4 +33,39 @@ def mse(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negati
     """
     pos, neg, where, any_valid = masked(pos, neg, where)
     values = 0.5 * (pos - 1) ** 2 + 0.5 * over_negatives(neg**2, where, negatives)
+    return jnp.where(any_valid, values, 0)
+
+
+def uib(
+    pos: Array,
+    neg: Array,
+    *,
+    where: Array | None = None,
+    boundary: Array | Scalar = 0.0,
+    alpha: Scalar = 0.5,
+    negatives: Negatives = "mean",
+) -> Array:
+    """User interest boundary (Zhuo et al. 2021, arXiv 2111.11026): positives above a boundary, negatives below.
+
+    (1 − alpha) · softplus(boundary − pos) + alpha · meanⱼ softplus(negⱼ − boundary). With boundary 0 and alpha ½ it is
+    half of `bce`.
+
+    Args:
+        pos: scores [...].
+        neg: scores [..., n].
+        where: bool [..., n], True = use.
+        boundary: a learnt score of the user, [...] or a scalar.
+        alpha: weight of the negatives, in (0, 1).
+        negatives: average or sum over the negatives.
+
+    >>> round(float(uib(jnp.array(0.0), jnp.array([0.0]))), 4)
+    0.6931
+    """
+    pos, neg, where, any_valid = masked(pos, neg, where)
+    boundary = jnp.where(any_valid, boundary, 0)
+
+    def above(boundary: Array, neg: Array, where: Array) -> Array:
+        return over_negatives(jax.nn.softplus(neg - boundary[..., None]), where, negatives)
+
+    values = (1 - alpha) * jax.nn.softplus(boundary - pos) + alpha * by_positive(above, (boundary,), (neg, where))
     return jnp.where(any_valid, values, 0)

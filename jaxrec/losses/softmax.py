@@ -1,8 +1,8 @@
 """Losses through a normalised distribution: over one positive and its negatives, or over a whole row of items.
 
-`softmax`, `sampled_softmax` and `bsl` have the signature of `jaxrec.losses.pairwise`, but form only one log-sum-exp a
-row, so that `pos` [B, P] against all items `neg` [B, 1, N] costs [B, N]. `multinomial` and `sparsemax` take
-`scores` and `targets` [..., N].
+`softmax`, `sampled_softmax`, `infonce_plus`, `mine` and `bsl` have the signature of `jaxrec.losses.pairwise` and form
+one log-sum-exp a row, so that `pos` [B, P] against all items `neg` [B, 1, N] costs [B, N]. `pooled` prepares the
+positives of `bsl`. `multinomial` and `sparsemax` take `scores` and `targets` [..., N].
 """
 
 from __future__ import annotations
@@ -11,14 +11,32 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrec.losses._reduce import Negatives, masked
+from jaxrec.losses._reduce import Negatives, logsumexp, masked
 from jaxrec.typing import Array, Scalar
 
 
-def _logsumexp(values: Array, where: Array, any_valid: Array) -> Array:
-    """Over the last axis; 0 (and no gradient) where nothing is valid."""
-    kept = jnp.where(where | ~any_valid[..., None], values, -jnp.inf)
-    return jnp.where(any_valid, jax.nn.logsumexp(kept, axis=-1), 0)
+def _log_ratio(
+    pos: Array,
+    neg: Array,
+    where: Array | None,
+    *,
+    temperature: Scalar = 1.0,
+    positive_share: Scalar = 1.0,
+    negatives: Negatives = "sum",
+) -> tuple[Array, Array, Array]:
+    """log((Σⱼ eⁿʲ + positive_share · eᵖ) / eᵖ), the one log-sum-exp of this family; also p and the valid rows."""
+    pos, neg, where, any_valid = masked(pos, neg, where)
+    p = pos / temperature
+    partition = logsumexp(neg / temperature, where, any_valid)
+    if negatives == "mean":
+        count = jnp.broadcast_to(where, neg.shape).sum(-1)
+        partition = partition - jnp.log(jnp.maximum(count, 1).astype(partition.dtype))
+    elif negatives != "sum":
+        raise ValueError(f'negatives={negatives!r}; give "mean" or "sum"')
+    gap = partition - p
+    shared = jnp.asarray(positive_share, gap.dtype) > 0
+    log_share = jnp.log(jnp.where(shared, jnp.asarray(positive_share, gap.dtype), 1))
+    return jnp.where(shared, log_share + jax.nn.softplus(gap - log_share), gap), p, any_valid
 
 
 def softmax(pos: Array, neg: Array, *, where: Array | None = None, temperature: Scalar = 1.0) -> Array:
@@ -31,9 +49,8 @@ def softmax(pos: Array, neg: Array, *, where: Array | None = None, temperature: 
     >>> round(float(softmax(jnp.array(0.0), jnp.array([0.0]))), 4)
     0.6931
     """
-    pos, neg, where, any_valid = masked(pos, neg, where)
-    gap = _logsumexp(neg / temperature, where, any_valid) - pos / temperature
-    return jnp.where(any_valid, jax.nn.softplus(gap), 0)
+    ratio, _, any_valid = _log_ratio(pos, neg, where, temperature=temperature)
+    return jnp.where(any_valid, ratio, 0)
 
 
 def sampled_softmax(
@@ -60,6 +77,59 @@ def sampled_softmax(
     return softmax(pos / temperature - log_q_pos, neg / temperature - log_q_neg, where=where)
 
 
+def infonce_plus(
+    pos: Array,
+    neg: Array,
+    *,
+    where: Array | None = None,
+    temperature: Scalar = 1.0,
+    exponent: Scalar = 1.1,
+    positive_share: Scalar = 1.0,
+    negatives: Negatives = "sum",
+) -> Array:
+    """InfoNCE with balance coefficients (Li et al. 2023, arXiv 2312.08520), the general form of `softmax` and `bsl`.
+
+    −p + exponent · log(Σⱼ eⁿʲ + positive_share · eᵖ) with p = pos/temperature, nʲ = negⱼ/temperature. Exponent 1 and
+    share 1 give `softmax`; share 0 gives `mine`.
+
+    Args:
+        pos: scores [...].
+        neg: scores [..., n].
+        where: bool [..., n], True = use.
+        temperature: divides the scores.
+        exponent: λ of the paper, the weight of the logarithm.
+        positive_share: ε of the paper, the weight ≥ 0 of the positive among the negatives; at 0 it gets no gradient.
+        negatives: "mean" replaces the sum over the negatives by their mean.
+
+    >>> round(float(infonce_plus(jnp.array(0.0), jnp.array([0.0]), exponent=1.0)), 4)
+    0.6931
+    """
+    how = {"temperature": temperature, "positive_share": positive_share, "negatives": negatives}
+    ratio, p, any_valid = _log_ratio(pos, neg, where, **how)
+    return jnp.where(any_valid, exponent * ratio + (exponent - 1) * p, 0)
+
+
+def mine(
+    pos: Array,
+    neg: Array,
+    *,
+    where: Array | None = None,
+    temperature: Scalar = 1.0,
+    exponent: Scalar = 1.0,
+    negatives: Negatives = "mean",
+) -> Array:
+    """Decoupled contrastive loss MINE (Li et al. 2023, arXiv 2312.08520): −p + exponent · log meanⱼ eⁿʲ.
+
+    p = pos/temperature, nʲ = negⱼ/temperature; the positive is not in the logarithm. The paper's MINE+ is
+    `mine(exponent=1.1, negatives="sum")` with a temperature, which is `bsl` with a sum.
+
+    >>> float(mine(jnp.array(0.5), jnp.array([0.5])))
+    0.0
+    """
+    how = {"temperature": temperature, "exponent": exponent, "negatives": negatives}
+    return infonce_plus(pos, neg, where=where, positive_share=0.0, **how)
+
+
 def bsl(
     pos: Array,
     neg: Array,
@@ -75,19 +145,50 @@ def bsl(
     is not in the denominator. `negatives="sum"` replaces the mean in the logarithm, the released mode "reweight".
 
     Differs: the paper's two temperatures are, in the released code and here, one temperature and an exponent. Its
-    pooling of positives of one user within a batch is a transform of `pos`, made before the loss.
+    pooling of positives of one user within a batch, the released mode "multi", is `pooled`, made before the loss.
 
     >>> float(bsl(jnp.array(0.5), jnp.array([0.5]), temperature=0.5, exponent=1.0))
     0.0
     """
-    pos, neg, where, any_valid = masked(pos, neg, where)
-    partition = _logsumexp(neg / temperature, where, any_valid)
-    if negatives == "mean":
-        count = jnp.broadcast_to(where, neg.shape).sum(-1)
-        partition = partition - jnp.log(jnp.maximum(count, 1).astype(partition.dtype))
-    elif negatives != "sum":
-        raise ValueError(f'negatives={negatives!r}; give "mean" or "sum"')
-    return jnp.where(any_valid, exponent * partition - pos / temperature, 0)
+    return mine(pos, neg, where=where, temperature=temperature, exponent=exponent, negatives=negatives)
+
+
+def pooled(pos: Array, users: Array, *, where: Array | None = None, temperature: Scalar) -> Array:
+    """Pools the positives of each user in a batch, for `bsl` (Wu et al. 2023, arXiv 2312.12882).
+
+    temperature · log meanᵣ e^(posᵣ/temperature) over the rows r of the batch with the same user, in every such row.
+    `bsl(pooled(pos, users, temperature=t), neg, temperature=t)` is the released mode "multi". With distinct users it
+    changes nothing.
+
+    Args:
+        pos: scores [B].
+        users: integer ids [B], in any order.
+        where: bool [B], True = use; other rows are in no mean and get 0.
+        temperature: that of the loss.
+
+    >>> pos, users = jnp.array([1.0, 3.0, 5.0]), jnp.array([7, 2, 7])
+    >>> [round(float(p), 4) for p in pooled(pos, users, temperature=1.0)]
+    [4.325, 3.0, 4.325]
+    """
+    where = jnp.ones(jnp.shape(pos), bool) if where is None else where
+    chex.assert_rank(pos, 1)
+    chex.assert_equal_shape([pos, users, where])
+    chex.assert_type([pos, users, where], [float, int, bool])
+    n_rows = len(pos)
+    order = jnp.argsort(users)
+    ordered = jnp.asarray(users)[order]
+    is_next_user = jnp.concatenate([jnp.zeros(min(1, n_rows), bool), ordered[1:] != ordered[:-1]])
+    segment = jnp.zeros(n_rows, jnp.int32).at[order].set(jnp.cumsum(is_next_user, dtype=jnp.int32))
+
+    p = jnp.where(where, pos, 0) / temperature
+    kept = jax.lax.stop_gradient(jnp.where(where, p, -jnp.inf))
+    top = jax.ops.segment_max(kept, segment, num_segments=n_rows)[segment]
+    shifted = jnp.where(where, p - jnp.where(where, top, 0), -jnp.inf)
+    total, count = (
+        jnp.where(where, jax.ops.segment_sum(x, segment, num_segments=n_rows)[segment], 1)
+        for x in (jnp.exp(shifted), where.astype(p.dtype))
+    )
+    return jnp.where(where, temperature * (jnp.where(where, top, 0) + jnp.log(total / count)), 0)
 
 
 def _checked_rows(scores: Array, targets: Array, where: Array | None) -> tuple[Array, Array, Array]:
@@ -113,7 +214,7 @@ def multinomial(scores: Array, targets: Array, *, where: Array | None = None) ->
     2.7726
     """
     scores, targets, where = _checked_rows(scores, targets, where)
-    normaliser = _logsumexp(scores, where, where.any(-1))
+    normaliser = logsumexp(scores, where, where.any(-1))
     return (targets * (normaliser[..., None] - scores)).sum(-1)
 
 
@@ -121,7 +222,7 @@ def sparsemax(scores: Array, targets: Array, *, where: Array | None = None) -> A
     """Sparsemax loss of a row (Martins and Astudillo 2016, arXiv 1602.02068), a quadratic kin of the softmax.
 
     maxₚ (p·s − ½‖p‖²) + ½‖y‖² − s·y over the simplex, y = targets scaled to sum 1. Its gradient is
-    sparsemax(s) − y, exact in the first order; second derivatives of the projection are not propagated.
+    sparsemax(s) − y, written out; there is none for the targets, and no forward mode.
 
     Args:
         scores: [..., N].
@@ -133,10 +234,26 @@ def sparsemax(scores: Array, targets: Array, *, where: Array | None = None) -> A
     """
     scores, targets, where = _checked_rows(scores, targets, where)
     total = targets.sum(-1, keepdims=True)
-    targets = targets / jnp.where(total > 0, total, 1)
-    p = jax.lax.stop_gradient(_simplex_projection(scores, where))
-    values = (p * scores).sum(-1) - 0.5 * (p**2).sum(-1) + 0.5 * (targets**2).sum(-1) - (scores * targets).sum(-1)
+    values = _fenchel_young(scores, targets / jnp.where(total > 0, total, 1), where)
     return jnp.where(total[..., 0] > 0, values, 0)
+
+
+@jax.custom_vjp
+def _fenchel_young(scores: Array, targets: Array, where: Array) -> Array:
+    return _fenchel_young_forward(scores, targets, where)[0]
+
+
+def _fenchel_young_forward(scores: Array, targets: Array, where: Array) -> tuple[Array, Array]:
+    p = _simplex_projection(scores, where)
+    values = (p * scores).sum(-1) - 0.5 * (p**2).sum(-1) + 0.5 * (targets**2).sum(-1) - (scores * targets).sum(-1)
+    return values, p - targets
+
+
+def _fenchel_young_backward(difference: Array, cotangent: Array) -> tuple[Array, None, None]:
+    return cotangent[..., None] * difference, None, None
+
+
+_fenchel_young.defvjp(_fenchel_young_forward, _fenchel_young_backward)
 
 
 def _simplex_projection(scores: Array, where: Array) -> Array:

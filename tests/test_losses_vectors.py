@@ -1,0 +1,138 @@
+"""Losses of vectors against loops in plain Python."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_losses import _close, _differences
+
+from jaxrec import losses
+
+USERS = np.random.default_rng(0).normal(size=(5, 3))
+ITEMS = np.random.default_rng(1).normal(size=(5, 3))
+WHERE = np.array([1, 0, 1, 1, 0], bool)
+
+
+def unit(x):
+    return x / np.linalg.norm(x) if x.any() else x
+
+
+def alignment(users, items):
+    return np.array([sum((unit(u) - unit(i)) ** 2) for u, i in zip(users, items)])
+
+
+def uniformity(x, scale=2.0):
+    pairs = [(i, j) for j in range(len(x)) for i in range(j)]
+    terms = [math.exp(-scale * sum((unit(x[i]) - unit(x[j])) ** 2)) for i, j in pairs]
+    return math.log(sum(terms) / len(terms)) if pairs else 0.0
+
+
+def directau(users, items, weight=1.0):
+    return alignment(users, items).mean() + weight * (uniformity(users) + uniformity(items)) / 2
+
+
+spread_and_gradient = jax.jit(jax.value_and_grad(losses.uniformity))
+directau_and_gradients = jax.jit(jax.value_and_grad(losses.directau, argnums=(0, 1)))
+
+
+def test_alignment_by_hand():
+    users, items = np.array([[3.0, 0], [1, 1], [-2, 0]]), np.array([[5.0, 0], [4, 0], [0.5, 0]])
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(losses.alignment(users, items), [0, 2 - math.sqrt(2), 4], atol=1e-14)
+
+
+def test_uniformity_of_two_rows_has_a_closed_form():
+    x = USERS[:2].astype(np.float32)
+    squared = float(sum((unit(USERS[0]) - unit(USERS[1])) ** 2))
+    assert float(losses.uniformity(x)) == pytest.approx(-2 * squared, rel=1e-5)
+    assert float(losses.uniformity(x, scale=0.5)) == pytest.approx(-0.5 * squared, rel=1e-5)
+
+
+def test_formulae_eager_jit_and_vmap():
+    with jax.enable_x64(True):
+        two = np.stack([USERS, ITEMS]), np.stack([ITEMS, USERS[::-1]])
+        for f in (losses.alignment, jax.jit(losses.alignment), jax.jit(jax.vmap(losses.alignment))):
+            np.testing.assert_allclose(f(*two), [alignment(u, i) for u, i in zip(*two)], rtol=1e-12)
+        for f in (jax.jit(losses.uniformity), jax.jit(jax.vmap(losses.uniformity))):
+            np.testing.assert_allclose(f(two[0]), [uniformity(u) for u in two[0]], rtol=1e-12)
+        for f in (losses.directau, jax.jit(losses.directau), jax.jit(jax.vmap(losses.directau))):
+            np.testing.assert_allclose(f(*two), [directau(u, i) for u, i in zip(*two)], rtol=1e-12)
+
+
+def test_weight_and_scale_may_be_traced():
+    swept = jax.jit(jax.vmap(lambda w: losses.directau(USERS.astype(np.float32), ITEMS.astype(np.float32), weight=w)))
+    _close(swept(jnp.array([0.5, 5.0])), np.array([directau(USERS, ITEMS, w) for w in (0.5, 5.0)]))
+    swept = jax.jit(jax.vmap(lambda s: losses.uniformity(USERS.astype(np.float32), scale=s)))
+    _close(swept(jnp.array([0.5, 5.0])), np.array([uniformity(USERS, s) for s in (0.5, 5.0)]))
+
+
+@pytest.mark.parametrize("fill", [0.0, np.nan, np.inf])
+def test_masking_is_deletion_and_gradients_equal_finite_differences(fill):
+    users, items = (np.where(WHERE[:, None], x, fill) for x in (USERS, ITEMS))
+    with jax.enable_x64(True):
+        value, (d_users, d_items) = directau_and_gradients(users, items, where=WHERE, weight=0.7)
+        crowd, d_crowd = spread_and_gradient(users, where=WHERE)
+    assert float(value) == pytest.approx(directau(USERS[WHERE], ITEMS[WHERE], 0.7), rel=1e-12)
+    assert float(crowd) == pytest.approx(uniformity(USERS[WHERE]), rel=1e-12)
+    for actual, f, x in [
+        (d_users, lambda x: np.array(directau(x, ITEMS[WHERE], 0.7)), USERS),
+        (d_items, lambda x: np.array(directau(USERS[WHERE], x, 0.7)), ITEMS),
+        (d_crowd, lambda x: np.array(uniformity(x)), USERS),
+    ]:
+        np.testing.assert_allclose(np.asarray(actual)[WHERE], _differences(f, x[WHERE]), atol=1e-8)
+        assert (np.asarray(actual)[~WHERE] == 0).all()
+
+
+@pytest.mark.parametrize("valid", [0, 1])
+def test_fewer_than_two_rows_are_uniform(valid):
+    where = np.arange(5) < valid
+    x = USERS.astype(np.float32)
+    value, gradient = spread_and_gradient(x, where=where)
+    assert value == 0 and (gradient == 0).all()
+    value, (gradient, _) = directau_and_gradients(x, ITEMS.astype(np.float32), where=where)
+    assert float(value) == pytest.approx(alignment(USERS, ITEMS)[:valid].sum(), rel=1e-5)
+    assert (np.asarray(gradient)[valid:] == 0).all() and (np.asarray(gradient)[:valid] != 0).all()
+    assert jax.jit(losses.uniformity)(x[:valid]) == 0
+
+
+def test_rows_of_zeros_and_equal_rows_have_finite_gradients():
+    x = np.array([[0, 0, 0], [1, 2, 3], [1, 2, 3], [0, 0, 0]], np.float32)
+    value, gradient = spread_and_gradient(x)
+    assert float(value) == pytest.approx(uniformity(x), abs=1e-6)
+    assert np.isfinite(gradient).all() and (gradient[0] == 0).all()
+    for users, items in ((x, x), (x, x[::-1])):
+        values, vjp = jax.vjp(jax.jit(losses.alignment), users, items)
+        _close(values, alignment(users, items), atol=1e-6)
+        assert all(np.isfinite(g).all() and (g[0] == 0).all() for g in vjp(jnp.ones(4)))
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e4])
+def test_only_directions_count(size):
+    users, items = (USERS * size).astype(np.float32), (ITEMS / size).astype(np.float32)
+    value, gradients = directau_and_gradients(users, items)
+    assert float(value) == pytest.approx(directau(USERS, ITEMS), rel=1e-5)
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
+def test_far_rows_do_not_underflow():
+    x = np.array([[1, 0], [-1, 0]], np.float32)
+    value, gradient = spread_and_gradient(x, scale=1e3)
+    assert float(value) == -4e3 and np.isfinite(gradient).all()
+
+
+def test_wrong_vectors_are_refused():
+    x = USERS.astype(np.float32)
+    for wrong in (
+        lambda: losses.alignment(x, x[:3]),
+        lambda: losses.alignment(x.astype(np.int32), x.astype(np.int32)),
+        lambda: losses.uniformity(x.astype(np.int32)),
+        lambda: losses.uniformity(x, where=WHERE.astype(np.float32)),
+        lambda: losses.uniformity(x, where=WHERE[:3]),
+        lambda: losses.directau(x, x[:3]),
+        lambda: losses.directau(x, x, where=WHERE[:3]),
+        lambda: losses.directau(x, x, where=WHERE.astype(np.float32)),
+    ):
+        with pytest.raises(AssertionError):
+            wrong()
