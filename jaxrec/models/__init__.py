@@ -4,6 +4,10 @@ from jaxrec.models.mf import MF as MF
 from jaxrec.models.mf import cosine as cosine
 from jaxrec.models.mf import dot as dot
 from jaxrec.models.mf import negative_squared_distance as negative_squared_distance
+from jaxrec.models.simplex import MeanPool as MeanPool
+from jaxrec.models.simplex import SelfAttention as SelfAttention
+from jaxrec.models.simplex import SimpleX as SimpleX
+from jaxrec.models.simplex import UserAttention as UserAttention
 from jaxrec.models.trivial import item_id as item_id
 from jaxrec.models.trivial import popularity as popularity
 from jaxrec.models.trivial import random as random

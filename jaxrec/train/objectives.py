@@ -116,7 +116,7 @@ def in_batch_objective(
         log_q: log-probabilities [N], such as `sampling.popularity_table(train).log_q`.
     """
     options = {"rngs": {"dropout": key}} if getattr(model, "dropout", 0) else {}
-    where = sampling.in_batch(batch.users, batch.items, seen=seen) & batch.where
+    where = sampling.in_batch(batch.users, batch.items, seen=seen) & batch.where[None]
     pos = model.apply(variables, batch.users, batch.items, **options)
     neg = model.apply(variables, batch.users[:, None], batch.items[None, :], **options)
     further = {} if log_q is None else {"log_q_pos": log_q[batch.items], "log_q_neg": log_q[batch.items][None, :]}

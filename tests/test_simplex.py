@@ -1,0 +1,399 @@
+"""SimpleX: pairs, rows and vectors against the formula in float64, and what must not leak into a history."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxrec as jr
+from jaxrec.data import synthetic
+from jaxrec.interactions import Interactions
+from jaxrec.models import MF, MeanPool, SelfAttention, SimpleX, UserAttention, cosine
+
+N_USERS, N_ITEMS, DIM, LONGEST = 6, 9, 3, 5
+HISTORIES = [[0, 2, 4, 5, 8], [3], [], [1, 2], [0, 1, 7, 8], [6, 7, 8]]
+PAIRS = [(user, item) for user, items in enumerate(HISTORIES) for item in items]
+TRAIN = Interactions.from_pairs(*zip(*PAIRS), weights=np.arange(1, 16), n_users=N_USERS, n_items=N_ITEMS)
+USERS, ITEMS = np.meshgrid(np.arange(N_USERS, dtype=np.int32), np.arange(N_ITEMS, dtype=np.int32), indexing="ij")
+PADDINGS = ("proper", "released")
+POOLS = [MeanPool(), SelfAttention(), UserAttention()]
+ZERO = jnp.zeros(1, jnp.int32)
+CLOSE = dict(rtol=2e-5, atol=2e-6)
+
+
+def initial(model, key=0, sharpness=1.0):
+    """Variables whose parameters are all drawn anew, biases too, so that attention differs from a mean."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), ZERO, ZERO)["params"]
+    rng = np.random.default_rng(key)
+    params = jax.tree.map(lambda leaf: np.float32(rng.normal(size=leaf.shape) * sharpness), shapes)
+    return {"params": params, "history": {"interactions": model.history}}
+
+
+def pooled(model, params, user, history):
+    """p of a history, summed item by item in float64."""
+    table = params["item" if model.shared_history else "history_item"]
+    length = model.length or LONGEST
+    history = history[:length]
+    if isinstance(model.pool, MeanPool):
+        return sum((table[k] for k in history), np.zeros(DIM)) / (len(history) + 1e-9)
+    hidden = params["pool"]["hidden"]
+    query = user if isinstance(model.pool, UserAttention) else params["pool"]["query"]["kernel"][:, 0]
+    logits = [query @ np.tanh(table[k] @ hidden["kernel"] + hidden["bias"]) for k in history]
+    released = model.padding == "released"
+    denominator = sum(map(np.exp, logits)) + (length - len(history) + 1e-9 if released else 0)
+    return sum((np.exp(x) / denominator * table[k] for x, k in zip(logits, history)), np.zeros(DIM))
+
+
+def score(model, params, user, item, left_out=None, history=None):
+    """One score by the formula; truncation comes before leaving out, as a batch pads first."""
+    own = params["user"][user] if history is None else np.zeros(DIM)
+    history = HISTORIES[user] if history is None else history
+    kept = [k for k in history[: model.length] if k != left_out]
+    u = model.gate * own + (1 - model.gate) * pooled(model, params, own, kept) @ params["value"]
+    v = params["item"][item]
+    lengths = np.linalg.norm(u) * np.linalg.norm(v)
+    return u @ v / lengths if lengths else 0.0
+
+
+def in_float64(variables):
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"])
+
+
+def all_ways(model, variables):
+    """Scores [M, N] of all pairs, each by the ways there are."""
+    users, tables = USERS[:, :1], model.apply(variables, method="vectors")
+    return {
+        "one less, a user's vector each": model.apply(variables, USERS, ITEMS),
+        "one less, from two sums a user": model.apply(variables, users, ITEMS),
+        "whole": model.apply(variables, users, ITEMS, np.full((1, 1), -1, np.int32)),
+        "whole, rows": model.apply(variables, users[:, 0], method="rows"),
+        "whole, vectors": jnp.einsum("md,nd->mn", *tables),
+    }
+
+
+FORMS = [(pool, padding, None, True) for pool in POOLS for padding in PADDINGS]
+FORMS += [(pool, padding, 8 if padding == "released" else 3, False) for pool in POOLS for padding in PADDINGS]
+FORMS += [(UserAttention(), "released", 3, True)]
+
+
+@pytest.mark.parametrize(("pool", "padding", "length", "shared"), FORMS)
+def test_pairs_rows_and_vectors_give_the_formula(pool, padding, length, shared):
+    model = SimpleX(TRAIN, dim=DIM, gate=0.3, pool=pool, padding=padding, shared_history=shared, length=length)
+    variables = initial(model)
+    params = in_float64(variables)
+    whole = np.array([[score(model, params, u, i) for i in range(N_ITEMS)] for u in range(N_USERS)])
+    one_less = np.array([[score(model, params, u, i, i) for i in range(N_ITEMS)] for u in range(N_USERS)])
+    for name, scores in jax.jit(partial(all_ways, model))(variables).items():
+        np.testing.assert_allclose(scores, one_less if name.startswith("one less") else whole, **CLOSE, err_msg=name)
+    met = TRAIN.to_scipy().toarray() > 0
+    np.testing.assert_allclose(one_less[~met], whole[~met])
+    assert np.abs(one_less - whole)[met].max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("users", "items", "left_out"),
+    [
+        (np.array([4, 1, 0]), np.array([2, 3, 3]), np.array([0, 3, 8])),
+        (np.array([[4], [1]]), np.array([[0, 2, 6], [3, 5, 1]]), np.array([[7, 8, 8], [3, 3, 0]])),
+        (np.array([[4], [1], [0]]), np.array([[0, 2]]), None),
+        (np.array([[4], [1], [0]]), np.array([[0, 2]]), np.array([[8], [3], [4]])),
+        (np.array([[4, 1, 0]]), np.array([[0], [2]]), None),
+        (np.array(4), np.array(7), None),
+        (np.array([[[4]], [[0]]]), np.array([[[1, 2]], [[0, 5]]]), None),
+        (np.arange(N_USERS)[:, None], np.tile(ITEMS, (1, 5)), np.tile(ITEMS[:, ::-1], (1, 5))),
+    ],
+)
+def test_pairs_of_any_shape_broadcast(users, items, left_out):
+    model = SimpleX(TRAIN, dim=DIM, gate=0.3, pool=UserAttention())
+    variables = initial(model)
+    params = in_float64(variables)
+    triples = np.broadcast_arrays(users, items, items if left_out is None else left_out)
+    expected = np.vectorize(partial(score, model, params))(*triples)
+    scores = jax.jit(model.apply)(variables, users, items, left_out)
+    assert scores.shape == expected.shape and scores.dtype == jnp.float32
+    np.testing.assert_allclose(scores, expected, **CLOSE)
+
+
+def test_compiled_scores_are_those_of_single_operations():
+    model = SimpleX(TRAIN, dim=DIM, gate=0.3, pool=UserAttention(), padding="released")
+    variables = initial(model)
+    compiled = jax.jit(model.apply)(variables, USERS[:, :1], ITEMS)
+    np.testing.assert_allclose(model.apply(variables, USERS[:, :1], ITEMS), compiled, **CLOSE)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_history_of_the_scored_item_alone_counts_nothing(pool, padding):
+    model = SimpleX(TRAIN, dim=DIM, gate=0.0, pool=pool, padding=padding)
+
+    @jax.jit
+    def scores(variables):
+        user, items = np.array([[1]]), ITEMS[:1]
+        alone = model.apply(variables, user[0], np.array([3]))
+        return alone, model.apply(variables, user, items)[0], model.apply(variables, user, items, np.array([[3]]))[0]
+
+    for sharpness in (1.0, 30.0):
+        alone, row, without = scores(initial(model, sharpness=sharpness))
+        assert alone[0] == 0 and row[3] == 0 and not without.any()
+        assert (np.delete(row, 3) != 0).all()
+
+
+@pytest.mark.parametrize("pool", POOLS[1:])
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_leaving_out_the_item_that_has_all_the_weight_keeps_the_others(pool, padding):
+    """A sum less its term would be rounding alone: logits are up to 200 apart."""
+    model = SimpleX(TRAIN, dim=DIM, gate=0.01, pool=pool, padding=padding)
+    variables = initial(model)
+
+    @jax.jit
+    def scores_and_gradient(params):
+        def scores(params):
+            scores = model.apply(variables | {"params": params}, USERS[:, :1], ITEMS)
+            return scores.sum(), scores
+
+        return jax.grad(scores, has_aux=True)(params)
+
+    for sign in (60, -60):
+        params = variables["params"]
+        if isinstance(pool, UserAttention):
+            params = params | {"user": sign * params["user"]}
+        else:
+            query = {"kernel": sign * params["pool"]["query"]["kernel"]}
+            params = params | {"pool": params["pool"] | {"query": query}}
+        wide = in_float64({"params": params})
+        expected = [[score(model, wide, u, i, i) for i in range(N_ITEMS)] for u in range(N_USERS)]
+        gradient, scores = scores_and_gradient(params)
+        np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-3)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("pool", [MeanPool(), UserAttention()])
+def test_padding_counts_in_the_released_attention_and_nowhere_else(pool, padding):
+    def scores(length):
+        model = SimpleX(TRAIN, dim=DIM, gate=0.5, pool=pool, padding=padding, length=length)
+        return np.asarray(jax.jit(partial(model.apply, method="rows"))(initial(model), USERS[:, 0]))
+
+    if padding == "released" and not isinstance(pool, MeanPool):
+        assert np.abs(scores(LONGEST + 7) - scores(None)).max() > 0.01
+    else:
+        np.testing.assert_allclose(scores(LONGEST + 7), scores(None), **CLOSE)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("pool", POOLS)
+def test_gradients_are_those_of_finite_differences(pool, padding):
+    """In float64, of all ways at once with random weights."""
+    model = SimpleX(TRAIN, dim=DIM, gate=0.3, pool=pool, padding=padding, shared_history=padding == "proper")
+    variables = initial(model)
+    rng = np.random.default_rng(1)
+    params = in_float64(variables)
+    direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), params)
+    weights = rng.normal(size=(5, *USERS.shape))
+
+    def value(params):
+        ways = all_ways(model, variables | {"params": params})
+        return sum((scores * w).sum() for scores, w in zip(ways.values(), weights))
+
+    with jax.enable_x64(True):
+        value_and_grad = jax.jit(jax.value_and_grad(value))
+        products = jax.tree.map(lambda g, d: float((g * d).sum()), value_and_grad(params)[1], direction)
+        step = 1e-6
+        above, below = (
+            float(value_and_grad(jax.tree.map(lambda x, d, s=s: x + s * step * d, params, direction))[0])
+            for s in (1, -1)
+        )
+    assert sum(jax.tree.leaves(products)) == pytest.approx((above - below) / (2 * step), rel=1e-5, abs=1e-6)
+
+
+def test_users_without_history_are_finite_and_what_is_padded_or_left_out_gets_no_gradient():
+    model = SimpleX(TRAIN, dim=DIM, gate=0.4, pool=UserAttention(), shared_history=False)
+    variables = initial(model)
+
+    @jax.jit
+    def gradient(users, items, left_out=None):
+        def value(params):
+            return model.apply({**variables, "params": params}, users, items, left_out).sum()
+
+        return jax.grad(value)(variables["params"])
+
+    for items in (np.array([4]), np.array([[4, 0]])):  # user 2 has no history, user 1 that of item 3 alone
+        for user in (2, 1):
+            result = gradient(np.full((*items.shape[:-1], 1), user), items)
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result))
+            of_history = np.asarray(result["history_item"])
+            assert not of_history[[0, 1, 2, 4, 5, 6, 7, 8]].any()
+            assert of_history[3].any() == (user == 1) == np.asarray(result["value"]).any()
+    for users, items, left_out in (([3], [2], None), ([[3]], [[2, 5]], [[2]]), ([[3]], [[2, 2]], None)):
+        of_history = gradient(np.array(users), np.array(items), None if left_out is None else np.array(left_out))
+        of_history = np.asarray(of_history["history_item"])
+        np.testing.assert_allclose(of_history[2], 0, atol=1e-6)  # taken off a sum that has it: rounding may stay
+        assert np.abs(of_history[1]).max() > 1e-3 and not of_history[[0, 3, 4, 5, 6, 7, 8]].any()
+
+
+def test_a_gate_of_one_is_matrix_factorisation_by_cosine():
+    model, plain = SimpleX(TRAIN, dim=DIM, gate=1.0, scale=1.0), MF(N_USERS, N_ITEMS, dim=DIM, score=cosine, scale=1.0)
+    variables = model.init(jax.random.key(3), ZERO, ZERO)
+    expected = plain.init(jax.random.key(3), ZERO, ZERO)
+    assert jax.tree.structure(variables) == jax.tree.structure(expected)
+    for name, table in expected["params"].items():
+        np.testing.assert_array_equal(variables["params"][name], table)
+    for method, arguments in (("__call__", (USERS[:, :1], ITEMS)), ("rows", (USERS[:, 0],)), ("vectors", ())):
+        ours, theirs = (m.apply(v, *arguments, method=method) for m, v in ((model, variables), (plain, expected)))
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert not model.apply(variables, ZERO[None], jnp.ones((1, 1), bool), method="fold_in").any()
+
+
+@pytest.mark.parametrize(("pool", "padding"), [(MeanPool(), "proper"), (SelfAttention(), "released")])
+def test_users_never_seen_fold_in_by_their_history(pool, padding):
+    model = SimpleX(TRAIN, dim=DIM, pool=pool, padding=padding)
+    variables = initial(model)
+    params = in_float64(variables)
+    items, where = TRAIN.rows(np.arange(N_USERS), length=7)
+    result = jax.jit(partial(model.apply, method="fold_in"))(variables, items, where)
+    expected = [[score(model, params, u, i, history=HISTORIES[u]) for i in range(N_ITEMS)] for u in range(N_USERS)]
+    np.testing.assert_allclose(result, expected, **CLOSE)
+    assert not result[2].any()
+
+
+def test_dropout_needs_its_key_and_keeps_the_mean():
+    model = SimpleX(TRAIN, dim=DIM, gate=0.5, dropout=0.25)
+    variables = initial(model)
+    still = SimpleX(TRAIN, dim=DIM, gate=0.5)
+    users, items = np.arange(N_USERS), np.arange(N_USERS)
+    np.testing.assert_array_equal(model.apply(variables, users, items), still.apply(variables, users, items))
+    for method, arguments in (("rows", (users,)), ("vectors", ())):
+        again = model.apply(variables, *arguments, method=method, rngs={"dropout": jax.random.key(0)})
+        for ours, theirs in zip(again, still.apply(variables, *arguments, method=method)):
+            np.testing.assert_array_equal(ours, theirs)
+
+    @jax.jit
+    def noisy(key, users, items, left_out=None):
+        return model.apply(variables, users, items, left_out, rngs={"dropout": key})
+
+    keys = jax.random.split(jax.random.key(1), 4000)
+    draws = np.asarray(jax.vmap(noisy, (0, None, None))(keys, users, items))
+    expected = np.asarray(still.apply(variables, users, items))
+    np.testing.assert_allclose(draws.mean(0), expected, atol=5 * draws.std(0).max() / 4000**0.5)
+    assert draws.std(0).min() > 0.01
+    once = noisy(keys[0], users, items)
+    np.testing.assert_allclose(once, draws[0], **CLOSE)
+    np.testing.assert_allclose(noisy(keys[0], users[:, None], items[:, None])[:, 0], once, **CLOSE)
+    pairs = noisy(keys[0], users[:, None], items[None, :])  # one mask a user, not one a pair
+    np.testing.assert_allclose(np.diagonal(pairs), once, **CLOSE)
+    positives = noisy(keys[0], users[:, None], items[None, :], items[:, None])
+    np.testing.assert_allclose(np.diagonal(positives), once, **CLOSE)
+
+
+def test_wrong_values_are_named():
+    for name, value in {
+        "dim": 0,
+        "length": 0,
+        "gate": 1.5,
+        "dropout": 1.0,
+        "padding": "none",
+    }.items():
+        with pytest.raises(ValueError, match=f"{name}={value!r}; give"):
+            SimpleX(TRAIN, **{name: value})
+    model = SimpleX(TRAIN, dim=DIM)
+    variables = initial(model)
+    with pytest.raises(AssertionError):
+        model.apply(variables, np.array([0.0], np.float32), np.array([1]))
+    with pytest.raises(AssertionError):
+        model.apply(variables, np.zeros((1, 2), int), np.ones((1, 3), bool), method="fold_in")
+
+
+@pytest.mark.parametrize("pool", POOLS[:2])
+def test_parameters_have_the_stated_shapes_and_scales(pool):
+    train = Interactions.from_pairs([0, 299], [199, 0], n_users=300, n_items=200)
+    model = SimpleX(train, dim=50, pool=pool, shared_history=False)
+    variables = model.init(jax.random.key(0), ZERO, ZERO)
+    params = variables["params"]
+    shapes = {"user": (300, 50), "item": (200, 50), "history_item": (200, 50)}
+    for name, shape in shapes.items():
+        assert params[name].shape == shape and float(params[name].std()) == pytest.approx(1e-4, rel=0.03)
+    assert float(params["value"].std()) == pytest.approx(50**-0.5, rel=0.05)
+    assert set(params) == {*shapes, "value"} | (set() if isinstance(pool, MeanPool) else {"pool"})
+    if not isinstance(pool, MeanPool):
+        hidden = params["pool"]["hidden"]
+        assert float(hidden["kernel"].std()) == pytest.approx(50**-0.5, rel=0.05) and not hidden["bias"].any()
+    kept = variables["history"]["interactions"]
+    assert isinstance(kept.indices, jax.Array) and kept.weights is None
+    assert model == SimpleX(train, dim=50, pool=pool.clone(), shared_history=False)
+    assert hash(model) == hash(SimpleX(train, dim=50, pool=pool.clone(), shared_history=False))
+    assert model != SimpleX(train, dim=50, pool=pool, shared_history=False, gate=0.7)
+
+
+def test_the_history_travels_as_an_argument():
+    model = SimpleX(TRAIN, dim=DIM, pool=UserAttention())
+    variables = initial(model)
+    for call in (
+        lambda v: model.apply(v, USERS[:, :1], ITEMS),
+        lambda v: model.apply(v, USERS[:, 0], method="rows"),
+        lambda v: model.apply(v, method="vectors"),
+    ):
+        consts = jax.make_jaxpr(call)(variables).consts
+        assert not [c for c in consts if np.size(c) in (TRAIN.n_pairs, N_USERS + 1)]
+    other = Interactions.from_pairs(*zip(*PAIRS[:1]), n_users=N_USERS, n_items=N_ITEMS)
+    swapped = variables | {"history": {"interactions": jax.tree.map(jnp.asarray, other)}}
+    assert not np.array_equal(
+        model.apply(swapped, USERS[:, 0], method="rows")[0], model.apply(variables, USERS[:, 0], method="rows")[0]
+    )
+
+
+# ---------------------------------------------------------------------- training
+
+BOARD, DIAGONAL = synthetic.checkerboard(30)
+
+
+def adam(rate):
+    """Optax raises an int32 count to a float power, which strict promotion refuses: that is optax's affair."""
+    tx = optax.adam(rate)
+
+    def update(gradients, state, params=None):
+        with jax.numpy_dtype_promotion("standard"):
+            return tx.update(gradients, state, params)
+
+    return optax.GradientTransformation(tx.init, update)
+
+
+TX = adam(0.03)
+
+
+def fit(model, loss, **options):
+    sample = partial(jr.sampling.uniform, n_items=model.n_items, n=4)
+    objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
+    state = jr.train.init(jax.random.key(0), model, TX)
+    options = {"epochs": 30, "batch_size": 128, "progress": False} | options
+    return jr.train.fit(state, objective, TX, BOARD, **options)
+
+
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [
+        (partial(jr.losses.ccl, margin=0.3, weight=5.0), {"pool": UserAttention(), "padding": "released"}),
+        (partial(jr.losses.softmax, temperature=0.2), {"pool": SelfAttention(), "shared_history": False}),
+    ],
+)
+def test_recovers_the_diagonal_withheld_from_the_checkerboard(loss, options):
+    model = SimpleX(BOARD, dim=8, scale=0.1, **options)
+    state, history = fit(model, loss)
+    report = jr.evaluate.full_ranking(model, state.variables, BOARD, DIAGONAL, ks=(1,))
+    assert report.means["hit_rate@1"] == 1
+    assert history.records[-1]["loss"] < history.records[0]["loss"]
+    kept = state.variables["history"]["interactions"]
+    np.testing.assert_array_equal(kept.indices, BOARD.indices)
+
+
+def test_checkpoints_carry_the_history(tmp_path):
+    model = SimpleX(BOARD, dim=4, scale=0.1)
+    whole, _ = fit(model, jr.losses.bpr, epochs=2)
+    checkpoint = jr.train.Checkpoint(tmp_path)
+    fit(model, jr.losses.bpr, epochs=1, checkpoint=checkpoint)
+    resumed, _ = fit(SimpleX(BOARD, dim=4, scale=0.1), jr.losses.bpr, epochs=2, checkpoint=checkpoint)
+    for a, b in zip(jax.tree.leaves(whole.variables), jax.tree.leaves(resumed.variables), strict=True):
+        np.testing.assert_array_equal(a, b)
