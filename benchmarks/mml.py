@@ -27,6 +27,7 @@ from jaxrec.data import datasets
 DIM, DROPOUT, SCALE, FINAL = 64, 0.1, 0.1, 0.01
 RUNS = _record.RESULTS / "mml"
 L2 = {"gowalla": 1e-8, "yelp2018": 1e-9}
+EPOCHS = {"gowalla": 1.0, "yelp2018": 2 / 3}  # Yelp2018 has 1.5 times the pairs: about as many steps
 MML = {
     "gowalla": {"margins": (0.7, 0.8, 0.9), "weights": (0.1, 0.15, 0.75), "negative_weight": 700.0},
     "yelp2018": {"margins": (0.6, 0.7, 0.8, 0.9), "weights": (0.05, 0.15, 0.2, 0.6), "negative_weight": 400.0},
@@ -44,9 +45,9 @@ class Case(NamedTuple):
         n: negatives of each positive, or of the batch if `shared`.
         shared: one draw of negatives for the batch, in groups of 16 positives of a user.
         batch: positives a step; groups a step if `shared`.
-        epochs: in all.
+        epochs: in all on Gowalla; Yelp2018 gets two thirds, which is about as many steps.
         rate: first learning rate of Adam; the last is a hundredth of it.
-        hardest: gradients flow through the so many highest-scored negatives (see `losses_of_the_hardest`).
+        hardest: gradients flow through the so many highest-scored negatives (see `of_the_hardest`).
     """
 
     loss: Callable[[str], jr.typing.Loss]
@@ -61,7 +62,7 @@ class Case(NamedTuple):
 
 def own(loss: Callable[[str], jr.typing.Loss], n: int, **options: Any) -> Case:
     """A case in which each positive has negatives of its own, as in the papers."""
-    return Case(loss, **{"n": n, "shared": False, "batch": 4096, "epochs": 12, "rate": 0.02} | options)
+    return Case(loss, **{"n": n, "shared": False, "batch": 4096, "epochs": 8, "rate": 0.02} | options)
 
 
 def ccl(_: str, **more: Any) -> jr.typing.Loss:
@@ -89,12 +90,12 @@ CASES = {
     "BPR, 10 of each": own(lambda _: jr.losses.bpr, 10, score=jr.models.dot, rate=0.005),
     "CCL, 10 of each": own(ccl, 10),
     "MML, 10 of each": own(mml, 10),
-    "CCL, 100 of each": own(of_the_hardest(ccl, 100), 100, hardest=8, epochs=8),
-    "MML, 100 of each": own(of_the_hardest(mml, 100), 100, hardest=8, epochs=8),
-    "BCE, 2048 shared": Case(lambda _: jr.losses.bce, score=jr.models.dot, epochs=30, rate=0.01),
-    "MSE, 2048 shared": Case(lambda _: jr.losses.mse, epochs=30),
-    "softmax, 2048 shared": Case(lambda _: partial(jr.losses.mine, temperature=0.1), epochs=30),
-    "BSL, 2048 shared": Case(lambda data: partial(jr.losses.bsl, **BSL[data]), epochs=30),
+    "CCL, 100 of each": own(of_the_hardest(ccl, 100), 100, hardest=8, epochs=5),
+    "MML, 100 of each": own(of_the_hardest(mml, 100), 100, hardest=8, epochs=5),
+    "BCE, 2048 shared": Case(lambda _: jr.losses.bce, score=jr.models.dot, epochs=20, rate=0.01),
+    "MSE, 2048 shared": Case(lambda _: jr.losses.mse, epochs=20),
+    "softmax, 2048 shared": Case(lambda _: partial(jr.losses.mine, temperature=0.1), epochs=20),
+    "BSL, 2048 shared": Case(lambda data: partial(jr.losses.bsl, **BSL[data]), epochs=20),
     "CCL, 2048 shared": Case(ccl),
     "MML, 2048 shared": Case(mml),
 }
@@ -192,18 +193,18 @@ def slug(*parts: Any) -> str:
     return "-".join(str(part) for part in parts).lower().replace(",", "").replace(" ", "-")
 
 
-def chosen_rate(data: str, name: str) -> float:
-    """The learning rate with the best recall on the validation part; the case's own where none was compared.
+def chosen_rate(name: str) -> float:
+    """The learning rate with the best recall on Gowalla's validation part.
 
-    What was compared on one set serves the other too.
+    Compared for the case itself, else for CCL with negatives of its kind (so that MML stands on a rate tuned for its
+    rival), else the case's own.
     """
-    found = []
-    for source in (data, *sorted(set(L2) - {data})):
-        for path in sorted(RUNS.glob(slug("select", source, name) + "-rate-*.json")):
-            record = json.loads(path.read_text())
-            found.append((record["curve"][-1]["recall@20"], record["learning_rate"][0]))
-        if found:
-            return max(found)[1]
+    kind = name.partition(", ")[2]
+    for compared in (name, f"CCL, {kind}"):
+        paths = sorted(RUNS.glob(slug("select", "gowalla", compared) + "-rate-*.json"))
+        if paths and CASES[name].score is CASES[compared].score:
+            records = [json.loads(path.read_text()) for path in paths]
+            return max((r["curve"][-1]["recall@20"], r["learning_rate"][0]) for r in records)[1]
     return CASES[name].rate
 
 
@@ -262,6 +263,45 @@ def table(data: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     return cases, fingerprints
 
 
+def ratios() -> dict[str, dict[str, dict[str, float]]]:
+    """MML over CCL for each set and kind of negatives, seed by seed: mean and standard error."""
+    found = {}
+    for data in sorted(L2):
+        for n in ("10 of each", "100 of each", "2048 shared"):
+            pairs = []
+            for path in sorted(RUNS.glob(slug(data, f"CCL, {n}") + "-seed-*.json")):
+                other = path.with_name(path.name.replace("ccl", "mml"))
+                if other.exists():
+                    first, second = (json.loads(p.read_text())["curve"][-1] for p in (path, other))
+                    pairs.append([second[name] / first[name] for name in ("recall@20", "ndcg@20")])
+            if len(pairs) > 1:
+                mean, stderr = np.mean(pairs, 0), np.std(pairs, 0, ddof=1) / np.sqrt(len(pairs))
+                found.setdefault(data, {})[n] = {
+                    "recall@20": mean[0],
+                    "recall_stderr": stderr[0],
+                    "ndcg@20": mean[1],
+                    "ndcg_stderr": stderr[1],
+                    "seeds": len(pairs),
+                }
+    return found
+
+
+def picture() -> None:
+    """Recall on the test set against epochs, seed 0, for each set: results/mml.png."""
+    import matplotlib.pyplot as plt
+
+    figure, panes = plt.subplots(1, len(L2), figsize=(11, 4), layout="constrained")
+    for pane, data in zip(panes, sorted(L2)):
+        for name in CASES:
+            path = RUNS / f"{slug(data, name)}-seed-0.json"
+            if path.exists():
+                curve = json.loads(path.read_text())["curve"]
+                pane.plot([p["epoch"] for p in curve], [p["recall@20"] for p in curve], marker=".", label=name)
+        pane.set(title=data, xlabel="epoch", ylabel="Recall@20 on test", ylim=(0, None))
+        pane.legend(fontsize=7)
+    figure.savefig(_record.RESULTS / "mml.png", dpi=110)
+
+
 def train_all(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Trains what is asked for and not yet recorded; gives the quick run's cases."""
     RUNS.mkdir(parents=True, exist_ok=True)
@@ -275,10 +315,11 @@ def train_all(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
             test = test.select(np.repeat(np.arange(test.n_users), np.diff(test.indptr)) < 2000)
         for name in options.case:
             case = CASES[name]
+            case = case._replace(epochs=round(case.epochs * EPOCHS[data]))
             if options.quick:
                 quick[f"{data}: {name}"] = case_of([run(data, case._replace(epochs=2), 0, case.rate, train, test, 2)])
                 continue
-            rates = [case.rate * factor for factor in RATES] if options.select else [chosen_rate(data, name)]
+            rates = [case.rate * factor for factor in RATES] if options.select else [chosen_rate(name)]
             for seed in [0] if options.select else options.seeds:
                 for rate in rates:
                     tail = ("rate", f"{rate:g}") if options.select else ("seed", seed)
@@ -301,7 +342,10 @@ def main() -> None:
     options = arguments()
     quick = {} if options.table else train_all(options)
     cases, fingerprints = (quick, {"gowalla": "2,000 users"}) if options.quick else table(sorted(L2))
-    facts = {"data": fingerprints, "dim": DIM, "dropout": DROPOUT, "initial_scale": SCALE, "k": 20}
+    if not options.quick:
+        picture()
+    facts = {"mml_over_ccl": {} if options.quick else ratios()}
+    facts |= {"data": fingerprints, "dim": DIM, "dropout": DROPOUT, "initial_scale": SCALE, "k": 20}
     _record.write("mml", cases, quick=options.quick, **facts)
 
 
