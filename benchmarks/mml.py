@@ -98,6 +98,7 @@ CASES = {
     "BSL, 2048 shared": Case(lambda data: partial(jr.losses.bsl, **BSL[data]), epochs=20),
     "CCL, 2048 shared": Case(ccl),
     "MML, 2048 shared": Case(mml),
+    "CCL, 2048 shared, long": Case(ccl, epochs=300, rate=0.02),
 }
 
 
@@ -199,10 +200,10 @@ def chosen_rate(name: str) -> float:
     Compared for the case itself, else for CCL with negatives of its kind (so that MML stands on a rate tuned for its
     rival), else the case's own.
     """
-    kind = name.partition(", ")[2]
+    kind = name.partition(", ")[2]  # such as "2048 shared"
     for compared in (name, f"CCL, {kind}"):
         paths = sorted(RUNS.glob(slug("select", "gowalla", compared) + "-rate-*.json"))
-        if paths and CASES[name].score is CASES[compared].score:
+        if compared in CASES and paths and CASES[name].score is CASES[compared].score:
             records = [json.loads(path.read_text()) for path in paths]
             return max((r["curve"][-1]["recall@20"], r["learning_rate"][0]) for r in records)[1]
     return CASES[name].rate
@@ -298,7 +299,8 @@ def picture() -> None:
                 curve = json.loads(path.read_text())["curve"]
                 pane.plot([p["epoch"] for p in curve], [p["recall@20"] for p in curve], marker=".", label=name)
         pane.set(title=data, xlabel="epoch", ylabel="Recall@20 on test", ylim=(0, None))
-        pane.legend(fontsize=7)
+        if pane.lines:
+            pane.legend(fontsize=7)
     figure.savefig(_record.RESULTS / "mml.png", dpi=110)
 
 

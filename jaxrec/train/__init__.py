@@ -2,6 +2,7 @@
 
 from jaxrec.train.checkpoint import Checkpoint as Checkpoint
 from jaxrec.train.history import History as History
+from jaxrec.train.lanes import Sweep as Sweep
 from jaxrec.train.loop import Batch as Batch
 from jaxrec.train.loop import DivergenceError as DivergenceError
 from jaxrec.train.loop import State as State
@@ -14,3 +15,7 @@ from jaxrec.train.objectives import pairwise_rows as pairwise_rows
 from jaxrec.train.objectives import rows_objective as rows_objective
 from jaxrec.train.objectives import vectors_objective as vectors_objective
 from jaxrec.train.stopping import EarlyStopping as EarlyStopping
+from jaxrec.train.sweep import DivergenceWarning as DivergenceWarning
+from jaxrec.train.sweep import Recipe as Recipe
+from jaxrec.train.sweep import grid as grid
+from jaxrec.train.sweep import sweep as sweep

@@ -1,0 +1,393 @@
+"""Many runs as one: every setting under every seed, compiled once, in parts that fit the memory."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from jaxrec.interactions import Interactions
+from jaxrec.optim import rowwise
+from jaxrec.train import loop
+from jaxrec.train.history import History
+from jaxrec.train.lanes import Lane, Sweep, shown
+from jaxrec.typing import Array, Key, Objective, Variables
+
+
+class Recipe(NamedTuple):
+    """What a run is made of; `setup` may also return a plain tuple in this order.
+
+    Attributes:
+        model: as `init` takes it.
+        objective: as `fit` takes it.
+        tx: as `fit` takes it.
+        touched: as `fit` takes it.
+        parameters: as `init` takes it.
+    """
+
+    model: Any
+    objective: Objective
+    tx: optax.GradientTransformation
+    touched: Callable[[Key, loop.Batch], Mapping[str, Array]] | None = None
+    parameters: Mapping[str, Array] | None = None
+
+
+class DivergenceWarning(UserWarning):
+    """Some lanes of a sweep came to a loss that is not finite."""
+
+
+def grid(**values: Sequence[Any]) -> dict[str, np.ndarray]:
+    """All combinations, as `settings` of a sweep; the last name varies fastest.
+
+    >>> {name: column.tolist() for name, column in grid(rate=[1, 2], margin=[0.5, 0.7]).items()}
+    {'rate': [1, 1, 2, 2], 'margin': [0.5, 0.7, 0.5, 0.7]}
+    """
+    columns = {name: np.asarray(column) for name, column in values.items()}
+    places = np.indices([len(column) for column in columns.values()]).reshape(len(columns), -1)
+    return {name: column[place] for (name, column), place in zip(columns.items(), places)}
+
+
+def sweep(
+    keys: Key,
+    setup: Callable[..., Recipe | tuple],
+    train: Interactions,
+    *,
+    settings: Mapping[str, Sequence[Any] | Array] | None = None,
+    epochs: int,
+    batch_size: int = 1024,
+    group: int | None = None,
+    validate: Callable[[Variables], Mapping[str, float]] | None = None,
+    every: int = 1,
+    select: str | None = None,
+    at_once: int | None = None,
+    width: int | None = None,
+    progress: bool = True,
+) -> Sweep:
+    """Trains every setting under every key, each as `init` and `fit` would, with one compilation for all.
+
+    A lane costs its parameters and optimiser state two to three times (those of the epoch's beginning are kept in case
+    it diverges; one more with `select`), and the temporaries of a batch; `at_once` bounds how many are on the device.
+
+    A lane whose loss is no longer finite keeps its state of the beginning of that epoch, and is NaN in the tables; the
+    others do not notice.
+
+    Args:
+        keys: typed keys [S], one a seed, such as `jax.random.split(jax.random.key(0), 8)`.
+        setup: called with one setting's values as keywords, traced; gives the `Recipe`, or its members in order: model,
+            objective, tx and, where needed, touched and parameters. Learning rates, margins, temperatures, weights of
+            regularisers can vary; what changes a shape (dimensions, numbers of negatives) cannot. Arrays that a
+            `functools.partial` binds to it travel as arguments; what it closes over becomes a constant.
+        train: the positives.
+        settings: name -> values with a leading axis of settings, all of one length; see `grid`. None is one setting
+            without values.
+        epochs: of each run.
+        batch_size: as in `fit`.
+        group: as in `fit`.
+        validate: as in `fit`; called for one lane after the other.
+        every: validate after every so many epochs, and after the last.
+        select: a figure of `validate`, larger = better; each lane then ends with the state and the figures of its best
+            validated epoch. None takes the last epoch.
+        at_once: lanes that train at the same time, at most; None is all.
+        width: lanes that one program vmaps. None is `at_once` on an accelerator, and 1 on CPU: there the programs run
+            side by side on the cores, while vmap's wide gathers, scatters and updates leave the cache.
+        progress: show a bar.
+
+    Warns:
+        DivergenceWarning: once, at the end, naming the lanes that diverged.
+
+    Raises:
+        ValueError: for keys that are no typed keys [S], none, or repeated; settings of different lengths or no numbers;
+            `select` without `validate`, or of a figure that it does not give.
+
+    >>> import jaxrec as jr
+    >>> train, model = jr.Interactions.from_pairs([0, 0, 1, 1], [0, 1, 2, 3]), jr.models.MF(2, 4, dim=2)
+    >>> objective = lambda variables, key, batch: -model.apply(variables, batch.users, batch.items).mean()
+    >>> setup = lambda rate: (model, objective, optax.sgd(rate))
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> found = sweep(keys, setup, train, settings={"rate": [0.1, 0.5]}, epochs=2, batch_size=2, progress=False)
+    >>> found.best("loss", mode="min")
+    1
+    """
+    _check_keys(keys)
+    points, columns = _points(settings)
+    for name, value in (("at_once", at_once), ("width", width)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}; give 1 or more, or None")
+    if select is not None and validate is None:
+        raise ValueError(f"select={select!r}, but there is no validate to give it; pass validate=")
+    arrays, static = loop._partition((setup,))
+    shape = jax.eval_shape(functools.partial(_init_of_lanes, static=static), keys[:1], _take(columns, [0]), arrays)
+    loop._check_fit(shape, train, epochs, batch_size, group, every, None, None)
+    arrays, data = jax.device_put((arrays, loop.examples(train, group)))
+
+    runs = [_Run(point, seed) for point in points for seed in range(len(keys))]
+    n = len(runs)
+    width, waves = _parts(n, at_once, width)
+    workers = _cores() if jax.default_backend() == "cpu" else 1
+    bar = tqdm(total=len(waves) * epochs, disable=not progress, desc="epochs")
+    states = []
+    with bar, concurrent.futures.ThreadPoolExecutor(workers) as threads:
+        for wave in waves:
+            programs = []
+            for first in wave:
+                places = np.minimum(np.arange(first, first + width), n - 1)
+                values = _take(columns, places // len(keys))
+                state = _init_of_lanes(keys[places % len(keys)], values, arrays, static=static)
+                programs.append(_Program(runs[first : first + width], state, state, values))
+            # Compiled here, as JAX's context managers do not reach the threads that run it.
+            one = _epoch_of_lanes.lower(state, values, arrays, data, static=static, batch_size=batch_size).compile()
+            advance = functools.partial(_side_by_side, threads, one, arrays, data)
+            for epoch in range(1, epochs + 1):
+                validated = validate if epoch % every == 0 or epoch == epochs else None
+                _advance(programs, advance, epoch, validated, select)
+                losses = [run.records[-1]["loss"] for program in programs for run in program.runs if run.records]
+                bar.set_postfix(loss=f"{np.mean(losses):.4g}" if losses else "diverged")
+                bar.update()
+            states += [jax.tree.map(_on_host, program.final(select)) for program in programs]
+    _warn(runs)
+    lanes = tuple(run.lane() for run in runs)
+    last = next((list(lane.figures)[-1] for lane in lanes if lane.figures), "loss")
+    joined = jax.tree.map(lambda *parts: _joined(parts)[:n], *states)
+    return Sweep(lanes, joined, tuple(points), (last if select is None else select,))
+
+
+def _check_keys(keys: Any) -> None:
+    remedy = "give typed keys [S], such as jax.random.split(jax.random.key(0), 8)"
+    if not (isinstance(keys, jax.Array) and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)):
+        raise ValueError(f"keys are {type(keys).__name__} {getattr(keys, 'dtype', '')}, no typed keys; {remedy}")
+    if keys.ndim != 1 or len(keys) == 0:
+        raise ValueError(f"keys have shape {keys.shape}; {remedy}")
+    if len(np.unique(jax.random.key_data(keys), axis=0)) < len(keys):
+        raise ValueError(f"keys holds a key more than once; its runs would be the same: {remedy}")
+
+
+def _points(settings: Mapping[str, Any] | None) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """The settings one by one, as NumPy or Python values, and by name, as arrays."""
+    columns = {}
+    for name, values in (settings or {}).items():
+        try:
+            columns[name] = np.asarray(values)
+        except ValueError as error:
+            raise ValueError(f"settings[{name!r}] = {values!r} is ragged; give each setting as many values") from error
+        if columns[name].ndim == 0 or columns[name].dtype.kind not in "fiub":
+            raise ValueError(
+                f"settings[{name!r}] = {values!r}; give a sequence of numbers, one a setting, or, for what is no "
+                "number, run a sweep for each"
+            )
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1 or 0 in lengths.values():
+        raise ValueError(f"settings have lengths {lengths}; give one value a setting (train.grid makes combinations)")
+    n = next(iter(lengths.values()), 1)
+    points = [{name: c[i].item() if c.ndim == 1 else c[i] for name, c in columns.items()} for i in range(n)]
+    return points, columns
+
+
+def _parts(n: int, at_once: int | None, width: int | None) -> tuple[int, list[range]]:
+    """Lanes of a program, and for each wave the first lanes of its programs; parts are as equal as can be."""
+    most = min(at_once or n, n)
+    if width is None:
+        width = 1 if jax.default_backend() == "cpu" else most
+    programs = -(-n // min(width, most))
+    width = -(-n // programs)
+    waves = 1 if at_once is None else -(-programs // (most // width))
+    step = -(-programs // waves) * width
+    return width, [range(first, min(first + step, n), width) for first in range(0, n, step)]
+
+
+@dataclasses.dataclass
+class _Run:
+    """A lane under way."""
+
+    setting: Mapping[str, Any]
+    seed: int
+    records: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    chosen: Mapping[str, float] | None = None
+    diverged: str | None = None
+
+    def choose(self, record: Mapping[str, float], select: str | None) -> bool:
+        """Whether this record is the one to keep so far; remembers it. NaN is no gain."""
+        if select is not None and self.chosen is not None:
+            best = self.chosen[select]
+            if not (np.isnan(best) or record[select] > best):
+                return False
+        self.chosen = record
+        return True
+
+    def lane(self) -> Lane:
+        history = History(tuple(self.records))
+        if self.diverged is not None:
+            return Lane(self.setting, self.seed, history, len(self.records), {}, self.diverged)
+        figures = {name: value for name, value in self.chosen.items() if name not in ("epoch", "seconds")}
+        return Lane(self.setting, self.seed, history, int(self.chosen["epoch"]), figures, None)
+
+
+@dataclasses.dataclass
+class _Program:
+    """Lanes that are vmapped together; copies of the last fill it up to its width."""
+
+    runs: list[_Run]
+    states: loop.State
+    best: loop.State
+    settings: Mapping[str, Array]
+
+    def final(self, select: str | None) -> loop.State:
+        if select is None:
+            return self.states
+        return _choose(self.mask(lambda run: run.diverged is not None), self.states, self.best)
+
+    def mask(self, of: Callable[[_Run], bool]) -> np.ndarray:
+        """bool [width] of the runs; a copy is as its original."""
+        return np.pad(np.array([of(run) for run in self.runs]), (0, len(self.states.epoch) - len(self.runs)), "edge")
+
+
+def _advance(programs: list[_Program], advance: Callable, epoch: int, validate: Callable | None, select) -> None:
+    """One epoch of all lanes; what they come to is written into programs and runs."""
+    began = time.perf_counter()
+    alive = [program for program in programs if any(run.diverged is None for run in program.runs)]
+    results = advance(alive)
+    going = [run for program in alive for run in program.runs if run.diverged is None]
+    seconds = (time.perf_counter() - began) / max(len(going), 1)
+    for program, (states, losses) in zip(alive, results):
+        program.states = states
+        improved = set()
+        for place, (run, value) in enumerate(zip(program.runs, losses)):
+            if run.diverged is not None:
+                continue
+            if not np.isfinite(value).all():
+                step = int(np.flatnonzero(~np.isfinite(value))[0])
+                run.diverged = f"the loss is {value[step]} at epoch {epoch}, step {step + 1} of {len(value)}"
+                continue
+            record = {"epoch": epoch, "loss": float(value.mean()), "seconds": seconds}
+            if validate is not None:
+                found = validate(_lane(states.variables, np.int32(place)))
+                if select is not None and select not in found:
+                    raise ValueError(f"select={select!r}, but validate gives {sorted(found)}")
+                record |= {name: float(figure) for name, figure in found.items()}
+            run.records.append(record)
+            if (validate is not None or select is None) and run.choose(record, select):
+                improved.add(id(run))
+        if select is not None:
+            program.best = _choose(program.mask(lambda run, found=improved: id(run) in found), states, program.best)
+
+
+def _side_by_side(threads, one: Callable, arrays: Any, data: Any, programs: list[_Program]) -> list[tuple]:
+    """An epoch of each program, one a thread: the CPU works off in turn what a single thread dispatches."""
+
+    def wait(program: _Program) -> tuple[loop.State, np.ndarray]:
+        states, losses = one(program.states, program.settings, arrays, data)
+        return states, np.asarray(losses)
+
+    return list(threads.map(wait, programs))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _warn(runs: list[_Run]) -> None:
+    lost = [(number, run) for number, run in enumerate(runs) if run.diverged is not None]
+    if not lost:
+        return
+
+    def told(number: int, run: _Run) -> str:
+        values = "".join(f"{name}={shown(value)}, " for name, value in run.setting.items())
+        return f"lane {number} ({values}seed {run.seed}): {run.diverged}"
+
+    more = f"; and {len(lost) - 5} more" if len(lost) > 5 else ""
+    warnings.warn(
+        f"{len(lost)} of {len(runs)} lanes diverged and are NaN in the tables: "
+        f"{'; '.join(told(*item) for item in lost[:5])}{more}. Lower the learning rate of these settings or clip "
+        "gradients (optax.clip_by_global_norm); .state(lane) is the last good state",
+        DivergenceWarning,
+        stacklevel=3,
+    )
+
+
+# ---------------------------------------------------------------------- on the device
+
+
+def _recipe(arrays: list, static: Any, setting: Mapping[str, Array]) -> Recipe:
+    (setup,) = loop._combine(arrays, static)
+    made = setup(**setting)
+    if not isinstance(made, tuple) or not 3 <= len(made) <= 5:
+        what = f"a tuple of {len(made)}" if isinstance(made, tuple) else type(made).__name__
+        raise ValueError(f"setup returns {what}; return (model, objective, tx) or a train.Recipe")
+    recipe = Recipe(*made)
+    if isinstance(recipe.tx, rowwise.TouchedOnly) and recipe.touched is None:
+        raise ValueError("setup's optimiser updates the rows that a step touches; name them by touched, its 4th value")
+    return recipe
+
+
+def _each_lane(one: Callable, *stacked: Any) -> Any:
+    """`one` for each lane. A single one is not vmapped: on CPU even a batch of one makes scatters slower."""
+    try:
+        if len(jax.tree.leaves(stacked)[0]) > 1:
+            return jax.vmap(one)(*stacked)
+        return jax.tree.map(lambda leaf: leaf[None], one(*jax.tree.map(lambda leaf: leaf[0], stacked)))
+    except TypeError as error:
+        error.add_note("setup gets traced values: what makes a shape or decides a branch cannot be one of the settings")
+        raise
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def _init_of_lanes(keys, settings, arrays, *, static):
+    def one(key, setting):
+        recipe = _recipe(arrays, static, setting)
+        return loop.init(key, recipe.model, recipe.tx, parameters=recipe.parameters)
+
+    return _each_lane(one, keys, settings)
+
+
+@functools.partial(jax.jit, static_argnames=("static", "batch_size"))
+def _epoch_of_lanes(states, settings, arrays, data, *, static, batch_size):
+    def one(state, setting):
+        _, objective, tx, touched, _ = _recipe(arrays, static, setting)
+        new, values = loop.epoch(state, objective, tx, data, touched=touched, batch_size=batch_size)
+        return jax.tree.map(functools.partial(jnp.where, jnp.isfinite(values).all()), new, state), values
+
+    return _each_lane(one, states, settings)
+
+
+@jax.jit
+def _lane(stacked, place):
+    return jax.tree.map(lambda leaf: leaf[place], stacked)
+
+
+@jax.jit
+def _where(mask, first, second):
+    def choose(a, b):
+        return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, first, second)
+
+
+def _choose(mask: np.ndarray, first: loop.State, second: loop.State) -> loop.State:
+    """Lanes of `first` where the mask is True, else of `second`."""
+    if mask.all():
+        return first
+    return _where(mask, first, second) if mask.any() else second
+
+
+def _take(columns: Mapping[str, np.ndarray], places: Any) -> dict[str, Array]:
+    """Settings at these places, in the types that JAX computes with."""
+    return {name: jnp.asarray(column[places]) for name, column in columns.items()}
+
+
+def _on_host(leaf: Array) -> Array:
+    return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.asarray(leaf)
+
+
+def _joined(parts: Sequence[Array]) -> Array:
+    typed = jnp.issubdtype(parts[0].dtype, jax.dtypes.prng_key)
+    return jnp.concatenate(parts) if typed else np.concatenate(parts)

@@ -1,0 +1,310 @@
+"""Objectives: what they compare, and that every loss trains every model that scores pairs."""
+
+import operator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxrec as jr
+from jaxrec.data import synthetic
+
+TRAIN, TEST = synthetic.checkerboard(30)
+WHERE = jnp.ones(3, bool)
+BATCH = jr.train.Batch(jnp.array([0, 4, 2]), jnp.array([2, 6, 4]), None, WHERE)
+GROUPS = jr.train.Batch(
+    jnp.array([0, 4]), jnp.array([[2, 4, 0], [6, 8, 10]]), None, jnp.array([[True, True, False], [True, True, True]])
+)
+KEY = jax.random.key(1)
+
+
+def model_of(score=jr.models.dot, **extra):
+    return jr.models.MF(30, 30, dim=8, score=score, scale=0.5, **extra)
+
+
+def drawn(n=4, shared=False):
+    sample = partial(jr.sampling.uniform, n_items=30, n=n)
+    return partial(jr.sampling.shared, sample=sample) if shared else sample
+
+
+def start(model):
+    return jr.train.init(jax.random.key(0), model, optax.sgd(0.1)).variables
+
+
+@pytest.fixture(scope="module")
+def scored():
+    """A model, its variables, and all its scores."""
+    model = model_of(jr.models.cosine)
+    variables = start(model)
+    return model, variables, np.asarray(model.apply(variables, np.arange(30), method="rows"))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_pairwise_objective_compares_each_positive_with_its_negatives(scored, shared):
+    model, variables, scores = scored
+    sample = drawn(shared=shared)
+    value = jr.train.pairwise_objective(variables, KEY, BATCH, model=model, loss=jr.losses.softmax, sample=sample)
+    negatives = np.asarray(sample(jax.random.split(KEY)[0], BATCH.users))
+    assert negatives.shape == ((1, 4) if shared else (3, 4))
+    users = np.asarray(BATCH.users)
+    expected = jr.losses.softmax(scores[users, BATCH.items], scores[users[:, None], negatives]).mean()
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [jr.losses.bpr, jr.losses.softmax, partial(jr.losses.ccl, margin=0.1, weight=2.0)])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_group_is_its_positives_one_by_one_with_the_negatives_of_the_user(scored, loss, shared):
+    model, variables, scores = scored
+    sample = drawn(shared=shared)
+    value = jr.train.pairwise_objective(variables, KEY, GROUPS, model=model, loss=loss, sample=sample)
+    negatives = np.broadcast_to(sample(jax.random.split(KEY)[0], GROUPS.users), (2, 4))
+    pairs = [(b, p) for b in range(2) for p in range(3) if GROUPS.where[b, p]]
+    single = [
+        loss(scores[GROUPS.users[b], GROUPS.items[b, p]], scores[GROUPS.users[b], negatives[b]]) for b, p in pairs
+    ]
+    assert len(single) == 5
+    np.testing.assert_allclose(value, np.mean(single), rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [BATCH, GROUPS], ids=["single", "groups"])
+def test_log_q_reaches_the_loss_for_positives_and_negatives(scored, batch):
+    model, variables, scores = scored
+    table = jnp.log(jnp.arange(1, 31) / 465)
+    value = jr.train.pairwise_objective(
+        variables,
+        KEY,
+        batch,
+        model=model,
+        loss=jr.losses.sampled_softmax,
+        sample=drawn(),
+        arguments=partial(jr.train.log_q, table=table),
+    )
+    negatives = np.asarray(drawn()(jax.random.split(KEY)[0], batch.users))
+    corrected = scores - np.asarray(table)
+    values = []
+    for b, user in enumerate(np.asarray(batch.users)):
+        for item, real in zip(np.atleast_1d(batch.items[b]), np.atleast_1d(batch.where[b])):
+            pos, neg = corrected[user, item], corrected[user, negatives[b]]
+            values += [np.log(np.exp(pos) + np.exp(neg).sum()) - pos] * int(real)
+    np.testing.assert_allclose(value, np.mean(values), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_hardest_keeps_the_best_of_the_pool_and_gradients_flow_through_them_alone(scored, shared):
+    model, variables, scores = scored
+    objective = partial(
+        jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=drawn(6, shared), hardest=2
+    )
+    value, gradient = jax.value_and_grad(objective)(variables, KEY, BATCH)
+    users = np.asarray(BATCH.users)
+    negatives = np.broadcast_to(drawn(6, shared)(jax.random.split(KEY)[0], BATCH.users), (3, 6))
+    pool = scores[users[:, None], negatives]
+    kept = np.argsort(-pool, axis=1)[:, :2]
+    expected = jr.losses.bpr(scores[users, BATCH.items], np.take_along_axis(pool, kept, 1)).mean()
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    moved = np.flatnonzero(np.abs(gradient["params"]["item"]).sum(1))
+    assert set(moved) == set(np.asarray(BATCH.items).tolist()) | set(np.take_along_axis(negatives, kept, 1).ravel())
+
+
+def test_ccl_of_the_hardest_is_ccl_of_the_pool_while_no_other_passes_the_margin(scored):
+    model, variables, _ = scored
+    pool = partial(jr.losses.ccl, margin=0.6, weight=3.0)
+    few = partial(jr.losses.ccl, margin=0.6, weight=3.0 / 20, negatives="sum")
+    common = {"model": model, "sample": drawn(20)}
+    expected = jax.value_and_grad(partial(jr.train.pairwise_objective, loss=pool, **common))(variables, KEY, BATCH)
+    found = jax.value_and_grad(partial(jr.train.pairwise_objective, loss=few, hardest=8, **common))(
+        variables, KEY, BATCH
+    )
+    assert float(expected[0]) > 0
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_in_batch_compares_with_the_other_items_but_not_with_those_the_user_has(scored):
+    model, variables, scores = scored
+    batch = jr.train.Batch(jnp.array([0, 5, 2, 0]), jnp.array([2, 7, 2, 4]), None, jnp.array([True, True, True, False]))
+    table = jnp.log(jnp.arange(1, 31) / 465)
+    for seen in (None, TRAIN):
+        value = jr.train.in_batch_objective(
+            variables, KEY, batch, model=model, loss=jr.losses.sampled_softmax, seen=seen, log_q=table
+        )
+        owned, values = TRAIN.to_scipy().toarray() > 0, []
+        for user, item in zip(np.asarray(batch.users[:3]), np.asarray(batch.items[:3])):
+            row = scores[user] - np.asarray(table)
+            others = [j for j in np.asarray(batch.items[:3]) if j != item and not (seen is not None and owned[user, j])]
+            values.append(np.log(np.exp(row[item]) + np.exp(row[others]).sum()) - row[item] if others else 0)
+        assert np.count_nonzero(values) > 0
+        np.testing.assert_allclose(value, np.mean(values), rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [jr.losses.bpr, jr.losses.bce, partial(jr.losses.bsl, temperature=0.5, exponent=1.0)])
+@pytest.mark.parametrize("batch", [BATCH, GROUPS], ids=["single", "groups"])
+def test_rows_objective_is_the_pairwise_one_with_every_item_drawn_once(scored, loss, batch):
+    model, variables, _ = scored
+
+    def everything(key, users):
+        return jnp.broadcast_to(jnp.arange(30), (*users.shape, 30))
+
+    expected = jr.train.pairwise_objective(variables, KEY, batch, model=model, loss=loss, sample=everything)
+    value = jr.train.rows_objective(variables, KEY, batch, model=model, loss=loss)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_dropout_is_drawn_anew_for_each_key_and_alike_for_positives_and_negatives(scored):
+    model, variables = model_of(jr.models.cosine, dropout=0.5), scored[1]
+
+    def same_item(key, users):
+        return BATCH.items[:, None]
+
+    def difference(pos, neg, **_):
+        return pos - neg[..., 0]
+
+    values = [
+        float(jr.train.pairwise_objective(variables, key, BATCH, model=model, loss=jr.losses.hinge, sample=drawn()))
+        for key in jax.random.split(KEY, 3)
+    ]
+    assert len(set(values)) == 3
+    alike = jr.train.pairwise_objective(variables, KEY, BATCH, model=model, loss=difference, sample=same_item)
+    np.testing.assert_allclose(alike, 0, atol=1e-6)
+    same = jr.train.pairwise_objective(variables, KEY, BATCH, model=scored[0], loss=jr.losses.bpr, sample=drawn())
+    off = model_of(jr.models.cosine, dropout=0.0)
+    again = jr.train.pairwise_objective(variables, KEY, BATCH, model=off, loss=jr.losses.bpr, sample=drawn())
+    assert same == again
+
+
+def test_decayed_weights_before_adam_are_an_l2_penalty_on_the_whole_tables(scored):
+    """Trap: a penalty on the batch's rows leaves the others without the gradient l2 * theta."""
+    model, variables, _ = scored
+    tx = optax.add_decayed_weights(0.3)
+    objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=drawn(1))
+    gradient = jax.grad(objective)(variables, KEY, BATCH)["params"]
+    updates, _ = tx.update(gradient, tx.init(variables["params"]), variables["params"])
+    untouched = np.flatnonzero(np.abs(gradient["user"]).sum(1) == 0)
+    assert len(untouched) == 27
+    np.testing.assert_allclose(updates["user"][untouched], 0.3 * variables["params"]["user"][untouched], rtol=1e-6)
+
+
+def test_under_cosine_a_small_start_turns_quickly_and_a_long_one_slowly():
+    """Trap: with a learning rate of 1e-4, vectors of length 1e-4 turn at once, those of length .1 do not."""
+    turned = {}
+    for scale in (1e-4, 0.1):
+        model = jr.models.MF(30, 30, dim=64, score=jr.models.cosine, scale=scale)
+        tx = jr.optim.rowwise.dense_adam(1e-4)
+        state = jr.train.init(jax.random.key(0), model, tx)
+        before = state.variables["params"]["user"]
+        objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.ccl, sample=drawn())
+        after, _ = jr.train.fit(state, objective, tx, TRAIN, epochs=1, batch_size=45, progress=False)
+        assert TRAIN.n_pairs // 45 >= 9
+        u, v = (x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in (before, after.variables["params"]["user"]))
+        turned[scale] = float((u * v).sum(1).mean())
+    assert turned[1e-4] < 0.5 and turned[0.1] > 0.99
+
+
+def test_a_loss_may_learn_parameters_of_its_own():
+    """UIB's boundary of each user, which the model knows nothing of."""
+    model, tx = model_of(), optax.sgd(0.5)
+    state = jr.train.init(jax.random.key(0), model, tx, parameters={"boundary": jnp.zeros(30)})
+
+    def boundary(variables, batch, negatives):
+        return {"boundary": variables["params"]["boundary"][batch.users]}
+
+    objective = partial(
+        jr.train.pairwise_objective, model=model, loss=jr.losses.uib, sample=drawn(), arguments=boundary
+    )
+    state, _ = jr.train.fit(state, objective, tx, TRAIN, epochs=1, batch_size=64, progress=False)
+    assert (np.asarray(state.variables["params"]["boundary"]) != 0).all()
+
+
+# ---------------------------------------------------------------------- every loss trains every model
+
+L = jr.losses
+LOSSES = {
+    "bpr": L.bpr,
+    "hinge": L.hinge,
+    "warp": partial(L.warp, n_items=30),
+    "ccl": partial(L.ccl, margin=0.3, weight=5.0),
+    "mml": partial(L.mml, margins=(0.2, 0.6), weights=(0.3, 0.7), negative_weight=5.0),
+    "bce": L.bce,
+    "mse": L.mse,
+    "uib": L.uib,
+    "softmax": partial(L.softmax, temperature=0.5),
+    "sampled_softmax": partial(L.sampled_softmax, temperature=0.5),
+    "bsl": partial(L.bsl, temperature=0.5),
+    "mine": partial(L.mine, temperature=0.5),
+    "infonce_plus": partial(L.infonce_plus, temperature=0.5),
+    "rg2_sampled": L.rg2_sampled,
+    "combine": partial(L.combine, parts=((1.0, L.bpr), (0.5, L.bce))),
+}
+DISTANCES = {
+    "contrastive": partial(L.contrastive, margin=2.0),
+    "triplet": L.triplet,
+}
+SQUARED = {"dot": lambda s: jax.nn.softplus(-s), "cosine": lambda s: 2 - 2 * s, "distance": operator.neg}
+MODELS = {
+    "dot": lambda: model_of(jr.models.dot),
+    "cosine": lambda: model_of(jr.models.cosine),
+    "distance": lambda: model_of(jr.models.negative_squared_distance),
+    "simplex": lambda: jr.models.SimpleX(TRAIN, dim=8, scale=0.5, pool=jr.models.MeanPool()),
+}
+
+
+EVERYTHING = jr.train.Batch(*map(jnp.asarray, TRAIN.pairs()), None, jnp.ones(TRAIN.n_pairs, bool))
+
+
+@pytest.fixture
+def hurried():
+    """Compiling is nearly all of the product's time, so that XLA is asked to hurry."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def descend(model, objective, steps=60, rate=0.05):
+    """Adam by hand on whole batches: variables and the losses on the way."""
+
+    def of_params(params, others, key, batch):
+        return objective({**others, "params": params}, key, batch)
+
+    step = jax.jit(jax.value_and_grad(of_params))
+    variables = start(model)
+    values, m, v = [], 0.0, 0.0
+    for t in range(1, steps + 1):
+        value, gradient = step(variables["params"], variables, jax.random.key(t), EVERYTHING)
+        values.append(float(value))
+        names = sorted(variables["params"])
+        slopes = np.concatenate([np.ravel(gradient[name]) for name in names])
+        m, v = 0.9 * m + 0.1 * slopes, 0.99 * v + 0.01 * slopes**2
+        moves = rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.99**t)) + 1e-8)
+        parts = np.split(moves, np.cumsum([variables["params"][name].size for name in names])[:-1])
+        moved = {n: variables["params"][n] - x.reshape(variables["params"][n].shape) for n, x in zip(names, parts)}
+        variables = {**variables, "params": moved}
+    return variables, values
+
+
+@pytest.mark.parametrize("model_name", MODELS)
+@pytest.mark.parametrize("loss_name", [*LOSSES, *DISTANCES, "directau"])
+def test_every_loss_trains_every_model(loss_name, model_name, hurried):
+    """The loss falls, and the withheld diagonal ranks far above chance (a mean reciprocal rank of about .13)."""
+    model = MODELS[model_name]()
+    if loss_name == "directau":
+        objective = partial(jr.train.vectors_objective, model=model, loss=L.directau)
+    else:
+        loss = LOSSES.get(loss_name)
+        if loss is None:
+            squared = SQUARED["cosine" if model_name == "simplex" else model_name]
+            loss = partial(L.on_scores, loss=DISTANCES[loss_name], squared_distance=squared)
+        objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=drawn(8))
+    variables, values = descend(model, objective)
+    assert np.mean(values[-5:]) < np.mean(values[:5])
+    report = jr.evaluate.full_ranking(model, variables, TRAIN, TEST, ks=(10,))
+    assert report.means["mrr@10"] > 0.3
+
+
+def test_the_product_covers_the_family():
+    """A loss that compares scores or distances of pairs is in the product above, but for `sml` (three distances)."""
+    rows, other = {"multinomial", "sparsemax"}, {"mean", "on_scores", "pooled", "alignment", "uniformity", "sml"}
+    names = {name for name in vars(L) if callable(getattr(L, name)) and not name.startswith("_")}
+    assert names - rows - other == {*LOSSES, *DISTANCES, "directau"}
