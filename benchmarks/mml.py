@@ -42,56 +42,43 @@ class Case(NamedTuple):
     Attributes:
         loss: function of the data set's name that gives the loss.
         score: of the model.
-        n: negatives of each positive, or of the batch if `shared`.
-        shared: one draw of negatives for the batch, in groups of 16 positives of a user.
-        batch: positives a step; groups a step if `shared`.
+        n: negatives of each example, or of the whole batch if `shared`.
+        shared: one draw of negatives for the batch.
+        group: an example is a user with up to so many of its positives; None is one positive, as in the papers.
+        batch: examples a step.
         epochs: in all on Gowalla; Yelp2018 gets two thirds, which is about as many steps.
         rate: first learning rate of Adam; the last is a hundredth of it.
-        hardest: gradients flow through the so many highest-scored negatives (see `of_the_hardest`).
     """
 
     loss: Callable[[str], jr.typing.Loss]
     score: Callable = jr.models.cosine
     n: int = 2048
     shared: bool = True
+    group: int | None = 16
     batch: int = 2048
     epochs: int = 60
     rate: float = 0.04
-    hardest: int | None = None
 
 
-def own(loss: Callable[[str], jr.typing.Loss], n: int, **options: Any) -> Case:
-    """A case in which each positive has negatives of its own, as in the papers."""
-    return Case(loss, **{"n": n, "shared": False, "batch": 4096, "epochs": 8, "rate": 0.02} | options)
-
-
-def ccl(_: str, **more: Any) -> jr.typing.Loss:
+def ccl(_: str) -> jr.typing.Loss:
     """SimpleX's setting for both sets."""
-    return partial(jr.losses.ccl, margin=0.9, weight=150.0, **more)
+    return partial(jr.losses.ccl, margin=0.9, weight=150.0)
 
 
-def mml(data: str, **more: Any) -> jr.typing.Loss:
+def mml(data: str) -> jr.typing.Loss:
     """The paper's setting of each set."""
-    return partial(jr.losses.mml, **MML[data], **more)
+    return partial(jr.losses.mml, **MML[data])
 
 
-def of_the_hardest(loss: Callable[[str], jr.typing.Loss], n: int) -> Callable[[str], jr.typing.Loss]:
-    """The mean over n negatives as a sum over the hardest of them: the same while no other passes a margin."""
-
-    def made(data: str) -> jr.typing.Loss:
-        whole = loss(data)
-        name = "weight" if whole.func is jr.losses.ccl else "negative_weight"
-        return partial(whole, **{name: whole.keywords[name] / n, "negatives": "sum"})
-
-    return made
-
-
+single = partial(Case, shared=False, group=None, batch=4096, epochs=8, rate=0.02)
 CASES = {
-    "BPR, 10 of each": own(lambda _: jr.losses.bpr, 10, score=jr.models.dot, rate=0.005),
-    "CCL, 10 of each": own(ccl, 10),
-    "MML, 10 of each": own(mml, 10),
-    "CCL, 100 of each": own(of_the_hardest(ccl, 100), 100, hardest=8, epochs=5),
-    "MML, 100 of each": own(of_the_hardest(mml, 100), 100, hardest=8, epochs=5),
+    "BPR, 10 a positive": single(lambda _: jr.losses.bpr, n=10, score=jr.models.dot, rate=0.005),
+    "CCL, 10 a positive": single(ccl, n=10),
+    "MML, 10 a positive": single(mml, n=10),
+    "CCL, 10 a group": Case(ccl, n=10, shared=False),
+    "MML, 10 a group": Case(mml, n=10, shared=False),
+    "CCL, 100 a group": Case(ccl, n=100, shared=False),
+    "MML, 100 a group": Case(mml, n=100, shared=False),
     "BCE, 2048 shared": Case(lambda _: jr.losses.bce, score=jr.models.dot, epochs=20, rate=0.01),
     "MSE, 2048 shared": Case(lambda _: jr.losses.mse, epochs=20),
     "softmax, 2048 shared": Case(lambda _: partial(jr.losses.mine, temperature=0.1), epochs=20),
@@ -119,7 +106,7 @@ def arguments() -> argparse.Namespace:
     )
     options = parser.parse_args()
     if options.quick:
-        options.seeds, options.case, options.data = [0], ["CCL, 10 of each", "MML, 2048 shared"], ["gowalla"]
+        options.seeds, options.case, options.data = [0], ["CCL, 10 a group", "MML, 2048 shared"], ["gowalla"]
     return options
 
 
@@ -131,13 +118,12 @@ def held_out(train: jr.Interactions) -> tuple[jr.Interactions, jr.Interactions]:
 
 def run(data: str, case: Case, seed: int, rate: float, train, test, every: int) -> dict[str, Any]:
     """Trains one model; gives the curve on `test` and what was run."""
-    group = 16 if case.shared else None
     model = jr.models.MF(train.n_users, train.n_items, dim=DIM, score=case.score, scale=SCALE, dropout=DROPOUT)
     sample = partial(jr.sampling.uniform, n_items=train.n_items, n=case.n)
     sample = partial(jr.sampling.shared, sample=sample) if case.shared else sample
     loss = case.loss(data)
-    objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample, hardest=case.hardest)
-    steps = -(-len(jr.train.loop.examples(train, group).users) // case.batch)
+    objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
+    steps = -(-len(jr.train.loop.examples(train, case.group).users) // case.batch)
     schedule = optax.exponential_decay(rate, steps * case.epochs, FINAL)
     tx = optax.chain(optax.add_decayed_weights(L2[data]), optax.adam(schedule))
 
@@ -153,7 +139,7 @@ def run(data: str, case: Case, seed: int, rate: float, train, test, every: int) 
         train,
         epochs=case.epochs,
         batch_size=case.batch,
-        group=group,
+        group=case.group,
         validate=judge,
         every=every,
         progress=False,
@@ -166,7 +152,7 @@ def run(data: str, case: Case, seed: int, rate: float, train, test, every: int) 
         "loss": _described(loss),
         "negatives": case.n,
         "shared": case.shared,
-        "group": group,
+        "group": case.group,
         "batch_size": case.batch,
         "steps": steps * case.epochs,
         "epochs": case.epochs,
@@ -174,7 +160,6 @@ def run(data: str, case: Case, seed: int, rate: float, train, test, every: int) 
         "l2": L2[data],
         "dropout": DROPOUT,
         "initial_scale": SCALE,
-        "hardest": case.hardest,
         "train_s": sum(record["seconds"] for record in history.records),
         "cpu_s": time.process_time() - began,
         "commit": _record.commit(),
@@ -268,7 +253,7 @@ def ratios() -> dict[str, dict[str, dict[str, float]]]:
     """MML over CCL for each set and kind of negatives, seed by seed: mean and standard error."""
     found = {}
     for data in sorted(L2):
-        for n in ("10 of each", "100 of each", "2048 shared"):
+        for n in ("10 a positive", "10 a group", "100 a group", "2048 shared"):
             pairs = []
             for path in sorted(RUNS.glob(slug(data, f"CCL, {n}") + "-seed-*.json")):
                 other = path.with_name(path.name.replace("ccl", "mml"))
