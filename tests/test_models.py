@@ -166,3 +166,20 @@ def test_random_scores_are_uniform_and_depend_on_seed_user_and_item():
     assert abs(np.corrcoef(rows.ravel(), other.ravel())[0, 1]) < 0.03
     best = rows.argmax(1)
     assert len(set(best)) > 40 and abs(best.mean() - 199.5) < 4 * 115.5 / np.sqrt(50)
+
+
+def test_dropout_follows_the_normalisation_keeps_the_mean_and_needs_a_key():
+    model = models.MF(N_USERS, N_ITEMS, dim=64, score=models.cosine, scale=1.0, dropout=0.25)
+    variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
+    plain = models.MF(N_USERS, N_ITEMS, dim=64, score=models.cosine, scale=1.0).apply(variables, USERS, ITEMS)
+    np.testing.assert_array_equal(model.apply(variables, USERS, ITEMS), plain)
+
+    def drawn(key):
+        return model.apply(variables, USERS, ITEMS, rngs={"dropout": key})
+
+    many = np.asarray(jax.vmap(drawn)(jax.random.split(jax.random.key(1), 4000)))
+    assert many.std(0).min() > 0.01
+    np.testing.assert_allclose(many.mean(0), plain, atol=0.02)
+    same = {"params": {"user": variables["params"]["item"][:N_USERS], "item": variables["params"]["item"]}}
+    own = model.apply(same, np.arange(N_USERS), np.arange(N_USERS), rngs={"dropout": jax.random.key(2)})
+    assert float(own.max()) > 1  # a cosine of 1, scaled up: the clip of the positive term is reached

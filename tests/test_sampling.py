@@ -125,3 +125,34 @@ def test_rejection_takes_the_seen_pairs_as_an_argument_of_jit_and_inside_vmap():
     keys = jax.random.split(key, 3)
     batched = jax.jit(jax.vmap(step, in_axes=(0, None, None)))(keys, users, TRAIN)
     np.testing.assert_array_equal(batched, [step(k, users, TRAIN) for k in keys])
+
+
+def test_shared_draws_once_for_the_batch():
+    draw = partial(sampling.shared, sample=partial(sampling.uniform, n_items=12, n=500))
+    items = jax.jit(draw)(jax.random.key(0), jnp.arange(4))
+    assert items.shape == (1, 500)
+    assert scipy.stats.chisquare(np.bincount(np.asarray(items)[0], minlength=12)).pvalue > 0.001
+
+
+def test_in_batch_leaves_out_the_positive_wherever_it_comes_and_what_the_user_has():
+    users, items = np.array([2, 3, 1, 2]), np.array([3, 5, 3, 4])
+    where = np.asarray(jax.jit(sampling.in_batch)(users, items))
+    np.testing.assert_array_equal(where, items[:, None] != items[None])
+    where = np.asarray(sampling.in_batch(users, items, seen=TRAIN))
+    np.testing.assert_array_equal(where, (items[:, None] != items[None]) & ~SEEN[users[:, None], items[None]])
+    assert where.any() and not where[2].any()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_hardest_are_those_with_the_highest_scores(shared):
+    rng = np.random.default_rng(0)
+    scores, negatives = rng.normal(size=(5, 9)).astype(np.float32), rng.integers(0, 100, (1 if shared else 5, 9))
+    kept = np.asarray(jax.jit(partial(sampling.hardest, n=3))(scores, negatives))
+    expected = np.take_along_axis(np.broadcast_to(negatives, (5, 9)), np.argsort(-scores, axis=1)[:, :3], 1)
+    np.testing.assert_array_equal(kept, expected)
+
+
+@pytest.mark.parametrize("n", [0, 10])
+def test_hardest_of_a_pool_too_small_says_so(n):
+    with pytest.raises(ValueError, match=f"n={n} of a pool of 9"):
+        sampling.hardest(jnp.zeros((2, 9)), jnp.zeros((2, 9), jnp.int32), n=n)
