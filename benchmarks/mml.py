@@ -86,6 +86,7 @@ CASES = {
     "CCL, 2048 shared": Case(ccl),
     "MML, 2048 shared": Case(mml),
     "CCL, 2048 shared, long": Case(ccl, epochs=300, rate=0.02),
+    "CCL, 2048 shared, longest": Case(ccl, epochs=600, rate=0.02),
 }
 
 

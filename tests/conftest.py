@@ -19,3 +19,11 @@ def data_root() -> pathlib.Path:
     if not root or not pathlib.Path(root).is_dir():
         pytest.skip("set JAXREC_DATA to the folder of real data sets to run this test")
     return pathlib.Path(root)
+
+
+@pytest.fixture
+def hurried():
+    """For tests that compile much and compute little: XLA is asked to hurry, which halves their time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

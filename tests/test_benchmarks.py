@@ -44,6 +44,37 @@ def test_records_say_what_was_run(path):
     assert {"commit", "jax", "device", "data", "date"} <= set(record)
 
 
+RUNS = sorted((ROOT / "benchmarks" / "results" / "mml").glob("*.json"))
+
+
+def test_mml_selects_on_a_part_of_train_that_it_does_not_train_on():
+    from benchmarks import mml
+
+    train = jr.Interactions.from_pairs(*np.divmod(np.arange(5000), 50), n_users=100, n_items=50)
+    kept, valid = mml.held_out(train)
+    assert 400 < valid.n_pairs < 600 and kept.n_pairs + valid.n_pairs == train.n_pairs
+    assert kept.to_scipy().multiply(valid.to_scipy()).nnz == 0
+
+
+def test_what_mml_chose_on_the_test_set_is_called_best_on_test():
+    """The figure of a case is the last epoch's, also where an earlier one is better."""
+    from benchmarks import mml
+
+    curve = [{"epoch": e, "recall@20": r, "ndcg@20": r / 2} for e, r in ((1, 0.1), (2, 0.3), (3, 0.2))]
+    record = {"curve": curve, "seed": 0, "epochs": 3, "steps": 30, "learning_rate": [0.1, 0.001], "cpu_s": 1.0}
+    case = mml.case_of([record, record])
+    assert (case["metric"], case["ndcg@20"]) == (pytest.approx(0.2), pytest.approx(0.1))
+    assert case["best_on_test_recall@20"] == pytest.approx(0.3) and case["best_on_test_epochs"] == [2, 2]
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_runs_of_mml_say_what_was_trained_and_selection_had_other_data(path):
+    record = json.loads(path.read_text())
+    assert {"fingerprint", "seed", "loss", "negatives", "batch_size", "steps", "learning_rate", "commit"} <= set(record)
+    finals = [json.loads(p.read_text())["fingerprint"] for p in RUNS if p.stem.startswith(record["data"])]
+    assert (record["fingerprint"] in finals) == (not path.stem.startswith("select-"))
+
+
 @pytest.mark.slow
 def test_mf_softmax_beats_popularity_on_movielens_by_two_standard_errors():
     """Two seeds of the quickstart's recipe, its epoch fixed beforehand, on users as pairs."""

@@ -13,6 +13,7 @@ import jaxrec as jr
 from jaxrec.data import synthetic
 
 TRAIN, TEST = synthetic.checkerboard(30)
+pytestmark = pytest.mark.usefixtures("hurried")
 WHERE = jnp.ones(3, bool)
 BATCH = jr.train.Batch(jnp.array([0, 4, 2]), jnp.array([2, 6, 4]), None, WHERE)
 GROUPS = jr.train.Batch(
@@ -254,14 +255,6 @@ MODELS = {
 EVERYTHING = jr.train.Batch(*map(jnp.asarray, TRAIN.pairs()), None, jnp.ones(TRAIN.n_pairs, bool))
 
 
-@pytest.fixture
-def hurried():
-    """Compiling is nearly all of the product's time, so that XLA is asked to hurry."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def descend(model, objective, steps=60, rate=0.05):
     """Adam by hand on whole batches: variables and the losses on the way."""
 
@@ -286,7 +279,7 @@ def descend(model, objective, steps=60, rate=0.05):
 
 @pytest.mark.parametrize("model_name", MODELS)
 @pytest.mark.parametrize("loss_name", [*LOSSES, *DISTANCES, "directau"])
-def test_every_loss_trains_every_model(loss_name, model_name, hurried):
+def test_every_loss_trains_every_model(loss_name, model_name):
     """The loss falls, and the withheld diagonal ranks far above chance (a mean reciprocal rank of about .13)."""
     model = MODELS[model_name]()
     if loss_name == "directau":

@@ -13,6 +13,8 @@ from jaxrec.data import synthetic
 from jaxrec.interactions import Interactions
 from jaxrec.models import MF, MeanPool, SelfAttention, SimpleX, UserAttention, cosine
 
+pytestmark = pytest.mark.usefixtures("hurried")
+
 N_USERS, N_ITEMS, DIM, LONGEST = 6, 9, 3, 5
 HISTORIES = [[0, 2, 4, 5, 8], [3], [], [1, 2], [0, 1, 7, 8], [6, 7, 8]]
 PAIRS = [(user, item) for user, items in enumerate(HISTORIES) for item in items]

@@ -19,6 +19,8 @@ from jaxrec.train.lanes import Lane, Sweep
 from jaxrec.train.loop import State
 from jaxrec.train.sweep import _parts
 
+pytestmark = pytest.mark.usefixtures("hurried")
+
 TRAIN, _ = synthetic.checkerboard(12)
 KEYS = jax.random.split(jax.random.key(3), 2)
 SAMPLE = partial(jr.sampling.uniform, n_items=TRAIN.n_items, n=2)
