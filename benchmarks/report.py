@@ -145,7 +145,8 @@ def speed(evaluation: dict, training: dict, sweep: dict, rowwise: dict) -> str:
         f"{table(head, rows)}\n\n"
         "Milliseconds a step of MF-BPR (Gowalla, batches of 1,024) by `optax.adam`, `dense_adam` and row-wise `adam`: "
         f"{steps}.\n\n"
-        f"{origin(evaluation)} {origin(training)} {origin(sweep)} {origin(rowwise)} On GPUs nothing has been measured yet."
+        f"{origin(evaluation)} {origin(training)} {origin(sweep)} {origin(rowwise)} "
+        "On GPUs nothing has been measured yet."
     )
 
 
