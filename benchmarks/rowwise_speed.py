@@ -36,7 +36,7 @@ def runner(train: jr.Interactions, n: int, adam):
     model = jr.models.MF(train.n_users, train.n_items, dim=DIM)
     sample = partial(jr.sampling.uniform, n_items=train.n_items, n=n)
     objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=sample)
-    touched = None if adam is optax.adam else partial(jr.train.pairwise_rows, sample=sample)
+    touched = partial(jr.train.pairwise_rows, sample=sample) if adam is jr.optim.rowwise.dense_adam else None
     tx = adam(RATE)
     state = jr.train.init(jax.random.key(0), model, tx)
 

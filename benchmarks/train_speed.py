@@ -52,7 +52,7 @@ def ours(train: jr.Interactions, n: int, score, loss, adam):
     sample = partial(jr.sampling.uniform, n_items=train.n_items, n=n)
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
     tx = adam(RATE)
-    touched = None if adam is optax.adam else partial(jr.train.pairwise_rows, sample=sample)
+    touched = partial(jr.train.pairwise_rows, sample=sample) if adam is jr.optim.rowwise.dense_adam else None
     options = {"batch_size": BATCH, "touched": touched, "progress": False}
     state = jr.train.init(jax.random.key(0), model, tx)
 

@@ -134,7 +134,7 @@ def test_rowwise_adam_equals_a_loop_over_rows(n_ids):
         def value(p):
             return sum((p[name][ids[name]] * slope[name]).sum() for name in p)
 
-        return tx.step(value, found, state, ids)[1:]
+        return tx.step(value, found, state)[1:]
 
     with jax.numpy_dtype_promotion("standard"):
         for ids, slope in zip(draws, slopes):
@@ -155,45 +155,76 @@ def test_rows_that_no_step_touches_keep_value_and_moments_bit_for_bit():
     params = {"item": jnp.arange(12.0).reshape(6, 2)}
     ids = jnp.array([4, 1, 4])
     with jax.numpy_dtype_promotion("standard"):
-        _, moved, state = tx.step(lambda p: (p["item"][ids] ** 2).sum(), params, tx.init(params), {"item": ids})
+        _, moved, state = tx.step(lambda p: (p["item"][ids] ** 2).sum(), params, tx.init(params))
     changed = (np.asarray(moved["item"]) != np.asarray(params["item"])).any(1)
     assert changed.tolist() == [False, True, False, False, True, False]
     assert (np.asarray(state[0].mu["item"]) != 0).any(1).tolist() == changed.tolist()
 
 
-def test_rowwise_sgd_equals_sgd_and_unnamed_parameters_go_whole():
+def test_rowwise_sgd_equals_sgd():
     train, _ = synthetic.checkerboard(30)
     model = jr.models.MF(30, 30, dim=4, score=jr.models.cosine, scale=0.1)
     sample = partial(jr.sampling.uniform, n_items=30, n=1)
     objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=sample)
     options = {"epochs": 2, "batch_size": 8, "progress": False}
-    for touched in (
-        partial(jr.train.pairwise_rows, sample=sample),
-        lambda key, batch: {"user": jr.train.pairwise_rows(key, batch, sample=sample)["user"]},
-    ):
-        trained = []
-        for tx in (optax.sgd(0.5), jr.optim.rowwise.sgd(0.5)):
-            state = jr.train.init(jax.random.key(0), model, tx)
-            state, history = jr.train.fit(state, objective, tx, train, touched=touched, **options)
-            trained.append(state.variables["params"])
-        for name in ("user", "item"):
-            np.testing.assert_allclose(trained[1][name], trained[0][name], rtol=1e-4, atol=1e-6)
-        assert history.records[1]["loss"] < history.records[0]["loss"]
+    trained = []
+    for tx in (optax.sgd(0.5), jr.optim.rowwise.sgd(0.5)):
+        state = jr.train.init(jax.random.key(0), model, tx)
+        state, history = jr.train.fit(state, objective, tx, train, **options)
+        trained.append(state.variables["params"])
+    for name in ("user", "item"):
+        np.testing.assert_allclose(trained[1][name], trained[0][name], rtol=1e-4, atol=1e-6)
+    assert history.records[1]["loss"] < history.records[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda table, ids: (table[ids] ** 2).sum() + (table**2).sum(),
+        lambda table, ids: (table[ids] @ table.T).sum(),
+        lambda table, ids: jnp.einsum("bd,nd->bn", table[ids], table).sum(),
+        lambda table, ids: table[:, 0].sum() + table[ids].sum(),
+        lambda table, ids: (2 * table).sum() + jnp.tanh(table).sum(),
+        lambda table, ids: table[jnp.tile(ids, 5)].sum(),  # as many ids as rows
+    ],
+)
+def test_a_table_used_otherwise_than_by_ids_is_treated_whole(use):
+    params = {"item": jnp.arange(24.0).reshape(12, 2) / 24, "bias": jnp.ones(3)}
+    ids = jnp.array([4, 1, 4])
+
+    def value(p):
+        return use(p["item"], ids) + (p["bias"] ** 2).sum()
+
+    tx = jr.optim.rowwise.sgd(0.1)
+    loss, moved, _ = jax.jit(lambda p: tx.step(value, p, tx.init(p)))(params)
+    expected_loss, gradient = jax.value_and_grad(value)(params)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    for name in params:
+        np.testing.assert_allclose(moved[name], params[name] - 0.1 * gradient[name], rtol=1e-5)
+
+
+def test_ids_of_several_shapes_add_up():
+    params = {"item": jnp.arange(100.0).reshape(50, 2)}
+    ids = jnp.array([4, 1, 4]), jnp.array([[1, 7], [9, 1]])
+
+    def value(p):
+        return (p["item"][ids[0]] ** 2).sum() + p["item"][ids[1]].sum() * 3
+
+    tx = jr.optim.rowwise.sgd(0.1)
+    _, moved, _ = tx.step(value, params, tx.init(params))
+    np.testing.assert_allclose(moved["item"], params["item"] - 0.1 * jax.grad(value)(params)["item"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("score", [jr.models.dot, jr.models.cosine, jr.models.negative_squared_distance])
-def test_rowwise_adam_trains_and_wants_to_know_the_rows(score):
+def test_rowwise_adam_trains(score):
     train, test = synthetic.checkerboard(30)
     model = jr.models.MF(30, 30, dim=8, score=score, scale=0.1)
     sample = partial(jr.sampling.uniform, n_items=30, n=2)
     objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=sample)
     tx = jr.optim.rowwise.adam(0.1)
     state = jr.train.init(jax.random.key(0), model, tx)
-    with pytest.raises(ValueError, match="touched="):
-        jr.train.fit(state, objective, tx, train, epochs=1)
-    touched = partial(jr.train.pairwise_rows, sample=sample)
     with jax.numpy_dtype_promotion("standard"):
-        options = {"epochs": 60, "batch_size": 8, "touched": touched, "progress": False}
+        options = {"epochs": 60, "batch_size": 8, "progress": False}
         state, _ = jr.train.fit(state, objective, tx, train, **options)
     assert jr.evaluate.full_ranking(model, state.variables, train, test, ks=(1,)).means["hit_rate@1"] > 0.9
 
@@ -204,9 +235,9 @@ def test_no_array_of_a_table_is_made_by_a_rowwise_step():
     params = {"item": jnp.ones((50, 2))}
 
     def step(params, state):
-        return tx.step(lambda p: (p["item"][ids] ** 2).sum(), params, state, {"item": ids})[1:]
+        return tx.step(lambda p: (p["item"][ids] ** 2).sum(), params, state)[1:]
 
     with jax.numpy_dtype_promotion("standard"):
         jaxpr = jax.make_jaxpr(step)(params, tx.init(params))
     whole = [e.primitive.name for e in jaxpr.eqns for v in e.outvars if getattr(v.aval, "shape", ()) == (50, 2)]
-    assert len(whole) == 3 and set(whole) <= {"scatter", "pjit", "jit"}
+    assert len(whole) == 3 and set(whole) <= {"scatter", "scatter-add", "pjit", "jit"}

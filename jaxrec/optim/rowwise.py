@@ -2,16 +2,18 @@
 
 `dense_adam` is Adam on every row, as everyone knows it, in less time. `adam` and `sgd` (`touched_only` of any optax
 transformation) are another algorithm: they move only the rows that a step touches, and cost nothing for the rest.
-Both are told the rows by `train.fit(..., touched=...)`.
+`dense_adam` is told the rows by `train.fit(..., touched=...)`, the others find them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxrec.typing import Array, Scalar
@@ -113,52 +115,63 @@ class TouchedOnly(NamedTuple):
 
     Attributes:
         init: parameters -> state, whole tables.
-        step: (value, parameters, state, touched) -> (value, parameters, state): `value` is the scalar function of the
-            parameters to step down on, `touched` maps parameter names to ids int32 [R], with or without repetition.
-            Inside `value` a named table of more than R rows may only be indexed, as in `table[ids]`, by ids among them.
+        step: (value, parameters, state) -> (value, parameters, state): `value` is the scalar function of the
+            parameters to step down on.
     """
 
     init: Callable[[Any], Any]
-    step: Callable[[Callable[[Any], Array], Any, Any, Mapping[str, Array]], tuple[Array, Any, Any]]
+    step: Callable[[Callable[[Any], Array], Any, Any], tuple[Array, Any, Any]]
 
 
 def touched_only(tx: optax.GradientTransformation) -> TouchedOnly:
     """The transformation `tx`, applied to the rows that a step touches and to no other.
 
-    Differs from `tx` itself: a row that a step does not touch keeps its value and its moments, which neither decay nor
-    push it on, while counts of steps go on for all (TensorFlow's LazyAdam does the same). Gradients of an id that comes
-    more than once are added up first. Weight decay inside `tx` acts on the touched rows alone, and clipping by the
-    global norm sees them alone. Whatever `tx` does must be done to each row by itself.
+    A row is touched where the loss indexes its table with integers, `table[ids]`; this is found while tracing. Tables
+    that are used in any other way, or indexed as often as they have rows, are treated whole. Gradients of an id that
+    comes more than once are added up first. Whatever `tx` does must be done to each row by itself.
 
-    Parameters that `touched` does not name are treated whole, as are tables with no more rows than ids.
+    Differs from `tx` itself: a row that a step does not touch keeps its value and its moments, which neither decay nor
+    push it on, while counts of steps go on for all (TensorFlow's LazyAdam does the same). Weight decay inside `tx` acts
+    on the touched rows alone, and clipping by the global norm sees them alone.
+
+    A table may not be indexed inside a loop (`lax.scan`, `lax.map`) of the loss.
 
     >>> tx = touched_only(optax.sgd(0.5))
     >>> params = {"item": jnp.ones((4, 2))}
     >>> ids = jnp.array([1, 3, 1])
-    >>> _, params, _ = tx.step(lambda p: p["item"][ids].sum(), params, tx.init(params), {"item": ids})
+    >>> _, params, _ = tx.step(lambda p: p["item"][ids].sum(), params, tx.init(params))
     >>> params["item"][:, 0].tolist()
     [1.0, 0.0, 1.0, 0.5]
     """
 
-    def step(value, params, state, touched):
-        def place(path, table):
-            ids = touched.get(getattr(path[-1], "key", None))
-            return _Whole() if ids is None or ids.size >= table.shape[0] else _Places(table.shape[0], ids)
+    def step(value, params, state):
+        tables, tree = jax.tree.flatten(params)
+        shapes = _looked_up(value, tables, tree)
+        zeros = [
+            jnp.zeros_like(table) if found is None else [jnp.zeros((*shape, *table.shape[1:])) for shape in found]
+            for table, found in zip(tables, shapes)
+        ]
 
-        places = jax.tree_util.tree_map_with_path(place, params)
-        rows = jax.tree.map(lambda table, at: at.take(table), params, places)
+        def shifted(shifts):
+            """The value with each looked-up row, or whole table, shifted: its gradient at 0 is that of the rows."""
+            seen = [
+                table + shift if found is None else _Table(table, _Log(shift))
+                for table, shift, found in zip(tables, shifts, shapes)
+            ]
+            loss = value(jax.tree.unflatten(tree, seen))
+            return loss, [None if found is None else table.log.ids for table, found in zip(seen, shapes)]
 
-        def of_rows(rows):
-            return value(jax.tree.map(lambda table, at, row: at.virtual(table, row), params, places, rows))
-
-        loss, gradients = jax.value_and_grad(of_rows)(rows)
+        (loss, ids), slopes = jax.value_and_grad(shifted, has_aux=True)(zeros)
+        places = [_Whole() if i is None else _Places(i, table.shape) for table, i in zip(tables, ids)]
+        of_params = jax.tree.unflatten(tree, places)
         of_state = optax.tree_utils.tree_map_params(
-            tx, lambda _, at: at, state, places, transform_non_params=lambda _: _Whole()
+            tx, lambda _, at: at, state, of_params, transform_non_params=lambda _: _Whole()
         )
+        gradients = jax.tree.unflatten(tree, [at.summed(slope) for at, slope in zip(places, slopes)])
+        rows = jax.tree.map(lambda table, at: at.take(table), params, of_params)
         old = jax.tree.map(lambda table, at: at.take(table), state, of_state)
         updates, new = tx.update(gradients, old, rows)
-        rows = optax.apply_updates(rows, updates)
-        params = jax.tree.map(lambda table, at, row: at.put(table, row), params, places, rows)
+        params = jax.tree.map(lambda table, at, update: at.moved(table, update), params, of_params, updates)
         return loss, params, jax.tree.map(lambda table, at, row: at.put(table, row), state, of_state, new)
 
     return TouchedOnly(tx.init, step)
@@ -178,6 +191,66 @@ def sgd(learning_rate: Scalar) -> TouchedOnly:
     return touched_only(optax.sgd(learning_rate))
 
 
+def _looked_up(value: Callable, tables: list[Array], tree: Any) -> list[list[tuple] | None]:
+    """For each table the shapes of the ids that `value` indexes it with, or None where it is to be treated whole."""
+    logs = [_Log() for _ in tables]
+
+    def traced(tables):
+        return value(jax.tree.unflatten(tree, [_Table(table, log) for table, log in zip(tables, logs)]))
+
+    jax.eval_shape(traced, tables)
+    shapes = [[jnp.shape(ids) for ids in log.ids] for log in logs]
+    return [
+        None if log.whole or sum(map(math.prod, found)) >= len(table) else found
+        for table, log, found in zip(tables, logs, shapes)
+    ]
+
+
+class _Log:
+    """What was done to a table, and the shifts of the rows looked up, in order."""
+
+    def __init__(self, shifts: list[Array] | None = None):
+        self.shifts, self.ids, self.whole = shifts, [], False
+
+
+@jax.tree_util.register_pytree_node_class
+class _Table:
+    """Looks like a table, and writes down how it is indexed. Its one leaf lets flax check the shape of a parameter."""
+
+    def __init__(self, table: Array, log: _Log):
+        self.table, self.log = table, log
+
+    def __getitem__(self, ids: Any) -> Array:
+        if not (isinstance(ids, jax.Array | np.ndarray) and jnp.issubdtype(ids.dtype, jnp.integer)):
+            return self.__jax_array__()[ids]
+        self.log.ids.append(jnp.asarray(ids))
+        rows = self.table[ids]
+        return rows if self.log.shifts is None else rows + self.log.shifts[len(self.log.ids) - 1]
+
+    def __jax_array__(self) -> Array:
+        self.log.whole = True
+        return self.table
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__jax_array__(), name)
+
+    def tree_flatten(self) -> tuple[tuple[Array], _Log]:
+        return (self.table,), self.log
+
+    @classmethod
+    def tree_unflatten(cls, log: _Log, leaves: tuple[Array]) -> _Table:
+        return cls(*leaves, log)
+
+
+def _as_array(name: str) -> Callable:
+    return lambda self, *others: getattr(self.__jax_array__(), name)(*others)
+
+
+_OPERATORS = ("add", "sub", "mul", "truediv", "pow", "matmul")
+for _name in (*_OPERATORS, *(f"r{name}" for name in _OPERATORS), "neg", "abs", "len"):
+    setattr(_Table, f"__{_name}__", _as_array(f"__{_name}__"))
+
+
 class _Whole:
     """A parameter that is treated whole."""
 
@@ -188,19 +261,22 @@ class _Whole:
         del table
         return rows
 
-    def virtual(self, table: Array, rows: Array) -> Array:
-        del table
-        return rows
+    def moved(self, table: Array, update: Array) -> Array:
+        return table + update
+
+    def summed(self, slope: Array) -> Array:
+        return slope
 
 
 class _Places:
     """Where R ids, some perhaps the same, stand for rows of a table: the last of the same stands for all of them."""
 
-    def __init__(self, size: int, ids: Array):
-        order = jnp.arange(ids.size, dtype=jnp.int32)
-        self.ids = ids
-        self.place = jnp.zeros(size, jnp.int32).at[ids].max(order)
-        self.target = jnp.where(self.place[ids] == order, ids, size + order)  # past the end: dropped
+    def __init__(self, ids: list[Array], shape: tuple[int, ...]):
+        size, *self.row = shape
+        self.ids = jnp.concatenate([part.reshape(-1) for part in ids]) if ids else jnp.zeros(0, jnp.int32)
+        order = jnp.arange(self.ids.size, dtype=jnp.int32)
+        self.slot = jnp.zeros(size, jnp.int32).at[self.ids].max(order)[self.ids]
+        self.target = jnp.where(self.slot == order, self.ids, size + order)  # past the end: dropped
 
     def take(self, table: Array) -> Array:
         return table[self.ids]
@@ -208,29 +284,10 @@ class _Places:
     def put(self, table: Array, rows: Array) -> Array:
         return table.at[self.target].set(rows, mode="drop", unique_indices=True)
 
-    def virtual(self, table: Array, rows: Array) -> _Table:
-        return _Table(table, self.place, rows)
+    def moved(self, table: Array, updates: Array) -> Array:
+        return table.at[self.target].add(updates, mode="drop", unique_indices=True)
 
-
-@jax.tree_util.register_pytree_node_class
-class _Table:
-    """Looks like a table of which only some rows are there to be differentiated in.
-
-    The table itself is its first leaf, by which flax checks the shape of the parameter.
-    """
-
-    def __init__(self, table: Array, place: Array, rows: Array):
-        self.table, self.place, self.rows = table, place, rows
-        self.shape, self.dtype, self.ndim = jnp.shape(table), jnp.result_type(table), jnp.ndim(table)
-
-    def __getitem__(self, ids: Array) -> Array:
-        return self.rows[self.place[ids]]
-
-    def tree_flatten(self) -> tuple[tuple, None]:
-        return (self.table, self.place, self.rows), None
-
-    @classmethod
-    def tree_unflatten(cls, _: None, leaves: tuple) -> _Table:
-        table = object.__new__(cls)
-        table.table, table.place, table.rows = leaves
-        return table
+    def summed(self, slopes: list[Array]) -> Array:
+        """The gradients of the ids, each id's added up where its last occurrence stands."""
+        flat = jnp.concatenate([jnp.zeros((0, *self.row)), *(slope.reshape(-1, *self.row) for slope in slopes)])
+        return jnp.zeros_like(flat).at[self.slot].add(flat)

@@ -113,9 +113,8 @@ def fit(
         group: if given, an example is a user with up to so many of its positives (a user with more makes several
             examples), so that its negatives are drawn and scored once for all of them: for the same work an epoch sees
             several times as many.
-        touched: function of (key, batch) that names the rows a step touches, for transformations that use it
-            (`optim.rowwise`), such as `partial(pairwise_rows, sample=...)` beside a `pairwise_objective`. All other
-            rows must have a gradient of 0.
+        touched: function of (key, batch) that names the rows a step touches, for `optim.rowwise.dense_adam`, such as
+            `partial(pairwise_rows, sample=...)` beside a `pairwise_objective`. All others must have a gradient of 0.
         validate: host function of the variables that gives named figures, such as
             `lambda v: full_ranking(model, v, train, valid, ks=(10,)).means`. They are written to the history.
         every: validate after every so many epochs, and after the last.
@@ -136,8 +135,6 @@ def fit(
             such as its learning rate, cannot be compared.)
     """
     _check_fit(state, train, epochs, batch_size, group, every, validate, stopping)
-    if isinstance(tx, rowwise.TouchedOnly) and touched is None:
-        raise ValueError("this optimiser updates the rows that a step touches; name them by touched=")
     run = Progress(state, state, {} if stopping is None else stopping.init(), History())
     if checkpoint is not None:
         description = _description(state, objective, train, batch_size, group)
@@ -327,12 +324,11 @@ def epoch(
         def value(params):
             return objective({**state.variables, "params": params}, key, batch)
 
-        rows = {} if touched is None else touched(key, batch)
         if isinstance(tx, rowwise.TouchedOnly):
-            loss, params, opt_state = tx.step(value, params, opt_state, rows)
+            loss, params, opt_state = tx.step(value, params, opt_state)
         else:
             loss, gradients = jax.value_and_grad(value)(params)
-            extra = {} if touched is None else {"touched": rows}
+            extra = {} if touched is None else {"touched": touched(key, batch)}
             updates, opt_state = optax.with_extra_args_support(tx).update(gradients, opt_state, params, **extra)
             params = optax.apply_updates(params, updates)
         return (params, opt_state), loss

@@ -18,7 +18,6 @@ import optax
 from tqdm import tqdm
 
 from jaxrec.interactions import Interactions
-from jaxrec.optim import rowwise
 from jaxrec.train import loop
 from jaxrec.train.history import History
 from jaxrec.train.lanes import Lane, Sweep, shown
@@ -323,10 +322,7 @@ def _recipe(arrays: list, static: Any, setting: Mapping[str, Array]) -> Recipe:
     if not isinstance(made, tuple) or not 3 <= len(made) <= 5:
         what = f"a tuple of {len(made)}" if isinstance(made, tuple) else type(made).__name__
         raise ValueError(f"setup returns {what}; return (model, objective, tx) or a train.Recipe")
-    recipe = Recipe(*made)
-    if isinstance(recipe.tx, rowwise.TouchedOnly) and recipe.touched is None:
-        raise ValueError("setup's optimiser updates the rows that a step touches; name them by touched, its 4th value")
-    return recipe
+    return Recipe(*made)
 
 
 def _each_lane(one: Callable, *stacked: Any) -> Any:
