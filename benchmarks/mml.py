@@ -48,6 +48,8 @@ class Case(NamedTuple):
         batch: examples a step.
         epochs: in all on Gowalla; Yelp2018 gets two thirds, which is about as many steps.
         rate: first learning rate of Adam; the last is a hundredth of it.
+        simplex: SimpleX in place of MF, as its authors set it for Gowalla (gate .8, user attention, a table of its own
+            for the history, the positive left out), but with the first 50 items of a history.
     """
 
     loss: Callable[[str], jr.typing.Loss]
@@ -58,6 +60,7 @@ class Case(NamedTuple):
     batch: int = 2048
     epochs: int = 60
     rate: float = 0.04
+    simplex: bool = False
 
 
 def ccl(_: str) -> jr.typing.Loss:
@@ -85,6 +88,9 @@ CASES = {
     "BSL, 2048 shared": Case(lambda data: partial(jr.losses.bsl, **BSL[data]), epochs=20),
     "CCL, 2048 shared": Case(ccl),
     "MML, 2048 shared": Case(mml),
+    "CCL, 2048 shared, singly": Case(ccl, group=None, batch=4096, epochs=6, rate=0.02),
+    "SimpleX-CCL, 2048 shared, singly": Case(ccl, group=None, batch=4096, epochs=6, rate=0.02, simplex=True),
+    "SimpleX-MML, 2048 shared, singly": Case(mml, group=None, batch=4096, epochs=6, rate=0.02, simplex=True),
     "CCL, 2048 shared, long": Case(ccl, epochs=300, rate=0.02),
     "CCL, 2048 shared, longest": Case(ccl, epochs=600, rate=0.02),
 }
@@ -120,10 +126,13 @@ def held_out(train: jr.Interactions) -> tuple[jr.Interactions, jr.Interactions]:
 def run(data: str, case: Case, seed: int, rate: float, train, test, every: int) -> dict[str, Any]:
     """Trains one model; gives the curve on `test` and what was run."""
     model = jr.models.MF(train.n_users, train.n_items, dim=DIM, score=case.score, scale=SCALE, dropout=DROPOUT)
+    if case.simplex:
+        pool = {"pool": jr.models.UserAttention(), "shared_history": False, "length": 50}
+        model = jr.models.SimpleX(train, dim=DIM, gate=0.8, scale=SCALE, dropout=DROPOUT, **pool)
     sample = partial(jr.sampling.uniform, n_items=train.n_items, n=case.n)
     sample = partial(jr.sampling.shared, sample=sample) if case.shared else sample
     loss = case.loss(data)
-    objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
+    objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample, leave_out=case.simplex)
     steps = -(-len(jr.train.loop.examples(train, case.group).users) // case.batch)
     schedule = optax.exponential_decay(rate, steps * case.epochs, FINAL)
     tx = optax.chain(optax.add_decayed_weights(L2[data]), optax.adam(schedule))
@@ -150,6 +159,7 @@ def run(data: str, case: Case, seed: int, rate: float, train, test, every: int) 
         "data": data,
         "fingerprint": train.fingerprint(),
         "seed": seed,
+        "model": type(model).__name__,
         "loss": _described(loss),
         "negatives": case.n,
         "shared": case.shared,

@@ -102,7 +102,7 @@ def losses(found: dict) -> str:
     ]
     return (
         "**Losses on Gowalla and Yelp2018** (LightGCN splits, full ranking, train masked), MF on cosines but for BPR "
-        "and BCE (dot products), 64 dimensions. Negatives are drawn for each positive as in the papers, or for each "
+        "and BCE (dot products) and but for SimpleX, 64 dimensions. Negatives are drawn for each positive as in the papers, or for each "
         "group of up to 16 positives of a user, or once for the batch (shared). The learning rate was chosen on a "
         "tenth of Gowalla's train part, and the last epoch of a fixed number is reported: nothing was chosen on test. "
         "Means ± standard error over seeds. "
