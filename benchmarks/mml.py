@@ -289,11 +289,12 @@ def picture() -> None:
 
     figure, panes = plt.subplots(1, len(L2), figsize=(11, 4), layout="constrained")
     for pane, data in zip(panes, sorted(L2)):
-        for name in CASES:
+        for place, name in enumerate(CASES):
             path = RUNS / f"{slug(data, name)}-seed-0.json"
             if path.exists():
                 curve = json.loads(path.read_text())["curve"]
-                pane.plot([p["epoch"] for p in curve], [p["recall@20"] for p in curve], marker=".", label=name)
+                look = {"marker": ".", "color": plt.cm.tab20(place % 20), "label": name}
+                pane.plot([p["epoch"] for p in curve], [p["recall@20"] for p in curve], **look)
         pane.set(title=data, xlabel="epoch", ylabel="Recall@20 on test", ylim=(0, None))
         if pane.lines:
             pane.legend(fontsize=7)
