@@ -5,8 +5,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from test_train import TX
 
 import jaxrec as jr
 from jaxrec.data import synthetic
@@ -350,20 +350,6 @@ def test_the_history_travels_as_an_argument():
 # ---------------------------------------------------------------------- training
 
 BOARD, DIAGONAL = synthetic.checkerboard(30)
-
-
-def adam(rate):
-    """Optax raises an int32 count to a float power, which strict promotion refuses: that is optax's affair."""
-    tx = optax.adam(rate)
-
-    def update(gradients, state, params=None):
-        with jax.numpy_dtype_promotion("standard"):
-            return tx.update(gradients, state, params)
-
-    return optax.GradientTransformation(tx.init, update)
-
-
-TX = adam(0.03)
 
 
 def fit(model, loss, **options):
