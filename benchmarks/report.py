@@ -106,8 +106,8 @@ def losses(found: dict) -> str:
         "papers, or for each group of up to 16 positives of a user, or once for the batch (shared), which then holds "
         "groups too unless they come singly. Learning rates were compared on a tenth of Gowalla's train part: for CCL "
         "with 10 a positive, 10 a group and 2,048 shared, and for MML with 10 a group; other cases on cosines take "
-        "CCL's, and BPR, BCE, SimpleX and the long runs have untuned ones. The last epoch of a fixed number is reported: "
-        "nothing was chosen on test. Means ± standard error over seeds; one seed is no claim. "
+        "CCL's, and BPR, BCE, SimpleX and the long runs have untuned ones. The last epoch of a fixed number is "
+        "reported: nothing was chosen on test. Means ± standard error over seeds; one seed is no claim. "
         "The papers' budget is 100 epochs of 3,165 (Gowalla) and 2,417 (Yelp2018) steps.\n\n"
         + "\n\n".join(parts)
         + "\n\nMML over CCL, seed by seed: "
