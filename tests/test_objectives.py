@@ -219,6 +219,20 @@ def test_a_loss_may_learn_parameters_of_its_own():
     assert (np.asarray(state.variables["params"]["boundary"]) != 0).all()
 
 
+@pytest.mark.parametrize(
+    "objective",
+    [
+        partial(jr.train.in_batch_objective, loss=jr.losses.softmax),
+        partial(jr.train.vectors_objective, loss=jr.losses.directau),
+        partial(jr.train.pairwise_objective, loss=jr.losses.bpr, sample=drawn(), leave_out=True),
+    ],
+)
+def test_objectives_of_single_positives_refuse_groups(scored, objective):
+    model, variables, _ = scored
+    with pytest.raises(ValueError, match="fit without group="):
+        objective(variables, KEY, GROUPS, model=model)
+
+
 # ---------------------------------------------------------------------- every loss trains every model
 
 L = jr.losses

@@ -229,6 +229,22 @@ def test_rowwise_adam_trains(score):
     assert jr.evaluate.full_ranking(model, state.variables, train, test, ks=(1,)).means["hit_rate@1"] > 0.9
 
 
+@pytest.mark.parametrize("pool", [jr.models.MeanPool(), jr.models.UserAttention()])
+def test_rowwise_sgd_equals_sgd_for_simplex_too(pool):
+    """Its histories index the item table as well; matrices are treated whole."""
+    train, _ = synthetic.checkerboard(30)
+    model = jr.models.SimpleX(train, dim=4, scale=0.5, pool=pool)
+    sample = partial(jr.sampling.uniform, n_items=30, n=1)
+    objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=sample)
+    trained = []
+    for tx in (optax.sgd(0.5), jr.optim.rowwise.sgd(0.5)):
+        state = jr.train.init(jax.random.key(0), model, tx)
+        state, _ = jr.train.fit(state, objective, tx, train, epochs=1, batch_size=2, progress=False)
+        trained.append(state.variables["params"])
+    assert len(trained[0]) > 2
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), trained[1], trained[0])
+
+
 def test_no_array_of_a_table_is_made_by_a_rowwise_step():
     """Neither the gradient nor the updates of a whole table: only the tables themselves and the map of places."""
     tx, ids = jr.optim.rowwise.adam(0.1), jnp.array([4, 1, 4])

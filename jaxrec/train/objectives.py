@@ -48,6 +48,9 @@ def pairwise_objective(
             `partial(log_q, table=...)` for `losses.sampled_softmax`.
         leave_out: hand the positives to the model as `left_out`, so that `models.SimpleX` leaves them out of the
             history for the negatives too, as its released code does.
+
+    Raises:
+        ValueError: for `leave_out` with groups, and `hardest` above the size of the pool.
     """
     column = batch.users[:, None]
     grouped = batch.items.ndim > 1
@@ -57,7 +60,7 @@ def pairwise_objective(
     pos = model.apply(variables, column if grouped else batch.users, batch.items, **options)
     if leave_out:
         if grouped:
-            raise ValueError("leave_out=True is for single positives; fit without group")
+            raise ValueError("leave_out=True is for single positives; call fit without group=")
         options["left_out"] = batch.items[:, None]
     if hardest is not None:
         pool = jax.lax.stop_gradient(model.apply(variables, column, negatives, **options))
@@ -81,7 +84,7 @@ def log_q(variables: Variables, batch: Batch, negatives: Array, *, table: Array)
 def pairwise_rows(key: Key, batch: Batch, *, sample: Sampler) -> dict[str, Array]:
     """The rows that `pairwise_objective` touches, by parameter name: "user" [B], "item" [positives and negatives].
 
-    The same key gives the same negatives, so that they are drawn once: XLA sees one expression twice.
+    The same key gives the same negatives; they are drawn a second time here, which costs little beside their scores.
 
     Args:
         key: as the objective gets it.
@@ -114,7 +117,11 @@ def in_batch_objective(
         loss: any of `jaxrec.losses` that compares positives [B] with negatives [B, B].
         seen: if given, items that the user has in it are no negatives; else only the positive itself is none.
         log_q: log-probabilities [N], such as `sampling.popularity_table(train).log_q`.
+
+    Raises:
+        ValueError: for groups of positives.
     """
+    _check_single(batch)
     options = {"rngs": {"dropout": key}} if getattr(model, "dropout", 0) else {}
     where = sampling.in_batch(batch.users, batch.items, seen=seen) & batch.where[None]
     pos = model.apply(variables, batch.users, batch.items, **options)
@@ -155,7 +162,18 @@ def vectors_objective(
         batch: positives [B].
         model: gives tables by `model.apply(variables, method="vectors")`.
         loss: `losses.directau`, or any function of users [B, D], items [B, D] and `where` [B].
+
+    Raises:
+        ValueError: for groups of positives.
     """
     del key
+    _check_single(batch)
     users, items = model.apply(variables, method="vectors")
     return loss(users[batch.users], items[batch.items], where=batch.where)
+
+
+def _check_single(batch: Batch) -> None:
+    if batch.items.ndim > 1:
+        raise ValueError(
+            f"batch.items has shape {batch.items.shape}; this objective takes [B]: call fit without group="
+        )
