@@ -89,10 +89,11 @@ CASES = {
     "CCL, 2048 shared": Case(ccl),
     "MML, 2048 shared": Case(mml),
     "CCL, 2048 shared, singly": Case(ccl, group=None, batch=4096, epochs=6, rate=0.02),
+    "MML, 2048 shared, singly": Case(mml, group=None, batch=4096, epochs=6, rate=0.02),
     "SimpleX-CCL, 2048 shared, singly": Case(ccl, group=None, batch=4096, epochs=6, rate=0.02, simplex=True),
     "SimpleX-MML, 2048 shared, singly": Case(mml, group=None, batch=4096, epochs=6, rate=0.02, simplex=True),
-    "CCL, 2048 shared, long": Case(ccl, epochs=300, rate=0.02),
-    "CCL, 2048 shared, longest": Case(ccl, epochs=600, rate=0.02),
+    "CCL, 2048 shared, long": Case(ccl, epochs=450, rate=0.02),
+    "CCL, 2048 shared, longest": Case(ccl, epochs=900, rate=0.02),
 }
 
 
@@ -264,7 +265,7 @@ def ratios() -> dict[str, dict[str, dict[str, float]]]:
     """MML over CCL for each set and kind of negatives, seed by seed: mean and standard error."""
     found = {}
     for data in sorted(L2):
-        for n in ("10 a positive", "10 a group", "100 a group", "2048 shared"):
+        for n in ("10 a positive", "10 a group", "100 a group", "2048 shared", "2048 shared, singly"):
             pairs = []
             for path in sorted(RUNS.glob(slug(data, f"CCL, {n}") + "-seed-*.json")):
                 other = path.with_name(path.name.replace("ccl", "mml"))
