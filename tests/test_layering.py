@@ -10,7 +10,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "jaxrec"
 LAYERS = [
     {"typing", "ids", "interactions"},
-    {"losses", "metrics", "sampling", "report", "optim"},
+    {"losses", "metrics", "sampling", "report", "history", "optim"},
     {"models", "ranking", "als", "newton"},
     {"train", "evaluate"},
     {"data", "plotting"},

@@ -14,7 +14,7 @@ import scipy.stats
 
 import jaxrec as jr
 from jaxrec.data import synthetic
-from jaxrec.train.history import History
+from jaxrec.history import History
 from jaxrec.train.lanes import Lane, Sweep
 from jaxrec.train.loop import State
 from jaxrec.train.sweep import _parts

@@ -1,7 +1,8 @@
 """Training: `init` a state, `fit` it to interactions under an objective and an optax transformation."""
 
+from jaxrec.history import EarlyStopping as EarlyStopping
+from jaxrec.history import History as History
 from jaxrec.train.checkpoint import Checkpoint as Checkpoint
-from jaxrec.train.history import History as History
 from jaxrec.train.lanes import Sweep as Sweep
 from jaxrec.train.loop import Batch as Batch
 from jaxrec.train.loop import DivergenceError as DivergenceError
@@ -14,7 +15,6 @@ from jaxrec.train.objectives import pairwise_objective as pairwise_objective
 from jaxrec.train.objectives import pairwise_rows as pairwise_rows
 from jaxrec.train.objectives import rows_objective as rows_objective
 from jaxrec.train.objectives import vectors_objective as vectors_objective
-from jaxrec.train.stopping import EarlyStopping as EarlyStopping
 from jaxrec.train.sweep import DivergenceWarning as DivergenceWarning
 from jaxrec.train.sweep import Recipe as Recipe
 from jaxrec.train.sweep import grid as grid

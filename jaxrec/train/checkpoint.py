@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrec.train.history import History
+from jaxrec.history import History
 
 
 class Progress(NamedTuple):

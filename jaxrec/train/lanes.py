@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import scipy.stats
 
-from jaxrec.train.history import History
+from jaxrec.history import History
 from jaxrec.train.loop import State
 from jaxrec.typing import Variables
 

@@ -14,11 +14,10 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from jaxrec.history import EarlyStopping, History
 from jaxrec.interactions import Interactions
 from jaxrec.optim import rowwise
 from jaxrec.train.checkpoint import Checkpoint, Progress
-from jaxrec.train.history import History
-from jaxrec.train.stopping import EarlyStopping
 from jaxrec.typing import Array, Key, Objective, Variables
 
 

@@ -17,9 +17,9 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from jaxrec.history import History
 from jaxrec.interactions import Interactions
 from jaxrec.train import loop
-from jaxrec.train.history import History
 from jaxrec.train.lanes import Lane, Sweep, shown
 from jaxrec.typing import Array, Key, Objective, Variables
 

@@ -1,0 +1,1 @@
+"""Alternating least squares and what can be had in closed form: solvers that give `models.MF`'s parameters."""
