@@ -91,7 +91,7 @@ def run(
         objective = record["objective"]
         if not np.isfinite(objective):
             raise ValueError(
-                f"the objective is {objective} at sweep {number}: a system of normal equations is singular or nearly so; "
+                f"the objective is {objective} at sweep {number}: a system of normal equations is singular or nearly; "
                 "raise regularization (with 0, no system may have fewer equations than dim)"
             )
         done = tolerance is not None and previous - objective <= tolerance * abs(previous)
