@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_train import TX
 
 import jaxrec as jr
 from jaxrec.data import synthetic
@@ -154,6 +155,50 @@ def test_rows_objective_is_the_pairwise_one_with_every_item_drawn_once(scored, l
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("batch", [BATCH, GROUPS], ids=["single", "groups"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gram_objective_is_the_rows_one_of_the_sampled_loss(scored, batch, weighted):
+    model, variables, _ = scored
+    batch = batch._replace(weights=1.0 + batch.items.astype(jnp.float32)) if weighted else batch
+
+    def both(variables):
+        by_rows = jr.train.rows_objective(variables, KEY, batch, model=model, loss=jr.losses.rg2_sampled)
+        return jnp.stack([by_rows, jr.train.gram_objective(variables, KEY, batch, model=model)])
+
+    (expected, found), gradients = both(variables), jax.jacrev(both)(variables)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for gradient in jax.tree.leaves(gradients):
+        np.testing.assert_allclose(gradient[1], gradient[0], rtol=1e-4, atol=1e-6)
+        assert np.abs(gradient[0]).max() > 1e-3
+
+
+def test_gram_objective_of_all_pairs_is_the_squared_form_less_a_constant():
+    """Σ W_u (o_ui − S_ui)², W_u = a_u / 2N|D|, S_ui = N r_ui / a_u − 1: larger by (MN − |D|) / 2|D| − ½."""
+    pairs = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 2, 3, 1, 2, 2])
+    n_users, n_items, n = 3, 5, len(pairs[0])  # item 4 has nobody
+    rng = np.random.default_rng(0)
+    params = {"user": rng.normal(size=(n_users, 2)), "item": rng.normal(size=(n_items, 2))}
+    met = np.zeros((n_users, n_items))
+    met[pairs] = 1
+    degrees = met.sum(1, keepdims=True)
+    targets = n_items * met / degrees - 1
+    squared = (degrees / (2 * n_items * n) * (params["user"] @ params["item"].T - targets) ** 2).sum()
+    with jax.enable_x64(True):
+        batch = jr.train.Batch(*map(jnp.asarray, pairs), None, jnp.ones(n, bool))
+        model = jr.models.MF(n_users, n_items, dim=2)
+        found = jr.train.gram_objective({"params": params}, KEY, batch, model=model)
+    assert float(found) == pytest.approx(squared - (n_users * n_items - n) / (2 * n) + 0.5, rel=1e-12)
+
+
+def test_gram_objective_recovers_the_diagonal_withheld_from_the_checkerboard():
+    model = model_of()
+    state = jr.train.init(jax.random.key(0), model, TX)
+    objective = partial(jr.train.gram_objective, model=model)
+    state, history = jr.train.fit(state, objective, TX, TRAIN, epochs=20, batch_size=128, progress=False)
+    assert jr.evaluate.full_ranking(model, state.variables, TRAIN, TEST, ks=(1,)).means["hit_rate@1"] == 1
+    assert history.records[-1]["loss"] < history.records[0]["loss"]
+
+
 def test_dropout_is_drawn_anew_for_each_key_and_alike_for_positives_and_negatives(scored):
     model, variables = model_of(jr.models.cosine, dropout=0.5), scored[1]
 
@@ -292,12 +337,14 @@ def descend(model, objective, steps=60, rate=0.05):
 
 
 @pytest.mark.parametrize("model_name", MODELS)
-@pytest.mark.parametrize("loss_name", [*LOSSES, *DISTANCES, "directau"])
+@pytest.mark.parametrize("loss_name", [*LOSSES, *DISTANCES, "directau", "rg2"])
 def test_every_loss_trains_every_model(loss_name, model_name):
     """The loss falls, and the withheld diagonal ranks far above chance (a mean reciprocal rank of about .13)."""
     model = MODELS[model_name]()
     if loss_name == "directau":
         objective = partial(jr.train.vectors_objective, model=model, loss=L.directau)
+    elif loss_name == "rg2":
+        objective = partial(jr.train.gram_objective, model=model)
     else:
         loss = LOSSES.get(loss_name)
         if loss is None:
@@ -314,4 +361,4 @@ def test_the_product_covers_the_family():
     """A loss that compares scores or distances of pairs is in the product above, but for `sml` (three distances)."""
     rows, other = {"multinomial", "sparsemax"}, {"mean", "on_scores", "pooled", "alignment", "uniformity", "sml"}
     names = {name for name in vars(L) if callable(getattr(L, name)) and not name.startswith("_")}
-    assert names - rows - other == {*LOSSES, *DISTANCES, "directau"}
+    assert names - rows - other == {*LOSSES, *DISTANCES, "directau", "rg2"}

@@ -4,8 +4,8 @@
     loss(scores[..., N], targets[..., N], *, where=None, ...)     -> [...]
 
 `where` is bool, True = use. Set hyperparameters by `functools.partial(losses.mml, margins=...)`. `contrastive`,
-`triplet` and `sml` take distances, on scores by `on_scores`; `alignment`, `uniformity` and `directau` take vectors.
-LOSSES.md has the table of all.
+`triplet` and `sml` take distances, on scores by `on_scores`; `alignment`, `uniformity` and `directau` take vectors;
+`rg2` takes users' vectors and sums over the items'. LOSSES.md has the table of all.
 """
 
 from jaxrec.losses._reduce import combine as combine
@@ -30,6 +30,7 @@ from jaxrec.losses.softmax import pooled as pooled
 from jaxrec.losses.softmax import sampled_softmax as sampled_softmax
 from jaxrec.losses.softmax import softmax as softmax
 from jaxrec.losses.softmax import sparsemax as sparsemax
+from jaxrec.losses.squared import rg2 as rg2
 from jaxrec.losses.squared import rg2_sampled as rg2_sampled
 from jaxrec.losses.vectors import alignment as alignment
 from jaxrec.losses.vectors import directau as directau

@@ -1,7 +1,8 @@
-"""The squared losses of RG2."""
+"""The squared losses of RG2, against sampled items and against all."""
 
 from __future__ import annotations
 
+import chex
 import jax.numpy as jnp
 
 from jaxrec.losses._reduce import Negatives, masked, over_negatives
@@ -19,3 +20,38 @@ def rg2_sampled(pos: Array, neg: Array, *, where: Array | None = None, negatives
     """
     pos, neg, where, any_valid = masked(pos, neg, where)
     return jnp.where(any_valid, -pos + 0.5 * over_negatives((neg + 1) ** 2, where, negatives), 0)
+
+
+def rg2(pos: Array, users: Array, gram: Array, total: Array, *, n_items: int, where: Array | None = None) -> Array:
+    """RG2 against all N items, exactly and without their scores: −o + (1/2N) Σⱼ (oⱼ + 1)².
+
+    With G = QᵀQ and s = Qᵀ1 of the items' table Q, the sum is pᵀGp + 2 p·s + N. `train.gram_objective` makes the two.
+
+    It is the softmax's expansion less its constant log N − ½, and no bound on it: the paper's proof needs
+    I/N − diag(π) + ππᵀ to be positive semi-definite, which it is near o = 0 only.
+
+    Args:
+        pos: scores of the positives, [...].
+        users: the users' vectors p, [..., K]; one user's may serve many positives by broadcasting, [B, 1, K].
+        gram: G [K, K], of the same precision as `users`; on accelerators make it with `precision="highest"`.
+        total: s [K].
+        n_items: N.
+        where: bool [...], True = use; elsewhere the loss is 0 and has no gradient.
+
+    >>> items = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+    >>> float(rg2(jnp.array(1.0), jnp.array([1.0, -1.0]), items.T @ items, items.sum(0), n_items=2))
+    0.25
+    """
+    chex.assert_rank(users, jnp.ndim(pos) + 1)
+    chex.assert_type([pos, users, gram, total], float)
+    dim = jnp.shape(users)[-1]
+    chex.assert_shape([gram, total], [(dim, dim), (dim,)])
+    if where is not None:
+        chex.assert_type(where, bool)
+        chex.assert_equal_shape([pos, where])
+        any_valid = where if jnp.shape(users)[:-1] == jnp.shape(pos) else where.any(-1, keepdims=True)
+        pos, users = jnp.where(where, pos, 0), jnp.where(any_valid[..., None], users, 0)
+    quadratic = (jnp.matmul(users, gram, precision="highest") * users).sum(-1)
+    linear = jnp.matmul(users, total, precision="highest")
+    values = -pos + (quadratic + 2 * linear + n_items) / (2 * n_items)
+    return values if where is None else jnp.where(where, values, 0)

@@ -9,6 +9,7 @@ from jaxrec.train.loop import DivergenceError as DivergenceError
 from jaxrec.train.loop import State as State
 from jaxrec.train.loop import fit as fit
 from jaxrec.train.loop import init as init
+from jaxrec.train.objectives import gram_objective as gram_objective
 from jaxrec.train.objectives import in_batch_objective as in_batch_objective
 from jaxrec.train.objectives import log_q as log_q
 from jaxrec.train.objectives import pairwise_objective as pairwise_objective

@@ -172,6 +172,32 @@ def vectors_objective(
     return loss(users[batch.users], items[batch.items], where=batch.where)
 
 
+def gram_objective(
+    variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Callable[..., Array] = losses.rg2
+) -> Array:
+    """Mean loss of the batch's positives against the whole catalogue by its Gram matrix: no scores [B, N] are formed.
+
+    The same as `rows_objective` with `losses.rg2_sampled`, for 2NK² operations a step whatever the batch.
+    Scores are those of the tables: `SimpleX` leaves nothing out of a history, and nothing is dropped.
+
+    Args:
+        variables: of the model.
+        key: unused; nothing is drawn.
+        batch: positives [B], or [B, P] of B users.
+        model: gives tables by `model.apply(variables, method="vectors")`.
+        loss: `losses.rg2`, or any function of positives [...], users [..., K], QᵀQ [K, K], Qᵀ1 [K], `n_items` and
+            `where` [...].
+    """
+    del key
+    users, items = model.apply(variables, method="vectors")
+    gram = jnp.matmul(items.T, items, precision="highest")
+    own = users[batch.users]
+    own = own[:, None] if batch.items.ndim > 1 else own
+    pos = (own * items[batch.items]).sum(-1)
+    values = loss(pos, own, gram, items.sum(0), n_items=len(items), where=batch.where)
+    return losses.mean(values, where=batch.where, weights=batch.weights)
+
+
 def _check_single(batch: Batch) -> None:
     if batch.items.ndim > 1:
         raise ValueError(
