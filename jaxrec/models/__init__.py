@@ -1,5 +1,6 @@
 """Models as Linen modules: `model.init(key, users, items)`, `model.apply(variables, users, items)`."""
 
+from jaxrec.models.lightgcn import LightGCN as LightGCN
 from jaxrec.models.mf import MF as MF
 from jaxrec.models.mf import cosine as cosine
 from jaxrec.models.mf import dot as dot

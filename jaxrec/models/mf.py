@@ -54,6 +54,16 @@ def dropped(vectors: Array, rate: float, key: Key) -> Array:
     return jnp.where(kept.reshape(vectors.shape), vectors / (1 - rate), 0)
 
 
+def products(u: Array, v: Array) -> Array:
+    """u·v over the last axis, of arrays that broadcast: without their product in full where one row meets many."""
+    if u.ndim == 3 and v.ndim == 3 and u.shape[1] == 1:
+        if v.shape[0] == 1:
+            return jnp.einsum("bd,nd->bn", u[:, 0], v[0])
+        if v.shape[0] == u.shape[0]:
+            return jnp.einsum("bd,bnd->bn", u[:, 0], v)
+    return (u * v).sum(-1)
+
+
 class MF(nn.Module):
     """Matrix factorisation (Koren et al. 2009, 10.1109/MC.2009.263), with any loss.
 
@@ -100,11 +110,7 @@ class MF(nn.Module):
             u, v = self.score(self.user[users], self.item[items])
         if self.dropout and self.has_rng("dropout"):
             u = dropped(u, self.dropout, self.make_rng("dropout"))
-        if v.ndim == 3 and u.ndim == 3 and u.shape[1] == 1:
-            if v.shape[0] == 1:  # a row of items for all users
-                return jnp.einsum("bd,nd->bn", u[:, 0], v[0])
-            return jnp.einsum("bd,bnd->bn", u[:, 0], v)
-        return (u * v).sum(-1)
+        return products(u, v)
 
     def rows(self, users: Array) -> Array:
         """Scores of all items for users [B] -> [B, N]."""

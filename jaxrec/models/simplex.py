@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.interactions import Interactions
-from jaxrec.models.mf import _unit, dropped
+from jaxrec.models.mf import _unit, dropped, products
 from jaxrec.typing import Array
 
 _XAVIER = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
@@ -172,7 +172,7 @@ class SimpleX(nn.Module):
         u = _unit(self._mixed(users, left_out))
         if self.dropout > 0 and self.has_rng("dropout"):
             u *= dropped(jnp.ones((*users.shape, self.dim), u.dtype), self.dropout, self.make_rng("dropout"))
-        return _products(u, _looked_up(_unit, self.item, items))
+        return products(u, _looked_up(_unit, self.item, items))
 
     def rows(self, users: Array) -> Array:
         """Scores of all items for users [B] -> [B, N], from their whole histories: nothing is left out."""
@@ -254,7 +254,7 @@ class SimpleX(nn.Module):
         sums, without_top = _sums(logits, values, where), _sums(logits, values, rest)
 
         keys = _looked_up(self.pool.keys, self.history_item, left_out)
-        logit = jnp.zeros(member.shape, own.dtype) if keys is None else _products(self.pool.queries(own), keys)
+        logit = jnp.zeros(member.shape, own.dtype) if keys is None else products(self.pool.queries(own), keys)
         term = jnp.exp(jnp.where(is_other, logit - sums.shift, -jnp.inf))
         count = where.sum(-1)
         scale = self._scale(sums._replace(total=sums.total - term), count - is_other.astype(count.dtype))
@@ -329,13 +329,3 @@ def _looked_up(fn: Callable[[Array], Array | None], table: Array, ids: Array) ->
         return fn(table[ids])
     mapped = fn(table)
     return None if mapped is None else mapped[ids]
-
-
-def _products(u: Array, v: Array) -> Array:
-    """u·v over the last axis, of arrays that broadcast: without their product in full where one row meets many."""
-    if u.ndim == 3 and v.ndim == 3 and u.shape[1] == 1:
-        if v.shape[0] == 1:
-            return jnp.einsum("bd,nd->bn", u[:, 0], v[0])
-        if v.shape[0] == u.shape[0]:
-            return jnp.einsum("bd,bnd->bn", u[:, 0], v)
-    return (u * v).sum(-1)

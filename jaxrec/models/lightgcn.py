@@ -1,0 +1,110 @@
+"""LightGCN: vectors averaged over the neighbourhoods of the graph of users and items."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec.interactions import Interactions, spmm
+from jaxrec.models.mf import products
+from jaxrec.typing import Array
+
+
+class LightGCN(nn.Module):
+    """LightGCN (He et al. 2020, arXiv 2002.02126): matrix factorisation whose tables are smoothed over the graph.
+
+    E⁽ᵏ⁺¹⁾ = D^{-1/2} [[0, R], [Rᵀ, 0]] D^{-1/2} E⁽ᵏ⁾,   score = u·v of the mean of E⁽⁰⁾ .. E⁽ᴸ⁾
+
+    R is the matrix of ones at the interactions and D the diagonal of its degrees, so that a user's row of E⁽ᵏ⁺¹⁾ is
+    Σᵢ eᵢ⁽ᵏ⁾ / √(dᵤ dᵢ) over their items. Who has no interactions keeps E⁽⁰⁾ / (L + 1). A batch's positives stay in the
+    graph, as in the paper.
+
+    Parameters are `user` [M, D] and `item` [N, D], E⁽⁰⁾, drawn from a normal distribution. The graph travels as the
+    untrained collection "graph". Each call propagates both tables, whatever the batch: 2L sparse products, and as many
+    for the gradient (twice as many under `train.pairwise_objective`, for positives and for negatives), so that large
+    batches and `train.gram_objective` pay.
+
+    Attributes:
+        graph: the training interactions; weights are not used. Read at `init`, later only for its sizes.
+        dim: D.
+        layers: L; with 0 it is `MF`.
+        scale: standard deviation of the initial vectors.
+
+    Raises:
+        ValueError: for a dim below 1, or layers below 0.
+
+    Differs: the paper's L2 is on the rows of E⁽⁰⁾ in a batch, 1e-4 · ½ (‖u‖² + ‖i‖² + ‖j‖²) averaged over the batch;
+    `optax.chain(optax.add_decayed_weights(l2), optax.adam(1e-3))` decays the whole tables, as elsewhere here. A user
+    comes B / M times a step and an item about 2B / N times, so that 1e-4 / M or 2e-4 / N is as much on average.
+
+    >>> train = Interactions.from_pairs([0, 0, 2], [1, 3, 0])
+    >>> model = LightGCN(train, dim=2)
+    >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
+    >>> model.apply(variables, jnp.array([[0], [2]]), jnp.array([[1, 2, 3]])).shape
+    (2, 3)
+    """
+
+    graph: Interactions
+    dim: int = 64
+    layers: int = 3
+    scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("dim", self.dim, 1), ("layers", self.layers, 0)):
+            if value < least:
+                raise ValueError(f"{name}={value}; give {least} or more")
+        super().__post_init__()
+
+    @property
+    def n_users(self) -> int:
+        """M."""
+        return self.graph.n_users
+
+    @property
+    def n_items(self) -> int:
+        """N."""
+        return self.graph.n_items
+
+    def setup(self) -> None:  # noqa: D102
+        init = nn.initializers.normal(self.scale)
+        self.user = jnp.asarray(self.param("user", init, (self.n_users, self.dim)))
+        self.item = jnp.asarray(self.param("item", init, (self.n_items, self.dim)))
+        self.by_user = self.variable("graph", "by_user", lambda: _on_device(_normalised(self.graph)))
+        self.by_item = self.variable("graph", "by_item", lambda: _on_device(_normalised(self.graph).transpose()))
+
+    def __call__(self, users: Array, items: Array) -> Array:
+        """Scores of the pairs: ids that broadcast, such as [B, 1] and [B, n] -> [B, n]."""
+        chex.assert_type([users, items], int)
+        u, v = self.vectors()
+        return products(u[users], v[items])
+
+    def rows(self, users: Array) -> Array:
+        """Scores of all items for users [B] -> [B, N]."""
+        u, v = self.vectors()
+        return jnp.einsum("bd,nd->bn", u[users], v)
+
+    def vectors(self) -> tuple[Array, Array]:
+        """The means over the layers, [M, D] and [N, D], whose dot product is the score."""
+        by_user, by_item = self.by_user.value, self.by_item.value
+        user, item = self.user, self.item
+        users, items = user, item
+        for _ in range(self.layers):
+            user, item = spmm(by_user, by_item, item), spmm(by_item, by_user, user)
+            users, items = users + user, items + item
+        return users / (self.layers + 1), items / (self.layers + 1)
+
+
+def _normalised(graph: Interactions) -> Interactions:
+    """The graph with weights 1 / √(dᵤ dᵢ), on the host."""
+    users, items = graph.pairs()
+    degrees = np.diff(np.asarray(graph.indptr))[users] * graph.item_degrees[items]
+    return dataclasses.replace(graph, weights=1 / np.sqrt(degrees), timestamps=None)
+
+
+def _on_device(graph: Interactions) -> Interactions:
+    return jax.tree.map(jnp.asarray, graph)
