@@ -5,6 +5,7 @@ Models, losses, samplers, metrics and optimiser steps are functions of arrays; c
 """
 
 from jaxrec import (
+    als,
     data,
     evaluate,
     interactions,
@@ -22,6 +23,7 @@ from jaxrec.interactions import Interactions
 
 __all__ = [
     "Interactions",
+    "als",
     "data",
     "evaluate",
     "interactions",

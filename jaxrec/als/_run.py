@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jaxrec.interactions import Interactions
 from jaxrec.typing import Array, Key, Variables
 
 Factors = Mapping[str, Array]
-Sweep = Callable[[Factors], tuple[Factors, Mapping[str, Array]]]
+State = TypeVar("State")
 
 
 def check_input(train: Interactions, dim: int, **not_negative: float) -> None:
@@ -47,9 +48,10 @@ def first_factors(key: Key, train: Interactions, dim: int, scale: float) -> Fact
 
 
 def run(
-    sweep: Sweep,
-    factors: Factors,
+    sweep: Callable[[State], tuple[State, Mapping[str, Array]]],
+    state: State,
     *,
+    factors: Callable[[State], Factors] = lambda state: state,
     sweeps: int,
     tolerance: float | None,
     validate: Callable[[Variables], Mapping[str, float]] | None,
@@ -60,13 +62,14 @@ def run(
     """Sweeps until `sweeps` are done, the objective no longer falls, or `stopping` has waited enough.
 
     Args:
-        sweep: takes {"user": [M, K], "item": [N, K]}, gives the next and figures, among them "objective".
-        factors: to begin with.
+        sweep: takes a state and gives the next and figures, among them "objective".
+        state: to begin with.
+        factors: reads {"user": [M, K], "item": [N, K]} off a state; by default the state is just that.
         sweeps: at most.
         tolerance: the run ends when a sweep lowers the objective by no more than this share of it; None never ends it.
         validate: host function of the variables that gives named figures.
         every: validate after every so many sweeps, and after the last.
-        stopping: ends the run when its metric no longer gets better; the best factors are then returned.
+        stopping: ends the run when its metric no longer gets better; the best state counts then.
         progress: show a bar.
 
     Returns:
@@ -80,12 +83,12 @@ def run(
             raise ValueError(f"{name}={value}; give 1 or more")
     if stopping is not None and validate is None:
         raise ValueError(f"stopping watches {stopping.metric!r}, but there is no validate to give it; pass validate=")
-    history, previous, best = History(), float("inf"), factors
+    history, previous, best = History(), None, state
     watch = None if stopping is None else stopping.init()
     bar = tqdm(range(1, sweeps + 1), disable=not progress, desc="sweeps")
     for number in bar:
         began = time.perf_counter()
-        factors, figures = sweep(factors)
+        state, figures = sweep(state)
         record = {"epoch": number, **{name: float(value) for name, value in figures.items()}}
         record["seconds"] = time.perf_counter() - began
         objective = record["objective"]
@@ -94,19 +97,19 @@ def run(
                 f"the objective is {objective} at sweep {number}: a system of normal equations is singular or nearly; "
                 "raise regularization (with 0, no system may have fewer equations than dim)"
             )
-        done = tolerance is not None and previous - objective <= tolerance * abs(previous)
-        done, previous = done or number == sweeps, objective
+        settled = None not in (tolerance, previous) and previous - objective <= tolerance * abs(previous)
+        done, previous = settled or number == sweeps, objective
         improved = True
         if validate is not None and (number % every == 0 or done):
-            record |= {name: float(value) for name, value in validate({"params": factors}).items()}
+            record |= {name: float(value) for name, value in validate({"params": factors(state)}).items()}
             if stopping is not None:
                 watch, improved = stopping.update(watch, record)
                 done = done or stopping.done(watch)
         elif stopping is not None:
             improved = False
-        best = factors if improved else best
+        best = state if improved else best
         history = history.append(record)
         bar.set_postfix({name: f"{value:.6g}" for name, value in record.items() if name not in ("epoch", "seconds")})
         if done:
             break
-    return {"params": best}, history
+    return {"params": factors(best)}, history

@@ -1,0 +1,391 @@
+"""Least squares with a system for each row: rows in buckets of one length, and three ways to solve a bucket.
+
+The system of row u (a user, or an item: the sides trade places) over the other side's vectors q_i is
+
+    A_u = α0 G + Σ_i w_ui q_i q_iᵀ + λ_u I,   b_u = Σ_i c_ui q_i,   G = Σ_all q qᵀ,
+
+with sums over the row's pairs, w_ui = gain·r_ui, c_ui = w_ui + shift and λ_u = λ (Σ_i r_ui + α0·n)^ν, n the number of
+all q. A solver is a function of (`Half`, start [R, K]) that gives for each bucket the solutions p [C, B, K] and their
+values p·A p − 2 p·b [C]. It looks at nothing but its arguments, so it runs as it is on one device's share of chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxrec.interactions import Interactions
+from jaxrec.typing import Array, Scalar
+
+LONGEST = 4096
+"""Longer rows are cut into pieces, whose sums are added up."""
+_PADDING = 1.2
+
+_einsum = partial(jnp.einsum, precision="highest")
+
+
+class Bucket(NamedTuple):
+    """Rows of up to L pairs, in C chunks of B; a chunk is what is gathered at a time.
+
+    Attributes:
+        rows: int32 [C, B], the rows' ids; padding has the number of all rows.
+        lengths: int32 [C, B], their pairs.
+        ids: int32 [C, B, L], ids of the other side, 0 where padded.
+        ratings: float32 [C, B, L], r, 0 where padded.
+    """
+
+    rows: Array
+    lengths: Array
+    ids: Array
+    ratings: Array
+
+
+class Side(NamedTuple):
+    """All rows of one side.
+
+    Attributes:
+        buckets: of the rows that have pairs.
+        place: int32 [R], where each row's solution is among those of all buckets; at their end for rows without pairs.
+        totals: float32 [R], Σ r of each row.
+    """
+
+    buckets: tuple[Bucket, ...]
+    place: Array
+    totals: Array
+
+
+class Weighting(NamedTuple):
+    """The numbers of an objective, by the symbols at the head of this file."""
+
+    unobserved: Scalar
+    gain: Scalar
+    shift: Scalar
+    regularization: Scalar
+    nu: Scalar
+
+    def penalties(self, totals: Array, n_other: int) -> Array:
+        """λ_u [...] of rows with Σ r = `totals` [...]."""
+        return self.regularization * (totals + self.unobserved * n_other) ** self.nu
+
+
+class Half(NamedTuple):
+    """A half step: one side's rows, and what they are solved against.
+
+    Attributes:
+        buckets: the rows, or one device's share of them.
+        table: [n, K], the other side's vectors.
+        gram: [K, K], G.
+        weighting: the objective's numbers.
+    """
+
+    buckets: tuple[Bucket, ...]
+    table: Array
+    gram: Array
+    weighting: Weighting
+
+
+# ---------------------------------------------------------------------- buckets, on the host
+
+
+def side(train: Interactions, *, chunk: int, parts: int = 1) -> Side:
+    """The users' side; that of the items is `side(train.transpose(), ...)`.
+
+    Args:
+        train: the pairs.
+        chunk: gathered vectors a chunk, about.
+        parts: C is a multiple of it in every bucket, so that devices get equal shares.
+    """
+    indptr = np.asarray(train.indptr).astype(np.int64)
+    degrees = np.diff(indptr)
+    ratings = np.ones(train.n_pairs, np.float32) if train.weights is None else np.asarray(train.weights)
+    totals = np.bincount(np.repeat(np.arange(train.n_users), degrees), ratings, train.n_users).astype(np.float32)
+    lengths = bucket_lengths(degrees)
+    of_row = np.searchsorted(lengths, degrees)
+    buckets, solved = [], []
+    for number, length in enumerate(lengths):
+        rows = np.flatnonzero((of_row == number) & (degrees > 0))
+        n_chunks = parts * -(-len(rows) // (parts * max(chunk // length, 1)))
+        size = -(-len(rows) // n_chunks)
+        rows = np.pad(rows, (0, n_chunks * size - len(rows)), constant_values=train.n_users)
+        count = np.where(rows < train.n_users, degrees[rows % train.n_users], 0)
+        real = np.arange(length) < count[:, None]
+        places = np.where(real, indptr[rows % train.n_users][:, None] + np.arange(length), 0)
+        buckets.append(
+            Bucket(
+                rows.astype(np.int32).reshape(n_chunks, size),
+                count.astype(np.int32).reshape(n_chunks, size),
+                np.where(real, np.asarray(train.indices)[places], 0).reshape(n_chunks, size, length),
+                np.where(real, ratings[places], np.float32(0)).reshape(n_chunks, size, length),
+            )
+        )
+        solved.append(rows)
+    solved = np.concatenate(solved)
+    place = np.full(train.n_users + 1, len(solved), np.int32)
+    place[solved] = np.arange(len(solved))
+    return Side(tuple(buckets), place[:-1], totals)
+
+
+def bucket_lengths(degrees: np.ndarray) -> list[int]:
+    """The lengths [·] to which rows are padded, ascending: few, but such that padding adds a fifth at most.
+
+    They begin as 1, 2, 3, 4, 6, 8, then multiples of 8 (of 8 for each piece of rows beyond `LONGEST`) that grow by 1.5
+    at most, which alone keeps a row's padding below a half. Those go first that cost the least.
+    """
+    grid, largest = [1], degrees.max(initial=1)
+    while grid[-1] < largest:
+        grown = max(grid[-1] + 1, int(grid[-1] * 1.5))
+        step = 8 * _pieces(grown) if grown > 8 else 1
+        grid.append(max(grown // step * step, grid[-1] + step))
+    counts = np.bincount(np.searchsorted(grid, degrees[degrees > 0]), minlength=len(grid))
+    kept = [[length, int(count)] for length, count in zip(grid, counts) if count]
+    room = _PADDING * degrees.sum() - sum(length * count for length, count in kept)
+    while len(kept) > 1:
+        added = [(longer - length) * count for (length, count), (longer, _) in zip(kept, kept[1:])]
+        least = int(np.argmin(added))
+        room -= added[least]
+        if room < 0:
+            break
+        kept[least + 1][1] += kept.pop(least)[1]
+    return [length for length, _ in kept]
+
+
+def _pieces(length: int) -> int:
+    return -(-length // LONGEST)
+
+
+# ---------------------------------------------------------------------- a chunk's systems
+
+
+class _Pairs(NamedTuple):
+    """Σ w q qᵀ and Σ c q of B rows by their gathered vectors: q [B, L, K], w and c [B, L]."""
+
+    q: Array
+    w: Array
+    c: Array
+
+    def product(self, x: Array) -> Array:
+        return _einsum("blk,bl->bk", self.q, self.w * _einsum("blk,bk->bl", self.q, x))
+
+    def sums(self) -> Array:
+        return _einsum("blk,bl->bk", self.q, self.c)
+
+    def matrices(self) -> Array:
+        return _einsum("blk,blm->bkm", self.q * self.w[..., None], self.q)
+
+    def scores(self, p: Array) -> Array:
+        """What `block` wants to know of p: ŷ [B, L]."""
+        return _einsum("blk,bk->bl", self.q, p)
+
+    def block(self, first: Array, size: int, scores: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
+        """For dimensions π: A_ππ [B, size, size], (A p − b)_π [B, size], and how a step in π changes the scores."""
+        q = lax.dynamic_slice_in_dim(self.q, first, size, 2)
+        slope = _einsum("blk,bl->bk", q, self.w * scores - self.c)
+        return self._replace(q=q).matrices(), slope, lambda step: _einsum("blk,bk->bl", q, step)
+
+
+class _Matrices(NamedTuple):
+    """The same, summed already: a [B, K, K], b [B, K]."""
+
+    a: Array
+    b: Array
+
+    def product(self, x: Array) -> Array:
+        return _einsum("bkm,bm->bk", self.a, x)
+
+    def sums(self) -> Array:
+        return self.b
+
+    def matrices(self) -> Array:
+        return self.a
+
+    def scores(self, p: Array) -> Array:
+        return self.product(p)
+
+    def block(self, first: Array, size: int, scores: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
+        columns = lax.dynamic_slice_in_dim(self.a, first, size, 2)
+        slope = lax.dynamic_slice_in_dim(scores - self.b, first, size, 1)
+        a = lax.dynamic_slice_in_dim(columns, first, size, 1)
+        return a, slope, lambda step: _einsum("bkm,bm->bk", columns, step)
+
+
+def _over_chunks(half: Half, solve, start: Array) -> tuple[list[Array], list[Array]]:
+    """`solve(system, penalties [B], start [B, K])` chunk after chunk, so that what is gathered stays in the cache."""
+    weighting, table = half.weighting, half.table
+
+    def gathered(ids, ratings, where):
+        w = weighting.gain * ratings.astype(table.dtype)
+        c = jnp.where(where, w + weighting.shift, 0)
+        return _Pairs(table.at[ids].get(mode="promise_in_bounds"), w, c)
+
+    def chunk(bucket: Bucket):
+        length = bucket.ids.shape[-1]
+        where = jnp.arange(length, dtype=jnp.int32) < bucket.lengths[:, None]
+        columns = bucket.ids, bucket.ratings, where
+        system = gathered(*columns) if length <= LONGEST else _summed(gathered, columns, table)
+        totals = bucket.ratings.sum(-1).astype(table.dtype)
+        penalties = weighting.penalties(totals, table.shape[0])
+        p, value = solve(system, penalties, start.at[bucket.rows].get(mode="clip"))
+        real = bucket.lengths > 0
+        return jnp.where(real[:, None], p, 0), jnp.where(real, value, 0).sum()
+
+    results = [lax.map(chunk, bucket) for bucket in half.buckets]
+    return [p for p, _ in results], [value for _, value in results]
+
+
+def _summed(gathered, columns, table: Array) -> _Matrices:
+    """The sums of rows too long to be gathered whole, piece by piece."""
+    rows, length = columns[0].shape
+    n, k = _pieces(length), table.shape[1]
+    pieces = [jnp.moveaxis(column.reshape(rows, n, length // n), 1, 0) for column in columns]
+
+    def add(sums: _Matrices, piece):
+        part = gathered(*piece)
+        return _Matrices(sums.a + part.matrices(), sums.b + part.sums()), None
+
+    nothing = _Matrices(jnp.zeros((rows, k, k), table.dtype), jnp.zeros((rows, k), table.dtype))
+    return lax.scan(add, nothing, tuple(pieces))[0]
+
+
+def _turned(half: Half) -> tuple[Half, Array, Array]:
+    """The half step in the basis of G's eigenvectors, where α0 G + λ I is diagonal: that diagonal [K], the basis."""
+    spectrum, basis = jnp.linalg.eigh(half.gram)
+    rounding = half.gram.shape[0] * jnp.finfo(half.gram.dtype).eps * spectrum[-1]
+    spectrum = half.weighting.unobserved * jnp.where(spectrum > rounding, spectrum, 0)
+    return half._replace(table=_einsum("nk,km->nm", half.table, basis)), spectrum, basis
+
+
+def _cholesky_solve(a: Array, b: Array) -> Array:
+    factor = lax.linalg.cholesky(a, symmetrize_input=False)
+    return jax.scipy.linalg.cho_solve((factor, True), b[..., None])[..., 0]
+
+
+def _dot(x: Array, y: Array) -> Array:
+    return (x * y).sum(-1)
+
+
+# ---------------------------------------------------------------------- solvers
+
+
+def cholesky(half: Half, start: Array) -> tuple[list[Array], list[Array]]:
+    """Exact, by Cholesky's factors of a K × K matrix, or of an L × L matrix for rows with fewer pairs than K.
+
+    In the basis of G's eigenvectors A = D + QᵀWQ with a diagonal D, so p = A⁻¹Qᵀc = D⁻¹Qᵀ√W (I + √W Q D⁻¹ Qᵀ√W)⁻¹ c/√W.
+    """
+    half, spectrum, basis = _turned(half)
+
+    def solve(system, penalties, start):
+        diagonal = spectrum[None] + penalties[:, None]
+        if isinstance(system, _Pairs) and system.q.shape[1] < system.q.shape[2]:
+            p, value = _by_pairs(system, diagonal)
+        else:
+            b = system.sums()
+            p = _cholesky_solve(system.matrices() + jax.vmap(jnp.diag)(diagonal), b)
+            value = -_dot(p, b)
+        return _einsum("bk,mk->bm", p, basis), value
+
+    return _over_chunks(half, solve, start)
+
+
+def _by_pairs(system: _Pairs, diagonal: Array) -> tuple[Array, Array]:
+    """The L × L form. Weights of 0 are raised to ε², far below rounding, so that c/√w is defined."""
+    root = jnp.sqrt(jnp.maximum(system.w, jnp.finfo(system.w.dtype).eps ** 2))
+    scale = lax.rsqrt(diagonal)
+    q = system.q * root[..., None] * scale[:, None, :]
+    identity = jnp.eye(q.shape[1], dtype=q.dtype)
+    c = system.c / root
+    y = _cholesky_solve(identity[None] + _einsum("blk,bmk->blm", q, q), c)
+    p = _einsum("blk,bl->bk", q, y)
+    return scale * p, -_dot(p, _einsum("blk,bl->bk", q, c))
+
+
+def conjugate_gradient(half: Half, start: Array, *, steps: int = 3) -> tuple[list[Array], list[Array]]:
+    """`steps` of conjugate gradients from the present vectors; a row's K × K matrix is not formed.
+
+    In the basis of G's eigenvectors, preconditioned by the diagonal α0 G + λ I.
+
+    Args:
+        half: the half step.
+        start: [R, K].
+        steps: with K, or with a row's number of pairs and one, the solution is exact but for rounding.
+
+    Raises:
+        ValueError: for steps below 1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps={steps}; give 1 or more")
+    half, spectrum, basis = _turned(half)
+
+    def solve(system, penalties, start):
+        diagonal = spectrum[None] + penalties[:, None]
+        p, b = _einsum("bk,km->bm", start, basis), system.sums()
+        residual = b - system.product(p) - diagonal * p
+        direction = residual / diagonal
+        carry = p, residual, direction, _dot(residual, direction), -_dot(p, b + residual)
+
+        def step(_, carry):
+            p, residual, direction, square, value = carry
+            image = system.product(direction) + diagonal * direction
+            rate = _ratio(square, _dot(direction, image))
+            p += rate[:, None] * direction
+            residual -= rate[:, None] * image
+            preconditioned = residual / diagonal
+            previous, square, value = square, _dot(residual, preconditioned), value - rate * square
+            direction = preconditioned + _ratio(square, previous)[:, None] * direction
+            return p, residual, direction, square, value
+
+        p, *_, value = lax.fori_loop(0, steps, step, carry)
+        return _einsum("bk,mk->bm", p, basis), value
+
+    return _over_chunks(half, solve, start)
+
+
+def _ratio(x: Array, y: Array) -> Array:
+    """x / y, 0 where y is: a row already solved stays."""
+    return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
+
+
+def subspace(half: Half, start: Array, *, block: int) -> tuple[list[Array], list[Array]]:
+    """iALS++ (Rendle et al. 2021, arXiv 2110.14044): `block` dimensions after another, each block exactly.
+
+    δ = A_ππ⁻¹ (A p − b)_π,  p_π −= δ, and the row's scores ŷ −= Q_π δ are kept up.
+
+    Args:
+        half: the half step.
+        start: [R, K].
+        block: dimensions of a block, 1 to K; the last block may have fewer. With K it is `cholesky`.
+
+    Raises:
+        ValueError: for a block outside 1 .. K.
+    """
+    dim = half.table.shape[1]
+    if not 1 <= block <= dim:
+        raise ValueError(f"block={block} with dim={dim}; give 1 to {dim}")
+    gram = half.weighting.unobserved * half.gram
+
+    def solve(system, penalties, start):
+        def base(p):
+            return _einsum("bk,km->bm", p, gram) + penalties[:, None] * p
+
+        def improved(first, size, p, scores):
+            a, slope, change = system.block(first, size, scores)
+            a += lax.dynamic_slice(gram, (first, first), (size, size))[None]
+            a += penalties[:, None, None] * jnp.eye(size, dtype=a.dtype)[None]
+            slope += _einsum("bk,km->bm", p, lax.dynamic_slice_in_dim(gram, first, size, 1))
+            own = lax.dynamic_slice_in_dim(p, first, size, 1)
+            delta = _cholesky_solve(a, slope + penalties[:, None] * own)
+            return lax.dynamic_update_slice_in_dim(p, own - delta, first, 1), scores - change(delta)
+
+        carry = start, system.scores(start)
+        carry = lax.fori_loop(0, dim // block, lambda n, carry: improved(n * block, block, *carry), carry)
+        if dim % block:
+            carry = improved(dim - dim % block, dim % block, *carry)
+        p = carry[0]
+        return p, _dot(p, system.product(p) + base(p) - 2 * system.sums())
+
+    return _over_chunks(half, solve, start)

@@ -1,0 +1,314 @@
+"""RG2 without SGD: against dense float64 algebra, its closed form, and itself on a mesh."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+import jaxrec as jr
+from jaxrec.als import rg2
+from jaxrec.data import synthetic
+
+M, N = 57, 41
+KEY = jax.random.key(0)
+
+
+def interactions(weighted=False):
+    """A user and an item without any pair among them."""
+    rng = np.random.default_rng(0)
+    pairs = rng.random((M, N)) < 0.15
+    pairs[3], pairs[:, 5] = False, False
+    weights = rng.integers(1, 5, pairs.sum()) if weighted else None
+    return jr.Interactions.from_pairs(*np.nonzero(pairs), weights=weights, n_users=M, n_items=N)
+
+
+def dense(train):
+    """R, the row weights W and the targets S of the squared form."""
+    r = train.to_scipy().toarray().astype(np.float64)
+    a = r.sum(1, keepdims=True)
+    targets = np.where(a > 0, r * N / np.where(a > 0, a, 1) - 1, 0)
+    return r, a / (2 * N * r.sum()), targets
+
+
+def dense_objective(variables, train, regularization):
+    user, item = (np.asarray(variables["params"][name], np.float64) for name in ("user", "item"))
+    _, w, s = dense(train)
+    ridge = (N * w * user**2).sum() + (item**2).sum() / (2 * N)
+    return (w * (user @ item.T - s) ** 2).sum() + regularization * ridge
+
+
+def singular_values(train):
+    _, w, s = dense(train)
+    return np.linalg.svd(np.sqrt(w) * s, compute_uv=False)
+
+
+def fitted(train, regularization, sweeps, dim=6, **more):
+    more = {"tolerance": None, "progress": False, "key": KEY} | more
+    return rg2.fit(train, dim=dim, regularization=regularization, sweeps=sweeps, **more)
+
+
+@pytest.fixture(params=[False, True], ids=["binary", "weighted"])
+def train(request):
+    return interactions(request.param)
+
+
+# ---------------------------------------------------------------------- alternating steps
+
+
+def test_sweeps_equal_brute_force_weighted_least_squares(train):
+    with jax.enable_x64(True):
+        variables, _ = fitted(train, 0.1, 3)
+        item = np.array(jr.als._run.first_factors(KEY, train, 6, 0.1)["item"])
+    _, w, s = dense(train)
+    for _ in range(3):
+        user = np.zeros((M, 6))
+        for u in np.flatnonzero(w[:, 0]):
+            system = w[u] * item.T @ item + 0.1 * N * w[u] * np.eye(6)
+            user[u] = np.linalg.solve(system, w[u] * item.T @ s[u])
+        for i in range(N):
+            system = user.T @ (w * user) + 0.1 / (2 * N) * np.eye(6)
+            item[i] = np.linalg.solve(system, user.T @ (w[:, 0] * s[:, i]))
+    np.testing.assert_allclose(variables["params"]["user"], user, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(variables["params"]["item"], item, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("regularization", [0.0, 0.1])
+def test_objective_is_the_dense_one_and_never_rises(train, regularization):
+    """T14, T15: after each half step, with a user and an item that have no pairs."""
+    with jax.enable_x64(True):
+        variables, history = fitted(train, regularization, 40)
+        values = np.array([[r["after_users"], r["objective"]] for r in history.records]).ravel()
+        np.testing.assert_allclose(values[-1], dense_objective(variables, train, regularization), rtol=1e-10)
+        zero = jax.tree.map(jnp.zeros_like, variables)
+        for some in (variables, zero):
+            value = rg2.objective(some, train, regularization=regularization)
+            np.testing.assert_allclose(value, dense_objective(some, train, regularization), rtol=1e-10)
+    assert np.diff(values).max() < 1e-12
+    assert values[-1] < values[0]
+
+
+def test_targets_sum_to_zero_so_that_items_do(train):
+    """T11: the wrong sign of the items' right-hand side shows here."""
+    np.testing.assert_allclose(dense(train)[2].sum(1), 0, atol=1e-12)
+    with jax.enable_x64(True):
+        item = np.asarray(fitted(train, 0.1, 2)[0]["params"]["item"])
+    assert np.abs(item.sum(0)).max() < 1e-12 * np.linalg.norm(item)
+
+
+def test_single_precision_is_enough(train):
+    """T17: what a Gram matrix of reduced precision would spoil."""
+    with jax.enable_x64(True):
+        exact = fitted(train, 0.1, 3)[0]["params"]
+    single = rg2.fit(train, dim=6, regularization=0.1, sweeps=1, key=KEY, progress=False)[0]["params"]
+    assert np.linalg.norm(single["item"].sum(0)) < 1e-4 * np.linalg.norm(single["item"])
+    start = jnp.asarray(exact["item"], jnp.float32)
+    user = rg2.fold_in({"params": {"item": start}}, train, regularization=0.1)
+    with jax.enable_x64(True):
+        expected = rg2.fold_in({"params": {"item": exact["item"]}}, train, regularization=0.1)
+    np.testing.assert_allclose(user, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_row_weights_cancel():
+    """T12: pairs seven times as heavy, the same factors."""
+    train = interactions(weighted=True)
+    heavier = jr.Interactions.from_scipy(7 * train.to_scipy())
+    with jax.enable_x64(True):
+        one, seven = (fitted(data, 0.1, 3)[0]["params"] for data in (train, heavier))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), one, seven)
+
+
+def test_who_has_no_pairs(train):
+    params = fitted(train, 0.1, 2)[0]["params"]
+    assert (np.asarray(params["user"][3]) == 0).all()
+    assert np.isfinite(params["item"][5]).all()
+
+
+def test_runs_end_by_tolerance_and_by_patience():
+    train = interactions()
+    _, history = fitted(train, 0.1, 500, tolerance=1e-4)
+    assert 1 < len(history.records) < 100
+    counts = iter([0.1, 0.3, 0.2, 0.2, 0.9])
+    tables = []
+
+    def validate(variables):
+        tables.append(variables["params"])
+        return {"ndcg@10": next(counts)}
+
+    stopping = jr.train.EarlyStopping("ndcg@10", patience=2)
+    variables, history = fitted(train, 0.1, 500, validate=validate, stopping=stopping)
+    assert [r["ndcg@10"] for r in history.records] == [0.1, 0.3, 0.2, 0.2]  # T18: a record a sweep, both halves
+    jax.tree.map(np.testing.assert_array_equal, variables["params"], tables[1])
+
+
+def test_same_key_same_factors_and_they_rank():
+    train, test = synthetic.checkerboard(30)
+    first, second = (fitted(train, 0.05, 20, dim=8)[0] for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    report = jr.evaluate.full_ranking(jr.models.MF(30, 30, dim=8), first, train, test, ks=(1,))
+    assert report.means["hit_rate@1"] > 0.9
+
+
+# ---------------------------------------------------------------------- the closed form
+
+
+def test_fixed_point_is_the_closed_form(train):
+    """T13."""
+    regularization = 0.2 * singular_values(train)[0]
+    with jax.enable_x64(True):
+        variables, history = fitted(train, regularization, 400)
+        solved = rg2.solve(train, dim=6, regularization=regularization, key=KEY, tolerance=1e-7)
+        optimum = rg2.objective(solved, train, regularization=regularization)
+        assert abs(history.records[-1]["objective"] - optimum) < 1e-8
+        grams = [np.asarray(p["item"].T @ p["item"]) for p in (variables["params"], solved["params"])]
+    np.testing.assert_allclose(*map(np.linalg.eigvalsh, grams), rtol=1e-5)  # balanced alike
+
+
+def test_decomposition_equals_dense_svd(train):
+    values = singular_values(train)
+    with jax.enable_x64(True):
+        found = jax.tree.map(np.asarray, rg2.decompose(train, dim=9, key=KEY, tolerance=1e-9))
+    np.testing.assert_allclose(found.values, values[:9], rtol=1e-10)
+    assert found.residual.max() < 1e-9
+    for vectors in (found.user, found.item):
+        np.testing.assert_allclose(vectors.T @ vectors, np.eye(9), atol=1e-9)
+
+
+def test_decomposition_of_full_rank_and_few_items():
+    train = jr.Interactions.from_pairs([0, 0, 1, 2, 2, 3], [0, 1, 1, 0, 2, 1])
+    with jax.enable_x64(True):
+        found = jax.tree.map(np.asarray, rg2.decompose(train, dim=3, key=KEY, tolerance=1e-9))
+    assert np.isfinite(found.user).all() and found.values[2] < 1e-7  # rows sum to zero: the rank is below N
+
+
+def test_large_regularization_gives_zero(train):
+    edge = np.sqrt(2) * singular_values(train)[0]
+    decomposition = rg2.decompose(train, dim=6, key=KEY)
+    above, below = (rg2.shrink(decomposition, regularization=edge * factor)["params"] for factor in (1.02, 0.98))
+    assert (np.asarray(above["user"] @ above["item"].T) == 0).all()
+    assert np.abs(below["user"] @ below["item"].T).max() > 0
+
+
+def test_one_decomposition_gives_every_optimum(train):
+    """Smaller dims and other regularisations, the path by vmap; each no worse than long alternation."""
+    with jax.enable_x64(True):
+        decomposition = rg2.decompose(train, dim=6, key=KEY, tolerance=1e-8)
+        path = jax.vmap(lambda x: rg2.shrink(decomposition, regularization=x, dim=4))(jnp.array([0.05, 0.4]))
+        for place, regularization in enumerate((0.05, 0.4)):
+            found = jax.tree.map(lambda table, place=place: table[place], path)
+            optimum = rg2.objective(found, train, regularization=regularization)
+            _, history = fitted(train, regularization, 600, dim=4)
+            np.testing.assert_allclose(history.records[-1]["objective"], optimum, atol=1e-8)
+
+
+# ---------------------------------------------------------------------- new users
+
+
+def test_fold_in_is_the_users_half_step():
+    train = interactions()
+    with jax.enable_x64(True):
+        variables = rg2.solve(train, dim=6, regularization=0.3, key=KEY, tolerance=1e-8)
+        vectors = rg2.fold_in(variables, train, regularization=0.3)
+    np.testing.assert_allclose(vectors, variables["params"]["user"], rtol=1e-5, atol=1e-8)
+    assert (np.asarray(vectors[3]) == 0).all()
+
+
+# ---------------------------------------------------------------------- a mesh
+
+
+@pytest.mark.parametrize("devices", [1, 3, 4])
+def test_mesh_gives_the_same(train, devices):
+    """57 users: no number of devices divides them."""
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("users",))
+    alone, dealt = fitted(train, 0.1, 4), fitted(train, 0.1, 4, mesh=mesh)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), alone[0], dealt[0])
+    np.testing.assert_allclose(alone[1].column("objective")[1], dealt[1].column("objective")[1], rtol=1e-6)
+
+
+PROCESS = """
+    import json, sys
+    import jax, numpy as np
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{sys.argv[2]}", num_processes=2, process_id=int(sys.argv[1]))
+    import jaxrec as jr
+    rng = np.random.default_rng(0)
+    train = jr.Interactions.from_pairs(*np.nonzero(rng.random((23, 11)) < 0.4), n_users=23, n_items=11)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("users",))
+    assert mesh.size == 4 and jax.local_device_count() == 2
+    options = dict(dim=3, regularization=0.1, sweeps=3, key=jax.random.key(0), tolerance=None, progress=False)
+    variables, history = jr.als.rg2.fit(train, mesh=mesh, **options)
+    alone, _ = jr.als.rg2.fit(train, **options)
+    same = [np.allclose(variables["params"][n], alone["params"][n], rtol=1e-4, atol=1e-5) for n in ("user", "item")]
+    print(json.dumps([jax.process_index(), same, history.records[-1]["objective"]]))
+"""
+
+
+def test_two_processes_give_the_same(tmp_path):
+    """`jax.distributed` on this machine: 2 processes of 2 devices."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    script = tmp_path / "process.py"
+    script.write_text(textwrap.dedent(PROCESS))
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    start = partial(subprocess.Popen, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    processes = [start([sys.executable, str(script), str(number), port]) for number in range(2)]
+    try:
+        answers = []
+        for process in processes:
+            out, err = process.communicate(timeout=120)
+            assert process.returncode == 0, err
+            answers.append(json.loads(out.splitlines()[-1]))
+    finally:
+        for process in processes:
+            process.kill()
+    assert [answer[:2] for answer in answers] == [[0, [True, True]], [1, [True, True]]]
+    assert answers[0][2] == answers[1][2]
+
+
+# ---------------------------------------------------------------------- wrong input
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dim": 42}, "dim=42 with 57 users and 41 items; give 1 to 41"),
+        ({"dim": 0}, "dim=0"),
+        ({"regularization": -1.0}, "regularization=-1.0; give a finite number of 0 or more"),
+        ({"regularization": float("nan")}, "regularization=nan"),
+        ({"sweeps": 0}, "sweeps=0; give 1 or more"),
+        ({"stopping": jr.train.EarlyStopping("ndcg@10")}, "no validate to give it"),
+        ({"mesh": Mesh(np.array(jax.devices()).reshape(2, 2), ("a", "b"))}, "single axis"),
+    ],
+)
+def test_wrong_arguments_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        rg2.fit(interactions(), **({"dim": 6, "regularization": 0.1, "key": KEY, "progress": False} | change))
+
+
+def test_wrong_data_are_refused():
+    negative = jr.Interactions.from_pairs([0, 1, 2], [0, 1, 2], weights=[1.0, -2.0, 1.0])
+    with pytest.raises(ValueError, match=r"train.weights\[1\] is -2.0; weights of implicit feedback are 0 or more"):
+        rg2.fit(negative, dim=1, regularization=0.1, key=KEY)
+    with pytest.raises(ValueError, match="train has no pairs"):
+        rg2.solve(negative.select(np.zeros(3, bool)), dim=1, regularization=0.1, key=KEY)
+    few = jr.Interactions.from_pairs([0, 1, 2, 3], [0, 0, 1, 1], n_items=4)
+    with pytest.raises(ValueError, match="raise regularization"):
+        rg2.fit(few, dim=4, regularization=0.0, key=KEY, sweeps=9, tolerance=None, progress=False)
+    variables = rg2.solve(few, dim=1, regularization=0.1, key=KEY)
+    with pytest.raises(ValueError, match="histories have 41 items and variables 4"):
+        rg2.fold_in(variables, interactions(), regularization=0.1)
+    with pytest.raises(ValueError, match="dim=3, and the decomposition has 2"):
+        rg2.shrink(rg2.decompose(few, dim=2, key=KEY), regularization=0.1, dim=3)
+    mesh = Mesh(np.array(jax.devices()), ("users",))
+    three = jr.Interactions.from_pairs([0, 1, 2], [0, 1, 2])
+    with pytest.raises(ValueError, match="mesh has 4 devices and train 3 users"):
+        rg2.fit(three, dim=1, regularization=0.1, key=KEY, mesh=mesh)
