@@ -92,9 +92,24 @@ def test_one_key_gives_one_set_whatever_the_block(make, sizes, monkeypatch):
     assert make(KEY, **sizes)[0].fingerprint() == interactions.fingerprint()
 
 
+def test_power_law_has_the_pairs_asked_for_and_degrees_that_fall():
+    sizes = dict(n_users=400, n_items=300, n_pairs=6000)
+    interactions = synthetic.power_law(KEY, **sizes)
+    assert interactions.n_pairs == 6000 and (interactions.n_users, interactions.n_items) == (400, 300)
+    assert synthetic.power_law(KEY, **sizes).fingerprint() == interactions.fingerprint()
+    even = synthetic.power_law(KEY, **sizes, exponents=(0, 0))
+    tops = [np.sort(some.item_degrees)[-30:].sum() for some in (interactions, even)]
+    assert tops[0] > 2 * tops[1]
+    order = np.argsort(-interactions.item_degrees)
+    assert abs(np.corrcoef(order, np.arange(300))[0, 1]) < 0.2  # ids tell nothing
+
+
 @pytest.mark.parametrize(
     ("make", "sizes", "message"),
     [
+        (synthetic.power_law, dict(n_users=4, n_items=4, n_pairs=0), "n_pairs=0; it must be 1 or more"),
+        (synthetic.power_law, dict(n_users=4, n_items=4, n_pairs=5), "n_pairs=5 is more than a quarter of 4 x 4"),
+        (synthetic.power_law, dict(n_users=4, n_items=4, n_pairs=2, exponents=(0, 2)), "two numbers of 0 or more"),
         (synthetic.low_rank, LOW_RANK | dict(dim=0), "dim=0; it must be 1 or more"),
         (synthetic.low_rank, LOW_RANK | dict(pairs_per_user=61), "pairs_per_user=61 is more than n_items=60"),
         (synthetic.low_rank, LOW_RANK | dict(sharpness=-1.0), "sharpness=-1.0; it is a standard deviation"),

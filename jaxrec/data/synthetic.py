@@ -141,11 +141,48 @@ def facets(
     return _draw(rng, log_odds, n_users, n_items, pairs_per_user), Facets(of_item, mixtures)
 
 
+def power_law(
+    key: Key, *, n_users: int, n_items: int, n_pairs: int, exponents: tuple[float, float] = (0.5, 0.8)
+) -> Interactions:
+    """Sparse and as large as wanted, to measure time and memory: who meets whom is chance, how often is a power law.
+
+    A pair's user is drawn in proportion to rank^-exponents[0], its item to rank^-exponents[1], repetitions are drawn
+    anew; ranks are dealt to ids at random. Memory is some tens of bytes a pair.
+
+    Args:
+        key: typed key; the same key gives the same set.
+        n_users: M.
+        n_items: N.
+        n_pairs: distinct pairs, at most a quarter of M N.
+        exponents: of users and items, 0 (all alike) or more, below 2.
+
+    Raises:
+        ValueError: for sizes that are not positive, too many pairs, and exponents outside the range.
+    """
+    _check_sizes(n_users=n_users, n_items=n_items, n_pairs=n_pairs)
+    if n_pairs > n_users * n_items / 4:
+        raise ValueError(f"n_pairs={n_pairs} is more than a quarter of {n_users} x {n_items}; give fewer")
+    if not all(0 <= exponent < 2 for exponent in exponents):
+        raise ValueError(f"exponents={exponents}; give two numbers of 0 or more, below 2")
+    rng = generator(key)
+    sides = []
+    for size, exponent in zip((n_users, n_items), exponents):
+        shares = np.arange(1, size + 1) ** -float(exponent)
+        sides.append((rng.permutation(size), np.cumsum(shares) / shares.sum()))
+    pairs = np.zeros(0, np.int64)
+    while len(pairs) < n_pairs:
+        wanted = int(1.2 * (n_pairs - len(pairs))) + 16
+        users, items = (ids[np.searchsorted(shares[:-1], rng.random(wanted), side="right")] for ids, shares in sides)
+        pairs = np.unique(np.append(pairs, users * n_items + items))
+    pairs = rng.choice(pairs, n_pairs, replace=False, shuffle=False)
+    return Interactions.from_pairs(*np.divmod(pairs, n_items), n_users=n_users, n_items=n_items)
+
+
 def _check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name}={size}; it must be 1 or more")
-    if sizes["pairs_per_user"] > sizes["n_items"]:
+    if sizes.get("pairs_per_user", 0) > sizes["n_items"]:
         raise ValueError(f"pairs_per_user={sizes['pairs_per_user']} is more than n_items={sizes['n_items']}")
 
 
