@@ -20,6 +20,7 @@ from jaxrec.data import synthetic
 
 M, N = 57, 41
 KEY = jax.random.key(0)
+pytestmark = pytest.mark.usefixtures("hurried")
 
 
 def interactions(weighted=False):
@@ -39,11 +40,13 @@ def dense(train):
     return r, a / (2 * N * r.sum()), targets
 
 
-def dense_objective(variables, train, regularization):
+def dense_objective(variables, train, regularization, alpha=0.0):
     user, item = (np.asarray(variables["params"][name], np.float64) for name in ("user", "item"))
-    _, w, s = dense(train)
+    r, w, s = dense(train)
     ridge = (N * w * user**2).sum() + (item**2).sum() / (2 * N)
-    return (w * (user @ item.T - s) ** 2).sum() + regularization * ridge
+    extra = (r.sum(1) @ user**2).sum() + (r.sum(0) @ item**2).sum()
+    extra = (r * (user @ item.T - 1) ** 2).sum() + regularization * extra
+    return (w * (user @ item.T - s) ** 2).sum() + regularization * ridge + alpha / r.sum() * extra
 
 
 def singular_values(train):
@@ -64,34 +67,41 @@ def train(request):
 # ---------------------------------------------------------------------- alternating steps
 
 
-def test_sweeps_equal_brute_force_weighted_least_squares(train):
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+def test_sweeps_equal_brute_force_weighted_least_squares(train, alpha):
     with jax.enable_x64(True):
-        variables, _ = fitted(train, 0.1, 3)
+        variables, _ = fitted(train, 0.1, 3, alpha=alpha, steps=20)
         item = np.array(jr.als._run.first_factors(KEY, train, 6, 0.1)["item"])
-    _, w, s = dense(train)
+    r, w, s = dense(train)
+    weight = w + alpha / r.sum() * r  # of each cell, and the weighted target
+    target = w * s + alpha / r.sum() * r
     for _ in range(3):
         user = np.zeros((M, 6))
         for u in np.flatnonzero(w[:, 0]):
-            system = w[u] * item.T @ item + 0.1 * N * w[u] * np.eye(6)
-            user[u] = np.linalg.solve(system, w[u] * item.T @ s[u])
+            system = item.T @ (weight[u][:, None] * item) + 0.1 * weight[u].sum() * np.eye(6)
+            user[u] = np.linalg.solve(system, item.T @ target[u])
         for i in range(N):
-            system = user.T @ (w * user) + 0.1 / (2 * N) * np.eye(6)
-            item[i] = np.linalg.solve(system, user.T @ (w[:, 0] * s[:, i]))
+            system = user.T @ (weight[:, [i]] * user) + 0.1 * weight[:, i].sum() * np.eye(6)
+            item[i] = np.linalg.solve(system, user.T @ target[:, i])
     np.testing.assert_allclose(variables["params"]["user"], user, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(variables["params"]["item"], item, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("regularization", [0.0, 0.1])
-def test_objective_is_the_dense_one_and_never_rises(train, regularization):
-    """T14, T15: after each half step, with a user and an item that have no pairs."""
+@pytest.mark.parametrize(("regularization", "alpha", "steps"), [(0.0, 0.0, 1), (0.1, 0.0, 1), (0.1, 0.1, 2)])
+def test_objective_is_the_dense_one_and_never_rises(train, regularization, alpha, steps):
+    """T14, T15: after each half step, exact or not, with a user and an item that have no pairs."""
     with jax.enable_x64(True):
-        variables, history = fitted(train, regularization, 40)
+        variables, history = fitted(train, regularization, 40, alpha=alpha, steps=steps)
         values = np.array([[r["after_users"], r["objective"]] for r in history.records]).ravel()
-        np.testing.assert_allclose(values[-1], dense_objective(variables, train, regularization), rtol=1e-10)
+        np.testing.assert_allclose(values[-1], dense_objective(variables, train, regularization, alpha), rtol=1e-10)
         zero = jax.tree.map(jnp.zeros_like, variables)
         for some in (variables, zero):
-            value = rg2.objective(some, train, regularization=regularization)
-            np.testing.assert_allclose(value, dense_objective(some, train, regularization), rtol=1e-10)
+            value = rg2.objective(some, train, regularization=regularization, alpha=alpha)
+            np.testing.assert_allclose(value, dense_objective(some, train, regularization, alpha), rtol=1e-10)
+        first, history = fitted(train, regularization, 1, alpha=alpha, steps=steps)
+        first["params"]["item"] = jr.als._run.first_factors(KEY, train, 6, 0.1)["item"]
+        expected = dense_objective(first, train, regularization, alpha)
+        np.testing.assert_allclose(history.records[0]["after_users"], expected, rtol=1e-10)
     assert np.diff(values).max() < 1e-12
     assert values[-1] < values[0]
 
@@ -212,11 +222,12 @@ def test_one_decomposition_gives_every_optimum(train):
 # ---------------------------------------------------------------------- new users
 
 
-def test_fold_in_is_the_users_half_step():
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+def test_fold_in_is_the_users_half_step(alpha):
     train = interactions()
     with jax.enable_x64(True):
-        variables = rg2.solve(train, dim=6, regularization=0.3, key=KEY, tolerance=1e-8)
-        vectors = rg2.fold_in(variables, train, regularization=0.3)
+        variables, _ = fitted(train, 0.3, 400, alpha=alpha)
+        vectors = rg2.fold_in(variables, train, regularization=0.3, alpha=alpha)
     np.testing.assert_allclose(vectors, variables["params"]["user"], rtol=1e-5, atol=1e-8)
     assert (np.asarray(vectors[3]) == 0).all()
 
@@ -224,11 +235,12 @@ def test_fold_in_is_the_users_half_step():
 # ---------------------------------------------------------------------- a mesh
 
 
-@pytest.mark.parametrize("devices", [1, 3, 4])
-def test_mesh_gives_the_same(train, devices):
-    """57 users: no number of devices divides them."""
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+def test_mesh_gives_the_same(train, devices, alpha):
+    """57 users: 4 devices do not divide them."""
     mesh = Mesh(np.array(jax.devices()[:devices]), ("users",))
-    alone, dealt = fitted(train, 0.1, 4), fitted(train, 0.1, 4, mesh=mesh)
+    alone, dealt = fitted(train, 0.1, 4, alpha=alpha), fitted(train, 0.1, 4, alpha=alpha, mesh=mesh)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), alone[0], dealt[0])
     np.testing.assert_allclose(alone[1].column("objective")[1], dealt[1].column("objective")[1], rtol=1e-6)
 
@@ -285,6 +297,8 @@ def test_two_processes_give_the_same(tmp_path):
         ({"regularization": -1.0}, "regularization=-1.0; give a finite number of 0 or more"),
         ({"regularization": float("nan")}, "regularization=nan"),
         ({"sweeps": 0}, "sweeps=0; give 1 or more"),
+        ({"alpha": -0.1}, "alpha=-0.1; give a finite number of 0 or more"),
+        ({"steps": 0}, "steps=0; give 1 or more"),
         ({"stopping": jr.train.EarlyStopping("ndcg@10")}, "no validate to give it"),
         ({"mesh": Mesh(np.array(jax.devices()).reshape(2, 2), ("a", "b"))}, "single axis"),
     ],

@@ -17,6 +17,7 @@ of `decompose(...).values`: choose it as a share of √2 σ, not of 1.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -28,47 +29,14 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxrec.als._mesh import check_mesh, dealt, spread
 from jaxrec.als._run import check_input, first_factors, run
+from jaxrec.als._spectrum import Decomposition, Problem, decompose, dot, problem_of, shrink
 from jaxrec.history import EarlyStopping, History
 from jaxrec.interactions import Interactions, spmm
 from jaxrec.typing import Array, Key, Scalar, Variables
 
+__all__ = ["Decomposition", "decompose", "fit", "fold_in", "objective", "shrink", "solve"]
 
-class Problem(NamedTuple):
-    """What a sweep needs of the data.
-
-    Attributes:
-        matrix: R, users by items.
-        transposed: Rᵀ.
-        share: aᵤ / |D| [M].
-        inverse: 1 / aᵤ [M], 0 where a user has no items.
-        total: |D| [].
-        constant: Σᵤ Wᵤ ‖Sᵤ‖² [], the loss of zero factors.
-    """
-
-    matrix: Interactions
-    transposed: Interactions
-    share: Array
-    inverse: Array
-    total: Array
-    constant: Array
-
-
-class Decomposition(NamedTuple):
-    """The leading part of S̃ = diag(√W) S, from which every optimum of RG2 is read off by `shrink`.
-
-    Attributes:
-        user: left singular vectors [M, K].
-        values: singular values [K], descending.
-        item: right singular vectors [N, K].
-        scale: √Wᵤ [M]; 0 for a user without items.
-        residual: ‖S̃ᵀS̃v − σ²v‖ / σ₁² [K], how far each vector is from a true one.
-    """
-
-    user: Array
-    values: Array
-    item: Array
-    scale: Array
-    residual: Array
+_PAIRS = 1 << 13  # pairs scored at a time: what is gathered stays in the cache
 
 
 def fit(
@@ -77,7 +45,9 @@ def fit(
     dim: int,
     regularization: Scalar,
     key: Key,
+    alpha: Scalar = 0.0,
     sweeps: int = 30,
+    steps: int = 8,
     scale: float = 0.1,
     tolerance: float | None = 1e-6,
     validate: Callable[[Variables], Mapping[str, float]] | None = None,
@@ -96,7 +66,10 @@ def fit(
         dim: K.
         regularization: λ, in units of √2 times a singular value of S̃.
         key: typed key of the first item factors.
+        alpha: α, more weight on the positives: L gains α/|D| Σ r (o − 1)² over the pairs and their share of the
+            regulariser. With it rows have systems of their own, and the closed form is gone.
         sweeps: at most.
+        steps: of conjugate gradients in a half step, where alpha is not 0.
         scale: the first item factors are N(0, scale² / K).
         tolerance: ends the run when a sweep lowers the objective by no more than this share; None never does.
         validate: host function of the variables that gives named figures for the history.
@@ -120,12 +93,15 @@ def fit(
     >>> variables["params"]["item"].shape
     (3, 2)
     """
-    check_input(train, dim, regularization=regularization)
+    check_input(train, dim, regularization=regularization, alpha=alpha)
+    if steps < 1:
+        raise ValueError(f"steps={steps}; give 1 or more")
+    settings, steps = _Settings(regularization, alpha), steps if _given(alpha) else 0
     first = first_factors(key, train, dim, scale)
-    first = _State(**first, gram=_dot(first["item"].T, first["item"]) / train.n_items)
-    sweep, state, factors = _prepared(train, first) if mesh is None else _prepared_on(mesh, train, first)
+    first = _State(**first, gram=dot(first["item"].T, first["item"]) / train.n_items)
+    sweep, state, factors = _prepared(train, first, steps) if mesh is None else _prepared_on(mesh, train, first, steps)
     return run(
-        lambda state: sweep(state, regularization),
+        lambda state: sweep(state, settings),
         state,
         factors=factors,
         sweeps=sweeps,
@@ -137,18 +113,28 @@ def fit(
     )
 
 
-def objective(variables: Variables, train: Interactions, *, regularization: Scalar) -> Array:
+def objective(variables: Variables, train: Interactions, *, regularization: Scalar, alpha: Scalar = 0.0) -> Array:
     """L of the given factors [], by Gram matrices: no [M, N] array, one sparse product. Differentiable."""
-    return _objective_of(variables["params"], _problem(train), regularization)
+    settings = _Settings(regularization, alpha)
+    return _objective_of(variables["params"], problem_of(train), settings, pairwise=_given(alpha))
 
 
-def fold_in(variables: Variables, histories: Interactions, *, regularization: Scalar) -> Array:
-    """Vectors of users whom training never saw: their exact half step, a mean of item vectors times a K x K matrix.
+def fold_in(
+    variables: Variables,
+    histories: Interactions,
+    *,
+    regularization: Scalar,
+    alpha: Scalar = 0.0,
+    steps: int = 30,
+) -> Array:
+    """Vectors of users whom training never saw: their half step.
 
     Args:
         variables: from `fit` or `solve`.
         histories: [B, N], what is known of B users; a user without items gets 0.
         regularization: as in training.
+        alpha: as in training. With 0 a vector is the mean of item vectors times a K x K matrix.
+        steps: of conjugate gradients, where alpha is not 0.
 
     Returns:
         [B, K]; `{"params": {"user": vectors, "item": variables["params"]["item"]}}` are variables of MF for them.
@@ -159,70 +145,12 @@ def fold_in(variables: Variables, histories: Interactions, *, regularization: Sc
     item = variables["params"]["item"]
     if histories.n_items != item.shape[0]:
         raise ValueError(f"histories have {histories.n_items} items and variables {item.shape[0]}; use one id map")
-    return _fold_in(_problem(histories), item, regularization)
+    settings = _Settings(regularization, alpha)
+    return _fold_in(problem_of(histories), item, settings, steps=steps if _given(alpha) else 0)
 
 
-def decompose(
-    train: Interactions,
-    *,
-    dim: int,
-    key: Key,
-    tolerance: float = 1e-4,
-    oversample: int | None = None,
-    passes: int = 200,
-) -> Decomposition:
-    """Leading singular triplets of S̃, by subspace iteration with a Chebyshev filter on random vectors.
-
-    A pass is two sparse products of K + oversample columns. S̃ is never formed: it is
-    √(N/2|D|) A^(−1/2) R (I − 11ᵀ/N).
-
-    Args:
-        train: the positives.
-        dim: K, the largest dimension that `shrink` will be asked for.
-        key: typed key of the first vectors.
-        tolerance: of the largest `residual`; the objective's relative error is about its square.
-        oversample: further vectors that speed convergence; by default K/4, at least 10.
-        passes: at most.
-
-    Raises:
-        ValueError: as `fit`.
-    """
-    check_input(train, dim, tolerance=tolerance)
-    width = min(dim + (max(10, dim // 4) if oversample is None else oversample), train.n_users, train.n_items)
-    start = jax.random.normal(key, (train.n_items, width))
-    problem = jax.device_put(_problem(train))
-    return _decompose(problem, start, tolerance, dim=dim, passes=passes)
-
-
-def shrink(decomposition: Decomposition, *, regularization: Scalar, dim: int | None = None) -> Variables:
-    """The global optimum of L at one λ: singular values less λ/√2, or 0.
-
-    Args:
-        decomposition: from `decompose`.
-        regularization: λ. May be traced: `jax.vmap` gives a whole path.
-        dim: K, at most the decomposition's; by default the same.
-
-    Returns:
-        `models.MF`'s variables, balanced as `fit`'s fixed point is.
-
-    Raises:
-        ValueError: for a dim that the decomposition does not reach.
-    """
-    reached = decomposition.values.shape[0]
-    dim = reached if dim is None else dim
-    if not 1 <= dim <= reached:
-        raise ValueError(f"dim={dim}, and the decomposition has {reached}; give 1 to {reached}, or decompose anew")
-    n_items = decomposition.item.shape[0]
-    kept = jnp.maximum(decomposition.values[:dim] - regularization / np.sqrt(2), 0)
-    balance = np.sqrt(np.sqrt(2) * n_items)
-    warm = decomposition.scale > 0
-    scale = jnp.where(warm, 1 / jnp.where(warm, decomposition.scale, 1), 0)
-    return {
-        "params": {
-            "user": scale[:, None] * decomposition.user[:, :dim] * (jnp.sqrt(kept) / balance)[None],
-            "item": decomposition.item[:, :dim] * (jnp.sqrt(kept) * balance)[None],
-        }
-    }
+def _given(alpha: Scalar) -> bool:
+    return isinstance(alpha, jax.core.Tracer) or bool(alpha)
 
 
 def solve(train: Interactions, *, dim: int, regularization: Scalar, key: Key, tolerance: float = 1e-4) -> Variables:
@@ -241,20 +169,6 @@ def solve(train: Interactions, *, dim: int, regularization: Scalar, key: Key, to
 
 # ---------------------------------------------------------------------- one device, or a mesh of them
 
-_dot = functools.partial(jnp.matmul, precision="highest")
-
-
-def _problem(train: Interactions) -> Problem:
-    users, _ = train.pairs()
-    weights = np.ones(train.n_pairs) if train.weights is None else np.asarray(train.weights, np.float64)
-    a = np.bincount(users, weights, train.n_users)
-    inverse = np.divide(1, a, out=np.zeros_like(a), where=a > 0)
-    total = a.sum()
-    squares = np.bincount(users, weights**2, train.n_users) @ inverse
-    dtype = jnp.zeros(()).dtype  # float32, or float64 in x64
-    numbers = (a / total, inverse, total, squares * train.n_items / (2 * total) - 0.5)
-    return Problem(train, train.transpose(), *(np.asarray(number, dtype) for number in numbers))
-
 
 class _State(NamedTuple):
     """Between sweeps: the factors and QᵀQ/N, which both the objective and the next sweep need."""
@@ -264,29 +178,35 @@ class _State(NamedTuple):
     gram: Array
 
 
+class _Settings(NamedTuple):
+    regularization: Scalar
+    alpha: Scalar
+
+
 def _factors(state: _State) -> dict[str, Array]:
     return {"user": state.user, "item": state.item}
 
 
-def _prepared(train: Interactions, state: _State):
-    return functools.partial(_sweep, jax.device_put(_problem(train))), state, _factors
+def _prepared(train: Interactions, state: _State, steps: int):
+    """The sweep, its first state, and how factors are read off one."""
+    return functools.partial(_sweep, jax.device_put(problem_of(train)), steps=steps), state, _factors
 
 
-def _prepared_on(mesh: Mesh, train: Interactions, state: _State):
+def _prepared_on(mesh: Mesh, train: Interactions, state: _State, steps: int):
     """The same on a mesh; `factors` gathers the users in their order."""
     axis = check_mesh(mesh, train.n_users)
-    deal, whole = dealt(train, mesh.size), _problem(train)
+    deal, whole = dealt(train, mesh.size), problem_of(train)
     shares, inverses = (np.append(x, np.zeros((), x.dtype))[deal.users] for x in (whole.share, whole.inverse))
-    numbers = (np.broadcast_to(x, mesh.size) for x in (whole.total, whole.constant))
-    problem = spread(mesh, Problem(deal.matrix, deal.transposed, shares, inverses, *numbers), axis)
+    same_for_all = (np.broadcast_to(x, (mesh.size, *x.shape)) for x in whole[4:])
+    problem = spread(mesh, Problem(deal.matrix, deal.transposed, shares, inverses, *same_for_all), axis)
     users = np.zeros((*deal.users.shape, state.user.shape[1]), state.user.dtype)
     places, item, gram = spread(mesh, (deal.places, state.item, state.gram))
     sharded, same = PartitionSpec(axis), PartitionSpec()
     specs = _State(sharded, same, same)
 
-    def local(problem, state, regularization):
+    def local(problem, state, settings):
         problem, user = jax.tree.map(lambda x: x[0], (problem, state.user))
-        state, figures = _sweep(problem, state._replace(user=user), regularization, axis)
+        state, figures = _sweep(problem, state._replace(user=user), settings, steps=steps, axis=axis)
         return state._replace(user=state.user[None]), figures
 
     sweep = jax.jit(
@@ -300,110 +220,125 @@ def _prepared_on(mesh: Mesh, train: Interactions, state: _State):
     return functools.partial(sweep, problem), _State(spread(mesh, users, axis), item, gram), factors
 
 
-@functools.partial(jax.jit, static_argnames="axis")
-def _sweep(problem: Problem, state: _State, regularization: Scalar, axis: str | None = None):
+# ---------------------------------------------------------------------- a sweep
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "axis"))
+def _sweep(problem: Problem, state: _State, settings: _Settings, *, steps: int, axis: str | None = None):
     """Both half steps; over the mesh axis `axis`, if given, users are shards and items the same everywhere.
 
-    Where P solves P (G + λI) = B, the loss is a matter of Gram matrices alone, for ⟨P, B⟩ weighted by rows is
-    ⟨PᵀAP, G + λI⟩: so it costs no pass over the tables.
+    A half step minimises Σ (xAx − 2xb) over its rows x, and where it ends that is −Σ x(b + residual), so that the
+    objective costs no further product.
     """
-    n_items = state.item.shape[0]
-    user = _user_step(problem, state.item, state.gram, regularization)
+    n_items, (regularization, alpha) = state.item.shape[0], settings
+    together = (lambda x: jax.lax.psum(x, axis)) if axis else (lambda x: x)
+    user, match = _user_step(problem, state.item, state.gram, settings, state.user, steps)
     weighted = problem.share[:, None] * user
     sums = spmm(problem.transposed, problem.matrix, user / problem.total)
-    parts = _dot(user.T, weighted), weighted.sum(0), sums
-    gram_users, mean_users, sums = jax.lax.psum(parts, axis) if axis else parts
-    item = _solve(gram_users, regularization, n_items * sums - mean_users[None])
-    gram_items = _dot(item.T, item) / n_items
+    parts = dot(user.T, weighted), weighted.sum(0), sums, (weighted * match).sum()
+    gram_users, mean_users, sums, value_users = together(parts)
 
-    def loss(solved, other, gram_items):
-        ridges = regularization * (jnp.trace(other) - jnp.trace(solved))
-        return problem.constant + 0.5 * (ridges - (gram_users * gram_items).sum())
+    gain = 2 * alpha * n_items
+    ridge = regularization * (1 + gain * problem.popularity)
+    own = _Rows(problem.transposed, problem.matrix, ridge, jnp.full(n_items, gain / problem.total))
+    sides = (1 + 2 * alpha) * n_items * sums - mean_users[None]
+    item, match = _solved(own, user, gram_users, sides, state.item, steps, together)
 
+    constant = problem.constant + alpha
+    ridge_items = ridge @ (state.item**2).sum(1) / n_items
+    ridge_users = (1 + 2 * alpha) * regularization * jnp.trace(gram_users)
     figures = {
-        "after_users": loss(gram_users, state.gram, state.gram),
-        "objective": loss(gram_items, gram_users, gram_items),
+        "after_users": constant + 0.5 * (ridge_items - value_users),
+        "objective": constant + 0.5 * (ridge_users - (item * match).sum() / n_items),
     }
-    return _State(user, item, gram_items), figures
+    return _State(user, item, dot(item.T, item) / n_items), figures
 
 
-def _user_step(problem: Problem, item: Array, gram: Array, regularization: Scalar) -> Array:
-    """The users' exact step P: the mean of a user's items less the mean of all, times a K x K inverse."""
-    inverse = problem.inverse[:, None]
+def _user_step(problem: Problem, item: Array, gram: Array, settings: _Settings, start: Array, steps: int):
+    """The users' rows. Without alpha: the mean of a user's items less the mean of all, times a K x K inverse."""
+    (regularization, alpha), inverse = settings, problem.inverse[:, None]
     summed = spmm(problem.matrix, problem.transposed, item)
-    return _solve(gram, regularization, jnp.where(inverse > 0, inverse * summed - item.mean(0)[None], 0))
+    sides = jnp.where(inverse > 0, (1 + 2 * alpha) * inverse * summed - item.mean(0)[None], 0)
+    ridge = jnp.full(1, regularization * (1 + 2 * alpha))
+    own = _Rows(problem.matrix, problem.transposed, ridge, 2 * alpha * problem.inverse)
+    return _solved(own, item, gram, sides, start, steps, lambda x: x)
 
 
-def _solve(gram: Array, ridge: Scalar, sides: Array) -> Array:
-    """X of X (gram + ridge I) = sides [n, K], by the inverse: n triangular solves take ten times as long."""
-    identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
-    return _dot(sides, jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram + ridge * identity), identity))
+class _Rows(NamedTuple):
+    """The rows x of one side: x (gram + ridge I) + gain Σᵢ rᵢ (x·yᵢ) yᵢ = its right-hand side, y the other side's."""
+
+    matrix: Interactions
+    transposed: Interactions
+    ridge: Array
+    gain: Array
 
 
-@jax.jit
-def _objective_of(factors, problem: Problem, regularization: Scalar) -> Array:
-    user, item = factors["user"], factors["item"]
+def _solved(own: _Rows, table: Array, gram: Array, sides: Array, start: Array, steps: int, together: Callable):
+    """The rows, and their right-hand sides plus residuals.
+
+    Without `steps` the gain is 0 and all rows share one matrix, whose inverse is multiplied: solving triangles for each
+    row takes ten times as long. Else `steps` of conjugate gradients for all rows at once, in the basis of gram's
+    eigenvectors, where what rows share is diagonal and preconditions the rest.
+    """
+    if not steps:
+        identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
+        factor = jax.scipy.linalg.cho_factor(gram + own.ridge[0] * identity)
+        return dot(sides, jax.scipy.linalg.cho_solve(factor, identity)), sides
+    spectrum, basis = jnp.linalg.eigh(gram)
+    table, sides, x = (dot(y, basis) for y in (table, sides, start))
+    diagonal = jnp.maximum(spectrum, 0)[None] + own.ridge[:, None]
+
+    def product(x):
+        seen = dataclasses.replace(own.matrix, weights=_scores(own.matrix, x, table))
+        return diagonal * x + own.gain[:, None] * together(spmm(seen, own.transposed, table))
+
+    def inner(x, y):
+        return (x * y).sum(1, keepdims=True)
+
+    def ratio(x, y):  # 0 where a row is solved already
+        return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
+
+    def step(_, carry):
+        x, residual, direction, square = carry
+        image = product(direction)
+        rate = ratio(square, inner(direction, image))
+        x, residual = x + rate * direction, residual - rate * image
+        previous, square = square, inner(residual, residual / diagonal)
+        return x, residual, residual / diagonal + ratio(square, previous) * direction, square
+
+    residual = sides - product(x)
+    direction = residual / diagonal
+    carry = x, residual, direction, inner(residual, direction)
+    x, residual, *_ = jax.lax.fori_loop(0, steps, step, carry)
+    return dot(x, basis.T), dot(sides + residual, basis.T)
+
+
+def _scores(matrix: Interactions, rows: Array, columns: Array) -> Array:
+    """r times the score of each pair [nnz]."""
+    degrees = jnp.asarray(matrix.indptr[1:] - matrix.indptr[:-1])
+    owners = jnp.repeat(jnp.arange(matrix.n_users), degrees, total_repeat_length=matrix.n_pairs)
+    pairs = owners, jnp.asarray(matrix.indices)
+    scores = jax.lax.map(lambda pair: rows[pair[0]] @ columns[pair[1]], pairs, batch_size=_PAIRS)
+    return scores if matrix.weights is None else jnp.asarray(matrix.weights, scores.dtype) * scores
+
+
+@functools.partial(jax.jit, static_argnames="pairwise")
+def _objective_of(factors: Mapping[str, Array], problem: Problem, settings: _Settings, pairwise: bool) -> Array:
+    (regularization, alpha), user, item = settings, factors["user"], factors["item"]
     weighted = problem.share[:, None] * user
-    gram_users, gram_items = _dot(user.T, weighted), _dot(item.T, item) / item.shape[0]
+    gram_users, gram_items = dot(user.T, weighted), dot(item.T, item) / item.shape[0]
     agreement = (user * spmm(problem.matrix, problem.transposed, item)).sum() / problem.total
     squares = 0.5 * (gram_users * gram_items).sum() + weighted.sum(0) @ item.mean(0)
-    ridges = 0.5 * regularization * (jnp.trace(gram_users) + jnp.trace(gram_items))
-    return squares - agreement + problem.constant + ridges
+    ridges = (1 + 2 * alpha) * jnp.trace(gram_users) + jnp.trace(gram_items)
+    ridges += 2 * alpha * problem.popularity @ (item**2).sum(1)
+    value = squares - agreement + problem.constant + 0.5 * regularization * ridges
+    if not pairwise:
+        return value
+    seen = dataclasses.replace(problem.matrix, weights=_scores(problem.matrix, user, item))
+    return value + alpha * ((user * spmm(seen, problem.transposed, item)).sum() / problem.total - 2 * agreement + 1)
 
 
-@jax.jit
-def _fold_in(problem: Problem, item: Array, regularization: Scalar) -> Array:
-    return _user_step(problem, item, _dot(item.T, item) / item.shape[0], regularization)
-
-
-# ---------------------------------------------------------------------- the closed form
-
-
-@functools.partial(jax.jit, static_argnames=("dim", "passes", "degree"))
-def _decompose(problem: Problem, start: Array, tolerance: Scalar, *, dim: int, passes: int, degree: int = 4):
-    n_items = start.shape[0]
-    rows = jnp.sqrt(problem.inverse * (n_items / 2 / problem.total))[:, None]
-
-    def forward(x):  # S̃ x
-        return rows * spmm(problem.matrix, problem.transposed, x - x.mean(0, keepdims=True))
-
-    def backward(y):  # S̃ᵀ y
-        y = spmm(problem.transposed, problem.matrix, rows * y)
-        return y - y.mean(0, keepdims=True)
-
-    def ritz(basis):
-        """Best approximations in the span of orthonormal columns, and S̃ᵀS̃ times them."""
-        left = forward(basis)
-        squares, rotation = jnp.linalg.eigh(_dot(left.T, left))
-        squares, rotation = jnp.maximum(squares[::-1], 0), rotation[:, ::-1]
-        basis, left = _dot(basis, rotation), _dot(left, rotation)
-        image = backward(left)
-        distance = jnp.linalg.norm(image - squares[None] * basis, axis=0)
-        return basis, left, squares, image, distance / jnp.maximum(squares[0], jnp.finfo(squares.dtype).tiny)
-
-    def filtered(basis, image, cut):
-        """T_degree(2 S̃ᵀS̃ / cut − 1): grows outside [0, cut], stays in [−1, 1] inside."""
-        previous, present = basis, 2 / cut * image - basis
-        for _ in range(degree - 1):
-            previous, present = present, 2 * (2 / cut * backward(forward(present)) - present) - previous
-            scale = jnp.linalg.norm(present, axis=0, keepdims=True)
-            previous, present = previous / scale, present / scale
-        return jnp.linalg.qr(present)[0]
-
-    def step(state):
-        number, (basis, _, squares, image, _) = state
-        cut = jnp.maximum(squares[-1], 1e-3 * squares[0])
-        return number + degree, ritz(filtered(basis, image, cut))
-
-    def unfinished(state):
-        number, (*_, residual) = state
-        return (number < passes) & (residual[:dim].max() > tolerance)
-
-    basis = jnp.linalg.qr(start - start.mean(0, keepdims=True))[0]
-    basis = jnp.linalg.qr(backward(forward(basis)))[0]
-    _, (basis, left, squares, _, residual) = jax.lax.while_loop(unfinished, step, (2, ritz(basis)))
-    values = jnp.sqrt(squares[:dim])
-    positive = values > 0
-    user = jnp.where(positive[None], left[:, :dim] / jnp.where(positive, values, 1)[None], 0)
-    scale = jnp.sqrt(problem.share / (2 * n_items))
-    return Decomposition(user, values, basis[:, :dim], scale, residual[:dim])
+@functools.partial(jax.jit, static_argnames="steps")
+def _fold_in(problem: Problem, item: Array, settings: _Settings, steps: int) -> Array:
+    start = jnp.zeros((problem.matrix.n_users, item.shape[1]), item.dtype)
+    return _user_step(problem, item, dot(item.T, item) / item.shape[0], settings, start, steps)[0]
