@@ -17,6 +17,7 @@ from tqdm import tqdm
 from jaxrec.history import EarlyStopping, History
 from jaxrec.interactions import Interactions
 from jaxrec.optim import rowwise
+from jaxrec.partials import combine, partition
 from jaxrec.train.checkpoint import Checkpoint, Progress
 from jaxrec.typing import Array, Key, Objective, Variables
 
@@ -138,7 +139,7 @@ def fit(
     if checkpoint is not None:
         description = _description(state, objective, train, batch_size, group)
         run = checkpoint.restore(run, description)
-    arrays, static = _partition((objective, touched))
+    arrays, static = partition((objective, touched))
     arrays, data = jax.device_put((arrays, examples(train, group)))
     first = int(run.state.epoch)
     stopped = stopping is not None and stopping.done(run.stopping)
@@ -213,39 +214,6 @@ def _described(value: Any) -> str:
 # ---------------------------------------------------------------------- one epoch
 
 
-class _Static(NamedTuple):
-    """An objective without its arrays: hashable, so that jit can key on it."""
-
-    tree: Any
-    leaves: tuple
-
-
-class _Hole:
-    """Stands where an array was taken out."""
-
-
-def _partition(functions: tuple) -> tuple[list, _Static]:
-    """Takes the arrays out of nested partials, to be arguments of jit: XLA folds large constants for minutes."""
-    leaves, tree = jax.tree.flatten(tuple(map(_as_pytree, functions)))
-    dynamic = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
-    arrays = [leaf for leaf, is_array in zip(leaves, dynamic) if is_array]
-    return arrays, _Static(tree, tuple(_Hole if is_array else leaf for leaf, is_array in zip(leaves, dynamic)))
-
-
-def _as_pytree(value: Any) -> Any:
-    if type(value) in (tuple, list):
-        return tuple(map(_as_pytree, value))
-    if not isinstance(value, functools.partial):
-        return value
-    keywords = {name: _as_pytree(item) for name, item in value.keywords.items()}
-    return jax.tree_util.Partial(value.func, *map(_as_pytree, value.args), **keywords)
-
-
-def _combine(arrays: Sequence[Array], static: _Static) -> tuple:
-    supply = iter(arrays)
-    return jax.tree.unflatten(static.tree, [next(supply) if leaf is _Hole else leaf for leaf in static.leaves])
-
-
 class Examples(NamedTuple):
     """What an epoch goes through: for each of R examples its user and where its positives lie among the pairs.
 
@@ -294,7 +262,7 @@ def examples(train: Interactions, group: int | None) -> Examples:
 
 @functools.partial(jax.jit, static_argnames=("static", "tx", "batch_size"))
 def _epoch(state, arrays, data, *, static, tx, batch_size):
-    objective, touched = _combine(arrays, static)
+    objective, touched = combine(arrays, static)
     return epoch(state, objective, tx, data, touched=touched, batch_size=batch_size)
 
 

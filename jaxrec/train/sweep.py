@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from jaxrec.history import History
 from jaxrec.interactions import Interactions
+from jaxrec.partials import combine, partition
 from jaxrec.train import loop
 from jaxrec.train.lanes import Lane, Sweep, shown
 from jaxrec.typing import Array, Key, Objective, Variables
@@ -125,7 +126,7 @@ def sweep(
             raise ValueError(f"{name}={value}; give 1 or more, or None")
     if select is not None and validate is None:
         raise ValueError(f"select={select!r}, but there is no validate to give it; pass validate=")
-    arrays, static = loop._partition((setup,))
+    arrays, static = partition((setup,))
     shape = jax.eval_shape(functools.partial(_init_of_lanes, static=static), keys[:1], _take(columns, [0]), arrays)
     loop._check_fit(shape, train, epochs, batch_size, group, every, None, None)
     arrays, data = jax.device_put((arrays, loop.examples(train, group)))
@@ -317,7 +318,7 @@ def _warn(runs: list[_Run]) -> None:
 
 
 def _recipe(arrays: list, static: Any, setting: Mapping[str, Array]) -> Recipe:
-    (setup,) = loop._combine(arrays, static)
+    (setup,) = combine(arrays, static)
     made = setup(**setting)
     if not isinstance(made, tuple) or not 3 <= len(made) <= 5:
         what = f"a tuple of {len(made)}" if isinstance(made, tuple) else type(made).__name__
