@@ -58,6 +58,7 @@ def run(
     every: int,
     stopping: EarlyStopping | None,
     progress: bool,
+    unit: str = "sweeps",
 ) -> tuple[Variables, History]:
     """Sweeps until `sweeps` are done, the objective no longer falls, or `stopping` has waited enough.
 
@@ -71,6 +72,7 @@ def run(
         every: validate after every so many sweeps, and after the last.
         stopping: ends the run when its metric no longer gets better; the best state counts then.
         progress: show a bar.
+        unit: what the bar counts.
 
     Returns:
         `MF`'s variables, {"params": {"user": [M, K], "item": [N, K]}}, and the `History`.
@@ -85,7 +87,7 @@ def run(
         raise ValueError(f"stopping watches {stopping.metric!r}, but there is no validate to give it; pass validate=")
     history, previous, best = History(), None, state
     watch = None if stopping is None else stopping.init()
-    bar = tqdm(range(1, sweeps + 1), disable=not progress, desc="sweeps")
+    bar = tqdm(range(1, sweeps + 1), disable=not progress, desc=unit)
     for number in bar:
         began = time.perf_counter()
         state, figures = sweep(state)

@@ -1,0 +1,303 @@
+"""Gauss-Newton with conjugate gradients for two-tower models on the RG2 objective: no step size, no negatives.
+
+A tower is any differentiable function of parameters: `towers(params) -> users' vectors [M, K], items' vectors [N, K]`.
+With P and Q these tables, R the interactions, a = R1 and |D| = Σ a, what is minimised is
+
+    L = −⟨P, RQ⟩ / |D| + (⟨PᵀAP, QᵀQ⟩ + 2 Pᵀa·Qᵀ1 + N|D|) / (2N|D|) + λ ‖θ‖²,   A = diag(a)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec.als._run import check_input, run
+from jaxrec.history import EarlyStopping, History
+from jaxrec.interactions import Interactions, spmm
+from jaxrec.partials import Static, combine, partition
+from jaxrec.typing import Array, Key, Scalar, Variables
+
+Params = Any
+Towers = Callable[[Params], tuple[Array, Array]]
+Features = Array | tuple[Interactions, Interactions]
+
+_SUFFICIENT = 1e-4  # share of the slope that a step must gain (Armijo)
+_HALVINGS = 30
+
+
+def fit(
+    towers: Towers,
+    params: Params,
+    train: Interactions,
+    *,
+    regularization: float,
+    steps: int = 50,
+    cg_steps: int = 30,
+    cg_tolerance: float = 0.1,
+    tolerance: float | None = 1e-5,
+    validate: Callable[[Variables], Mapping[str, float]] | None = None,
+    every: int = 1,
+    stopping: EarlyStopping | None = None,
+    progress: bool = True,
+) -> tuple[Params, History]:
+    """Minimises the RG2 objective of two towers by Gauss-Newton steps (RG2, appendix D).
+
+    A step solves (G + 2λI) d = −∇L by conjugate gradients, where G is the curvature by way of the scores, and goes
+    along d as far as Armijo's rule lets it, so that the objective never rises. A product with G is one push and one
+    pull through the towers and four products with [K, K]; the interactions are gone through for the gradient and at
+    each trial alone.
+
+    Arrays inside `functools.partial`s of `towers` travel as arguments; what a lambda closes over becomes a constant.
+
+    Args:
+        towers: such as `partial(two_towers, user_features=..., item_features=...)`, `partial(vectors, model=...,
+            variables=...)` for a Linen model, or `lambda p: (p["user"], p["item"])`, which is matrix factorisation.
+        params: to begin with. At zero tables the gradient is zero: draw them.
+        train: the interactions; weights count as so many repetitions.
+        regularization: λ of λ ‖θ‖².
+        steps: at most.
+        cg_steps: conjugate gradients a step, at most.
+        cg_tolerance: they end when the residual is below this share of the gradient.
+        tolerance: the run ends when a step lowers the objective by no more than this share of it; None never ends it.
+        validate: host function of {"params": params} that gives named figures.
+        every: validate after every so many steps, and after the last.
+        stopping: ends the run when its metric no longer gets better; the best parameters are then returned.
+        progress: show a bar.
+
+    Returns:
+        The parameters and the `History`: "objective" after each step, the norm of the "gradient" before it, and the
+        length of the "step", 1 for a full one.
+
+    Raises:
+        ValueError: for towers that do not give [M, K] and [N, K], an objective that is not finite, a train set without
+            pairs or with negative weights, `steps`, `cg_steps` or `every` below 1, a `regularization` that is negative
+            or not finite, a `cg_tolerance` outside [0, 1), and `stopping` without `validate`.
+
+    Differs: appendix D has errors of sign, factor and shape. `als.rg2` minimises the same squares, larger by a constant
+    of the data, under another regulariser: λ (Σ aᵤ ‖pᵤ‖² / 2|D| + ‖Q‖² / 2N), which scales with the rows' weights. Here
+    it is λ ‖θ‖² of all parameters, so that a λ of one is none of the other; the towers pᵤ = (2|D| / aᵤ)^½ `user[u]`,
+    qᵢ = (2N)^½ `item[i]` make the two the same.
+
+    >>> train = Interactions.from_pairs([0, 0, 1, 2], [0, 1, 1, 2])
+    >>> params = {"user": jnp.full((3, 1), 0.1), "item": jnp.array([[0.2], [0.1], [-0.1]])}
+    >>> mf = lambda params: (params["user"], params["item"])
+    >>> _, history = fit(mf, params, train, regularization=0.01, steps=3, progress=False)
+    >>> bool(history.records[-1]["objective"] < history.records[0]["objective"] < 0.5)
+    True
+    """
+    _check(towers, params, train, regularization, steps, cg_steps, cg_tolerance)
+    arrays, static = partition((towers,))
+    data = jax.device_put((arrays, train, train.transpose()))
+
+    def step(params: Params) -> tuple[Params, Mapping[str, Array]]:
+        params, figures = _step(params, *data, regularization, cg_tolerance, static=static, cg_steps=cg_steps)
+        if not np.isfinite(figures["objective"]):
+            raise ValueError(
+                f"the objective is {figures['objective']}; look for NaN in params, in the features of the towers "
+                "and in train.weights (all 0?), or start from smaller params"
+            )
+        return params, figures
+
+    how = {"validate": validate, "every": every, "stopping": stopping, "progress": progress, "unit": "steps"}
+    variables, history = run(step, params, sweeps=steps, tolerance=tolerance, **how)
+    return variables["params"], history
+
+
+def objective(
+    params: Params, towers: Towers, train: Interactions, transposed: Interactions, *, regularization: Scalar
+) -> Array:
+    """L of the module's head, by Gram matrices: no array [M, N].
+
+    Without λ it is the mean of `losses.rg2` over all interactions, as `train.gram_objective` gives it.
+
+    Args:
+        params: θ, any pytree.
+        towers: as in `fit`.
+        train: [M, N].
+        transposed: `train.transpose()`.
+        regularization: λ.
+
+    >>> train = Interactions.from_pairs([0, 1], [0, 1])
+    >>> tables = jnp.eye(2), jnp.array([[1.0, -1.0], [-1.0, 1.0]])
+    >>> float(objective(tables, lambda tables: tables, train, train.transpose(), regularization=0.0))
+    0.0
+    """
+    users, items = towers(params)
+    weights = _user_weights(train, transposed, users.dtype)
+    n_pairs, n_items = weights.sum(), len(items)
+    attraction = (users * spmm(train, transposed, items)).sum()
+    squares = (_dot(users.T, weights[:, None] * users) * _dot(items.T, items)).sum()
+    quadratic = squares + 2 * (_dot(users.T, weights) * items.sum(0)).sum()
+    loss = 0.5 - attraction / n_pairs + quadratic / n_pairs / (2 * n_items)
+    return loss + regularization * sum((leaf**2).sum() for leaf in jax.tree.leaves(params))
+
+
+def gauss_newton_product(
+    params: Params, towers: Towers, train: Interactions, transposed: Interactions, *, regularization: Scalar
+) -> Callable[[Params], Params]:
+    """The map d -> (JᵀHJ + 2λI) d, linearised once at `params`: J of the scores, H their curvature aᵤ / N|D| ≥ 0.
+
+    It is the Hessian of `objective` but for the second derivative of the scores, is symmetric, and is at least 2λ.
+
+    Args:
+        params: θ.
+        towers: as in `fit`; reverse-mode differentiation alone is asked of it.
+        train: [M, N]; only its users' sums are used.
+        transposed: `train.transpose()`.
+        regularization: λ.
+    """
+    (users, items), pull = jax.vjp(towers, params)
+    # J d as the transpose of the pull, since forward mode refuses `spmm` in a tower; the work is that of `linearize`.
+    _, push = jax.vjp(lambda cotangents: pull(cotangents)[0], (jnp.zeros_like(users), jnp.zeros_like(items)))
+    weights = _user_weights(train, transposed, users.dtype)
+    weights = (weights / weights.sum() / len(items))[:, None]
+    users_gram, items_gram = _dot(users.T, weights * users), _dot(items.T, items)
+
+    def product(direction: Params) -> Params:
+        ((user_moves, item_moves),) = push(direction)
+        for_users = weights * (_dot(user_moves, items_gram) + _dot(users, _dot(item_moves.T, items)))
+        for_items = _dot(item_moves, users_gram) + _dot(items, _dot(user_moves.T, weights * users))
+        (pulled,) = pull((for_users, for_items))
+        return jax.tree.map(lambda x, d: x + 2 * regularization * d, pulled, direction)
+
+    return product
+
+
+@partial(jax.jit, static_argnames=("static", "cg_steps"))
+def _step(params, arrays, train, transposed, regularization, cg_tolerance, *, static: Static, cg_steps):
+    (towers,) = combine(arrays, static)
+    how = {"towers": towers, "train": train, "transposed": transposed, "regularization": regularization}
+    value, gradient = jax.value_and_grad(partial(objective, **how))(params)
+    product = gauss_newton_product(params, **how)
+    down = jax.tree.map(jnp.negative, gradient)
+    move, _ = jax.scipy.sparse.linalg.cg(product, down, tol=cg_tolerance, maxiter=cg_steps)
+    params, value, length = _searched(partial(objective, **how), params, value, move, -_inner(down, move))
+    return params, {"objective": value, "gradient": jnp.sqrt(_inner(down, down)), "step": length}
+
+
+def _searched(fn: Callable[[Params], Array], params: Params, value: Array, move: Params, slope: Array) -> tuple:
+    """The longest of the steps 1, ½, ¼, … along `move` that gains enough, or none: parameters, value and length."""
+
+    def at(length):
+        return jax.tree.map(lambda x, d: x + length * d, params, move)
+
+    def too_long(carry):
+        halvings, length, reached = carry
+        return (halvings < _HALVINGS) & ~(reached <= value + _SUFFICIENT * length * slope)
+
+    def halve(carry):
+        halvings, length, _ = carry
+        return halvings + 1, length / 2, fn(at(length / 2))
+
+    one = jnp.ones((), value.dtype)
+    halvings, length, reached = jax.lax.while_loop(too_long, halve, (0, one, fn(at(one))))
+    found = halvings < _HALVINGS
+    length, reached = jnp.where(found, length, 0), jnp.where(found, reached, value)
+    return at(length), reached, length
+
+
+def _inner(x: Params, y: Params) -> Array:
+    return sum(jax.tree.leaves(jax.tree.map(lambda a, b: (a * b).sum(), x, y)))
+
+
+def _dot(x: Array, y: Array) -> Array:
+    return jnp.matmul(x, y, precision="highest")
+
+
+def _user_weights(train: Interactions, transposed: Interactions, dtype: Any) -> Array:
+    """The sum a [M] of each user's weights."""
+    if train.weights is None:
+        return jnp.asarray(train.user_degrees, dtype)
+    return spmm(train, transposed, jnp.ones((train.n_items, 1), dtype))[:, 0]
+
+
+def _check(towers, params, train, regularization, steps, cg_steps, cg_tolerance) -> None:
+    check_input(train, 1, regularization=regularization)  # towers may be wider than the matrix: no dim to check
+    for name, value in (("steps", steps), ("cg_steps", cg_steps)):
+        if value < 1:
+            raise ValueError(f"{name}={value}; give 1 or more")
+    if not 0 <= cg_tolerance < 1:
+        raise ValueError(f"cg_tolerance={cg_tolerance}; give 0 or more and less than 1")
+    shapes = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(towers, params))]
+    rows = [train.n_users, train.n_items]
+    if [shape[:1] for shape in shapes] != [(n,) for n in rows] or shapes[0][1:] != shapes[1][1:] or len(shapes[0]) != 2:
+        raise ValueError(
+            f"towers gives tables of shapes {shapes}; give one of {rows[0]} users and one of {rows[1]} items, of as "
+            "many columns (are there features for each of them?)"
+        )
+
+
+# ---------------------------------------------------------------------- towers
+
+
+def vectors(params: Params, *, model: Any, variables: Variables) -> tuple[Array, Array]:
+    """Towers of a Linen model that gives `vectors`: bind `model` and its `variables` by `functools.partial`.
+
+    >>> from jaxrec import models
+    >>> model = models.MF(2, 3, dim=1)
+    >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
+    >>> towers = partial(vectors, model=model, variables=variables)
+    >>> [table.shape for table in towers(variables["params"])]
+    [(2, 1), (3, 1)]
+    """
+    return model.apply({**variables, "params": params}, method="vectors")
+
+
+def two_towers(params: Params, user_features: Features, item_features: Features) -> tuple[Array, Array]:
+    """Towers with one hidden layer each: V tanh(W x + b) + c of a row x of features.
+
+    Args:
+        params: from `init_two_towers`.
+        user_features: dense [M, F], or the pair `(matrix, matrix.transpose())` of a sparse `Interactions` [M, F], whose
+            row is a bag, such as the items of a user's history.
+        item_features: likewise, of the items.
+    """
+    return _tower(params["user"], user_features), _tower(params["item"], item_features)
+
+
+def init_two_towers(
+    key: Key, user_features: Features, item_features: Features, *, dim: int = 64, hidden: int = 64, scale: float = 0.3
+) -> Params:
+    """Parameters of `two_towers`, drawn so that W x varies by about 1 whatever the features, and vectors by `scale`.
+
+    Args:
+        key: typed key.
+        user_features: as `two_towers` gets them.
+        item_features: likewise.
+        dim: K, of the vectors.
+        hidden: width of the hidden layers.
+        scale: standard deviation of the vectors' coordinates, about.
+
+    >>> towers = init_two_towers(jax.random.key(0), jnp.ones((5, 3)), jnp.ones((4, 2)), dim=6, hidden=7)
+    >>> {name: leaf.shape for name, leaf in towers["user"].items()}
+    {'W': (3, 7), 'b': (7,), 'V': (7, 6), 'c': (6,)}
+    """
+    keys = jax.random.split(key, 4)
+
+    def one(first: Key, second: Key, features: Features) -> Params:
+        matrix = features[0].to_scipy() if isinstance(features, tuple) else np.asarray(features)
+        mean_square = float((matrix**2).sum()) / matrix.shape[0]
+        wide = (mean_square or 1.0) ** -0.5
+        return {
+            "W": wide * jax.random.normal(first, (matrix.shape[1], hidden)),
+            "b": jnp.zeros(hidden),
+            "V": scale / hidden**0.5 * jax.random.normal(second, (hidden, dim)),
+            "c": jnp.zeros(dim),
+        }
+
+    return {"user": one(keys[0], keys[1], user_features), "item": one(keys[2], keys[3], item_features)}
+
+
+def _tower(params: Mapping[str, Array], features: Features) -> Array:
+    if isinstance(features, tuple):
+        projected = spmm(*features, params["W"])
+    else:
+        chex.assert_shape(features, (None, params["W"].shape[0]))
+        projected = jnp.asarray(features, params["W"].dtype) @ params["W"]
+    return jnp.tanh(projected + params["b"][None]) @ params["V"] + params["c"][None]
