@@ -299,5 +299,5 @@ def _tower(params: Mapping[str, Array], features: Features) -> Array:
         projected = spmm(*features, params["W"])
     else:
         chex.assert_shape(features, (None, params["W"].shape[0]))
-        projected = jnp.asarray(features, params["W"].dtype) @ params["W"]
-    return jnp.tanh(projected + params["b"][None]) @ params["V"] + params["c"][None]
+        projected = _dot(jnp.asarray(features, params["W"].dtype), params["W"])
+    return _dot(jnp.tanh(projected + params["b"][None]), params["V"]) + params["c"][None]

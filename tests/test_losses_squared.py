@@ -1,11 +1,15 @@
 """RG2 by Gram terms against the sum over all items."""
 
+import re
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_losses import _differences
 
+import jaxrec as jr
 from jaxrec import losses
 
 N_ITEMS, DIM = 7, 3
@@ -116,6 +120,16 @@ def test_near_zero_it_is_the_softmax_less_a_constant():
             softmax = losses.mine(scores[:, 2], scores, negatives="sum")
             expansion = rg2(scores[:, 2], size * USERS, ITEMS) + np.log(N_ITEMS) - 0.5
             assert 1e-9 < np.abs(softmax - expansion).max() < allowed
+
+
+def test_sums_over_all_items_are_of_the_highest_precision():
+    """Trap T17: accelerators would multiply in bfloat16 or TF32."""
+    batch = jr.train.Batch(jnp.array([0, 1]), jnp.array([1, 0]), None, jnp.ones(2, bool))
+    variables = {"params": {"user": jnp.ones((4, DIM)), "item": jnp.ones((N_ITEMS, DIM))}}
+    objective = partial(jr.train.gram_objective, model=jr.models.MF(4, N_ITEMS, dim=DIM))
+    text = str(jax.make_jaxpr(jax.grad(objective))(variables, jax.random.key(0), batch))
+    products = re.findall(r"= dot_general\[(.*?)preferred", text, re.DOTALL)
+    assert len(products) > 5 and all("HIGHEST" in product for product in products)
 
 
 def test_wrong_shapes_are_refused():

@@ -1,5 +1,6 @@
 """Gauss-Newton against dense matrices in float64, and its descent."""
 
+import re
 from functools import partial
 
 import jax
@@ -13,6 +14,7 @@ from jaxrec import newton
 from jaxrec.data import synthetic
 from jaxrec.interactions import Interactions
 from jaxrec.models import MF, LightGCN
+from jaxrec.partials import partition
 
 pytestmark = pytest.mark.usefixtures("hurried")
 
@@ -217,6 +219,16 @@ def test_arrays_in_partials_are_arguments():
         features = dict(towers.keywords, item_features=scale * towers.keywords["item_features"])
         fit(partial(newton.two_towers, **features), params, steps=1, regularization=scale * 1e-3)
     assert newton._step._cache_size() == before + 1
+
+
+def test_every_dense_product_is_of_the_highest_precision():
+    """Trap T17: accelerators would make Grams of bfloat16 or TF32, and Armijo's rule would compare noise."""
+    features = {"user_features": (BOARD, BOARD.transpose()), "item_features": np.eye(30, dtype=np.float32)}
+    arrays, static = partition((partial(newton.two_towers, **features),))
+    data = arrays, BOARD, BOARD.transpose(), 1e-3, 0.1
+    text = str(newton._step.trace(board_towers()[1], *data, static=static, cg_steps=3).jaxpr)
+    products = re.findall(r"= dot_general\[(.*?)preferred", text, re.DOTALL)
+    assert len(products) > 20 and all("HIGHEST" in product for product in products)
 
 
 def test_the_run_ends_where_it_no_longer_gains_or_validation_says():
