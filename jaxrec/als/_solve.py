@@ -11,6 +11,7 @@ values p·A p − 2 p·b [C]. It looks at nothing but its arguments, so it runs 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from jaxrec.typing import Array, Scalar
 
 LONGEST = 4096
 """Longer rows are cut into pieces, whose sums are added up."""
-_PADDING = 1.2
+_PADDING = 1.4
 
 _einsum = partial(jnp.einsum, precision="highest")
 
@@ -52,7 +53,7 @@ class Side(NamedTuple):
     Attributes:
         buckets: of the rows that have pairs.
         place: int32 [R], where each row's solution is among those of all buckets; at their end for rows without pairs.
-        totals: float32 [R], Σ r of each row.
+        totals: float64 [R], Σ r of each row.
     """
 
     buckets: tuple[Bucket, ...]
@@ -104,7 +105,7 @@ def side(train: Interactions, *, chunk: int, parts: int = 1) -> Side:
     indptr = np.asarray(train.indptr).astype(np.int64)
     degrees = np.diff(indptr)
     ratings = np.ones(train.n_pairs, np.float32) if train.weights is None else np.asarray(train.weights)
-    totals = np.bincount(np.repeat(np.arange(train.n_users), degrees), ratings, train.n_users).astype(np.float32)
+    totals = np.bincount(np.repeat(np.arange(train.n_users), degrees), ratings, train.n_users)
     lengths = bucket_lengths(degrees)
     of_row = np.searchsorted(lengths, degrees)
     buckets, solved = [], []
@@ -132,31 +133,26 @@ def side(train: Interactions, *, chunk: int, parts: int = 1) -> Side:
 
 
 def bucket_lengths(degrees: np.ndarray) -> list[int]:
-    """The lengths [·] to which rows are padded, ascending: few, but such that padding adds a fifth at most.
+    """The lengths [·] to which rows are padded, ascending: few, but such that padding adds two fifths at most.
 
-    They begin as 1, 2, 3, 4, 6, 8, then multiples of 8 (of 8 for each piece of rows beyond `LONGEST`) that grow by 1.5
-    at most, which alone keeps a row's padding below a half. Those go first that cost the least.
+    Out of 1, 2, 3, 4, 6, 8 and multiples of 4 that grow by 1.5 at most, which keep a row's padding below a half of its
+    length, those go that cost the least.
     """
     grid, largest = [1], degrees.max(initial=1)
     while grid[-1] < largest:
         grown = max(grid[-1] + 1, int(grid[-1] * 1.5))
-        step = 8 * _pieces(grown) if grown > 8 else 1
-        grid.append(max(grown // step * step, grid[-1] + step))
+        grid.append(grown // 4 * 4 if grown > 8 else grown)
     counts = np.bincount(np.searchsorted(grid, degrees[degrees > 0]), minlength=len(grid))
     kept = [[length, int(count)] for length, count in zip(grid, counts) if count]
     room = _PADDING * degrees.sum() - sum(length * count for length, count in kept)
     while len(kept) > 1:
-        added = [(longer - length) * count for (length, count), (longer, _) in zip(kept, kept[1:])]
+        added = [(longer - length) * count for (length, count), (longer, _) in itertools.pairwise(kept)]
         least = int(np.argmin(added))
         room -= added[least]
         if room < 0:
             break
         kept[least + 1][1] += kept.pop(least)[1]
     return [length for length, _ in kept]
-
-
-def _pieces(length: int) -> int:
-    return -(-length // LONGEST)
 
 
 # ---------------------------------------------------------------------- a chunk's systems
@@ -225,10 +221,10 @@ def _over_chunks(half: Half, solve, start: Array) -> tuple[list[Array], list[Arr
 
     def chunk(bucket: Bucket):
         length = bucket.ids.shape[-1]
-        where = jnp.arange(length, dtype=jnp.int32) < bucket.lengths[:, None]
+        where = jnp.arange(length, dtype=jnp.int32)[None] < bucket.lengths[:, None]
         columns = bucket.ids, bucket.ratings, where
         system = gathered(*columns) if length <= LONGEST else _summed(gathered, columns, table)
-        totals = bucket.ratings.sum(-1).astype(table.dtype)
+        totals = bucket.ratings.astype(table.dtype).sum(-1)
         penalties = weighting.penalties(totals, table.shape[0])
         p, value = solve(system, penalties, start.at[bucket.rows].get(mode="clip"))
         real = bucket.lengths > 0
@@ -241,8 +237,9 @@ def _over_chunks(half: Half, solve, start: Array) -> tuple[list[Array], list[Arr
 def _summed(gathered, columns, table: Array) -> _Matrices:
     """The sums of rows too long to be gathered whole, piece by piece."""
     rows, length = columns[0].shape
-    n, k = _pieces(length), table.shape[1]
-    pieces = [jnp.moveaxis(column.reshape(rows, n, length // n), 1, 0) for column in columns]
+    n, k = -(-length // LONGEST), table.shape[1]
+    columns = [jnp.pad(column, ((0, 0), (0, -length % n))) for column in columns]
+    pieces = [jnp.moveaxis(column.reshape(rows, n, -1), 1, 0) for column in columns]
 
     def add(sums: _Matrices, piece):
         part = gathered(*piece)
@@ -261,8 +258,21 @@ def _turned(half: Half) -> tuple[Half, Array, Array]:
 
 
 def _cholesky_solve(a: Array, b: Array) -> Array:
-    factor = lax.linalg.cholesky(a, symmetrize_input=False)
-    return jax.scipy.linalg.cho_solve((factor, True), b[..., None])[..., 0]
+    """A⁻¹ b of B positive definite matrices [B, n, n] and vectors [B, n]; NaN where a matrix is not.
+
+    On CPUs a few at a time: jaxlib deals larger batches out to XLA's threads and keeps the calling thread, one of
+    them, waiting; two such calls at once (two buckets, two devices) can wait for each other for ever.
+    """
+    few = max((1 << 19) // (a.shape[1] ** 2 * max(a.shape[1], 4)), 1)  # 2e5 operations, from where on they are dealt
+
+    def solved(a: Array, b: Array) -> Array:
+        factor = lax.linalg.cholesky(a, symmetrize_input=False)
+        return jax.scipy.linalg.cho_solve((factor, True), b[..., None])[..., 0]
+
+    if few >= len(b):
+        return solved(a, b)
+    by_few = partial(lax.map, lambda system: solved(*system), batch_size=few)
+    return lax.platform_dependent(a, b, cpu=lambda a, b: by_few((a, b)), default=solved)
 
 
 def _dot(x: Array, y: Array) -> Array:

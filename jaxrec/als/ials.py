@@ -1,0 +1,300 @@
+"""Weighted least squares on all pairs, observed or not: iALS, and WRMF, which it grew out of.
+
+With r_ui the weights of the pairs D (1 where `train` has none), o = p·q, M users, N items:
+
+    `fit`   Σ_D r (o − 1)² + α0 Σ_all o² + Σ_u λ_u ‖p_u‖² + Σ_i λ_i ‖q_i‖²,
+            λ_u = λ (Σ_i r_ui + α0 N)^ν,   λ_i = λ (Σ_u r_ui + α0 M)^ν
+    `wrmf`  Σ_D (1 + αr) (o − 1)² + Σ_not D o² + λ (Σ_u ‖p_u‖² + Σ_i ‖q_i‖²)
+
+`fit` is iALS (Rendle et al. 2022, arXiv 2110.14037) with its regularisation scaled by what a row weighs. Pairs of D are
+in both sums, so an observed pair has the weight r + α0 and the target r / (r + α0). `wrmf` is Hu, Koren and Volinsky
+(2008, 10.1109/ICDM.2008.22). Both are rows of systems of one form; see `_solve`. Each half step solves all users or all
+items, by one of the solvers `cholesky`, `conjugate_gradient` and `subspace`. Rows without pairs get the zero vector,
+their exact solution.
+
+Differs: the released iALS counts pairs, |I_u|, in λ_u; with weights we take their sum, which is what the row weighs.
+The library `implicit` writes its `alpha`·r where we have 1 + αr on observed pairs: its model is `wrmf` with α less by 1
+(for r = 1).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxrec.als._mesh import check_mesh, spread
+from jaxrec.als._run import Factors, check_input, first_factors, run
+from jaxrec.als._solve import Half, Side, Weighting, cholesky, conjugate_gradient, side, subspace
+from jaxrec.history import EarlyStopping, History
+from jaxrec.interactions import Interactions
+from jaxrec.typing import Array, Key, Variables
+
+__all__ = ["cholesky", "conjugate_gradient", "fit", "fold_in", "objective", "subspace", "wrmf"]
+
+_CHUNK = 1 << 19
+"""Numbers gathered at a time: about what a core's cache holds."""
+
+_einsum = functools.partial(jnp.einsum, precision="highest")
+
+
+class Solver(Protocol):
+    """`cholesky`, `conjugate_gradient`, `subspace`, or a `functools.partial` of one."""
+
+    def __call__(self, half: Half, start: Array) -> tuple[list[Array], list[Array]]:
+        """Solutions and values of each bucket's rows; see `_solve`."""
+
+
+def fit(
+    train: Interactions,
+    *,
+    dim: int,
+    regularization: float,
+    unobserved_weight: float,
+    key: Key,
+    nu: float = 1.0,
+    sweeps: int = 16,
+    solver: Solver = cholesky,
+    scale: float = 0.1,
+    tolerance: float | None = None,
+    validate: Callable[[Variables], Mapping[str, float]] | None = None,
+    every: int = 1,
+    stopping: EarlyStopping | None = None,
+    mesh: Mesh | None = None,
+    progress: bool = True,
+) -> tuple[Variables, History]:
+    """iALS: alternates between all users and all items.
+
+    Args:
+        train: the positives.
+        dim: K.
+        regularization: λ.
+        unobserved_weight: α0.
+        key: typed key of the first item factors.
+        nu: ν; 1 regularises a row by what it weighs, 0 all rows alike.
+        sweeps: at most.
+        solver: `cholesky` (exact), `partial(conjugate_gradient, steps=3)` (the fastest), or `partial(subspace,
+            block=...)` (for large K).
+        scale: the first item factors are N(0, scale² / K), and 0 for items without pairs.
+        tolerance: ends the run when a sweep lowers the objective by no more than this share; None never does.
+        validate: host function of the variables that gives named figures for the history.
+        every: validate after every so many sweeps, and after the last.
+        stopping: ends the run when its metric no longer gets better; the best factors are returned.
+        mesh: if given, the rows of each side are dealt over its devices; factors are the same on all.
+        progress: show a bar.
+
+    Returns:
+        `models.MF`'s variables {"params": {"user": [M, K], "item": [N, K]}}, and the `History`: "after_users" and
+        "objective" are the objective after each half of a sweep.
+
+    Raises:
+        ValueError: for no pairs, negative weights, dim above min(M, N), negative hyperparameters, and a
+            regularization too small (0) for rows with fewer pairs than dim; a mesh of more axes than one or of more
+            devices than users.
+
+    >>> train = Interactions.from_pairs([0, 0, 1, 2, 2], [0, 1, 1, 0, 2])
+    >>> variables, history = fit(
+    ...     train, dim=2, regularization=0.01, unobserved_weight=0.1, key=jax.random.key(0), progress=False
+    ... )
+    >>> variables["params"]["item"].shape, history.names
+    ((3, 2), ['after_users', 'objective', 'seconds'])
+    """
+    check_input(train, dim, regularization=regularization, unobserved_weight=unobserved_weight, nu=nu, scale=scale)
+    weighting = Weighting(unobserved_weight, 1.0, 0.0, regularization, nu)
+    loop = dict(sweeps=sweeps, tolerance=tolerance, validate=validate, every=every, stopping=stopping)
+    return _alternate(train, weighting, dim, key, solver, scale, mesh, progress=progress, **loop)
+
+
+def wrmf(
+    train: Interactions,
+    *,
+    dim: int,
+    regularization: float,
+    alpha: float,
+    key: Key,
+    sweeps: int = 16,
+    solver: Solver = cholesky,
+    scale: float = 0.1,
+    tolerance: float | None = None,
+    validate: Callable[[Variables], Mapping[str, float]] | None = None,
+    every: int = 1,
+    stopping: EarlyStopping | None = None,
+    mesh: Mesh | None = None,
+    progress: bool = True,
+) -> tuple[Variables, History]:
+    """WRMF: observed pairs have the target 1 and the confidence 1 + αr, all others 0 and 1.
+
+    Args:
+        train: the positives.
+        dim: K.
+        regularization: λ, the same for all rows.
+        alpha: α.
+        key: typed key of the first item factors.
+        sweeps: at most; the other arguments, and what is returned and raised, are those of `fit`.
+        solver: see `fit`.
+        scale: see `fit`.
+        tolerance: see `fit`.
+        validate: see `fit`.
+        every: see `fit`.
+        stopping: see `fit`.
+        mesh: see `fit`.
+        progress: see `fit`.
+    """
+    check_input(train, dim, regularization=regularization, alpha=alpha, scale=scale)
+    weighting = Weighting(1.0, alpha, 1.0, regularization, 0.0)
+    loop = dict(sweeps=sweeps, tolerance=tolerance, validate=validate, every=every, stopping=stopping)
+    return _alternate(train, weighting, dim, key, solver, scale, mesh, progress=progress, **loop)
+
+
+def objective(
+    variables: Variables, train: Interactions, *, regularization: float, unobserved_weight: float, nu: float = 1.0
+) -> Array:
+    """What `fit` minimises, of the given factors []: by Gram matrices, with no [M, N] array."""
+    weighting = Weighting(unobserved_weight, 1.0, 0.0, regularization, nu)
+    return _objective(variables["params"], train, weighting)
+
+
+def wrmf_objective(variables: Variables, train: Interactions, *, regularization: float, alpha: float) -> Array:
+    """What `wrmf` minimises, of the given factors []."""
+    weighting = Weighting(1.0, alpha, 1.0, regularization, 0.0)
+    return _objective(variables["params"], train, weighting)
+
+
+def fold_in(
+    variables: Variables, histories: Interactions, *, regularization: float, unobserved_weight: float, nu: float = 1.0
+) -> Array:
+    """Vectors of users whom training never saw: their exact half step.
+
+    Args:
+        variables: from `fit`.
+        histories: [B, N], what is known of B users; a user without items gets 0.
+        regularization: as in training.
+        unobserved_weight: as in training.
+        nu: as in training.
+
+    Returns:
+        [B, K]; `{"params": {"user": vectors, "item": variables["params"]["item"]}}` are variables of MF for them.
+
+    Raises:
+        ValueError: for histories over another number of items.
+    """
+    return _fold_in(variables, histories, Weighting(unobserved_weight, 1.0, 0.0, regularization, nu))
+
+
+def wrmf_fold_in(variables: Variables, histories: Interactions, *, regularization: float, alpha: float) -> Array:
+    """`fold_in` of `wrmf`."""
+    return _fold_in(variables, histories, Weighting(1.0, alpha, 1.0, regularization, 0.0))
+
+
+# ---------------------------------------------------------------------- what both objectives share
+
+
+def _alternate(train, weighting, dim, key, solver, scale, mesh, **loop) -> tuple[Variables, History]:
+    parts = 1 if mesh is None else mesh.size
+    sides = tuple(side(pairs, chunk=max(_CHUNK // dim, 1), parts=parts) for pairs in (train, train.transpose()))
+    factors = first_factors(key, train, dim, scale)
+    factors["item"] = jnp.where(jnp.asarray(train.item_degrees > 0)[:, None], factors["item"], 0)
+    if mesh is None:
+        sides = jax.device_put(sides)
+    else:
+        axis = check_mesh(mesh, train.n_users)
+        mesh = Mesh(mesh.devices, mesh.axis_names)  # as Auto, under which tables can be indexed
+        factors = spread(mesh, factors)
+        sides = tuple(Side(spread(mesh, own.buckets, axis), *spread(mesh, own[1:])) for own in sides)
+    step = functools.partial(_sweep, sides=sides, weighting=weighting, solver=_Static.of(solver), mesh=mesh)
+    return run(step, factors, **loop)
+
+
+@functools.partial(jax.jit, static_argnames=("solver", "mesh"))
+def _sweep(factors: Factors, sides: tuple[Side, Side], weighting: Weighting, *, solver: _Static, mesh: Mesh | None):
+    """Users, then items. A solver's values are pᵀAp − 2pᵀb, so that the objective costs nothing more."""
+    (users, items), user, item = sides, factors["user"], factors["item"]
+    pairs = sum(bucket.lengths.sum() for bucket in users.buckets).astype(item.dtype)
+    constant = weighting.gain * users.totals.sum().astype(item.dtype) + weighting.shift * pairs
+    user, value = _half_step(users, item, user, weighting, solver, mesh)
+    after_users = constant + value + _ridge(items, item, user, weighting)
+    item, value = _half_step(items, user, item, weighting, solver, mesh)
+    objective = constant + value + _ridge(users, user, item, weighting)
+    return {"user": user, "item": item}, {"after_users": after_users, "objective": objective}
+
+
+def _half_step(own: Side, table: Array, start: Array, weighting: Weighting, solver: _Static, mesh: Mesh | None):
+    """New vectors [R, K] for all rows of a side, and the sum of their values []."""
+    half = Half(own.buckets, table, _einsum("nk,nm->km", table, table), weighting)
+    solve = solver.function()
+    if mesh is not None:
+        dealt, same = PartitionSpec(*mesh.axis_names), PartitionSpec()
+        specs = Half(dealt, same, same, same), same
+        solve = jax.shard_map(solve, mesh=mesh, in_specs=specs, out_specs=dealt, check_vma=False)
+    solutions, values = solve(half, start)
+    dim = table.shape[1]
+    rows = jnp.concatenate([*(p.reshape(-1, dim) for p in solutions), jnp.zeros((1, dim), table.dtype)])
+    if mesh is not None:
+        rows = jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, same))
+    return rows[own.place], sum(value.sum() for value in values)
+
+
+def _ridge(own: Side, vectors: Array, other: Array, weighting: Weighting) -> Array:
+    penalties = weighting.penalties(own.totals.astype(vectors.dtype), other.shape[0])
+    return (penalties * (vectors**2).sum(-1)).sum()
+
+
+class _Static(NamedTuple):
+    """A function and its keyword arguments, equal where those are: what a partial is not, so that jit can key on it."""
+
+    bare: Callable[..., Any]
+    keywords: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> _Static:
+        if not isinstance(function, functools.partial) or function.args:
+            return cls(function, ())
+        return cls(function.func, tuple(sorted(function.keywords.items())))
+
+    def function(self) -> Callable[..., Any]:
+        return functools.partial(self.bare, **dict(self.keywords))
+
+
+def _objective(params: Factors, train: Interactions, weighting: Weighting) -> Array:
+    users, items = train.pairs()
+    ratings = np.ones(train.n_pairs, np.float32) if train.weights is None else np.asarray(train.weights)
+    totals = np.bincount(users, ratings, train.n_users), np.bincount(items, ratings, train.n_items)
+    return _objective_of(params, (users, items, ratings), totals, weighting)
+
+
+@jax.jit
+def _objective_of(params: Factors, pairs: tuple[Array, ...], totals: tuple[Array, Array], weighting: Weighting):
+    user, item = jnp.asarray(params["user"]), jnp.asarray(params["item"])
+
+    def loss(pair):
+        u, i, rating = pair
+        score, w = user[u] @ item[i], weighting.gain * rating.astype(user.dtype)
+        return (w + weighting.shift) * (1 - 2 * score) + w * score**2
+
+    observed = jax.lax.map(loss, pairs, batch_size=min(_CHUNK, len(pairs[0]))).sum()
+    grams = (_einsum("nk,nm->km", table, table) for table in (user, item))
+    everything = weighting.unobserved * functools.reduce(jnp.multiply, grams).sum()
+    ridges = [
+        (weighting.penalties(total.astype(own.dtype), len(other)) * (own**2).sum(-1)).sum()
+        for total, own, other in zip(totals, (user, item), (item, user))
+    ]
+    return observed + everything + sum(ridges)
+
+
+def _fold_in(variables: Variables, histories: Interactions, weighting: Weighting) -> Array:
+    item = jnp.asarray(variables["params"]["item"])
+    if histories.n_items != item.shape[0]:
+        raise ValueError(f"histories have {histories.n_items} items and variables {item.shape[0]}; use one id map")
+    if histories.n_pairs == 0:
+        return jnp.zeros((histories.n_users, item.shape[1]), item.dtype)
+    own = side(histories, chunk=max(_CHUNK // item.shape[1], 1))
+    start = jnp.zeros((histories.n_users, item.shape[1]), item.dtype)
+    return _jitted_half_step(own, item, start, weighting, _Static.of(cholesky), None)[0]
+
+
+_jitted_half_step = jax.jit(_half_step, static_argnums=(4, 5))
