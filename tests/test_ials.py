@@ -1,0 +1,404 @@
+"""iALS and WRMF: against dense float64 algebra, solver against solver, buckets, and one device against four."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, Mesh
+
+import jaxrec as jr
+from jaxrec.als import _solve, ials
+from jaxrec.als._run import first_factors
+from jaxrec.data import synthetic
+
+pytestmark = pytest.mark.usefixtures("hurried")
+
+M, N, K = 37, 23, 5
+KEY = jax.random.key(0)
+LAMBDA, ALPHA0, NU, ALPHA = 0.03, 0.1, 0.7, 4.0
+IALS = {"regularization": LAMBDA, "unobserved_weight": ALPHA0, "nu": NU}
+WRMF = {"regularization": LAMBDA, "alpha": ALPHA}
+SOLVERS = [ials.cholesky, partial(ials.conjugate_gradient, steps=12), partial(ials.subspace, block=K)]
+INEXACT = [partial(ials.conjugate_gradient, steps=1), partial(ials.subspace, block=2)]
+
+
+def interactions(weighted=False, seed=0):
+    """Rows shorter and longer than K, a user and an item without any pair among them."""
+    rng = np.random.default_rng(seed)
+    pairs = rng.random((M, N)) < rng.choice([0.1, 0.5], (M, 1))
+    pairs[3], pairs[:, 5] = False, False
+    weights = rng.choice([0.0, 0.5, 3.0], pairs.sum()) if weighted else None
+    return jr.Interactions.from_pairs(*np.nonzero(pairs), weights=weights, n_users=M, n_items=N)
+
+
+def dense(train):
+    """R and which pairs are observed."""
+    r = train.to_scipy().toarray().astype(np.float64)
+    observed = np.zeros(r.shape, bool)
+    observed[train.pairs()] = True
+    return r, observed
+
+
+def terms(train, model):
+    """Weights W and targets T [M, N] of Σ W (o − T)² + const, both sides' penalties, and that constant."""
+    r, observed = dense(train)
+    m, n = r.shape
+    if model == "ials":
+        w = r + ALPHA0
+        penalties = [LAMBDA * (r.sum(1) + ALPHA0 * n) ** NU, LAMBDA * (r.sum(0) + ALPHA0 * m) ** NU]
+        return w, r / w, penalties, (r - r**2 / w).sum()
+    return 1 + ALPHA * r, observed.astype(float), [np.full(m, LAMBDA), np.full(n, LAMBDA)], 0.0
+
+
+def dense_objective(user, item, train, model):
+    w, t, (of_users, of_items), constant = terms(train, model)
+    user, item = np.asarray(user, np.float64), np.asarray(item, np.float64)
+    ridge = (of_users[:, None] * user**2).sum() + (of_items[:, None] * item**2).sum()
+    return (w * (user @ item.T - t) ** 2).sum() + ridge + constant
+
+
+def least_squares(w, t, penalties, table):
+    """The best vectors of all rows, each by its own K x K system over the whole table."""
+    rows = [
+        np.linalg.solve(
+            (table * w[u][:, None]).T @ table + penalties[u] * np.eye(table.shape[1]), table.T @ (w[u] * t[u])
+        )
+        for u in range(len(w))
+    ]
+    return np.array(rows)
+
+
+def reference(train, model, item, sweeps):
+    """Alternating least squares in dense float64: factors, and the objective after each half step."""
+    w, t, (of_users, of_items), _ = terms(train, model)
+    objectives = []
+    for _ in range(sweeps):
+        user = least_squares(w, t, of_users, item)
+        objectives.append(dense_objective(user, item, train, model))
+        item = least_squares(w.T, t.T, of_items, user)
+        objectives.append(dense_objective(user, item, train, model))
+    return user, item, objectives
+
+
+def fitted(train, model="ials", sweeps=3, dim=K, **more):
+    function, numbers = {"ials": (ials.fit, IALS), "wrmf": (ials.wrmf, WRMF)}[model]
+    variables, history = function(train, dim=dim, sweeps=sweeps, **({"progress": False, "key": KEY} | numbers | more))
+    halves = [record[name] for record in history.records for name in ("after_users", "objective")]
+    return variables["params"]["user"], variables["params"]["item"], halves
+
+
+def start(train, dim=K):
+    """The first item factors of `fitted`."""
+    return np.where((train.item_degrees > 0)[:, None], first_factors(KEY, train, dim, 0.1)["item"], 0)
+
+
+# ---------------------------------------------------------------------- against dense algebra
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=["cholesky", "conjugate gradient", "subspace"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["binary", "weighted"])
+@pytest.mark.parametrize("model", ["ials", "wrmf"])
+def test_equals_dense_least_squares(model, weighted, solver):
+    """With all the steps or dimensions it takes, each solver is exact."""
+    train = interactions(weighted)
+    with jax.enable_x64(True):
+        user, item, objectives = reference(train, model, start(train), 3)
+        found = fitted(train, model, solver=solver)
+        own = {"ials": partial(ials.objective, **IALS), "wrmf": partial(ials.wrmf_objective, **WRMF)}[model]
+        own = float(own({"params": {"user": found[0], "item": found[1]}}, train))
+    close = dict(rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(found[0], user, **close)
+    np.testing.assert_allclose(found[1], item, **close)
+    np.testing.assert_allclose(found[2], objectives, rtol=1e-10)
+    np.testing.assert_allclose(own, objectives[-1], rtol=1e-10)
+    assert not found[0][3].any() and not found[1][5].any()
+
+
+@pytest.mark.parametrize("solver", INEXACT, ids=["conjugate gradient", "subspace"])
+def test_inexact_solvers_never_raise_the_objective_that_they_tell(solver):
+    """With blocks of 2 of 5 dimensions the last has one."""
+    train = interactions(weighted=True)
+    with jax.enable_x64(True):
+        user, item, objectives = fitted(train, solver=solver, sweeps=12)
+        settled = fitted(train, sweeps=12)[2]
+    assert dense_objective(user, item, train, "ials") == pytest.approx(objectives[-1], rel=1e-10)
+    assert (np.diff(objectives) < 0).all()
+    assert objectives[1] > settled[1] * 1.001  # they are inexact
+    assert objectives[-1] == pytest.approx(settled[-1], rel=0.05)
+
+
+def test_blocks_are_those_of_the_paper():
+    """One half step of iALS++ by its printed formula, from vectors that are not 0."""
+    train = interactions()
+    with jax.enable_x64(True):
+        user, item, _ = (np.asarray(x) for x in fitted(train))
+        rows = _solve.side(train, chunk=64)
+        weighting = _solve.Weighting(ALPHA0, 1.0, 0.0, LAMBDA, NU)
+        begin = np.random.default_rng(1).normal(size=user.shape)
+        half = _solve.Half(rows.buckets, jnp.asarray(item), jnp.asarray(item.T @ item), weighting)
+        found, _ = jax.jit(partial(ials.subspace, block=2))(half, jnp.asarray(begin))
+    found = np.concatenate([*(np.asarray(p).reshape(-1, K) for p in found), np.zeros((1, K))])[rows.place]
+    r, _ = dense(train)
+    penalties, gram = LAMBDA * (r.sum(1) + ALPHA0 * N) ** NU, ALPHA0 * item.T @ item
+    for u in range(M):
+        p, mine = begin[u].copy(), r[u] > 0
+        scores = item[mine] @ p
+        for block in ([0, 1], [2, 3], [4]):
+            q = item[mine][:, block]
+            a = q.T @ q + gram[np.ix_(block, block)] + penalties[u] * np.eye(len(block))
+            step = np.linalg.solve(a, q.T @ (scores - 1) + gram[block] @ p + penalties[u] * p[block])
+            p[block] -= step
+            scores -= q @ step
+        np.testing.assert_allclose(found[u], p if mine.any() else 0, rtol=1e-9, atol=1e-12)
+
+
+def test_single_precision_is_near_double():
+    train = interactions(weighted=True)
+    user, item, objectives = reference(train, "ials", start(train).astype(np.float64), 3)
+    for solver in SOLVERS:
+        found = fitted(train, solver=solver)
+        assert found[0].dtype == np.float32
+        np.testing.assert_allclose(found[0], user, rtol=1e-3, atol=3e-5)
+        np.testing.assert_allclose(found[1], item, rtol=1e-3, atol=3e-5)
+        np.testing.assert_allclose(found[2], objectives, rtol=1e-5)
+
+
+@pytest.mark.parametrize("solver", [*SOLVERS, *INEXACT], ids=range(5))
+def test_rows_cut_into_pieces_give_the_same(solver):
+    """A user of 9,000 items has three pieces; a piece must hold its part of the sums."""
+    rng = np.random.default_rng(0)
+    n_items = 9500
+    assert n_items > 2 * _solve.LONGEST
+    items = [rng.choice(n_items, size, replace=False) for size in (9000, 3, 40, 40)]
+    users = np.repeat(np.arange(4), [len(x) for x in items])
+    train = jr.Interactions.from_pairs(users, np.concatenate(items), n_users=4, n_items=n_items)
+    table, begin = rng.normal(size=(n_items, 4)), rng.normal(size=(4, 4))
+    with jax.enable_x64(True):
+        rows = _solve.side(train, chunk=512)
+        weighting = _solve.Weighting(ALPHA0, 1.0, 0.0, LAMBDA, NU)
+        half = _solve.Half(rows.buckets, jnp.asarray(table), jnp.asarray(table.T @ table), weighting)
+        if "block" in getattr(solver, "keywords", ()):
+            solver = partial(ials.subspace, block=min(solver.keywords["block"], 4))
+        found, values = jax.tree.map(np.asarray, jax.jit(solver)(half, jnp.asarray(begin)))
+    found = np.concatenate([p.reshape(-1, 4) for p in found])[rows.place]
+    value = sum(value.sum() for value in values)
+    r, _ = dense(train)
+    penalties = LAMBDA * (r.sum(1) + ALPHA0 * n_items) ** NU
+    systems = [(table * (r[u] + ALPHA0)[:, None]).T @ table + penalties[u] * np.eye(4) for u in range(4)]
+    sums = r @ table
+    told = sum(p @ a @ p - 2 * p @ b for p, a, b in zip(found, systems, sums))
+    assert value == pytest.approx(told, rel=1e-10)
+    if solver in SOLVERS[:2] or getattr(solver, "keywords", {}).get("block") == 4:
+        np.testing.assert_allclose(found, [np.linalg.solve(a, b) for a, b in zip(systems, sums)], rtol=1e-9)
+    else:
+        before = sum(p @ a @ p - 2 * p @ b for p, a, b in zip(begin, systems, sums))
+        assert told < before
+
+
+def test_observed_pairs_weigh_one_and_more_and_aim_below_one():
+    """w = 1 + α0 and target 1 / (1 + α0), by one dense regression a user."""
+    train = interactions()
+    item = np.random.default_rng(3).normal(size=(N, K))
+    r, _ = dense(train)
+    with jax.enable_x64(True):
+        found = ials.fold_in({"params": {"item": item}}, train, **IALS)
+    penalties = LAMBDA * (r.sum(1) + ALPHA0 * N) ** NU
+    for u in range(M):
+        w = np.sqrt(np.where(r[u] > 0, 1 + ALPHA0, ALPHA0))
+        t = np.where(r[u] > 0, 1 / (1 + ALPHA0), 0)
+        design = np.concatenate([w[:, None] * item, np.sqrt(penalties[u]) * np.eye(K)])
+        expected = np.linalg.lstsq(design, np.r_[w * t, np.zeros(K)], rcond=None)[0]
+        np.testing.assert_allclose(found[u], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("model", ["ials", "wrmf"])
+def test_folding_in_is_the_users_half_step(model):
+    train = interactions(weighted=True)
+    item = start(train)
+    fold = {"ials": partial(ials.fold_in, **IALS), "wrmf": partial(ials.wrmf_fold_in, **WRMF)}[model]
+    found = fold({"params": {"item": item}}, train)
+    np.testing.assert_allclose(found, fitted(train, model, sweeps=1)[0], rtol=2e-3, atol=1e-4)
+    nobody = train.select(np.zeros(train.n_pairs, bool))
+    assert not fold({"params": {"item": item}}, nobody).any()
+    with pytest.raises(ValueError, match="one id map"):
+        fold({"params": {"item": item[:-1]}}, train)
+
+
+# ---------------------------------------------------------------------- buckets
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    degrees=st.lists(st.one_of(st.integers(0, 12), st.integers(0, 300)), min_size=1, max_size=60),
+    chunk=st.sampled_from([1, 64, 1000]),
+    parts=st.sampled_from([1, 3]),
+)
+def test_buckets_hold_every_pair_once_and_little_else(degrees, chunk, parts):
+    degrees = np.array(degrees)
+    if not degrees.any():
+        degrees[0] = 1
+    rng = np.random.default_rng(0)
+    items = np.concatenate([rng.choice(300, degree, replace=False) for degree in degrees])
+    users = np.repeat(np.arange(len(degrees)), degrees)
+    weights = rng.integers(1, 9, len(users))
+    train = jr.Interactions.from_pairs(users, items, weights=weights, n_users=len(degrees), n_items=300)
+    side = _solve.side(train, chunk=chunk, parts=parts)
+    pairs = []
+    for bucket in side.buckets:
+        n_chunks, size, length = bucket.ids.shape
+        assert n_chunks % parts == 0 and bucket.ratings.shape == bucket.ids.shape
+        assert size * length <= max(chunk, length)
+        real = np.arange(length) < bucket.lengths[..., None]
+        assert not bucket.ids[~real].any() and not bucket.ratings[~real].any()
+        assert (bucket.rows.ravel() == len(degrees)).sum() < n_chunks  # less than a row a chunk
+        owner = np.broadcast_to(bucket.rows[..., None], real.shape)
+        pairs.append(np.stack([owner[real], bucket.ids[real], bucket.ratings[real]]))
+    pairs = np.concatenate(pairs, axis=1)
+    pairs = pairs[:, np.lexsort(pairs[1::-1])]
+    np.testing.assert_array_equal(pairs, [*train.pairs(), train.weights])
+    rows = np.concatenate([*(bucket.rows.ravel() for bucket in side.buckets), [-1]])
+    np.testing.assert_array_equal(rows[side.place], np.where(degrees > 0, np.arange(len(degrees)), -1))
+    np.testing.assert_array_equal(side.totals, np.bincount(users, weights, len(degrees)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.one_of(st.integers(0, 30), st.integers(0, 30_000)), min_size=1, max_size=300))
+def test_lengths_are_few_and_padding_is_below_a_half(degrees):
+    degrees = np.array(degrees)
+    lengths = _solve.bucket_lengths(degrees)
+    assert lengths == sorted(set(lengths))
+    positive = degrees[degrees > 0]
+    if len(positive):
+        padded = np.array(lengths)[np.searchsorted(lengths, positive)]
+        assert (padded >= positive).all() and padded.sum() <= 1.5 * positive.sum()
+    assert len(lengths) <= 26
+
+
+def test_a_power_law_takes_few_buckets():
+    degrees = np.minimum((3 / np.linspace(1e-5, 1, 200_000) ** 0.7).astype(int), 100_000)
+    lengths = _solve.bucket_lengths(degrees)
+    padded = np.array(lengths)[np.searchsorted(lengths, degrees)].sum()
+    assert len(lengths) <= 14 and padded <= 1.4 * degrees.sum()
+
+
+@pytest.mark.parametrize("n", [2, 9, 40])
+def test_factors_come_in_batches_that_jaxlib_does_not_deal_to_threads(n):
+    """Where it deals, two calls at once can wait for each other for ever: from 2e5 operations on."""
+    rng = np.random.default_rng(0)
+    half = rng.normal(size=(700, n, n)).astype(np.float32)
+    a, b = (
+        half @ half.transpose(0, 2, 1) + n * np.eye(n, dtype=np.float32),
+        rng.normal(size=(700, n)).astype(np.float32),
+    )
+    compiled = jax.jit(_solve._cholesky_solve).lower(a, b).compile()
+    expected = np.linalg.solve(a.astype(np.float64), b.astype(np.float64)[..., None])[..., 0]
+    np.testing.assert_allclose(compiled(a, b), expected, rtol=1e-3, atol=1e-5)
+    factored = re.findall(r"f32\[(\d+),\d+,\d+\]\S*(?: /\*.*?\*/)?,.*custom-call.*lapack_spotrf", compiled.as_text())
+    solved = re.findall(r"f32\[(\d+),\d+,1\]\S* custom-call.*lapack_strsm", compiled.as_text())
+    assert factored and solved
+    assert all(int(size) == 1 or int(size) * n**3 / 3 < 2e5 for size in factored)
+    assert all(int(size) == 1 or int(size) * n**2 < 2e5 for size in solved)
+
+
+# ---------------------------------------------------------------------- what a user sees
+
+BOARD, DIAGONAL = synthetic.checkerboard(30)
+
+
+@pytest.mark.parametrize("model", ["ials", "wrmf"])
+def test_recovers_the_diagonal_withheld_from_the_checkerboard(model):
+    user, item, _ = fitted(BOARD, model, dim=2)
+    mf = jr.models.MF(30, 30, dim=2)
+    report = jr.evaluate.full_ranking(mf, {"params": {"user": user, "item": item}}, BOARD, DIAGONAL, ks=(1,))
+    assert report.means["hit_rate@1"] == 1
+
+
+def test_planted_factors_rank_better_than_popularity():
+    whole, _ = synthetic.low_rank(KEY, n_users=60, n_items=40, dim=2, pairs_per_user=12, sharpness=4.0)
+    held = np.random.default_rng(0).random(whole.n_pairs) < 0.2
+    train, test = whole.select(~held), whole.select(held)
+    user, item, _ = fitted(train, dim=3, sweeps=5)
+    popularity = jr.evaluate.scorer(lambda v, users: jnp.broadcast_to(v[None], (len(users), len(v))))
+    rank = partial(jr.evaluate.full_ranking, train=train, test=test, ks=(5,))
+    ours = rank(jr.models.MF(60, 40, dim=3), {"params": {"user": user, "item": item}}).means["ndcg@5"]
+    theirs = rank(popularity, jnp.asarray(train.item_degrees, jnp.float32)).means["ndcg@5"]
+    assert ours > 1.5 * theirs
+
+
+def test_one_key_gives_one_result_and_histories_tell_what_was_asked():
+    first, again, other = (fitted(BOARD, dim=2, key=jax.random.key(k))[:2] for k in (0, 0, 1))
+    for a, b, c in zip(first, again, other):
+        np.testing.assert_array_equal(a, b)
+        assert not np.array_equal(a, c)
+    stopping = jr.train.EarlyStopping("figure", patience=1)
+    figures = iter([1.0, 3.0, 2.0, 9.0])
+    watched = {"stopping": stopping, "validate": lambda variables: {"figure": next(figures)}}
+    _, history = ials.fit(BOARD, dim=2, key=KEY, sweeps=9, progress=False, **watched, **IALS)
+    assert history.column("figure") == ([1, 2, 3], [1.0, 3.0, 2.0])
+    _, history = ials.fit(BOARD, dim=2, key=KEY, sweeps=50, tolerance=1e-3, progress=False, **IALS)
+    assert len(history.records) < 20
+
+
+def test_hyperparameters_of_equal_values_compile_once():
+    fitted(BOARD, dim=2, solver=partial(ials.conjugate_gradient, steps=2))
+    compiled = ials._sweep._cache_size()
+    fitted(BOARD, dim=2, solver=partial(ials.conjugate_gradient, steps=2), regularization=0.5, unobserved_weight=0.2)
+    assert ials._sweep._cache_size() == compiled
+    fitted(BOARD, dim=2, solver=partial(ials.conjugate_gradient, steps=3))
+    assert ials._sweep._cache_size() == compiled + 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"regularization": -1.0}, "regularization=-1.0; give"),
+        ({"unobserved_weight": -0.1}, "unobserved_weight=-0.1; give"),
+        ({"nu": float("nan")}, "nu=nan; give"),
+        ({"dim": 24}, "dim=24 with 37 users and 23 items; give 1 to 23"),
+        ({"dim": 0}, "dim=0"),
+        ({"sweeps": 0}, "sweeps=0; give 1"),
+        ({"solver": partial(ials.conjugate_gradient, steps=0)}, "steps=0; give 1"),
+        ({"solver": partial(ials.subspace, block=6)}, "block=6 with dim=5; give 1 to 5"),
+        ({"solver": partial(ials.subspace, block=0)}, "block=0"),
+    ],
+)
+def test_wrong_values_are_named(more, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fitted(interactions(), **more)
+
+
+def test_wrong_data_are_named():
+    train = jr.Interactions.from_pairs([0, 1], [1, 0], weights=[1.0, -2.0])
+    with pytest.raises(ValueError, match=r"train.weights\[1\] is -2.0"):
+        ials.wrmf(train, dim=1, key=KEY, progress=False, **WRMF)
+    with pytest.raises(ValueError, match="alpha=-1"):
+        ials.wrmf(BOARD, dim=1, key=KEY, regularization=0.1, alpha=-1)
+    few = jr.Interactions.from_pairs([0, 0, 1], [2, 3, 3], n_users=8, n_items=9)
+    with pytest.raises(ValueError, match="raise regularization"):
+        fitted(few, regularization=0.0)
+
+
+# ---------------------------------------------------------------------- a mesh
+
+
+@pytest.mark.parametrize("solver", [ials.cholesky, partial(ials.conjugate_gradient, steps=2)], ids=["exact", "inexact"])
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_four_devices_give_what_one_does(solver, kind):
+    """37 users and 23 items are not divisible by 4."""
+    train = interactions(weighted=True)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
+    single, sharded = fitted(train, solver=solver), fitted(train, solver=solver, mesh=mesh)
+    for one, four in zip(single, sharded):
+        np.testing.assert_allclose(four, one, rtol=1e-4, atol=1e-5)
+    assert sharded[0].sharding.is_fully_replicated and len(sharded[0].sharding.device_set) == 4
+
+
+def test_a_mesh_of_two_axes_is_refused():
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "model"))
+    with pytest.raises(ValueError, match="single axis"):
+        fitted(BOARD, dim=2, mesh=mesh)
