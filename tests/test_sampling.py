@@ -156,3 +156,23 @@ def test_hardest_are_those_with_the_highest_scores(shared):
 def test_hardest_of_a_pool_too_small_says_so(n):
     with pytest.raises(ValueError, match=f"n={n} of a pool of 9"):
         sampling.hardest(jnp.zeros((2, 9)), jnp.zeros((2, 9), jnp.int32), n=n)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 1000, 1024, 1025])
+def test_permuted_is_a_permutation_and_each_place_finds_its_image_by_itself(n):
+    images = np.asarray(sampling.permuted(jax.random.key(7), jnp.arange(n), n=n))
+    assert images.dtype == np.int32 and sorted(images) == list(range(n))
+    some = jnp.array([[0], [n - 1]])
+    np.testing.assert_array_equal(sampling.permuted(jax.random.key(7), some, n=n), images[np.asarray(some)])
+
+
+def test_permuted_is_as_random_as_a_shuffle():
+    """Over keys: each place goes anywhere alike, two neighbours do not stay so, all orders of three come."""
+    keys = jax.random.split(jax.random.key(0), 3000)
+    images = np.asarray(jax.vmap(lambda key: sampling.permuted(key, jnp.arange(20), n=20))(keys))
+    counts = np.stack([np.bincount(column, minlength=20) for column in images.T])
+    assert scipy.stats.chisquare(counts.ravel()).pvalue > 1e-3  # 20 x 20 cells of 150
+    gaps = np.bincount((images[:, 1] - images[:, 0]) % 20, minlength=20)[1:]
+    assert scipy.stats.chisquare(gaps).pvalue > 1e-3
+    orders = np.asarray(jax.vmap(lambda key: sampling.permuted(key, jnp.arange(3), n=3))(keys)) @ [9, 3, 1]
+    assert scipy.stats.chisquare(np.unique(orders, return_counts=True)[1]).pvalue > 1e-3

@@ -149,7 +149,7 @@ def test_one_epoch_equals_the_same_steps_by_hand():
     start = jr.train.init(jax.random.key(0), model, tx)
     done, history = jr.train.fit(start, objective(model), tx, TRAIN, epochs=1, batch_size=TRAIN.n_pairs, progress=False)
     order_key, step_key = jax.random.split(jax.random.fold_in(start.key, 0))
-    order = jnp.argsort(jax.random.bits(order_key, (TRAIN.n_pairs,)))
+    order = jr.sampling.permuted(order_key, jnp.arange(TRAIN.n_pairs), n=TRAIN.n_pairs)
     users, items = (ids[order] for ids in TRAIN.pairs())
     user, item = (np.asarray(start.variables["params"][name], np.float64) for name in ("user", "item"))
     sample_key, _ = jax.random.split(jax.random.fold_in(step_key, 0))

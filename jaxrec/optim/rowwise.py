@@ -183,7 +183,45 @@ def adam(learning_rate: Scalar, *, b1: float = 0.9, b2: float = 0.999, eps: floa
     A row's moments are averages over the steps that touched it, so that rare rows keep their momentum until they come
     again; see `touched_only`.
     """
-    return touched_only(optax.adam(learning_rate, b1=b1, b2=b2, eps=eps))
+    return touched_only(optax.chain(_scale_by_adam(b1, b2, eps), optax.scale_by_learning_rate(learning_rate)))
+
+
+class _Moments(NamedTuple):
+    """State of `_scale_by_adam`: steps done, and for each parameter [rows, ...] both moments [rows, 2, ...]."""
+
+    count: Array
+    moments: Any
+
+
+def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """`optax.scale_by_adam` with a row's two moments side by side, so that one look-up finds both."""
+
+    def axis(x: Array) -> int:  # of the two: behind the rows
+        return min(1, jnp.ndim(x))
+
+    def init(params: Any) -> _Moments:
+        zeros = jax.tree.map(lambda x: jnp.stack([jnp.zeros_like(x)] * 2, axis(x)), params)
+        return _Moments(jnp.zeros((), jnp.int32), zeros)
+
+    def update(gradients: Any, state: _Moments, params: Any = None) -> tuple[Any, _Moments]:
+        del params
+        time = (state.count + 1).astype(jnp.float32)
+
+        def new(gradient: Array, old: Array) -> Array:
+            place, gradient = axis(gradient), jnp.expand_dims(gradient, axis(gradient))
+            shape = [2 if at == place else 1 for at in range(old.ndim)]
+            decay, second = jnp.array([b1, b2], old.dtype).reshape(shape), (jnp.arange(2) == 1).reshape(shape)
+            # Products and a choice, not a concatenation, which on CPU is a slow loop.
+            return decay * old + (1 - decay) * gradient * jnp.where(second, gradient, 1)
+
+        def direction(gradient: Array, moments: Array) -> Array:
+            mu, nu = jnp.moveaxis(moments, axis(gradient), 0)
+            return mu / (1 - b1**time) / (jnp.sqrt(nu / (1 - b2**time)) + eps)
+
+        moments = jax.tree.map(new, gradients, state.moments)
+        return jax.tree.map(direction, gradients, moments), _Moments(state.count + 1, moments)
+
+    return optax.GradientTransformation(init, update)
 
 
 def sgd(learning_rate: Scalar) -> TouchedOnly:
@@ -223,9 +261,10 @@ class _Table:
     def __getitem__(self, ids: Any) -> Array:
         if not (isinstance(ids, jax.Array | np.ndarray) and jnp.issubdtype(ids.dtype, jnp.integer)):
             return self.__jax_array__()[ids]
-        self.log.ids.append(jnp.asarray(ids))
-        rows = self.table[ids]
-        return rows if self.log.shifts is None else rows + self.log.shifts[len(self.log.ids) - 1]
+        place = next((place for place, known in enumerate(self.log.ids) if known is ids), len(self.log.ids))
+        if place == len(self.log.ids):
+            self.log.ids.append(ids)
+        return self.table[ids] if self.log.shifts is None else self.table[ids] + self.log.shifts[place]
 
     def __jax_array__(self) -> Array:
         self.log.whole = True

@@ -57,7 +57,8 @@ def pairwise_objective(
     sample_key, dropout_key = jax.random.split(key)
     negatives = sample(sample_key, batch.users)
     options = {"rngs": {"dropout": dropout_key}} if getattr(model, "dropout", 0) else {}
-    pos = model.apply(variables, column if grouped else batch.users, batch.items, **options)
+    pos = model.apply(variables, column, batch.items if grouped else batch.items[:, None], **options)
+    pos = pos if grouped else pos[:, 0]
     if leave_out:
         if grouped:
             raise ValueError("leave_out=True is for single positives; call fit without group=")
