@@ -1,4 +1,4 @@
-"""Least squares with a system for each row: rows in buckets of one length, and three ways to solve a bucket.
+"""Least squares with a system for each row, and three ways to solve them.
 
 The system of row u (a user, or an item: the sides trade places) over the other side's vectors q_i is
 
@@ -11,54 +11,21 @@ values p·A p − 2 p·b [C]. It looks at nothing but its arguments, so it runs 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from jaxrec.interactions import Interactions
+from jaxrec.als._rows import Bucket
 from jaxrec.typing import Array, Scalar
 
 LONGEST = 4096
 """Longer rows are cut into pieces, whose sums are added up."""
-_PADDING = 1.4
 
 _einsum = partial(jnp.einsum, precision="highest")
-
-
-class Bucket(NamedTuple):
-    """Rows of up to L pairs, in C chunks of B; a chunk is what is gathered at a time.
-
-    Attributes:
-        rows: int32 [C, B], the rows' ids; padding has the number of all rows.
-        lengths: int32 [C, B], their pairs.
-        ids: int32 [C, B, L], ids of the other side, 0 where padded.
-        ratings: float32 [C, B, L], r, 0 where padded.
-    """
-
-    rows: Array
-    lengths: Array
-    ids: Array
-    ratings: Array
-
-
-class Side(NamedTuple):
-    """All rows of one side.
-
-    Attributes:
-        buckets: of the rows that have pairs.
-        place: int32 [R], where each row's solution is among those of all buckets; at their end for rows without pairs.
-        totals: float64 [R], Σ r of each row.
-    """
-
-    buckets: tuple[Bucket, ...]
-    place: Array
-    totals: Array
 
 
 class Weighting(NamedTuple):
@@ -91,70 +58,6 @@ class Half(NamedTuple):
     weighting: Weighting
 
 
-# ---------------------------------------------------------------------- buckets, on the host
-
-
-def side(train: Interactions, *, chunk: int, parts: int = 1) -> Side:
-    """The users' side; that of the items is `side(train.transpose(), ...)`.
-
-    Args:
-        train: the pairs.
-        chunk: gathered vectors a chunk, about.
-        parts: C is a multiple of it in every bucket, so that devices get equal shares.
-    """
-    indptr = np.asarray(train.indptr).astype(np.int64)
-    degrees = np.diff(indptr)
-    ratings = np.ones(train.n_pairs, np.float32) if train.weights is None else np.asarray(train.weights)
-    totals = np.bincount(np.repeat(np.arange(train.n_users), degrees), ratings, train.n_users)
-    lengths = bucket_lengths(degrees)
-    of_row = np.searchsorted(lengths, degrees)
-    buckets, solved = [], []
-    for number, length in enumerate(lengths):
-        rows = np.flatnonzero((of_row == number) & (degrees > 0))
-        n_chunks = parts * -(-len(rows) // (parts * max(chunk // length, 1)))
-        size = -(-len(rows) // n_chunks)
-        rows = np.pad(rows, (0, n_chunks * size - len(rows)), constant_values=train.n_users)
-        count = np.where(rows < train.n_users, degrees[rows % train.n_users], 0)
-        real = np.arange(length) < count[:, None]
-        places = np.where(real, indptr[rows % train.n_users][:, None] + np.arange(length), 0)
-        buckets.append(
-            Bucket(
-                rows.astype(np.int32).reshape(n_chunks, size),
-                count.astype(np.int32).reshape(n_chunks, size),
-                np.where(real, np.asarray(train.indices)[places], 0).reshape(n_chunks, size, length),
-                np.where(real, ratings[places], np.float32(0)).reshape(n_chunks, size, length),
-            )
-        )
-        solved.append(rows)
-    solved = np.concatenate(solved)
-    place = np.full(train.n_users + 1, len(solved), np.int32)
-    place[solved] = np.arange(len(solved))
-    return Side(tuple(buckets), place[:-1], totals)
-
-
-def bucket_lengths(degrees: np.ndarray) -> list[int]:
-    """The lengths [·] to which rows are padded, ascending: few, but such that padding adds two fifths at most.
-
-    Out of 1, 2, 3, 4, 6, 8 and multiples of 4 that grow by 1.5 at most, which keep a row's padding below a half of its
-    length, those go that cost the least.
-    """
-    grid, largest = [1], degrees.max(initial=1)
-    while grid[-1] < largest:
-        grown = max(grid[-1] + 1, int(grid[-1] * 1.5))
-        grid.append(grown // 4 * 4 if grown > 8 else grown)
-    counts = np.bincount(np.searchsorted(grid, degrees[degrees > 0]), minlength=len(grid))
-    kept = [[length, int(count)] for length, count in zip(grid, counts) if count]
-    room = _PADDING * degrees.sum() - sum(length * count for length, count in kept)
-    while len(kept) > 1:
-        added = [(longer - length) * count for (length, count), (longer, _) in itertools.pairwise(kept)]
-        least = int(np.argmin(added))
-        room -= added[least]
-        if room < 0:
-            break
-        kept[least + 1][1] += kept.pop(least)[1]
-    return [length for length, _ in kept]
-
-
 # ---------------------------------------------------------------------- a chunk's systems
 
 
@@ -170,6 +73,11 @@ class _Pairs(NamedTuple):
 
     def sums(self) -> Array:
         return _einsum("blk,bl->bk", self.q, self.c)
+
+    def rest(self, p: Array) -> tuple[Array, Array]:
+        """Σ c q − Σ w q qᵀ p [B, K] and Σ c q·p [B]."""
+        scores = self.scores(p)
+        return _einsum("blk,bl->bk", self.q, self.c - self.w * scores), _dot(self.c, scores)
 
     def matrices(self) -> Array:
         return _einsum("blk,blm->bkm", self.q * self.w[..., None], self.q)
@@ -196,6 +104,9 @@ class _Matrices(NamedTuple):
 
     def sums(self) -> Array:
         return self.b
+
+    def rest(self, p: Array) -> tuple[Array, Array]:
+        return self.b - self.product(p), _dot(self.b, p)
 
     def matrices(self) -> Array:
         return self.a
@@ -333,10 +244,12 @@ def conjugate_gradient(half: Half, start: Array, *, steps: int = 3) -> tuple[lis
 
     def solve(system, penalties, start):
         diagonal = spectrum[None] + penalties[:, None]
-        p, b = _einsum("bk,km->bm", start, basis), system.sums()
-        residual = b - system.product(p) - diagonal * p
-        direction = residual / diagonal
-        carry = p, residual, direction, _dot(residual, direction), -_dot(p, b + residual)
+        inverse = 1 / diagonal
+        p = _einsum("bk,km->bm", start, basis)
+        rest, linear = system.rest(p)
+        residual = rest - diagonal * p
+        direction = inverse * residual
+        carry = p, residual, direction, _dot(residual, direction), -linear - _dot(p, residual)
 
         def step(_, carry):
             p, residual, direction, square, value = carry
@@ -344,7 +257,7 @@ def conjugate_gradient(half: Half, start: Array, *, steps: int = 3) -> tuple[lis
             rate = _ratio(square, _dot(direction, image))
             p += rate[:, None] * direction
             residual -= rate[:, None] * image
-            preconditioned = residual / diagonal
+            preconditioned = inverse * residual
             previous, square, value = square, _dot(residual, preconditioned), value - rate * square
             direction = preconditioned + _ratio(square, previous)[:, None] * direction
             return p, residual, direction, square, value

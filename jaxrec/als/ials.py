@@ -29,8 +29,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrec.als._mesh import check_mesh, spread
+from jaxrec.als._rows import Side, side
 from jaxrec.als._run import Factors, check_input, first_factors, run
-from jaxrec.als._solve import Half, Side, Weighting, cholesky, conjugate_gradient, side, subspace
+from jaxrec.als._solve import Half, Weighting, cholesky, conjugate_gradient, subspace
 from jaxrec.history import EarlyStopping, History
 from jaxrec.interactions import Interactions
 from jaxrec.typing import Array, Key, Variables
@@ -276,7 +277,7 @@ def _objective_of(params: Factors, pairs: tuple[Array, ...], totals: tuple[Array
         score, w = user[u] @ item[i], weighting.gain * rating.astype(user.dtype)
         return (w + weighting.shift) * (1 - 2 * score) + w * score**2
 
-    observed = jax.lax.map(loss, pairs, batch_size=min(_CHUNK, len(pairs[0]))).sum()
+    observed = jax.lax.map(loss, pairs, batch_size=min(_CHUNK // user.shape[1] + 1, len(pairs[0]))).sum()
     grams = (_einsum("nk,nm->km", table, table) for table in (user, item))
     everything = weighting.unobserved * functools.reduce(jnp.multiply, grams).sum()
     ridges = [

@@ -1,0 +1,106 @@
+"""Rows of interactions in buckets of one length each, so that few shapes serve all and little is padding."""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxrec.interactions import Interactions
+from jaxrec.typing import Array
+
+_PADDING = 1.4
+_SHORT = 16
+
+
+class Bucket(NamedTuple):
+    """Rows of up to L pairs, in C chunks of B; a chunk is what is gathered at a time.
+
+    Attributes:
+        rows: int32 [C, B], the rows' ids; padding has the number of all rows.
+        lengths: int32 [C, B], their pairs.
+        ids: int32 [C, B, L], ids of the other side, 0 where padded.
+        ratings: float32 [C, B, L], r, 0 where padded.
+    """
+
+    rows: Array
+    lengths: Array
+    ids: Array
+    ratings: Array
+
+
+class Side(NamedTuple):
+    """All rows of one side.
+
+    Attributes:
+        buckets: of the rows that have pairs.
+        place: int32 [R], where each row's solution is among those of all buckets; at their end for rows without pairs.
+        totals: float64 [R], Σ r of each row.
+    """
+
+    buckets: tuple[Bucket, ...]
+    place: Array
+    totals: Array
+
+
+def side(train: Interactions, *, chunk: int, parts: int = 1) -> Side:
+    """The users' side; that of the items is `side(train.transpose(), ...)`.
+
+    Args:
+        train: the pairs.
+        chunk: vectors that are gathered at a time, about: B is chunk / L, and no more than for rows of 16 pairs.
+        parts: C is a multiple of it in every bucket, so that devices get equal shares.
+    """
+    indptr = np.asarray(train.indptr).astype(np.int64)
+    degrees = np.diff(indptr)
+    ratings = np.ones(train.n_pairs, np.float32) if train.weights is None else np.asarray(train.weights)
+    totals = np.bincount(np.repeat(np.arange(train.n_users), degrees), ratings, train.n_users)
+    lengths = bucket_lengths(degrees)
+    of_row = np.searchsorted(lengths, degrees)
+    buckets, solved = [], []
+    for number, length in enumerate(lengths):
+        rows = np.flatnonzero((of_row == number) & (degrees > 0))
+        n_chunks = parts * -(-len(rows) // (parts * max(chunk // max(length, _SHORT), 1)))
+        size = -(-len(rows) // n_chunks)
+        rows = np.pad(rows, (0, n_chunks * size - len(rows)), constant_values=train.n_users)
+        count = np.where(rows < train.n_users, degrees[rows % train.n_users], 0)
+        real = np.arange(length) < count[:, None]
+        places = np.where(real, indptr[rows % train.n_users][:, None] + np.arange(length), 0)
+        buckets.append(
+            Bucket(
+                rows.astype(np.int32).reshape(n_chunks, size),
+                count.astype(np.int32).reshape(n_chunks, size),
+                np.where(real, np.asarray(train.indices)[places], 0).reshape(n_chunks, size, length),
+                np.where(real, ratings[places], np.float32(0)).reshape(n_chunks, size, length),
+            )
+        )
+        solved.append(rows)
+    solved = np.concatenate(solved)
+    place = np.full(train.n_users + 1, len(solved), np.int32)
+    place[solved] = np.arange(len(solved))
+    return Side(tuple(buckets), place[:-1], totals)
+
+
+def bucket_lengths(degrees: np.ndarray) -> list[int]:
+    """The lengths [·] to which rows are padded, ascending: few, but such that padding adds two fifths at most.
+
+    Out of 1, 2, 3, 4, 6, 8 and multiples of 4 that grow by 1.5 at most, which keep a row's padding below a half of its
+    length, those go that cost the least; what stays is cut to the longest row it serves.
+    """
+    grid, largest = [1], degrees.max(initial=1)
+    while grid[-1] < largest:
+        grown = max(grid[-1] + 1, int(grid[-1] * 1.5))
+        grid.append(grown // 4 * 4 if grown > 8 else grown)
+    counts = np.bincount(np.searchsorted(grid, degrees[degrees > 0]), minlength=len(grid))
+    kept = [[length, int(count)] for length, count in zip(grid, counts) if count]
+    room = _PADDING * degrees.sum() - sum(length * count for length, count in kept)
+    while len(kept) > 1:
+        added = [(longer - length) * count for (length, count), (longer, _) in itertools.pairwise(kept)]
+        least = int(np.argmin(added))
+        room -= added[least]
+        if room < 0:
+            break
+        kept[least + 1][1] += kept.pop(least)[1]
+    ordered = np.sort(degrees)
+    return [int(ordered[np.searchsorted(ordered, length, side="right") - 1]) for length, _ in kept]
