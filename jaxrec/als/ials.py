@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxrec import partials
 from jaxrec.als._mesh import check_mesh, spread
 from jaxrec.als._rows import Side, side
 from jaxrec.als._run import Factors, check_input, first_factors, run
@@ -36,7 +37,17 @@ from jaxrec.history import EarlyStopping, History
 from jaxrec.interactions import Interactions
 from jaxrec.typing import Array, Key, Variables
 
-__all__ = ["cholesky", "conjugate_gradient", "fit", "fold_in", "objective", "subspace", "wrmf"]
+__all__ = [
+    "cholesky",
+    "conjugate_gradient",
+    "fit",
+    "fold_in",
+    "objective",
+    "subspace",
+    "wrmf",
+    "wrmf_fold_in",
+    "wrmf_objective",
+]
 
 _CHUNK = 1 << 19
 """Numbers gathered at a time: about what a core's cache holds."""
@@ -207,13 +218,23 @@ def _alternate(train, weighting, dim, key, solver, scale, mesh, **loop) -> tuple
         mesh = Mesh(mesh.devices, mesh.axis_names)  # as Auto, under which tables can be indexed
         factors = spread(mesh, factors)
         sides = tuple(Side(spread(mesh, own.buckets, axis), *spread(mesh, own[1:])) for own in sides)
-    step = functools.partial(_sweep, sides=sides, weighting=weighting, solver=_Static.of(solver), mesh=mesh)
+    arrays, static = partials.partition((solver,))
+    step = functools.partial(_sweep, sides=sides, weighting=weighting, arrays=arrays, static=static, mesh=mesh)
     return run(step, factors, **loop)
 
 
-@functools.partial(jax.jit, static_argnames=("solver", "mesh"))
-def _sweep(factors: Factors, sides: tuple[Side, Side], weighting: Weighting, *, solver: _Static, mesh: Mesh | None):
+@functools.partial(jax.jit, static_argnames=("static", "mesh"))
+def _sweep(
+    factors: Factors,
+    sides: tuple[Side, Side],
+    weighting: Weighting,
+    arrays: list[Array],
+    *,
+    static: partials.Static,
+    mesh: Mesh | None,
+) -> tuple[Factors, dict[str, Array]]:
     """Users, then items. A solver's values are pᵀAp − 2pᵀb, so that the objective costs nothing more."""
+    (solver,) = partials.combine(arrays, static)
     (users, items), user, item = sides, factors["user"], factors["item"]
     pairs = sum(bucket.lengths.sum() for bucket in users.buckets).astype(item.dtype)
     constant = weighting.gain * users.totals.sum().astype(item.dtype) + weighting.shift * pairs
@@ -224,15 +245,14 @@ def _sweep(factors: Factors, sides: tuple[Side, Side], weighting: Weighting, *, 
     return {"user": user, "item": item}, {"after_users": after_users, "objective": objective}
 
 
-def _half_step(own: Side, table: Array, start: Array, weighting: Weighting, solver: _Static, mesh: Mesh | None):
+def _half_step(own: Side, table: Array, start: Array, weighting: Weighting, solver: Solver, mesh: Mesh | None):
     """New vectors [R, K] for all rows of a side, and the sum of their values []."""
     half = Half(own.buckets, table, _einsum("nk,nm->km", table, table), weighting)
-    solve = solver.function()
     if mesh is not None:
         dealt, same = PartitionSpec(*mesh.axis_names), PartitionSpec()
         specs = Half(dealt, same, same, same), same
-        solve = jax.shard_map(solve, mesh=mesh, in_specs=specs, out_specs=dealt, check_vma=False)
-    solutions, values = solve(half, start)
+        solver = jax.shard_map(solver, mesh=mesh, in_specs=specs, out_specs=dealt, check_vma=False)
+    solutions, values = solver(half, start)
     dim = table.shape[1]
     rows = jnp.concatenate([*(p.reshape(-1, dim) for p in solutions), jnp.zeros((1, dim), table.dtype)])
     if mesh is not None:
@@ -243,22 +263,6 @@ def _half_step(own: Side, table: Array, start: Array, weighting: Weighting, solv
 def _ridge(own: Side, vectors: Array, other: Array, weighting: Weighting) -> Array:
     penalties = weighting.penalties(own.totals.astype(vectors.dtype), other.shape[0])
     return (penalties * (vectors**2).sum(-1)).sum()
-
-
-class _Static(NamedTuple):
-    """A function and its keyword arguments, equal where those are: what a partial is not, so that jit can key on it."""
-
-    bare: Callable[..., Any]
-    keywords: tuple[tuple[str, Any], ...]
-
-    @classmethod
-    def of(cls, function: Callable[..., Any]) -> _Static:
-        if not isinstance(function, functools.partial) or function.args:
-            return cls(function, ())
-        return cls(function.func, tuple(sorted(function.keywords.items())))
-
-    def function(self) -> Callable[..., Any]:
-        return functools.partial(self.bare, **dict(self.keywords))
 
 
 def _objective(params: Factors, train: Interactions, weighting: Weighting) -> Array:
@@ -274,7 +278,7 @@ def _objective_of(params: Factors, pairs: tuple[Array, ...], totals: tuple[Array
 
     def loss(pair):
         u, i, rating = pair
-        score, w = user[u] @ item[i], weighting.gain * rating.astype(user.dtype)
+        score, w = (user[u] * item[i]).sum(), weighting.gain * rating.astype(user.dtype)
         return (w + weighting.shift) * (1 - 2 * score) + w * score**2
 
     observed = jax.lax.map(loss, pairs, batch_size=min(_CHUNK // user.shape[1] + 1, len(pairs[0]))).sum()
@@ -295,7 +299,7 @@ def _fold_in(variables: Variables, histories: Interactions, weighting: Weighting
         return jnp.zeros((histories.n_users, item.shape[1]), item.dtype)
     own = side(histories, chunk=max(_CHUNK // item.shape[1], 1))
     start = jnp.zeros((histories.n_users, item.shape[1]), item.dtype)
-    return _jitted_half_step(own, item, start, weighting, _Static.of(cholesky), None)[0]
+    return _jitted_half_step(own, item, start, weighting, cholesky, None)[0]
 
 
 _jitted_half_step = jax.jit(_half_step, static_argnums=(4, 5))
