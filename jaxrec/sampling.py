@@ -5,6 +5,7 @@ Bind the hyperparameters with `functools.partial`. The same key gives the same i
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import chex
@@ -159,9 +160,9 @@ def hardest(scores: Array, negatives: Array, *, n: int) -> Array:
 def permuted(key: Key, places: Array, *, n: int) -> Array:
     """Images of places under a random permutation of 0 .. n-1, each found by itself: to shuffle, nothing is sorted.
 
-    A Feistel network of eight rounds (Luby and Rackoff 1988, 10.1137/0217022) permutes the numbers of as many bits as
-    n - 1 has, made even; what falls on n or above goes through it again (Black and Rogaway 2002,
-    10.1007/3-540-45760-7_9). The eight round keys are drawn from `key`, so there are 2²⁵⁶ permutations at most.
+    A Feistel network of ten rounds (Luby and Rackoff 1988, 10.1137/0217022) with additions modulo a and b permutes
+    the pairs of Z_a × Z_b, where a ≈ √n and ab is hardly above n; what falls on n or above goes through it again
+    (Black and Rogaway 2002, 10.1007/3-540-45760-7_9). The ten round keys are drawn from `key`.
 
     Args:
         key: typed key; one key is one permutation.
@@ -172,19 +173,21 @@ def permuted(key: Key, places: Array, *, n: int) -> Array:
     [0, 1, 2, 3, 4]
     """
     chex.assert_type(places, int)
-    half = max(((n - 1).bit_length() + 1) // 2, 1)
-    mask, round_keys = jnp.uint32((1 << half) - 1), jax.random.bits(key, (8,))
+    rows = math.isqrt(max(n - 1, 0)) + 1
+    columns, round_keys = -(-n // rows), jax.random.bits(key, (10,))
 
-    def mixed(x: Array, round_key: Array) -> Array:
-        x = (x ^ round_key) * jnp.uint32(0x85EBCA6B)
-        x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-        return (x ^ (x >> 16)) & mask
+    def moved(x: Array, other: Array, round_key: Array, size: int) -> Array:
+        y = (other ^ round_key) * jnp.uint32(0x85EBCA6B)
+        y = (y ^ (y >> 13)) * jnp.uint32(0xC2B2AE35)
+        x = x + ((y >> 16) * jnp.uint32(size) >> 16)  # uniform on 0 .. size-1, up to size / 2¹⁶
+        return jnp.where(x < size, x, x - jnp.uint32(size))
 
     def network(x: Array) -> Array:
-        left, right = x >> half, x & mask
-        for round_key in round_keys:
-            left, right = right, left ^ mixed(right, round_key)
-        return (left << half) | right
+        left, right = x // jnp.uint32(columns), x % jnp.uint32(columns)
+        for round_key in round_keys.reshape(5, 2):
+            left = moved(left, right, round_key[0], rows)
+            right = moved(right, left, round_key[1], columns)
+        return left * jnp.uint32(columns) + right
 
     def outside(x: Array) -> Array:
         return (x >= n).any()
