@@ -207,17 +207,23 @@ def speed(evaluation: dict, training: dict, sweep: dict, rowwise: dict) -> str:
 
 
 def written(read: Callable[[str], str]) -> tuple[str, str]:
-    """README.md as it is, and as it should be."""
-    records = {
-        name: json.loads(read(f"benchmarks/results/{name}.json"))
-        for name in (
-            *("quickstart", "mml", "rg2", "als_speed"),
-            *("evaluate_speed", "train_speed", "sweep_speed", "rowwise_speed"),
-        )
+    """README.md as it is, and as it should be; a table whose records are not there is left out."""
+
+    def record(name: str) -> dict | None:
+        try:
+            return json.loads(read(f"benchmarks/results/{name}.json"))
+        except (FileNotFoundError, subprocess.CalledProcessError):
+            return None
+
+    sections = {
+        quality: ("quickstart",),
+        losses: ("mml",),
+        solvers: ("rg2",),
+        speed: ("evaluate_speed", "train_speed", "sweep_speed", "rowwise_speed"),
+        sweeps: ("als_speed",),
     }
-    timings = (records[name] for name in ("evaluate_speed", "train_speed", "sweep_speed", "rowwise_speed"))
-    quality_tables = quality(records["quickstart"]), losses(records["mml"]), solvers(records["rg2"])
-    tables = "\n\n".join([*quality_tables, speed(*timings), sweeps(records["als_speed"])])
+    found = {section: [record(name) for name in names] for section, names in sections.items()}
+    tables = "\n\n".join(section(*records) for section, records in found.items() if None not in records)
     text = read("README.md")
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]

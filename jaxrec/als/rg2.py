@@ -1,4 +1,4 @@
-"""RG2, the squared loss aligned with DCG (section 3 of "Understanding the ranking loss ... RG2"), without SGD.
+"""RG2, the squared loss aligned with DCG (Pu et al. 2024, "Learning-Efficient Yet Generalizable CF"), without SGD.
 
 The loss is the softmax's second-order expansion at 0. For user u with aᵤ items of the |D| pairs, over all N items,
 
