@@ -1,10 +1,10 @@
 """Seconds a sweep of RG2, of iALS and of implicit's ALS, on Gowalla and ml-1m with 64 and 256 dimensions.
 
-All fit in turn in one run, on all cores; a sweep is both sides once, and its time the median over the sweeps of all
-fits but each fit's first. iALS is `als.ials.wrmf` at implicit's own settings, so that the two solve one problem, and
-Recall@20 after the same sweeps stands beside the time; RG2 solves another. The first sweep includes compilation. Peak
-memory is of a process of its own, imports and data included. Besides: a made-up set of 10 million pairs, and what a
-sweep of RG2 costs against pairs, dimensions and users.
+All fit in turn in one run, on all cores; iALS takes them as a mesh of one device a core. A sweep is both sides once,
+and its time the median over the sweeps of all fits but each fit's first. iALS is `als.ials.wrmf` at implicit's own
+settings, so that the two solve one problem, and Recall@20 after the same sweeps stands beside the time; RG2 solves
+another. The first sweep includes compilation. Peak memory is of a process of its own, imports and data included.
+Besides: a made-up set of 10 million pairs, and what a sweep of RG2 costs against pairs, dimensions and users.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def ours(what: str, train: jr.Interactions, data: str, dim: int, sweeps: int = S
         fit = partial(jr.als.rg2.fit, train, regularization=0.5, **options)
     else:
         settings = {"regularization": REGULARIZATION, "alpha": ALPHA[data] - 1, "solver": solvers[what]}
+        settings["mesh"] = jax.sharding.Mesh(np.array(jax.devices()), ("cores",))
         fit = partial(jr.als.ials.wrmf, train, **settings, **options)
 
     def run():
@@ -192,6 +193,7 @@ def picture(measured: dict[str, list[list[float]]]) -> None:
 def main() -> None:
     """Measures, draws and writes the record."""
     options = arguments()
+    jax.config.update("jax_num_cpu_devices", _record.cores())
     if options.peak_of:
         what, data, dim = options.peak_of
         if what == "large":
