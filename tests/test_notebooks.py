@@ -13,7 +13,7 @@ def _quick_or_slow(path: pathlib.Path):
     return pytest.param(path, id=path.stem, marks=[] if path.stem == "01_quickstart" else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("path", map(_quick_or_slow, NOTEBOOKS))
+@pytest.mark.parametrize("path", [_quick_or_slow(path) for path in NOTEBOOKS])
 @pytest.mark.filterwarnings("default")  # of the kernel's packages
 def test_runs_from_top_to_bottom(path):
     notebook = nbformat.read(path, as_version=4)

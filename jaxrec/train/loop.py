@@ -220,16 +220,16 @@ class Examples(NamedTuple):
 
     Attributes:
         users: int32 [R].
-        first: int32 [R], place of the example's first positive.
-        length: int32 [R], its number of positives.
+        first: int32 [R], place of the example's first positive; None for single positives, example r being pair r.
+        length: int32 [R], its number of positives; None likewise.
         items: int32 [nnz].
         weights: float32 [nnz] or None.
         group: int32 [1, P], 0 .. P-1, or None for single positives.
     """
 
     users: Array
-    first: Array
-    length: Array
+    first: Array | None
+    length: Array | None
     items: Array
     weights: Array | None
     group: Array | None
@@ -238,10 +238,10 @@ class Examples(NamedTuple):
         """The batch of examples `chosen` [B]; the place R stands for padding."""
         real = chosen < self.users.shape[0]
         chosen = jnp.minimum(chosen, self.users.shape[0] - 1)
-        places = self.first[chosen]
+        places = chosen
         if self.group is not None:
             real = real[:, None] & (self.group < self.length[chosen][:, None])
-            places = jnp.where(real, places[:, None] + self.group, 0)
+            places = jnp.where(real, self.first[chosen][:, None] + self.group, 0)
         weights = None if self.weights is None else self.weights[places]
         return Batch(self.users[chosen], self.items[places], weights, real)
 
@@ -250,8 +250,7 @@ def examples(train: Interactions, group: int | None) -> Examples:
     """The positives one by one, or in groups of up to `group` of one user."""
     users, items = train.pairs()
     if group is None:
-        places = np.arange(len(users), dtype=np.int32)
-        return Examples(users, places, np.ones_like(places), items, train.weights, None)
+        return Examples(users, None, None, items, train.weights, None)
     indptr = np.asarray(train.indptr)
     parts = -(-np.diff(indptr) // group)
     owner = np.repeat(np.arange(train.n_users, dtype=np.int32), parts)
