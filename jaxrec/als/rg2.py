@@ -58,7 +58,7 @@ def fit(
 ) -> tuple[Variables, History]:
     """Alternates exact steps: all users, then all items.
 
-    Ranking is at its best after a few sweeps where λ is small, long before the objective settles; `stopping` finds the
+    Where λ is small, ranking may be at its best after a few sweeps, before the objective settles; `stopping` finds the
     sweep on a validation set, and `solve` gives the end of the road at once.
 
     Args:
