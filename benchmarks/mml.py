@@ -4,8 +4,8 @@ The papers choose the epoch on the test set. Here nothing is chosen there: `--se
 part and judges learning rates on the other 10 %; the runs then train on the whole train part with the chosen rate,
 which decays exponentially over a fixed number of epochs, and report the last epoch. The best epoch on the test set,
 which is the papers' habit, stands beside it under that name. The length of the long runs is the exception: it was
-raised after the shorter ones, which stand beside them, had missed their targets on the test set. Each run leaves its curve and settings in results/mml/;
-the table is made of all that lie there.
+raised after the shorter ones, which stand beside them, had missed their targets on the test set. Each run leaves its
+curve and settings in results/mml/; the table is made of all that lie there.
 """
 
 from __future__ import annotations

@@ -108,8 +108,9 @@ def losses(found: dict) -> str:
         "every loss but MML with 2,048 shared or with 10 a positive, for CCL singly, and for CCL and MML with 10 a "
         "group; other cases take CCL's of their kind of negatives, and the long runs half of that. The last epoch of a "
         "fixed number is reported, and but for one thing nothing was chosen on test: CCL's runs were lengthened after "
-        "the shorter ones, which are all shown, had missed their targets there, so how long the longest are is no blind "
-        "choice. Means ± standard error over seeds; one seed is no claim. The papers' budget is 100 epochs of 3,165 (Gowalla) and 2,417 (Yelp2018) steps.\n\n"
+        "the shorter ones, which are all shown, had missed their targets there, so how long the longest are is no "
+        "blind choice. Means ± standard error over seeds; one seed is no claim. The papers' budget is "
+        "100 epochs of 3,165 (Gowalla) and 2,417 (Yelp2018) steps.\n\n"
         + "\n\n".join(parts)
         + "\n\nMML over CCL, seed by seed: "
         + "; ".join(ratios)
