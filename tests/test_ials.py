@@ -97,6 +97,11 @@ def start(train, dim=K):
     return np.where((train.item_degrees > 0)[:, None], first_factors(KEY, train, dim, 0.1)["item"], 0)
 
 
+def dealt(vectors, side):
+    """Rows' vectors in their buckets."""
+    return [jnp.asarray(np.pad(vectors, ((0, 1), (0, 0)))[bucket.rows]) for bucket in side.buckets]
+
+
 # ---------------------------------------------------------------------- against dense algebra
 
 
@@ -140,8 +145,10 @@ def test_blocks_are_those_of_the_paper():
         rows = _rows.side(train, chunk=64)
         weighting = _solve.Weighting(ALPHA0, 1.0, 0.0, LAMBDA, NU)
         begin = np.random.default_rng(1).normal(size=user.shape)
-        half = _solve.Half(rows.buckets, jnp.asarray(item), jnp.asarray(item.T @ item), weighting)
-        found, _ = jax.jit(partial(ials.subspace, block=2))(half, jnp.asarray(begin))
+        spectrum, basis = np.linalg.eigh(item.T @ item)
+        item = item @ basis
+        half = _solve.Half(rows.buckets, jnp.asarray(item), ALPHA0 * spectrum, weighting, N)
+        found, _ = jax.jit(partial(ials.subspace, block=2))(half, dealt(begin, rows))
     found = np.concatenate([*(np.asarray(p).reshape(-1, K) for p in found), np.zeros((1, K))])[rows.place]
     r, _ = dense(train)
     penalties, gram = LAMBDA * (r.sum(1) + ALPHA0 * N) ** NU, ALPHA0 * item.T @ item
@@ -181,10 +188,12 @@ def test_rows_cut_into_pieces_give_the_same(solver):
     with jax.enable_x64(True):
         rows = _rows.side(train, chunk=512)
         weighting = _solve.Weighting(ALPHA0, 1.0, 0.0, LAMBDA, NU)
-        half = _solve.Half(rows.buckets, jnp.asarray(table), jnp.asarray(table.T @ table), weighting)
+        spectrum, basis = np.linalg.eigh(table.T @ table)
+        table = table @ basis
+        half = _solve.Half(rows.buckets, jnp.asarray(table), ALPHA0 * spectrum, weighting, n_items)
         if "block" in getattr(solver, "keywords", ()):
             solver = partial(ials.subspace, block=min(solver.keywords["block"], 4))
-        found, values = jax.tree.map(np.asarray, jax.jit(solver)(half, jnp.asarray(begin)))
+        found, values = jax.tree.map(np.asarray, jax.jit(solver)(half, dealt(begin, rows)))
     found = np.concatenate([p.reshape(-1, 4) for p in found])[rows.place]
     value = sum(value.sum() for value in values)
     r, _ = dense(train)
@@ -263,7 +272,8 @@ def test_buckets_hold_every_pair_once_and_little_else(degrees, chunk, parts):
     np.testing.assert_array_equal(pairs, [*train.pairs(), train.weights])
     rows = np.concatenate([*(bucket.rows.ravel() for bucket in side.buckets), [-1]])
     np.testing.assert_array_equal(rows[side.place], np.where(degrees > 0, np.arange(len(degrees)), -1))
-    np.testing.assert_array_equal(side.totals, np.bincount(users, weights, len(degrees)))
+    totals = np.concatenate([*(bucket.totals.ravel() for bucket in side.buckets), [0]])
+    np.testing.assert_array_equal(totals[side.place], np.bincount(users, weights, len(degrees)))
 
 
 @settings(max_examples=100, deadline=None)

@@ -20,12 +20,14 @@ class Bucket(NamedTuple):
     Attributes:
         rows: int32 [C, B], the rows' ids; padding has the number of all rows.
         lengths: int32 [C, B], their pairs.
-        ids: int32 [C, B, L], ids of the other side, 0 where padded.
+        totals: float64 [C, B], their Σ r.
+        ids: int32 [C, B, L], where the table of the other side has the pairs' vectors; 0 where padded.
         ratings: float32 [C, B, L], r, 0 where padded.
     """
 
     rows: Array
     lengths: Array
+    totals: Array
     ids: Array
     ratings: Array
 
@@ -35,17 +37,29 @@ class Side(NamedTuple):
 
     Attributes:
         buckets: of the rows that have pairs.
-        place: int32 [R], where each row's solution is among those of all buckets; at their end for rows without pairs.
-        totals: float64 [R], Σ r of each row.
+        place: int32 [R], where each row is among those of all buckets; at their end for rows without pairs.
     """
 
     buckets: tuple[Bucket, ...]
     place: Array
-    totals: Array
+
+
+def sides(train: Interactions, *, chunk: int, parts: int = 1) -> tuple[Side, Side]:
+    """Users and items, whose tables are in the order of the buckets: `ids` are places. Arguments as `side` has them."""
+    users, items = (side(pairs, chunk=chunk, parts=parts) for pairs in (train, train.transpose()))
+
+    def pointing(own: Side, other: Side) -> Side:
+        def placed(bucket: Bucket) -> Bucket:
+            real = np.arange(bucket.ids.shape[-1]) < bucket.lengths[..., None]
+            return bucket._replace(ids=np.where(real, other.place[bucket.ids], 0))
+
+        return own._replace(buckets=tuple(map(placed, own.buckets)))
+
+    return pointing(users, items), pointing(items, users)
 
 
 def side(train: Interactions, *, chunk: int, parts: int = 1) -> Side:
-    """The users' side; that of the items is `side(train.transpose(), ...)`.
+    """The users, with the items' ids as `ids`.
 
     Args:
         train: the pairs.
@@ -71,6 +85,7 @@ def side(train: Interactions, *, chunk: int, parts: int = 1) -> Side:
             Bucket(
                 rows.astype(np.int32).reshape(n_chunks, size),
                 count.astype(np.int32).reshape(n_chunks, size),
+                np.append(totals, 0)[rows].reshape(n_chunks, size),
                 np.where(real, np.asarray(train.indices)[places], 0).reshape(n_chunks, size, length),
                 np.where(real, ratings[places], np.float32(0)).reshape(n_chunks, size, length),
             )
@@ -79,7 +94,7 @@ def side(train: Interactions, *, chunk: int, parts: int = 1) -> Side:
     solved = np.concatenate(solved)
     place = np.full(train.n_users + 1, len(solved), np.int32)
     place[solved] = np.arange(len(solved))
-    return Side(tuple(buckets), place[:-1], totals)
+    return Side(tuple(buckets), place[:-1])
 
 
 def bucket_lengths(degrees: np.ndarray) -> list[int]:

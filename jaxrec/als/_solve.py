@@ -5,8 +5,9 @@ The system of row u (a user, or an item: the sides trade places) over the other 
     A_u = α0 G + Σ_i w_ui q_i q_iᵀ + λ_u I,   b_u = Σ_i c_ui q_i,   G = Σ_all q qᵀ,
 
 with sums over the row's pairs, w_ui = gain·r_ui, c_ui = w_ui + shift and λ_u = λ (Σ_i r_ui + α0·n)^ν, n the number of
-all q. A solver is a function of (`Half`, start [R, K]) that gives for each bucket the solutions p [C, B, K] and their
-values p·A p − 2 p·b [C]. It looks at nothing but its arguments, so it runs as it is on one device's share of chunks.
+all q. All vectors are in the basis of G's eigenvectors, where α0 G is diagonal. A solver is a function of (`Half`,
+start), with a start [C, B, K] for each bucket, that gives for each bucket the solutions p [C, B, K] and their values
+p·A p − 2 p·b [C]. It looks at nothing but its arguments, so it runs as it is on one device's share of chunks.
 """
 
 from __future__ import annotations
@@ -41,21 +42,28 @@ class Weighting(NamedTuple):
         """λ_u [...] of rows with Σ r = `totals` [...]."""
         return self.regularization * (totals + self.unobserved * n_other) ** self.nu
 
+    def ridge(self, buckets: tuple[Bucket, ...], vectors: list[Array], n_other: int) -> Array:
+        """Σ λ_u ‖p_u‖² over the rows of buckets, [C, B, K] each."""
+        penalties = (self.penalties(bucket.totals.astype(p.dtype), n_other) for bucket, p in zip(buckets, vectors))
+        return sum((penalty * _dot(p, p)).sum() for penalty, p in zip(penalties, vectors))
+
 
 class Half(NamedTuple):
     """A half step: one side's rows, and what they are solved against.
 
     Attributes:
         buckets: the rows, or one device's share of them.
-        table: [n, K], the other side's vectors.
-        gram: [K, K], G.
+        table: [·, K], the other side's vectors, where the buckets' `ids` point.
+        spectrum: [K], the diagonal of α0 G.
         weighting: the objective's numbers.
+        n_other: n.
     """
 
     buckets: tuple[Bucket, ...]
     table: Array
-    gram: Array
+    spectrum: Array
     weighting: Weighting
+    n_other: Scalar
 
 
 # ---------------------------------------------------------------------- a chunk's systems
@@ -121,8 +129,11 @@ class _Matrices(NamedTuple):
         return a, slope, lambda step: _einsum("bkm,bm->bk", columns, step)
 
 
-def _over_chunks(half: Half, solve, start: Array) -> tuple[list[Array], list[Array]]:
-    """`solve(system, penalties [B], start [B, K])` chunk after chunk, so that what is gathered stays in the cache."""
+def _over_chunks(half: Half, solve, start: list[Array]) -> tuple[list[Array], list[Array]]:
+    """`solve(system, diagonal [B, K], start [B, K])` chunk after chunk, so that what is gathered stays in the cache.
+
+    The diagonal is that of α0 G + λ_u I.
+    """
     weighting, table = half.weighting, half.table
 
     def gathered(ids, ratings, where):
@@ -130,18 +141,18 @@ def _over_chunks(half: Half, solve, start: Array) -> tuple[list[Array], list[Arr
         c = jnp.where(where, w + weighting.shift, 0)
         return _Pairs(table.at[ids].get(mode="promise_in_bounds"), w, c)
 
-    def chunk(bucket: Bucket):
+    def chunk(given: tuple[Bucket, Array]):
+        bucket, start = given
         length = bucket.ids.shape[-1]
         where = jnp.arange(length, dtype=jnp.int32)[None] < bucket.lengths[:, None]
         columns = bucket.ids, bucket.ratings, where
         system = gathered(*columns) if length <= LONGEST else _summed(gathered, columns, table)
-        totals = bucket.ratings.astype(table.dtype).sum(-1)
-        penalties = weighting.penalties(totals, table.shape[0])
-        p, value = solve(system, penalties, start.at[bucket.rows].get(mode="clip"))
+        penalties = weighting.penalties(bucket.totals.astype(table.dtype), half.n_other)
+        p, value = solve(system, half.spectrum[None] + penalties[:, None], start)
         real = bucket.lengths > 0
         return jnp.where(real[:, None], p, 0), jnp.where(real, value, 0).sum()
 
-    results = [lax.map(chunk, bucket) for bucket in half.buckets]
+    results = [lax.map(chunk, given) for given in zip(half.buckets, start)]
     return [p for p, _ in results], [value for _, value in results]
 
 
@@ -158,14 +169,6 @@ def _summed(gathered, columns, table: Array) -> _Matrices:
 
     nothing = _Matrices(jnp.zeros((rows, k, k), table.dtype), jnp.zeros((rows, k), table.dtype))
     return lax.scan(add, nothing, tuple(pieces))[0]
-
-
-def _turned(half: Half) -> tuple[Half, Array, Array]:
-    """The half step in the basis of G's eigenvectors, where α0 G + λ I is diagonal: that diagonal [K], the basis."""
-    spectrum, basis = jnp.linalg.eigh(half.gram)
-    rounding = half.gram.shape[0] * jnp.finfo(half.gram.dtype).eps * spectrum[-1]
-    spectrum = half.weighting.unobserved * jnp.where(spectrum > rounding, spectrum, 0)
-    return half._replace(table=_einsum("nk,km->nm", half.table, basis)), spectrum, basis
 
 
 def _cholesky_solve(a: Array, b: Array) -> Array:
@@ -193,22 +196,18 @@ def _dot(x: Array, y: Array) -> Array:
 # ---------------------------------------------------------------------- solvers
 
 
-def cholesky(half: Half, start: Array) -> tuple[list[Array], list[Array]]:
+def cholesky(half: Half, start: list[Array]) -> tuple[list[Array], list[Array]]:
     """Exact, by Cholesky's factors of a K × K matrix, or of an L × L matrix for rows with fewer pairs than K.
 
-    In the basis of G's eigenvectors A = D + QᵀWQ with a diagonal D, so p = A⁻¹Qᵀc = D⁻¹Qᵀ√W (I + √W Q D⁻¹ Qᵀ√W)⁻¹ c/√W.
+    A = D + QᵀWQ with a diagonal D, so p = A⁻¹Qᵀc = D⁻¹Qᵀ√W (I + √W Q D⁻¹ Qᵀ√W)⁻¹ c/√W.
     """
-    half, spectrum, basis = _turned(half)
 
-    def solve(system, penalties, start):
-        diagonal = spectrum[None] + penalties[:, None]
+    def solve(system, diagonal, start):
         if isinstance(system, _Pairs) and system.q.shape[1] < system.q.shape[2]:
-            p, value = _by_pairs(system, diagonal)
-        else:
-            b = system.sums()
-            p = _cholesky_solve(system.matrices() + jax.vmap(jnp.diag)(diagonal), b)
-            value = -_dot(p, b)
-        return _einsum("bk,mk->bm", p, basis), value
+            return _by_pairs(system, diagonal)
+        b = system.sums()
+        p = _cholesky_solve(system.matrices() + jax.vmap(jnp.diag)(diagonal), b)
+        return p, -_dot(p, b)
 
     return _over_chunks(half, solve, start)
 
@@ -225,14 +224,14 @@ def _by_pairs(system: _Pairs, diagonal: Array) -> tuple[Array, Array]:
     return scale * p, -_dot(p, _einsum("blk,bl->bk", q, c))
 
 
-def conjugate_gradient(half: Half, start: Array, *, steps: int = 3) -> tuple[list[Array], list[Array]]:
+def conjugate_gradient(half: Half, start: list[Array], *, steps: int = 3) -> tuple[list[Array], list[Array]]:
     """`steps` of conjugate gradients from the present vectors; a row's K × K matrix is not formed.
 
-    In the basis of G's eigenvectors, preconditioned by the diagonal α0 G + λ I.
+    Preconditioned by the diagonal α0 G + λ I.
 
     Args:
         half: the half step.
-        start: [R, K].
+        start: the present vectors.
         steps: with K, or with a row's number of pairs and one, the solution is exact but for rounding.
 
     Raises:
@@ -240,12 +239,9 @@ def conjugate_gradient(half: Half, start: Array, *, steps: int = 3) -> tuple[lis
     """
     if steps < 1:
         raise ValueError(f"steps={steps}; give 1 or more")
-    half, spectrum, basis = _turned(half)
 
-    def solve(system, penalties, start):
-        diagonal = spectrum[None] + penalties[:, None]
+    def solve(system, diagonal, p):
         inverse = 1 / diagonal
-        p = _einsum("bk,km->bm", start, basis)
         rest, linear = system.rest(p)
         residual = rest - diagonal * p
         direction = inverse * residual
@@ -263,7 +259,7 @@ def conjugate_gradient(half: Half, start: Array, *, steps: int = 3) -> tuple[lis
             return p, residual, direction, square, value
 
         p, *_, value = lax.fori_loop(0, steps, step, carry)
-        return _einsum("bk,mk->bm", p, basis), value
+        return p, value
 
     return _over_chunks(half, solve, start)
 
@@ -273,14 +269,16 @@ def _ratio(x: Array, y: Array) -> Array:
     return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
 
 
-def subspace(half: Half, start: Array, *, block: int) -> tuple[list[Array], list[Array]]:
+def subspace(half: Half, start: list[Array], *, block: int) -> tuple[list[Array], list[Array]]:
     """iALS++ (Rendle et al. 2021, arXiv 2110.14044): `block` dimensions after another, each block exactly.
 
     δ = A_ππ⁻¹ (A p − b)_π,  p_π −= δ, and the row's scores ŷ −= Q_π δ are kept up.
 
+    Differs: the dimensions are those of the basis of G's eigenvectors, so that α0 G couples no block with another.
+
     Args:
         half: the half step.
-        start: [R, K].
+        start: the present vectors.
         block: dimensions of a block, 1 to K; the last block may have fewer. With K it is `cholesky`.
 
     Raises:
@@ -289,19 +287,12 @@ def subspace(half: Half, start: Array, *, block: int) -> tuple[list[Array], list
     dim = half.table.shape[1]
     if not 1 <= block <= dim:
         raise ValueError(f"block={block} with dim={dim}; give 1 to {dim}")
-    gram = half.weighting.unobserved * half.gram
 
-    def solve(system, penalties, start):
-        def base(p):
-            return _einsum("bk,km->bm", p, gram) + penalties[:, None] * p
-
+    def solve(system, diagonal, start):
         def improved(first, size, p, scores):
             a, slope, change = system.block(first, size, scores)
-            a += lax.dynamic_slice(gram, (first, first), (size, size))[None]
-            a += penalties[:, None, None] * jnp.eye(size, dtype=a.dtype)[None]
-            slope += _einsum("bk,km->bm", p, lax.dynamic_slice_in_dim(gram, first, size, 1))
-            own = lax.dynamic_slice_in_dim(p, first, size, 1)
-            delta = _cholesky_solve(a, slope + penalties[:, None] * own)
+            own, ridge = (lax.dynamic_slice_in_dim(x, first, size, 1) for x in (p, diagonal))
+            delta = _cholesky_solve(a + jax.vmap(jnp.diag)(ridge), slope + ridge * own)
             return lax.dynamic_update_slice_in_dim(p, own - delta, first, 1), scores - change(delta)
 
         carry = start, system.scores(start)
@@ -309,6 +300,6 @@ def subspace(half: Half, start: Array, *, block: int) -> tuple[list[Array], list
         if dim % block:
             carry = improved(dim - dim % block, dim % block, *carry)
         p = carry[0]
-        return p, _dot(p, system.product(p) + base(p) - 2 * system.sums())
+        return p, _dot(p, system.product(p) + diagonal * p - 2 * system.sums())
 
     return _over_chunks(half, solve, start)

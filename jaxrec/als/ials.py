@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrec import partials
 from jaxrec.als._mesh import check_mesh, spread
-from jaxrec.als._rows import Side, side
+from jaxrec.als._rows import Bucket, Side, side, sides
 from jaxrec.als._run import Factors, check_input, first_factors, run
 from jaxrec.als._solve import Half, Weighting, cholesky, conjugate_gradient, subspace
 from jaxrec.history import EarlyStopping, History
@@ -58,7 +58,7 @@ _einsum = functools.partial(jnp.einsum, precision="highest")
 class Solver(Protocol):
     """`cholesky`, `conjugate_gradient`, `subspace`, or a `functools.partial` of one."""
 
-    def __call__(self, half: Half, start: Array) -> tuple[list[Array], list[Array]]:
+    def __call__(self, half: Half, start: list[Array]) -> tuple[list[Array], list[Array]]:
         """Solutions and values of each bucket's rows; see `_solve`."""
 
 
@@ -203,66 +203,152 @@ def wrmf_fold_in(variables: Variables, histories: Interactions, *, regularizatio
     return _fold_in(variables, histories, Weighting(1.0, alpha, 1.0, regularization, 0.0))
 
 
-# ---------------------------------------------------------------------- what both objectives share
+# ---------------------------------------------------------------------- preparing
+
+
+class _State(NamedTuple):
+    """Between sweeps: vectors [C, B, K] for each bucket of a side, in a basis [K, K] that changes with every half step.
+
+    Turning users and items alike changes no score, and keeps each half step where Gram's matrix is diagonal.
+    """
+
+    user: list[Array]
+    item: list[Array]
+    basis: Array
 
 
 def _alternate(train, weighting, dim, key, solver, scale, mesh, **loop) -> tuple[Variables, History]:
-    parts = 1 if mesh is None else mesh.size
-    sides = tuple(side(pairs, chunk=max(_CHUNK // dim, 1), parts=parts) for pairs in (train, train.transpose()))
-    factors = first_factors(key, train, dim, scale)
-    factors["item"] = jnp.where(jnp.asarray(train.item_degrees > 0)[:, None], factors["item"], 0)
+    users, items = sides(train, chunk=max(_CHUNK // dim, 1), parts=1 if mesh is None else mesh.size)
+    buckets, places = (users.buckets, items.buckets), {"user": users.place, "item": items.place}
+    state = _first_state(first_factors(key, train, dim, scale), users, items)
     if mesh is None:
-        sides = jax.device_put(sides)
+        buckets, places, state = jax.device_put((buckets, places, state))
     else:
         axis = check_mesh(mesh, train.n_users)
         mesh = Mesh(mesh.devices, mesh.axis_names)  # as Auto, under which tables can be indexed
-        factors = spread(mesh, factors)
-        sides = tuple(Side(spread(mesh, own.buckets, axis), *spread(mesh, own[1:])) for own in sides)
+        buckets, places = spread(mesh, buckets, axis), spread(mesh, places)
+        state = _State(*spread(mesh, state[:2], axis), spread(mesh, state.basis))
     arrays, static = partials.partition((solver,))
-    step = functools.partial(_sweep, sides=sides, weighting=weighting, arrays=arrays, static=static, mesh=mesh)
-    return run(step, factors, **loop)
+    shape = _Shape((train.n_users, train.n_items), static, mesh)
+    step = functools.partial(_sweep, buckets=buckets, weighting=weighting, arrays=arrays, shape=shape)
+    return run(step, state, factors=functools.partial(_factors, places=places, mesh=mesh), **loop)
 
 
-@functools.partial(jax.jit, static_argnames=("static", "mesh"))
+# ---------------------------------------------------------------------- sweeps
+
+
+class _State(NamedTuple):
+    """Between sweeps: vectors [C, B, K] for each bucket of a side, and the basis [K, K] that they are in.
+
+    Every half step turns users and items alike into the basis of Gram's eigenvectors, which changes no score.
+    """
+
+    user: list[Array]
+    item: list[Array]
+    basis: Array
+
+
+class _Shape(NamedTuple):
+    """What a sweep is compiled for: (M, N), the solver's static parts, and the mesh or None."""
+
+    sizes: tuple[int, int]
+    solver: partials.Static
+    mesh: Mesh | None
+
+
+def _first_state(factors: Factors, users: Side, items: Side) -> _State:
+    def dealt(table: Array, own: Side) -> list[np.ndarray]:
+        padded = np.pad(np.asarray(table), ((0, 1), (0, 0)))
+        return [padded[bucket.rows] for bucket in own.buckets]
+
+    user, item = dealt(factors["user"], users), dealt(factors["item"], items)
+    return _State(user, item, np.eye(item[0].shape[-1], dtype=item[0].dtype))
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _factors(state: _State, places: Mapping[str, Array], mesh: Mesh | None) -> Factors:
+    """Tables in the order of ids, turned back; the same on all devices."""
+
+    def table(parts: list[Array], place: Array) -> Array:
+        rows = jnp.concatenate([*map(_flat, parts), jnp.zeros((1, len(state.basis)), state.basis.dtype)])
+        if mesh is not None:
+            rows = jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec()))
+        return _einsum("rk,mk->rm", rows[place], state.basis)
+
+    return {"user": table(state.user, places["user"]), "item": table(state.item, places["item"])}
+
+
+@functools.partial(jax.jit, static_argnames="shape")
 def _sweep(
-    factors: Factors,
-    sides: tuple[Side, Side],
+    state: _State,
+    buckets: tuple[tuple[Bucket, ...], tuple[Bucket, ...]],
     weighting: Weighting,
     arrays: list[Array],
     *,
-    static: partials.Static,
-    mesh: Mesh | None,
-) -> tuple[Factors, dict[str, Array]]:
-    """Users, then items. A solver's values are pᵀAp − 2pᵀb, so that the objective costs nothing more."""
-    (solver,) = partials.combine(arrays, static)
-    (users, items), user, item = sides, factors["user"], factors["item"]
-    pairs = sum(bucket.lengths.sum() for bucket in users.buckets).astype(item.dtype)
-    constant = weighting.gain * users.totals.sum().astype(item.dtype) + weighting.shift * pairs
-    user, value = _half_step(users, item, user, weighting, solver, mesh)
-    after_users = constant + value + _ridge(items, item, user, weighting)
-    item, value = _half_step(items, user, item, weighting, solver, mesh)
-    objective = constant + value + _ridge(users, user, item, weighting)
-    return {"user": user, "item": item}, {"after_users": after_users, "objective": objective}
-
-
-def _half_step(own: Side, table: Array, start: Array, weighting: Weighting, solver: Solver, mesh: Mesh | None):
-    """New vectors [R, K] for all rows of a side, and the sum of their values []."""
-    half = Half(own.buckets, table, _einsum("nk,nm->km", table, table), weighting)
+    shape: _Shape,
+) -> tuple[_State, dict[str, Array]]:
+    """Users, then items; on a mesh each device its share of the chunks."""
+    mesh = shape.mesh
+    local = functools.partial(_local_sweep, shape=shape)
     if mesh is not None:
         dealt, same = PartitionSpec(*mesh.axis_names), PartitionSpec()
-        specs = Half(dealt, same, same, same), same
-        solver = jax.shard_map(solver, mesh=mesh, in_specs=specs, out_specs=dealt, check_vma=False)
-    solutions, values = solver(half, start)
-    dim = table.shape[1]
-    rows = jnp.concatenate([*(p.reshape(-1, dim) for p in solutions), jnp.zeros((1, dim), table.dtype)])
-    if mesh is not None:
-        rows = jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, same))
-    return rows[own.place], sum(value.sum() for value in values)
+        specs = _State(dealt, dealt, same)
+        local = jax.shard_map(
+            local, mesh=mesh, in_specs=(specs, dealt, same, same), out_specs=(specs, same), check_vma=False
+        )
+    return local(state, buckets, weighting, arrays)
 
 
-def _ridge(own: Side, vectors: Array, other: Array, weighting: Weighting) -> Array:
-    penalties = weighting.penalties(own.totals.astype(vectors.dtype), other.shape[0])
-    return (penalties * (vectors**2).sum(-1)).sum()
+def _local_sweep(state: _State, buckets, weighting: Weighting, arrays: list[Array], *, shape: _Shape):
+    """A solver's values are pᵀAp − 2pᵀb, so that the objective costs nothing more."""
+    (solver,) = partials.combine(arrays, shape.solver)
+    (users, items), (n_users, n_items) = buckets, shape.sizes
+    together, gathered = _over(shape.mesh)
+    user, item, basis = state
+
+    def half_step(own, start, other, n_other):
+        spectrum, basis = _eigenbasis(together(sum(_einsum("cbk,cbm->km", part, part) for part in other)))
+        other, start = ([_einsum("cbk,km->cbm", part, basis) for part in parts] for parts in (other, start))
+        table = jnp.concatenate([_flat(gathered(part)) for part in other])
+        half = Half(own, table, weighting.unobserved * spectrum, weighting, n_other)
+        solutions, values = solver(half, start)
+        return solutions, other, basis, sum(value.sum() for value in values)
+
+    def figure(value, vectors, own, n_other):
+        pairs = sum(bucket.lengths.sum() for bucket in users).astype(value.dtype)
+        totals = sum(bucket.totals.astype(value.dtype).sum() for bucket in users)
+        constant = weighting.gain * totals + weighting.shift * pairs
+        return together(constant + value + weighting.ridge(own, vectors, n_other))
+
+    user, item, turn, value = half_step(users, user, item, n_items)
+    after_users = figure(value, item, items, n_users)
+    item, user, again, value = half_step(items, item, user, n_users)
+    objective = figure(value, user, users, n_items)
+    basis = _einsum("km,mn->kn", _einsum("km,mn->kn", basis, turn), again)
+    return _State(user, item, basis), {"after_users": after_users, "objective": objective}
+
+
+def _over(mesh: Mesh | None) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """How devices add up a number of theirs, and how all get the chunks of all."""
+    if mesh is None:
+        return (lambda x: x), (lambda x: x)
+    (axis,) = mesh.axis_names
+    return functools.partial(jax.lax.psum, axis_name=axis), lambda x: jax.lax.all_gather(x, axis, tiled=True)
+
+
+def _eigenbasis(gram: Array) -> tuple[Array, Array]:
+    """Gram's eigenvalues, 0 where they are rounding, and its eigenvectors."""
+    spectrum, basis = jnp.linalg.eigh(gram)
+    rounding = len(gram) * jnp.finfo(gram.dtype).eps * spectrum[-1]
+    return jnp.where(spectrum > rounding, spectrum, 0), basis
+
+
+def _flat(part: Array) -> Array:
+    """[C, B, K] as [C * B, K]."""
+    return part.reshape(-1, part.shape[-1])
+
+
+# ---------------------------------------------------------------------- given factors
 
 
 def _objective(params: Factors, train: Interactions, weighting: Weighting) -> Array:
@@ -298,8 +384,14 @@ def _fold_in(variables: Variables, histories: Interactions, weighting: Weighting
     if histories.n_pairs == 0:
         return jnp.zeros((histories.n_users, item.shape[1]), item.dtype)
     own = side(histories, chunk=max(_CHUNK // item.shape[1], 1))
-    start = jnp.zeros((histories.n_users, item.shape[1]), item.dtype)
-    return _jitted_half_step(own, item, start, weighting, cholesky, None)[0]
+    return _solved_alone(own, item, weighting)
 
 
-_jitted_half_step = jax.jit(_half_step, static_argnums=(4, 5))
+@jax.jit
+def _solved_alone(own: Side, table: Array, weighting: Weighting) -> Array:
+    """The exact rows [R, K] of one side over the other's table [n, K]."""
+    spectrum, basis = _eigenbasis(_einsum("nk,nm->km", table, table))
+    half = Half(own.buckets, _einsum("nk,km->nm", table, basis), weighting.unobserved * spectrum, weighting, len(table))
+    start = [jnp.zeros((*bucket.rows.shape, table.shape[1]), table.dtype) for bucket in own.buckets]
+    rows = [_flat(part) for part in cholesky(half, start)[0]]
+    return _einsum("rk,mk->rm", jnp.concatenate([*rows, jnp.zeros((1, len(basis)), table.dtype)])[own.place], basis)
