@@ -64,7 +64,7 @@ def test_counts_of_the_real_sets(data_root, name):
 
 
 def test_the_table_names_every_set():
-    assert datasets.names() == sorted([*COUNTS, "ml-10m"])
+    assert datasets.names() == sorted([*COUNTS, "amazon-electronics-5core", "ml-10m", "steam"])
 
 
 @pytest.mark.parametrize("name", ["ciao", "delicious", "ml-1m-loo"])

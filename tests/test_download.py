@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import http.server
 import io
@@ -156,9 +157,42 @@ def test_a_set_that_cannot_be_parsed_leaves_nothing(serve, tmp_path, monkeypatch
     assert left(tmp_path / "cache") == []
 
 
+@pytest.mark.parametrize("place", ["data", "cache"])
+def test_a_set_is_made_of_the_file_that_its_user_fetched(tmp_path, monkeypatch, place):
+    monkeypatch.setenv("JAXREC_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("JAXREC_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=r"put its data\.npz, or steam_reviews\.json\.gz of its source there"):
+        datasets.load("steam")
+    folder = tmp_path / place / "steam"
+    folder.mkdir(parents=True)
+    with gzip.open(folder / "steam_reviews.json.gz", "wt") as file:
+        file.write("{u'username': u'Zoë', u'product_id': u'20'}\n{'username': 'Al', 'product_id': '10'}\n")
+    loaded = datasets.load("steam")
+    users, items = loaded.interactions.pairs()
+    assert loaded.id_map.user_labels(users).tolist() == ["Al", "Zoë"]
+    assert loaded.id_map.item_labels(items).tolist() == [10, 20] and loaded.interactions.weights is None
+    assert (tmp_path / "cache" / "steam" / "data.npz").exists()
+    (folder / "steam_reviews.json.gz").unlink()
+    assert datasets.load("steam").interactions.fingerprint() == loaded.interactions.fingerprint()
+
+
+def test_electronics_has_stars_and_seconds(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXREC_DATA", str(tmp_path))
+    monkeypatch.setenv("JAXREC_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "amazon-electronics-5core"
+    folder.mkdir()
+    with gzip.open(folder / "reviews_Electronics_5.json.gz", "wt") as file:
+        file.write('{"reviewerID": "A", "asin": "B0", "overall": 2.0, "unixReviewTime": 7}\n')
+        file.write('{"reviewerID": "A", "asin": "B1", "overall": 5.0, "unixReviewTime": 9}\n')
+    found = datasets.load("amazon-electronics-5core").interactions
+    assert found.weights.tolist() == [2, 5] and found.timestamps.tolist() == [7, 9]
+    assert datasets.load("amazon-electronics-5core", minimum=3).interactions.n_pairs == 1
+
+
 def test_every_source_is_pinned_by_a_full_hash():
     lengths = {"md5": 32, "sha256": 64}
-    known = {name: record.source for name, record in datasets.SETS.items() if record.source}
+    sources = {name: record.source for name, record in datasets.SETS.items() if record.source}
+    known = {name: source for name, source in sources.items() if None not in source.files.values()}
     assert sorted(known) == ["gowalla", "ml-100k", "ml-10m", "ml-1m", "yelp2018"]
     for source in known.values():
         for url, known_hash in source.files.values():

@@ -1,4 +1,5 @@
 import gzip
+import re
 import sys
 
 import numpy as np
@@ -122,6 +123,28 @@ def test_chunks_join_and_count_lines(tmp_path, monkeypatch):
     assert readers.movielens(write(tmp_path / "r.dat", text)).users.tolist() == list(range(7))
     with pytest.raises(ValueError, match=r"r2\.dat, line 9: found '8::9'"):
         readers.movielens(write(tmp_path / "r2.dat", text + "\n8::9\n"))
+
+
+def test_json_lines_take_json_and_python(tmp_path):
+    lines = [
+        '{"reviewerID": "A1", "asin": "0528881469", "overall": 5.0, "unixReviewTime": 1370131200, "reviewText": "x"}',
+        "",
+        "{u'reviewerID': u'B', u'asin': 'B2', u'overall': 3, u'unixReviewTime': 10, u'text': 'a \"quote\", true'}",
+    ]
+    path = write(tmp_path / "r.json", "\n".join(lines))
+    fields = {"user": "reviewerID", "item": "asin", "weight": "overall", "timestamp": "unixReviewTime"}
+    columns = readers.json_lines(path, **fields)
+    assert [column.tolist() for column in columns] == [["A1", "B"], ["0528881469", "B2"], [5, 3], [1370131200, 10]]
+    assert readers.json_lines(path, **fields, minimum=4).users.tolist() == ["A1"]
+    assert readers.json_lines(path, user="reviewerID", item="asin").weights is None
+
+
+@pytest.mark.parametrize("line", ["{'u': 1", "[1, 2]", '{"u": 1}', "__import__('os')", "{'u': 1, 'i': f()}"])
+def test_json_lines_name_the_malformed_line(tmp_path, line):
+    path = write(tmp_path / "r.json", '{"u": 1, "i": 2}\n' + line + "\n")
+    message = rf"r\.json, line 2: found .*{re.escape(line[:8])}.*, expected an object with the fields u, i"
+    with pytest.raises(ValueError, match=message):
+        readers.json_lines(path, user="u", item="i")
 
 
 def test_readers_feed_from_labels(tmp_path):

@@ -1,11 +1,5 @@
 """RG2 without SGD: against dense float64 algebra, its closed form, and itself on a mesh."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
-import textwrap
 from functools import partial
 
 import jax
@@ -243,47 +237,6 @@ def test_mesh_gives_the_same(train, devices, alpha):
     alone, dealt = fitted(train, 0.1, 4, alpha=alpha), fitted(train, 0.1, 4, alpha=alpha, mesh=mesh)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), alone[0], dealt[0])
     np.testing.assert_allclose(alone[1].column("objective")[1], dealt[1].column("objective")[1], rtol=1e-6)
-
-
-PROCESS = """
-    import json, sys
-    import jax, numpy as np
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"localhost:{sys.argv[2]}", num_processes=2, process_id=int(sys.argv[1]))
-    import jaxrec as jr
-    rng = np.random.default_rng(0)
-    train = jr.Interactions.from_pairs(*np.nonzero(rng.random((23, 11)) < 0.4), n_users=23, n_items=11)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("users",))
-    assert mesh.size == 4 and jax.local_device_count() == 2
-    options = dict(dim=3, regularization=0.1, sweeps=3, key=jax.random.key(0), tolerance=None, progress=False)
-    variables, history = jr.als.rg2.fit(train, mesh=mesh, **options)
-    alone, _ = jr.als.rg2.fit(train, **options)
-    same = [np.allclose(variables["params"][n], alone["params"][n], rtol=1e-4, atol=1e-5) for n in ("user", "item")]
-    print(json.dumps([jax.process_index(), same, history.records[-1]["objective"]]))
-"""
-
-
-def test_two_processes_give_the_same(tmp_path):
-    """`jax.distributed` on this machine: 2 processes of 2 devices."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    script = tmp_path / "process.py"
-    script.write_text(textwrap.dedent(PROCESS))
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    start = partial(subprocess.Popen, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    processes = [start([sys.executable, str(script), str(number), port]) for number in range(2)]
-    try:
-        answers = []
-        for process in processes:
-            out, err = process.communicate(timeout=120)
-            assert process.returncode == 0, err
-            answers.append(json.loads(out.splitlines()[-1]))
-    finally:
-        for process in processes:
-            process.kill()
-    assert [answer[:2] for answer in answers] == [[0, [True, True]], [1, [True, True]]]
-    assert answers[0][2] == answers[1][2]
 
 
 # ---------------------------------------------------------------------- wrong input

