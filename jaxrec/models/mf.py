@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxrec.lookup import lookup
 from jaxrec.typing import Array, Key
 
 
@@ -104,17 +105,17 @@ class MF(nn.Module):
         """Scores of the pairs: ids that broadcast, such as [B, 1] and [B, n] -> [B, n]."""
         chex.assert_type([users, items], int)
         if jnp.size(items) > self.n_items:  # a mapped table costs less than as many mapped rows
-            u, v = self.score(self.user[users], self.item)
+            u, v = self.score(lookup(self.user, users), self.item)
             v = v[items]
         else:
-            u, v = self.score(self.user[users], self.item[items])
+            u, v = self.score(lookup(self.user, users), lookup(self.item, items))
         if self.dropout and self.has_rng("dropout"):
             u = dropped(u, self.dropout, self.make_rng("dropout"))
         return products(u, v)
 
     def rows(self, users: Array) -> Array:
         """Scores of all items for users [B] -> [B, N]."""
-        u, v = self.score(self.user[users], self.item)
+        u, v = self.score(lookup(self.user, users), self.item)
         return jnp.einsum("bd,nd->bn", u, v)
 
     def vectors(self) -> tuple[Array, Array]:

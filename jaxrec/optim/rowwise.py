@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxrec.lookup import lookup
 from jaxrec.typing import Array, Scalar
 
 
@@ -264,7 +265,8 @@ class _Table:
         place = next((place for place, known in enumerate(self.log.ids) if known is ids), len(self.log.ids))
         if place == len(self.log.ids):
             self.log.ids.append(ids)
-        return self.table[ids] if self.log.shifts is None else self.table[ids] + self.log.shifts[place]
+        rows = lookup(self.table, ids)
+        return rows if self.log.shifts is None else rows + self.log.shifts[place]
 
     def __jax_array__(self) -> Array:
         self.log.whole = True
