@@ -6,6 +6,9 @@ best NDCG@10 on seed 0's validation part; every run takes the sweep or epoch tha
 test, with train and validation masked. Gowalla has the LightGCN split, Recall@20, and only the solvers: a tenth of its
 train part is validation, and the chosen setting is trained again on all of it for as many sweeps.
 
+MovieLens-10M, Electronics and Steam, the paper's sets, are asked for by name (`--data`), where `jaxrec.data.datasets`
+finds them. The paper says that ratings below 3 are dropped from Electronics, but its counts are those of all ratings.
+
 Each run leaves its validation curve, with the seconds, in results/rg2/; the table and the picture are made of all that
 lie there.
 """
@@ -15,216 +18,23 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 import jaxrec as jr
 from benchmarks import _record
+from benchmarks._rg2_methods import DIM, METHODS, PATIENCE, SOLVERS, Part
 from jaxrec.data import datasets, splits
 
-DIM, SCALE, GROUP = 64, 0.1, 16
 RUNS = _record.RESULTS / "rg2"
-MINIMUM = {"ml-100k": 3.0, "ml-1m": 3.0, "lastfm-2k": None, "gowalla": None}
-BATCH = {"ml-100k": 256, "ml-1m": 1024, "lastfm-2k": 256}  # groups of up to 16 pairs of a user
-EPOCHS, PATIENCE, SWEEPS = 60, 6, 40
-
-Trained = tuple[Any, jr.typing.Variables, jr.train.History]
-
-
-class Part(NamedTuple):
-    """One seed's data: `train` to learn from, `valid` to choose by, `test` to judge by; groups a step of SGD."""
-
-    train: jr.Interactions
-    valid: jr.Interactions
-    test: jr.Interactions
-    batch: int = 0
-
-
-class Method(NamedTuple):
-    """How a model is trained, and what is compared on validation; `few` is the grid for ml-1m."""
-
-    train: Callable[..., Trained]
-    grid: Mapping[str, tuple[float, ...]]
-    few: Mapping[str, tuple[float, ...]] | None = None
-
-
-# ---------------------------------------------------------------------- solvers
-
-
-def judge(model: Any, part: Part, metric: str) -> Callable[[jr.typing.Variables], dict[str, float]]:
-    """What validation sees."""
-    k = int(metric.partition("@")[2])
-    return lambda v: jr.evaluate.full_ranking(model, v, part.train, part.valid, ks=(k,)).means
-
-
-def solver(fit: Callable, part: Part, seed: int, metric: str, *, sweeps: int | None, **setting: float) -> Trained:
-    """ALS, ended by validation; or a number of sweeps without looking."""
-    model = jr.models.MF(part.train.n_users, part.train.n_items, dim=DIM)
-    options = {"dim": DIM, "key": jax.random.key(seed), "tolerance": None, "progress": False, **setting}
-    if sweeps is None:
-        stopping = jr.train.EarlyStopping(metric, patience=PATIENCE)
-        options |= {"sweeps": SWEEPS, "validate": judge(model, part, metric), "stopping": stopping}
-    else:
-        options["sweeps"] = sweeps
-    return model, *fit(part.train, **options)
-
-
-def closed_form(part: Part, seed: int, metric: str, *, sweeps: int | None, regularization: float) -> Trained:
-    """The optimum; λ is a share of √2 σ₁, at which nothing is left. There are no sweeps to choose."""
-    model = jr.models.MF(part.train.n_users, part.train.n_items, dim=DIM)
-    found = jr.als.rg2.decompose(part.train, dim=DIM, key=jax.random.key(seed), tolerance=1e-3)
-    variables = jr.als.rg2.shrink(found, regularization=float(np.sqrt(2) * found.values[0]) * regularization)
-    record = {"epoch": 1, "seconds": float("nan"), **judge(model, part, metric)(variables)}
-    return model, variables, jr.train.History().append(record)
-
-
-# ---------------------------------------------------------------------- SGD
-
-
-def sgd(
-    make: Callable, part: Part, seed: int, metric: str, *, sweeps: None, learning_rate: float, l2: float
-) -> Trained:
-    """Adam with L2 on whole tables, ended by validation."""
-    del sweeps
-    model, objective, parameters, after = make(part.train)
-    tx = optax.chain(optax.add_decayed_weights(l2), optax.adam(learning_rate), *after)
-    state, history = jr.train.fit(
-        jr.train.init(jax.random.key(seed), model, tx, parameters=parameters),
-        objective,
-        tx,
-        part.train,
-        epochs=EPOCHS,
-        batch_size=part.batch,
-        group=GROUP,
-        validate=judge(model, part, metric),
-        every=2,
-        stopping=jr.train.EarlyStopping(metric, patience=PATIENCE),
-        progress=False,
-    )
-    return model, state.variables, history
-
-
-def pairwise(loss: jr.typing.Loss, n: int, train: jr.Interactions, **more: Any):
-    """Negatives drawn for each group."""
-    model = jr.models.MF(train.n_users, train.n_items, dim=DIM, scale=SCALE)
-    sample = partial(jr.sampling.uniform, n_items=train.n_items, n=n)
-    return model, partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample, **more), {}, ()
-
-
-def full(loss: jr.typing.Loss, train: jr.Interactions, model: Any = None):
-    """All items are negatives."""
-    model = model or jr.models.MF(train.n_users, train.n_items, dim=DIM, scale=SCALE)
-    return model, partial(jr.train.rows_objective, model=model, loss=loss), {}, ()
-
-
-def gram(train: jr.Interactions, model: Any = None):
-    """RG2 by SGD, against all items by their Gram matrix."""
-    model = model or jr.models.MF(train.n_users, train.n_items, dim=DIM, scale=SCALE)
-    return model, partial(jr.train.gram_objective, model=model), {}, ()
-
-
-def uib(train: jr.Interactions):
-    """A boundary for each user."""
-    boundary = {"boundary": jnp.zeros(train.n_users)}
-
-    def arguments(variables, batch, negatives):
-        return {"boundary": variables["params"]["boundary"][batch.users][:, None]}
-
-    model, objective, *_ = pairwise(jr.losses.uib, 100, train, arguments=arguments)
-    return model, objective, boundary, ()
-
-
-def sparsemax(train: jr.Interactions):
-    """Rows of scores against the group's positives."""
-    model = jr.models.MF(train.n_users, train.n_items, dim=DIM, scale=SCALE)
-
-    def objective(variables, key, batch):
-        scores = model.apply(variables, batch.users, method="rows")
-        rows = jnp.arange(len(batch.users))[:, None]
-        targets = jnp.zeros(scores.shape).at[rows, batch.items].add(batch.where.astype(scores.dtype))
-        return jr.losses.mean(jr.losses.sparsemax(scores, targets), weights=batch.where.sum(1).astype(scores.dtype))
-
-    return model, objective, {}, ()
-
-
-def sml(train: jr.Interactions):
-    """Distances in the unit ball, margins that are learnt in [0, 1]; the mean over a batch, so γ is scaled likewise."""
-    model = jr.models.MF(train.n_users, train.n_items, dim=DIM, scale=SCALE, score=jr.models.negative_squared_distance)
-    margins = {"user_margin": jnp.ones(train.n_users), "item_margin": jnp.ones(train.n_items)}
-
-    def distance(x, y):
-        squared = ((x - y) ** 2).sum(-1)
-        return jnp.sqrt(jnp.maximum(squared, 1e-12))
-
-    def objective(variables, key, batch):
-        params = variables["params"]
-        drawn = jax.random.randint(key, (len(batch.users), 50), 0, train.n_items)
-        u, v, w = params["user"][batch.users][:, None], params["item"][batch.items], params["item"][drawn]
-        values = jr.losses.sml(
-            distance(u, v),
-            distance(u, w)[:, None],
-            between=distance(v[:, :, None], w[:, None]),
-            user_margin=params["user_margin"][batch.users][:, None] * jnp.ones(batch.items.shape),
-            item_margin=params["item_margin"][batch.items],
-            margin_weight=0.01,
-        )
-        return jr.losses.mean(values, where=batch.where)
-
-    def inside(updates, params):
-        def ball(x):
-            return x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1)
-
-        rules = {"user": ball, "item": ball, "user_margin": jax.nn.hard_sigmoid, "item_margin": jax.nn.hard_sigmoid}
-        rules |= dict.fromkeys(margins, lambda x: jnp.clip(x, 0, 1))
-        return {name: rules[name](params[name] + updates[name]) - params[name] for name in updates}
-
-    return model, objective, margins, (optax.stateless(inside),)
-
-
-def lightgcn(make: Callable, train: jr.Interactions):
-    """The same losses on propagated vectors."""
-    return make(train, model=jr.models.LightGCN(train, dim=DIM, layers=3, scale=SCALE))
-
-
-RATES = {"learning_rate": (3e-3, 1e-2, 3e-2), "l2": (0.0, 1e-5, 1e-4)}
-FEW = {"learning_rate": (3e-3, 1e-2), "l2": (1e-5,)}
-softmax = jr.losses.mine  # against all items, the positive among them
-METHODS = {
-    "RG2": Method(partial(solver, jr.als.rg2.fit), {"regularization": (0.03, 0.1, 0.3, 0.6, 1.0)}),
-    "RG2, closed form": Method(closed_form, {"regularization": (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)}),
-    "RG2, alpha tuned": Method(
-        partial(solver, jr.als.rg2.fit), {"alpha": (0.02, 0.05, 0.1, 0.2), "regularization": (0.03, 0.1, 0.3)}
-    ),
-    "WRMF": Method(
-        partial(solver, jr.als.ials.wrmf), {"alpha": (1.0, 4.0, 10.0), "regularization": (0.1, 3.0, 10.0, 50.0)}
-    ),
-    "iALS": Method(
-        partial(solver, jr.als.ials.fit),
-        {"unobserved_weight": (0.01, 0.03, 0.1, 0.3), "regularization": (0.003, 0.01, 0.03, 0.1)},
-    ),
-    "softmax": Method(partial(sgd, partial(full, softmax)), RATES, FEW),
-    "sampled softmax": Method(partial(sgd, partial(pairwise, jr.losses.sampled_softmax, 100)), RATES, FEW),
-    "RG2 by SGD": Method(partial(sgd, gram), RATES, FEW),
-    "BPR": Method(partial(sgd, partial(pairwise, jr.losses.bpr, 100)), RATES, FEW),
-    "BCE": Method(partial(sgd, partial(pairwise, jr.losses.bce, 100)), RATES, FEW),
-    "UIB": Method(partial(sgd, uib), RATES, FEW),
-    "SML": Method(partial(sgd, sml), RATES | {"l2": (0.0,)}, FEW | {"l2": (0.0,)}),
-    "Sparsemax": Method(partial(sgd, sparsemax), RATES, FEW),
-    "LightGCN, softmax": Method(partial(sgd, partial(lightgcn, partial(full, softmax))), FEW),
-    "LightGCN, RG2": Method(partial(sgd, partial(lightgcn, gram)), FEW),
-}
-SOLVERS = [name for name, method in METHODS.items() if getattr(method.train, "func", None) is solver] + [
-    "RG2, closed form"
-]
-
-
-# ---------------------------------------------------------------------- runs
+MINIMUM = {"ml-100k": 3.0, "ml-1m": 3.0, "lastfm-2k": None, "gowalla": None}  # ratings that count
+MINIMUM |= {"ml-10m": 3.0, "amazon-electronics-5core": None, "steam": None}  # the paper's, where they can be had
+DEFAULT = ["ml-100k", "ml-1m", "lastfm-2k", "gowalla"]
+SMALL, BATCHES = ("ml-100k", "lastfm-2k"), (256, 1024)  # groups of up to 16 pairs of a user: small sets, large sets
 
 
 def arguments() -> argparse.Namespace:
@@ -232,7 +42,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.rg2", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", nargs="+", choices=list(MINIMUM), default=list(MINIMUM), help="data sets")
+    parser.add_argument("--data", nargs="+", choices=list(MINIMUM), default=DEFAULT, help="data sets")
     parser.add_argument("--method", nargs="+", choices=list(METHODS), default=list(METHODS), help="what to train")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="seeds of split and start")
     parser.add_argument("--again", action="store_true", help="repeat what lies in results/rg2")
@@ -251,7 +61,7 @@ def prepare(data: str, seed: int) -> Part:
     whole, _ = splits.compact(splits.k_core(found.interactions), found.id_map)
     whole = jr.Interactions.from_pairs(*whole.pairs())  # without weights: plays count once
     parts = splits.ratio(whole, order=partial(splits.random_order, key=jax.random.key(seed)))
-    return Part(*parts, BATCH[data])
+    return Part(*parts, BATCHES[data not in SMALL])
 
 
 def union(one: jr.Interactions, other: jr.Interactions) -> jr.Interactions:
@@ -287,7 +97,7 @@ def selected(data: str, name: str, metric: str, again: bool) -> dict[str, Any]:
         return json.loads(path.read_text())["setting"]
     method, part = METHODS[name], prepare(data, 0)
     tried = []
-    for setting in settings_of((method.few if data == "ml-1m" else None) or method.grid):
+    for setting in settings_of((None if data in SMALL else method.few) or method.grid):
         _, _, history = method.train(part, 0, metric, sweeps=None, **setting)
         tried.append([setting, max(curve_of(history, metric), key=lambda point: point[2])])
         jax.clear_caches()
