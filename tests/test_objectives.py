@@ -143,6 +143,19 @@ def test_in_batch_compares_with_the_other_items_but_not_with_those_the_user_has(
 
 
 @pytest.mark.parametrize("loss", [jr.losses.bpr, jr.losses.bce, partial(jr.losses.bsl, temperature=0.5, exponent=1.0)])
+def test_the_softmax_counts_pairs_not_users(scored):
+    """Trap T25: a user with two positives counts twice; `multinomial` on rows is the mean over users."""
+    model, variables, scores = scored
+    log_p = scores - np.log(np.exp(scores).sum(1, keepdims=True))
+    batch = GROUPS._replace(where=jnp.array([[True, True, False], [True, False, False]]))
+    value = jr.train.rows_objective(variables, KEY, batch, model=model, loss=jr.losses.mine)
+    np.testing.assert_allclose(value, -(log_p[0, 2] + log_p[0, 4] + log_p[4, 6]) / 3, rtol=1e-5)
+    targets = jnp.zeros((2, 30)).at[jnp.array([0, 0, 1]), jnp.array([2, 4, 6])].set(1)
+    by_users = jr.losses.mean(jr.losses.multinomial(scores[np.array([0, 4])], targets / targets.sum(1, keepdims=True)))
+    np.testing.assert_allclose(by_users, -((log_p[0, 2] + log_p[0, 4]) / 2 + log_p[4, 6]) / 2, rtol=1e-5)
+    assert abs(float(value - by_users)) > 1e-3
+
+
 @pytest.mark.parametrize("batch", [BATCH, GROUPS], ids=["single", "groups"])
 def test_rows_objective_is_the_pairwise_one_with_every_item_drawn_once(scored, loss, batch):
     model, variables, _ = scored

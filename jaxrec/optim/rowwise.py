@@ -320,7 +320,7 @@ class _Places:
         self.target = jnp.where(self.slot == order, self.ids, size + order)  # past the end: dropped
 
     def take(self, table: Array) -> Array:
-        return table[self.ids]
+        return lookup(table, self.ids)
 
     def put(self, table: Array, rows: Array) -> Array:
         return table.at[self.target].set(rows, mode="drop", unique_indices=True)
