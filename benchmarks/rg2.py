@@ -100,7 +100,6 @@ def selected(data: str, name: str, metric: str, again: bool) -> dict[str, Any]:
     for setting in settings_of((None if data in SMALL else method.few) or method.grid):
         _, _, history = method.train(part, 0, metric, sweeps=None, **setting)
         tried.append([setting, max(curve_of(history, metric), key=lambda point: point[2])])
-        jax.clear_caches()
     best = max(tried, key=lambda pair: pair[1][2])
     path.write_text(json.dumps({"setting": best[0], "metric": metric, "tried": tried}, indent=1) + "\n")
     print(f"{data}, {name}: {best[0]} ({metric} {best[1][2]:.4f} on validation)", flush=True)

@@ -150,6 +150,7 @@ def sampled_ranking(
     negatives: ArrayLike,
     *,
     ks: Sequence[int] = (10,),
+    train: Interactions | None = None,
     block: int = 1024,
 ) -> Report:
     """Ranks each test item among its own sampled negatives, as many papers do; ties go against the test item.
@@ -164,6 +165,8 @@ def sampled_ranking(
         negatives: item ids [T, n]. A negative that comes twice in a row counts once, one that equals the test item
             not at all; a `DataWarning` says how many.
         ks: lengths of the lists.
+        train: if given, items without a training pair take no part: negatives among them do not count, and test pairs
+            with such an item are left out, as the released code of TransCF and MARS has it.
         block: pairs scored at a time.
 
     Returns:
@@ -181,6 +184,10 @@ def sampled_ranking(
     for name, ids in (("users", users), ("items", items), ("negatives", negatives)):
         if ids.dtype.kind not in "iu" or ids.min() < 0:
             raise ValueError(f"{name} is {ids.dtype} and begins at {ids.min()}; give integer ids from 0")
+    among = f"{negatives.shape[1]} given negatives"
+    if train is not None:
+        users, items, negatives, known = _trained(train, users, items, negatives)
+        among += f", items without training pairs left out with their {len(test_pairs[0]) - len(users)} test pairs"
     valid = _distinct(negatives) & (negatives != items[:, None])
     if not valid.all():
         warnings.warn(
@@ -188,6 +195,7 @@ def sampled_ranking(
             DataWarning,
             stacklevel=2,
         )
+    valid = valid if train is None else valid & known
     candidates = np.concatenate([items[:, None], negatives], axis=1).astype(np.int32)
     ranks = []
     for start in range(0, len(users), block):
@@ -205,9 +213,7 @@ def sampled_ranking(
         per_user[f"hit_rate@{k}"] = hit.astype(np.float64)
         per_user[f"ndcg@{k}"] = hit / np.log2(rank + 2)
         per_user[f"mrr@{k}"] = hit / (rank + 1)
-    protocol = (
-        f"SAMPLED ranking of each test item among {negatives.shape[1]} given negatives, ties against the test item"
-    )
+    protocol = f"SAMPLED ranking of each test item among {among}, ties against the test item"
     return Report(users, per_user, {}, None, protocol)
 
 
@@ -237,6 +243,18 @@ def _evaluated_users(train: Interactions, test: Interactions, users: ArrayLike |
             stacklevel=3,
         )
     return chosen
+
+
+def _trained(train: Interactions, users: np.ndarray, items: np.ndarray, negatives: np.ndarray):
+    """Test pairs whose item has a training pair, their negatives, and which of these have one."""
+    largest = max(items.max(), negatives.max())
+    if largest >= train.n_items:
+        raise ValueError(f"item {largest} is not in train, which has {train.n_items}; use one id map")
+    known = np.asarray(train.item_degrees) > 0
+    kept = known[items]
+    if not kept.any():
+        raise ValueError("no test item has a training pair; there is nothing to rank. Leave train out to rank them all")
+    return users[kept], items[kept], negatives[kept], known[negatives[kept]]
 
 
 def _distinct(rows: np.ndarray) -> np.ndarray:
