@@ -70,9 +70,18 @@ def closed_form(part: Part, seed: int, metric: str, *, sweeps: int | None, regul
 
 
 def sgd(
-    make: Callable, part: Part, seed: int, metric: str, *, sweeps: None, learning_rate: float, l2: float
+    make: Callable,
+    part: Part,
+    seed: int,
+    metric: str,
+    *,
+    sweeps: None,
+    learning_rate: float,
+    l2: float,
+    epochs: int = EPOCHS,
+    batches: int = 1,
 ) -> Trained:
-    """Adam with L2 on whole tables, ended by validation."""
+    """Adam with L2 on whole tables, ended by validation; a step takes so many `batches` of the part's size."""
     del sweeps
     model, objective, parameters, after = make(part.train)
     tx = optax.chain(optax.add_decayed_weights(l2), optax.adam(learning_rate), *after)
@@ -81,8 +90,8 @@ def sgd(
         objective,
         tx,
         part.train,
-        epochs=EPOCHS,
-        batch_size=part.batch,
+        epochs=epochs,
+        batch_size=part.batch * batches,
         group=GROUP,
         validate=judge(model, part, metric),
         every=2,
@@ -198,8 +207,9 @@ METHODS = {
     "UIB": Method(partial(sgd, uib), RATES, FEW),
     "SML": Method(partial(sgd, sml), RATES | {"l2": (0.0,)}, FEW | {"l2": (0.0,)}),
     "Sparsemax": Method(partial(sgd, sparsemax), RATES, FEW),
-    "LightGCN, softmax": Method(partial(sgd, partial(lightgcn, partial(full, softmax))), FEW),
-    "LightGCN, RG2": Method(partial(sgd, partial(lightgcn, gram)), FEW),
+    # A step propagates through the whole graph, so that it had better be worth it.
+    "LightGCN, softmax": Method(partial(sgd, partial(lightgcn, partial(full, softmax)), epochs=40, batches=4), FEW),
+    "LightGCN, RG2": Method(partial(sgd, partial(lightgcn, gram), epochs=40, batches=4), FEW),
 }
 SOLVERS = [name for name, method in METHODS.items() if getattr(method.train, "func", None) is solver] + [
     "RG2, closed form"
