@@ -270,9 +270,10 @@ def test_buckets_hold_every_pair_once_and_little_else(degrees, chunk, parts):
     pairs = np.concatenate(pairs, axis=1)
     pairs = pairs[:, np.lexsort(pairs[1::-1])]
     np.testing.assert_array_equal(pairs, [*train.pairs(), train.weights])
-    rows = np.concatenate([*(bucket.rows.ravel() for bucket in side.buckets), [-1]])
+    rows = np.concatenate([bucket.rows.reshape(parts, -1) for bucket in side.buckets], axis=1)
+    rows = np.append(rows, -1)
     np.testing.assert_array_equal(rows[side.place], np.where(degrees > 0, np.arange(len(degrees)), -1))
-    totals = np.concatenate([*(bucket.totals.ravel() for bucket in side.buckets), [0]])
+    totals = np.append(np.concatenate([bucket.totals.reshape(parts, -1) for bucket in side.buckets], axis=1), 0)
     np.testing.assert_array_equal(totals[side.place], np.bincount(users, weights, len(degrees)))
 
 

@@ -36,8 +36,9 @@ class Side(NamedTuple):
     """All rows of one side.
 
     Attributes:
-        buckets: of the rows that have pairs.
-        place: int32 [R], where each row is among those of all buckets; at their end for rows without pairs.
+        buckets: of the rows that have pairs. Each of P parts has C / P chunks of every bucket, one after another.
+        place: int32 [R], where each row is among those of all parts, a part's buckets side by side; at their end for
+            rows without pairs.
     """
 
     buckets: tuple[Bucket, ...]
@@ -90,8 +91,8 @@ def side(train: Interactions, *, chunk: int, parts: int = 1) -> Side:
                 np.where(real, ratings[places], np.float32(0)).reshape(n_chunks, size, length),
             )
         )
-        solved.append(rows)
-    solved = np.concatenate(solved)
+        solved.append(rows.reshape(parts, -1))
+    solved = np.concatenate(solved, axis=1).ravel()
     place = np.full(train.n_users + 1, len(solved), np.int32)
     place[solved] = np.arange(len(solved))
     return Side(tuple(buckets), place[:-1])

@@ -268,9 +268,13 @@ def _first_state(factors: Factors, users: Side, items: Side) -> _State:
 @functools.partial(jax.jit, static_argnames="mesh")
 def _factors(state: _State, places: Mapping[str, Array], mesh: Mesh | None) -> Factors:
     """Tables in the order of ids, turned back; the same on all devices."""
+    joined = _joined
+    if mesh is not None:
+        dealt = PartitionSpec(*mesh.axis_names)
+        joined = jax.shard_map(_joined, mesh=mesh, in_specs=dealt, out_specs=dealt, check_vma=False)
 
     def table(parts: list[Array], place: Array) -> Array:
-        rows = jnp.concatenate([*map(_flat, parts), jnp.zeros((1, len(state.basis)), state.basis.dtype)])
+        rows = jnp.pad(joined(parts), ((0, 1), (0, 0)))
         if mesh is not None:
             rows = jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec()))
         return _einsum("rk,mk->rm", rows[place], state.basis)
@@ -309,7 +313,7 @@ def _local_sweep(state: _State, buckets, weighting: Weighting, arrays: list[Arra
     def half_step(own, start, other, n_other):
         spectrum, basis = _eigenbasis(together(sum(_einsum("cbk,cbm->km", part, part) for part in other)))
         other, start = ([_einsum("cbk,km->cbm", part, basis) for part in parts] for parts in (other, start))
-        table = jnp.concatenate([_flat(gathered(part)) for part in other])
+        table = gathered(_joined(other))
         half = Half(own, table, weighting.unobserved * spectrum, weighting, n_other)
         solutions, values = solver(half, start)
         return solutions, other, basis, sum(value.sum() for value in values)
@@ -329,7 +333,7 @@ def _local_sweep(state: _State, buckets, weighting: Weighting, arrays: list[Arra
 
 
 def _over(mesh: Mesh | None) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """How devices add up a number of theirs, and how all get the chunks of all."""
+    """How devices add up a number of theirs, and how all get the rows of all."""
     if mesh is None:
         return (lambda x: x), (lambda x: x)
     (axis,) = mesh.axis_names
@@ -343,9 +347,9 @@ def _eigenbasis(gram: Array) -> tuple[Array, Array]:
     return jnp.where(spectrum > rounding, spectrum, 0), basis
 
 
-def _flat(part: Array) -> Array:
-    """[C, B, K] as [C * B, K]."""
-    return part.reshape(-1, part.shape[-1])
+def _joined(parts: list[Array]) -> Array:
+    """The rows [·, K] of all buckets [C, B, K]."""
+    return jnp.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])
 
 
 # ---------------------------------------------------------------------- given factors
@@ -393,5 +397,5 @@ def _solved_alone(own: Side, table: Array, weighting: Weighting) -> Array:
     spectrum, basis = _eigenbasis(_einsum("nk,nm->km", table, table))
     half = Half(own.buckets, _einsum("nk,km->nm", table, basis), weighting.unobserved * spectrum, weighting, len(table))
     start = [jnp.zeros((*bucket.rows.shape, table.shape[1]), table.dtype) for bucket in own.buckets]
-    rows = [_flat(part) for part in cholesky(half, start)[0]]
-    return _einsum("rk,mk->rm", jnp.concatenate([*rows, jnp.zeros((1, len(basis)), table.dtype)])[own.place], basis)
+    rows = jnp.pad(_joined(cholesky(half, start)[0]), ((0, 1), (0, 0)))
+    return _einsum("rk,mk->rm", rows[own.place], basis)
