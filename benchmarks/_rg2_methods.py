@@ -167,15 +167,14 @@ def sml(train: jr.Interactions):
         )
         return jr.losses.mean(values, where=batch.where)
 
-    def inside(updates, params):
-        def ball(x):
-            return x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1)
-
-        rules = {"user": ball, "item": ball, "user_margin": jax.nn.hard_sigmoid, "item_margin": jax.nn.hard_sigmoid}
-        rules |= dict.fromkeys(margins, lambda x: jnp.clip(x, 0, 1))
-        return {name: rules[name](params[name] + updates[name]) - params[name] for name in updates}
-
-    return model, objective, margins, (optax.stateless(inside),)
+    inside = optax.partition(
+        {
+            "ball": jr.optim.riemannian.project_to_ball(),
+            "margin": optax.stateless_with_tree_map(lambda update, x: jnp.clip(x + update, 0, 1) - x),
+        },
+        {"user": "ball", "item": "ball"} | dict.fromkeys(margins, "margin"),
+    )
+    return model, objective, margins, (inside,)
 
 
 def lightgcn(make: Callable, train: jr.Interactions):

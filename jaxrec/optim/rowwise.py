@@ -166,7 +166,12 @@ def touched_only(tx: optax.GradientTransformation) -> TouchedOnly:
         places = [_Whole() if i is None else _Places(i, table.shape) for table, i in zip(tables, ids)]
         of_params = jax.tree.unflatten(tree, places)
         of_state = optax.tree_utils.tree_map_params(
-            tx, lambda _, at: at, state, of_params, transform_non_params=lambda _: _Whole()
+            tx,
+            lambda value, at: value if _masked(value) else at,
+            state,
+            of_params,
+            transform_non_params=lambda _: _Whole(),
+            is_leaf=_masked,
         )
         gradients = jax.tree.unflatten(tree, [at.summed(slope) for at, slope in zip(places, slopes)])
         rows = jax.tree.map(lambda table, at: at.take(table), params, of_params)
@@ -176,6 +181,11 @@ def touched_only(tx: optax.GradientTransformation) -> TouchedOnly:
         return loss, params, jax.tree.map(lambda table, at, row: at.put(table, row), state, of_state, new)
 
     return TouchedOnly(tx.init, step)
+
+
+def _masked(value: Any) -> bool:
+    """Whether a part of `optax.partition` or `optax.masked` keeps no state for this parameter."""
+    return isinstance(value, optax.MaskedNode)
 
 
 def adam(learning_rate: Scalar, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> TouchedOnly:

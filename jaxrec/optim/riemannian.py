@@ -1,0 +1,293 @@
+"""Steps on the unit sphere and in the ball, row by row: transformations that compose by `optax.chain`.
+
+A chain runs from the gradient g of the loss at the points x to a change of x, for instance eq. 21 of MARS (Tan et al.
+2021, arXiv 2103.14866), x ← R_x(−η (1 + x·g/|g|) (I − x xᵀ) g):
+
+    optax.chain(calibrate(), tangent(), optax.scale_by_learning_rate(η), retract_to_sphere())
+
+which is `riemannian_sgd(η)`. A row is a vector along `axis`, the last one if not given, so that a table may be [M, D]
+as well as [M, K, D]. Each row is treated by itself: `optax.partition` and `optax.masked` choose the parameters,
+`optim.rowwise.touched_only` makes the same step on the touched rows alone, and tables may be sharded by rows.
+
+A row whose gradient is 0 does not move by a bit. All can be differentiated through, such rows included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrec.typing import Array, Scalar
+
+Retraction = Callable[..., Array]
+
+
+def calibrate(*, axis: int = -1) -> optax.GradientTransformation:
+    """A gradient times 1 + x·g/|g|, the factor of MARS (Tan et al. 2021, eq. 21).
+
+    It is 1 − cos(x, −g), between 0 and 2: small when x is where −g pulls it, large when it is on the other side. So g
+    must be the gradient of the loss: fed with an update, behind the learning rate, the factor would be 2 minus what it
+    should be, and behind `tangent` it is 1. It is 1 too where the loss normalises x, whose gradient is then tangent;
+    let the loss take the dot product of rows that are unit as they are.
+
+    Differs: the paper calls x·g/|g| the cosine similarity of x to its target; it is minus that.
+
+    Args:
+        axis: the axis of a row's D numbers.
+
+    >>> x, tx = jnp.array([1.0, 0.0]), calibrate()
+    >>> print(tx.update(jnp.array([-0.6, -0.8]), tx.init(x), x)[0])  # times 1 − 0.6
+    [-0.24 -0.32]
+    """
+
+    def scaled(gradient: Array, point: Array) -> Array:
+        norm = _norm(gradient, axis)
+        return (1 + _dot(point, gradient, axis) / jnp.where(norm > 0, norm, 1)) * gradient
+
+    return _at_points(scaled)
+
+
+def tangent(*, axis: int = -1) -> optax.GradientTransformation:
+    """The part of a gradient along the unit sphere: (I − x xᵀ) g, which is grad f(x) of MARS (Tan et al. 2021, eq. 20).
+
+    Args:
+        axis: the axis of a row's D numbers.
+
+    >>> x, tx = jnp.array([1.0, 0.0]), tangent()
+    >>> print(tx.update(jnp.array([3.0, 2.0]), tx.init(x), x)[0])
+    [0. 2.]
+    """
+    return _at_points(lambda gradient, point: _along_sphere(gradient, point, axis))
+
+
+def normalisation(point: Array, step: Array, *, axis: int = -1) -> Array:
+    """The retraction R_x(z) = (x + z) / |x + z| of MARS (Tan et al. 2021, eq. 21), of points and steps [..., D].
+
+    >>> [round(v, 4) for v in normalisation(jnp.array([1.0, 0.0]), jnp.array([0.0, 0.75])).tolist()]
+    [0.8, 0.6]
+    """
+    return _unit(point + step, axis)
+
+
+def exponential(point: Array, step: Array, *, axis: int = -1) -> Array:
+    """The exponential map exp_x(z) = cos|z| x + sin|z| z/|z| (Tan et al. 2021, eq. 20), of points and steps [..., D].
+
+    It goes the way |z| along the great circle, where `normalisation` goes arctan |z|. `step` must be tangent. The
+    result is divided by its norm, which is 1 but for rounding, so that rounding does not add up over steps.
+
+    >>> [round(v, 4) for v in exponential(jnp.array([1.0, 0.0]), jnp.array([0.0, jnp.pi / 6])).tolist()]
+    [0.866, 0.5]
+    """
+    angle = _norm(step, axis)
+    return _unit(jnp.cos(angle) * point + jnp.sinc(angle / jnp.pi) * step, axis)
+
+
+def retract_to_sphere(method: Retraction = normalisation, *, axis: int = -1) -> optax.GradientTransformation:
+    """An update z becomes R_x(z) − x, so that `optax.apply_updates` lands on the unit sphere; the last of a chain.
+
+    A row whose update is 0 stays as it is, also where it is not on the sphere.
+
+    Args:
+        method: `normalisation` or `exponential`, or any (x, z, *, axis) -> R_x(z).
+        axis: the axis of a row's D numbers.
+
+    >>> x, tx = jnp.array([[1.0, 0.0], [0.0, 1.0]]), retract_to_sphere()
+    >>> z = jnp.array([[0.0, 0.75], [0.0, 0.0]])
+    >>> moved = optax.apply_updates(x, tx.update(z, tx.init(x), x)[0])
+    >>> [[round(v, 4) for v in row] for row in moved.tolist()]
+    [[0.8, 0.6], [0.0, 1.0]]
+    """
+
+    def change(step: Array, point: Array) -> Array:
+        return jnp.where((step != 0).any(axis, keepdims=True), method(point, step, axis=axis) - point, 0)
+
+    return _at_points(change)
+
+
+def project_to_ball(radius: Scalar = 1.0, *, axis: int = -1) -> optax.GradientTransformation:
+    """An update z becomes the change that ends at the point nearest to x + z with |x| ≤ radius; the last of a chain.
+
+    Each row has a ball of its own, unlike `optax.projections.projection_l2_ball`, which takes the norm of the whole
+    tree. Rows that stay inside keep their update; rows that are outside are brought in, also with an update of 0.
+
+    Args:
+        radius: of the ball.
+        axis: the axis of a row's D numbers.
+
+    Raises:
+        ValueError: for a radius not above 0.
+
+    >>> x, tx = jnp.ones((2, 2)), project_to_ball()
+    >>> moved = optax.apply_updates(x, tx.update(0 * x, tx.init(x), x)[0])
+    >>> [[round(v, 4) for v in row] for row in moved.tolist()]
+    [[0.7071, 0.7071], [0.7071, 0.7071]]
+    """
+    if isinstance(radius, int | float) and not radius > 0:
+        raise ValueError(f"radius={radius}; give a number above 0")
+
+    def change(step: Array, point: Array) -> Array:
+        moved = point + step
+        norm = _norm(moved, axis)
+        # A row on the boundary is outside by its rounding, and must not creep while nothing moves it.
+        outside = norm > radius * (1 + 8 * float(jnp.finfo(norm.dtype).eps))
+        return jnp.where(outside, moved * radius / jnp.where(outside, norm, 1) - point, step)
+
+    return _at_points(change)
+
+
+def riemannian_sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    calibrated: bool = True,
+    method: Retraction = normalisation,
+    axis: int = -1,
+) -> optax.GradientTransformationExtraArgs:
+    """Gradient descent on the unit sphere: eq. 21 of MARS (Tan et al. 2021), x ← R_x(−η (1 + x·g/|g|) (I − x xᵀ) g).
+
+    Without the factor, and by the `exponential` map, it is eq. 20, the descent of Bonnabel (2013, arXiv 1111.5280).
+
+    Args:
+        learning_rate: η, or a schedule of it.
+        calibrated: with the factor (see `calibrate`, also for what the loss must be).
+        method: `normalisation` or `exponential`.
+        axis: the axis of a row's D numbers.
+
+    >>> x, tx = jnp.array([1.0, 0.0]), riemannian_sgd(0.1)
+    >>> updates, _ = tx.update(jnp.array([-0.6, -0.8]), tx.init(x), x)
+    >>> [round(v, 6) for v in optax.apply_updates(x, updates).tolist()]
+    [0.999488, 0.031984]
+    """
+    return _descent(optax.identity(), learning_rate, calibrated, method, axis)
+
+
+class RiemannianAdamState(NamedTuple):
+    """State of the moments in `riemannian_adam`: for each parameter [..., D] three arrays.
+
+    Attributes:
+        count: int32 [..., 1], steps in which the row had a gradient.
+        mu: [..., D], first moments, tangent where they were last used.
+        nu: [..., 1], second moments.
+    """
+
+    count: Any
+    mu: Any
+    nu: Any
+
+
+def riemannian_adam(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    calibrated: bool = True,
+    method: Retraction = normalisation,
+    axis: int = -1,
+) -> optax.GradientTransformationExtraArgs:
+    """Riemannian Adam (Bécigneul and Ganea 2019, arXiv 1810.00760) on a product of unit spheres, one a row.
+
+    For a row's tangent gradient g: m ← β₁ P m + (1 − β₁) g, v ← β₂ v + (1 − β₂) |g|², z = −η m̂ / (√v̂ + ε), x ← R_x(z).
+    v is one number a row, as theirs: a sphere has no coordinates that the second moment could tell apart, and so a
+    rotation of all vectors rotates the steps with them. A row's first step turns it by about η radians, however many
+    its dimensions.
+
+    Differs from their algorithm: m is carried to the row's new point by P, the projection on the tangent space there,
+    not by parallel transport (to first order they agree); bias is corrected as Adam does. Differs from Adam on a whole
+    table: a row whose gradient is 0 stays and keeps its moments, and bias is corrected by the row's own count of
+    steps, so that a row's way depends on no other row's, and `touched_only` of this is the same algorithm.
+
+    Args:
+        learning_rate: η, or a schedule of it.
+        b1: β₁, decay of the first moment.
+        b2: β₂, decay of the second moment.
+        eps: ε, added to the root of the second moment.
+        calibrated: with the factor of MARS (see `calibrate`); False is Bécigneul and Ganea's.
+        method: `normalisation` or `exponential`.
+        axis: the axis of a row's D numbers.
+
+    >>> x, tx = jnp.array([1.0, 0.0]), riemannian_adam(0.1, method=exponential)
+    >>> updates, _ = tx.update(jnp.array([0.0, -7.0]), tx.init(x), x)
+    >>> round(float(jnp.arctan2(*optax.apply_updates(x, updates)[::-1])), 4)
+    0.1
+    """
+    return _descent(_scale_by_moments(b1, b2, eps, axis), learning_rate, calibrated, method, axis)
+
+
+def _descent(scale: Any, learning_rate: Any, calibrated: bool, method: Retraction, axis: int) -> Any:
+    factor = calibrate(axis=axis) if calibrated else optax.identity()
+    rate = optax.scale_by_learning_rate(learning_rate)
+    return optax.chain(factor, tangent(axis=axis), scale, rate, retract_to_sphere(method, axis=axis))
+
+
+def _scale_by_moments(b1: float, b2: float, eps: float, axis: int) -> optax.GradientTransformation:
+    """Tangent gradients become the directions of `riemannian_adam`, tangent too."""
+
+    def init(params: Any) -> RiemannianAdamState:
+        def one(dtype: Any = None) -> Any:
+            return jax.tree.map(lambda x: jnp.zeros_like(_dot(x, x, axis), dtype=dtype), params)
+
+        return RiemannianAdamState(one(jnp.int32), jax.tree.map(jnp.zeros_like, params), one())
+
+    def update(gradients: Any, state: RiemannianAdamState, params: Any = None) -> tuple[Any, RiemannianAdamState]:
+        moving = jax.tree.map(lambda g: (g != 0).any(axis, keepdims=True), gradients)
+
+        def first(g: Array, x: Array, old: Array, move: Array) -> Array:
+            return jnp.where(move, b1 * _along_sphere(old, x, axis) + (1 - b1) * g, old)
+
+        def second(g: Array, old: Array, move: Array) -> Array:
+            return jnp.where(move, b2 * old + (1 - b2) * _dot(g, g, axis), old)
+
+        def direction(mu: Array, nu: Array, count: Array, move: Array) -> Array:
+            time = jnp.maximum(count, 1).astype(nu.dtype)
+            return jnp.where(move, mu / (1 - b1**time) / (_root(nu / (1 - b2**time)) + eps), 0)
+
+        count = jax.tree.map(lambda old, move: old + move.astype(old.dtype), state.count, moving)
+        mu = jax.tree.map(first, gradients, _given(params), state.mu, moving)
+        nu = jax.tree.map(second, gradients, state.nu, moving)
+        return jax.tree.map(direction, mu, nu, count, moving), RiemannianAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _at_points(rule: Callable[[Array, Array], Array]) -> optax.GradientTransformation:
+    """The transformation without state that maps each update and its parameter to a new update of the same shape."""
+
+    def checked(update: Array, point: Array) -> Array:
+        chex.assert_equal_shape([update, point])
+        return rule(update, point)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(checked, updates, _given(params)))
+
+
+def _given(params: Any) -> Any:
+    if params is None:
+        raise ValueError("params=None; a step starts from a point, so call update(updates, state, params)")
+    return params
+
+
+def _dot(x: Array, y: Array, axis: int) -> Array:
+    return (x * y).sum(axis, keepdims=True)
+
+
+def _root(x: Array) -> Array:
+    """√x; its gradient at 0 is 0."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+
+
+def _norm(x: Array, axis: int) -> Array:
+    return _root(_dot(x, x, axis))
+
+
+def _unit(x: Array, axis: int) -> Array:
+    norm = _norm(x, axis)
+    return x / jnp.where(norm > 0, norm, 1)
+
+
+def _along_sphere(vector: Array, point: Array, axis: int) -> Array:
+    return vector - _dot(point, vector, axis) * point
