@@ -112,6 +112,10 @@ def triplet(p, ns, margin=1.0, reduce=average):
     return reduce([relu(p**2 - n**2 + margin) for n in ns])
 
 
+def metricf(p, ns, margin=1.5, weight=1.1, reduce=average):
+    return weight * p**4 + reduce([relu(margin - n**2) ** 2 for n in ns])
+
+
 def half(ns):
     """Distances between items for `sml`: any function of the negatives that keeps a mask's shape."""
     return 0.5 * ns + 0.1
@@ -188,6 +192,11 @@ LOSSES = {
     ),
     "triplet": (losses.triplet, triplet),
     "triplet_sum": (partial(losses.triplet, margin=0.3, negatives="sum"), partial(triplet, margin=0.3, reduce=sum)),
+    "metricf": (losses.metricf, metricf),
+    "metricf_sum": (
+        partial(losses.metricf, margin=0.6, positive_weight=2.0, negatives="sum"),
+        partial(metricf, margin=0.6, weight=2.0, reduce=sum),
+    ),
     "sml": (sml_of_half, sml),
     "sml_sum": (
         partial(sml_of_half, user_margin=0.3, item_margin=0.4, weight=0.7, margin_weight=0.1, negatives="sum"),
@@ -259,6 +268,7 @@ def _close(actual, expected, rtol=1e-5, atol=0.0):
         (losses.mine, -0.5 + math.log((1 + math.exp(0.9)) / 2)),
         (losses.contrastive, 0.125 + 0.5 * (1 + 0.01) / 2),
         (losses.triplet, (1.25 + 0.44) / 2),
+        (losses.metricf, 1.1 * 0.0625 + (2.25 + 0.69**2) / 2),
         (partial(losses.sml, between=np.array([2.0, 1.0])), (1.25 + 0.44) / 2 + 0.01 * 0.25 / 2 - 20),
         (partial(losses.on_scores, loss=losses.triplet), 1.0),
     ],
@@ -360,6 +370,7 @@ def test_duplicating_all_negatives_changes_nothing_where_they_are_averaged(name)
         (losses.mine, {"temperature": (0.1, 2.0), "exponent": (1.0, 1.3)}),
         (losses.contrastive, {"margin": (0.1, 0.6)}),
         (losses.triplet, {"margin": (0.1, 0.6)}),
+        (losses.metricf, {"margin": (0.6, 1.5), "positive_weight": (1.0, 2.0)}),
         (sml_of_half, {name: (0.1, 0.6) for name in ("user_margin", "item_margin", "weight", "margin_weight")}),
         (
             lambda pos, neg, weight: losses.combine(pos, neg, parts=((weight, losses.bpr), (1 - weight, losses.bce))),
@@ -479,6 +490,7 @@ def test_integer_scores_are_refused(name):
         "infonce_plus",
         "triplet",
         "contrastive",
+        "metricf",
     ],
 )
 def test_an_unknown_reduction_is_refused(name):

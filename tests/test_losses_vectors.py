@@ -35,8 +35,14 @@ def directau(users, items, weight=1.0):
     return alignment(users, items).mean() + weight * (uniformity(users) + uniformity(items)) / 2
 
 
+def covariance(x):
+    moments = np.cov(x.T, bias=True)
+    return (moments**2).sum() - (np.diag(moments) ** 2).sum()
+
+
 spread_and_gradient = jax.jit(jax.value_and_grad(losses.uniformity))
 directau_and_gradients = jax.jit(jax.value_and_grad(losses.directau, argnums=(0, 1)))
+covariance_and_gradient = jax.jit(jax.value_and_grad(losses.covariance))
 
 
 def test_alignment_by_hand():
@@ -61,6 +67,8 @@ def test_formulae_eager_jit_and_vmap():
             np.testing.assert_allclose(f(two[0]), [uniformity(u) for u in two[0]], rtol=1e-12)
         for f in (losses.directau, jax.jit(losses.directau), jax.jit(jax.vmap(losses.directau))):
             np.testing.assert_allclose(f(*two), [directau(u, i) for u, i in zip(*two)], rtol=1e-12)
+        for f in (losses.covariance, jax.jit(jax.vmap(losses.covariance))):
+            np.testing.assert_allclose(f(two[0]), [covariance(u) for u in two[0]], rtol=1e-12)
 
 
 def test_weight_and_scale_may_be_traced():
@@ -76,12 +84,15 @@ def test_masking_is_deletion_and_gradients_equal_finite_differences(fill):
     with jax.enable_x64(True):
         value, (d_users, d_items) = directau_and_gradients(users, items, where=WHERE, weight=0.7)
         crowd, d_crowd = spread_and_gradient(users, where=WHERE)
+        shared, d_shared = covariance_and_gradient(users, where=WHERE)
     assert float(value) == pytest.approx(directau(USERS[WHERE], ITEMS[WHERE], 0.7), rel=1e-12)
     assert float(crowd) == pytest.approx(uniformity(USERS[WHERE]), rel=1e-12)
+    assert float(shared) == pytest.approx(covariance(USERS[WHERE]), rel=1e-12)
     for actual, f, x in [
         (d_users, lambda x: np.array(directau(x, ITEMS[WHERE], 0.7)), USERS),
         (d_items, lambda x: np.array(directau(USERS[WHERE], x, 0.7)), ITEMS),
         (d_crowd, lambda x: np.array(uniformity(x)), USERS),
+        (d_shared, lambda x: np.array(covariance(x)), USERS),
     ]:
         np.testing.assert_allclose(np.asarray(actual)[WHERE], _differences(f, x[WHERE]), atol=1e-8)
         assert (np.asarray(actual)[~WHERE] == 0).all()
@@ -93,6 +104,8 @@ def test_fewer_than_two_rows_are_uniform(valid):
     x = USERS.astype(np.float32)
     value, gradient = spread_and_gradient(x, where=where)
     assert value == 0 and (gradient == 0).all()
+    shared, gradient = covariance_and_gradient(x, where=where)
+    assert shared == 0 and (gradient == 0).all()
     value, (gradient, _) = directau_and_gradients(x, ITEMS.astype(np.float32), where=where)
     assert float(value) == pytest.approx(alignment(USERS, ITEMS)[:valid].sum(), rel=1e-5)
     assert (np.asarray(gradient)[valid:] == 0).all() and (np.asarray(gradient)[:valid] != 0).all()
@@ -118,6 +131,13 @@ def test_only_directions_count(size):
     assert all(np.isfinite(g).all() for g in gradients)
 
 
+def test_signs_of_covariances_do_not_cancel():
+    """C = [[1, 1, 0], [1, 3, −1], [0, −1, 1]] / 3: the sum of its entries off the diagonal is 0."""
+    x = np.array([[1, 1, 0], [-1, -1, 0], [0, 1, -1], [0, -1, 1], [0, 1, 0], [0, -1, 0]], np.float32)
+    assert abs(np.cov(x.T, bias=True)[~np.eye(3, dtype=bool)].sum()) < 1e-12
+    assert float(losses.covariance(x)) == pytest.approx(4 / 9)
+
+
 def test_far_rows_do_not_underflow():
     x = np.array([[1, 0], [-1, 0]], np.float32)
     value, gradient = spread_and_gradient(x, scale=1e3)
@@ -132,6 +152,9 @@ def test_wrong_vectors_are_refused():
         lambda: losses.uniformity(x.astype(np.int32)),
         lambda: losses.uniformity(x, where=WHERE.astype(np.float32)),
         lambda: losses.uniformity(x, where=WHERE[:3]),
+        lambda: losses.covariance(x.astype(np.int32)),
+        lambda: losses.covariance(x, where=WHERE.astype(np.float32)),
+        lambda: losses.covariance(x, where=WHERE[:3]),
         lambda: losses.directau(x, x[:3]),
         lambda: losses.directau(x, x, where=WHERE[:3]),
         lambda: losses.directau(x, x, where=WHERE.astype(np.float32)),

@@ -142,13 +142,13 @@ def test_in_batch_compares_with_the_other_items_but_not_with_those_the_user_has(
         np.testing.assert_allclose(value, np.mean(values), rtol=1e-5)
 
 
-@pytest.mark.parametrize("loss", [jr.losses.bpr, jr.losses.bce, partial(jr.losses.bsl, temperature=0.5, exponent=1.0)])
 def test_the_softmax_counts_pairs_not_users(scored):
     """Trap T25: a user with two positives counts twice; `multinomial` on rows is the mean over users."""
     model, variables, scores = scored
     log_p = scores - np.log(np.exp(scores).sum(1, keepdims=True))
     batch = GROUPS._replace(where=jnp.array([[True, True, False], [True, False, False]]))
-    value = jr.train.rows_objective(variables, KEY, batch, model=model, loss=jr.losses.mine)
+    softmax = partial(jr.losses.mine, negatives="sum")
+    value = jr.train.rows_objective(variables, KEY, batch, model=model, loss=softmax)
     np.testing.assert_allclose(value, -(log_p[0, 2] + log_p[0, 4] + log_p[4, 6]) / 3, rtol=1e-5)
     targets = jnp.zeros((2, 30)).at[jnp.array([0, 0, 1]), jnp.array([2, 4, 6])].set(1)
     by_users = jr.losses.mean(jr.losses.multinomial(scores[np.array([0, 4])], targets / targets.sum(1, keepdims=True)))
@@ -156,6 +156,7 @@ def test_the_softmax_counts_pairs_not_users(scored):
     assert abs(float(value - by_users)) > 1e-3
 
 
+@pytest.mark.parametrize("loss", [jr.losses.bpr, jr.losses.bce, partial(jr.losses.bsl, temperature=0.5, exponent=1.0)])
 @pytest.mark.parametrize("batch", [BATCH, GROUPS], ids=["single", "groups"])
 def test_rows_objective_is_the_pairwise_one_with_every_item_drawn_once(scored, loss, batch):
     model, variables, _ = scored
@@ -314,6 +315,7 @@ LOSSES = {
 DISTANCES = {
     "contrastive": partial(L.contrastive, margin=2.0),
     "triplet": L.triplet,
+    "metricf": L.metricf,
 }
 SQUARED = {"dot": lambda s: jax.nn.softplus(-s), "cosine": lambda s: 2 - 2 * s, "distance": operator.neg}
 MODELS = {
@@ -372,6 +374,7 @@ def test_every_loss_trains_every_model(loss_name, model_name):
 
 def test_the_product_covers_the_family():
     """A loss that compares scores or distances of pairs is in the product above, but for `sml` (three distances)."""
-    rows, other = {"multinomial", "sparsemax"}, {"mean", "on_scores", "pooled", "alignment", "uniformity", "sml"}
+    rows = {"multinomial", "sparsemax"}
+    other = {"mean", "on_scores", "pooled", "alignment", "uniformity", "covariance", "sml"}
     names = {name for name in vars(L) if callable(getattr(L, name)) and not name.startswith("_")}
     assert names - rows - other == {*LOSSES, *DISTANCES, "directau", "rg2"}

@@ -67,6 +67,7 @@ def same(a, b):
         (jr.models.cosine, partial(jr.losses.ccl, margin=0.3, weight=5.0)),
         (jr.models.cosine, partial(jr.losses.mml, margins=(0.2, 0.6), weights=(0.3, 0.7), negative_weight=5.0)),
         (jr.models.negative_squared_distance, jr.losses.hinge),
+        (jr.models.negative_squared_distance, partial(jr.losses.on_scores, loss=jr.losses.metricf)),
     ],
 )
 def test_recovers_the_diagonal_withheld_from_the_checkerboard(score, loss):

@@ -4,13 +4,14 @@
     loss(scores[..., N], targets[..., N], *, where=None, ...)     -> [...]
 
 `where` is bool, True = use. Set hyperparameters by `functools.partial(losses.mml, margins=...)`. `contrastive`,
-`triplet` and `sml` take distances, on scores by `on_scores`; `alignment`, `uniformity` and `directau` take vectors;
-`rg2` takes users' vectors and sums over the items'. LOSSES.md has the table of all.
+`triplet`, `metricf` and `sml` take distances, on scores by `on_scores`; `alignment`, `uniformity`, `directau` and
+`covariance` take vectors; `rg2` takes users' vectors and sums over the items'. LOSSES.md has the table of all.
 """
 
 from jaxrec.losses._reduce import combine as combine
 from jaxrec.losses._reduce import mean as mean
 from jaxrec.losses.distance import contrastive as contrastive
+from jaxrec.losses.distance import metricf as metricf
 from jaxrec.losses.distance import on_scores as on_scores
 from jaxrec.losses.distance import sml as sml
 from jaxrec.losses.distance import triplet as triplet
@@ -33,5 +34,6 @@ from jaxrec.losses.softmax import sparsemax as sparsemax
 from jaxrec.losses.squared import rg2 as rg2
 from jaxrec.losses.squared import rg2_sampled as rg2_sampled
 from jaxrec.losses.vectors import alignment as alignment
+from jaxrec.losses.vectors import covariance as covariance
 from jaxrec.losses.vectors import directau as directau
 from jaxrec.losses.vectors import uniformity as uniformity

@@ -1,4 +1,4 @@
-"""Losses of vectors, without negatives: users near their items, and both spread over the sphere."""
+"""Losses of vectors, without negatives: users near their items, both spread over the sphere, coordinates apart."""
 
 from __future__ import annotations
 
@@ -77,6 +77,38 @@ def directau(users: Array, items: Array, *, where: Array | None = None, weight: 
     users, items = jnp.where(where[..., None], users, 0), jnp.where(where[..., None], items, 0)
     spread = uniformity(users, where=where) + uniformity(items, where=where)
     return over_negatives(alignment(users, items), where, "mean") + weight * spread / 2
+
+
+def covariance(x: Array, *, where: Array | None = None) -> Array:
+    """Squared covariances of different coordinates (DeCov, Cogswell et al. 2016, arXiv 1511.06068): Σ_{d≠e} C_de².
+
+    C is the mean over a batch's rows of (x − μ)(x − μ)ᵀ, μ their mean. In CML (Hsieh et al. 2017,
+    10.1145/3038912.3052639) the rows are users' and items', see `train.covariance_objective`.
+
+    Args:
+        x: vectors [..., B, D].
+        where: bool [..., B], True = use.
+
+    Returns:
+        [...], 0 where nothing is valid.
+
+    Differs: DeCov has a factor ½. The released code of CML adds the covariances up with their
+    signs, so that those of the two signs cancel, over the whole tables.
+
+    >>> float(covariance(jnp.array([[1.0, 2.0], [3.0, 6.0]])))
+    8.0
+    """
+    chex.assert_type(x, float)
+    where = jnp.ones(x.shape[:-1], bool) if where is None else where
+    chex.assert_type(where, bool)
+    chex.assert_shape(where, x.shape[:-1])
+    where = where[..., None]
+    count = jnp.maximum(where.sum(-2, keepdims=True), 1).astype(x.dtype)
+    x = jnp.where(where, x, 0)
+    x = jnp.where(where, x - x.sum(-2, keepdims=True) / count, 0)
+    moments = jnp.einsum("...bd,...be->...de", x, x, precision="highest") / count
+    same = jnp.eye(x.shape[-1], dtype=bool).reshape((1,) * (x.ndim - 2) + (x.shape[-1],) * 2)
+    return (jnp.where(same, 0, moments) ** 2).sum((-2, -1))
 
 
 def _normalised(x: Array) -> Array:

@@ -1,10 +1,14 @@
 """Models as Linen modules: `model.init(key, users, items)`, `model.apply(variables, users, items)`."""
 
 from jaxrec.models.lightgcn import LightGCN as LightGCN
+from jaxrec.models.metric import LRML as LRML
+from jaxrec.models.metric import TransCF as TransCF
 from jaxrec.models.mf import MF as MF
 from jaxrec.models.mf import cosine as cosine
 from jaxrec.models.mf import dot as dot
 from jaxrec.models.mf import negative_squared_distance as negative_squared_distance
+from jaxrec.models.mf import nmf as nmf
+from jaxrec.models.neural import NeuMF as NeuMF
 from jaxrec.models.simplex import MeanPool as MeanPool
 from jaxrec.models.simplex import SelfAttention as SelfAttention
 from jaxrec.models.simplex import SimpleX as SimpleX

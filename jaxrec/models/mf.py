@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import scipy.sparse
 
+from jaxrec.interactions import Interactions
 from jaxrec.lookup import lookup
-from jaxrec.typing import Array, Key
+from jaxrec.typing import Array, Key, Variables
 
 
 class Score(Protocol):
@@ -63,6 +66,24 @@ def products(u: Array, v: Array) -> Array:
         if v.shape[0] == u.shape[0]:
             return jnp.einsum("bd,bnd->bn", u[:, 0], v)
     return (u * v).sum(-1)
+
+
+def against_all(score: Callable[[Any, Any], Array], users: Any, items: Any, *, width: int) -> Array:
+    """Scores [B, N] of a model without tables to multiply, for a few users at a time.
+
+    Args:
+        score: gives [b, N] from rows of users [b, 1, ...] and of items [1, N, ...].
+        users: arrays [B, ...], a tree.
+        items: arrays [N, ...], a tree.
+        width: numbers that a pair's score passes through; about 2²² of them are held at once.
+    """
+    n_items = jax.tree.leaves(items)[0].shape[0]
+    items = jax.tree.map(lambda x: x[None], items)
+
+    def of_user(user: Any) -> Array:
+        return score(jax.tree.map(lambda x: x[None, None], user), items)[0]
+
+    return jax.lax.map(of_user, users, batch_size=max(2**22 // (n_items * width), 1))
 
 
 class MF(nn.Module):
@@ -121,3 +142,52 @@ class MF(nn.Module):
     def vectors(self) -> tuple[Array, Array]:
         """Tables [M, D'], [N, D'] whose dot product is the score."""
         return self.score(self.user, self.item)
+
+
+def nmf(
+    train: Interactions,
+    *,
+    dim: int,
+    key: Key,
+    regularization: float = 0.05,
+    iterations: int = 200,
+    tolerance: float = 1e-4,
+) -> Variables:
+    """Non-negative matrix factorisation (Lee and Seung 1999, 10.1038/44565): variables of `MF(M, N, dim=dim)`.
+
+    min ½‖X − WHᵀ‖² + ½ regularization (‖W‖² + ‖H‖²) over W [M, D] ≥ 0 and H [N, D] ≥ 0, X [M, N] the weights of
+    `train`, by scikit-learn (the extra `nmf`): coordinate descent on the host from a random start.
+
+    Args:
+        train: the interactions; pairs without weights weigh 1.
+        dim: D.
+        key: of the start.
+        regularization: λ.
+        iterations: at most so many; scikit-learn warns where they do not suffice.
+        tolerance: ends it where the gradient has fallen to that share of its first norm.
+
+    Raises:
+        ImportError: where scikit-learn is missing.
+        ValueError: for a dim or a number of iterations below 1, or a negative regularization.
+
+    Differs: scikit-learn scales its penalties by N and M since version 1.0; here they are those of the formula, as they
+    were when the papers that compare with it were written.
+    """
+    for name, value, least in (("dim", dim, 1), ("iterations", iterations, 1), ("regularization", regularization, 0)):
+        if value < least:
+            raise ValueError(f"{name}={value}; give {least} or more")
+    try:
+        decomposition = importlib.import_module("sklearn.decomposition")
+    except ImportError as error:
+        raise ImportError(f'sklearn cannot be imported ({error}); pip install "jaxrec[nmf]"') from error
+    solver = decomposition.NMF(
+        dim,
+        init="random",
+        tol=tolerance,
+        max_iter=iterations,
+        random_state=int(jax.random.bits(key)),
+        alpha_W=regularization / train.n_items,
+        alpha_H=regularization / train.n_users,
+    )
+    users = solver.fit_transform(scipy.sparse.csr_matrix(train.to_scipy()))
+    return {"params": {"user": jnp.asarray(users), "item": jnp.asarray(solver.components_.T)}}

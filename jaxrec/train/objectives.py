@@ -6,7 +6,7 @@ user, `items` [B, P]; the negatives of a user are then drawn and scored once for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxrec import losses, sampling
 from jaxrec.interactions import Interactions
 from jaxrec.train.loop import Batch
-from jaxrec.typing import Array, Key, Loss, Model, Sampler, Variables
+from jaxrec.typing import Array, Key, Loss, Model, Objective, Sampler, Scalar, Variables
 
 Arguments = Callable[[Variables, Batch, Array], Mapping[str, Array]]
 
@@ -197,6 +197,45 @@ def gram_objective(
     pos = (own * items[batch.items]).sum(-1)
     values = loss(pos, own, gram, items.sum(0), n_items=len(items), where=batch.where)
     return losses.mean(values, where=batch.where, weights=batch.weights)
+
+
+def positives_objective(
+    variables: Variables, key: Key, batch: Batch, *, model: Model, method: str | None = None
+) -> Array:
+    """Mean of what a method of the model gives for the batch's positives: a pull, or a regulariser of pairs.
+
+    Args:
+        variables: of the model.
+        key: unused; nothing is drawn.
+        batch: positives [B], or [B, P] of B users.
+        model: gives values [...] by `model.apply(variables, users, items, method=method)`.
+        method: by default the scores; in a `combined_objective` a negative weight raises them.
+    """
+    del key
+    users = batch.users[:, None] if batch.items.ndim > 1 else batch.users
+    values = model.apply(variables, users, batch.items, method=method)
+    return losses.mean(values, where=batch.where, weights=batch.weights)
+
+
+def combined_objective(
+    variables: Variables, key: Key, batch: Batch, *, parts: Sequence[tuple[Scalar, Objective]]
+) -> Array:
+    """Weighted sum of objectives: Σ weight · objective(variables, key, batch), such as a loss and a regulariser.
+
+    For a sum of losses of the same scores, `losses.combine` scores them once.
+
+    Args:
+        variables: of the model.
+        key: each part gets the same one.
+        batch: as the parts take it.
+        parts: pairs (weight, objective); weights may be traced.
+
+    Raises:
+        ValueError: for no parts.
+    """
+    if not parts:
+        raise ValueError("parts is empty; give at least one pair (weight, objective)")
+    return sum(weight * objective(variables, key, batch) for weight, objective in parts)
 
 
 def _check_single(batch: Batch) -> None:

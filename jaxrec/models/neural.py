@@ -1,0 +1,106 @@
+"""NeuMF: a product of vectors beside a perceptron of others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxrec.lookup import lookup
+from jaxrec.models.mf import against_all
+from jaxrec.typing import Array
+
+
+class NeuMF(nn.Module):
+    """Neural collaborative filtering (He et al. 2017, arXiv 1708.05031): generalised matrix factorisation and an MLP.
+
+    score = w·[p ⊙ q, h_L] + b,   h_l = relu(W_l h_{l−1} + b_l),   h_0 = [p', q']
+
+    The score is the logit; the paper trains it by `losses.bce`, `negatives="sum"`, with 4 negatives. No dot product
+    ranks the same, so there is no `vectors`.
+
+    Parameters are `user` [M, D] and `item` [N, D], p and q; `user_mlp` [M, H/2] and `item_mlp` [N, H/2], p' and q', H
+    the first of the layers; `kernel_l`, `bias_l` of the layers after it; `output` and `output_bias`.
+
+    Attributes:
+        n_users: M.
+        n_items: N.
+        dim: D, of the product.
+        layers: sizes of h_0 .. h_L, two or more, the first even.
+        scale: standard deviation of the initial vectors. Matrices are drawn by Glorot's rule, the last by LeCun's, both
+            uniform; biases start at 0.
+
+    Raises:
+        ValueError: for sizes below 1, fewer than two layers, or a first one that is odd.
+
+    Differs: the paper's better figures start from the parameters of a GMF and an MLP trained alone, their output
+    weights halved; nothing is pretrained here. The released code averages the cross-entropy over positives and
+    negatives alike, which is the sum here divided by 1 + n.
+
+    >>> model = NeuMF(3, 5, dim=2, layers=(4, 2))
+    >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
+    >>> model.apply(variables, jnp.array([0, 2]), method="rows").shape
+    (2, 5)
+    """
+
+    n_users: int
+    n_items: int
+    dim: int = 8
+    layers: tuple[int, ...] = (64, 32, 16, 8)
+    scale: float = 0.01
+
+    def __post_init__(self) -> None:
+        if len(self.layers) < 2 or min(self.layers) < 1 or self.layers[0] % 2:
+            raise ValueError(f"layers={self.layers}; give two or more sizes of at least 1, the first even")
+        for name in ("n_users", "n_items", "dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}; give 1 or more")
+        super().__post_init__()
+
+    def setup(self) -> None:  # noqa: D102
+        normal, zeros = nn.initializers.normal(self.scale), nn.initializers.zeros
+        half = self.layers[0] // 2
+        self.user = self.param("user", normal, (self.n_users, self.dim))
+        self.item = self.param("item", normal, (self.n_items, self.dim))
+        self.user_mlp = self.param("user_mlp", normal, (self.n_users, half))
+        self.item_mlp = self.param("item_mlp", normal, (self.n_items, half))
+        glorot = nn.initializers.glorot_uniform()
+        self.tower = [
+            (self.param(f"kernel_{level}", glorot, sizes), self.param(f"bias_{level}", zeros, sizes[1:]))
+            for level, sizes in enumerate(zip(self.layers, self.layers[1:]), start=1)
+        ]
+        self.output = self.param("output", nn.initializers.lecun_uniform(), (self.dim + self.layers[-1], 1))
+        self.output_bias = self.param("output_bias", zeros, (1,))
+
+    def __call__(self, users: Array, items: Array) -> Array:
+        """Scores of the pairs: ids that broadcast, such as [B, 1] and [B, n] -> [B, n]."""
+        chex.assert_type([users, items], int)
+        return self._score(
+            (lookup(self.user, users), lookup(self.user_mlp, users)),
+            (lookup(self.item, items), lookup(self.item_mlp, items)),
+        )
+
+    def rows(self, users: Array) -> Array:
+        """Scores of all items for users [B] -> [B, N]."""
+        own = lookup(self.user, users), lookup(self.user_mlp, users)
+        items = jnp.asarray(self.item), jnp.asarray(self.item_mlp)
+        return against_all(self._score, own, items, width=self.dim + sum(self.layers[1:]))
+
+    def _score(self, users: tuple[Array, Array], items: tuple[Array, Array]) -> Array:
+        """Logits from rows (p, p') of users and (q, q') of items that broadcast."""
+        (p, p_mlp), (q, q_mlp) = users, items
+        half = self.layers[0] // 2
+        (kernel, bias), *tower = self.tower
+        # W₁ [p', q'] in two parts: each side is mapped before they meet.
+        hidden = jax.nn.relu(_dense(p_mlp, kernel[:half], bias) + q_mlp @ kernel[half:])
+        for kernel, bias in tower:
+            hidden = jax.nn.relu(_dense(hidden, kernel, bias))
+        logits = (p * q) @ self.output[: self.dim] + _dense(hidden, self.output[self.dim :], self.output_bias)
+        return logits[..., 0]
+
+
+def _dense(x: Array, kernel: Array, bias: Any) -> Array:
+    return x @ kernel + bias.reshape((1,) * (x.ndim - 1) + (-1,))

@@ -1,0 +1,95 @@
+"""Objectives of metric learning that compare more than users with items.
+
+Each splits its key as `pairwise_objective` does, so that `pairwise_rows` names the rows it touches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxrec import losses
+from jaxrec.lookup import lookup
+from jaxrec.train.loop import Batch
+from jaxrec.typing import Array, Key, Loss, Model, Sampler, Variables
+
+
+def covariance_objective(variables: Variables, key: Key, batch: Batch) -> Array:
+    """`losses.covariance` of the batch's users and positives together: the regulariser of CML.
+
+    Add it to the loss by `combined_objective`. It takes rows of the parameters "user" [M, D] and "item" [N, D] as they
+    are, not as the model's score maps them; weights of the interactions are not used.
+
+    Args:
+        variables: of `models.MF`, or of any model with these parameters.
+        key: unused; nothing is drawn.
+        batch: positives [B], or [B, P] of B users.
+
+    Differs: the released code takes the whole tables in each step.
+    """
+    del key
+    where = batch.where.reshape(len(batch.users), -1)
+    users = lookup(variables["params"]["user"], batch.users)
+    items = lookup(variables["params"]["item"], batch.items.reshape(-1))
+    rows = jnp.concatenate([users, items])
+    return losses.covariance(rows, where=jnp.concatenate([where.any(1), where.reshape(-1)]))
+
+
+def sml_objective(
+    variables: Variables, key: Key, batch: Batch, *, sample: Sampler, loss: Callable[..., Array] = losses.sml
+) -> Array:
+    """Symmetric metric learning (Li et al. 2020, 10.1609/aaai.v34i04.5894): mean `losses.sml` of the batch's positives.
+
+    The model is `MF(score=negative_squared_distance)`, and `train.init` gets the margins that it learns beside it,
+    `parameters={"user_margin": jnp.ones(M), "item_margin": jnp.ones(N)}`. The optimiser is to keep the vectors in the
+    unit ball, and the margins in [0, 1].
+
+    Args:
+        variables: "user" [M, D], "item" [N, D], "user_margin" [M] and "item_margin" [N] among "params".
+        key: for the negatives.
+        batch: positives [B], or [B, P] of B users.
+        sample: any of `jaxrec.sampling`; [B, n] negatives, or [1, n] that the batch shares.
+        loss: `losses.sml`, with its weights bound; of its γ = 10 the released code leaves 10 / B, see there.
+    """
+    params = variables["params"]
+    items = batch.items.reshape(len(batch.users), -1)
+    negatives = sample(jax.random.split(key)[0], batch.users)
+    u = lookup(params["user"], batch.users)[:, None]
+    v, w = lookup(params["item"], items), lookup(params["item"], negatives)
+    values = loss(
+        _distance(u, v),
+        _distance(u, w)[:, None],
+        between=_distance(v[:, :, None], w[:, None]),
+        user_margin=params["user_margin"][batch.users][:, None],
+        item_margin=params["item_margin"][items],
+    )
+    return losses.mean(values.reshape(batch.items.shape), where=batch.where, weights=batch.weights)
+
+
+def relation_objective(
+    variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Loss, sample: Sampler
+) -> Array:
+    """`pairwise_objective` where the relation of user and positive serves the negatives too, as LRML is trained.
+
+    Args:
+        variables: of the model.
+        key: for the negatives.
+        batch: positives [B], or [B, P] of B users.
+        model: `models.LRML`, or any that scores pairs by `apply(variables, users, items, related)`.
+        loss: `losses.hinge` in the paper; any of `jaxrec.losses` that compares positives with negatives.
+        sample: any of `jaxrec.sampling`; [B, n] negatives, or [1, n] that the batch shares.
+    """
+    users, items = batch.users[:, None], batch.items.reshape(len(batch.users), -1)
+    negatives = sample(jax.random.split(key)[0], batch.users)
+    pos = model.apply(variables, users, items)
+    neg = model.apply(variables, users[..., None], negatives[:, None], items[..., None])
+    values = loss(pos, neg).reshape(batch.items.shape)
+    return losses.mean(values, where=batch.where, weights=batch.weights)
+
+
+def _distance(x: Array, y: Array) -> Array:
+    """‖x − y‖ over the last axis, with gradient 0 at 0."""
+    squared = ((x - y) ** 2).sum(-1)
+    return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
