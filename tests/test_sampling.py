@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 
 from jaxrec import sampling
+from jaxrec.data import datasets
 from jaxrec.interactions import Interactions
 
 # User 0 has seen all of the 12 items, user 1 all but item 7, user 2 three, user 3 none.
@@ -176,3 +177,40 @@ def test_permuted_is_as_random_as_a_shuffle():
     assert scipy.stats.chisquare(gaps).pvalue > 1e-3
     orders = np.asarray(jax.vmap(lambda key: sampling.permuted(key, jnp.arange(3), n=3))(keys)) @ [9, 3, 1]
     assert scipy.stats.chisquare(np.unique(orders, return_counts=True)[1]).pvalue > 1e-3
+
+
+def test_explorative_users_come_by_a_power_of_their_items_and_bring_one_of_them_evenly():
+    degrees = np.array([0, 1, 2, 8, 0, 5])
+    train = Interactions.from_pairs(np.repeat(np.arange(6), degrees), np.concatenate([np.arange(d) for d in degrees]))
+    table = sampling.popularity_table(train.transpose(), power=0.8)
+    draw = jax.jit(partial(sampling.explorative, shape=(500, 40)), static_argnames="shape")
+    users, items = draw(jax.random.key(0), train=train, table=table)
+    assert users.shape == items.shape == (500, 40) and users.dtype == items.dtype == jnp.int32
+    counts = np.zeros((6, 8))
+    np.add.at(counts, (np.asarray(users), np.asarray(items)), 1)
+    expected = np.where(np.arange(8) < degrees[:, None], np.maximum(degrees, 1)[:, None] ** -0.2, 0)
+    expected *= counts.sum() / expected.sum()
+    assert (counts[expected == 0] == 0).all()
+    assert scipy.stats.chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 0.001
+
+
+@pytest.mark.parametrize(("power", "slope"), [(0.75, 0.75), (0.0, 0.0)])
+def test_negatives_of_ciao_come_by_a_power_of_popularity(data_root, power, slope):
+    """Trap 2 of MARS: its code draws negatives by popularity ** .75, which the paper does not say."""
+    train = datasets.load("ciao").train
+    table = sampling.popularity_table(train, power=power)
+
+    @jax.jit
+    def draw(key, seen, table):
+        sample = partial(sampling.popularity, table=table, n=100)
+        return sampling.reject_seen(key, jnp.arange(seen.n_users), sample=sample, seen=seen)
+
+    items = np.asarray(draw(jax.random.key(0), train, table))
+    assert items.size == 676_000
+    counts, degrees = np.bincount(items.ravel(), minlength=train.n_items), train.item_degrees
+    drawn = counts > 0
+    assert degrees[drawn].min() > 0
+    weights = np.sqrt(counts[drawn])
+    assert np.polyfit(np.log(degrees[drawn]), np.log(counts[drawn]), 1, w=weights)[0] == pytest.approx(slope, abs=0.05)
+    assert bool(degrees[items].mean() > 30) is (power > 0)  # 12 over the items
+    assert train.contains(np.arange(train.n_users)[:, None], items).mean() < 1e-4

@@ -1,6 +1,11 @@
 """Models as Linen modules: `model.init(key, users, items)`, `model.apply(variables, users, items)`."""
 
 from jaxrec.models.lightgcn import LightGCN as LightGCN
+from jaxrec.models.mars import MAR as MAR
+from jaxrec.models.mars import MARS as MARS
+from jaxrec.models.mars import free as free
+from jaxrec.models.mars import hybrid as hybrid
+from jaxrec.models.mars import projected as projected
 from jaxrec.models.metric import LRML as LRML
 from jaxrec.models.metric import TransCF as TransCF
 from jaxrec.models.mf import MF as MF

@@ -1,0 +1,256 @@
+"""What MAR and MARS minimise: a push with a margin a user, a pull, and facets apart; and the presets.
+
+The paper is Tan et al. 2021, arXiv 2103.14866. `models.MARS` and `models.MAR` also train under any other objective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, Protocol
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.sparse
+
+from jaxrec import losses
+from jaxrec.interactions import Interactions
+from jaxrec.optim import riemannian
+from jaxrec.train.loop import Batch
+from jaxrec.train.objectives import _check_single
+from jaxrec.typing import Array, Key, Sampler, Scalar, Variables
+
+Score = Callable[[Array, Array], tuple[Array, Array]]
+_CELLS = 1 << 22
+
+
+class Ranking(Protocol):
+    """The loss of positives against negatives, of facets; `push_and_pull` and `released` are two."""
+
+    def __call__(self, theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar) -> Array:
+        """θ [B, K], users' facets [B, K, D], items' [B, 1 + n, K, D], the positive first, and margins [B] to [B]."""
+
+
+def push_and_pull(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar) -> Array:
+    """[margin − pos + neg]₊ + pull_weight · (1 − pos), eq. 8 and 9, of each row; it forms `Ranking`.
+
+    Differs: the squares of eq. 5 and of the first line of eq. 15 are left out. They would count a cosine of −.9 as much
+    as .9, and would push the positives of MAR away.
+    """
+    left, right = score(u, v)
+    scores = jnp.einsum("bk,bkd,bnkd->bn", theta, left, right)
+    pos, neg = scores[:, 0], scores[:, 1:]
+    return losses.hinge(pos, neg, margin=margin[:, None]) + pull_weight * (1 - pos)
+
+
+def released(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar) -> Array:
+    """The values of `push_and_pull` with the gradient that MARS's released code writes by hand: not the loss's.
+
+    In the facets it is that of Σ_k (a · cos(u^k, q^k) − m · cos(u^k, p^k)), where a is 1 in the active hinge, else 0,
+    and m is 1 where a is, and everywhere if pull_weight is not 0: θ does not weigh facets, and the pull has full
+    weight whatever its own. In θ it is the true one. `separation` has its true gradient too.
+    """
+    values = push_and_pull(theta, *jax.lax.stop_gradient((u, v)), score=score, margin=margin, pull_weight=pull_weight)
+    cosines = jnp.einsum("bkd,bnkd->bnk", _unit(u), _unit(v))
+    scores = jax.lax.stop_gradient(jnp.einsum("bk,bnk->bn", theta, cosines))
+    active = margin[:, None] - scores[:, :1] + scores[:, 1:] > 0
+    pulled = active.any(1) | ((scores[:, 0] < 1) & (pull_weight != 0))
+    cosines = cosines.sum(-1)
+    moved = jnp.where(active, cosines[:, 1:], 0).mean(1) - jnp.where(pulled, cosines[:, 0], 0)
+    return values + (moved - jax.lax.stop_gradient(moved))
+
+
+def _unit(x: Array) -> Array:
+    return x * jax.lax.rsqrt(jnp.maximum((x**2).sum(-1, keepdims=True), jnp.finfo(x.dtype).tiny))
+
+
+def separation(
+    users: Array,
+    items: Array,
+    *,
+    score: Score,
+    where: Array | None = None,
+    alpha: Scalar = 0.1,
+    sign: Scalar = 1.0,
+    on: Literal["both", "users"] = "both",
+    reduction: Literal["mean", "sum", "inside"] = "mean",
+) -> Array:
+    """How close the facets of a user, and of the item met, are: (1 / α) Σ_{i<j} log(1 + e^(α (s(uⁱ, uʲ) + s(vⁱ, vʲ)))).
+
+    s is the score of two facets: the cosine for MARS, eq. 12, and minus the squared distance for MAR, eq. 6.
+
+    Args:
+        users: facets [B, K, D].
+        items: facets [B, K, D].
+        score: of the model.
+        where: bool [B], True = use.
+        alpha: α.
+        sign: 1 sends facets apart. −1 is eq. 12 as published, and the released code: it draws them together.
+        on: "both", or "users" as eq. 12 and the released code.
+        reduction: over the batch, so that the weight does not depend on its size; or the sum; or "inside", the sum
+            inside the exponential, as the released code.
+
+    Raises:
+        ValueError: for another `on` or `reduction`.
+
+    Differs: eq. 6 and 12 sum over all i, j, which doubles each pair and adds constants.
+    """
+    if on not in ("both", "users"):
+        raise ValueError(f"on={on!r}; give 'both' or 'users'")
+    if reduction not in ("mean", "sum", "inside"):
+        raise ValueError(f"reduction={reduction!r}; give 'mean', 'sum' or 'inside'")
+    chex.assert_equal_shape([users, items])
+    where = jnp.ones(len(users), bool) if where is None else where
+    first, second = np.triu_indices(users.shape[1], 1)
+    sides = [jnp.where(where[:, None, None], side, 0) for side in ((users, items) if on == "both" else (users,))]
+    closeness = sum(jnp.einsum("bid,bjd->bij", *score(side, side))[:, first, second] for side in sides)
+    closeness = sign * alpha * closeness
+    if reduction == "inside":
+        return jax.nn.softplus(closeness.sum(0)).sum() / alpha
+    rows = jax.nn.softplus(closeness).sum(1) / alpha
+    return losses.mean(rows, where=where) if reduction == "mean" else jnp.where(where, rows, 0).sum()
+
+
+def adaptive_margin(train: Interactions, *, count: Literal["union", "sum"] = "union") -> np.ndarray:
+    """γ_u [M]: the share of users that the items of u do not lead to, for u is to want other things the less (eq. 7).
+
+    1 − |∪_{v of u} U_v| / M, where U_v are the users of item v, u itself among them; on the host, by blocks of users.
+
+    Args:
+        train: the positives; weights are not used.
+        count: "union" counts a user once, as the released code and the paper's text; "sum" once an item, as eq. 7 is
+            printed. It then falls below 0, which stops the push: for 2.7 % of the users of Ciao and nearly all of
+            MovieLens-1M. `np.maximum(γ, 0)` mends that.
+
+    Raises:
+        ValueError: for another `count`.
+
+    >>> adaptive_margin(Interactions.from_pairs([0, 0, 1, 3], [0, 1, 1, 2])).tolist()
+    [0.5, 0.5, 1.0, 0.75]
+    """
+    if count not in ("union", "sum"):
+        raise ValueError(f"count={count!r}; give 'union' or 'sum'")
+    matrix = train.to_scipy().astype(np.int32)
+    matrix.data[:] = 1
+    if count == "sum":
+        reached = matrix @ train.item_degrees
+    else:
+        rows, users_of = max(_CELLS // train.n_users, 1), scipy.sparse.csr_array(matrix.T)
+        blocks = (matrix[start : start + rows] @ users_of for start in range(0, train.n_users, rows))
+        reached = np.concatenate([np.diff(block.indptr) for block in blocks])
+    return (1 - reached / train.n_users).astype(np.float32)
+
+
+def objective(
+    variables: Variables,
+    key: Key,
+    batch: Batch,
+    *,
+    model: Any,
+    sample: Sampler,
+    margin: Array | Scalar,
+    positives: Callable[[Key, tuple[int, ...]], tuple[Array, Array]] | None = None,
+    ranking: Ranking = push_and_pull,
+    separate: Callable[..., Array] = separation,
+    pull_weight: Scalar = 0.1,
+    facet_weight: Scalar = 0.01,
+) -> Array:
+    """Σ_b ([γ_u − g(u, p) + g(u, q)]₊ + pull_weight · (1 − g(u, p))) + facet_weight · separation (eq. 17).
+
+    The sum over the batch, not the mean, as the paper and the learning rates of its code have it. Weights of the
+    interactions weigh it. The paper's pull lacks the constant 1, which is the released code's.
+
+    Args:
+        variables: of the model.
+        key: for the draws.
+        batch: positives [B].
+        model: `models.MARS` or `models.MAR`.
+        sample: any of `jaxrec.sampling`, of [B, n] negatives; the push is a mean over them.
+        margin: γ [M], such as `adaptive_margin(train)`, or one for all.
+        positives: draws users and items of a shape by a key, such as `partial(sampling.explorative, ...)`; they stand
+            for those of the batch, whose size alone is used, and weigh alike. An epoch draws one for each pair.
+        ranking: the loss of positives against negatives; `push_and_pull`, or `released` for the released gradient.
+        separate: of users' facets [B, K, D] and those of their positives; `separation` with its hyperparameters bound.
+        pull_weight: λ_pull.
+        facet_weight: λ_facet.
+
+    Raises:
+        ValueError: for groups of positives.
+    """
+    _check_single(batch)
+    users, items, weights, where = batch
+    sample_key, positive_key = jax.random.split(key)
+    if positives is not None:
+        users, items = positives(positive_key, users.shape)
+        weights = None
+    drawn = jnp.concatenate([items[:, None], sample(sample_key, users)], axis=1)
+    theta, u, v = model.apply(variables, users, drawn, method="parts")
+    margins = jnp.asarray(margin)[users] if jnp.ndim(margin) else jnp.full(users.shape, margin)
+    values = ranking(theta, u, v, score=model.score, margin=margins, pull_weight=pull_weight)
+    values = values if weights is None else weights * values
+    return jnp.where(where, values, 0).sum() + facet_weight * separate(u, v[:, 0], score=model.score, where=where)
+
+
+def optimizer(
+    learning_rate: Scalar, *, theta_learning_rate: Scalar, step: Callable[[Scalar], Any] = riemannian.riemannian_sgd
+) -> optax.GradientTransformationExtraArgs:
+    """Moves the facets by `step(learning_rate)`, and `theta` by plain gradient descent at a rate of its own.
+
+    Both rates are those of a sum over the batch. At the facets' rate θ tends to fall on one facet a user; a fiftieth of
+    it, or 0, keeps them all. It may be put into `optim.rowwise.touched_only`.
+
+    Args:
+        learning_rate: of the facets.
+        theta_learning_rate: of `theta`.
+        step: for MARS `optim.riemannian.riemannian_sgd`, with or without calibration, or `sphere_sgd`; for MAR
+            `ball_sgd`; `optax.sgd` for facets of `models.projected`.
+    """
+    rules = {"theta": optax.sgd(theta_learning_rate), "facets": step(learning_rate)}
+
+    def label(path: tuple, _: Any) -> str:
+        return "theta" if path and getattr(path[-1], "key", None) == "theta" else "facets"
+
+    return optax.partition(rules, lambda params: jax.tree_util.tree_map_with_path(label, params))
+
+
+def sphere_sgd(learning_rate: Scalar) -> optax.GradientTransformation:
+    """Gradient descent, then back to the sphere, as the released code: the gradient's radial part is left in it."""
+    return optax.chain(optax.sgd(learning_rate), riemannian.retract_to_sphere())
+
+
+def ball_sgd(learning_rate: Scalar) -> optax.GradientTransformation:
+    """Gradient descent, then back into the ball."""
+    return optax.chain(optax.sgd(learning_rate), riemannian.project_to_ball())
+
+
+_AS_RELEASED = partial(separation, sign=-1.0, on="users", reduction="inside")
+_OF_ALL_ROWS = partial(separation, reduction="sum")
+_UNCALIBRATED = partial(riemannian.riemannian_sgd, calibrated=False)
+
+# Keywords by whom they are for: models.MARS, objective, adaptive_margin, optimizer, and "power" for
+# sampling.popularity_table of users (the transposed matrix) and of items. Rates of DEFAULT are for K = 4: 0.01 K, and a
+# fiftieth of that.
+RELEASED = {
+    "model": {"n_facets": 4, "theta_scale": 1.0},
+    "objective": {"ranking": released, "separate": _AS_RELEASED, "pull_weight": 0.1, "facet_weight": 0.01},
+    "margin": {"count": "union"},
+    "power": {"users": 0.75, "items": 0.75},
+    "optimizer": {"learning_rate": 0.01, "theta_learning_rate": 0.01, "step": sphere_sgd},
+}
+DEFAULT = {
+    "model": {"n_facets": 4, "theta_scale": 0.0},
+    "objective": {"ranking": push_and_pull, "separate": separation, "pull_weight": 0.1, "facet_weight": 0.01},
+    "margin": {"count": "union"},
+    "power": {"users": 0.75, "items": 0.0},
+    "optimizer": {"learning_rate": 0.04, "theta_learning_rate": 0.0008, "step": _UNCALIBRATED},
+}
+PAPER = {
+    "model": {"n_facets": 4, "theta_scale": 0.0},
+    "objective": {"ranking": push_and_pull, "separate": _OF_ALL_ROWS, "pull_weight": 0.1, "facet_weight": 0.01},
+    "margin": {"count": "union"},
+    "power": {"users": 0.8, "items": 0.0},
+    "optimizer": {"learning_rate": 0.01, "theta_learning_rate": 0.01, "step": riemannian.riemannian_sgd},
+}
