@@ -32,14 +32,14 @@ of_a_kind = pytest.mark.parametrize("tx", [*KINDS.values()], ids=KINDS)
 
 def unit(*shape, seed=0):
     table = np.random.default_rng(seed).normal(size=shape)
-    return jnp.asarray(table / np.linalg.norm(table, axis=-1, keepdims=True), jnp.float32)
+    return np.float32(table / np.linalg.norm(table, axis=-1, keepdims=True))
 
 
 def some_rows(*shape, seed=1):
     """Gradients [..., rows, D] of which every third row is 0."""
     table = np.random.default_rng(seed).normal(size=shape)
     table[..., ::3, :] = 0
-    return jnp.asarray(table, jnp.float32)
+    return np.float32(table)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -65,7 +65,7 @@ def touched(tx, loss, params, *data):
     return rowwise.touched_only(tx).step(lambda p: loss(p, *data), params, tx.init(params))[1]
 
 
-X, Y = jnp.array([1.0, 0.0, 0.0]), jnp.array([0.6, 0.8, 0.0])
+X, Y = np.float32([1, 0, 0]), np.float32([0.6, 0.8, 0])
 ROWS, GRADIENT, STILL = unit(6, 5), some_rows(6, 5), np.arange(6) % 3 == 0
 GRADIENTS = np.stack([np.roll(gradient, at, 0) for at, gradient in enumerate(some_rows(30, 6, 5))])
 
@@ -73,30 +73,22 @@ GRADIENTS = np.stack([np.roll(gradient, at, 0) for at, gradient in enumerate(som
 # ---------------------------------------------------------------------- eq. 20 and 21 by hand
 
 
-def dot_loss(x):
-    return -x @ Y
-
-
-def cosine_loss(x):
-    return -x @ Y / jnp.linalg.norm(x)
-
-
-WRONG_SIGN = optax.chain(
+SIGN_FIRST = optax.chain(
     optax.scale_by_learning_rate(0.1), riemannian.calibrate(), riemannian.tangent(), riemannian.retract_to_sphere()
 )
 
 
 @pytest.mark.parametrize(
-    ("tx", "loss", "expected"),
+    ("tx", "norm", "expected"),
     [
-        (SPHERE["sgd"], dot_loss, (0.999488, 0.031984, 0)),
-        (SPHERE["sgd"], cosine_loss, (0.996815, 0.079745, 0)),  # the norm in the graph: the factor is 1
-        (riemannian_sgd(0.1, calibrated=False), dot_loss, (0.996815, 0.079745, 0)),
-        (WRONG_SIGN, dot_loss, (0.991907, 0.126964, 0)),  # the factor of the update, 1.6 for 0.4
+        (SPHERE["sgd"], jnp.ones_like, (0.999488, 0.031984, 0)),
+        (SPHERE["sgd"], jnp.linalg.norm, (0.996815, 0.079745, 0)),  # the norm in the graph: the factor is 1
+        (riemannian_sgd(0.1, calibrated=False), jnp.ones_like, (0.996815, 0.079745, 0)),
+        (SIGN_FIRST, jnp.ones_like, (0.991907, 0.126964, 0)),  # the factor of the update, 1.6 for 0.4
     ],
 )
-def test_calibration_by_hand(tx, loss, expected):
-    gradient = jax.jit(jax.grad(loss))(X)
+def test_calibration_by_hand(tx, norm, expected):
+    gradient = jax.jit(jax.grad(lambda x: -(x / norm(x)) @ Y))(X)
     for step in (stepped, stepped.__wrapped__):  # with jit and without
         np.testing.assert_allclose(step(tx, X, gradient), expected, atol=6e-7)
 
@@ -105,8 +97,8 @@ def test_calibration_by_hand(tx, loss, expected):
 def test_the_factor_is_0_at_the_target_and_2_opposite(length):
     angles = np.array([0, 0.01, 0.5, math.pi / 2, 3, math.pi])
     towards = length * np.stack([np.cos(angles), np.sin(angles), 0 * angles], -1)
-    tx, points = riemannian.calibrate(), jnp.tile(X, (6, 1))
-    scaled, _ = tx.update(jnp.asarray(-towards, jnp.float32), tx.init(points), points)
+    tx, points = riemannian.calibrate(), np.tile(X, (6, 1))
+    scaled, _ = tx.update(np.float32(-towards), tx.init(points), points)
     np.testing.assert_allclose(scaled, -(1 - np.cos(angles))[:, None] * towards, rtol=1e-5, atol=2e-7 * length)
 
 
@@ -114,7 +106,7 @@ def test_the_factor_is_0_at_the_target_and_2_opposite(length):
 def test_how_far_a_retraction_goes(method, way):
     lengths = np.array([0, 1e-5, 0.3, 1.5, 2.5])
     angles = way(lengths)
-    found = method(jnp.tile(X, (5, 1)), jnp.asarray(lengths[:, None] * np.eye(3)[2:], jnp.float32))
+    found = method(np.tile(X, (5, 1)), np.float32(lengths[:, None] * np.eye(3)[2:]))
     np.testing.assert_allclose(found, np.stack([np.cos(angles), 0 * angles, np.sin(angles)], -1), atol=2e-7)
 
 
@@ -128,8 +120,8 @@ def test_the_tangent_gradient_is_that_of_the_projection():
 # ---------------------------------------------------------------------- many steps
 
 
-def reference(x, gradients, *, rate, adam, calibrated, retraction, b1=0.9, b2=0.999, eps=1e-8):
-    """The steps of one row, float64."""
+def reference(x, gradients, *, adam, calibrated, rate=0.1, b1=0.9, b2=0.999, eps=1e-8):
+    """The steps of one row, float64; retracted as in eq. 21 if calibrated, else as in eq. 20."""
     m, v, t = np.zeros_like(x), 0.0, 0
     for g in gradients:
         if not g.any():
@@ -140,33 +132,27 @@ def reference(x, gradients, *, rate, adam, calibrated, retraction, b1=0.9, b2=0.
             t, m, v = t + 1, b1 * (m - (x @ m) * x) + (1 - b1) * z, b2 * v + (1 - b2) * z @ z
             z = m / (1 - b1**t) / (math.sqrt(v / (1 - b2**t)) + eps)
         angle = rate * np.linalg.norm(z)
-        if retraction is exponential:
-            x = math.cos(angle) * x - math.sin(angle) * rate * z / angle
-        else:
+        if calibrated:
             x = (x - rate * z) / math.hypot(1, angle)
+        else:
+            x = math.cos(angle) * x - math.sin(angle) * rate * z / angle
     return x
 
 
-OPTIONS = [
-    {"adam": adam, "calibrated": calibrated, "retraction": retraction}
-    for adam in (False, True)
-    for calibrated, retraction in ((True, normalisation), (False, exponential))
-]
-
-
-@pytest.mark.parametrize(("tx", "options"), list(zip(SPHERE.values(), OPTIONS)), ids=SPHERE)
-def test_steps_equal_a_loop_over_rows(tx, options):
+@pytest.mark.parametrize("name", SPHERE)
+def test_steps_equal_a_loop_over_rows(name):
     """Under jit and scan; each row is without a gradient now and then."""
-    found, _ = walked(tx, ROWS, GRADIENTS)
+    found, _ = walked(SPHERE[name], ROWS, GRADIENTS)
+    adam, calibrated = name.startswith("adam"), name in ("sgd", "adam")
     for row in range(6):
-        expected = reference(np.float64(ROWS[row]), np.float64(GRADIENTS[:, row]), rate=0.1, **options)
+        expected = reference(np.float64(ROWS[row]), np.float64(GRADIENTS[:, row]), adam=adam, calibrated=calibrated)
         np.testing.assert_allclose(found[row], expected, atol=5e-6)
 
 
 @on_sphere
 def test_norms_stay_1_over_ten_thousand_steps(tx):
-    gradients = np.asarray(some_rows(10_000, 6, 5)) + np.asarray(GRADIENT)  # a pull, and noise
-    found, _ = walked(tx, ROWS, gradients)
+    """Under a pull and noise, small enough that by itself no step takes back an error of the norm."""
+    found, _ = walked(tx, ROWS, 0.01 * (some_rows(10_000, 6, 5) + GRADIENT))
     assert np.abs(np.linalg.norm(np.float64(found), axis=-1) - 1).max() < 1e-6
     assert ((found == ROWS).all(-1) == STILL).all()
 
@@ -175,16 +161,14 @@ def test_norms_stay_1_over_ten_thousand_steps(tx):
 def test_a_rotation_of_all_vectors_rotates_the_steps_of_adam(name):
     turn = np.float32(np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0])
     there, _ = walked(SPHERE[name], ROWS, GRADIENTS)
-    turned, _ = walked(SPHERE[name], np.asarray(ROWS) @ turn, GRADIENTS @ turn)
+    turned, _ = walked(SPHERE[name], ROWS @ turn, GRADIENTS @ turn)
     np.testing.assert_allclose(np.asarray(there) @ turn, turned, atol=2e-5)
     assert np.abs(there - ROWS).max() > 0.3
 
 
-@pytest.mark.parametrize("dim", [2, 64])
-def test_the_first_step_of_adam_turns_by_the_learning_rate(dim):
-    x = unit(3, dim)
-    moved = stepped(SPHERE["adam, exponential"], x, 1e-3 * unit(3, dim, seed=1))
-    np.testing.assert_allclose((x * moved).sum(-1), math.cos(0.1), atol=1e-5)
+def test_the_first_step_of_adam_turns_by_the_learning_rate():
+    moved = stepped(SPHERE["adam, exponential"], ROWS, 1e-3 * GRADIENT)
+    np.testing.assert_allclose((ROWS * moved).sum(-1), np.where(STILL, 1, math.cos(0.1)), atol=1e-5)
 
 
 # ---------------------------------------------------------------------- rows without a gradient
@@ -193,7 +177,7 @@ def test_the_first_step_of_adam_turns_by_the_learning_rate(dim):
 @of_a_kind
 def test_a_row_without_a_gradient_stays_bit_for_bit(tx):
     """And is differentiated through without 0/0, for instance to find how the end depends on the start."""
-    x = 0.999 * ROWS
+    x = np.float32(0.999) * ROWS
     moved = stepped(tx, x, GRADIENT)
     assert ((moved == x).all(-1) == STILL).all() and np.isfinite(moved).all()
     slopes = jax.jit(jax.grad(lambda x, g: (stepped(tx, x, g) ** 3).sum(), argnums=(0, 1)))(x, GRADIENT)
@@ -204,7 +188,7 @@ def test_a_row_without_a_gradient_stays_bit_for_bit(tx):
 @pytest.mark.parametrize("name", ["adam", "adam, exponential"])
 def test_moments_do_not_push_a_row_on_when_its_gradient_ends(name):
     params, state = walked(SPHERE[name], ROWS, GRADIENTS)
-    updates, later = jax.jit(SPHERE[name].update)(jnp.zeros_like(ROWS), state, params)
+    updates, later = jax.jit(SPHERE[name].update)(np.zeros_like(ROWS), state, params)
     assert not updates.any() and state[2].mu.any()
     jax.tree.map(np.testing.assert_array_equal, state, later)
 
@@ -213,22 +197,21 @@ def test_moments_do_not_push_a_row_on_when_its_gradient_ends(name):
 
 
 def test_the_ball_is_of_a_row_not_of_the_tree():
-    ones = jnp.ones((2, 2))
+    ones = np.ones((2, 2), np.float32)
     np.testing.assert_allclose(optax.projections.projection_l2_ball(ones), 0.5, rtol=1e-6)
-    found = stepped(riemannian.project_to_ball(), ones, jnp.zeros((2, 2)))
+    found = stepped(riemannian.project_to_ball(), ones, 0 * ones)
     np.testing.assert_allclose(found, math.sqrt(0.5), rtol=1e-6)
 
 
 @pytest.mark.parametrize("radius", [1.7, jnp.float32(2.0)])
 def test_rows_end_at_the_nearest_point_of_the_ball(radius):
-    tx, still = riemannian.project_to_ball(radius), jnp.zeros((60, 5))
-    x, z = some_rows(60, 5), 0.5 * some_rows(60, 5, seed=2)
+    tx, x, z = riemannian.project_to_ball(radius), some_rows(60, 5), some_rows(60, 5, seed=2) / 2
     moved = np.float64(x) + np.float64(z)
     norm = np.linalg.norm(moved, axis=-1, keepdims=True)
     assert 5 < (norm > radius).sum() < 35
     found = stepped(tx, x, z)
     np.testing.assert_allclose(found, moved * np.minimum(1, radius / np.maximum(norm, 1e-9)), atol=1e-6)
-    np.testing.assert_array_equal(stepped(tx, found, still), found)
+    np.testing.assert_array_equal(stepped(tx, found, 0 * z), found)
 
 
 @pytest.mark.parametrize("radius", [0, -1.0, math.nan])
@@ -247,8 +230,7 @@ def triples(params, users, items):
 
 
 PARAMS = {"user": unit(40, 4), "item": unit(60, 4, seed=1)}
-USERS = jnp.array([7, 3, 7, 9, 7, 11])
-ITEMS = jnp.array([[1, 2, 3, 1, 5, 6], [9, 1, 8, 7, 2, 59]])
+USERS, ITEMS = np.int32([7, 3, 7, 9, 7, 11]), np.int32([[1, 2, 3, 1, 5, 6], [9, 1, 8, 7, 2, 59]])
 
 
 @of_a_kind
@@ -287,7 +269,7 @@ def test_a_batch_twice_over_doubles_the_step_before_retraction():
     tx = optax.chain(riemannian.calibrate(), riemannian.tangent(), optax.scale_by_learning_rate(0.01))
     steps = []
     for times in (1, 2):
-        moved = touched(tx, triples, PARAMS, jnp.tile(USERS, times), jnp.tile(ITEMS, (1, times)))
+        moved = touched(tx, triples, PARAMS, np.tile(USERS, times), np.tile(ITEMS, (1, times)))
         steps.append(moved["user"] - PARAMS["user"])
     assert np.abs(steps[0]).max() > 1e-3
     np.testing.assert_allclose(steps[1], 2 * steps[0], atol=3e-7)
@@ -299,8 +281,8 @@ def test_a_batch_twice_over_doubles_the_step_before_retraction():
 @of_a_kind
 def test_vmap_and_more_axes_equal_the_rows(tx):
     """As lanes of a sweep, and as facets [M, K, D]."""
-    x, g = jnp.stack([ROWS, unit(6, 5, seed=1)]), some_rows(2, 6, 5)
-    expected = jnp.stack([stepped(tx, *pair) for pair in zip(x, g)])
+    x, g = np.stack([ROWS, unit(6, 5, seed=1)]), some_rows(2, 6, 5)
+    expected = np.stack([stepped(tx, *pair) for pair in zip(x, g)])
     np.testing.assert_allclose(stepped(tx, x, g), expected, atol=1e-6)
     np.testing.assert_allclose(jax.vmap(partial(stepped, tx))(x, g), expected, atol=1e-6)
 
@@ -335,7 +317,7 @@ def test_tables_sharded_by_rows_stay_where_they_are(tx):
 @pytest.mark.parametrize("rowwise_too", [False, True])
 def test_a_part_of_a_tree(rowwise_too):
     """Facets on the sphere, their weights by another rule, the rest frozen; whole tables and touched rows."""
-    params = {"facet": unit(40, 2, 4), "weight": jnp.zeros((40, 2)), "frozen": jnp.ones(3)}
+    params = {"facet": unit(40, 2, 4), "weight": np.zeros((40, 2), "f4"), "frozen": np.ones(3, "f4")}
     labels = {"facet": "sphere", "weight": "free", "frozen": "none"}
     rules = {"sphere": riemannian_adam(0.1), "free": optax.adam(0.5), "none": optax.set_to_zero()}
     tx, target = optax.partition(rules, labels), unit(3, 2, 4, seed=1)
@@ -363,7 +345,6 @@ def test_masked_and_a_schedule():
     assert (updates["free"] == Y).all()
 
 
-@of_a_kind
-def test_a_step_starts_from_a_point(tx):
+def test_a_step_starts_from_a_point():
     with pytest.raises(ValueError, match="params=None"):
-        tx.update(X, tx.init(X))
+        riemannian.tangent().update(X, optax.EmptyState())
