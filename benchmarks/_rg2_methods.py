@@ -149,24 +149,11 @@ def sml(train: jr.Interactions):
     model = jr.models.MF(train.n_users, train.n_items, dim=DIM, scale=SCALE, score=jr.models.negative_squared_distance)
     margins = {"user_margin": jnp.ones(train.n_users), "item_margin": jnp.ones(train.n_items)}
 
-    def distance(x, y):
-        squared = ((x - y) ** 2).sum(-1)
-        return jnp.sqrt(jnp.maximum(squared, 1e-12))
-
-    def objective(variables, key, batch):
-        params = variables["params"]
-        drawn = jax.random.randint(key, (len(batch.users), 50), 0, train.n_items)
-        u, v, w = params["user"][batch.users][:, None], params["item"][batch.items], params["item"][drawn]
-        values = jr.losses.sml(
-            distance(u, v),
-            distance(u, w)[:, None],
-            between=distance(v[:, :, None], w[:, None]),
-            user_margin=params["user_margin"][batch.users][:, None] * jnp.ones(batch.items.shape),
-            item_margin=params["item_margin"][batch.items],
-            margin_weight=0.01,
-        )
-        return jr.losses.mean(values, where=batch.where)
-
+    objective = partial(
+        jr.train.sml_objective,
+        sample=partial(jr.sampling.uniform, n_items=train.n_items, n=50),
+        loss=partial(jr.losses.sml, margin_weight=0.01),
+    )
     inside = optax.partition(
         {
             "ball": jr.optim.riemannian.project_to_ball(),

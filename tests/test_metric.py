@@ -333,10 +333,7 @@ METHODS = {
     "cml": (DISTANCE, partial(jr.train.combined_objective, parts=WITH_COVARIANCE)),
     "transcf": (TRANSCF, partial(jr.train.combined_objective, parts=WITH_NEIGHBOURHOODS)),
     "lrml": (RELATIONAL, partial(jr.train.relation_objective, model=RELATIONAL, loss=jr.losses.hinge, sample=DRAW)),
-    "sml": (
-        DISTANCE,
-        partial(jr.train.sml_objective, sample=DRAW, loss=partial(jr.losses.sml, margin_weight=0.01)),
-    ),
+    "sml": (DISTANCE, partial(jr.train.sml_objective, sample=DRAW, loss=partial(jr.losses.sml, margin_weight=0.01))),
 }
 
 

@@ -68,7 +68,7 @@ def test_pairs_of_any_shape_broadcast(users, items):
 
 
 def test_parameters_have_the_stated_shapes_and_scales():
-    params = NeuMF(300, 200).init(jax.random.key(0), ZERO, ZERO)["params"]
+    params = jax.jit(NeuMF(300, 200).init)(jax.random.key(0), ZERO, ZERO)["params"]
     tables = {"user": (300, 8), "item": (200, 8), "user_mlp": (300, 32), "item_mlp": (200, 32)}
     bounds = {"kernel_1": (64, 32), "kernel_2": (32, 16), "kernel_3": (16, 8)}
     assert {name: leaf.shape for name, leaf in params.items() if "bias" not in name} == tables | bounds | {
