@@ -55,18 +55,18 @@ def by_numpy(model, params):
 @pytest.mark.parametrize("kind", [MARS, MAR])
 def test_pairs_rows_and_vectors_give_the_formula(kind, facets):
     model = kind(M, N, dim=D, n_facets=K, facets=facets)
-    variables = initial(model)
-    theta, u, v, expected = by_numpy(model, variables["params"])
     users, many = np.array([[4], [1]]), np.arange(2 * (N + 1)).reshape(2, -1) % N
 
     @jax.jit
-    def everything(variables):
+    def everything(key):
+        variables = model.init(key, ZERO, ZERO)
         apply = partial(model.apply, variables)
         pairs = [apply(users, items) for items in (many[:, :3], many)]  # few pairs, and more than there are items
         scalar, parts = apply(np.array(4), np.array(3)), apply(users[:, 0], many[:, :3], method="parts")
-        return apply(ALL, method="rows"), apply(method="vectors"), pairs, scalar, parts
+        return variables, apply(ALL, method="rows"), apply(method="vectors"), pairs, scalar, parts
 
-    rows, (left, right), pairs, scalar, parts = everything(variables)
+    variables, rows, (left, right), pairs, scalar, parts = everything(jax.random.key(0))
+    theta, u, v, expected = by_numpy(model, variables["params"])
     np.testing.assert_allclose(rows, expected, **CLOSE)
     assert left.shape == (M, K * (D + 2 * (kind is MAR))) and len(right) == N
     np.testing.assert_allclose(left @ right.T, expected, **CLOSE)
@@ -490,11 +490,10 @@ def trained(model, preset, *, tx, epochs, **options):
     ("kind", "facets", "preset", "options"),
     [
         (MARS, free, mars.RELEASED, {}),
-        (MARS, free, mars.PAPER, {"learning_rate": 0.04}),
-        (MARS, projected, mars.DEFAULT, {"step": optax.sgd}),
+        (MARS, projected, mars.PAPER, {"step": optax.sgd, "learning_rate": 0.04}),
         (MAR, free, mars.DEFAULT, {"step": mars.ball_sgd}),
     ],
-    ids=["released", "paper", "projected", "MAR"],
+    ids=["released", "projected", "MAR"],
 )
 def test_recovers_the_diagonal_withheld_from_the_checkerboard(kind, facets, preset, options):
     model = kind(30, 30, dim=8, facets=facets, **preset["model"])
@@ -505,3 +504,18 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard(kind, facets, pres
     assert history.records[-1]["loss"] < history.records[0]["loss"]
     for x in by_numpy(model, state.variables["params"])[1:3]:
         assert norm(x).max() < 1 + 1e-5 and (kind is MAR or norm(x).min() > 1 - 1e-5)
+
+
+@pytest.mark.parametrize("preset", [mars.RELEASED, mars.DEFAULT, mars.PAPER], ids=["released", "default", "paper"])
+def test_presets_are_keywords_of_whom_they_are_for(preset):
+    assert set(preset) == {"model", "objective", "margin", "power", "optimizer"}
+    assert preset["model"]["n_facets"] == 4 and set(preset["power"]) == {"users", "items"}
+    model, tx = MARS(M, N, dim=D, **preset["model"]), mars.optimizer(**preset["optimizer"])
+
+    def step(key, params):
+        gradient = jax.grad(partial(value_of, model=model, margin=0.5, **preset["objective"]))(params)
+        return optax.apply_updates(params, tx.update(gradient, tx.init(params), params)[0])
+
+    params = jax.eval_shape(model.init, jax.random.key(0), ZERO, ZERO)["params"]
+    assert jax.eval_shape(step, jax.random.key(0), params) == params
+    mars.adaptive_margin(BOARD, **preset["margin"])

@@ -183,8 +183,8 @@ class MAR(MARS):
     and nearest-neighbour indices need a dot product alone.
 
     >>> model = MAR(3, 5, dim=2, n_facets=4)
-    >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.array([0]), jnp.array([0]))
-    >>> [table.shape for table in model.apply(variables, method="vectors")]
+    >>> tables = jax.eval_shape(lambda key: model.init_with_output(key, method="vectors")[0], jax.random.key(0))
+    >>> [table.shape for table in tables]
     [(3, 16), (5, 16)]
     """
 
@@ -212,8 +212,9 @@ def from_shares(
     Raises:
         ValueError: for negative factors.
 
-    >>> draw = jax.jit(lambda key: from_shares(key, np.ones((3, 2)), np.ones((5, 2)), dim=4))
-    >>> {name: table.shape for name, table in sorted(draw(jax.random.key(0)).items())}
+    >>> w, h = np.ones((3, 2)), np.ones((5, 2))
+    >>> tables = jax.eval_shape(lambda key: from_shares(key, w, h, dim=4), jax.random.key(0))
+    >>> {name: table.shape for name, table in sorted(tables.items())}
     {'item': (5, 2, 4), 'theta': (3, 2), 'user': (3, 2, 4)}
     """
     anchor_key, *noise_keys = jax.random.split(key, 3)
