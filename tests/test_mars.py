@@ -142,6 +142,22 @@ def test_into_ball_has_a_finite_gradient_everywhere():
     np.testing.assert_allclose(gradient, [[0, 1], [0, 1], [-0.6 * 0.8 / 5, 0.36 / 5], [0, 1]], atol=1e-6)
 
 
+def test_calibrated_unit_is_the_factor_of_free_facets():
+    """Trap 6, through the normalisation: x = (1, 0, 0) pulled to (.6, .8, 0) has c = .4; x of length 2 half of it."""
+    points = jnp.array([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.6, 0.8, 0.0], [-1.2, -1.6, 0.0]])
+    towards = jnp.array([0.6, 0.8, 0.0])
+    place = jr.models.mars.calibrated_unit
+    value, gradient = jax.jit(jax.value_and_grad(lambda x: -(place(x) @ towards).sum()))(points)
+    assert float(value) == pytest.approx(-0.6 - 0.6 - 1 + 1)
+    np.testing.assert_allclose(gradient, [[0, -0.32, 0], [0, -0.16, 0], [0] * 3, [0] * 3, [0] * 3], atol=1e-6)
+    still = jax.jit(jax.grad(lambda x: 0 * place(x).sum()))(points)
+    assert (still == 0).all()
+    around = jnp.array([-0.6, 0.8, 0.0])
+    found = jax.jit(jax.grad(lambda x: -(place(x) * towards).sum()))(around)
+    cosine = float(around @ towards)
+    np.testing.assert_allclose(found, -(1 - cosine) * (towards - cosine * around), atol=1e-6)
+
+
 def test_from_shares_puts_facets_at_their_anchors():
     rng = np.random.default_rng(0)
     users, items = rng.gamma(0.3, size=(50, K)), rng.gamma(0.3, size=(60, K))
