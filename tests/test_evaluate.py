@@ -482,7 +482,12 @@ def test_on_the_published_split_of_ciao_the_largest_item_id_wins(data_root, rank
     model = models.popularity(ciao.train)[0]
     with pytest.warns(DataWarning, match="negatives do not count"):
         report = evaluate.sampled_ranking(
-            model, scores[ranker], ciao.test.pairs(), ciao.negatives, ks=(10, 20), train=ciao.train
+            model,
+            {"params": {"item": scores[ranker]}},
+            ciao.test.pairs(),
+            ciao.negatives,
+            ks=(10, 20),
+            train=ciao.train,
         )
     assert len(report.users) == 6125
     names = ("hit_rate@10", "hit_rate@20", "ndcg@10", "ndcg@20")
