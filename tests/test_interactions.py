@@ -15,6 +15,8 @@ from hypothesis.extra import numpy as hnp
 
 from jaxrec.interactions import DataWarning, IdMap, Interactions, _spmm_segments, spmm
 
+pytestmark = pytest.mark.usefixtures("hurried")
+
 INT32_MAX = 2**31 - 1
 
 

@@ -502,6 +502,7 @@ def trained(model, preset, *, tx, epochs, **options):
     return jr.train.fit(state, objective, tx, BOARD, epochs=epochs, batch_size=64, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "facets", "preset", "options"),
     [

@@ -337,6 +337,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_recovers_the_diagonal_withheld_from_the_checkerboard(name):
     model, objective = METHODS[name]

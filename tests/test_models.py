@@ -9,6 +9,8 @@ import scipy.stats
 from jaxrec import models
 from jaxrec.interactions import Interactions
 
+pytestmark = pytest.mark.usefixtures("hurried")
+
 N_USERS, N_ITEMS, DIM = 5, 7, 3
 USERS, ITEMS = np.meshgrid(np.arange(N_USERS), np.arange(N_ITEMS), indexing="ij")
 

@@ -9,6 +9,8 @@ import pytest
 import jaxrec as jr
 from jaxrec.data import synthetic
 
+pytestmark = pytest.mark.usefixtures("hurried")
+
 SHAPES = {"user": (20, 3), "item": (12, 2, 2), "bias": (12,)}
 
 
