@@ -143,6 +143,7 @@ def train_all(options: argparse.Namespace) -> None:
     for data, name in wanted(options):
         metric = "recall@20" if data == "gowalla" else "ndcg@10"
         setting = selected(data, name, metric, options.again)
+        jax.clear_caches()  # so that the seconds of the first run hold its compilation
         for seed in options.seeds:
             path = RUNS / slug(data, name, "seed", seed)
             if options.again or not path.exists():
