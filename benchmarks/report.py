@@ -142,8 +142,8 @@ def solvers(found: dict) -> str:
         "and validation masked). Hyperparameters are the best of a grid on seed 0's validation part, the sweep or "
         "epoch is the best of each run's; the test part is judged once. Gowalla is the LightGCN split: a tenth of its "
         "train part chose, then all of it was trained on. λ of the closed form is a share of √2 σ₁. The paper's own "
-        "figures come from its released code, which is RG2 with α. Methods that a set's table lacks were not run on it; "
-        "WRMF's choices, and iALS's on ml-1m, are at the edge of their grids.\n\n"
+        "figures come from its released code, which is RG2 with α. Methods that a set's table lacks were not run on "
+        "it; WRMF's choices, and iALS's on ml-1m, are at the edge of their grids.\n\n"
         + "\n\n".join(parts)
         + f"\n\n![NDCG@10 against seconds](benchmarks/results/rg2.png)\n\n{origin(found)}"
     )
