@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh
 
 import jaxrec as jr
-from jaxrec.als import _rows, _solve, ials
+from jaxrec.als import _alternate, _rows, _solve, ials
 from jaxrec.als._run import first_factors
 from jaxrec.data import synthetic
 
@@ -357,11 +357,11 @@ def test_one_key_gives_one_result_and_histories_tell_what_was_asked():
 
 def test_hyperparameters_of_equal_values_compile_once():
     fitted(BOARD, dim=2, solver=partial(ials.conjugate_gradient, steps=2))
-    compiled = ials._sweep._cache_size()
+    compiled = _alternate._sweep._cache_size()
     fitted(BOARD, dim=2, solver=partial(ials.conjugate_gradient, steps=2), regularization=0.5, unobserved_weight=0.2)
-    assert ials._sweep._cache_size() == compiled
+    assert _alternate._sweep._cache_size() == compiled
     fitted(BOARD, dim=2, solver=partial(ials.conjugate_gradient, steps=3))
-    assert ials._sweep._cache_size() == compiled + 1
+    assert _alternate._sweep._cache_size() == compiled + 1
 
 
 @pytest.mark.parametrize(

@@ -21,17 +21,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from jaxrec import partials
-from jaxrec.als._mesh import check_mesh, spread
-from jaxrec.als._rows import Bucket, Side, side, sides
-from jaxrec.als._run import Factors, check_input, first_factors, run
+from jaxrec.als._alternate import CHUNK, alternate, eigenbasis, joined
+from jaxrec.als._rows import Side, side
+from jaxrec.als._run import Factors, check_input
 from jaxrec.als._solve import Half, Weighting, cholesky, conjugate_gradient, subspace
 from jaxrec.history import EarlyStopping, History
 from jaxrec.interactions import Interactions
@@ -48,9 +47,6 @@ __all__ = [
     "wrmf_fold_in",
     "wrmf_objective",
 ]
-
-_CHUNK = 1 << 19
-"""Numbers gathered at a time: about what a core's cache holds."""
 
 _einsum = functools.partial(jnp.einsum, precision="highest")
 
@@ -119,7 +115,9 @@ def fit(
     check_input(train, dim, regularization=regularization, unobserved_weight=unobserved_weight, nu=nu, scale=scale)
     weighting = Weighting(unobserved_weight, 1.0, 0.0, regularization, nu)
     loop = dict(sweeps=sweeps, tolerance=tolerance, validate=validate, every=every, stopping=stopping)
-    return _alternate(train, weighting, dim, key, solver, scale, mesh, progress=progress, **loop)
+    return alternate(
+        train, weighting, dim=dim, key=key, solver=solver, scale=scale, mesh=mesh, progress=progress, **loop
+    )
 
 
 def wrmf(
@@ -160,7 +158,9 @@ def wrmf(
     check_input(train, dim, regularization=regularization, alpha=alpha, scale=scale)
     weighting = Weighting(1.0, alpha, 1.0, regularization, 0.0)
     loop = dict(sweeps=sweeps, tolerance=tolerance, validate=validate, every=every, stopping=stopping)
-    return _alternate(train, weighting, dim, key, solver, scale, mesh, progress=progress, **loop)
+    return alternate(
+        train, weighting, dim=dim, key=key, solver=solver, scale=scale, mesh=mesh, progress=progress, **loop
+    )
 
 
 def objective(
@@ -203,155 +203,6 @@ def wrmf_fold_in(variables: Variables, histories: Interactions, *, regularizatio
     return _fold_in(variables, histories, Weighting(1.0, alpha, 1.0, regularization, 0.0))
 
 
-# ---------------------------------------------------------------------- preparing
-
-
-class _State(NamedTuple):
-    """Between sweeps: vectors [C, B, K] for each bucket of a side, in a basis [K, K] that changes with every half step.
-
-    Turning users and items alike changes no score, and keeps each half step where Gram's matrix is diagonal.
-    """
-
-    user: list[Array]
-    item: list[Array]
-    basis: Array
-
-
-def _alternate(train, weighting, dim, key, solver, scale, mesh, **loop) -> tuple[Variables, History]:
-    users, items = sides(train, chunk=max(_CHUNK // dim, 1), parts=1 if mesh is None else mesh.size)
-    buckets, places = (users.buckets, items.buckets), {"user": users.place, "item": items.place}
-    state = _first_state(first_factors(key, train, dim, scale), users, items)
-    if mesh is None:
-        buckets, places, state = jax.device_put((buckets, places, state))
-    else:
-        axis = check_mesh(mesh, train.n_users)
-        mesh = Mesh(mesh.devices, mesh.axis_names)  # as Auto, under which tables can be indexed
-        buckets, places = spread(mesh, buckets, axis), spread(mesh, places)
-        state = _State(*spread(mesh, state[:2], axis), spread(mesh, state.basis))
-    arrays, static = partials.partition((solver,))
-    shape = _Shape((train.n_users, train.n_items), static, mesh)
-    step = functools.partial(_sweep, buckets=buckets, weighting=weighting, arrays=arrays, shape=shape)
-    return run(step, state, factors=functools.partial(_factors, places=places, mesh=mesh), **loop)
-
-
-# ---------------------------------------------------------------------- sweeps
-
-
-class _State(NamedTuple):
-    """Between sweeps: vectors [C, B, K] for each bucket of a side, and the basis [K, K] that they are in.
-
-    Every half step turns users and items alike into the basis of Gram's eigenvectors, which changes no score.
-    """
-
-    user: list[Array]
-    item: list[Array]
-    basis: Array
-
-
-class _Shape(NamedTuple):
-    """What a sweep is compiled for: (M, N), the solver's static parts, and the mesh or None."""
-
-    sizes: tuple[int, int]
-    solver: partials.Static
-    mesh: Mesh | None
-
-
-def _first_state(factors: Factors, users: Side, items: Side) -> _State:
-    def dealt(table: Array, own: Side) -> list[np.ndarray]:
-        padded = np.pad(np.asarray(table), ((0, 1), (0, 0)))
-        return [padded[bucket.rows] for bucket in own.buckets]
-
-    user, item = dealt(factors["user"], users), dealt(factors["item"], items)
-    return _State(user, item, np.eye(item[0].shape[-1], dtype=item[0].dtype))
-
-
-@functools.partial(jax.jit, static_argnames="mesh")
-def _factors(state: _State, places: Mapping[str, Array], mesh: Mesh | None) -> Factors:
-    """Tables in the order of ids, turned back; the same on all devices."""
-    joined = _joined
-    if mesh is not None:
-        dealt = PartitionSpec(*mesh.axis_names)
-        joined = jax.shard_map(_joined, mesh=mesh, in_specs=dealt, out_specs=dealt, check_vma=False)
-
-    def table(parts: list[Array], place: Array) -> Array:
-        rows = jnp.pad(joined(parts), ((0, 1), (0, 0)))
-        if mesh is not None:
-            rows = jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec()))
-        return _einsum("rk,mk->rm", rows[place], state.basis)
-
-    return {"user": table(state.user, places["user"]), "item": table(state.item, places["item"])}
-
-
-@functools.partial(jax.jit, static_argnames="shape")
-def _sweep(
-    state: _State,
-    buckets: tuple[tuple[Bucket, ...], tuple[Bucket, ...]],
-    weighting: Weighting,
-    arrays: list[Array],
-    *,
-    shape: _Shape,
-) -> tuple[_State, dict[str, Array]]:
-    """Users, then items; on a mesh each device its share of the chunks."""
-    mesh = shape.mesh
-    local = functools.partial(_local_sweep, shape=shape)
-    if mesh is not None:
-        dealt, same = PartitionSpec(*mesh.axis_names), PartitionSpec()
-        specs = _State(dealt, dealt, same)
-        local = jax.shard_map(
-            local, mesh=mesh, in_specs=(specs, dealt, same, same), out_specs=(specs, same), check_vma=False
-        )
-    return local(state, buckets, weighting, arrays)
-
-
-def _local_sweep(state: _State, buckets, weighting: Weighting, arrays: list[Array], *, shape: _Shape):
-    """A solver's values are pᵀAp − 2pᵀb, so that the objective costs nothing more."""
-    (solver,) = partials.combine(arrays, shape.solver)
-    (users, items), (n_users, n_items) = buckets, shape.sizes
-    together, gathered = _over(shape.mesh)
-    user, item, basis = state
-
-    def half_step(own, start, other, n_other):
-        spectrum, basis = _eigenbasis(together(sum(_einsum("cbk,cbm->km", part, part) for part in other)))
-        other, start = ([_einsum("cbk,km->cbm", part, basis) for part in parts] for parts in (other, start))
-        table = gathered(_joined(other))
-        half = Half(own, table, weighting.unobserved * spectrum, weighting, n_other)
-        solutions, values = solver(half, start)
-        return solutions, other, basis, sum(value.sum() for value in values)
-
-    def figure(value, vectors, own, n_other):
-        pairs = sum(bucket.lengths.sum() for bucket in users).astype(value.dtype)
-        totals = sum(bucket.totals.astype(value.dtype).sum() for bucket in users)
-        constant = weighting.gain * totals + weighting.shift * pairs
-        return together(constant + value + weighting.ridge(own, vectors, n_other))
-
-    user, item, turn, value = half_step(users, user, item, n_items)
-    after_users = figure(value, item, items, n_users)
-    item, user, again, value = half_step(items, item, user, n_users)
-    objective = figure(value, user, users, n_items)
-    basis = _einsum("km,mn->kn", _einsum("km,mn->kn", basis, turn), again)
-    return _State(user, item, basis), {"after_users": after_users, "objective": objective}
-
-
-def _over(mesh: Mesh | None) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """How devices add up a number of theirs, and how all get the rows of all."""
-    if mesh is None:
-        return (lambda x: x), (lambda x: x)
-    (axis,) = mesh.axis_names
-    return functools.partial(jax.lax.psum, axis_name=axis), lambda x: jax.lax.all_gather(x, axis, tiled=True)
-
-
-def _eigenbasis(gram: Array) -> tuple[Array, Array]:
-    """Gram's eigenvalues, 0 where they are rounding, and its eigenvectors."""
-    spectrum, basis = jnp.linalg.eigh(gram)
-    rounding = len(gram) * jnp.finfo(gram.dtype).eps * spectrum[-1]
-    return jnp.where(spectrum > rounding, spectrum, 0), basis
-
-
-def _joined(parts: list[Array]) -> Array:
-    """The rows [·, K] of all buckets [C, B, K]."""
-    return jnp.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])
-
-
 # ---------------------------------------------------------------------- given factors
 
 
@@ -371,7 +222,7 @@ def _objective_of(params: Factors, pairs: tuple[Array, ...], totals: tuple[Array
         score, w = (user[u] * item[i]).sum(), weighting.gain * rating.astype(user.dtype)
         return (w + weighting.shift) * (1 - 2 * score) + w * score**2
 
-    observed = jax.lax.map(loss, pairs, batch_size=min(_CHUNK // user.shape[1] + 1, len(pairs[0]))).sum()
+    observed = jax.lax.map(loss, pairs, batch_size=min(CHUNK // user.shape[1] + 1, len(pairs[0]))).sum()
     grams = (_einsum("nk,nm->km", table, table) for table in (user, item))
     everything = weighting.unobserved * functools.reduce(jnp.multiply, grams).sum()
     ridges = [
@@ -387,15 +238,15 @@ def _fold_in(variables: Variables, histories: Interactions, weighting: Weighting
         raise ValueError(f"histories have {histories.n_items} items and variables {item.shape[0]}; use one id map")
     if histories.n_pairs == 0:
         return jnp.zeros((histories.n_users, item.shape[1]), item.dtype)
-    own = side(histories, chunk=max(_CHUNK // item.shape[1], 1))
+    own = side(histories, chunk=max(CHUNK // item.shape[1], 1))
     return _solved_alone(own, item, weighting)
 
 
 @jax.jit
 def _solved_alone(own: Side, table: Array, weighting: Weighting) -> Array:
     """The exact rows [R, K] of one side over the other's table [n, K]."""
-    spectrum, basis = _eigenbasis(_einsum("nk,nm->km", table, table))
+    spectrum, basis = eigenbasis(_einsum("nk,nm->km", table, table))
     half = Half(own.buckets, _einsum("nk,km->nm", table, basis), weighting.unobserved * spectrum, weighting, len(table))
     start = [jnp.zeros((*bucket.rows.shape, table.shape[1]), table.dtype) for bucket in own.buckets]
-    rows = jnp.pad(_joined(cholesky(half, start)[0]), ((0, 1), (0, 0)))
+    rows = jnp.pad(joined(cholesky(half, start)[0]), ((0, 1), (0, 0)))
     return _einsum("rk,mk->rm", rows[own.place], basis)
