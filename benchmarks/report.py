@@ -163,7 +163,7 @@ def sweeps(found: dict) -> str:
     return (
         "**Seconds a sweep of ALS**, both sides once, medians of fits in turn on all cores, below 1 jaxrec is faster. "
         "iALS solves implicit's own problem at its settings; RG2 solves another, for which implicit has nothing. "
-        f"Recall is after {found['sweeps']} sweeps, untuned, and says only that iALS and implicit agree.\n\n"
+        f"Recall is after {found['sweeps']} sweeps, untuned and from each library's own start.\n\n"
         f"{table(['', f'jaxrec: {head}', f'implicit: {head}', 'ratio', 'first sweep'], rows)}\n\n"
         f"A made-up set of {large['n_pairs']:,} pairs ({large['n_users']:,} users, {large['n_items']:,} items), 64 "
         f"dimensions: {large['sweep_s']:.2f} s a sweep of RG2, {large['peak_mb'] / 1024:.1f} GB at the peak, data and "
