@@ -41,9 +41,7 @@ def push_and_pull(theta: Array, u: Array, v: Array, *, score: Score, margin: Arr
     as .9, and would push the positives of MAR away.
     """
     left, right = score(u, v)
-    scores = jnp.einsum("bk,bkd,bnkd->bn", theta, left, right)
-    pos, neg = scores[:, 0], scores[:, 1:]
-    return losses.hinge(pos, neg, margin=margin[:, None]) + pull_weight * (1 - pos)
+    return _push_and_pull(jnp.einsum("bk,bkd,bnkd->bn", theta, left, right), margin, pull_weight)
 
 
 def released(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar) -> Array:
@@ -53,18 +51,27 @@ def released(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, p
     and m is 1 where a is, and everywhere if pull_weight is not 0: θ does not weigh facets, and the pull has full
     weight whatever its own. In θ it is the true one. `separation` has its true gradient too.
     """
-    values = push_and_pull(theta, *jax.lax.stop_gradient((u, v)), score=score, margin=margin, pull_weight=pull_weight)
-    cosines = jnp.einsum("bkd,bnkd->bnk", _unit(u), _unit(v))
-    scores = jax.lax.stop_gradient(jnp.einsum("bk,bnk->bn", theta, cosines))
-    active = margin[:, None] - scores[:, :1] + scores[:, 1:] > 0
-    pulled = active.any(1) | ((scores[:, 0] < 1) & (pull_weight != 0))
+    cosines = _cosines(u, v)
+    scores = jnp.einsum("bk,bnk->bn", theta, jax.lax.stop_gradient(cosines))
+    values = _push_and_pull(scores, margin, pull_weight)
+    known = jax.lax.stop_gradient(scores)
+    active = margin[:, None] - known[:, :1] + known[:, 1:] > 0
+    pulled = active.any(1) | ((known[:, 0] < 1) & (pull_weight != 0))
     cosines = cosines.sum(-1)
     moved = jnp.where(active, cosines[:, 1:], 0).mean(1) - jnp.where(pulled, cosines[:, 0], 0)
     return values + (moved - jax.lax.stop_gradient(moved))
 
 
-def _unit(x: Array) -> Array:
-    return x * jax.lax.rsqrt(jnp.maximum((x**2).sum(-1, keepdims=True), jnp.finfo(x.dtype).tiny))
+def _push_and_pull(scores: Array, margin: Array, pull_weight: Scalar) -> Array:
+    pos, neg = scores[:, 0], scores[:, 1:]
+    return losses.hinge(pos, neg, margin=margin[:, None]) + pull_weight * (1 - pos)
+
+
+def _cosines(u: Array, v: Array) -> Array:
+    """Of facets [B, K, D] and [B, n, K, D] to [B, n, K]: products divided by lengths, so that no unit rows are kept."""
+    tiny = jnp.finfo(u.dtype).tiny
+    lengths = [jnp.maximum(jnp.einsum("...d,...d->...", x, x), tiny) for x in (u[:, None], v)]
+    return jnp.einsum("bkd,bnkd->bnk", u, v) * jax.lax.rsqrt(lengths[0]) * jax.lax.rsqrt(lengths[1])
 
 
 def separation(
