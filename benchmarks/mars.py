@@ -1,0 +1,372 @@
+"""MAR, MARS and metric-learning baselines on the sets of the MARS paper, on their published splits and on random ones.
+
+The published leave-one-out of Ciao and Delicious holds out each user's items of the largest ids, so that the rankers
+which learn nothing stand in every table. `ciao-random` and `delicious-random` are the same pairs with two of each user
+held out at random, anew for each seed, as are those of lastfm-2k; ml-1m-loo is NCF's split, of which one train pair of
+each user is validation.
+
+Two protocols. "sampled": each held-out item among 100 sampled ones (99 of ml-1m-loo), as the released code has it:
+repeated negatives count once, items that train lacks take no part, ties go against the item. "full": all items, train
+(for test: and validation) masked; it is the one to trust, and is left out on published splits of Ciao and Delicious.
+Validation chooses, for each protocol by its own figure (HR@10 sampled, NDCG@10 full), the setting on seed 0 and the
+epoch of each run. What the released code prints, the best epoch on test for each figure, is called best-on-test.
+
+Each run leaves a record in results/mars/; tables and pictures are made of all that lie there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import time
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import jaxrec as jr
+from benchmarks import _record
+from benchmarks._mars_methods import DIM, METHODS, PASSES, Recipe
+from jaxrec.data import datasets, splits
+from jaxrec.interactions import DataWarning
+
+RUNS = _record.RESULTS / "mars"
+PUBLISHED = ("ciao", "delicious", "ml-1m-loo")
+DATA = ("ciao", "delicious", "ciao-random", "delicious-random", "lastfm-2k", "ml-1m-loo")
+SAMPLED, FULL = ("hit_rate@10", "hit_rate@20", "ndcg@10", "ndcg@20"), ("recall@10", "ndcg@10")
+PATIENCE, LOOK = 6, 1000  # validations without a gain; users whose full rankings validation looks at
+STUDIES = {  # what the paper's table IV, figures 5 and 6 vary; published Ciao with 32 numbers a facet, to be affordable
+    "n_facets": (1, 2, 3, 4, 5, 6),
+    "pull_weight": (0.0, 0.001, 0.01, 0.1, 1.0),
+    "facet_weight": (0.0, 0.001, 0.01, 0.1, 1.0),
+}
+STUDIED = {"ciao": {"dim": 32}, "delicious": {}, "ciao-random": {"dim": 32}}
+
+
+class Part(NamedTuple):
+    """One seed's data, with the sampled items of each held-out pair, and the protocols that make sense for it."""
+
+    train: jr.Interactions
+    valid: jr.Interactions
+    test: jr.Interactions
+    valid_negatives: np.ndarray
+    test_negatives: np.ndarray
+    protocols: tuple[str, ...]
+
+
+def arguments() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.mars", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA), help="data sets")
+    parser.add_argument("--method", nargs="+", choices=list(METHODS), default=list(METHODS), help="what to train")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of random split and start")
+    parser.add_argument("--study", nargs="*", choices=list(STUDIES), help="vary these of MARS (none named: all)")
+    parser.add_argument("--table", action="store_true", help="train nothing; table the records there are")
+    parser.add_argument("--quick", action="store_true", help="the same code: Delicious, BPR and MARS, few epochs")
+    return parser.parse_args()
+
+
+# ---------------------------------------------------------------------- data
+
+
+def prepare(data: str, seed: int) -> Part:
+    """The split of one seed; on published splits there is one."""
+    found = datasets.load(data.removesuffix("-random"))
+    order = partial(splits.random_order, key=jax.random.key(seed))
+    if data == "ml-1m-loo":
+        split = splits.leave_one_out(plain(found.train), order=order)
+        users, _ = found.test.pairs()
+        rows = np.searchsorted(users, split.test.pairs()[0])
+        train, valid = union(split.train, split.valid), split.test
+        return Part(train, valid, plain(found.test), found.negatives[rows], found.negatives, ("sampled", "full"))
+    if data in PUBLISHED:
+        parts = (plain(part) for part in (found.train, found.valid, found.test))
+        return Part(*parts, found.negatives, found.negatives, ("sampled",))
+    whole = found.interactions or union(union(found.train, found.valid), found.test)
+    split = splits.leave_one_out(plain(whole), order=order)
+    users, _ = split.test.pairs()
+    negatives = drawn(users, known=plain(whole), items=np.flatnonzero(split.train.item_degrees), seed=seed)
+    return Part(*split, negatives, negatives, ("sampled", "full"))
+
+
+def plain(interactions: jr.Interactions) -> jr.Interactions:
+    """The pairs alone: stars and plays count once."""
+    return dataclasses.replace(interactions, weights=None, timestamps=None)
+
+
+def union(one: jr.Interactions, other: jr.Interactions) -> jr.Interactions:
+    """The pairs of two parts."""
+    return plain(jr.Interactions.from_scipy(plain(one).to_scipy() + plain(other).to_scipy()))
+
+
+def drawn(users: np.ndarray, *, known: jr.Interactions, items: np.ndarray, seed: int, n: int = 100) -> np.ndarray:
+    """n different items [T, n] of `items` that each user has nowhere, validation and test included."""
+    rng, rows = np.random.default_rng(seed), known.to_scipy().tocsr()
+    own = np.split(rows.indices, rows.indptr[1:-1])
+    return np.stack([rng.choice(np.setdiff1d(items, own[user]), n, replace=False) for user in users])
+
+
+# ---------------------------------------------------------------------- one run
+
+
+def judged(model: Any, variables: jr.typing.Variables, part: Part, *, on: str, looks: int | None = None) -> dict:
+    """The figures of each protocol, on "valid" or "test"; `looks` users' full rankings alone."""
+    held_out, negatives = getattr(part, on), getattr(part, f"{on}_negatives")
+    masked = part.train if on == "valid" else union(part.train, part.valid)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # of repeated negatives, which the protocol has
+        report = jr.evaluate.sampled_ranking(
+            model, variables, held_out.pairs(), negatives, ks=(10, 20), train=part.train
+        )
+    found = {"sampled": {name: report.means[name] for name in SAMPLED}}
+    if "full" in part.protocols:
+        users, _ = held_out.pairs()
+        users = np.unique(users) if looks is None else np.random.default_rng(0).permutation(np.unique(users))[:looks]
+        report = jr.evaluate.full_ranking(model, variables, masked, held_out, ks=(10,), users=users)
+        found["full"] = {name: report.means[name] for name in FULL}
+    return found
+
+
+CHOSEN_BY = {"sampled": "hit_rate@10", "full": "ndcg@10"}
+
+
+def trained(part: Part, recipe: Recipe, seed: int, *, epochs: int | None = None) -> dict[str, Any]:
+    """Trains until no protocol's figure gets better on validation; judges the best epoch of each on test."""
+    best, curve, on_test = {}, [], []
+    for epoch, seconds, variables in states(part, recipe, seed, epochs or recipe.epochs):
+        seen = judged(recipe.model, variables, part, on="valid", looks=LOOK)
+        values = {protocol: seen[protocol][CHOSEN_BY[protocol]] for protocol in part.protocols}
+        curve.append([epoch, seconds, *values.values()])
+        for protocol, value in values.items():
+            if protocol not in best or value > best[protocol][0]:
+                best[protocol] = value, epoch, variables
+        if part.protocols == ("sampled",):
+            on_test.append(judged(recipe.model, variables, part, on="test")["sampled"])
+        if epoch - max(at for _, at, _ in best.values()) >= PATIENCE * recipe.every:
+            break
+    test = {p: judged(recipe.model, variables, part, on="test")[p] for p, (_, _, variables) in best.items()}
+    return {
+        "validation": {protocol: {"value": value, "epoch": epoch} for protocol, (value, epoch, _) in best.items()},
+        "test": test,
+        "best_on_test": {name: max(row[name] for row in on_test) for name in SAMPLED} if on_test else None,
+        "curve": curve,
+    }
+
+
+def states(part: Part, recipe: Recipe, seed: int, epochs: int) -> Iterator[tuple[int, float, jr.typing.Variables]]:
+    """Epoch, seconds of training so far, and variables, whenever validation is to look."""
+    if recipe.objective is None:
+        yield 0, float("nan"), recipe.parameters
+        return
+    state = jr.train.init(jax.random.key(seed), recipe.model, recipe.tx, parameters=recipe.parameters)
+    options = {"batch_size": recipe.batch_size, "group": recipe.group, "progress": False}
+    seconds = 0.0
+    for epoch in range(recipe.every, epochs + 1, recipe.every):
+        began = time.perf_counter()
+        state, _ = jr.train.fit(state, recipe.objective, recipe.tx, part.train, epochs=epoch, **options)
+        seconds += time.perf_counter() - began
+        yield epoch, seconds, state.variables
+
+
+def slug(*parts: Any) -> str:
+    """A file's name."""
+    return "-".join(str(part) for part in parts).lower().replace(",", "").replace(" ", "-") + ".json"
+
+
+def path_of(data: str, name: str, setting: dict[str, Any], seed: int) -> Any:
+    """Where a run's record lies."""
+    return RUNS / slug(data, name, *(f"{key} {value:g}" for key, value in setting.items()), "seed", seed)
+
+
+def run(data: str, name: str, setting: dict[str, Any], seed: int, *, epochs: int | None = None) -> dict[str, Any]:
+    """One run's record, from its file or by training."""
+    path = path_of(data, name, setting, seed)
+    if path.exists() and epochs is None:
+        return json.loads(path.read_text())
+    part = prepare(data, seed)
+    recipe = METHODS[name].make(part.train, **setting)
+    record = {
+        "data": data,
+        "fingerprint": part.train.fingerprint(),
+        "method": name,
+        "setting": setting,
+        "seed": seed,
+        **trained(part, recipe, seed, epochs=epochs),
+        "commit": _record.commit(),
+    }
+    if epochs is None:
+        path.write_text(json.dumps(record, indent=1) + "\n")
+    seen = [f"{figures[CHOSEN_BY[protocol]]:.4f}" for protocol, figures in record["test"].items()]
+    print(f"{path.stem}: {', '.join(seen)}", flush=True)
+    jax.clear_caches()
+    return record
+
+
+# ---------------------------------------------------------------------- all runs, and the table
+
+
+def settings_of(name: str) -> Iterator[dict[str, Any]]:
+    """Every setting of a method's grid."""
+    grid = METHODS[name].grid
+    for values in itertools.product(*grid.values()):
+        yield dict(zip(grid, values))
+
+
+def chosen(data: str, name: str, protocol: str) -> dict[str, Any] | None:
+    """The setting that seed 0's validation prefers; None where its runs are not all there."""
+    paths = [path_of(data, name, setting, 0) for setting in settings_of(name)]
+    if not all(path.exists() for path in paths):
+        return None
+    records = [json.loads(path.read_text()) for path in paths]
+    return max(records, key=lambda record: record["validation"][protocol]["value"])["setting"]
+
+
+def protocols_of(data: str) -> tuple[str, ...]:
+    """By which a set is judged."""
+    return ("sampled",) if data in ("ciao", "delicious") else ("sampled", "full")
+
+
+def train_all(options: argparse.Namespace) -> None:
+    """Trains what is asked for and not yet recorded."""
+    for data, name in itertools.product(options.data, options.method):
+        for setting in settings_of(name):
+            run(data, name, setting, 0)
+        for seed, protocol in itertools.product(options.seeds, protocols_of(data)):
+            run(data, name, chosen(data, name, protocol), seed)
+
+
+def studied(data: str, what: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Method, value and setting of each point of a study."""
+    names = ["MARS, released" if data in PUBLISHED else "MARS, released, uniform negatives"]
+    names += ["MAR"] * (what == "n_facets")
+    for name, value in itertools.product(names, STUDIES[what]):
+        grid = chosen(data, name, "sampled") or {}
+        yield name, value, {**grid, **STUDIED[data], what: value}
+
+
+def study(options: argparse.Namespace) -> None:
+    """Varies one thing at a time."""
+    for data, what in itertools.product(options.data, options.study or STUDIES):
+        if data in STUDIED:
+            for name, _, setting in studied(data, what):
+                for seed in options.seeds:
+                    run(data, name, setting, seed)
+
+
+def case_of(records: list[dict[str, Any]], protocol: str) -> dict[str, Any]:
+    """Means over seeds; "metric" is what validation went by."""
+    names = {"metric": CHOSEN_BY[protocol]} | {name: name for name in (SAMPLED if protocol == "sampled" else FULL)}
+    case: dict[str, Any] = {}
+    for label, name in names.items():
+        values = np.array([record["test"][protocol][name] for record in records])
+        stderr = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+        case |= {label: float(values.mean()), "stderr" if label == "metric" else f"{label}_stderr": stderr}
+    if "setting" in records[0]:
+        case |= {
+            "setting": records[0]["setting"],
+            "seeds": len(records),
+            "epochs": [record["validation"][protocol]["epoch"] for record in records],
+        }
+        if records[0]["best_on_test"]:
+            case["best_on_test"] = {
+                name: float(np.mean([record["best_on_test"][name] for record in records])) for name in SAMPLED
+            }
+    return case
+
+
+def trivial(data: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """The rankers that learn nothing, seed 0: name -> protocol -> case."""
+    part = prepare(data, 0)
+    popularity = jr.models.popularity(part.train)
+    rankers = {
+        "random": jr.models.random(jax.random.key(0), part.train.n_items),
+        "item id": jr.models.item_id(part.train.n_items, descending=True),
+        "popularity": popularity,
+        "minus popularity": (popularity[0], jax.tree.map(lambda scores: -scores, popularity[1])),
+    }
+    figures = {name: judged(*ranker, part, on="test") for name, ranker in rankers.items()}
+    return {name: {p: case_of([{"test": found}], p) for p in found} for name, found in figures.items()}
+
+
+def records_of(data: str, name: str, setting: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs of a setting that lie in results/mars."""
+    paths = (path_of(data, name, setting, seed) for seed in range(10))
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
+
+
+def table() -> tuple[dict[str, dict[str, Any]], dict[str, Any], dict[str, str]]:
+    """Cases of all records with the trivial rankers, the studies, and the fingerprints of the data."""
+    cases, studies, fingerprints = {}, {}, {}
+    for data in DATA:
+        learnt = {}
+        for name, protocol in itertools.product(METHODS, protocols_of(data)):
+            if (setting := chosen(data, name, protocol)) is not None:
+                records = records_of(data, name, setting)
+                learnt[f"{data}, {protocol}: {name}"] = case_of(records, protocol)
+                fingerprints[data] = records[0]["fingerprint"]
+        if learnt:
+            rows = trivial(data)
+            for protocol in protocols_of(data):
+                cases |= {f"{data}, {protocol}: {name}": found[protocol] for name, found in rows.items()}
+            cases |= learnt
+        for what in STUDIES if data in STUDIED else ():
+            for name, value, setting in studied(data, what):
+                if records := records_of(data, name, setting):
+                    studies.setdefault(data, {}).setdefault(what, {}).setdefault(name, {})[f"{value:g}"] = case_of(
+                        records, "sampled"
+                    )
+    return cases, studies, fingerprints
+
+
+def picture(studies: dict[str, Any]) -> None:
+    """HR@10 against what a study varies: results/mars.png."""
+    import matplotlib.pyplot as plt
+
+    labels = {"n_facets": "facets", "pull_weight": "weight of the pull", "facet_weight": "weight of the facet term"}
+    size = {"figsize": (4 * len(labels), 3 * len(studies)), "layout": "constrained", "squeeze": False}
+    figure, panes = plt.subplots(len(studies), len(labels), **size)
+    for row, (data, found) in zip(panes, studies.items()):
+        for pane, (what, label) in zip(row, labels.items()):
+            for name, points in found.get(what, {}).items():
+                means, spread = ([case[key] or 0 for case in points.values()] for key in ("metric", "stderr"))
+                pane.errorbar(range(len(points)), means, yerr=spread, marker=".", capsize=3, label=name)
+                pane.set_xticks(range(len(points)), list(points))
+                pane.legend(fontsize=7)
+            pane.set(title=data, xlabel=label, ylabel="HR@10 (sampled) on test")
+    figure.savefig(_record.RESULTS / "mars.png", dpi=110)
+
+
+def quick() -> dict[str, dict[str, Any]]:
+    """Published Delicious, one seed, a few epochs."""
+    settings = {"BPR": {"power": 0.75, "l2": 1e-5}, "MARS, released": {"n_facets": 2}}
+    runs = {name: [run("delicious", name, setting, 0, epochs=300)] for name, setting in settings.items()}
+    rows = {name: found["sampled"] for name, found in trivial("delicious").items()}
+    rows |= {name: case_of(records, "sampled") for name, records in runs.items()}
+    return {f"delicious, sampled: {name}": case for name, case in rows.items()}
+
+
+def main() -> None:
+    """Trains, and writes the table."""
+    options = arguments()
+    RUNS.mkdir(parents=True, exist_ok=True)
+    if options.quick:
+        _record.write("mars", quick(), quick=True, data="delicious", dim=DIM)
+        return
+    if not options.table:
+        (train_all if options.study is None else study)(options)
+    cases, studies, fingerprints = table()
+    if studies:
+        picture(studies)
+    facts = {"dim": DIM, "passes": PASSES, "patience": PATIENCE, "studies": studies, "studied": STUDIED}
+    _record.write("mars", cases, quick=False, data=fingerprints, **facts)
+
+
+if __name__ == "__main__":
+    main()
