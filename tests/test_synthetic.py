@@ -7,6 +7,7 @@ from jaxrec.data import synthetic
 KEY = jax.random.key(0)
 LOW_RANK = dict(n_users=300, n_items=60, dim=4, pairs_per_user=12)
 FACETS = dict(n_users=300, n_items=61, n_facets=3, pairs_per_user=8)
+SPACES = dict(n_users=300, n_items=60, n_facets=3, dim=2, pairs_per_user=8)
 
 
 @pytest.mark.parametrize("n", [4, 7, 10])
@@ -81,7 +82,36 @@ def test_facets_noise_is_a_share_of_the_draws():
     assert pure.sum() > 4000 and off[pure].mean() == pytest.approx(0.3 * 4 / 6, abs=0.02)
 
 
-@pytest.mark.parametrize(("make", "sizes"), [(synthetic.low_rank, LOW_RANK), (synthetic.facets, FACETS)])
+def test_facet_spaces_pairs_follow_the_facet_that_counts():
+    """A user of one facet meets items near in it, and chance rules where they are in the others."""
+    interactions, truth = synthetic.facet_spaces(KEY, **SPACES)
+    assert [x.shape for x in truth] == [(300, 3), (300, 3, 2), (60, 3, 2)]
+    np.testing.assert_allclose(truth.user_mixtures.sum(axis=1), 1, rtol=1e-5)
+    for points in truth[1:]:
+        np.testing.assert_allclose(np.linalg.norm(points, axis=-1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(interactions.user_degrees, 8)
+    users, items = interactions.pairs()
+    cosines = (truth.users[users] * truth.items[items]).sum(axis=-1)
+    main = truth.user_mixtures.argmax(axis=1)[users, None] == np.arange(3)
+    assert cosines[main].mean() > 0.75 and abs(cosines[~main].mean()) < 0.2
+
+
+def test_facet_spaces_draw_by_the_softmax_of_mixed_cosines():
+    sizes = dict(n_users=20_000, n_items=5, n_facets=2, dim=2, pairs_per_user=1)
+    interactions, truth = synthetic.facet_spaces(KEY, **sizes, sharpness=3.0, concentration=1.0)
+    odds = np.exp(3 * np.einsum("uk,ukd,ikd->ui", *truth))
+    expected = odds / odds.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(interactions.item_degrees / 20_000, expected.mean(axis=0), atol=0.015)
+    met = interactions.to_scipy().toarray() > 0
+    assert expected[met].mean() == pytest.approx((expected**2).sum(axis=1).mean(), abs=0.01)
+    flat, _ = synthetic.facet_spaces(KEY, **sizes, sharpness=0.0)
+    np.testing.assert_allclose(flat.item_degrees / 20_000, 0.2, atol=0.015)
+
+
+MAKERS = [(synthetic.low_rank, LOW_RANK), (synthetic.facets, FACETS), (synthetic.facet_spaces, SPACES)]
+
+
+@pytest.mark.parametrize(("make", "sizes"), MAKERS)
 def test_one_key_gives_one_set_whatever_the_block(make, sizes, monkeypatch):
     interactions, truth = make(KEY, **sizes)
     again, same = make(jax.random.key(0), **sizes)
@@ -117,6 +147,9 @@ def test_power_law_has_the_pairs_asked_for_and_degrees_that_fall():
         (synthetic.facets, FACETS | dict(n_facets=62), "n_facets=62, .* give n_facets <= n_items=61"),
         (synthetic.facets, FACETS | dict(noise=1.5), "noise=1.5; give"),
         (synthetic.facets, FACETS | dict(concentration=0.0), "concentration=0.0, noise=0.05; give"),
+        (synthetic.facet_spaces, SPACES | dict(dim=0), "dim=0; it must be 1 or more"),
+        (synthetic.facet_spaces, SPACES | dict(concentration=0.0), "concentration=0.0, sharpness=8.0; give above 0"),
+        (synthetic.facet_spaces, SPACES | dict(sharpness=-1.0), "sharpness=-1.0; give above 0, and 0 or more"),
     ],
 )
 def test_bad_sizes_are_named(make, sizes, message):

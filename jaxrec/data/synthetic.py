@@ -40,6 +40,20 @@ class Facets(NamedTuple):
     user_mixtures: np.ndarray
 
 
+class FacetSpaces(NamedTuple):
+    """What `facet_spaces` planted; all vectors have length 1.
+
+    Attributes:
+        user_mixtures: float32 [M, K], how much each facet counts for a user; rows sum to 1.
+        users: float32 [M, K, D], what a user likes in each facet.
+        items: float32 [N, K, D], what an item is in each facet.
+    """
+
+    user_mixtures: np.ndarray
+    users: np.ndarray
+    items: np.ndarray
+
+
 def checkerboard(n: int, *, hold_out: bool = True) -> tuple[Interactions, Interactions]:
     """n users and n items: user u meets item i where u + i is even (the test of the library `implicit`).
 
@@ -139,6 +153,49 @@ def facets(
         return np.log(np.maximum(by_facet, np.finfo(np.float32).tiny))[:, of_item]
 
     return _draw(rng, log_odds, n_users, n_items, pairs_per_user), Facets(of_item, mixtures)
+
+
+def facet_spaces(
+    key: Key,
+    *,
+    n_users: int,
+    n_items: int,
+    n_facets: int,
+    dim: int,
+    pairs_per_user: int,
+    concentration: float = 0.1,
+    sharpness: float = 8.0,
+) -> tuple[Interactions, FacetSpaces]:
+    """Planted facet spaces: each item is a point on K spheres, say of its genre and of its cast, and users mix spheres.
+
+    Mixtures are Dirichlet(`concentration`): small means few facets a user. Points are uniform on the spheres, items are
+    drawn without replacement, with log-odds sharpness · Σ_k mixture_uk cos(user_u^k, item_i^k): the form of
+    `models.MARS`. It is also a dot product of K D factors, as those of `low_rank`, but each user needs few of them.
+
+    Args:
+        key: typed key; the same key gives the same set.
+        n_users: M.
+        n_items: N.
+        n_facets: K.
+        dim: D, of a facet.
+        pairs_per_user: items that each user meets, 1 .. N.
+        concentration: of the Dirichlet distribution, positive.
+        sharpness: how strongly the facets rule the choice; 0 is no preference at all.
+
+    Raises:
+        ValueError: for numbers outside these ranges.
+    """
+    _check_sizes(n_users=n_users, n_items=n_items, n_facets=n_facets, dim=dim, pairs_per_user=pairs_per_user)
+    if concentration <= 0 or sharpness < 0:
+        raise ValueError(f"concentration={concentration}, sharpness={sharpness}; give above 0, and 0 or more")
+    rng = generator(key)
+    mixtures = rng.dirichlet(np.full(n_facets, concentration), n_users).astype(np.float32)
+    points = [rng.standard_normal((n, n_facets, dim)).astype(np.float32) for n in (n_users, n_items)]
+    users, items = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in points)
+    tastes = (sharpness * mixtures[..., None] * users).reshape(n_users, -1)
+    flat = items.reshape(n_items, -1)
+    drawn = _draw(rng, lambda block: tastes[block] @ flat.T, n_users, n_items, pairs_per_user)
+    return drawn, FacetSpaces(mixtures, users, items)
 
 
 def power_law(
