@@ -275,7 +275,8 @@ class _Table:
         place = next((place for place, known in enumerate(self.log.ids) if known is ids), len(self.log.ids))
         if place == len(self.log.ids):
             self.log.ids.append(ids)
-        rows = lookup(self.table, ids)
+        # By flat ids, as `_Places.take` looks the same rows up again: XLA then does it once.
+        rows = lookup(self.table, ids.reshape(-1)).reshape(*ids.shape, *self.table.shape[1:])
         return rows if self.log.shifts is None else rows + self.log.shifts[place]
 
     def __jax_array__(self) -> Array:
