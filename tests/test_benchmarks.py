@@ -75,6 +75,65 @@ def test_runs_of_mml_say_what_was_trained_and_selection_had_other_data(path):
     assert (record["fingerprint"] in finals) == (not path.stem.startswith("select-"))
 
 
+ON_CIRCLE = {"user": [[0.0, 1.0], [2.0, 3.0]], "item": [[0.3, 1.5], [0.6, 2.5], [0.9, 2.2]]}
+TRIPLES = np.array([[0, 0, 1], [1, 2, 0], [0, 2, 1]])
+
+
+def dense_steps(tables, triples, margin, *, rate, passes, steps=1):
+    """Tables after steps of the PyTorch peer, and the last loss."""
+    torch = pytest.importorskip("torch")
+    from benchmarks._dense_mars import DenseMARS
+
+    peer = DenseMARS(tables, learning_rate=rate, passes=passes)
+    columns = [torch.from_numpy(column.copy()).long() for column in triples.T]
+    margins = torch.from_numpy(margin)[columns[0]]
+    for _ in range(steps):
+        loss = peer.step(*columns, margins, pull_weight=0.1, facet_weight=0.01)
+    return peer.tables(), loss
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_peer_of_mars_makes_the_released_step(passes):
+    """Tables, loss and angles after one step are those of the released code."""
+    tables = {name: np.stack([np.cos(x), np.sin(x)], -1).astype(np.float32) for name, x in ON_CIRCLE.items()}
+    tables["theta"] = np.array([[0.2, -0.1], [0.0, 0.5]], np.float32)
+    after, loss = dense_steps(tables, TRIPLES, np.array([0.9, 0.6], np.float32), rate=0.1, passes=passes)
+    assert loss == pytest.approx(1.532583, abs=1e-5)
+    expected = {
+        "user": [-0.004268, 0.940972, 1.911520, 2.928020],
+        "item": [0.270457, 1.452094, 0.712452, 2.696914, 0.910788, 2.178535],
+    }
+    for name, angles in expected.items():
+        np.testing.assert_allclose(np.arctan2(*after[name].T[::-1]).T.ravel(), angles, atol=1e-5)
+    np.testing.assert_allclose(after["theta"], [[0.172169, -0.072169], [-0.000571, 0.500571]], atol=1e-5)
+
+
+def test_peer_of_mars_and_ours_go_the_same_way():
+    """From one start on the same triples, users and items among them several times, to rounding after 4 steps."""
+    mars, rng = jr.train.mars, np.random.default_rng(0)
+    triples = np.stack([rng.integers(0, n, 12) for n in (20, 30, 30)], 1).astype(np.int32)
+    margin = rng.uniform(size=20).astype(np.float32)
+    model = jr.models.MARS(20, 30, dim=8, **mars.RELEASED["model"])
+    tx = jr.optim.rowwise.touched_only(mars.optimizer(**mars.RELEASED["optimizer"]))
+    state = jr.train.init(jax.random.key(0), model, tx)
+    batch = jr.train.Batch(triples[:, 0], triples[:, 1], None, np.ones(12, bool))
+    options = {"model": model, "margin": margin, "sample": lambda *_: triples[:, 2:], **mars.RELEASED["objective"]}
+
+    @jax.jit
+    def step(params, opt_state, batch):
+        value = lambda params: mars.objective({"params": params}, jax.random.key(0), batch, **options)  # noqa: E731
+        return tx.step(value, params, opt_state)
+
+    params, opt_state = state.variables["params"], state.opt_state
+    for _ in range(4):
+        loss, params, opt_state = step(params, opt_state, batch)
+    found, dense_loss = dense_steps(state.variables["params"], triples, margin, rate=0.01, passes=1, steps=4)
+    assert float(loss) == pytest.approx(dense_loss, abs=1e-4)
+    for name, table in found.items():
+        assert np.abs(table - state.variables["params"][name]).max() > 1e-3
+        np.testing.assert_allclose(params[name], table, atol=2e-6)
+
+
 @pytest.mark.slow
 def test_mf_softmax_beats_popularity_on_movielens_by_two_standard_errors():
     """Two seeds of the quickstart's recipe, its epoch fixed beforehand, on users as pairs."""
