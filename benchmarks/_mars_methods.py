@@ -32,10 +32,14 @@ class Recipe(NamedTuple):
 
 
 class Method(NamedTuple):
-    """How a recipe is made of train and a setting, and the settings to compare on validation."""
+    """How a recipe is made of train and a setting, and the settings to compare on validation.
+
+    `resplit` is what else holds where the split is not the published one of Ciao or Delicious.
+    """
 
     make: Callable[..., Recipe]
     grid: Mapping[str, tuple[Any, ...]]
+    resplit: Mapping[str, Any] = {}
 
 
 def negatives(train: jr.Interactions, power: float, n: int = 1) -> jr.typing.Sampler:
@@ -72,7 +76,7 @@ def nmf(train: jr.Interactions, *, dim: int) -> Recipe:
     return Recipe(model, None, None, jr.models.mf.nmf(train, dim=dim, key=jax.random.key(0)))
 
 
-def neumf(train: jr.Interactions, *, power: float, learning_rate: float) -> Recipe:
+def neumf(train: jr.Interactions, *, power: float, learning_rate: float = 1e-3) -> Recipe:
     """Four negatives a positive, as its paper."""
     model = jr.models.NeuMF(train.n_users, train.n_items)
     loss, sample = partial(jr.losses.bce, negatives="sum"), negatives(train, power, n=4)
@@ -99,7 +103,7 @@ def metricf(train: jr.Interactions, *, power: float, margin: float) -> Recipe:
     return Recipe(model, objective, in_ball(0.1))
 
 
-def transcf(train: jr.Interactions, *, power: float, learning_rate: float) -> Recipe:
+def transcf(train: jr.Interactions, *, power: float, learning_rate: float = 3e-3) -> Recipe:
     """Hinge, the positives' distance, and the neighbourhood; large batches, as a step averages the whole graph."""
     model = jr.models.TransCF(train, dim=DIM, scale=0.1)
     rank = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.hinge, sample=negatives(train, power))
@@ -110,7 +114,7 @@ def transcf(train: jr.Interactions, *, power: float, learning_rate: float) -> Re
     return Recipe(model, objective, tx, batch_size=5 * BATCH)
 
 
-def lrml(train: jr.Interactions, *, power: float, margin: float) -> Recipe:
+def lrml(train: jr.Interactions, *, power: float, margin: float = 1.0) -> Recipe:
     """Twenty slots of memory; the positive's relation serves its negative."""
     model = jr.models.LRML(train.n_users, train.n_items, dim=DIM)
     loss = partial(jr.losses.hinge, margin=margin)
@@ -127,7 +131,7 @@ def in_ball_adam(rate: float) -> optax.GradientTransformation:
     return optax.chain(optax.adam(rate), riemannian.project_to_ball())
 
 
-def sml(train: jr.Interactions, *, power: float, learning_rate: float) -> Recipe:
+def sml(train: jr.Interactions, *, power: float, learning_rate: float = 0.05) -> Recipe:
     """Margins learnt in [0, 1]; γ is the released code's 10, divided by the batch as it has it."""
     loss = partial(jr.losses.sml, margin_weight=10 / BATCH)
     objective = partial(jr.train.sml_objective, sample=negatives(train, power), loss=loss)
@@ -190,7 +194,7 @@ def composed(
     n_facets: int,
     dim: int,
     temperature: float,
-    learning_rate: float,
+    learning_rate: float = 0.03,
     theta_learning_rate: float = 0.0,
     shared: int = 1024,
 ) -> Recipe:
@@ -202,30 +206,25 @@ def composed(
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
     step = partial(riemannian.riemannian_adam, calibrated=False)
     tx = mars.optimizer(learning_rate, theta_learning_rate=theta_learning_rate, step=step)
-    return Recipe(model, objective, rowwise.touched_only(tx), batch_size=256, group=16)
+    return Recipe(model, objective, rowwise.touched_only(tx), batch_size=256, group=16, every=10)
 
 
-ANY = {"power": (0.0, 0.75)}
+ANY, HALF, WARM = {"power": (0.0, 0.75)}, {"dim": DIM // 2}, {"temperature": (0.1, 0.2)}
 METHODS = {
     "BPR": Method(bpr, ANY | {"l2": (1e-5, 1e-4)}),
     "NMF": Method(nmf, {"dim": (4, 16, 64)}),
-    "NeuMF": Method(neumf, ANY | {"learning_rate": (1e-3,)}),
+    "NeuMF": Method(neumf, ANY),
     "CML": Method(cml, ANY | {"margin": (0.5, 1.5)}),
     "MetricF": Method(metricf, ANY | {"margin": (0.6, 1.5)}),
-    "TransCF": Method(transcf, ANY | {"learning_rate": (3e-3,)}),
-    "LRML": Method(lrml, ANY | {"margin": (1.0,)}),
-    "SML": Method(sml, ANY | {"learning_rate": (0.05,)}),
-    "MAR": Method(partial(facets, kind=jr.models.MAR, preset=mars.DEFAULT), ANY | {"rate": (1.0,)}),
-    "MARS, released": Method(facets, {}),
-    "MARS, released, uniform negatives": Method(partial(facets, power=0.0), {}),
-    "MARS, default": Method(partial(facets, preset=mars.DEFAULT), ANY),
-    "MARS, paper": Method(partial(facets, preset=mars.PAPER), ANY),
-    "composed, 4 facets": Method(
-        partial(composed, n_facets=4, dim=DIM),
-        {"temperature": (0.05, 0.1, 0.2), "learning_rate": (0.01, 0.03)},
-    ),
-    "composed, 1 facet": Method(
-        partial(composed, n_facets=1, dim=4 * DIM),
-        {"temperature": (0.05, 0.1, 0.2), "learning_rate": (0.01, 0.03)},
-    ),
+    "TransCF": Method(transcf, ANY),
+    "LRML": Method(lrml, ANY),
+    "SML": Method(sml, ANY),
+    "MAR": Method(partial(facets, kind=jr.models.MAR, preset=mars.DEFAULT), ANY, HALF),
+    "MARS, released": Method(facets, {}, HALF),
+    "MARS, released, 2 facets": Method(partial(facets, n_facets=2), {}, HALF),
+    "MARS, released, uniform negatives": Method(partial(facets, power=0.0), {}, HALF),
+    "MARS, default": Method(partial(facets, preset=mars.DEFAULT), ANY, HALF),
+    "MARS, paper": Method(partial(facets, preset=mars.PAPER), ANY, HALF),
+    "composed, 4 facets": Method(partial(composed, n_facets=4, dim=64), WARM),
+    "composed, 1 facet": Method(partial(composed, n_facets=1, dim=256), WARM),
 }

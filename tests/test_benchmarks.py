@@ -75,6 +75,42 @@ def test_runs_of_mml_say_what_was_trained_and_selection_had_other_data(path):
     assert (record["fingerprint"] in finals) == (not path.stem.startswith("select-"))
 
 
+OF_MARS = sorted((ROOT / "benchmarks" / "results" / "mars").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", OF_MARS, ids=lambda path: path.stem)
+def test_figures_of_mars_agree_with_one_another(path):
+    """One relevant item found at places 11 to 20 adds between 1/log2(21) and 1/log2(12) to NDCG."""
+    record = json.loads(path.read_text())
+    for figures in [found for protocol, found in record["test"].items() if protocol == "sampled"]:
+        hits, gain = (figures[f"{name}@20"] - figures[f"{name}@10"] for name in ("hit_rate", "ndcg"))
+        assert hits / np.log2(21) - 1e-9 <= gain <= hits / np.log2(12) + 1e-9
+        if record["best_on_test"]:
+            assert all(record["best_on_test"][name] >= value - 1e-9 for name, value in figures.items())
+
+
+def test_mars_chooses_by_validation_alone(tmp_path, monkeypatch):
+    from benchmarks import mars
+
+    monkeypatch.setattr(mars, "RUNS", tmp_path)
+    assert mars.chosen("ciao", "MARS, default", "sampled") is None
+    settings = list(mars.settings_of("ciao", "MARS, default"))
+    for place, setting in enumerate(settings):
+        found = {"setting": setting, "validation": {"sampled": {"value": -place}}, "test": {"sampled": place}}
+        mars.path_of("ciao", "MARS, default", setting, 0).write_text(json.dumps(found))
+    assert len(settings) > 1 and mars.chosen("ciao", "MARS, default", "sampled") == settings[0]
+
+
+def test_mars_draws_items_that_the_user_has_nowhere():
+    from benchmarks import mars
+
+    known = jr.Interactions.from_pairs(*np.divmod(np.arange(0, 400, 3), 40), n_users=10, n_items=40)
+    negatives = mars.drawn(np.arange(10), known=known, items=np.arange(2, 40), seed=0, n=20)
+    assert negatives.shape == (10, 20) and negatives.min() >= 2
+    assert not known.contains(np.arange(10)[:, None], negatives).any()
+    assert all(len(set(row)) == 20 for row in negatives.tolist())
+
+
 ON_CIRCLE = {"user": [[0.0, 1.0], [2.0, 3.0]], "item": [[0.3, 1.5], [0.6, 2.5], [0.9, 2.2]]}
 TRIPLES = np.array([[0, 0, 1], [1, 2, 0], [0, 2, 1]])
 
