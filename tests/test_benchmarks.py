@@ -1,4 +1,4 @@
-"""Every benchmark explains itself; README's figures are those of the records; the quickstart's claim holds."""
+"""Every benchmark explains itself; the figures reported are those of the records; the quickstart's claim holds."""
 
 import json
 import pathlib
@@ -30,7 +30,7 @@ def test_help_explains_every_option(script):
     assert "--" in done.stdout and script in done.stdout
 
 
-def test_committed_tables_in_the_readme_are_made_from_the_committed_records():
+def test_committed_results_are_made_from_the_committed_records():
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout: there is nothing committed to compare")
     done = run("benchmarks.report", "--check")
