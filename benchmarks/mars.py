@@ -17,27 +17,23 @@ Each run leaves a record in results/mars/; tables and pictures are made of all t
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import json
 import time
 import warnings
 from collections.abc import Iterator
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 import jaxrec as jr
 from benchmarks import _record
+from benchmarks._mars_data import BY_ID, DATA, PUBLISHED, Part, prepare, protocols_of, union
 from benchmarks._mars_methods import DIM, METHODS, PASSES, Recipe
-from jaxrec.data import datasets, splits
 from jaxrec.interactions import DataWarning
 
 RUNS = _record.RESULTS / "mars"
-PUBLISHED = ("ciao", "delicious", "ml-1m-loo")
-DATA = ("ciao", "delicious", "ciao-random", "delicious-random", "lastfm-2k", "ml-1m-loo")
 SAMPLED, FULL = ("hit_rate@10", "hit_rate@20", "ndcg@10", "ndcg@20"), ("recall@10", "ndcg@10")
 PATIENCE, LOOK = 6, 1000  # validations without a gain; users whose full rankings validation looks at
 STUDIES = {  # what the paper's table IV, figures 5 and 6 vary; with 32 numbers a facet, to be affordable
@@ -46,17 +42,6 @@ STUDIES = {  # what the paper's table IV, figures 5 and 6 vary; with 32 numbers 
     "facet_weight": (0.0, 0.001, 0.01, 0.1, 1.0),
 }
 STUDIED = {"ciao": {"dim": 32}, "delicious": {"dim": 32}, "ciao-random": {"dim": 32}}
-
-
-class Part(NamedTuple):
-    """One seed's data, with the sampled items of each held-out pair, and the protocols that make sense for it."""
-
-    train: jr.Interactions
-    valid: jr.Interactions
-    test: jr.Interactions
-    valid_negatives: np.ndarray
-    test_negatives: np.ndarray
-    protocols: tuple[str, ...]
 
 
 def arguments() -> argparse.Namespace:
@@ -71,46 +56,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--table", action="store_true", help="train nothing; table the records there are")
     parser.add_argument("--quick", action="store_true", help="the same code: Delicious, BPR and MARS, few epochs")
     return parser.parse_args()
-
-
-# ---------------------------------------------------------------------- data
-
-
-def prepare(data: str, seed: int) -> Part:
-    """The split of one seed; on published splits there is one."""
-    found = datasets.load(data.removesuffix("-random"))
-    order = partial(splits.random_order, key=jax.random.key(seed))
-    if data == "ml-1m-loo":
-        split = splits.leave_one_out(plain(found.train), order=order)
-        users, _ = found.test.pairs()
-        rows = np.searchsorted(users, split.test.pairs()[0])
-        train, valid = union(split.train, split.valid), split.test
-        return Part(train, valid, plain(found.test), found.negatives[rows], found.negatives, ("sampled", "full"))
-    if data in PUBLISHED:
-        parts = (plain(part) for part in (found.train, found.valid, found.test))
-        return Part(*parts, found.negatives, found.negatives, ("sampled",))
-    whole = found.interactions or union(union(found.train, found.valid), found.test)
-    split = splits.leave_one_out(plain(whole), order=order)
-    users, _ = split.test.pairs()
-    negatives = drawn(users, known=plain(whole), items=np.flatnonzero(split.train.item_degrees), seed=seed)
-    return Part(*split, negatives, negatives, ("sampled", "full"))
-
-
-def plain(interactions: jr.Interactions) -> jr.Interactions:
-    """The pairs alone: stars and plays count once."""
-    return dataclasses.replace(interactions, weights=None, timestamps=None)
-
-
-def union(one: jr.Interactions, other: jr.Interactions) -> jr.Interactions:
-    """The pairs of two parts."""
-    return plain(jr.Interactions.from_scipy(plain(one).to_scipy() + plain(other).to_scipy()))
-
-
-def drawn(users: np.ndarray, *, known: jr.Interactions, items: np.ndarray, seed: int, n: int = 100) -> np.ndarray:
-    """n different items [T, n] of `items` that each user has nowhere, validation and test included."""
-    rng, rows = np.random.default_rng(seed), known.to_scipy().tocsr()
-    own = np.split(rows.indices, rows.indptr[1:-1])
-    return np.stack([rng.choice(np.setdiff1d(items, own[user]), n, replace=False) for user in users])
 
 
 # ---------------------------------------------------------------------- one run
@@ -214,7 +159,7 @@ def run(data: str, name: str, setting: dict[str, Any], seed: int, *, epochs: int
 
 def settings_of(data: str, name: str) -> Iterator[dict[str, Any]]:
     """Every setting of a method's grid."""
-    grid, more = METHODS[name].grid, {} if data in ("ciao", "delicious") else METHODS[name].resplit
+    grid, more = METHODS[name].grid, {} if data in BY_ID else METHODS[name].resplit
     for values in itertools.product(*grid.values()):
         yield {**dict(zip(grid, values)), **more}
 
@@ -226,11 +171,6 @@ def chosen(data: str, name: str, protocol: str) -> dict[str, Any] | None:
         return None
     records = [json.loads(path.read_text()) for path in paths]
     return max(records, key=lambda record: record["validation"][protocol]["value"])["setting"]
-
-
-def protocols_of(data: str) -> tuple[str, ...]:
-    """By which a set is judged."""
-    return ("sampled",) if data in ("ciao", "delicious") else ("sampled", "full")
 
 
 def train_all(options: argparse.Namespace) -> None:

@@ -102,10 +102,10 @@ def test_mars_chooses_by_validation_alone(tmp_path, monkeypatch):
 
 
 def test_mars_draws_items_that_the_user_has_nowhere():
-    from benchmarks import mars
+    from benchmarks import _mars_data
 
     known = jr.Interactions.from_pairs(*np.divmod(np.arange(0, 400, 3), 40), n_users=10, n_items=40)
-    negatives = mars.drawn(np.arange(10), known=known, items=np.arange(2, 40), seed=0, n=20)
+    negatives = _mars_data.drawn(np.arange(10), known=known, items=np.arange(2, 40), seed=0, n=20)
     assert negatives.shape == (10, 20) and negatives.min() >= 2
     assert not known.contains(np.arange(10)[:, None], negatives).any()
     assert all(len(set(row)) == 20 for row in negatives.tolist())
