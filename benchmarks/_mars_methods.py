@@ -169,13 +169,12 @@ def facets(
     ):
         options |= {} if value is None else {name: value}
     model = kind(train.n_users, train.n_items, dim=dim, **model_options)
-    users = jr.sampling.popularity_table(train.transpose(), power=preset["power"]["users"])
+    powers = {**preset["power"], **({} if power is None else {"items": power})}
     objective = partial(
         mars.objective,
         model=model,
-        sample=negatives(train, preset["power"]["items"] if power is None else power),
         margin=mars.adaptive_margin(train, **preset["margin"]),
-        positives=partial(jr.sampling.explorative, train=train, table=users),
+        **mars.samplers(train, **powers),
         **objective_options,
     )
     optimizer = dict(preset["optimizer"])
@@ -211,7 +210,7 @@ def composed(
 
 ANY, HALF, WARM = {"power": (0.0, 0.75)}, {"dim": DIM // 2}, {"temperature": (0.1, 0.2)}
 METHODS = {
-    "BPR": Method(bpr, ANY | {"l2": (1e-5, 1e-4)}),
+    "BPR": Method(bpr, ANY | {"l2": (1e-5, 1e-4, 1e-3)}),
     "NMF": Method(nmf, {"dim": (4, 16, 64)}),
     "NeuMF": Method(neumf, ANY),
     "CML": Method(cml, ANY | {"margin": (0.5, 1.5)}),

@@ -62,23 +62,12 @@ def start(train: jr.Interactions) -> tuple[jr.models.MARS, Any, jr.train.State]:
     return model, tx, jr.train.init(jax.random.key(0), model, tx)
 
 
-def draws(train: jr.Interactions) -> tuple[Callable, Callable]:
-    """The released draws of positives and of negatives: by powers of the numbers of items and of users."""
-    users, items = (
-        jr.sampling.popularity_table(side, power=PRESET["power"][name])
-        for side, name in ((train.transpose(), "users"), (train, "items"))
-    )
-    negatives = partial(jr.sampling.reject_seen, sample=partial(jr.sampling.popularity, table=items), seen=train)
-    return partial(jr.sampling.explorative, train=train, table=users), negatives
-
-
 def ours(train: jr.Interactions) -> Run:
     """A function that trains some calls of `CALL` batches, and gives the mean loss of a batch."""
     model, tx, state = start(train)
-    positives, negatives = draws(train)
     margin = mars.adaptive_margin(train, **PRESET["margin"])
-    options = {"model": model, "sample": negatives, "positives": positives, "margin": margin, **PRESET["objective"]}
-    objective = partial(mars.objective, **options)
+    draws = mars.samplers(train, **PRESET["power"])
+    objective = partial(mars.objective, model=model, margin=margin, **draws, **PRESET["objective"])
     counted = train.select(
         np.arange(train.n_pairs) < CALL * BATCH
     )  # says how many triples alone; all of train is drawn
@@ -123,10 +112,10 @@ def theirs(train: jr.Interactions, passes: int) -> Run | None:
 
 def drawn(train: jr.Interactions) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Triples of an epoch, int32 [EPOCH, BATCH] each, by the same draws."""
-    positives, negatives = draws(train)
+    draws = mars.samplers(train, **PRESET["power"])
     first, second = jax.random.split(jax.random.key(1))
-    users, items = positives(first, (EPOCH, BATCH))
-    return users, items, negatives(second, users)[..., 0]
+    users, items = draws["positives"](first, (EPOCH, BATCH))
+    return users, items, draws["sample"](second, users)[..., 0]
 
 
 def side(name: str, train: jr.Interactions) -> Run | None:

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import scipy.sparse
 
-from jaxrec import losses
+from jaxrec import losses, sampling
 from jaxrec.interactions import Interactions
 from jaxrec.optim import riemannian
 from jaxrec.train.loop import Batch
@@ -217,6 +217,26 @@ def objective(
     return jnp.where(where, values, 0).sum() + facet_weight * separate(u, v[:, 0], score=model.score, where=where)
 
 
+def samplers(train: Interactions, *, users: float, items: float, n: int = 1) -> dict[str, Any]:
+    """`sample` and `positives` of `objective`: n negatives that the user has not in train, and explorative positives.
+
+    Args:
+        train: the positives.
+        users: power of the users' numbers of items by which positives are drawn (β of eq. 10).
+        items: power of the items' numbers of users by which negatives are drawn; 0 is all alike.
+        n: negatives a positive.
+
+    >>> sorted(samplers(Interactions.from_pairs([0, 1], [1, 0]), users=0.75, items=0.75))
+    ['positives', 'sample']
+    """
+    draw = partial(sampling.popularity, table=sampling.popularity_table(train, power=items), n=n)
+    table = sampling.popularity_table(train.transpose(), power=users)
+    return {
+        "sample": partial(sampling.reject_seen, sample=draw, seen=train),
+        "positives": partial(sampling.explorative, train=train, table=table),
+    }
+
+
 def optimizer(
     learning_rate: Scalar, *, theta_learning_rate: Scalar, step: Callable[[Scalar], Any] = riemannian.riemannian_sgd
 ) -> optax.GradientTransformationExtraArgs:
@@ -253,9 +273,8 @@ _AS_RELEASED = partial(separation, sign=-1.0, on="users", reduction="inside")
 _OF_ALL_ROWS = partial(separation, reduction="sum")
 _UNCALIBRATED = partial(riemannian.riemannian_sgd, calibrated=False)
 
-# Keywords by whom they are for: models.MARS, objective, adaptive_margin, optimizer, and "power" for
-# sampling.popularity_table of users (the transposed matrix) and of items. Rates of DEFAULT are for K = 4: 0.01 K, and a
-# fiftieth of that.
+# Keywords by whom they are for: models.MARS, objective, adaptive_margin, samplers ("power"), optimizer. Rates of
+# DEFAULT are for K = 4: 0.01 K, and a fiftieth of that.
 RELEASED = {
     "model": {"n_facets": 4, "theta_scale": 1.0},
     "objective": {"ranking": released, "separate": _AS_RELEASED, "pull_weight": 0.1, "facet_weight": 0.01},
