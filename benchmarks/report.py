@@ -22,6 +22,7 @@ SECTIONS = {
     _tables.losses: ("mml",),
     _tables.solvers: ("rg2",),
     _tables.metric_learning: ("mars",),
+    _tables.planted_facets: ("facets",),
     _tables.speed: ("evaluate_speed", "train_speed", "sweep_speed", "rowwise_speed"),
     _tables.sweeps: ("als_speed",),
     _tables.facets_speed: ("mars_speed",),
