@@ -233,10 +233,12 @@ def planted_facets(found: dict) -> str:
         "those best on set 0's validation part, epochs each run's. MARS and K = 1 are under the full softmax with "
         "Riemannian Adam, facets apart with `separation` too.\n\nWhat this shows. In spaces, MARS finds the users' "
         "facets if it learns θ, and not if θ is fixed, nor by its own loss, whose rate is at the edge of its grid; "
-        "one run ended in a poor optimum, and with facets apart runs differ less. It is then better than one space of as "
-        "many dimensions, and not better than one of the 9 planted. In clusters, where a product of as many dimensions "
-        "as facets says all, MARS from a random start does not find the users' facets and gains nothing; from a "
-        "non-negative factorisation it keeps what the factorisation alone has found.\n\n" + "\n\n".join(parts) + f"\n\n{origin(found)}"
+        "one run ended in a poor optimum, and with facets apart runs differ less. It is then better than one space of "
+        "as many dimensions, and not better than one of the 9 planted. In clusters, where a product of as many "
+        "dimensions as facets says all, MARS from a random start does not find the users' facets and gains "
+        "nothing; from a non-negative factorisation it keeps what the factorisation alone has found.\n\n"
+        + "\n\n".join(parts)
+        + f"\n\n{origin(found)}"
     )
 
 
