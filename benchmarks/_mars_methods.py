@@ -85,10 +85,10 @@ def neumf(train: jr.Interactions, *, power: float, learning_rate: float = 1e-3) 
 
 
 def cml(train: jr.Interactions, *, power: float, margin: float, covariance: float = 0.0) -> Recipe:
-    """The weight by estimated rank, over ten negatives; covariance on request."""
+    """The weight by estimated rank, over five negatives; covariance on request."""
     model = distances(train)
     loss = partial(jr.losses.warp, margin=margin, n_items=train.n_items)
-    objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=negatives(train, power, n=10))
+    objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=negatives(train, power, n=5))
     if covariance:
         parts = ((1.0, objective), (covariance, jr.train.covariance_objective))
         objective = partial(jr.train.combined_objective, parts=parts)
