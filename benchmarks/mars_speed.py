@@ -47,7 +47,7 @@ def arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--rounds", type=int, default=5, help="counted runs of each (default 5)")
-    parser.add_argument("--share", type=int, default=4, help=f"calls of {CALL} batches in a run (default 4)")
+    parser.add_argument("--share", type=int, default=2, help=f"calls of {CALL} batches in a run (default 2)")
     parser.add_argument(
         "--quick", action="store_true", help=f"the same code: runs of {CALL} batches, 3 rounds, no more"
     )

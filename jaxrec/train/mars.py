@@ -103,6 +103,8 @@ def separation(
     Raises:
         ValueError: for another `on` or `reduction`.
 
+    It can be differentiated in reverse alone (`jax.grad`, also of itself), not forward.
+
     Differs: eq. 6 and 12 sum over all i, j, which doubles each pair and adds constants.
     """
     if on not in ("both", "users"):
