@@ -202,7 +202,7 @@ def facets_speed(found: dict) -> str:
         "jaxrec is faster. jaxrec draws its triples on the way, PyTorch has them drawn beforehand. One pass is the "
         "leaner way to make the step, two passes (positives and negatives apart) the released code's. The aim "
         "is a ratio of 0.1, which is not reached: against a lean peer it would take a step in the time of its bare "
-        "memory traffic. The released code itself takes 79 to 147 s an epoch on one core, evaluation included."
+        "memory traffic. The released code itself was once measured at 79 to 147 s an epoch on one core."
         f"\n\n{table(head, rows)}\n\n{origin(found)}"
     )
 
