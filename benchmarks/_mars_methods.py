@@ -213,7 +213,7 @@ METHODS = {
     "BPR": Method(bpr, ANY | {"l2": (1e-5, 1e-4, 1e-3)}),
     "NMF": Method(nmf, {"dim": (4, 16, 64)}),
     "NeuMF": Method(neumf, ANY),
-    "CML": Method(cml, ANY | {"margin": (0.5, 1.5)}),
+    "CML": Method(cml, ANY | {"margin": (0.5,)}),
     "MetricF": Method(metricf, ANY | {"margin": (0.6, 1.5)}),
     "TransCF": Method(transcf, ANY),
     "LRML": Method(lrml, ANY),
