@@ -283,10 +283,11 @@ def metric_learning(found: dict) -> str:
         "called random are the same pairs with two of each user held out at random, anew for each seed. A power is "
         "that of popularity by which negatives are drawn; composed is facets on spheres under `losses.bsl`, with "
         "row-wise Riemannian Adam and 1,024 shared negatives. Methods that a set's table lacks were not run on it."
-        "\n\nWhat this shows. The published splits hold out each user's items of the largest ids, which are rare, so that "
-        "sorting by id beats MARS on Ciao, and negatives drawn by popularity, which teach a model to prefer rare items, "
-        "are rewarded. On random splits popularity counts again. Sampled figures mislead there too: with uniform "
-        "negatives the released rule is far above popularity among 100 sampled items, and below it among all.\n\n"
+        "\n\nWhat this shows. The published splits hold out each user's items of the largest ids, which are rare, so "
+        "that sorting by id beats MARS on Ciao, and negatives drawn by popularity, which teach a model to prefer rare "
+        "items, are rewarded. On random splits popularity counts again. Sampled figures mislead there too: with "
+        "uniform negatives the released rule is far above popularity among 100 sampled items, and below it among all."
+        "\n\n"
         + "\n\n".join(parts)
         + (
             "\n\n![HR@10 against facets and weights](benchmarks/results/mars.png)\n\nVaried one at a time, "
