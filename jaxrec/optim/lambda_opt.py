@@ -1,0 +1,271 @@
+"""λOpt: coefficients of regularisation learned while the model trains (Chen et al. 2019, arXiv 1905.11596).
+
+The parameters Θ step down on the training loss plus Ω(Λ, Θ) = Σ Λ ⊙ Θ². The coefficients Λ step down on the validation
+loss of Θ̄(Λ), where the optimiser of Θ would go next: `lookahead` simulates its step, `hypergradient` differentiates
+through it, `alternate` makes the two kinds of steps in turn. `regularization` has Ω and the granularities of Λ,
+`moments` the optimisers of the released code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxrec.optim.regularization import TABLES, Rows, coefficients, penalty
+from jaxrec.optim.rowwise import TouchedOnly
+from jaxrec.typing import Array
+
+Value = Callable[[Any, Any], Array]
+
+
+def lookahead(
+    lambdas: Any,
+    params: Any,
+    opt_state: Any,
+    batch: Any,
+    *,
+    value: Value,
+    tx: optax.GradientTransformation | TouchedOnly,
+    rows: Rows | None = None,
+    steps: int = 1,
+    first_order: bool = False,
+    shared: Sequence[str] = TABLES,
+) -> Any:
+    """Θ̄(Λ): where the optimiser would take the parameters, by gradients of value + `penalty`; nothing is written back.
+
+    Of one step the training loss has no second derivatives in it: its gradient is taken at Θ, which Λ does not move.
+    Of more steps it has, through the later ones.
+
+    Args:
+        lambdas: Λ.
+        params: Θ.
+        opt_state: of `tx` as it trains; it is read, and the one that comes out of the simulation is dropped.
+        batch: of training, any tree of arrays. With `steps` S above 1 every leaf has a leading axis of S.
+        value: training loss of (params, batch), without the penalty.
+        tx: any optax transformation, or one of touched rows. It must have a derivative where moments are 0, which the
+            root in `optax.adam` has not: simulate Adam by `moments.smooth_adam`, which takes the same state.
+        rows: of `penalty`, with a leading axis as the batch's: the real step's, to simulate exactly that; or None, for
+            the penalty of whole tables, which is what the released code simulates and the paper draws.
+        steps: S, each with its own batch.
+        first_order: leave out the second derivatives of later steps, which the gradient of the training loss has.
+        shared: of `penalty`.
+
+    Returns:
+        The parameters after S steps, to be differentiated in Λ in reverse mode.
+
+    Raises:
+        ValueError: for fewer steps than 1, leaves without an axis of that length, or `first_order` of several steps
+            with touched rows, whose optimiser takes no gradients of others.
+
+    Differs: the released code takes the gradient of the training loss with the penalty of the batch in it, so that this
+    counts twice, by 1/B; and it corrects Adam's bias by the number of the step before.
+    """
+    _check_steps(steps, first_order, tx, (batch, rows))
+
+    def step(carry: tuple[Any, Any], now: tuple[Any, Any]) -> tuple[tuple[Any, Any], None]:
+        (params, opt_state), (batch, rows) = carry, now
+        fit = lambda p: value(p, batch)  # noqa: E731
+        if first_order and steps > 1:
+            fit = _linear(jax.lax.stop_gradient(jax.grad(fit)(jax.lax.stop_gradient(params))))
+        _, params, opt_state = _stepped(tx, lambda p: fit(p) + penalty(lambdas, p, rows, shared=shared), *carry)
+        return (params, opt_state), None
+
+    carry = params, opt_state
+    if steps == 1:
+        return step(carry, (batch, rows))[0][0]
+    return jax.lax.scan(jax.checkpoint(step), carry, (batch, rows))[0][0]
+
+
+def hypergradient(
+    lambdas: Any,
+    params: Any,
+    opt_state: Any,
+    batch: Any,
+    valid_batch: Any,
+    *,
+    value: Value,
+    tx: optax.GradientTransformation | TouchedOnly,
+    valid_value: Value | None = None,
+    **options: Any,
+) -> tuple[Array, Any]:
+    """The validation loss l_V of Θ̄(Λ), without any penalty, and its gradient in Λ.
+
+    For gradient descent at rate η it is −2 η Θ ⊙ ∂l_V/∂Θ̄, summed over what a coefficient is for, and with `rows` times
+    the sum of a row's weights: then only rows that both batches meet have a gradient.
+
+    A step down on it may end below 0. Project after the step, by `optax.projections.projection_non_negative` or with
+    `optax.keep_params_nonnegative()` last in the chain; the coefficient then leaves 0 again where its gradient is
+    negative.
+
+    Args:
+        lambdas: Λ.
+        params: Θ.
+        opt_state: of `tx` as it trains.
+        batch: of training, as `lookahead` takes it.
+        valid_batch: of validation, one.
+        value: training loss of (params, batch), without the penalty.
+        tx: as `lookahead` takes it.
+        valid_value: validation loss of (params, valid_batch), if it is another than `value`.
+        options: `rows`, `steps`, `first_order`, `shared` of `lookahead`.
+
+    >>> value = lambda params, target: (params["user"] - target).sum() ** 2
+    >>> tx, params = optax.sgd(0.1), {"user": jnp.array([[2.0]])}
+    >>> lambdas = {"user": jnp.zeros((1, 1))}
+    >>> loss, grads = hypergradient(lambdas, params, tx.init(params), 2.0, 1.0, value=value, tx=tx)
+    >>> round(float(loss), 4), round(float(grads["user"][0, 0]), 4)  # −2 · 0.1 · 2 times 2 · (2 − 1)
+    (1.0, -0.8)
+    """
+
+    def after(lambdas: Any) -> Array:
+        ahead = lookahead(lambdas, params, opt_state, batch, value=value, tx=tx, **options)
+        return (valid_value or value)(ahead, valid_batch)
+
+    return jax.value_and_grad(after)(lambdas)
+
+
+def _stepped(tx: Any, value: Callable[[Any], Array], params: Any, state: Any) -> tuple[Array, Any, Any]:
+    if isinstance(tx, TouchedOnly):
+        return tx.step(value, params, state)
+    loss, gradients = jax.value_and_grad(value)(params)
+    updates, state = tx.update(gradients, state, params)
+    return loss, optax.apply_updates(params, updates), state
+
+
+def _linear(slopes: Any) -> Callable[[Any], Array]:
+    """The linear function with this gradient."""
+    return lambda params: sum(jax.tree.leaves(jax.tree.map(lambda s, p: (s * p).sum(), slopes, params)))
+
+
+def _check_steps(steps: int, first_order: bool, tx: Any, batches: Any) -> None:
+    if steps < 1:
+        raise ValueError(f"steps={steps}; give 1 or more")
+    if steps > 1 and first_order and isinstance(tx, TouchedOnly):
+        raise ValueError("first_order=True needs gradients of whole tables; simulate with an optax transformation")
+    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)} if steps > 1 else set()
+    if sizes - {(steps,)}:
+        raise ValueError(
+            f"steps={steps}, but leading axes of batch and rows are {sizes}; stack one batch for each step"
+        )
+
+
+# ---------------------------------------------------------------------- in turn
+
+
+class Draw(NamedTuple):
+    """What an alternating step is made on. Batches are trees, as `value` takes them.
+
+    Attributes:
+        batch: of training, for the step of Θ.
+        rows: what of it is penalised, as `penalty` takes it.
+        ahead: of training, for the simulation, as `lookahead` takes it.
+        ahead_rows: what of that is penalised.
+        valid: of validation.
+        valid_value: validation loss of (params, valid), if it is another than the training loss.
+    """
+
+    batch: Any
+    rows: Rows | None
+    ahead: Any
+    ahead_rows: Rows | None
+    valid: Any
+    valid_value: Value | None = None
+
+
+class AlternatingState(NamedTuple):
+    """State of `alternate`.
+
+    Attributes:
+        opt_state: of the optimiser of Θ.
+        lambdas: Λ.
+        lambda_state: of the optimiser of Λ.
+        count: int32 [], steps done.
+    """
+
+    opt_state: Any
+    lambdas: Any
+    lambda_state: Any
+    count: Array
+
+
+class Alternating(NamedTuple):
+    """An optimiser of parameters and coefficients; no `optax.GradientTransformation`, as it takes a `Draw`.
+
+    Attributes:
+        init: parameters -> `AlternatingState`.
+        step: (value, parameters, state, draw) -> (loss, parameters, state): `value` is the training loss of
+            (parameters, batch) without the penalty, with which `loss` is.
+    """
+
+    init: Callable[[Any], AlternatingState]
+    step: Callable[[Value, Any, AlternatingState, Draw], tuple[Array, Any, AlternatingState]]
+
+
+def alternate(
+    tx: optax.GradientTransformation | TouchedOnly,
+    lambda_tx: optax.GradientTransformation,
+    *,
+    start: Callable[[Any], Any] = coefficients,
+    simulated: optax.GradientTransformation | TouchedOnly | None = None,
+    scope: Literal["full", "exact"] = "full",
+    every: int = 1,
+    steps: int = 1,
+    first_order: bool = False,
+    shared: Sequence[str] = TABLES,
+) -> Alternating:
+    """A step of Λ on validation data, then one of Θ under the new Λ, and so on: the paper's alternating optimisation.
+
+    Before the first step of Θ there is none of Λ: Adam's first step is as long whatever the gradient. Λ are brought
+    back to 0 or above after each step; moments of their optimiser are not.
+
+    Args:
+        tx: moves Θ, by gradients of the training loss plus the penalty of the batch's rows.
+        lambda_tx: moves Λ. The paper's scripts have
+            `optax.chain(optax.clip_by_global_norm(1e-3), moments.amsgrad(1e-2))`.
+        start: gives Λ for parameters, such as `partial(coefficients, granularity="DU")`.
+        simulated: `tx` in the look-ahead, if it must be another, such as `moments.smooth_adam(η)` for `optax.adam(η)`.
+        scope: what the look-ahead penalises: "full" is whole tables, as the paper and its code, so that each row of the
+            validation batch moves its Λ; "exact" is the rows, as the step of Θ does, so that only those do that are in
+            both batches.
+        every: a step of Λ before every so many of Θ.
+        steps: of `lookahead`.
+        first_order: of `lookahead`.
+        shared: of `penalty`.
+
+    Raises:
+        ValueError: for another scope, and for `every` below 1.
+    """
+    if scope not in ("full", "exact"):
+        raise ValueError(f"scope={scope!r}; give 'full' or 'exact'")
+    if every < 1:
+        raise ValueError(f"every={every}; give 1 or more")
+    options = {"steps": steps, "first_order": first_order, "shared": shared}
+
+    def init(params: Any) -> AlternatingState:
+        lambdas = start(params)
+        return AlternatingState(tx.init(params), lambdas, lambda_tx.init(lambdas), jnp.zeros((), jnp.int32))
+
+    def step(value: Value, params: Any, state: AlternatingState, draw: Draw) -> tuple[Array, Any, AlternatingState]:
+        def learned(lambdas: Any, lambda_state: Any) -> tuple[Any, Any]:
+            rows = draw.ahead_rows if scope == "exact" else None
+            functions = {"value": value, "valid_value": draw.valid_value, "tx": simulated or tx}
+            known = lambdas, params, state.opt_state, draw.ahead, draw.valid
+            _, slopes = hypergradient(*known, rows=rows, **functions, **options)
+            updates, lambda_state = lambda_tx.update(slopes, lambda_state, lambdas)
+            return optax.projections.projection_non_negative(optax.apply_updates(lambdas, updates)), lambda_state
+
+        due = (state.count > 0) & (state.count % every == 0)
+        old = state.lambdas, state.lambda_state
+        lambdas, lambda_state = jax.lax.cond(due, learned, lambda *same: same, *old)
+
+        def penalised(params: Any) -> Array:
+            return value(params, draw.batch) + penalty(lambdas, params, draw.rows, shared=shared)
+
+        loss, params, opt_state = _stepped(tx, penalised, params, state.opt_state)
+        return loss, params, AlternatingState(opt_state, lambdas, lambda_state, state.count + 1)
+
+    return Alternating(init, step)

@@ -1,0 +1,81 @@
+"""Adam to differentiate through, and PyTorch's AMSGrad: the two optimisers by which λOpt's released code is simulated.
+
+Both take the states of their namesakes in `optax`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrec.typing import Array
+
+
+def smooth_adam(
+    learning_rate: optax.ScalarOrSchedule, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> optax.GradientTransformation:
+    """Adam to look ahead with: it takes the state of `optax.adam`, and has a derivative where moments are 0.
+
+    m / (1 − β₁ᵗ) · √(1 − β₂ᵗ) / √(v + ε), as the released code simulates it: ε under the root. Where a coordinate's
+    gradients are below √ε, as those of mean losses often are, the simulated step is shorter than the real one, the more
+    the rarer its row.
+
+    Args:
+        learning_rate: of the Adam that is simulated, as its decays.
+        b1: β₁.
+        b2: β₂.
+        eps: ε. `optax.adam` with `eps_root` adds it to v̂ = v / (1 − β₂ᵗ), which damps less while t is small.
+    """
+
+    def direction(mu: Array, nu: Array, time: Array) -> Array:
+        return mu / (1 - b1**time) / jnp.sqrt((nu + eps) / (1 - b2**time))
+
+    def update(gradients: Any, state: optax.ScaleByAdamState, params: Any = None) -> tuple[Any, Any]:
+        del params
+        count, mu, nu = _moments(gradients, state, b1, b2)
+        return _directions(direction, count, mu, nu), optax.ScaleByAdamState(count, mu, nu)
+
+    scale = optax.GradientTransformation(optax.scale_by_adam().init, update)
+    return optax.chain(scale, optax.scale_by_learning_rate(learning_rate))
+
+
+def amsgrad(
+    learning_rate: optax.ScalarOrSchedule, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> optax.GradientTransformation:
+    """AMSGrad (Reddi et al. 2018, arXiv 1904.09237) as in PyTorch, by which the released code moves Λ.
+
+    The maximum is over v, and its bias is corrected afterwards: m / (1 − β₁ᵗ) / (√(max v / (1 − β₂ᵗ)) + ε). In
+    `optax.amsgrad` it is over the corrected v̂, the largest of which is often the first, so that steps stay smaller.
+
+    Args:
+        learning_rate: step size.
+        b1: β₁.
+        b2: β₂.
+        eps: ε.
+    """
+
+    def direction(mu: Array, nu_max: Array, time: Array) -> Array:
+        return mu / (1 - b1**time) / (jnp.sqrt(nu_max / (1 - b2**time)) + eps)
+
+    def update(gradients: Any, state: optax.ScaleByAmsgradState, params: Any = None) -> tuple[Any, Any]:
+        del params
+        count, mu, nu = _moments(gradients, state, b1, b2)
+        nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu)
+        return _directions(direction, count, mu, nu_max), optax.ScaleByAmsgradState(count, mu, nu, nu_max)
+
+    scale = optax.GradientTransformation(optax.scale_by_amsgrad().init, update)
+    return optax.chain(scale, optax.scale_by_learning_rate(learning_rate))
+
+
+def _moments(gradients: Any, state: Any, b1: float, b2: float) -> tuple[Array, Any, Any]:
+    mu = jax.tree.map(lambda old, g: b1 * old + (1 - b1) * g, state.mu, gradients)
+    nu = jax.tree.map(lambda old, g: b2 * old + (1 - b2) * g**2, state.nu, gradients)
+    return state.count + 1, mu, nu
+
+
+def _directions(direction: Callable[..., Array], count: Array, mu: Any, nu: Any) -> Any:
+    return jax.tree.map(lambda m, v: direction(m, v, count.astype(m.dtype)), mu, nu)

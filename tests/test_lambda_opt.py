@@ -1,0 +1,384 @@
+"""λOpt: gradients in the coefficients through simulated optimiser steps, and steps in turn."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from jaxrec.optim import lambda_opt, rowwise
+from jaxrec.optim.lambda_opt import Draw, alternate, hypergradient, lookahead
+from jaxrec.optim.moments import amsgrad, smooth_adam
+from jaxrec.optim.regularization import coefficients, penalty
+
+M, N, D, B, RATE = 9, 17, 2, 4, 0.3
+pytestmark = pytest.mark.usefixtures("hurried")
+
+
+@pytest.fixture
+def precise():
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def drawn(seed=0, users=(1, 2, 1, 3), steps=None):
+    """A batch of triples (u, i, j), and its rows by weights 1/B."""
+    rng = np.random.default_rng(seed)
+    lead = () if steps is None else (steps,)
+    users = np.broadcast_to(np.array(users), (*lead, B)).astype(np.int32)
+    positives = rng.integers(0, N, (*lead, B))
+    items = np.concatenate([positives, (positives + rng.integers(1, N, positives.shape)) % N], -1).astype(np.int32)
+    share = np.full((*lead, 2 * B), 1 / B)
+    rows = {"user": (users, share[..., :B]), "item": (items, share)}
+    return jax.tree.map(jnp.asarray, ((users, items[..., :B], items[..., B:]), rows))
+
+
+def tables(seed=0):
+    rng = np.random.default_rng(seed)
+    return {name: jnp.asarray(rng.normal(size=(n, D))) for name, n in (("user", M), ("item", N))}
+
+
+def bpr(params, batch):
+    u, i, j = batch
+    return jax.nn.softplus(-(params["user"][u] * (params["item"][i] - params["item"][j])).sum(-1)).mean()
+
+
+def bpr_stopped(params, batch, at):
+    """Linear, with this gradient."""
+    return sum((at[name] * params[name]).sum() for name in params)
+
+
+gradient = jax.jit(jax.grad(bpr))
+
+
+def spread(lambdas, seed=3):
+    """Coefficients between 0 and 1/2."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.uniform(0, 0.5, x.shape)).astype(x.dtype), lambdas)
+
+
+def trained(tx, steps=2):
+    """Parameters and live state after some steps."""
+    params = tables()
+    carry = params, tx.init(params)
+    move = jax.jit(lambda carry, batch: lambda_opt._stepped(tx, partial(bpr, batch=batch), *carry)[1:])
+    for step in range(steps):
+        carry = move(carry, drawn(10 + step)[0])
+    return carry
+
+
+def learned(lambdas, params, state, batch, valid, *, rows=None, **options):
+    """`hypergradient`, jitted."""
+    fn = jax.jit(lambda *known, rows: hypergradient(*known, rows=rows, value=bpr, **options))
+    return fn(lambdas, params, state, batch, valid, rows=rows)
+
+
+def with_differences(lambdas, params, state, batch, valid, h=1e-5, rows=None, **options):
+    """Loss, gradient and central differences in every coefficient, as vectors."""
+    vector, whole = ravel_pytree(lambdas)
+
+    @jax.jit
+    def found(vector, params, state, batch, valid, rows):
+        def after(vector):
+            return bpr(lookahead(whole(vector), params, state, batch, value=bpr, rows=rows, **options), valid)
+
+        loss, slopes = hypergradient(whole(vector), params, state, batch, valid, value=bpr, rows=rows, **options)
+        ways = h * jnp.eye(len(vector))
+        up, down = jax.lax.map(after, vector[None] + ways), jax.lax.map(after, vector[None] - ways)
+        return loss, ravel_pytree(slopes)[0], (up - down) / (2 * h)
+
+    return found(vector, params, state, batch, valid, rows)
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+
+# ---------------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize(("scope", "granularity"), [("full", "D"), ("exact", "DUI")])
+def test_hypergradient_of_gradient_descent_is_the_closed_form_and_finite_differences(scope, granularity, precise):
+    params, tx = tables(), optax.sgd(RATE)
+    (batch, rows), (valid, _) = drawn(0), drawn(1, users=(1, 3, 4, 4))
+    lambdas = spread(coefficients(params, granularity))
+    rows = rows if scope == "exact" else None
+    found = with_differences(lambdas, params, tx.init(params), batch, valid, tx=tx, rows=rows)
+    weights = {
+        name: 1.0 if rows is None else np.bincount(rows[name][0], minlength=len(table))[:, None] / B
+        for name, table in params.items()
+    }
+    own = lambdas if isinstance(lambdas, dict) else dict.fromkeys(params, lambdas)
+    slopes = gradient(params, batch)
+    ahead = {n: params[n] - RATE * (slopes[n] + 2 * weights[n] * own[n] * params[n]) for n in params}
+    of_valid = gradient(ahead, valid)
+    expected = {n: np.asarray(-2 * RATE * weights[n] * params[n] * of_valid[n]) for n in params}
+    expected = sum(x.sum(0) for x in expected.values()) if granularity == "D" else expected
+    np.testing.assert_allclose(found[0], bpr(ahead, valid), rtol=1e-12)
+    np.testing.assert_allclose(found[1], flat(expected), rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(found[1], found[2], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("make", "steps", "scope"),
+    [
+        (lambda: smooth_adam(0.05), 2, "exact"),
+        (lambda: optax.adagrad(0.3), None, "full"),
+        (lambda: rowwise.touched_only(smooth_adam(0.05)), 2, "exact"),
+    ],
+    ids=["adam twice", "adagrad", "touched twice"],
+)
+def test_hypergradient_is_that_of_finite_differences(make, steps, scope, precise):
+    tx = make()
+    params, state = trained(tx)
+    (batch, rows), (valid, _) = drawn(0, steps=steps), drawn(1)
+    lambdas = spread(coefficients(params, "DI"))
+    options = {"tx": tx, "rows": rows if scope == "exact" else None, "steps": steps or 1}
+    _, found, expected = with_differences(lambdas, params, state, batch, valid, h=1e-6, **options)
+    assert np.abs(expected).max() > 1e-5
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_hypergradient_of_adam_in_one_number(precise):
+    """λ = .3, θ = .7, g̃ = .02, m = .01, v = .001 after 4 steps: −α 2θ ((1−β₁)/√(v'+ε) − m'(1−β₂)g/(v'+ε)^(3/2))."""
+    params, tx = {"user": jnp.array([[0.7]])}, smooth_adam(0.01)
+    adam, rate = tx.init(params)
+    adam = adam._replace(count=adam.count + 4, mu={"user": jnp.array([[0.01]])}, nu={"user": jnp.array([[0.001]])})
+    _, slope = hypergradient(
+        {"user": jnp.array([[0.3]])},
+        params,
+        (adam, rate),
+        None,
+        None,
+        value=lambda p, _: 0.02 * p["user"].sum(),
+        valid_value=lambda p, _: p["user"].sum(),
+        tx=tx,
+    )
+    np.testing.assert_allclose(slope["user"], [[-0.0056256253]], rtol=1e-8)
+
+
+def test_two_steps_equal_two_steps_written_out_of_either_order(precise):
+    tx = smooth_adam(0.05)
+    params, state = trained(tx)
+    (batches, _), (valid, _) = drawn(0, steps=2), drawn(1)
+    lambdas = spread(coefficients(params, "DUI"))
+
+    def after(lambdas, first_order, moved, live, batches, valid):
+        for step in range(2):
+            at = jax.lax.stop_gradient(moved) if first_order else moved
+            fit = jax.grad(bpr)(at, [x[step] for x in batches])
+            slopes = jax.tree.map(lambda g, own, x: g + 2 * own * x, fit, lambdas, moved)
+            updates, live = tx.update(slopes, live, moved)
+            moved = optax.apply_updates(moved, updates)
+        return bpr(moved, valid)
+
+    @jax.jit
+    def found(lambdas, *known):
+        options = {"value": bpr, "tx": tx, "steps": 2}
+        ours = [hypergradient(lambdas, *known, first_order=first, **options) for first in (False, True)]
+        return ours, [jax.value_and_grad(after)(lambdas, first, *known) for first in (False, True)]
+
+    ours, expected = found(lambdas, params, state, batches, valid)
+    np.testing.assert_allclose(flat(ours), flat(expected), rtol=1e-9, atol=1e-13)
+    second, first = flat(ours[0][1]), flat(ours[1][1])
+    assert np.abs(second - first).max() > 1e-3 * np.abs(second).max()
+
+
+def test_of_one_step_the_first_order_is_all_there_is(precise):
+    params, (batch, _), (valid, _) = tables(), drawn(0), drawn(1)
+    state, lambdas = smooth_adam(0.05).init(params), spread(coefficients(params, "D"))
+
+    @jax.jit
+    def found(*known):
+        options = {"value": bpr, "tx": smooth_adam(0.05)}
+        stopped = partial(bpr_stopped, at=jax.lax.stop_gradient(jax.grad(bpr)(params, batch)))
+        return (
+            hypergradient(*known, **options)[1],
+            hypergradient(*known, first_order=True, **options)[1],
+            hypergradient(*known, **options | {"value": stopped, "valid_value": bpr})[1],
+        )
+
+    whole, first, stopped = found(lambdas, params, state, batch, valid)
+    np.testing.assert_array_equal(whole, first)
+    np.testing.assert_allclose(whole, stopped, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("tx", "steps", "finite"),
+    [
+        (smooth_adam(0.05), None, True),
+        (rowwise.touched_only(smooth_adam(0.05)), 2, True),
+        (optax.adam(0.05), None, False),
+    ],
+    ids=["one step", "two, of touched rows", "Adam as trained"],
+)
+def test_gradients_are_finite_from_a_cold_start(tx, steps, finite):
+    """And would not be with ε outside the root, for rows that no step has met."""
+    params, (batch, _), (valid, _) = tables(), drawn(0, steps=steps), drawn(1, users=(0, 4, 5, 5))
+    with jax.numpy_dtype_promotion("standard"):
+        lambdas, state = coefficients(params, "DUI"), tx.init(params)
+        _, found = learned(lambdas, params, state, batch, valid, tx=tx, steps=steps or 1)
+    assert np.isfinite(flat(found)).all() == finite
+
+
+def test_validation_loss_has_no_penalty():
+    params, tx, (batch, _), (valid, _) = tables(), smooth_adam(0.0), drawn(0), drawn(1)
+    lambdas = spread(coefficients(params, "DUI"))
+    loss, found = learned(lambdas, params, tx.init(params), batch, valid, tx=tx)
+    assert not flat(found).any()
+    np.testing.assert_allclose(loss, bpr(params, valid), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scope", "tx"),
+    [("full", smooth_adam(0.05)), ("exact", smooth_adam(0.05)), ("exact", rowwise.sgd(RATE))],
+    ids=["full", "exact", "exact, touched"],
+)
+def test_rows_whose_coefficients_move(scope, tx):
+    """Users 0 and 1 are trained on, 1 and 2 are validated on."""
+    params, (batch, rows), (valid, _) = tables(), drawn(0, users=(0, 1, 1, 0)), drawn(1, users=(1, 2, 2, 1))
+    lambdas = spread(coefficients(params, "DUI"))
+    rows = rows if scope == "exact" else None
+    _, found = learned(lambdas, params, tx.init(params), batch, valid, tx=tx, rows=rows)
+    users, items = (set(np.flatnonzero(np.asarray(found[name]).any(1)).tolist()) for name in ("user", "item"))
+    assert users == ({1} if scope == "exact" else {1, 2})
+    trained_on, valid_on = (set(flat(part[1:]).tolist()) for part in (batch, valid))
+    assert trained_on & valid_on and items == (trained_on & valid_on if scope == "exact" else valid_on)
+
+
+@pytest.mark.parametrize("touched", [False, True])
+def test_momentum_of_a_row_goes_on_in_the_simulation_of_a_dense_optimiser_alone(touched):
+    tx = rowwise.touched_only(smooth_adam(0.05)) if touched else smooth_adam(0.05)
+    params, (first, _), (second, rows) = tables(), drawn(0, users=(4, 4, 4, 4)), drawn(1, users=(1, 2, 1, 3))
+
+    @jax.jit
+    def run(params, first, second, rows):
+        _, params, state = lambda_opt._stepped(tx, partial(bpr, batch=first), params, tx.init(params))
+        lambdas = coefficients(params, "DUI")
+        return params, lookahead(lambdas, params, state, second, value=bpr, tx=tx, rows=rows)
+
+    params, ahead = run(params, first, second, rows)
+    changed = np.flatnonzero((np.asarray(ahead["user"]) != np.asarray(params["user"])).any(1))
+    assert changed.tolist() == ([1, 2, 3] if touched else [1, 2, 3, 4])
+
+
+# ---------------------------------------------------------------------- in turn
+
+
+def draw(seed, **options):
+    (batch, rows), (ahead, ahead_rows), (valid, _) = (drawn(3 * seed + k) for k in range(3))
+    return Draw(batch, rows, ahead, ahead_rows, valid, **options)
+
+
+def bits(tree):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("tx", [smooth_adam(0.05), rowwise.touched_only(smooth_adam(0.05))], ids=["dense", "touched"])
+def test_simulation_leaves_parameters_and_live_state_alone(tx):
+    """With Λ held, steps in turn are those of penalised training, bit by bit."""
+    both = alternate(tx, optax.set_to_zero(), start=lambda params: spread(coefficients(params)), scope="exact")
+    params = expected = tables()
+    state, live = both.init(params), tx.init(params)
+    lambdas = state.lambdas
+    step = jax.jit(partial(both.step, bpr))
+
+    @jax.jit
+    def alone(params, live, lambdas, now):
+        value = lambda p: bpr(p, now.batch) + penalty(lambdas, p, now.rows)  # noqa: E731
+        return lambda_opt._stepped(tx, value, params, live)[1:]
+
+    for seed in range(3):
+        before, old = bits((params, state)), (params, state)
+        _, params, state = step(params, state, draw(seed))
+        assert bits(old) == before
+        expected, live = alone(expected, live, lambdas, draw(seed))
+    assert int(state.count) == 3
+    assert bits((params, state.opt_state)) == bits((expected, live))
+    assert bits(state.lambdas) == bits(lambdas)
+
+
+def test_steps_in_turn_are_of_lambda_first_and_then_of_the_parameters_under_it():
+    tx = optax.sgd(RATE)
+    both = alternate(tx, optax.sgd(5.0), scope="exact", every=2)
+    params = tables()
+    state = both.init(params)
+    step = jax.jit(partial(both.step, bpr))
+    moved = jax.jit(jax.grad(lambda p, lambdas, now: bpr(p, now.batch) + penalty(lambdas, p, now.rows)))
+    for seed in range(4):
+        now, lambdas = draw(seed), state.lambdas
+        if seed == 2:
+            _, slopes = learned(lambdas, params, state.opt_state, now.ahead, now.valid, tx=tx, rows=now.ahead_rows)
+            lambdas = jax.tree.map(lambda own, slope: jnp.maximum(own - 5 * slope, 0), lambdas, slopes)
+        expected = jax.tree.map(lambda x, g: x - RATE * g, params, moved(params, lambdas, now))
+        _, params, state = step(params, state, now)
+        np.testing.assert_allclose(flat(params), flat(expected), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(flat(state.lambdas), flat(lambdas), rtol=1e-4, atol=1e-6)
+        assert (flat(state.lambdas) > 0).any() == (seed >= 2)
+
+
+@pytest.mark.parametrize("lambda_tx", [optax.sgd(1.0), amsgrad(0.3)], ids=["sgd", "amsgrad"])
+def test_coefficients_stay_at_0_or_above_and_leave_0_again(lambda_tx):
+    """Validation wants a parameter larger, so that Λ would fall below 0; then smaller."""
+
+    def value(params, target):
+        return ((params["user"] - target) ** 2).sum()
+
+    both = alternate(optax.sgd(0.1), lambda_tx, start=lambda p: {"user": jnp.full((1, 1), 0.1)})
+    params, found = {"user": jnp.array([[2.0]])}, []
+    state = both.init(params)
+    step = jax.jit(partial(both.step, value))
+    for valid in [5.0] * 6 + [0.0] * 12:
+        _, params, state = step(params, state, Draw(2.0, None, 2.0, None, valid))
+        found.append(float(state.lambdas["user"][0, 0]))
+    assert min(found) == 0 and found[5] == 0
+    assert found[-1] > 0.1
+
+
+def test_seeds_by_vmap_and_a_scanned_epoch_equal_steps_one_by_one():
+    both = alternate(smooth_adam(0.05), amsgrad(0.05), start=partial(coefficients, granularity="DU"))
+    step_alone = jax.jit(partial(both.step, bpr))
+    draws = [draw(seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *draws)
+
+    @jax.jit
+    @jax.vmap
+    def epoch(params):
+        def step(carry, now):
+            loss, *carry = both.step(bpr, *carry, now)
+            return carry, loss
+
+        return jax.lax.scan(step, [params, both.init(params)], stacked)
+
+    starts = [tables(seed) for seed in range(2)]
+    (params, state), losses = epoch(jax.tree.map(lambda *x: jnp.stack(x), *starts))
+    for seed, own in enumerate(starts):
+        own_state = both.init(own)
+        for number, now in enumerate(draws):
+            loss, own, own_state = step_alone(own, own_state, now)
+            np.testing.assert_allclose(losses[seed, number], loss, rtol=1e-5)
+        one = [flat([leaf[seed] for leaf in jax.tree.leaves(tree)]) for tree in (params, state.lambdas)]
+        np.testing.assert_allclose(one[0], flat(own), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(one[1], flat(own_state.lambdas), rtol=1e-3, atol=1e-5)
+        assert flat(own_state.lambdas).any()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: alternate(optax.sgd(0.1), optax.sgd(0.1), scope="whole"), "scope='whole'"),
+        (lambda: alternate(optax.sgd(0.1), optax.sgd(0.1), every=0), "every=0"),
+        (lambda: lookahead({}, {}, (), (), value=bpr, tx=optax.sgd(0.1), steps=0), "steps=0"),
+        (lambda: lookahead({}, {}, (), drawn(), value=bpr, tx=optax.sgd(0.1), steps=3), "leading axes"),
+        (
+            lambda: lookahead({}, {}, (), drawn(), value=bpr, tx=rowwise.sgd(0.1), steps=2, first_order=True),
+            "first_order=True",
+        ),
+    ],
+)
+def test_wrong_values_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
