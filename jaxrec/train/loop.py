@@ -17,7 +17,7 @@ from tqdm import tqdm
 from jaxrec import sampling
 from jaxrec.history import EarlyStopping, History
 from jaxrec.interactions import Interactions
-from jaxrec.optim import rowwise
+from jaxrec.optim import lambda_opt, rowwise
 from jaxrec.partials import combine, partition
 from jaxrec.train.checkpoint import Checkpoint, Progress
 from jaxrec.typing import Array, Key, Objective, Variables
@@ -116,6 +116,7 @@ def fit(
             several times as many.
         touched: function of (key, batch) that names the rows a step touches, for `optim.rowwise.dense_adam`, such as
             `partial(pairwise_rows, sample=...)` beside a `pairwise_objective`. All others must have a gradient of 0.
+            For `optim.lambda_opt.alternate`, what a step is made on: `partial(train.lambda_opt.draws, ...)`.
         validate: host function of the variables that gives named figures, such as
             `lambda v: full_ranking(model, v, train, valid, ks=(10,)).means`. They are written to the history.
         every: validate after every so many epochs, and after the last.
@@ -136,6 +137,8 @@ def fit(
             such as its learning rate, cannot be compared.)
     """
     _check_fit(state, train, epochs, batch_size, group, every, validate, stopping)
+    if isinstance(tx, lambda_opt.Alternating) and touched is None:
+        raise ValueError("touched=None, and steps in turn need validation data; pass partial(lambda_opt.draws, ...)")
     run = Progress(state, state, {} if stopping is None else stopping.init(), History())
     if checkpoint is not None:
         description = _description(state, objective, train, batch_size, group)
@@ -286,10 +289,15 @@ def epoch(
         chosen = jnp.where(places < n, sampling.permuted(order_key, jnp.minimum(places, n - 1), n=n), n)
         batch, key = data.batch(chosen), jax.random.fold_in(step_key, number)
 
-        def value(params):
-            return objective({**state.variables, "params": params}, key, batch)
+        def value(params, drawn=(key, batch), objective=objective):
+            return objective({**state.variables, "params": params}, *drawn)
 
-        if isinstance(tx, rowwise.TouchedOnly):
+        if isinstance(tx, lambda_opt.Alternating):
+            draw = touched(key, batch)
+            if draw.valid_value is not None:
+                draw = draw._replace(valid_value=functools.partial(value, objective=draw.valid_value))
+            loss, params, opt_state = tx.step(value, params, opt_state, draw)
+        elif isinstance(tx, rowwise.TouchedOnly):
             loss, params, opt_state = tx.step(value, params, opt_state)
         else:
             loss, gradients = jax.value_and_grad(value)(params)

@@ -1,0 +1,169 @@
+"""λOpt in a run of `fit`: what its steps are made on, and with which models and optimisers it runs."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxrec as jr
+from jaxrec.data import synthetic
+from jaxrec.optim.lambda_opt import alternate
+from jaxrec.optim.moments import amsgrad, smooth_adam
+from jaxrec.optim.regularization import coefficients
+from jaxrec.train import lambda_opt, mars
+
+pytestmark = pytest.mark.usefixtures("hurried")
+PAIRS, VALID = synthetic.checkerboard(40)
+N = PAIRS.n_items
+SAMPLE = partial(jr.sampling.uniform, n_items=N, n=2)
+ROWS = partial(lambda_opt.pairwise_rows, sample=SAMPLE)
+DRAWS = partial(lambda_opt.draws, train=PAIRS, valid=VALID, rows=ROWS)
+MF = jr.models.MF(N, N, dim=4, scale=1.0)
+BPR = partial(jr.train.pairwise_objective, loss=jr.losses.bpr, sample=SAMPLE)
+ADAM = partial(alternate, optax.adam(0.02), amsgrad(0.01), simulated=smooth_adam(0.02))
+OPTIONS = {"epochs": 2, "batch_size": 8, "progress": False}
+
+
+@pytest.fixture(autouse=True)
+def as_optax_needs():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def started(model, tx):
+    return jr.train.init(jax.random.key(0), model, tx)
+
+
+def leaves(tree):
+    return [
+        np.asarray(jax.random.key_data(x) if x.dtype == jax.random.key(0).dtype else x) for x in jax.tree.leaves(tree)
+    ]
+
+
+# ---------------------------------------------------------------------- draws
+
+
+@pytest.mark.parametrize("group", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_rows_are_those_of_the_objective_and_weigh_one_over_the_positives(shared, weighted, group):
+    where = jnp.array([True, True, False])
+    users, items = jnp.array([3, 1, 3]), jnp.array([5, 4, 5])
+    weights = jnp.array([3.0, 1.0, 7.0]) if weighted else None
+    if group:
+        where, items = jnp.array([[True, True], [True, False], [False, False]]), jnp.array([[5, 6], [4, 0], [5, 0]])
+        weights = jnp.array([[3.0, 2.0], [1.0, 9.0], [7.0, 0.0]]) if weighted else None
+    batch = jr.train.Batch(users, items, weights, where)
+    sample = (lambda key, users: SAMPLE(key, users[:1])) if shared else SAMPLE
+    key = jax.random.key(1)
+    rows = lambda_opt.pairwise_rows(key, batch, sample=sample)
+    named = jr.train.pairwise_rows(key, batch, sample=sample)
+    for name, (ids, share) in rows.items():
+        assert ids.tolist() == named[name].tolist() and ids.shape == share.shape
+    share = np.where(where, 1.0 if weights is None else weights, 0.0)
+    share = share / share.sum()
+    of_users, n = share.reshape(3, -1).sum(1), share.size
+    np.testing.assert_allclose(rows["user"][1], of_users, rtol=1e-6)
+    np.testing.assert_allclose(rows["item"][1][:n], share.reshape(-1), rtol=1e-6)
+    np.testing.assert_allclose(rows["item"][1][n:], np.repeat([1.0] if shared else of_users, 2) / 2, rtol=1e-6)
+    summed = lambda_opt.pairwise_rows(key, batch, sample=sample, reduction="sum")["user"][1]
+    assert float(summed.sum()) == pytest.approx(float(jnp.where(where, 1.0 if weights is None else weights, 0).sum()))
+
+
+@pytest.mark.parametrize("steps", [None, 2])
+def test_draws_are_pairs_of_their_sets_and_of_keys_of_their_own(steps):
+    batch = jr.train.Batch(jnp.zeros(50, jnp.int32), jnp.zeros(50, jnp.int32), None, jnp.ones(50, bool))
+    key = jax.random.key(3)
+    draw = jax.jit(partial(DRAWS, steps=steps))(key, batch)
+    (ahead_key, ahead), (valid_key, valid) = draw.ahead, draw.valid
+    assert PAIRS.contains(ahead.users, ahead.items).all() and VALID.contains(valid.users, valid.items).all()
+    assert ahead.users.shape == ((50,) if steps is None else (2, 50)) and valid.users.shape == (50,)
+    assert len(np.unique(np.asarray(ahead.items))) > 20 and len(np.unique(np.asarray(valid.items))) > 20
+    children = jax.random.split(key)
+    keys = np.concatenate([jax.random.key_data(k).reshape(-1, 2) for k in (key, children, ahead_key, valid_key)])
+    assert len(np.unique(keys, axis=0)) == len(keys) == 5 + (steps == 2)
+    one, expected = (
+        (draw.ahead, draw.ahead_rows) if steps is None else jax.tree.map(lambda x: x[1], (draw.ahead, draw.ahead_rows))
+    )
+    np.testing.assert_array_equal(ROWS(*one)["item"][0], expected["item"][0])
+
+
+# ---------------------------------------------------------------------- runs
+
+
+def lightgcn():
+    model = jr.models.LightGCN(PAIRS, dim=4, scale=1.0)
+    return model, partial(BPR, model=model), alternate(optax.adagrad(0.1), optax.sgd(1.0), scope="exact"), DRAWS
+
+
+def mar_by_touched_rows():
+    model = jr.models.MAR(N, N, dim=4, n_facets=2)
+    sample = partial(jr.sampling.uniform, n_items=N, n=1)
+    step = jr.optim.rowwise.touched_only(mars.optimizer(0.05, theta_learning_rate=0.01, step=mars.ball_sgd))
+    objective = partial(mars.objective, model=model, sample=sample, margin=0.5)
+    draws = partial(
+        DRAWS,
+        rows=partial(lambda_opt.pairwise_rows, sample=sample, reduction="sum"),
+        valid_objective=partial(BPR, model=model, sample=sample),
+    )
+    return model, objective, alternate(step, amsgrad(0.01), scope="exact"), draws
+
+
+def mf_by_dimensions():
+    tx = ADAM(start=partial(coefficients, granularity="D"), steps=2)
+    return MF, partial(BPR, model=MF), tx, partial(DRAWS, steps=2)
+
+
+@pytest.mark.parametrize("setup", [mf_by_dimensions, lightgcn, mar_by_touched_rows])
+def test_models_train_and_their_coefficients_are_learned(setup):
+    model, objective, tx, draws = setup()
+    state, history = jr.train.fit(started(model, tx), objective, tx, PAIRS, touched=draws, **OPTIONS)
+    lambdas = np.concatenate([x.reshape(-1) for x in leaves(state.opt_state.lambdas)])
+    assert np.isfinite(lambdas).all() and lambdas.min() >= 0 and lambdas.max() > 0
+    assert np.isfinite([record["loss"] for record in history.records]).all()
+    assert int(state.opt_state.count) == 2 * -(-PAIRS.n_pairs // 8)
+
+
+def test_coefficients_follow_the_validation_objective_where_it_is_another():
+    def nothing(variables, key, batch):
+        return jnp.zeros(())
+
+    tx, draws = ADAM(), partial(DRAWS, valid_objective=nothing)
+    state, _ = jr.train.fit(started(MF, tx), partial(BPR, model=MF), tx, PAIRS, touched=draws, **OPTIONS)
+    assert int(state.opt_state.count) > 0 and not any(x.any() for x in leaves(state.opt_state.lambdas))
+
+
+def test_a_run_goes_on_from_its_checkpoint_and_ends_as_one_that_was_not_interrupted(tmp_path):
+    tx = ADAM()
+    objective = partial(BPR, model=MF)
+    run = partial(jr.train.fit, objective=objective, tx=tx, train=PAIRS, touched=DRAWS, batch_size=8, progress=False)
+    whole, _ = run(started(MF, tx), epochs=2)
+    checkpoint = jr.train.Checkpoint(tmp_path / "run")
+    run(started(MF, tx), epochs=1, checkpoint=checkpoint)
+    again, _ = run(started(MF, tx), epochs=2, checkpoint=checkpoint)
+    assert [x.tobytes() for x in leaves(again)] == [x.tobytes() for x in leaves(whole)]
+
+
+def test_seeds_side_by_side_are_the_single_runs():
+    def setup(rate):
+        tx = alternate(optax.adam(0.02), amsgrad(rate), simulated=smooth_adam(0.02))
+        return MF, partial(BPR, model=MF), tx, DRAWS
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    sweep = jr.train.sweep(keys, setup, PAIRS, settings={"rate": [0.01]}, **OPTIONS)
+    tx = ADAM()
+    state = jr.train.init(keys[1], MF, tx)
+    state, _ = jr.train.fit(state, partial(BPR, model=MF), tx, PAIRS, touched=DRAWS, **OPTIONS)
+    for found, expected in zip(leaves(sweep.state(1).opt_state.lambdas), leaves(state.opt_state.lambdas)):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-5)
+
+
+def test_wrong_values_are_named():
+    tx = ADAM()
+    with pytest.raises(ValueError, match="touched=None"):
+        jr.train.fit(started(MF, tx), partial(BPR, model=MF), tx, PAIRS, **OPTIONS)
+    with pytest.raises(ValueError, match="reduction='max'"):
+        lambda_opt.pairwise_rows(jax.random.key(0), None, sample=SAMPLE, reduction="max")
