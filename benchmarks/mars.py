@@ -32,6 +32,7 @@ from benchmarks import _record
 from benchmarks._mars_data import BY_ID, DATA, PUBLISHED, Part, prepare, protocols_of, union
 from benchmarks._mars_methods import DIM, METHODS, PASSES, Recipe
 from jaxrec.interactions import DataWarning
+from jaxrec.train.loop import examples
 
 RUNS = _record.RESULTS / "mars"
 SAMPLED, FULL = ("hit_rate@10", "hit_rate@20", "ndcg@10", "ndcg@20"), ("recall@10", "ndcg@10")
@@ -120,6 +121,13 @@ def states(part: Part, recipe: Recipe, seed: int, epochs: int) -> Iterator[tuple
         yield epoch, seconds, state.variables
 
 
+def stretched(recipe: Recipe, train: jr.Interactions) -> Recipe:
+    """Epochs of small sets come in bundles of 500 steps, so that they are trained as long as others."""
+    steps = -(-len(examples(train, recipe.group).users) // recipe.batch_size)
+    bundle = max(500 // (steps * recipe.every), 1)
+    return recipe._replace(epochs=recipe.epochs * bundle, every=recipe.every * bundle)
+
+
 def slug(*parts: Any) -> str:
     """A file's name."""
     return "-".join(str(part) for part in parts).lower().replace(",", "").replace(" ", "-") + ".json"
@@ -136,7 +144,7 @@ def run(data: str, name: str, setting: dict[str, Any], seed: int, *, epochs: int
     if path.exists() and epochs is None:
         return json.loads(path.read_text())
     part = prepare(data, seed)
-    recipe = METHODS[name].make(part.train, **setting)
+    recipe = stretched(METHODS[name].make(part.train, **setting), part.train)
     record = {
         "data": data,
         "fingerprint": part.train.fingerprint(),

@@ -101,6 +101,15 @@ def test_mars_chooses_by_validation_alone(tmp_path, monkeypatch):
     assert len(settings) > 1 and mars.chosen("ciao", "MARS, default", "sampled") == settings[0]
 
 
+def test_mars_trains_small_sets_as_long_as_others():
+    from benchmarks import _mars_methods, mars
+
+    train = jr.Interactions.from_pairs(*np.divmod(np.arange(3000), 30), n_users=100, n_items=30)
+    short = _mars_methods.Recipe(None, None, None, epochs=150, every=5)
+    assert mars.stretched(short, train)[-2:] == (150 * 33, 5 * 33)  # of 3 steps each
+    assert mars.stretched(short._replace(batch_size=10), train)[-2:] == (150, 5)
+
+
 def test_mars_draws_items_that_the_user_has_nowhere():
     from benchmarks import _mars_data
 
