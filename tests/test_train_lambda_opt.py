@@ -24,6 +24,7 @@ DRAWS = partial(lambda_opt.draws, train=PAIRS, valid=VALID, rows=ROWS)
 MF = jr.models.MF(N, N, dim=4, scale=1.0)
 BPR = partial(jr.train.pairwise_objective, loss=jr.losses.bpr, sample=SAMPLE)
 ADAM = partial(alternate, optax.adam(0.02), amsgrad(0.01), simulated=smooth_adam(0.02))
+TX = ADAM()
 OPTIONS = {"epochs": 2, "batch_size": 8, "progress": False}
 
 
@@ -73,21 +74,18 @@ def test_rows_are_those_of_the_objective_and_weigh_one_over_the_positives(shared
     assert float(summed.sum()) == pytest.approx(float(jnp.where(where, 1.0 if weights is None else weights, 0).sum()))
 
 
-@pytest.mark.parametrize("steps", [None, 2])
-def test_draws_are_pairs_of_their_sets_and_of_keys_of_their_own(steps):
+def test_draws_are_pairs_of_their_sets_and_of_keys_of_their_own():
     batch = jr.train.Batch(jnp.zeros(50, jnp.int32), jnp.zeros(50, jnp.int32), None, jnp.ones(50, bool))
     key = jax.random.key(3)
-    draw = jax.jit(partial(DRAWS, steps=steps))(key, batch)
+    draw = jax.jit(partial(DRAWS, steps=2))(key, batch)
     (ahead_key, ahead), (valid_key, valid) = draw.ahead, draw.valid
     assert PAIRS.contains(ahead.users, ahead.items).all() and VALID.contains(valid.users, valid.items).all()
-    assert ahead.users.shape == ((50,) if steps is None else (2, 50)) and valid.users.shape == (50,)
+    assert ahead.users.shape == (2, 50) and valid.users.shape == (50,)
     assert len(np.unique(np.asarray(ahead.items))) > 20 and len(np.unique(np.asarray(valid.items))) > 20
     children = jax.random.split(key)
     keys = np.concatenate([jax.random.key_data(k).reshape(-1, 2) for k in (key, children, ahead_key, valid_key)])
-    assert len(np.unique(keys, axis=0)) == len(keys) == 5 + (steps == 2)
-    one, expected = (
-        (draw.ahead, draw.ahead_rows) if steps is None else jax.tree.map(lambda x: x[1], (draw.ahead, draw.ahead_rows))
-    )
+    assert len(np.unique(keys, axis=0)) == len(keys) == 6
+    one, expected = jax.tree.map(lambda x: x[1], (draw.ahead, draw.ahead_rows))
     np.testing.assert_array_equal(ROWS(*one)["item"][0], expected["item"][0])
 
 
@@ -96,7 +94,9 @@ def test_draws_are_pairs_of_their_sets_and_of_keys_of_their_own(steps):
 
 def lightgcn():
     model = jr.models.LightGCN(PAIRS, dim=4, scale=1.0)
-    return model, partial(BPR, model=model), alternate(optax.adagrad(0.1), optax.sgd(1.0), scope="exact"), DRAWS
+    start = partial(coefficients, granularity="D")
+    tx = alternate(optax.adagrad(0.1), optax.sgd(1.0), scope="exact", start=start, steps=2)
+    return model, partial(BPR, model=model), tx, partial(DRAWS, steps=2)
 
 
 def mar_by_touched_rows():
@@ -112,12 +112,7 @@ def mar_by_touched_rows():
     return model, objective, alternate(step, amsgrad(0.01), scope="exact"), draws
 
 
-def mf_by_dimensions():
-    tx = ADAM(start=partial(coefficients, granularity="D"), steps=2)
-    return MF, partial(BPR, model=MF), tx, partial(DRAWS, steps=2)
-
-
-@pytest.mark.parametrize("setup", [mf_by_dimensions, lightgcn, mar_by_touched_rows])
+@pytest.mark.parametrize("setup", [lightgcn, mar_by_touched_rows])
 def test_models_train_and_their_coefficients_are_learned(setup):
     model, objective, tx, draws = setup()
     state, history = jr.train.fit(started(model, tx), objective, tx, PAIRS, touched=draws, **OPTIONS)
@@ -131,19 +126,19 @@ def test_coefficients_follow_the_validation_objective_where_it_is_another():
     def nothing(variables, key, batch):
         return jnp.zeros(())
 
-    tx, draws = ADAM(), partial(DRAWS, valid_objective=nothing)
-    state, _ = jr.train.fit(started(MF, tx), partial(BPR, model=MF), tx, PAIRS, touched=draws, **OPTIONS)
+    draws = partial(DRAWS, valid_objective=nothing)
+    state, _ = jr.train.fit(started(MF, TX), partial(BPR, model=MF), TX, PAIRS, touched=draws, **OPTIONS)
     assert int(state.opt_state.count) > 0 and not any(x.any() for x in leaves(state.opt_state.lambdas))
 
 
 def test_a_run_goes_on_from_its_checkpoint_and_ends_as_one_that_was_not_interrupted(tmp_path):
-    tx = ADAM()
     objective = partial(BPR, model=MF)
-    run = partial(jr.train.fit, objective=objective, tx=tx, train=PAIRS, touched=DRAWS, batch_size=8, progress=False)
-    whole, _ = run(started(MF, tx), epochs=2)
+    run = partial(jr.train.fit, objective=objective, tx=TX, train=PAIRS, touched=DRAWS, batch_size=8, progress=False)
+    whole, _ = run(started(MF, TX), epochs=2)
+    assert whole.opt_state.lambdas["user"].any() and whole.opt_state.lambdas["item"].any()
     checkpoint = jr.train.Checkpoint(tmp_path / "run")
-    run(started(MF, tx), epochs=1, checkpoint=checkpoint)
-    again, _ = run(started(MF, tx), epochs=2, checkpoint=checkpoint)
+    run(started(MF, TX), epochs=1, checkpoint=checkpoint)
+    again, _ = run(started(MF, TX), epochs=2, checkpoint=checkpoint)
     assert [x.tobytes() for x in leaves(again)] == [x.tobytes() for x in leaves(whole)]
 
 
@@ -154,16 +149,14 @@ def test_seeds_side_by_side_are_the_single_runs():
 
     keys = jax.random.split(jax.random.key(0), 2)
     sweep = jr.train.sweep(keys, setup, PAIRS, settings={"rate": [0.01]}, **OPTIONS)
-    tx = ADAM()
-    state = jr.train.init(keys[1], MF, tx)
-    state, _ = jr.train.fit(state, partial(BPR, model=MF), tx, PAIRS, touched=DRAWS, **OPTIONS)
+    state = jr.train.init(keys[1], MF, TX)
+    state, _ = jr.train.fit(state, partial(BPR, model=MF), TX, PAIRS, touched=DRAWS, **OPTIONS)
     for found, expected in zip(leaves(sweep.state(1).opt_state.lambdas), leaves(state.opt_state.lambdas)):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-5)
 
 
 def test_wrong_values_are_named():
-    tx = ADAM()
     with pytest.raises(ValueError, match="touched=None"):
-        jr.train.fit(started(MF, tx), partial(BPR, model=MF), tx, PAIRS, **OPTIONS)
+        jr.train.fit(started(MF, TX), partial(BPR, model=MF), TX, PAIRS, **OPTIONS)
     with pytest.raises(ValueError, match="reduction='max'"):
         lambda_opt.pairwise_rows(jax.random.key(0), None, sample=SAMPLE, reduction="max")
