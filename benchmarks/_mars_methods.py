@@ -54,9 +54,14 @@ def distances(train: jr.Interactions) -> jr.models.MF:
     return jr.models.MF(train.n_users, train.n_items, dim=DIM, scale=scale, score=score)
 
 
+def adagrad(rate: float) -> optax.GradientTransformation:
+    """Adagrad as for sums over a batch, where its accumulator starts at .1; objectives here are means."""
+    return optax.adagrad(rate, initial_accumulator_value=0.1 / BATCH**2, eps=1e-10)
+
+
 def in_ball(rate: float) -> rowwise.TouchedOnly:
     """Adagrad on touched rows, kept in the unit ball."""
-    return rowwise.touched_only(optax.chain(optax.adagrad(rate), riemannian.project_to_ball()))
+    return rowwise.touched_only(optax.chain(adagrad(rate), riemannian.project_to_ball()))
 
 
 # ---------------------------------------------------------------------- baselines
@@ -137,8 +142,8 @@ def sml(train: jr.Interactions, *, power: float, learning_rate: float = 0.05) ->
     objective = partial(jr.train.sml_objective, sample=negatives(train, power), loss=loss)
     clip = optax.stateless_with_tree_map(lambda update, x: jnp.clip(x + update, 0, 1) - x)
     rules = {
-        "vectors": optax.chain(optax.adagrad(learning_rate), riemannian.project_to_ball()),
-        "margins": optax.chain(optax.adagrad(learning_rate), clip),
+        "vectors": optax.chain(adagrad(learning_rate), riemannian.project_to_ball()),
+        "margins": optax.chain(adagrad(learning_rate), clip),
     }
     margins = {"user_margin": jnp.ones(train.n_users), "item_margin": jnp.ones(train.n_items)}
     labels = {"user": "vectors", "item": "vectors"} | dict.fromkeys(margins, "margins")
