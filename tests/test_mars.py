@@ -526,6 +526,7 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard(kind, facets, pres
         assert norm(x).max() < 1 + 1e-5 and (kind is MAR or norm(x).min() > 1 - 1e-5)
 
 
+@pytest.mark.slow
 def test_finds_the_facets_that_were_planted():
     """Users' largest shares are the planted ones up to names; benchmarks/facets.py says under which conditions."""
     sizes = dict(n_users=400, n_items=100, n_facets=3)

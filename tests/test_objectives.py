@@ -351,7 +351,9 @@ def descend(model, objective, steps=60, rate=0.05):
     return variables, values
 
 
-@pytest.mark.parametrize("model_name", MODELS)
+@pytest.mark.parametrize(
+    "model_name", [pytest.param(name, marks=pytest.mark.slow if name == "simplex" else []) for name in MODELS]
+)
 @pytest.mark.parametrize("loss_name", [*LOSSES, *DISTANCES, "directau", "rg2"])
 def test_every_loss_trains_every_model(loss_name, model_name):
     """The loss falls, and the withheld diagonal ranks far above chance (a mean reciprocal rank of about .13)."""

@@ -112,6 +112,7 @@ def mar_by_touched_rows():
     return model, objective, alternate(step, amsgrad(0.01), scope="exact"), draws
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setup", [lightgcn, mar_by_touched_rows])
 def test_models_train_and_their_coefficients_are_learned(setup):
     model, objective, tx, draws = setup()
@@ -142,6 +143,7 @@ def test_a_run_goes_on_from_its_checkpoint_and_ends_as_one_that_was_not_interrup
     assert [x.tobytes() for x in leaves(again)] == [x.tobytes() for x in leaves(whole)]
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_are_the_single_runs():
     def setup(rate):
         tx = alternate(optax.adam(0.02), amsgrad(rate), simulated=smooth_adam(0.02))
