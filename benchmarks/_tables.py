@@ -201,8 +201,7 @@ def facets_speed(found: dict) -> str:
         "written for this from the rule's description. Medians of shares of the epoch in turn, scaled to it; below 1 "
         "jaxrec is faster. jaxrec draws its triples on the way, PyTorch has them drawn beforehand. One pass is the "
         "leaner way to make the step, two passes (positives and negatives apart) the released code's. The aim "
-        "is a ratio of 0.1, which is not reached: against a lean peer it would take a step in the time of its bare "
-        "memory traffic. The released code itself was once measured at 79 to 147 s an epoch on one core."
+        "is a ratio of 0.1, which is not reached."
         f"\n\n{table(head, rows)}\n\n{origin(found)}"
     )
 
@@ -287,7 +286,7 @@ def metric_learning(found: dict) -> str:
         "that sorting by id beats MARS on Ciao, and negatives drawn by popularity, which teach a model to prefer rare "
         "items, are rewarded. On random splits popularity counts again. Sampled figures mislead there too: with "
         "uniform negatives the released rule is far above popularity among 100 sampled items, and below it among all. "
-        "One facet of as many numbers does as well as four: what helps is the loss, not the facets."
+        "There one facet of as many numbers does as well as four, so that the facets add nothing to the loss."
         "\n\n"
         + "\n\n".join(parts)
         + (
