@@ -181,11 +181,11 @@ METHODS = {
         partial(solver, jr.als.rg2.fit), {"alpha": (0.02, 0.05, 0.1, 0.2), "regularization": (0.03, 0.1, 0.3)}
     ),
     "WRMF": Method(
-        partial(solver, jr.als.ials.wrmf), {"alpha": (1.0, 4.0, 10.0), "regularization": (0.1, 3.0, 10.0, 50.0)}
+        partial(solver, jr.als.ials.wrmf), {"alpha": (1.0, 4.0, 10.0), "regularization": (3.0, 10.0, 50.0, 200.0)}
     ),
     "iALS": Method(
         partial(solver, jr.als.ials.fit),
-        {"unobserved_weight": (0.01, 0.03, 0.1, 0.3), "regularization": (0.003, 0.01, 0.03, 0.1)},
+        {"unobserved_weight": (0.01, 0.03, 0.1, 0.3, 1.0), "regularization": (0.003, 0.01, 0.03, 0.1)},
     ),
     "softmax": Method(partial(sgd, partial(full, softmax)), RATES, FEW),
     "sampled softmax": Method(partial(sgd, partial(pairwise, jr.losses.sampled_softmax, 100)), RATES, FEW),
