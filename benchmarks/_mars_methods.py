@@ -89,7 +89,9 @@ def neumf(train: jr.Interactions, *, power: float, learning_rate: float = 1e-3) 
     return Recipe(model, objective, rowwise.touched_only(optax.adam(learning_rate)))
 
 
-def cml(train: jr.Interactions, *, power: float, margin: float, covariance: float = 0.0) -> Recipe:
+def cml(
+    train: jr.Interactions, *, power: float, margin: float, learning_rate: float, covariance: float = 0.0
+) -> Recipe:
     """The weight by estimated rank, over five negatives; covariance on request."""
     model = distances(train)
     loss = partial(jr.losses.warp, margin=margin, n_items=train.n_items)
@@ -97,7 +99,7 @@ def cml(train: jr.Interactions, *, power: float, margin: float, covariance: floa
     if covariance:
         parts = ((1.0, objective), (covariance, jr.train.covariance_objective))
         objective = partial(jr.train.combined_objective, parts=parts)
-    return Recipe(model, objective, in_ball(0.1))
+    return Recipe(model, objective, in_ball(learning_rate))
 
 
 def metricf(train: jr.Interactions, *, power: float, margin: float) -> Recipe:
@@ -136,7 +138,7 @@ def in_ball_adam(rate: float) -> optax.GradientTransformation:
     return optax.chain(optax.adam(rate), riemannian.project_to_ball())
 
 
-def sml(train: jr.Interactions, *, power: float, learning_rate: float = 0.05) -> Recipe:
+def sml(train: jr.Interactions, *, power: float, learning_rate: float) -> Recipe:
     """Margins learnt in [0, 1]; γ is the released code's 10, divided by the batch as it has it."""
     loss = partial(jr.losses.sml, margin_weight=10 / BATCH)
     objective = partial(jr.train.sml_objective, sample=negatives(train, power), loss=loss)
@@ -214,21 +216,22 @@ def composed(
 
 
 ANY, HALF, WARM = {"power": (0.0, 0.75)}, {"dim": DIM // 2}, {"temperature": (0.1, 0.2)}
+UNIFORM = {"power": 0.0}  # on random splits, where uniform negatives were BPR's better ones on validation
 METHODS = {
     "BPR": Method(bpr, ANY | {"l2": (1e-5, 1e-4, 1e-3)}),
     "NMF": Method(nmf, {"dim": (4, 16, 64)}),
-    "NeuMF": Method(neumf, ANY),
-    "CML": Method(cml, ANY | {"margin": (0.5,)}),
-    "MetricF": Method(metricf, ANY | {"margin": (0.6, 1.5)}),
-    "TransCF": Method(transcf, ANY),
-    "LRML": Method(lrml, ANY),
-    "SML": Method(sml, ANY),
-    "MAR": Method(partial(facets, kind=jr.models.MAR, preset=mars.DEFAULT), ANY, HALF),
+    "NeuMF": Method(neumf, ANY, UNIFORM),
+    "CML": Method(cml, ANY | {"margin": (0.5,), "learning_rate": (1.0, 3.0)}, UNIFORM),
+    "MetricF": Method(metricf, ANY | {"margin": (0.6, 1.5)}, UNIFORM),
+    "TransCF": Method(transcf, ANY, UNIFORM),
+    "LRML": Method(lrml, ANY, UNIFORM),
+    "SML": Method(sml, ANY | {"learning_rate": (0.1, 0.3)}, UNIFORM),
+    "MAR": Method(partial(facets, kind=jr.models.MAR, preset=mars.DEFAULT), ANY, HALF | UNIFORM),
     "MARS, released": Method(facets, {}, HALF),
     "MARS, released, 2 facets": Method(partial(facets, n_facets=2), {}, HALF),
     "MARS, released, uniform negatives": Method(partial(facets, power=0.0), {}, HALF),
-    "MARS, default": Method(partial(facets, preset=mars.DEFAULT), ANY, HALF),
-    "MARS, paper": Method(partial(facets, preset=mars.PAPER), ANY, HALF),
+    "MARS, default": Method(partial(facets, preset=mars.DEFAULT), ANY, HALF | UNIFORM),
+    "MARS, paper": Method(partial(facets, preset=mars.PAPER), ANY, HALF | UNIFORM),
     "composed, 4 facets": Method(partial(composed, n_facets=4, dim=64), WARM),
     "composed, 1 facet": Method(partial(composed, n_facets=1, dim=256), WARM),
 }
