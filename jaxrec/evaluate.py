@@ -129,9 +129,8 @@ def full_ranking(
     """
     users = _evaluated_users(train, test, users)
     ks = sorted(set(ks))
-    _, items, areas = ranked(
-        model, variables, users, k=ks[-1] if ks else 0, seen=train, demoted=test, key=key, block=block, auc=auc
-    )
+    options = {"seen": train, "demoted": test, "key": key, "block": block, "judge": metrics.auc if auc else None}
+    _, items, areas = ranked(model, variables, users, k=ks[-1] if ks else 0, **options)
     per_user, catalogue = _list_metrics(items, users, test, train.item_degrees, ks=tuple(ks))
     names = [f"{metric.__name__}@{k}" for metric in (*_METRICS, metrics.popularity) for k in ks]  # jit sorts its dicts
     per_user = {name: np.asarray(per_user[name], np.float64) for name in names}
@@ -141,6 +140,48 @@ def full_ranking(
     ties = "against the test item" if key is None else "at random"
     protocol = f"full ranking of {train.n_items} items, {train.n_pairs} training pairs masked, ties {ties}"
     return Report(users, per_user, catalogue, items, protocol)
+
+
+def separate_ranking(
+    model: Model,
+    variables: Variables,
+    train: Interactions,
+    test: Interactions,
+    *,
+    ks: Sequence[int] = (50, 100),
+    users: ArrayLike | None = None,
+    block: int | None = None,
+) -> Report:
+    """Ranks each test item apart, among the items that its user has in neither part, as λOpt's code does.
+
+    Each user's figures are means over its test items, and all users weigh alike. Ties favour the test item in its rank,
+    not in the area under the curve. Use it to compare with a paper that did the same: such figures are larger than
+    those of `full_ranking`, the more test items a user has.
+
+    Args:
+        model: see the module.
+        variables: of the model.
+        train: pairs [M, N] that are masked; give train and validation in one to mask both.
+        test: pairs [M, N] to find.
+        ks: numbers of ranks that count.
+        users: ids [U] to evaluate; by default all that have a test pair.
+        block: users scored at a time; results do not depend on it.
+
+    Returns:
+        A `Report` with "auc", "recall@k" (called HR@K there) and "ndcg@k" for each user.
+
+    Raises:
+        ValueError: as `full_ranking`, and for k outside 1 .. N.
+    """
+    users = _evaluated_users(train, test, users)
+    ks = tuple(sorted(set(ks)))
+    if not ks or not 1 <= ks[0] <= ks[-1] <= train.n_items:
+        raise ValueError(f"ks={ks}, but the catalogue has {train.n_items} items; give some of 1 .. {train.n_items}")
+    options = {"seen": train, "demoted": test, "key": None, "block": block, "judge": _apart_at(ks)}
+    found = ranked(model, variables, users, k=1, **options)[2]
+    per_user = {name: np.asarray(values, np.float64) for name, values in found.items()}
+    protocol = f"each test item among the user's unknown of {train.n_items}, {train.n_pairs} training pairs masked"
+    return Report(users, per_user, {}, None, protocol)
 
 
 def sampled_ranking(
@@ -279,6 +320,19 @@ def _list_metrics(items, users, test, degrees, *, ks):
     per_user |= {f"popularity@{k}": metrics.popularity(items[:, :k], degrees) for k in ks}
     whole = (metrics.coverage, metrics.gini)
     return per_user, {f"{m.__name__}@{k}": m(items[:, :k], n_items=test.n_items) for m in whole for k in ks}
+
+
+@functools.cache  # one object for each ks, so that what is jitted with it stays compiled
+def _apart_at(ks: tuple[int, ...]) -> Callable[..., dict[str, Array]]:
+    return functools.partial(_apart, ks=ks)
+
+
+def _apart(scores: Array, relevant: Array, *, where: Array, ks: tuple[int, ...]) -> dict[str, Array]:
+    """Figures of rows [B, N] by rank alone, each [B]."""
+    ranks = metrics.rank_alone(scores, relevant, where=where)
+    figures = {"auc": metrics.auc(scores, relevant, where=where, ties="lost")}
+    figures |= {f"recall@{k}": metrics.recall_alone(ranks, k=k) for k in ks}
+    return figures | {f"ndcg@{k}": metrics.ndcg_alone(ranks, k=k) for k in ks}
 
 
 @functools.partial(jax.jit, static_argnames="model")

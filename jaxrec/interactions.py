@@ -301,6 +301,30 @@ class Interactions:
             return jnp.zeros(places.shape, jnp.int32), where
         return jnp.where(where, indices.at[places].get(mode="clip"), 0), where
 
+    def flat_rows(self, users: Array, *, capacity: int) -> tuple[Array, Array, Array]:
+        """The items of a block of users as one list of pairs, one user's after another's: padded once, not by user.
+
+        Args:
+            users: integers [B].
+            capacity: static C; pairs beyond it are left out, so that it must be their number at least.
+
+        Returns:
+            rows int32 [C], places in `users`, B where padded; items int32 [C], 0 there; degrees int32 [B].
+        """
+        chex.assert_type(users, int)
+        chex.assert_rank(users, 1)
+        indptr, indices = jnp.asarray(self.indptr), jnp.asarray(self.indices)
+        users = jnp.asarray(users)
+        degrees = indptr[users + 1] - indptr[users]
+        ends = jnp.cumsum(degrees)
+        number = jnp.arange(capacity, dtype=jnp.int32)
+        rows = jnp.searchsorted(ends, number, side="right").astype(jnp.int32)
+        if self.n_pairs == 0:
+            return rows, jnp.zeros(capacity, jnp.int32), degrees
+        row = jnp.minimum(rows, len(users) - 1)
+        places = indptr[users[row]] + number - (ends - degrees)[row]
+        return rows, jnp.where(rows < len(users), indices.at[places].get(mode="clip"), 0), degrees
+
 
 @jax.custom_vjp
 def spmm(matrix: Interactions, transposed: Interactions, x: Array) -> Array:

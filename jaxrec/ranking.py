@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec import metrics
 from jaxrec.interactions import Interactions
 from jaxrec.typing import Array, ArrayLike, Key, Model, Variables
 
@@ -37,8 +38,8 @@ def ranked(
     demoted: Interactions | None,
     key: Key | None,
     block: int | None,
-    auc: bool = False,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    judge: Callable[..., Any] | None = None,
+) -> tuple[np.ndarray, np.ndarray, Any]:
     """The k best items of users [U], on the host.
 
     Args:
@@ -47,13 +48,14 @@ def ranked(
         users: ids int32 [U].
         k: length of the lists.
         seen: pairs to leave out.
-        demoted: pairs that lose ties where there is no key; the relevant ones of `auc`.
+        demoted: pairs that lose ties where there is no key; the relevant ones of `judge`.
         key: for the order of equal scores.
         block: users scored at a time.
-        auc: whether to give the area under the ROC curve of `demoted` against all that is not seen.
+        judge: if given, a function of whole rows, (scores, relevant, where=) -> a tree of arrays [B], such as
+            `metrics.auc`: `demoted` are relevant, and used is what is not seen.
 
     Returns:
-        scores float32 [U, k], items int32 [U, k], and areas float32 [U] or None.
+        scores float32 [U, k], items int32 [U, k], and what `judge` gives, each [U], or None.
 
     Raises:
         ValueError: see `jaxrec.evaluate.top_k`.
@@ -77,13 +79,14 @@ def ranked(
     places = np.argsort(order).astype(np.int32)
     inputs = padded, _edges(seen, padded, places), _edges(demoted, padded, places)
     lower = key is None and demoted is not None
-    scores, items, areas = _blocks(model, variables, order.astype(np.int32), inputs, k=k, lower=lower, auc=auc)
+    found = _blocks(model, variables, order.astype(np.int32), inputs, k=k, lower=lower, judge=judge)
+    scores, items, judged = found
     scores = np.asarray(scores).reshape(-1, k)[: len(users)]
     items = np.asarray(items).reshape(-1, k)[: len(users)]
     if np.isnan(scores).any():
         bad = np.isnan(scores).any(axis=1)
         raise ValueError(f"{bad.sum()} users have scores of NaN, user {users[bad][0]} the first; did training diverge?")
-    return scores, items, None if areas is None else np.asarray(areas).reshape(-1)[: len(users)]
+    return scores, items, jax.tree.map(lambda values: np.asarray(values).reshape(-1)[: len(users)], judged)
 
 
 def _edges(interactions: Interactions | None, users: np.ndarray, places: np.ndarray) -> tuple | None:
@@ -113,8 +116,8 @@ def _rows(model: Model, variables: Variables, users: Array) -> Array:
     return model.apply(variables, users, method="rows")
 
 
-@functools.partial(jax.jit, static_argnames=("model", "k", "lower", "auc"))
-def _blocks(model, variables, order, inputs, *, k, lower, auc):
+@functools.partial(jax.jit, static_argnames=("model", "k", "lower", "judge"))
+def _blocks(model, variables, order, inputs, *, k, lower, judge):
     """Scores and items [n_blocks, B, k]; the columns stand in the random `order` [N], which breaks ties."""
     n_items = order.shape[0]
     width = -(-n_items // _GROUP) * _GROUP
@@ -136,15 +139,15 @@ def _blocks(model, variables, order, inputs, *, k, lower, auc):
         scores = jnp.where(jnp.arange(width)[None, :] < n_items, scores, -jnp.inf)
         if seen is not None:
             scores = scores.at[seen].set(-jnp.inf, mode="drop")
-        area = None
-        if auc:
+        judged = None
+        if judge is not None:
             relevant = jnp.zeros(scores.shape, bool).at[positives].set(True, mode="drop")
-            area = metrics.auc(scores, relevant, where=scores > -jnp.inf)
+            judged = judge(scores, relevant, where=scores > -jnp.inf)
         if lower:
             scores = scores.at[positives].set(_one_lower(scores.at[positives].get(mode="clip")), mode="drop")
         values, at = _grouped_top_k(scores, k)
         items = jnp.where(values > -jnp.inf, order[jnp.minimum(at, n_items - 1)], -1)
-        return jnp.where(bad[:, None], jnp.nan, values), items, area
+        return jnp.where(bad[:, None], jnp.nan, values), items, judged
 
     return jax.lax.map(ranked, inputs)
 

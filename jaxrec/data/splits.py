@@ -108,7 +108,7 @@ def ratio(
     and test is served before valid: 1 pair is train; 2 are 1 train, 1 test; 5 are 3/1/1, 19 are 17/1/1 and 20 are
     16/2/2 at the default fractions.
 
-    Differs: the code of λOpt takes ⌊n·f⌋, so its users with few pairs have no test pair; leave them out by `who`.
+    See `in_turn` for plain ⌊n·f⌋.
 
     Args:
         interactions: the whole set.
@@ -133,6 +133,36 @@ def ratio(
     n_test = np.minimum(_share(degrees, fractions[2]), spare)
     n_valid = np.minimum(_share(degrees, fractions[1]), spare - n_test)
     return _last(interactions, order, who, n_valid, n_test)
+
+
+def in_turn(
+    interactions: Interactions,
+    *,
+    test: float = 0.2,
+    valid: float = 0.25,
+    order: Order,
+    who: ArrayLike | None = None,
+) -> Split:
+    """Holds out a share of each user's pairs for test, and then a share of those left for valid, as λOpt's code does.
+
+    Of n pairs the last t = ⌊n·test⌋ are test and the ⌊(n − t)·valid⌋ before them valid: at the default shares 10 pairs
+    are 6/2/2, 7 are 5/1/1, and 4 are 3/1/0. Unlike by `ratio`, users with few pairs may have none in test.
+
+    Args:
+        interactions: the whole set.
+        test: share of all pairs of a user.
+        valid: share of what is left.
+        order: gives the order of the pairs, such as `temporal_order` with its key filled in.
+        who: bool [M], users whose pairs may be held out; None means all.
+
+    Raises:
+        ValueError: for shares not in [0, 1), an order with ties inside a user, and a `who` of other shape or dtype.
+    """
+    if not (0 <= test < 1 and 0 <= valid < 1):
+        raise ValueError(f"test={test}, valid={valid}; give shares of 0 or more, below 1")
+    degrees = np.asarray(interactions.user_degrees)
+    n_test = _floor(degrees * test)
+    return _last(interactions, order, who, _floor((degrees - n_test) * valid), n_test)
 
 
 def leave_one_out(interactions: Interactions, *, order: Order, who: ArrayLike | None = None) -> Split:

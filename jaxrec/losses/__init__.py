@@ -15,6 +15,8 @@ from jaxrec.losses.distance import metricf as metricf
 from jaxrec.losses.distance import on_scores as on_scores
 from jaxrec.losses.distance import sml as sml
 from jaxrec.losses.distance import triplet as triplet
+from jaxrec.losses.divergence import kl_normalised as kl_normalised
+from jaxrec.losses.divergence import kl_standard as kl_standard
 from jaxrec.losses.pairwise import bpr as bpr
 from jaxrec.losses.pairwise import ccl as ccl
 from jaxrec.losses.pairwise import hinge as hinge

@@ -1,6 +1,10 @@
 """Models as Linen modules: `model.init(key, users, items)`, `model.apply(variables, users, items)`."""
 
+from jaxrec.models import attention as attention
+from jaxrec.models import implicit as implicit
 from jaxrec.models.lightgcn import LightGCN as LightGCN
+from jaxrec.models.macrid import VALID as VALID
+from jaxrec.models.macrid import MacridVAE as MacridVAE
 from jaxrec.models.mars import MAR as MAR
 from jaxrec.models.mars import MARS as MARS
 from jaxrec.models.mars import free as free

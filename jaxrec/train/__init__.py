@@ -4,6 +4,7 @@ from jaxrec.history import EarlyStopping as EarlyStopping
 from jaxrec.history import History as History
 from jaxrec.train import lambda_opt as lambda_opt
 from jaxrec.train import mars as mars
+from jaxrec.train import vae as vae
 from jaxrec.train.checkpoint import Checkpoint as Checkpoint
 from jaxrec.train.lanes import Sweep as Sweep
 from jaxrec.train.loop import Batch as Batch

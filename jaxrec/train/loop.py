@@ -44,15 +44,17 @@ class Batch(NamedTuple):
 
     Attributes:
         users: int32 [B].
-        items: int32 [B], or [B, P] where `fit` groups up to P positives of a user.
+        items: int32 [B], or [B, P] where `fit` groups up to P positives of a user; [B, 0] with `group=0`.
         weights: float32, of the shape of `items`, or None.
-        where: bool, of the shape of `items`, True = use.
+        where: bool, of the shape of `items`, True = use; [B] with `group=0`.
+        step: int32 [], steps that the run has made before this one, for what is annealed.
     """
 
     users: Array
     items: Array
     weights: Array | None
     where: Array
+    step: Array | int = 0
 
 
 class DivergenceError(ValueError):
@@ -113,7 +115,7 @@ def fit(
         batch_size: B, positives a step, or users a step with `group`.
         group: if given, an example is a user with up to so many of its positives (a user with more makes several
             examples), so that its negatives are drawn and scored once for all of them: for the same work an epoch sees
-            several times as many.
+            several times as many. 0: an example is a user alone, for models that hold the histories themselves.
         touched: function of (key, batch) that names the rows a step touches, for `optim.rowwise.dense_adam`, such as
             `partial(pairwise_rows, sample=...)` beside a `pairwise_objective`. All others must have a gradient of 0.
             For `optim.lambda_opt.alternate`, what a step is made on: `partial(train.lambda_opt.draws, ...)`.
@@ -174,10 +176,11 @@ def fit(
 
 
 def _check_fit(state, train, epochs, batch_size, group, every, validate, stopping) -> None:
-    sizes = (("epochs", epochs), ("batch_size", batch_size), ("group", group), ("every", every))
-    for name, value in sizes:
-        if value is not None and value < 1:
+    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("every", every)):
+        if value < 1:
             raise ValueError(f"{name}={value}; give 1 or more")
+    if group is not None and group < 0:
+        raise ValueError(f"group={group}; give the positives of a user a step, 0 for users alone, or None")
     if train.n_pairs == 0:
         raise ValueError("train has no pairs; there is nothing to learn from")
     if stopping is not None and validate is None:
@@ -227,7 +230,7 @@ class Examples(NamedTuple):
         length: int32 [R], its number of positives; None likewise.
         items: int32 [nnz].
         weights: float32 [nnz] or None.
-        group: int32 [1, P], 0 .. P-1, or None for single positives.
+        group: int32 [1, P], 0 .. P-1, or None for single positives; [1, 0] for users alone.
     """
 
     users: Array
@@ -237,25 +240,27 @@ class Examples(NamedTuple):
     weights: Array | None
     group: Array | None
 
-    def batch(self, chosen: Array) -> Batch:
+    def batch(self, chosen: Array, step: Array | int = 0) -> Batch:
         """The batch of examples `chosen` [B]; the place R stands for padding."""
         real = chosen < self.users.shape[0]
         chosen = jnp.minimum(chosen, self.users.shape[0] - 1)
+        if self.group is not None and self.group.size == 0:
+            return Batch(self.users[chosen], jnp.zeros((len(chosen), 0), jnp.int32), None, real, step)
         places = chosen
         if self.group is not None:
             real = real[:, None] & (self.group < self.length[chosen][:, None])
             places = jnp.where(real, self.first[chosen][:, None] + self.group, 0)
         weights = None if self.weights is None else self.weights[places]
-        return Batch(self.users[chosen], self.items[places], weights, real)
+        return Batch(self.users[chosen], self.items[places], weights, real, step)
 
 
 def examples(train: Interactions, group: int | None) -> Examples:
-    """The positives one by one, or in groups of up to `group` of one user."""
+    """The positives one by one, in groups of up to `group` of one user, or (0) the users that have any."""
     users, items = train.pairs()
     if group is None:
         return Examples(users, None, None, items, train.weights, None)
     indptr = np.asarray(train.indptr)
-    parts = -(-np.diff(indptr) // group)
+    parts = -(-np.diff(indptr) // group) if group else np.diff(indptr) > 0
     owner = np.repeat(np.arange(train.n_users, dtype=np.int32), parts)
     part = np.arange(len(owner)) - np.repeat(np.cumsum(parts) - parts, parts)
     first = (indptr[owner] + part * group).astype(np.int32)
@@ -287,7 +292,8 @@ def epoch(
         params, opt_state = carry
         places = number * batch_size + jnp.arange(batch_size)
         chosen = jnp.where(places < n, sampling.permuted(order_key, jnp.minimum(places, n - 1), n=n), n)
-        batch, key = data.batch(chosen), jax.random.fold_in(step_key, number)
+        batch = data.batch(chosen, state.epoch * steps + number)
+        key = jax.random.fold_in(step_key, number)
 
         def value(params, drawn=(key, batch), objective=objective):
             return objective({**state.variables, "params": params}, *drawn)

@@ -1,0 +1,36 @@
+"""Kullback-Leibler divergences of a Gaussian posterior, over the last axis: [..., D] -> [...]."""
+
+from __future__ import annotations
+
+import chex
+import jax.numpy as jnp
+
+from jaxrec.typing import Array
+
+
+def kl_standard(mean: Array, log_variance: Array) -> Array:
+    """KL(N(μ, e^lv) ‖ N(0, 1)) = ½ Σ (e^lv + μ² − 1 − lv) (Kingma and Welling 2014, arXiv 1312.6114).
+
+    Args:
+        mean: μ [..., D].
+        log_variance: lv [..., D].
+
+    >>> float(kl_standard(jnp.ones(2), jnp.zeros(2)))
+    1.0
+    """
+    chex.assert_equal_shape([mean, log_variance])
+    return 0.5 * (jnp.exp(log_variance) + mean**2 - 1 - log_variance).sum(-1)
+
+
+def kl_normalised(log_variance: Array) -> Array:
+    """KL(N(μ, σ₀² e^lv) ‖ N(0, σ₀²)) of unit vectors μ, less its constant 1 / 2σ₀²: ½ Σ (e^lv − lv − 1).
+
+    Of MacridVAE (Ma et al. 2019, arXiv 1910.14238).
+
+    Args:
+        log_variance: lv [..., D].
+
+    >>> float(kl_normalised(jnp.zeros(3)))
+    0.0
+    """
+    return 0.5 * (jnp.exp(log_variance) - log_variance - 1).sum(-1)

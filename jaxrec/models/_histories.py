@@ -1,0 +1,110 @@
+"""The histories of a batch of users as one list of pairs: no user is padded to the longest."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec import sampling
+from jaxrec.interactions import Interactions
+from jaxrec.typing import Array, Key
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """The items of B users.
+
+    Attributes:
+        rows: int32 [C], places in the batch, ascending; B where padded.
+        items: int32 [C].
+        users: int32 [B], on which noise depends.
+        key: of the noise; None for none.
+    """
+
+    rows: Array
+    items: Array
+    users: Array
+    key: Key | None = None
+
+    @property
+    def real(self) -> Array:
+        """bool [C, 1], False for padding."""
+        return (self.rows < len(self.users))[:, None]
+
+    def sums(self, values: Array) -> Array:
+        """Sums [B, ...] over users of values [C, ...]."""
+        return jax.ops.segment_sum(values, self.rows, len(self.users), indices_are_sorted=True)
+
+    def normalised(self, values: Array) -> Array:
+        """Values [C, K] over the root of the sum of their squares over the user's pairs; 0 for padding."""
+        values = jnp.where(self.real, values, 0)
+        squares = self.sums(values**2)
+        there = squares > 0
+        return values * spread(jnp.where(there, jax.lax.rsqrt(jnp.where(there, squares, 1)), 0), self.rows)
+
+    def dropped(self, values: Array, rate: float, *, draw: int) -> Array:
+        """Values [C, K] with a share set to 0 and the others divided by 1 − rate; `draw` tells draws apart."""
+        if self.key is None or rate == 0:
+            return values
+        k = values.shape[-1]
+        halves = -(-k // 2)
+        lanes = spread(self.users, self.rows)[:, None] * halves + jnp.arange(halves, dtype=jnp.int32)[None]
+        drawn = sampling.uniform_at(jax.random.fold_in(self.key, draw), lanes, self.items[:, None])
+        kept = jnp.concatenate(drawn, axis=-1)[:, :k] >= rate
+        return jnp.where(kept, values / (1 - rate), 0)
+
+    def normal(self, shape: tuple[int, ...], *, draw: int) -> Array:
+        """Standard normal numbers [B, *shape], each user's its own."""
+        key = jax.random.fold_in(self.key, draw)
+        return jax.vmap(lambda user: jax.random.normal(jax.random.fold_in(key, user), shape))(self.users)
+
+
+def spread(x: Array, rows: Array) -> Array:
+    """The rows [C, ...] of x [B, ...]; of x [1, ...] the same for all."""
+    return x.at[jnp.zeros_like(rows) if len(x) == 1 else rows].get(mode="clip")
+
+
+def on_histories(
+    fn: Callable[[Pairs, Array], Any], known: Interactions, degrees: np.ndarray, users: Array, key: Key | None
+) -> Any:
+    """`fn(pairs, degrees [B])` of the users' histories, in a list long enough for them.
+
+    Two lengths are compiled: one that batches of such users seldom surpass, and one that no batch can.
+
+    Args:
+        fn: any function; its result may not depend on the length of the list.
+        known: the histories.
+        degrees: int [M], those of `known`, on the host.
+        users: int32 [B].
+        key: of the noise.
+    """
+    n, longest = len(users), max(int(degrees.max(initial=0)), 1)
+    usual = math.ceil(n * degrees.mean() + 6 * math.sqrt(n) * degrees.std())
+    usual, worst = (-(-size // 256) * 256 for size in (usual, n * longest))
+
+    def of(capacity: int) -> Callable[[], Any]:
+        def found() -> Any:
+            rows, items, own = known.flat_rows(users, capacity=capacity)
+            return fn(Pairs(rows, items, users, key), own)
+
+        return found
+
+    if worst <= 2 * usual:
+        return of(worst)()
+    total = (known.indptr[users + 1] - known.indptr[users]).sum()
+    return jax.lax.cond(total <= usual, of(usual), of(worst))
+
+
+def all_pairs(items: Array, where: Array) -> Pairs:
+    """Padded histories [B, L] as such a list."""
+    n = len(items)
+    rows = jnp.where(where, jnp.arange(n, dtype=jnp.int32)[:, None], n)
+    # places ascend only where no padding stands between, so that padding moves to the end
+    order = jnp.argsort(rows.reshape(-1), stable=True)
+    return Pairs(rows.reshape(-1)[order], items.reshape(-1)[order], jnp.arange(n, dtype=jnp.int32))

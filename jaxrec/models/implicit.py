@@ -1,0 +1,95 @@
+"""How gradients pass through repeated updates x ← f(x): `gradient(f, start, n) -> x`, with f(x, number=1 .. n).
+
+What f holds beside x, such as parameters, may be differentiated too. All but `unrolled` and `straight_through` give
+`start` a gradient of 0. Those that look for a fixed point keep the noise of the first update.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxrec.typing import Array
+
+Update = Callable[..., Array]
+
+
+class Gradient(Protocol):
+    """Any of this module."""
+
+    def __call__(self, update: Update, start: Array, n: int) -> Array:
+        """x after n updates."""
+
+
+def unrolled(update: Update, start: Array, n: int) -> Array:
+    """n updates, all differentiated."""
+    x = start
+    for number in range(1, n + 1):
+        x = update(x, number=number)
+    return x
+
+
+def detach(update: Update, start: Array, n: int) -> Array:
+    """n updates, none differentiated: as VALID's released code has it."""
+    return jax.lax.stop_gradient(unrolled(update, start, n))
+
+
+def one_step(update: Update, start: Array, n: int) -> Array:
+    """n updates, the last differentiated (Chang et al. 2022, arXiv 2207.00787): the first term of Neumann's series."""
+    return update(detach(update, start, n - 1), number=n)
+
+
+def straight_through(update: Update, start: Array, n: int) -> Array:
+    """As `detach`, and `start` gets x's gradient (as the queries of Jia et al. 2023, arXiv 2210.08990)."""
+    return detach(update, start, n) + start - jax.lax.stop_gradient(start)
+
+
+def neumann(update: Update, start: Array, n: int, *, terms: int = 20) -> Array:
+    """The fixed point after n updates, differentiated implicitly: w = Σ_{i ≤ terms} (Jᵀ)ⁱ v for (I − Jᵀ) w = v."""
+
+    def solve(transposed: Callable[[Array], Array], v: Array) -> Array:
+        return jax.lax.fori_loop(0, terms, lambda _, w: v + transposed(w), v)
+
+    return _fixed_point(update, start, n, solve)
+
+
+def gmres(update: Update, start: Array, n: int, *, tolerance: float = 1e-6, restart: int = 20) -> Array:
+    """The fixed point after n updates, differentiated implicitly, (I − Jᵀ) w = v being solved by GMRES."""
+
+    def solve(transposed: Callable[[Array], Array], v: Array) -> Array:
+        matrix = lambda w: w - transposed(w)  # noqa: E731
+        return jax.scipy.sparse.linalg.gmres(matrix, v, tol=tolerance, restart=restart, maxiter=20)[0]
+
+    return _fixed_point(update, start, n, solve)
+
+
+def _fixed_point(update: Update, start: Array, n: int, solve: Callable) -> Array:
+    start = jax.lax.stop_gradient(start)
+    converted, held = jax.closure_convert(lambda x: update(x, number=1), start)
+    return _iterated(converted, solve, n, start, held)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _iterated(fn: Callable[..., Array], solve: Callable, n: int, start: Array, held: Any) -> Array:
+    """x after n times x ← fn(x, *held); its vjp takes x for a fixed point, which forgets `start`."""
+    return jax.lax.fori_loop(0, n, lambda _, x: fn(x, *held), start)
+
+
+def _iterated_forward(fn, solve, n, start, held):
+    x = _iterated(fn, solve, n, start, held)
+    return x, (x, held)
+
+
+def _iterated_backward(fn, solve, n, residuals, v):
+    x, held = residuals
+    _, in_x = jax.vjp(lambda x: fn(x, *held), x)
+    w = solve(lambda w: in_x(w)[0], v)
+    _, in_held = jax.vjp(lambda held: fn(x, *held), held)
+    return jnp.zeros_like(x), in_held(w)[0]
+
+
+_iterated.defvjp(_iterated_forward, _iterated_backward)

@@ -1,0 +1,274 @@
+"""Multi-interest variational autoencoders: VALID and MacridVAE, whose users have a vector for each of K interests."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec.interactions import Interactions
+from jaxrec.losses import kl_normalised
+from jaxrec.models import _mixture
+from jaxrec.models._histories import Pairs, all_pairs, on_histories
+from jaxrec.models._mixture import Noise
+from jaxrec.models.attention import Attention
+from jaxrec.models.implicit import Gradient, detach
+from jaxrec.models.mf import _unit
+from jaxrec.typing import Array, Key
+
+_XAVIER = nn.initializers.glorot_normal()
+
+
+class Posterior(NamedTuple):
+    """What the encoder finds for B users.
+
+    Attributes:
+        prototypes: [B, K, D] (or [1, K, D] where all share them), unit vectors, those of the last block.
+        mean: μ [B, K, D], unit vectors.
+        log_variance: lv [B, K, D]; the deviation is σ₀ exp(lv / 2).
+        interests: [B, K, D], unit vectors: the means, or with noise the normalised samples.
+    """
+
+    prototypes: Array
+    mean: Array
+    log_variance: Array
+    interests: Array
+
+
+class VALID(nn.Module):
+    """VALID (Tran and Lauw 2023, 10.1145/3583780.3615001): interests by iterative latent attention.
+
+    Each of R blocks groups the user's items by their nearness to K prototypes, A = softmax_k(x_k·h_l / τ + g); all but
+    the last move the prototypes to their groups, x_k ← unit(Σ_l w_lk h_l), with w = A normalised over the user's items
+    for each k, and dropped out. The last one encodes the groups, e_k = Σ_l w_lk E_l + b, (μ, −lv) = W tanh(e) + c,
+    z_k = unit(μ_k) + σ₀ exp(lv_k / 2) ε, and p_l ∝ Σ_k A_lk exp(unit(z_k)·h_l / τ_dec) over all items.
+
+    Parameters are `item` [N, D] (H), `prototype` [K, D], `context` [N, W] (E), `context_bias` [W], `head` [W, 2D],
+    `head_bias` [2D]. The histories travel as the untrained collection "history". Noise, of groups, dropout and z,
+    is drawn in `apply(..., rngs={"noise": key})`; without that key nothing is random.
+
+    Attributes:
+        history: the training interactions; weights are not used.
+        dim: D.
+        n_interests: K.
+        n_blocks: R; 1 is MacridVAE.
+        width: W, of the encoder.
+        temperature: τ of the groups.
+        decoder_temperature: τ_dec.
+        deviation: σ₀.
+        dropout: rate for the weights w.
+        gradient: how gradients pass through the blocks before the last: of `jaxrec.models.implicit`. `detach`, as
+            released, stops them, so that for R ≥ 2 `prototype` stays as it was drawn.
+        attention: among a user's prototypes after each update, of `jaxrec.models.attention`.
+        chunk: items that the decoder takes at a time in training; a step holds about 8·B·K·chunk floats.
+
+    Raises:
+        ValueError: for sizes below 1, temperatures or a deviation not above 0, a dropout outside [0, 1).
+
+    Differs: from the paper as the released code does: updates take unit vectors and their result is normalised, biases
+    are there, KL leaves out the constant ‖μ‖² / 2σ₀². The padding item and user of RecBole are not there.
+
+    >>> train = Interactions.from_pairs([0, 0, 2], [1, 3, 0])
+    >>> model = VALID(train, dim=2, n_interests=3, width=2)
+    >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
+    >>> model.apply(variables, jnp.array([0, 2]), method="rows").shape
+    (2, 4)
+    """
+
+    history: Interactions
+    dim: int = 64
+    n_interests: int = 4
+    n_blocks: int = 2
+    width: int = 64
+    temperature: float = 0.1
+    decoder_temperature: float = 0.1
+    deviation: float = 0.1
+    dropout: float = 0.5
+    gradient: Gradient = detach
+    attention: Attention | None = None
+    chunk: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "n_interests", "n_blocks", "width", "chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}; give 1 or more")
+        for name in ("temperature", "decoder_temperature", "deviation"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}; give a number above 0")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}; give a rate of 0 or more and below 1")
+        super().__post_init__()
+
+    def setup(self) -> None:  # noqa: D102
+        n_items = self.history.n_items
+        self.item = self.param("item", _XAVIER, (n_items, self.dim))
+        self.prototype = self.param("prototype", _XAVIER, (self.n_interests, self.dim))
+        self.context = self.param("context", _XAVIER, (n_items, self.width))
+        self.context_bias = self.param("context_bias", nn.initializers.zeros, (self.width,))
+        self.head = self.param("head", _XAVIER, (self.width, 2 * self.dim))
+        self.head_bias = self.param("head_bias", nn.initializers.zeros, (2 * self.dim,))
+        bare = dataclasses.replace(self.history, weights=None, timestamps=None)
+        self.known = self.variable("history", "interactions", jax.tree.map, jnp.asarray, bare).value
+
+    def __call__(self, users: Array, items: Array) -> Array:
+        """Scores of the pairs, ids that broadcast: log-probabilities up to a constant of the user; without noise."""
+        chex.assert_type([users, items], int)
+        users, items = jnp.asarray(users), jnp.asarray(items)
+        q1, q2 = self._queries(users.reshape(-1))
+        shape = users.shape
+        h = _unit(self.item[items])
+        logits = [jnp.einsum("...kd,...d->k...", _grown(q, shape, h.ndim - 1), h) for q in (q1, q2)]
+        none = [None] * self.n_interests
+        return _mixture.log_sum(list(logits[1]), none)[0] - _mixture.log_sum(list(logits[0]), none)[0]
+
+    def rows(self, users: Array) -> Array:
+        """Scores of all items for users [B] -> [B, N], without noise."""
+        return _mixture.scores(*self._queries(users), _unit(self.item))
+
+    def fold_in(self, items: Array, where: Array) -> Array:
+        """Scores of all items for users never seen, from their histories [B, L], such as `Interactions.rows` gives."""
+        chex.assert_type([items, where], [int, bool])
+        chex.assert_equal_shape([items, where])
+        table = _unit(self.item)
+        return _mixture.scores(*self._both(self._encoded(all_pairs(jnp.asarray(items), where), table)), table)
+
+    def bound(self, users: Array) -> tuple[Array, Array]:
+        """The two halves of the negative evidence lower bound of users [B], with noise if there is a key for it.
+
+        Returns:
+            Σ_{l of the user} −log p_l [B], and KL [B], summed over interests. A user without items has 0 and a KL.
+        """
+
+        def halves(pairs: Pairs, degrees: Array, table: Array) -> tuple[Array, Array]:
+            found = self._encoded(pairs, table)
+            queries, noise = self._both(found), self._noise(pairs, self.n_blocks)
+            s = pairs.sums(_mixture.at_pairs(*queries, pairs, table[pairs.items], noise))
+            log_sum = _mixture.log_normaliser(*queries, table, noise, min(self.chunk, len(table)))
+            return degrees.astype(s.dtype) * log_sum - s, kl_normalised(found.log_variance).sum(-1)
+
+        return self._on(users, halves, self._key())
+
+    def posterior(self, users: Array) -> Posterior:
+        """What the encoder finds for users [B], with noise if there is a key for it."""
+        return self._on(users, lambda pairs, _, table: self._encoded(pairs, table), self._key())
+
+    def prototypes(self, users: Array) -> Array:
+        """Prototypes [R, B, K, D] by which each block groups the items of users [B]; unit vectors, without noise."""
+
+        def each(pairs: Pairs, _: Array, table: Array) -> Array:
+            start = _unit(self.prototype)[None]
+            x = [jnp.broadcast_to(start, (len(users), *start.shape[1:]))]
+            for number in range(1, self.n_blocks):
+                x.append(_unit(self._updated(x[-1], pairs, table, number)))
+            return jnp.stack(x)
+
+        return self._on(users, each, None)
+
+    # ------------------------------------------------------------------ the parts of a pass
+
+    def _key(self) -> Key | None:
+        return self.make_rng("noise") if self.has_rng("noise") else None
+
+    def _on(self, users: Array, fn: Callable[[Pairs, Array, Array], Any], key: Key | None) -> Any:
+        """`fn(pairs, degrees, unit vectors of all items)`."""
+        chex.assert_type(users, int)
+        degrees, table = np.asarray(self.history.user_degrees), _unit(self.item)
+        return on_histories(lambda pairs, own: fn(pairs, own, table), self.known, degrees, jnp.asarray(users), key)
+
+    def _queries(self, users: Array) -> tuple[Array, Array]:
+        return self._both(self._on(users, lambda pairs, _, table: self._encoded(pairs, table), None))
+
+    def _both(self, found: Posterior) -> tuple[Array, Array]:
+        """q1 [B or 1, K, D] and q2 [B, K, D]."""
+        q1 = found.prototypes / self.temperature
+        return q1, q1 + found.interests / self.decoder_temperature
+
+    def _encoded(self, pairs: Pairs, table: Array) -> Posterior:
+        x = _unit(self.prototype)[None]
+        if self.n_blocks > 1:
+            start = jnp.broadcast_to(x, (len(pairs.users), *x.shape[1:]))
+            update = functools.partial(self._updated, pairs=pairs, table=table)
+            x = _unit(self.gradient(update, start, self.n_blocks - 1))
+        w = self._weights(self._grouped(x, pairs, table, self.n_blocks), pairs, self.n_blocks)
+        e = pairs.sums(w[..., None] * self.context[pairs.items][:, None]) + self.context_bias.reshape(1, 1, -1)
+        y, t = jnp.split(nn.tanh(e) @ self.head + self.head_bias.reshape(1, 1, -1), 2, axis=-1)
+        mean, log_variance = _unit(y), self._log_variance(t)
+        z = mean
+        if pairs.key is not None:
+            z += self.deviation * jnp.exp(log_variance / 2) * pairs.normal(z.shape[1:], draw=0)
+        return Posterior(x, mean, log_variance, _unit(z))
+
+    def _log_variance(self, output: Array) -> Array:
+        return -output
+
+    def _noise(self, pairs: Pairs, number: int) -> Noise:
+        """That of the groups of block `number` = 1 .. R; the first block's is the same for all users."""
+        key = None if pairs.key is None else jax.random.fold_in(pairs.key, 2 * number - 1)
+        return Noise(key, jnp.zeros(1, jnp.int32) if number == 1 else pairs.users)
+
+    def _grouped(self, x: Array, pairs: Pairs, table: Array, number: int) -> Array:
+        """A [C, K] of block `number`."""
+        factors = _mixture.odds_at(self._noise(pairs, number), pairs, self.n_interests)
+        logits = _mixture.logits_at(x / self.temperature, pairs, table[pairs.items])
+        return jnp.stack(_mixture.log_sum(logits, factors)[1], axis=-1)
+
+    def _weights(self, shares: Array, pairs: Pairs, number: int) -> Array:
+        """w [C, K] of A [C, K]."""
+        return pairs.dropped(pairs.normalised(shares), self.dropout, draw=2 * number)
+
+    def _updated(self, x: Array, pairs: Pairs, table: Array, number: int) -> Array:
+        """Prototypes after block `number`."""
+        w = self._weights(self._grouped(x, pairs, table, number), pairs, number)
+        x = _unit(pairs.sums(w[..., None] * table[pairs.items][:, None]))
+        return x if self.attention is None else _unit(self.attention(x))
+
+
+class MacridVAE(VALID):
+    """MacridVAE (Ma et al. 2019, arXiv 1910.14238): VALID with one block, whose prototypes are shared and learnt.
+
+    Attributes:
+        n_blocks: 1.
+        recbole: RecBole's variant: the row is normalised and dropped out once, before the groups weigh it, and the
+            encoder's output is lv, not −lv.
+
+    >>> train = Interactions.from_pairs([0, 0, 2], [1, 3, 0])
+    >>> MacridVAE(train).n_blocks
+    1
+    """
+
+    n_blocks: int = 1
+    recbole: bool = False
+
+    def _log_variance(self, output: Array) -> Array:
+        return output if self.recbole else -output
+
+    def _weights(self, shares: Array, pairs: Pairs, number: int) -> Array:
+        if not self.recbole:
+            return super()._weights(shares, pairs, number)
+        row = pairs.normalised(jnp.ones_like(shares[:, :1]))
+        return pairs.dropped(row, self.dropout, draw=2 * number) * shares
+
+
+def collapse(prototypes: Array) -> Array:
+    """Mean cosine between different prototypes [..., K, D] -> [...]: 1 where all interests of a user are one.
+
+    >>> float(collapse(jnp.eye(3)))
+    0.0
+    """
+    x = _unit(prototypes)
+    k = x.shape[-2]
+    return (jnp.einsum("...kd,...jd->...", x, x) - (x**2).sum((-2, -1))) / max(k * (k - 1), 1)
+
+
+def _grown(q: Array, shape: tuple[int, ...], ndim: int) -> Array:
+    """Queries [B or 1, K, D] in the users' shape, filled up by leading axes of 1 to `ndim`."""
+    if len(q) == 1 and int(np.prod(shape)) != 1:
+        return q.reshape(*(1,) * ndim, *q.shape[1:])
+    return q.reshape(*(1,) * (ndim - len(shape)), *shape, *q.shape[1:])
