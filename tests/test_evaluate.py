@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_metrics import ON_HITS, brute_force, pairwise_auc, second_opinion
+from test_metrics import ON_HITS, brute_alone, brute_force, pairwise_auc, second_opinion
 
 from jaxrec import evaluate, models, ranking
 from jaxrec.data import datasets
@@ -69,6 +69,33 @@ def test_full_ranking_equals_the_brute_force(report):
             assert report.means[f"{name}@{k}"] == pytest.approx(np.mean(expected), rel=1e-6)
     areas = [pairwise_auc(SCORES[u], TEST[u], ~TRAIN[u]) for u in USERS]
     np.testing.assert_allclose(report.per_user["auc"], areas, rtol=1e-6)
+
+
+def test_separate_ranking_equals_the_brute_force():
+    report = evaluate.separate_ranking(TABLE, SCORES, *WORLD, ks=(5, 1), block=8)
+    np.testing.assert_array_equal(report.users, USERS)
+    for place, u in enumerate(USERS):
+        ranks = np.array(brute_alone(SCORES[u], TEST[u], ~TRAIN[u]))[TEST[u]]
+        others = SCORES[u, ~TRAIN[u] & ~TEST[u]]
+        lower = np.mean([(others < s).mean() for s in SCORES[u, TEST[u]]]) if len(others) else 0
+        assert report.per_user["auc"][place] == pytest.approx(lower, rel=1e-5)
+        for k in (1, 5):
+            gains = np.where(ranks <= k, 1 / np.log2(1 + ranks), 0)
+            assert report.per_user[f"recall@{k}"][place] == pytest.approx((ranks <= k).mean(), rel=1e-6)
+            assert report.per_user[f"ndcg@{k}"][place] == pytest.approx(gains.mean(), rel=1e-5)
+    with pytest.raises(ValueError, match=re.escape("ks=(0, 5)")):
+        evaluate.separate_ranking(TABLE, SCORES, *WORLD, ks=(5, 0))
+
+
+def test_users_weigh_alike_however_many_items_they_test():
+    """One of two items found, and none of nine: a mean of 1/4, not of 1/11; and half a hit is no whole one."""
+    held = [[0, 1], range(2, 11)]
+    test = Interactions.from_pairs([0] * 2 + [1] * 9, [i for items in held for i in items], n_users=2, n_items=30)
+    train = Interactions.from_pairs([0, 1], [29, 29], n_users=2, n_items=30)
+    scores = np.tile(np.linspace(1, 2, 30, dtype=np.float32), (2, 1))
+    scores[:, :11], scores[0, 0] = 0, 3
+    report = evaluate.separate_ranking(TABLE, scores, train, test, ks=(10,))
+    assert report.per_user["recall@10"].tolist() == [0.5, 0] and report.means["recall@10"] == 0.25
 
 
 def test_lists_hold_the_best_unseen_items_and_end_in_padding(report):

@@ -44,6 +44,19 @@ def leaves(tree):
     ]
 
 
+def test_tables_from_the_normal_distribution_start_at_a_loss_of_about_6():
+    """128 dimensions of N(0, 1): score differences of deviation 16, and a mean softplus of 16 / √(2π)."""
+    model = jr.models.MF(300, 300, dim=128, scale=1.0)
+    variables = model.init(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
+    users, items = jax.random.randint(jax.random.key(1), (2, 2048), 0, 300, jnp.int32)
+    batch = jr.train.Batch(users, items, None, jnp.ones(2048, bool))
+    sample = partial(jr.sampling.uniform, n_items=300)
+    loss = jr.train.pairwise_objective(
+        variables, jax.random.key(2), batch, model=model, loss=jr.losses.bpr, sample=sample
+    )
+    assert float(loss) == pytest.approx(16 / np.sqrt(2 * np.pi), abs=0.4)
+
+
 # ---------------------------------------------------------------------- draws
 
 
