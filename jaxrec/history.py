@@ -64,6 +64,8 @@ class EarlyStopping:
         patience: validations without a gain before the run ends.
         mode: "max" if larger is better.
         min_delta: a gain must be larger than this.
+        ties: a gain may also be equal to `min_delta`, so that what ties with the best is the best. With it and
+            `patience=16` this is RecBole's rule, whose patience of 15 must be surpassed.
 
     >>> rule = EarlyStopping("ndcg@10", patience=1)
     >>> state, improved = rule.update(rule.init(), {"epoch": 1, "ndcg@10": 0.2})
@@ -76,6 +78,7 @@ class EarlyStopping:
     patience: int = 5
     mode: Literal["max", "min"] = "max"
     min_delta: float = 0.0
+    ties: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in ("max", "min"):
@@ -96,7 +99,8 @@ class EarlyStopping:
         if self.metric not in record:
             raise ValueError(f"stopping watches {self.metric!r}, but validate gives {sorted(set(record) - {'epoch'})}")
         sign = 1 if self.mode == "max" else -1
-        if sign * (record[self.metric] - state["best"]) > self.min_delta:
+        gain = sign * (record[self.metric] - state["best"])
+        if gain > self.min_delta or (self.ties and gain == self.min_delta):
             return {"best": record[self.metric], "best_epoch": record["epoch"], "waited": 0}, True
         return {**state, "waited": state["waited"] + 1}, False
 

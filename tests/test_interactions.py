@@ -120,6 +120,22 @@ def test_contains_and_rows_take_any_shape_of_ids():
     assert found.dtype == jnp.int32
 
 
+@pytest.mark.parametrize("capacity", [8, 20])
+def test_flat_rows_are_the_pairs_of_a_block_one_user_after_another(capacity):
+    """Trap 24 of VALID: ids begin at 0, and padding is no item; a user may come twice, and users may have no pair."""
+    dense = np.array([[1, 0, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 1]])
+    users = np.array([3, 1, 0, 3, 2])
+    matrix = Interactions.from_scipy(scipy.sparse.csr_array(dense))
+    rows, items, degrees = jax.jit(lambda m, u: m.flat_rows(u, capacity=capacity))(matrix, users)
+    expected = np.argwhere(dense[users])
+    assert rows.dtype == items.dtype == degrees.dtype == jnp.int32 and rows.shape == items.shape == (capacity,)
+    np.testing.assert_array_equal(np.stack([rows, items], 1)[: len(expected)], expected)
+    assert (rows[len(expected) :] == len(users)).all() and not items[len(expected) :].any()
+    np.testing.assert_array_equal(degrees, dense.sum(1)[users])
+    with pytest.raises(AssertionError):
+        matrix.flat_rows(users.astype(np.float32), capacity=capacity)
+
+
 @pytest.mark.parametrize(
     "call", [lambda m: m.contains(jnp.array(0.0), jnp.array(1)), lambda m: m.rows(jnp.array([0.0]), length=2)]
 )
@@ -134,6 +150,8 @@ def test_no_pairs_at_all():
         empty.n_pairs == 0 and empty.to_scipy().nnz == 0 and repr(empty).startswith("Interactions(4 users x 5 items, 0")
     )
     assert not empty.contains(np.array([0, 3]), np.array([1, 1])).any()
+    rows, _, degrees = empty.flat_rows(np.array([0, 3]), capacity=2)
+    assert rows.tolist() == [2, 2] and degrees.tolist() == [0, 0]
     found, where = empty.rows(np.array([0, 3]), length=2)
     assert not where.any() and not found.any() and found.shape == (2, 2)
     assert not np.asarray(spmm(empty, empty.transpose(), jnp.ones((5, 2)))).any()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from jax.extend.random import threefry2x32_p
 
 from jaxrec import sampling
 from jaxrec.data import datasets
@@ -214,3 +215,38 @@ def test_negatives_of_ciao_come_by_a_power_of_popularity(data_root, power, slope
     assert np.polyfit(np.log(degrees[drawn]), np.log(counts[drawn]), 1, w=weights)[0] == pytest.approx(slope, abs=0.05)
     assert bool(degrees[items].mean() > 30) is (power > 0)  # 12 over the items
     assert train.contains(np.arange(train.n_users)[:, None], items).mean() < 1e-4
+
+
+UNIFORM_AT = jax.jit(sampling.uniform_at)
+
+
+@pytest.mark.usefixtures("hurried")
+def test_uniforms_at_places_are_threefry_of_the_pair():
+    """Against JAX's own cipher; what stands around a pair does not matter."""
+    key = jax.random.key(5)
+    rows, columns = np.arange(-3, 40)[:, None], np.r_[np.arange(30), 2**31 - 1].astype(np.int32)[None]
+    found = UNIFORM_AT(key, rows, columns)
+    words = np.broadcast_arrays(rows.astype(np.uint32), columns.astype(np.uint32))
+    left, right = jax.random.bits(key, (2,), jnp.uint32)
+    expected = threefry2x32_p.bind(*(jnp.broadcast_to(part, words[0].shape) for part in (left, right)), *words)
+    for one, word in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, ((np.asarray(word) >> 9) + 0.5) * 2.0**-23)
+    alone = UNIFORM_AT(key, jnp.array(4), jnp.array([7, 2]))
+    for one, whole in zip(alone, found, strict=True):
+        np.testing.assert_array_equal(one, whole[7, jnp.array([7, 2])])
+    assert not np.array_equal(UNIFORM_AT(jax.random.key(6), rows, columns)[0], found[0])
+    other = UNIFORM_AT(jax.random.key(5, impl="rbg"), rows, columns)[0]
+    assert other.shape == found[0].shape and other.dtype == jnp.float32
+
+
+def test_uniforms_at_places_are_uniform_and_independent():
+    first, second = (
+        np.asarray(u, float) for u in UNIFORM_AT(jax.random.key(0), jnp.arange(300)[:, None], jnp.arange(100)[None])
+    )
+    for u in (first, second):
+        assert u.min() > 0 and u.max() < 1
+        assert scipy.stats.kstest(u.ravel(), "uniform").pvalue > 0.001
+    for a, b in ((first, second), (first[1:], first[:-1]), (first[:, 1:], first[:, :-1]), (first[1:], second[:-1])):
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.025  # 30 000 pairs, sd .006
+    with pytest.raises(AssertionError):
+        sampling.uniform_at(jax.random.key(0), jnp.array(0.0), jnp.array(1))

@@ -131,6 +131,43 @@ def test_groups_hold_every_positive_once_an_epoch_and_only_one_user_each(group):
     assert sorted(lengths[lengths == group]) == [group] * (degrees // group).sum()
 
 
+def test_a_group_of_none_is_each_user_with_a_pair_once_an_epoch():
+    met = []
+    train = TRAIN.select(TRAIN.pairs()[0] % 4 != 1)
+
+    def count(variables, key, batch):
+        assert batch.items.shape == (7, 0) and batch.where.shape == (7,) and batch.weights is None
+        jax.debug.callback(lambda *part: met.append(part), batch.users, batch.where, batch.step)
+        return variables["params"]["x"].sum()
+
+    x, tx = jnp.zeros(1), optax.sgd(1.0)
+    state = loop.State({"params": {"x": x}}, tx.init({"x": x}), jax.random.key(0), jnp.zeros((), jnp.int32))
+    jr.train.fit(state, count, tx, train, epochs=2, batch_size=7, group=0, progress=False)
+    jax.effects_barrier()
+    users = [np.asarray(users)[np.asarray(where)] for users, where, _ in sorted(met, key=lambda part: int(part[2]))]
+    known = np.flatnonzero(train.user_degrees)
+    steps = -(-len(known) // 7)
+    assert len(known) % 7 != 0 and len(users) == 2 * steps
+    for epoch in (users[:steps], users[steps:]):
+        np.testing.assert_array_equal(np.sort(np.concatenate(epoch)), known)
+    assert sorted(int(step) for _, _, step in met) == list(range(2 * steps))
+
+
+def test_steps_count_on_where_a_state_stands():
+    """What is annealed by `Batch.step` goes on after a resume."""
+
+    def spied(variables, key, batch):
+        return batch.step.astype(jnp.float32) + 0 * variables["params"]["x"].sum()
+
+    x, tx = jnp.zeros(1), optax.sgd(1.0)
+    state = loop.State({"params": {"x": x}}, tx.init({"x": x}), jax.random.key(0), jnp.zeros((), jnp.int32))
+    options = {"batch_size": 128, "progress": False}
+    steps = -(-TRAIN.n_pairs // 128)
+    state, _ = jr.train.fit(state, spied, tx, TRAIN, epochs=1, **options)
+    _, history = jr.train.fit(state, spied, tx, TRAIN, epochs=2, **options)
+    assert history.column("loss")[1] == [steps + (steps - 1) / 2]
+
+
 def test_weights_follow_their_pairs_into_groups():
     users, items = TRAIN.pairs()
     weights = np.arange(1.0, TRAIN.n_pairs + 1)
@@ -262,6 +299,23 @@ def test_stopping_counts_validations_without_a_gain(mode, min_delta, values, wai
     assert waited == waits
 
 
+def test_ties_count_as_gains_and_the_sixteenth_failure_ends_a_run():
+    """Trap 29 of VALID: RecBole's rule."""
+    rule = jr.train.EarlyStopping("m", patience=16, ties=True)
+
+    def after(values):
+        state = rule.init()
+        for epoch, value in enumerate(values, 1):
+            state, improved = rule.update(state, {"epoch": epoch, "m": value})
+        return rule.done(state), state["best_epoch"], improved
+
+    assert after([0.1] * 40) == (False, 40, True)
+    assert after([0.1] + [0.05] * 15) == (False, 1, False)
+    assert after([0.1] + [0.05] * 15 + [0.1]) == (False, 17, True)
+    assert after([0.1] + [0.05] * 16) == (True, 1, False)
+    assert after([0.1, float("nan")]) == (False, 1, False)
+
+
 def test_history_says_what_it_has():
     _, history = fit(model_of())
     assert history.names == ["loss", "seconds"]
@@ -279,6 +333,7 @@ def test_history_says_what_it_has():
         ({"epochs": 0}, "epochs=0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"every": 0}, "every=0"),
+        ({"group": -1}, "group=-1"),
         ({"stopping": jr.train.EarlyStopping("ndcg@10")}, "pass validate="),
         (
             {"stopping": jr.train.EarlyStopping("x"), "validate": lambda _: {"y": 1.0}},

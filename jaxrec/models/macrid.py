@@ -115,7 +115,8 @@ class VALID(nn.Module):
         self.head = self.param("head", _XAVIER, (self.width, 2 * self.dim))
         self.head_bias = self.param("head_bias", nn.initializers.zeros, (2 * self.dim,))
         bare = dataclasses.replace(self.history, weights=None, timestamps=None)
-        self.known = self.variable("history", "interactions", jax.tree.map, jnp.asarray, bare).value
+        known = self.variable("history", "interactions", jax.tree.map, jnp.asarray, bare).value
+        self.known = jax.tree.map(jnp.asarray, known)
 
     def __call__(self, users: Array, items: Array) -> Array:
         """Scores of the pairs, ids that broadcast: log-probabilities up to a constant of the user; without noise."""
