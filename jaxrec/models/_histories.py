@@ -71,34 +71,37 @@ def spread(x: Array, rows: Array) -> Array:
 
 
 def on_histories(
-    fn: Callable[[Pairs, Array], Any], known: Interactions, degrees: np.ndarray, users: Array, key: Key | None
+    fn: Callable[[Pairs, Array], Any],
+    known: Interactions,
+    degrees: np.ndarray,
+    users: Array,
+    *,
+    key: Key | None,
+    at_random: bool = False,
 ) -> Any:
-    """`fn(pairs, degrees [B])` of the users' histories, in a list long enough for them.
+    """`fn(pairs, degrees [B])` of the users' histories.
 
-    Two lengths are compiled: one that batches of such users seldom surpass, and one that no batch can.
+    The list has room for B of the longest histories; or, where users come at random, for what B of all users surpass
+    once in 10¹² draws by Bernstein's inequality: all is then NaN.
 
     Args:
-        fn: any function; its result may not depend on the length of the list.
+        fn: gives arrays of floats.
         known: the histories.
         degrees: int [M], those of `known`, on the host.
         users: int32 [B].
         key: of the noise.
+        at_random: whether the users are drawn from all without replacement.
     """
     n, longest = len(users), max(int(degrees.max(initial=0)), 1)
-    usual = math.ceil(n * degrees.mean() + 6 * math.sqrt(n) * degrees.std())
-    usual, worst = (-(-size // 256) * 256 for size in (usual, n * longest))
-
-    def of(capacity: int) -> Callable[[], Any]:
-        def found() -> Any:
-            rows, items, own = known.flat_rows(users, capacity=capacity)
-            return fn(Pairs(rows, items, users, key), own)
-
-        return found
-
-    if worst <= 2 * usual:
-        return of(worst)()
-    total = (known.indptr[users + 1] - known.indptr[users]).sum()
-    return jax.lax.cond(total <= usual, of(usual), of(worst))
+    capacity = n * longest
+    if at_random:
+        odds = 12 * math.log(10)
+        excess = odds * longest / 3 + math.sqrt((odds * longest / 3) ** 2 + 2 * odds * n * degrees.var())
+        capacity = min(capacity, math.ceil(n * degrees.mean() + excess))
+    capacity = -(-capacity // 256) * 256
+    rows, items, own = known.flat_rows(users, capacity=capacity)
+    found = fn(Pairs(rows, items, users, key), own)
+    return jax.tree.map(lambda x: jnp.where(own.sum() <= capacity, x, jnp.nan), found) if at_random else found
 
 
 def all_pairs(items: Array, where: Array) -> Pairs:

@@ -121,16 +121,16 @@ def _backward(chunk, residuals, cotangent):
         s, w1, w2 = _of_chunk(q1, q2, vectors, ids, len(items), noise)
         p = cotangent[:, None] * jnp.exp(s - found[:, None])
         p1 = p.sum(0, keepdims=True) if shared else p
-        up = jnp.stack([p * w for w in w2])
-        down = jnp.stack([-p1 * w for w in w1])
+        up, down = [p * w for w in w2], [-p1 * w for w in w1]
         d1, d2 = carry
-        d2 = d2 + jnp.einsum("kbc,cd->bkd", up, vectors)
-        d1 = d1 + jnp.einsum("kbc,cd->bkd", down, vectors)
-        return (d1, d2), jnp.einsum("kbc,bkd->cd", up, q2) + jnp.einsum("kbc,bkd->cd", down, q1)
+        d2 = [d + u @ vectors for d, u in zip(d2, up)]
+        d1 = [d + u @ vectors for d, u in zip(d1, down)]
+        dvectors = [u.T @ q[:, k] for q, us in ((q2, up), (q1, down)) for k, u in enumerate(us)]
+        return (d1, d2), functools.reduce(jnp.add, dvectors)
 
-    start = jnp.zeros_like(q1), jnp.zeros_like(q2)
+    start = [jnp.zeros_like(q1[:, 0])] * q1.shape[1], [jnp.zeros_like(q2[:, 0])] * q2.shape[1]
     (d1, d2), ditems = jax.lax.scan(add, start, _chunks(items, chunk))
-    return d1, d2, ditems.reshape(-1, items.shape[1])[: len(items)], None
+    return jnp.stack(d1, 1), jnp.stack(d2, 1), ditems.reshape(-1, items.shape[1])[: len(items)], None
 
 
 log_normaliser.defvjp(_forward, _backward)

@@ -93,7 +93,7 @@ class VALID(nn.Module):
     dropout: float = 0.5
     gradient: Gradient = detach
     attention: Attention | None = None
-    chunk: int = 1024
+    chunk: int = 256
 
     def __post_init__(self) -> None:
         for name in ("dim", "n_interests", "n_blocks", "width", "chunk"):
@@ -125,7 +125,7 @@ class VALID(nn.Module):
         q1, q2 = self._queries(users.reshape(-1))
         shape = users.shape
         h = _unit(self.item[items])
-        logits = [jnp.einsum("...kd,...d->k...", _grown(q, shape, h.ndim - 1), h) for q in (q1, q2)]
+        logits = [jnp.einsum("...kd,...d->k...", _grown(q, shape, max(h.ndim - 1, users.ndim)), h) for q in (q1, q2)]
         none = [None] * self.n_interests
         return _mixture.log_sum(list(logits[1]), none)[0] - _mixture.log_sum(list(logits[0]), none)[0]
 
@@ -140,8 +140,13 @@ class VALID(nn.Module):
         table = _unit(self.item)
         return _mixture.scores(*self._both(self._encoded(all_pairs(jnp.asarray(items), where), table)), table)
 
-    def bound(self, users: Array) -> tuple[Array, Array]:
+    def bound(self, users: Array, *, at_random: bool = False) -> tuple[Array, Array]:
         """The two halves of the negative evidence lower bound of users [B], with noise if there is a key for it.
+
+        Args:
+            users: integers [B].
+            at_random: the users are drawn from all without replacement, as in training, so that room for the longest
+                histories need not be kept.
 
         Returns:
             Σ_{l of the user} −log p_l [B], and KL [B], summed over interests. A user without items has 0 and a KL.
@@ -154,7 +159,7 @@ class VALID(nn.Module):
             log_sum = _mixture.log_normaliser(*queries, table, noise, min(self.chunk, len(table)))
             return degrees.astype(s.dtype) * log_sum - s, kl_normalised(found.log_variance).sum(-1)
 
-        return self._on(users, halves, self._key())
+        return self._on(users, halves, self._key(), at_random)
 
     def posterior(self, users: Array) -> Posterior:
         """What the encoder finds for users [B], with noise if there is a key for it."""
@@ -177,11 +182,16 @@ class VALID(nn.Module):
     def _key(self) -> Key | None:
         return self.make_rng("noise") if self.has_rng("noise") else None
 
-    def _on(self, users: Array, fn: Callable[[Pairs, Array, Array], Any], key: Key | None) -> Any:
+    def _on(
+        self, users: Array, fn: Callable[[Pairs, Array, Array], Any], key: Key | None, at_random: bool = False
+    ) -> Any:
         """`fn(pairs, degrees, unit vectors of all items)`."""
         chex.assert_type(users, int)
         degrees, table = np.asarray(self.history.user_degrees), _unit(self.item)
-        return on_histories(lambda pairs, own: fn(pairs, own, table), self.known, degrees, jnp.asarray(users), key)
+        options = {"key": key, "at_random": at_random}
+        return on_histories(
+            lambda pairs, own: fn(pairs, own, table), self.known, degrees, jnp.asarray(users), **options
+        )
 
     def _queries(self, users: Array) -> tuple[Array, Array]:
         return self._both(self._on(users, lambda pairs, _, table: self._encoded(pairs, table), None))

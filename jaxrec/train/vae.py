@@ -39,7 +39,8 @@ def objective(
         variables: of the model.
         key: for the model's noise.
         batch: users [B], of `fit(..., group=0)`.
-        model: gives both halves [B] by `model.apply(variables, users, method="bound")`, such as `models.VALID`.
+        model: gives both halves [B] by `model.apply(variables, users, method="bound", at_random=True)`, such as
+            `models.VALID`; users are taken for a random draw.
         cap: of β.
         total: steps until β = 1.
         micro_batch: if given, so many users are taken at a time: the same loss and gradient in less memory.
@@ -54,11 +55,11 @@ def objective(
         raise ValueError(f"micro_batch={micro_batch} does not divide the batch of {len(batch.users)} users")
 
     def part(users: Array, where: Array) -> Array:
-        halves = model.apply(variables, users, method="bound", rngs={"noise": key})
+        halves = model.apply(variables, users, method="bound", at_random=True, rngs={"noise": key})
         nll, divergence = (jnp.where(where, half, 0).sum() for half in halves)
         return nll + annealed(batch.step, cap=cap, total=total).astype(nll.dtype) * divergence
 
-    count = jnp.maximum(batch.where.sum(), 1)
+    count = jnp.maximum(batch.where.sum(), 1).astype(jnp.result_type(float))
     if size == len(batch.users):
         return part(batch.users, batch.where) / count
     parts = jax.tree.map(lambda x: x.reshape(-1, size), (batch.users, batch.where))
