@@ -1,0 +1,163 @@
+"""The methods that `benchmarks.valid` compares: how each is trained, and the grid of its hyperparameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+import jaxrec as jr
+
+DIM, USERS = 64, 512
+PATIENCE, METRIC = 16, "recall@20"  # RecBole's 15 must be surpassed
+EPOCHS = 300
+
+Trained = tuple[Any, jr.typing.Variables, list[list[float]]]  # model, variables, [epoch, seconds, METRIC]
+
+
+class Part(NamedTuple):
+    """One split, and what validation looks by."""
+
+    name: str
+    train: jr.Interactions
+    valid: jr.Interactions
+    test: jr.Interactions
+
+
+class Method(NamedTuple):
+    """How a model is trained, and what is compared on validation."""
+
+    train: Callable[..., Trained]
+    grid: Mapping[str, tuple[Any, ...]] = {}
+
+
+def judge(model: Any, part: Part) -> Callable[[jr.typing.Variables], Mapping[str, float]]:
+    """What validation sees."""
+    return lambda v: jr.evaluate.full_ranking(model, v, part.train, part.valid, ks=(20,)).means
+
+
+def curve_of(history: jr.train.History) -> list[list[float]]:
+    """Epoch, seconds of training so far, and what validation saw."""
+    seconds, curve = 0.0, []
+    for record in history.records:
+        seconds += record["seconds"]
+        if METRIC in record:
+            curve.append([record["epoch"], seconds, record[METRIC]])
+    return curve
+
+
+def fitted(
+    part: Part, seed: int, model: Any, objective: Any, tx: Any, *, limit: int | None, every: int = 1, **options: Any
+) -> Trained:
+    """Trained until validation no longer gets better; or for so many epochs at most."""
+    rule = jr.train.EarlyStopping(METRIC, patience=max(PATIENCE // every, 3), ties=True)
+    state, history = jr.train.fit(
+        jr.train.init(jax.random.key(seed), model, tx),
+        objective,
+        tx,
+        part.train,
+        epochs=limit or EPOCHS,
+        validate=judge(model, part),
+        every=every,
+        stopping=rule,
+        progress=False,
+        **options,
+    )
+    return model, state.variables, curve_of(history)
+
+
+# ---------------------------------------------------------------------- autoencoders
+
+SETTINGS = {  # of the released configurations; ml-1m has none, and takes citeulike's
+    "citeulike-a-valid": ({"decoder_temperature": 0.1, "deviation": 0.1}, {"cap": 1.0, "total": 20_000}),
+    "gowalla-valid": ({"decoder_temperature": 0.08, "deviation": 0.1}, {"cap": 0.2, "total": 10_000}),
+}
+SETTINGS["ml-1m"] = SETTINGS["citeulike-a-valid"]
+
+
+def interests(
+    part: Part,
+    seed: int,
+    *,
+    kind: Callable[..., Any] = jr.models.VALID,
+    limit: int | None,
+    **options: Any,
+) -> Trained:
+    """VALID or MacridVAE at the released setting of the set, 512 users a step."""
+    of_model, of_objective = SETTINGS[part.name]
+    model = kind(part.train, **{"dim": DIM, "width": DIM, **of_model, **options})
+    objective = partial(jr.train.vae.objective, model=model, **of_objective)
+    return fitted(part, seed, model, objective, optax.adam(1e-3), limit=limit, batch_size=USERS, group=0)
+
+
+# ---------------------------------------------------------------------- one vector a user
+
+CCL = {"citeulike-a-valid": {"margin": 0.1, "weight": 2.0}, "gowalla-valid": {"margin": 0.9, "weight": 150.0}}
+CCL["ml-1m"] = CCL["citeulike-a-valid"]
+GROUPS = {"batch_size": 256, "group": 16, "every": 3}
+
+
+def ccl(part: Part, seed: int, *, simplex: bool, learning_rate: float, limit: int | None) -> Trained:
+    """Cosines, 1,024 negatives that a batch shares; margin and weight of SimpleX's configurations."""
+    train = part.train
+    if simplex:
+        pool = jr.models.MeanPool() if part.name != "gowalla-valid" else jr.models.UserAttention()
+        gate = 0.6 if part.name != "gowalla-valid" else 0.8
+        model = jr.models.SimpleX(train, dim=DIM, gate=gate, pool=pool, length=100)
+    else:
+        model = jr.models.MF(train.n_users, train.n_items, dim=DIM, scale=1e-4, score=jr.models.cosine)
+    draw = partial(jr.sampling.uniform, n_items=train.n_items, n=1024)
+    loss, sample = partial(jr.losses.ccl, **CCL[part.name]), partial(jr.sampling.shared, sample=draw)
+    objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
+    return fitted(part, seed, model, objective, optax.adam(learning_rate), limit=limit, **GROUPS)
+
+
+def lightgcn(part: Part, seed: int, *, learning_rate: float, limit: int | None) -> Trained:
+    """Three layers, BPR, one uniform negative, as its paper; L2 on whole tables."""
+    model = jr.models.LightGCN(part.train, dim=DIM, layers=3, scale=0.1)
+    sample = partial(jr.sampling.uniform, n_items=part.train.n_items, n=1)
+    objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=sample)
+    tx = optax.chain(optax.add_decayed_weights(1e-7), optax.adam(learning_rate))
+    return fitted(part, seed, model, objective, tx, limit=limit, batch_size=8192, every=5)
+
+
+def solved(fit: Callable, part: Part, seed: int, *, limit: int | None, **setting: float) -> Trained:
+    """ALS, ended by validation."""
+    model = jr.models.MF(part.train.n_users, part.train.n_items, dim=DIM)
+    variables, history = fit(
+        part.train,
+        dim=DIM,
+        key=jax.random.key(seed),
+        tolerance=None,
+        sweeps=limit or 30,
+        validate=judge(model, part),
+        stopping=jr.train.EarlyStopping(METRIC, patience=3),
+        progress=False,
+        **setting,
+    )
+    return model, variables, curve_of(history)
+
+
+BLOCKS = partial(interests, n_interests=4)
+METHODS = {
+    "VALID": Method(BLOCKS),
+    "MacridVAE": Method(partial(BLOCKS, kind=jr.models.MacridVAE)),
+    "VALID, 3 blocks": Method(partial(BLOCKS, n_blocks=3)),
+    "VALID, 4 blocks": Method(partial(BLOCKS, n_blocks=4)),
+    "VALID, unrolled": Method(partial(BLOCKS, gradient=jr.models.implicit.unrolled)),
+    "VALID, one step": Method(partial(BLOCKS, gradient=jr.models.implicit.one_step)),
+    "VALID, straight through": Method(partial(BLOCKS, gradient=jr.models.implicit.straight_through)),
+    "VALID, cosine attention": Method(partial(BLOCKS, attention=jr.models.attention.cosine)),
+    "VALID, CoDA": Method(partial(BLOCKS, attention=jr.models.attention.coda)),
+    "MF, CCL": Method(partial(ccl, simplex=False), {"learning_rate": (1e-3, 1e-2)}),
+    "SimpleX": Method(partial(ccl, simplex=True), {"learning_rate": (1e-3, 1e-2)}),
+    "LightGCN": Method(lightgcn, {"learning_rate": (3e-3, 1e-2)}),
+    "RG2": Method(partial(solved, jr.als.rg2.fit), {"alpha": (0.05, 0.2), "regularization": (0.03, 0.1, 0.3)}),
+    "iALS": Method(
+        partial(solved, jr.als.ials.fit),
+        {"unobserved_weight": (0.03, 0.1, 0.3), "regularization": (0.003, 0.01, 0.03)},
+    ),
+}

@@ -1,0 +1,312 @@
+"""VALID, MacridVAE and other models on the sets of the VALID paper, by its protocol.
+
+citeulike-a and Gowalla have the paper's split (Gowalla's train part rebuilt, 67 pairs short), ml-1m its rule: of each
+user's n items a tenth, rounded down, is validation and as many are test, at random. Items without a train pair are
+dropped with their pairs. All items are ranked but those of train: validation's stay candidates on test, as the paper
+has it. Recall is hits over relevant items. The best setting of a grid on seed 0's validation, the best epoch on each
+run's, Recall@20 both; training ends when 15 epochs bring no gain. Each run is judged once on test.
+
+Each run leaves a record in results/valid/; tables and pictures are made of all that lie there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxrec as jr
+from benchmarks import _record
+from benchmarks._valid_methods import DIM, METHODS, METRIC, PATIENCE, USERS, Part
+from jaxrec.data import datasets, splits
+from jaxrec.interactions import DataWarning, IdMap
+
+RUNS = _record.RESULTS / "valid"
+DATA = ("citeulike-a-valid", "gowalla-valid", "ml-1m")
+FIGURES = ("recall@20", "recall@50", "ndcg@20", "ndcg@50")
+STUDIES = {  # what the paper's figures 2 to 4 vary, by method
+    "n_interests": (("VALID", "MacridVAE"), (1, 2, 3, 4, 5, 6, 7)),
+    "n_blocks": (("VALID", "VALID, unrolled"), (2, 3, 4)),
+    "width": (("VALID", "MacridVAE"), (64, 128, 256, 512)),
+}
+
+
+def arguments() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.valid", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA), help="data sets")
+    parser.add_argument("--method", nargs="+", choices=list(METHODS), default=list(METHODS), help="what to train")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the start")
+    parser.add_argument("--limit", type=int, help="end every run after so many epochs; the record's name says so")
+    parser.add_argument("--study", nargs="*", choices=list(STUDIES), help="vary these of VALID (none named: all)")
+    parser.add_argument("--table", action="store_true", help="train nothing; table the records there are")
+    parser.add_argument("--quick", action="store_true", help="the same code: citeulike-a's 1,000 users, few epochs")
+    return parser.parse_args()
+
+
+def prepare(data: str) -> Part:
+    """The split, the same for all seeds."""
+    found = datasets.load(data)
+    if data == "ml-1m":
+        whole = jr.Interactions.from_pairs(*found.interactions.pairs())
+        split = splits.ratio(whole, order=partial(splits.random_order, key=jax.random.key(0)))
+    else:
+        split = splits.Split(found.train, found.valid, found.test)
+    return Part(data, *compacted(split))
+
+
+def compacted(split: splits.Split) -> splits.Split:
+    """The split without items that have no train pair."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # of how many pairs go: the module's docstring says it
+        kept = splits.drop_cold(split)
+    ids = IdMap(np.arange(split.train.n_users), np.arange(split.train.n_items))
+    return splits.compact(kept, ids)[0]
+
+
+# ---------------------------------------------------------------------- one run
+
+
+def slug(*parts: Any) -> str:
+    """A file's name."""
+    return "-".join(str(part) for part in parts).lower().replace(",", "").replace(" ", "-") + ".json"
+
+
+def path_of(data: str, name: str, setting: dict[str, Any], limit: int | None, seed: int) -> Any:
+    """Where a run's record lies."""
+    words = [f"{key} {value:g}" for key, value in setting.items()] + ([f"limit {limit}"] if limit else [])
+    return RUNS / slug(data, name, *words, "seed", seed)
+
+
+def run(part: Part, name: str, setting: dict[str, Any], seed: int, *, limit: int | None = None) -> dict[str, Any]:
+    """One run's record, from its file or by training; `hits` are the users' on test, of the first 20."""
+    path = path_of(part.name, name, setting, limit, seed)
+    if path.exists():
+        return json.loads(path.read_text())
+    model, variables, curve = METHODS[name].train(part, seed, limit=limit, **setting)
+    report = jr.evaluate.full_ranking(model, variables, part.train, part.test, ks=(20, 50))
+    users = report.users
+    hits = report.per_user["recall@20"] * np.asarray(part.test.user_degrees)[users]
+    record = {
+        "data": part.name,
+        "fingerprint": part.train.fingerprint(),
+        "method": name,
+        "setting": setting,
+        "limit": limit,
+        "seed": seed,
+        "curve": curve,
+        "test": {figure: report.means[figure] for figure in FIGURES},
+        "hits": "".join(map(chr, 48 + np.rint(hits).astype(int))),
+        "commit": _record.commit(),
+    }
+    if isinstance(model, jr.models.VALID):
+        record |= looked_into(model, variables, part)
+    RUNS.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{path.stem}: " + ", ".join(f"{value:.4f}" for value in record["test"].values()), flush=True)
+    jax.clear_caches()
+    return record
+
+
+def looked_into(model: Any, variables: jr.typing.Variables, part: Part) -> dict[str, float]:
+    """Of 1,000 users: how alike their prototypes are, and how evenly the users lie on the sphere (figure 5)."""
+    users = np.random.default_rng(0).permutation(part.train.n_users)[:1000].astype(np.int32)
+    found = model.apply(variables, users, method="posterior")
+    x = np.asarray(found.interests).reshape(len(users), -1)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    near = np.exp(-2 * (2 - 2 * x @ x.T))[np.triu_indices(len(users), 1)]
+    return {
+        "collapse": float(np.mean(jr.models.macrid.collapse(found.prototypes))),
+        "uniformity": float(np.log(near.mean())),
+    }
+
+
+# ---------------------------------------------------------------------- all runs, and the table
+
+
+def settings_of(name: str) -> Iterator[dict[str, Any]]:
+    """Every setting of a method's grid."""
+    grid = METHODS[name].grid
+    for values in itertools.product(*grid.values()):
+        yield dict(zip(grid, values))
+
+
+def chosen(data: str, name: str, limit: int | None) -> dict[str, Any] | None:
+    """The setting that seed 0's validation prefers; None where its runs are not all there."""
+    paths = [path_of(data, name, setting, limit, 0) for setting in settings_of(name)]
+    if not all(path.exists() for path in paths):
+        return None
+    records = [json.loads(path.read_text()) for path in paths]
+    return max(records, key=lambda record: best_of(record)[2])["setting"]
+
+
+def best_of(record: dict[str, Any]) -> list[float]:
+    """Epoch, seconds and figure of the best look at validation."""
+    return max(record["curve"], key=lambda point: point[2])
+
+
+def train_all(options: argparse.Namespace) -> None:
+    """Trains what is asked for and not yet recorded."""
+    for data in options.data:
+        part = prepare(data)
+        if options.study is not None:
+            for what in options.study or STUDIES:
+                names, values = STUDIES[what]
+                for seed, name, value in itertools.product(options.seeds, names, values):
+                    run(part, name, {what: value}, seed, limit=options.limit)
+            continue
+        for name in options.method:
+            for setting in settings_of(name):
+                run(part, name, setting, 0, limit=options.limit)
+            for seed in options.seeds:
+                run(part, name, chosen(data, name, options.limit), seed, limit=options.limit)
+
+
+def case_of(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over seeds; "metric" is what validation went by."""
+    case: dict[str, Any] = {}
+    for label, name in {"metric": METRIC, **{name: name for name in FIGURES}}.items():
+        values = np.array([record["test"][name] for record in records])
+        stderr = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+        case |= {label: float(values.mean()), "stderr" if label == "metric" else f"{label}_stderr": stderr}
+    if "curve" in records[0]:
+        best = [best_of(record) for record in records]
+        case |= {
+            "setting": records[0]["setting"],
+            "limit": records[0]["limit"],
+            "seeds": len(records),
+            "epochs": [point[0] for point in best],
+            "last_epochs": [record["curve"][-1][0] for record in records],
+            "seconds": float(np.median([point[1] for point in best])),
+        }
+        for name in ("collapse", "uniformity"):
+            if name in records[0]:
+                case[name] = float(np.mean([record[name] for record in records]))
+    return case
+
+
+def records_of(data: str, name: str, setting: dict[str, Any], limit: int | None) -> list[dict[str, Any]]:
+    """The runs of a setting that lie in results/valid."""
+    paths = (path_of(data, name, setting, limit, seed) for seed in range(10))
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
+
+
+def paired(part: Part, one: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, float]:
+    """Recall@20 of one less the other's: over seeds, and over users, whose recalls are means over seeds."""
+    degrees = np.asarray(part.test.user_degrees)
+    degrees = degrees[degrees > 0]
+    means = [
+        np.mean([np.array(list(map(ord, record["hits"]))) - 48 for record in records], 0) / degrees
+        for records in (one, other)
+    ]
+    n = min(len(one), len(other))
+    by_seed = np.array([a["test"][METRIC] - b["test"][METRIC] for a, b in zip(one[:n], other[:n])])
+    by_user = means[0] - means[1]
+    return {
+        "difference": float(by_user.mean()),
+        "users_stderr": float(by_user.std(ddof=1) / np.sqrt(len(by_user))),
+        "seeds_stderr": float(by_seed.std(ddof=1) / np.sqrt(n)) if n > 1 else None,
+        "seeds": n,
+    }
+
+
+def trivial(part: Part) -> dict[str, dict[str, Any]]:
+    """The rankers that learn nothing."""
+    rankers = {
+        "random": jr.models.random(jax.random.key(0), part.train.n_items),
+        "item id": jr.models.item_id(part.train.n_items),
+        "popularity": jr.models.popularity(part.train),
+    }
+    judged = {n: jr.evaluate.full_ranking(*r, part.train, part.test, ks=(20, 50)).means for n, r in rankers.items()}
+    return {name: case_of([{"test": means}]) for name, means in judged.items()}
+
+
+def table() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, str]]:
+    """Cases of all records with the trivial rankers, VALID less MacridVAE, studies, and fingerprints of the data."""
+    records = [json.loads(path.read_text()) for path in sorted(RUNS.glob("*.json"))]
+    limits = sorted({record["limit"] for record in records}, key=lambda limit: (limit is not None, limit))
+    cases, tests, studies, fingerprints = {}, {}, {}, {}
+    for data in DATA:
+        if not (of_data := [record for record in records if record["data"] == data]):
+            continue
+        part = prepare(data)
+        fingerprints[data] = of_data[0]["fingerprint"]
+        cases |= {f"{data}: {name}": case for name, case in trivial(part).items()}
+        for limit in limits:
+            rows = {name: records_of(data, name, setting, limit) for name, setting in all_chosen(data, limit)}
+            after = f", {limit} epochs" if limit else ""
+            cases |= {f"{data}: {name}{after}": case_of(found) for name, found in rows.items()}
+            if {"VALID", "MacridVAE"} <= set(rows):
+                tests[f"{data}{after}"] = paired(part, rows["VALID"], rows["MacridVAE"])
+            for what, (names, values) in STUDIES.items():
+                for name, value in itertools.product(names, values):
+                    if found := records_of(data, name, {what: value}, limit):
+                        place = studies.setdefault(f"{data}{after}", {}).setdefault(what, {}).setdefault(name, {})
+                        place[str(value)] = case_of(found)
+    return cases, tests, studies, fingerprints
+
+
+def all_chosen(data: str, limit: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Methods whose grid is whole, with the chosen settings."""
+    for name in METHODS:
+        if (setting := chosen(data, name, limit)) is not None:
+            yield name, setting
+
+
+def picture(studies: dict[str, Any]) -> None:
+    """Recall@20 on test against what a study varies: results/valid.png."""
+    import matplotlib.pyplot as plt
+
+    labels = {"n_interests": "interests", "n_blocks": "blocks", "width": "encoder's width"}
+    size = {"figsize": (4 * len(labels), 3 * len(studies)), "layout": "constrained", "squeeze": False}
+    figure, panes = plt.subplots(len(studies), len(labels), **size)
+    for row, (data, found) in zip(panes, studies.items()):
+        for pane, (what, label) in zip(row, labels.items()):
+            for name, points in found.get(what, {}).items():
+                means, spread = ([case[key] or 0 for case in points.values()] for key in ("metric", "stderr"))
+                pane.errorbar(range(len(points)), means, yerr=spread, marker=".", capsize=3, label=name)
+                pane.set_xticks(range(len(points)), list(points))
+                pane.legend(fontsize=7)
+            pane.set(title=data, xlabel=label, ylabel="Recall@20 on test")
+    figure.savefig(_record.RESULTS / "valid.png", dpi=110)
+
+
+def quick() -> dict[str, dict[str, Any]]:
+    """A fifth of citeulike-a's users, two epochs."""
+    part = prepare("citeulike-a-valid")
+    kept = (splits.keep_users(x, np.arange(x.n_users) < 1000) for x in (part.train, part.valid, part.test))
+    part = Part(part.name, *compacted(splits.Split(*kept)))
+    cases = trivial(part)
+    for name in ("VALID", "MacridVAE"):
+        model, variables, _ = METHODS[name].train(part, 0, limit=3)
+        means = jr.evaluate.full_ranking(model, variables, part.train, part.test, ks=(20, 50)).means
+        cases[name] = case_of([{"test": means}])
+    return {f"citeulike-a-valid: {name}": case for name, case in cases.items()}
+
+
+def main() -> None:
+    """Trains, and writes the table."""
+    options = arguments()
+    facts = {"dim": DIM, "users_a_step": USERS, "patience": PATIENCE}
+    if options.quick:
+        _record.write("valid", quick(), quick=True, data="citeulike-a-valid", **facts)
+        return
+    if not options.table:
+        train_all(options)
+    cases, tests, studies, fingerprints = table()
+    if studies:
+        picture(studies)
+    _record.write("valid", cases, quick=False, data=fingerprints, paired=tests, studies=studies, **facts)
+
+
+if __name__ == "__main__":
+    main()
