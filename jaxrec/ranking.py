@@ -51,8 +51,8 @@ def ranked(
         demoted: pairs that lose ties where there is no key; the relevant ones of `judge`.
         key: for the order of equal scores.
         block: users scored at a time.
-        judge: if given, a function of whole rows, (scores, relevant, where=) -> a tree of arrays [B], such as
-            `metrics.auc`: `demoted` are relevant, and used is what is not seen.
+        judge: if given, a function of whole rows, (scores [B, N'], places, where) -> a tree of arrays [B]. The places
+            are rows and columns of the relevant pairs, `demoted`, padded with row B; used is what is not seen.
 
     Returns:
         scores float32 [U, k], items int32 [U, k], and what `judge` gives, each [U], or None.
@@ -113,7 +113,8 @@ def _edges(interactions: Interactions | None, users: np.ndarray, places: np.ndar
 
 
 def _rows(model: Model, variables: Variables, users: Array) -> Array:
-    return model.apply(variables, users, method="rows")
+    with jax.default_matmul_precision("highest"):
+        return model.apply(variables, users, method="rows")
 
 
 @functools.partial(jax.jit, static_argnames=("model", "k", "lower", "judge"))
@@ -139,10 +140,7 @@ def _blocks(model, variables, order, inputs, *, k, lower, judge):
         scores = jnp.where(jnp.arange(width)[None, :] < n_items, scores, -jnp.inf)
         if seen is not None:
             scores = scores.at[seen].set(-jnp.inf, mode="drop")
-        judged = None
-        if judge is not None:
-            relevant = jnp.zeros(scores.shape, bool).at[positives].set(True, mode="drop")
-            judged = judge(scores, relevant, where=scores > -jnp.inf)
+        judged = None if judge is None else judge(scores, positives, scores > -jnp.inf)
         if lower:
             scores = scores.at[positives].set(_one_lower(scores.at[positives].get(mode="clip")), mode="drop")
         values, at = _grouped_top_k(scores, k)

@@ -1,0 +1,326 @@
+"""VALID and MacridVAE: the released code's figures in float64, and what goes wrong when they are written again.
+
+The fixture's figures were made by the released classes. Numbers of traps are those of the project's notes on VALID.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec.interactions import Interactions
+from jaxrec.losses import kl_normalised
+from jaxrec.models import VALID, MacridVAE, _mixture, attention, implicit
+from jaxrec.models._histories import Pairs
+
+pytestmark = pytest.mark.usefixtures("hurried")
+
+M, N, D, W, K = 5, 12, 4, 3, 3
+USERS = np.arange(M, dtype=np.int32)
+
+
+def interactions(dense):
+    return Interactions.from_pairs(*np.nonzero(dense), n_users=len(dense), n_items=dense.shape[1])
+
+
+def table(shape, of):
+    return of(*np.mgrid[tuple(map(slice, shape))])
+
+
+DENSE = table((M, N), lambda u, i: (7 * u + 3 * i + u * i) % 5 < 2)
+TRAIN = interactions(DENSE)
+PARAMS = {
+    "item": table((N, D), lambda i, j: np.sin(0.37 * i + 0.91 * j + 0.1)),
+    "prototype": table((K, D), lambda k, j: np.sin(1.3 * k + 0.53 * j + 0.2)),
+    "context": table((N, W), lambda i, a: np.sin(0.71 * a + 0.29 * i + 0.3)),
+    "context_bias": table((W,), lambda a: 0.1 * np.sin(0.9 * a + 0.4)),
+    "head": table((W, 2 * D), lambda a, o: np.sin(0.47 * o + 1.1 * a + 0.5)),
+    "head_bias": table((2 * D,), lambda o: 0.1 * np.sin(0.6 * o + 0.6)),
+}
+SIZES = {"dim": D, "n_interests": K, "width": W, "temperature": 0.5, "decoder_temperature": 0.5, "chunk": 5}
+TWO = VALID(TRAIN, **SIZES)
+H, PROTOTYPES = (PARAMS[name] / np.linalg.norm(PARAMS[name], axis=1, keepdims=True) for name in ("item", "prototype"))
+CLOSE = {"rtol": 1e-11, "atol": 1e-13}
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def variables(model, params=PARAMS):
+    return {"params": params, "history": {"interactions": model.history}}
+
+
+def applied(model, *args, method, key=None, params=PARAMS):
+    """`model.apply`, jitted; noise if there is a key."""
+
+    def run(variables, args, key):
+        return model.apply(variables, *args, method=method, rngs={} if key is None else {"noise": key})
+
+    return jax.jit(run)(variables(model, params), args, key)
+
+
+def inside(fn):
+    """A method that gives `fn(module, pairs, unit vectors)` of all users."""
+
+    def run(module):
+        return module._on(USERS, lambda pairs, _, vectors: fn(module, pairs, vectors), module._key())
+
+    return run
+
+
+# ---------------------------------------------------------------------- the fixture
+
+NORMS = ("item", "prototype", "context", "context_bias", "head", "head_bias")
+GOLDEN = {
+    "R=1": (
+        VALID(TRAIN, n_blocks=1, **SIZES),
+        (15.45460382, 13.08613354, 3.38352897),
+        (-1.665812, -1.376694, -1.463131),
+        (1.9351951, 1.26123875, 1.50194229, 2.55311997, 3.18539977, 2.87932502),
+    ),
+    "R=2": (
+        TWO,
+        (15.12329788, 12.22952199, 4.13396556),
+        (-1.729236, -1.434351, -1.489556),
+        (1.64201513, 0, 1.35676313, 2.32123063, 3.7477917, 2.8706063),
+    ),
+    "R=3": (
+        TWO.clone(n_blocks=3),
+        (15.04100310, 11.90712916, 4.47696277),
+        (-1.749048, -1.466654, -1.523634),
+        (1.45461946, 0, 1.3772363, 2.34166305, 4.0846896, 2.98237624),
+    ),
+    "RecBole's MacridVAE": (
+        MacridVAE(TRAIN, recbole=True, **SIZES),
+        (13.65146755, 13.17814395, 0.67617657),
+        (-1.647322, -1.370548, -1.468984),
+        (1.46468158, 0.26978358, 0.28825911, 1.14939269, 1.07090287, 2.40247313),
+    ),
+    "R=2, unrolled": (
+        TWO.clone(gradient=implicit.unrolled),
+        (15.12329788, 12.22952199, 4.13396556),
+        (-1.729236, -1.434351, -1.489556),
+        (2.78460931, 1.64031984, None, None, None, None),
+    ),
+    "R=3, unrolled": (
+        TWO.clone(n_blocks=3, gradient=implicit.unrolled),
+        (15.04100310, 11.90712916, 4.47696277),
+        (-1.749048, -1.466654, -1.523634),
+        (1.81418860, 0.29135484, None, None, None, None),
+    ),
+}
+
+
+UPDATED = [  # prototypes of user 0 after one update
+    (0.205938, 0.709698, 0.66521, 0.106842),
+    (0.542347, 0.709898, 0.329047, -0.305996),
+    (0.279604, -0.358465, -0.719617, -0.524858),
+]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in ("R=2", "RecBole's MacridVAE") else pytest.mark.slow) for name in GOLDEN],
+)
+def test_losses_and_gradients_are_those_of_the_released_code(name, float64):
+    """Traps 2 (m is still for R ≥ 2), 3 and 4 (where gradients stop), 5 (mask, then normalise), 7 (KL), 13, 18 (user 2
+    has no item), 19 (a mean over users).
+    """
+    model, losses, first, norms = GOLDEN[name]
+
+    def loss(params, history):
+        nll, kl = model.apply({"params": params, **history}, USERS, method="bound")
+        log_p = jax.nn.log_softmax(model.apply({"params": params, **history}, USERS[:1], method="rows"))
+        return nll.mean() + 0.7 * kl.mean(), (nll.mean(), kl.mean(), log_p[0])
+
+    params, history = PARAMS, {"history": variables(model)["history"]}
+    (total, (nll, kl, log_p)), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, history)
+    np.testing.assert_allclose((total, nll, kl), losses, rtol=1e-8)
+    np.testing.assert_allclose(log_p[:3], first, atol=1e-6)
+    assert np.exp(log_p).sum() == pytest.approx(1)
+    for parameter, norm in zip(NORMS, norms, strict=True):
+        assert np.isfinite(gradient[parameter]).all()
+        if norm is not None:
+            assert np.linalg.norm(gradient[parameter]) == pytest.approx(norm, rel=3e-8)
+            assert (norm == 0) == (not gradient[parameter].any())
+    if name == "R=2, unrolled":
+        assert gradient["prototype"][0, 0] == pytest.approx(0.7774154, abs=1e-7)
+
+
+def test_shares_and_prototypes_are_those_of_the_released_code(float64):
+    """Trap 1: shares sum to 1 over interests, for each item."""
+
+    def first_block(module, pairs, vectors):
+        x = jnp.broadcast_to(PROTOTYPES[None], (M, K, D))
+        return module._grouped(x, pairs, vectors, 1), pairs.items
+
+    shares, items = applied(TWO, method=inside(first_block))
+    assert TRAIN.pairs()[1][:2].tolist() == [0, 2]
+    at = {item: np.asarray(shares[place]) for place, item in enumerate(items[:5].tolist())}
+    np.testing.assert_allclose(at[0], (0.562177, 0.412054, 0.025769), atol=1e-6)
+    np.testing.assert_allclose(at[2], (0.225714, 0.651674, 0.122613), atol=1e-6)
+    np.testing.assert_allclose(shares[: TRAIN.n_pairs].sum(1), 1, **CLOSE)
+    after = applied(TWO, USERS, method="prototypes")
+    assert after.shape == (2, M, K, D)
+    np.testing.assert_allclose(after[1, 0], UPDATED, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(after[0], axis=-1), 1, **CLOSE)
+    np.testing.assert_allclose(after[1], applied(TWO, USERS, method="posterior").prototypes, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["cosine", "coda, matrix", "coda, row"])
+def test_attention_among_prototypes_follows_each_update(name, float64):
+    """Figures from the paper's formulae; the paper does not say over what CoDA's means go."""
+    fn, first, out = {
+        "cosine": (attention.cosine, (0.671722, 0.312159, 0.01612), (0.648897, 1.391622, 1.752506, 1.632528)),
+        "coda, matrix": (
+            partial(attention.coda, center="matrix"),
+            (0.898784, 0.330564, -0.013941),
+            (0.702296, 1.565172, 1.998587, 1.883618),
+        ),
+        "coda, row": (attention.coda, (0.895796, 0.292937, -0.011133), (0.66511, 1.528924, 1.973223, 1.876097)),
+    }[name]
+    fn, p = partial(fn, temperature=0.5), PARAMS["prototype"]
+    np.testing.assert_allclose(fn(p)[0], out, atol=1e-6)
+    marked = np.concatenate([p, 1e-8 * np.eye(K)], axis=1)  # B itself shows in the columns that mark the rows
+    np.testing.assert_allclose(fn(marked)[0, D:] / 1e-8 - np.eye(K)[0], first, atol=1e-6)
+    stacked = fn(np.stack([p, 2 * p, p]))
+    np.testing.assert_allclose(stacked[2], fn(p), **CLOSE)
+    if name == "cosine":
+        after = np.asarray(applied(TWO.clone(attention=fn), USERS, method="prototypes"))[1]
+        moved = np.asarray(fn(np.array(UPDATED)))
+        np.testing.assert_allclose(after[0], moved / np.linalg.norm(moved, axis=-1, keepdims=True), atol=2e-6)
+        assert not after[2].any()
+    else:
+        with pytest.raises(ValueError, match="center='all'; give 'row' or 'matrix'"):
+            attention.coda(p, center="all")
+
+
+# ---------------------------------------------------------------------- noise
+
+TWINS = DENSE.copy()
+TWINS[3] = TWINS[0]
+NOISY = VALID(interactions(TWINS), **SIZES)
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    """A step of two users with the same items, by one key: all that is drawn and what comes of it."""
+
+    def drawn(module, pairs, vectors):
+        found = module._encoded(pairs, vectors)
+        first = jnp.broadcast_to(PROTOTYPES[None], (M, K, D))
+        items = jnp.arange(N, dtype=jnp.int32)[None]
+        return {
+            "found": found,
+            "first": module._grouped(first, pairs, vectors, 1),
+            "second": module._grouped(first, pairs, vectors, 2),
+            "last": module._grouped(found.prototypes, pairs, vectors, 2),
+            "odds": jnp.stack(_mixture.odds(module._noise(pairs, 2), USERS[:, None], items, K)),
+            "rows": pairs.rows,
+            "items": pairs.items,
+        }
+
+    def both(module):
+        return inside(drawn)(module)
+
+    with jax.enable_x64(True):
+        key = jax.random.key(7)
+        nll, _ = applied(NOISY, USERS, method="bound", key=key)
+        return applied(NOISY, method=both, key=key), nll
+
+
+def test_decoder_and_encoder_share_one_sample_of_the_groups(noisy, float64):
+    """Traps 8 (z is a unit vector again), 9 (one A for both), 11 (a normaliser over all items), 13 (a whole row in the
+    likelihood, whatever dropout took).
+    """
+    drawn, nll = noisy
+    x, z = (np.asarray(part, float) for part in (drawn["found"].prototypes, drawn["found"].interests))
+    np.testing.assert_allclose(np.linalg.norm(z, axis=-1), 1, **CLOSE)
+    assert np.abs(z - drawn["found"].mean).max() > 0.05
+    terms = np.asarray(drawn["odds"]) * np.exp(np.einsum("ukd,nd->kun", x, H) / 0.5)
+    shares = terms / terms.sum(0)
+    at = (np.asarray(drawn["rows"]), np.asarray(drawn["items"]))
+    real = at[0] < M
+    np.testing.assert_allclose(np.asarray(drawn["last"])[real], shares[:, at[0][real], at[1][real]].T, **CLOSE)
+    p = (shares * np.exp(np.einsum("ukd,nd->kun", z, H) / 0.5)).sum(0)
+    expected = -(TWINS * np.log(p / p.sum(1, keepdims=True))).sum(1)
+    np.testing.assert_allclose(nll, expected, **CLOSE)
+
+
+def test_the_first_blocks_noise_is_shared_and_the_others_is_not(noisy):
+    """Trap 14: users with the same items have the same groups in block 1, others in block 2."""
+    drawn, _ = noisy
+    rows = np.asarray(drawn["rows"])
+    for name, same in (("first", True), ("second", False), ("last", False)):
+        assert np.allclose(drawn[name][rows == 0], drawn[name][rows == 3], rtol=1e-12) == same
+    assert not np.allclose(drawn["first"][rows == 0], drawn["second"][rows == 0], rtol=0.01)
+
+
+def test_nothing_is_random_in_evaluation():
+    """Trap 15: two keys, one answer, bit for bit; of trap 14, users with the same items have the same scores."""
+    rows = jax.jit(lambda v, key: NOISY.apply(v, USERS, method="rows", rngs={"noise": key}))
+    params = jax.tree.map(np.float32, PARAMS)
+    one, other = (rows(variables(NOISY, params), jax.random.key(seed)) for seed in (0, 1))
+    np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(one[0], one[3])
+    assert one.dtype == jnp.float32 and not np.array_equal(one[0], one[1])
+
+
+def test_noise_of_interests_has_the_stated_deviation():
+    """Trap 6: σ₀ exp(lv / 2) with lv = −output, by 100 000 samples, seen as the slope of z = (1, 0) + noise."""
+    model = VALID(
+        interactions(np.eye(25_000, 2) > -1), **SIZES | {"dim": 2, "n_interests": 4}, n_blocks=1, deviation=1e-3
+    )
+    shapes = jax.eval_shape(model.init, jax.random.key(0), USERS[:1], USERS[:1])["params"]
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
+    params |= {"head": jnp.zeros((W, 4)), "head_bias": jnp.array([1.0, 0.0, 0.0, 1.0])}
+    users = np.arange(25_000, dtype=np.int32)
+    found = applied(model, users, method="posterior", key=jax.random.key(0), params=params)
+    slopes = np.asarray(found.interests[..., 1] / found.interests[..., 0], float)
+    assert slopes.std() == pytest.approx(1e-3 * np.exp(-0.5), rel=0.01) and abs(slopes.mean()) < 1e-5
+    assert abs(np.corrcoef(slopes[:, 0], slopes[:, 1])[0, 1]) < 0.03
+    np.testing.assert_allclose(found.log_variance[0, 0], [0, -1])
+    assert float(kl_normalised(jnp.zeros(5))) == 0
+    assert float(kl_normalised(jnp.ones(1))) == pytest.approx(0.5 * (np.e - 2))
+
+
+@pytest.mark.parametrize("model", [TWO, MacridVAE(TRAIN, recbole=True, **SIZES)])
+def test_dropout_follows_the_normalisation_and_is_each_interests_own(model):
+    """Trap 12: Σ w² = 2 for a rate of ½, not 1; masks differ by interest, block and user; RecBole's is the row's."""
+    whole = interactions(np.ones((400, N)))
+    pairs = Pairs(*map(jnp.asarray, (whole.pairs()[0], whole.indices)), jnp.arange(400), jax.random.key(0))
+    shares = jax.random.uniform(jax.random.key(1), (len(whole.indices), K), minval=0.3)
+    weigh = jax.jit(
+        lambda number: model.apply(variables(model), shares, pairs, number, method="_weights"), static_argnums=0
+    )
+    first, second = (np.asarray(weigh(number), float).reshape(400, N, K) for number in (1, 2))
+    kept = first > 0
+    if isinstance(model, MacridVAE):
+        assert (kept == kept[..., :1]).all()
+        first = first / np.asarray(shares).reshape(first.shape)
+    else:
+        assert ((kept[..., 0] != kept[..., 1]).mean(), (kept[..., 0] != kept[..., 2]).mean()) > (0.4, 0.4)
+    assert (first**2).sum(1).mean() == pytest.approx(2, abs=0.1)
+    assert kept.mean() == pytest.approx(0.5, abs=0.03)
+    assert (kept != (second > 0)).mean() > 0.4 and (kept[:1] != kept[1:]).mean() > 0.4
+
+
+def test_one_interest_is_a_cosine_autoencoder_whatever_the_blocks(float64):
+    """Trap 10; of trap 9, with K = 1 the groups' noise has nothing to say."""
+    params = PARAMS | {"prototype": PARAMS["prototype"][:1]}
+    options = SIZES | {"n_interests": 1, "dropout": 0.0}
+    models = [VALID(TRAIN, n_blocks=n, **options) for n in (1, 3)]
+    one, three = (applied(model, USERS, method="bound", key=jax.random.key(0), params=params) for model in models)
+    for a, b in zip(one, three, strict=True):
+        np.testing.assert_allclose(a, b, **CLOSE)
+    lengths = np.maximum(np.sqrt(DENSE.sum(1, keepdims=True)), 1)
+    hidden = np.tanh(DENSE / lengths @ params["context"] + params["context_bias"])
+    mean = (hidden @ params["head"] + params["head_bias"])[:, :D]
+    logits = mean / np.linalg.norm(mean, axis=1, keepdims=True) @ H.T / 0.5
+    rows = applied(models[1], USERS, method="rows", params=params)
+    np.testing.assert_allclose(rows, logits, **CLOSE)
