@@ -153,6 +153,13 @@ def test_a_group_of_none_is_each_user_with_a_pair_once_an_epoch():
     assert sorted(int(step) for _, _, step in met) == list(range(2 * steps))
 
 
+def test_padding_of_a_batch_of_users_has_the_shortest_history():
+    """Or a batch of the longest one, many times, would not find room."""
+    train = jr.Interactions.from_pairs([0, 0, 2, 3, 3, 3, 3], [0, 1, 1, 0, 1, 2, 3])
+    batch = loop.examples(train, 0).batch(jnp.array([2, 0, 3, 3]))
+    assert batch.users.tolist() == [3, 0, 2, 2] and batch.where.tolist() == [True, True, False, False]
+
+
 def test_steps_count_on_where_a_state_stands():
     """What is annealed by `Batch.step` goes on after a resume."""
 

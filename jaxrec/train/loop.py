@@ -245,7 +245,8 @@ class Examples(NamedTuple):
         real = chosen < self.users.shape[0]
         chosen = jnp.minimum(chosen, self.users.shape[0] - 1)
         if self.group is not None and self.group.size == 0:
-            return Batch(self.users[chosen], jnp.zeros((len(chosen), 0), jnp.int32), None, real, step)
+            users = self.users[jnp.where(real, chosen, jnp.argmin(self.length))]  # whose history costs least
+            return Batch(users, jnp.zeros((len(chosen), 0), jnp.int32), None, real, step)
         places = chosen
         if self.group is not None:
             real = real[:, None] & (self.group < self.length[chosen][:, None])
@@ -264,7 +265,7 @@ def examples(train: Interactions, group: int | None) -> Examples:
     owner = np.repeat(np.arange(train.n_users, dtype=np.int32), parts)
     part = np.arange(len(owner)) - np.repeat(np.cumsum(parts) - parts, parts)
     first = (indptr[owner] + part * group).astype(np.int32)
-    length = np.minimum(indptr[owner + 1] - first, group).astype(np.int32)
+    length = np.minimum(indptr[owner + 1] - first, group or train.n_pairs).astype(np.int32)
     return Examples(owner, first, length, items, train.weights, np.arange(group, dtype=np.int32)[None])
 
 

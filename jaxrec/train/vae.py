@@ -52,7 +52,9 @@ def objective(
         raise ValueError(f"batch.items has shape {batch.items.shape}; users alone are needed: call fit with group=0")
     size = len(batch.users) if micro_batch is None else min(micro_batch, len(batch.users))
     if len(batch.users) % size:
-        raise ValueError(f"micro_batch={micro_batch} does not divide the batch of {len(batch.users)} users")
+        raise ValueError(
+            f"micro_batch={micro_batch} does not divide the batch of {len(batch.users)} users; give one that does"
+        )
 
     def part(users: Array, where: Array) -> Array:
         halves = model.apply(variables, users, method="bound", at_random=True, rngs={"noise": key})

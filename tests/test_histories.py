@@ -1,0 +1,69 @@
+"""Histories of a batch as one list of pairs, against loops over users."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec.interactions import Interactions
+from jaxrec.models._histories import Pairs, all_pairs, on_histories, spread
+
+pytestmark = pytest.mark.usefixtures("hurried")
+
+DEGREES = np.r_[600, np.arange(2, 61) % 5]  # one user of 600 items among 60
+TRAIN = Interactions.from_pairs(
+    np.repeat(np.arange(60), DEGREES), np.concatenate([np.arange(n) for n in DEGREES]), n_users=60
+)
+
+
+def sums(pairs, own):
+    """Of items, for each user, and how long the list is."""
+    return (
+        pairs.sums(pairs.items.astype(jnp.float32)),
+        own.astype(jnp.float32),
+        jnp.full(1, len(pairs.rows), jnp.float32),
+    )
+
+
+@pytest.mark.parametrize("at_random", [False, True])
+def test_lists_have_room_for_the_users(at_random):
+    known = jax.tree.map(jnp.asarray, TRAIN)
+    run = jax.jit(lambda users: on_histories(sums, known, DEGREES, users, key=None, at_random=at_random))
+    users = np.random.default_rng(0).permutation(60).astype(np.int32)
+    found, own, (capacity,) = run(users)
+    np.testing.assert_array_equal(own, DEGREES[users])
+    np.testing.assert_array_equal(found, (DEGREES * (DEGREES - 1) / 2)[users])
+    assert (capacity == -(-60 * 600 // 256) * 256) == (not at_random)
+    same = np.zeros(60, np.int32)  # no random draw: 36 000 pairs
+    found, _, (capacity,) = run(same)
+    if at_random:
+        assert np.isnan(found).all() and np.isnan(capacity)
+    else:
+        np.testing.assert_array_equal(found, np.full(60, 600 * 599 / 2))
+
+
+def test_normalised_and_spread_and_padding():
+    where = np.array([[True, False, True], [False, False, False], [True, True, False]])
+    pairs = all_pairs(np.array([[5, 0, 7], [0, 0, 0], [1, 2, 0]], np.int32), where)
+    assert pairs.rows.tolist() == [0, 0, 2, 2, 3, 3, 3, 3, 3] and pairs.items[:4].tolist() == [5, 7, 1, 2]
+    values = jnp.array([[3.0, 0], [4, 0], [1, 1], [0, 1]] + [[9, 9]] * 5)
+    expected = [[0.6, 0], [0.8, 0], [1, 0.5**0.5], [0, 0.5**0.5]] + [[0, 0]] * 5
+    np.testing.assert_allclose(pairs.normalised(values), expected, rtol=1e-6)
+    gradient = jax.grad(lambda x: pairs.normalised(x).sum())(jnp.zeros_like(values))
+    assert np.isfinite(gradient).all()
+    np.testing.assert_array_equal(pairs.sums(values)[1], [0, 0])
+    np.testing.assert_array_equal(spread(jnp.arange(3), pairs.rows)[:4], [0, 0, 2, 2])
+    np.testing.assert_array_equal(spread(jnp.array([7]), pairs.rows), np.full(9, 7))
+
+
+def test_noise_depends_on_user_and_item_not_on_place():
+    key = jax.random.key(3)
+    one = Pairs(jnp.array([0, 0, 1]), jnp.array([4, 5, 5]), jnp.array([7, 9]), key)
+    other = Pairs(jnp.array([0, 1, 1]), jnp.array([5, 4, 5]), jnp.array([9, 7]), key)
+    values = jnp.ones((3, 3))
+    kept = [pairs.dropped(values, 0.5, draw=2) for pairs in (one, other)]
+    np.testing.assert_array_equal(kept[0][jnp.array([2, 0, 1])], kept[1])
+    normal = [pairs.normal((2, 2), draw=0) for pairs in (one, other)]
+    np.testing.assert_array_equal(normal[0][::-1], normal[1])
+    assert not np.array_equal(normal[0], one.normal((2, 2), draw=1))
+    assert one.dropped(values, 0.0, draw=2) is values

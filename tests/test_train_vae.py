@@ -1,0 +1,77 @@
+"""Training of autoencoders: annealing, the mean over users, and micro-batches."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_macrid import PARAMS, TWO, variables
+
+from jaxrec import train
+from jaxrec.train.vae import annealed, objective
+
+pytestmark = pytest.mark.usefixtures("hurried")
+
+
+def batch_of(users, where, step=0):
+    users = jnp.asarray(users, jnp.int32)
+    return train.Batch(users, jnp.zeros((len(users), 0), jnp.int32), None, jnp.asarray(where), step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Halves:
+    """A model whose two halves are entries of tables."""
+
+    def apply(self, variables, users, *, method, at_random, rngs):
+        assert method == "bound" and at_random and set(rngs) == {"noise"}
+        return variables["nll"][users], variables["kl"][users]
+
+
+def test_annealing_grows_by_the_total_whatever_the_cap():
+    """Trap 16: a slope of 1 / total, not cap / total; the first step has 1 / total."""
+    found = [float(annealed(t - 1, cap=0.2, total=10_000)) for t in (1, 1000, 2000, 5000)]
+    assert found == pytest.approx([1e-4, 0.1, 0.2, 0.2])
+    assert float(annealed(jnp.array(5, jnp.int32), cap=jnp.array(1.0), total=3)) == 1
+
+
+@pytest.mark.parametrize("micro_batch", [None, 2, 4, 100])
+def test_the_loss_is_a_mean_over_the_users_there(micro_batch):
+    """Trap 17: padding weighs nothing, whatever stands there; trap 19: a mean."""
+    halves = {"nll": jnp.array([1.0, 2.0, 4.0, jnp.nan]), "kl": jnp.array([10.0, 20.0, 30.0, jnp.inf])}
+    batch = batch_of([2, 0, 1, 3], [True, True, True, False], step=4)
+    found = objective(halves, jax.random.key(0), batch, model=Halves(), total=10, micro_batch=micro_batch)
+    assert float(found) == pytest.approx(7 / 3 + 0.5 * 20)
+    empty = batch_of([0, 1], [False, False])
+    assert float(objective(halves, jax.random.key(0), empty, model=Halves())) == 0
+
+
+@pytest.mark.slow
+def test_micro_batches_have_the_loss_and_gradient_of_the_whole():
+    """Trap 17, with noise; trap 18: gradients are finite where a row is empty, and where dropout takes all of one."""
+    model, key = TWO.clone(dropout=0.9), jax.random.key(0)
+
+    def loss(params, history, batch, micro_batch):
+        whole = {"params": params, "history": history}
+        return objective(whole, key, batch, model=model, cap=0.7, total=1, micro_batch=micro_batch)
+
+    with jax.enable_x64(True):
+        history = variables(model)["history"]
+        batch = batch_of([4, 1, 2, 0, 3, 3], np.arange(6) < 5)
+        graded = jax.jit(jax.value_and_grad(loss), static_argnums=3)
+        whole, parts = (graded(PARAMS, history, batch, micro_batch) for micro_batch in (None, 3))
+        for name, a in whole[1].items():
+            assert np.isfinite(a).all()
+            np.testing.assert_allclose(parts[1][name], a, rtol=1e-11, atol=1e-13, err_msg=name)
+        assert float(parts[0]) == pytest.approx(float(whole[0]), rel=1e-13)
+
+
+def test_batches_of_positives_and_unequal_micro_batches_are_refused():
+    halves = {"nll": jnp.ones(3), "kl": jnp.ones(3)}
+    with pytest.raises(ValueError, match=r"micro_batch=2 does not divide the batch of 3 users; give"):
+        objective(halves, jax.random.key(0), batch_of([0, 1, 2], [True] * 3), model=Halves(), micro_batch=2)
+    users = jnp.zeros(4, jnp.int32)
+    for items in (users, jnp.zeros((4, 2), jnp.int32)):
+        positives = train.Batch(users, items, None, items == 0)
+        with pytest.raises(ValueError, match="users alone are needed: call fit with group=0"):
+            objective(halves, jax.random.key(0), positives, model=Halves())
