@@ -40,7 +40,8 @@ def objective(
         key: for the model's noise.
         batch: users [B], of `fit(..., group=0)`.
         model: gives both halves [B] by `model.apply(variables, users, method="bound", at_random=True)`, such as
-            `models.VALID`; users are taken for a random draw.
+            `models.VALID`. Batches are to be random draws from the users of its histories: where `fit` gets the most
+            active users alone, the model has to be made of theirs, or the loss may be NaN.
         cap: of β.
         total: steps until β = 1.
         micro_batch: if given, so many users are taken at a time: the same loss and gradient in less memory.
@@ -51,7 +52,7 @@ def objective(
     if batch.where.ndim != 1 or batch.items.ndim != 2 or batch.items.shape[1] != 0:
         raise ValueError(f"batch.items has shape {batch.items.shape}; users alone are needed: call fit with group=0")
     size = len(batch.users) if micro_batch is None else min(micro_batch, len(batch.users))
-    if len(batch.users) % size:
+    if size < 1 or len(batch.users) % size:
         raise ValueError(
             f"micro_batch={micro_batch} does not divide the batch of {len(batch.users)} users; give one that does"
         )
