@@ -41,6 +41,7 @@ class Method(NamedTuple):
 
     make: Callable[..., Recipe]
     grid: Mapping[str, tuple[float, ...]]
+    few: Mapping[str, tuple[float, ...]] | None = None  # on sets other than ml-100k
     whole: bool = False  # trains on `learn` too
 
 
@@ -180,11 +181,9 @@ def neumf(part: Part, *, learning_rate: Any) -> Recipe:
 
 
 ONE = {"regularization": (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 2e-2, 5e-2, 1e-1)}
-FEW, RATES, DRAWS = (
-    {"regularization": (0.0, 1e-3, 1e-2)},
-    {"lambda_rate": (1e-4, 1e-3, 1e-2)},
-    {"draw": tuple(range(12))},
-)
+FEW = {"regularization": (0.0, 1e-3, 1e-2)}
+RATES, TWO = {"lambda_rate": (1e-4, 1e-3, 1e-2)}, {"lambda_rate": (1e-3, 1e-2)}
+DRAWS, FOUR = {"draw": tuple(range(12))}, {"draw": tuple(range(4))}
 NORMAL = partial(factors, scale=1.0)
 METHODS = {
     "MF, one λ": Method(fixed, ONE),
@@ -192,17 +191,14 @@ METHODS = {
     "SGDA": Method(sgda, {"learning_rate": (10.0, 50.0), "lambda_rate": (1e-3, 1e-2)}),
     "AMF": Method(amf, {"epsilon": (0.1, 0.5), "regularization": (0.0, 1e-2)}),
     "NeuMF": Method(neumf, {"learning_rate": (1e-3, 3e-3)}),
-    "random D": Method(partial(random, granularity="D"), DRAWS),
-    "random DUI": Method(partial(random, granularity="DUI"), DRAWS),
-    "λOpt D": Method(partial(learned, granularity="D"), RATES),
-    "λOpt DU": Method(partial(learned, granularity="DU"), RATES),
-    "λOpt DI": Method(partial(learned, granularity="DI"), RATES),
-    "λOpt DUI": Method(partial(learned, granularity="DUI"), RATES),
+    "random D": Method(partial(random, granularity="D"), DRAWS, FOUR),
+    "random DUI": Method(partial(random, granularity="DUI"), DRAWS, FOUR),
+    **{f"λOpt {name}": Method(partial(learned, granularity=name), RATES, TWO) for name in ("D", "DU", "DI", "DUI")},
 }
 STUDIES = {  # what may be responsible, one at a time, and other models
-    "λOpt DUI, exact": Method(partial(learned, scope="exact"), RATES),
+    "λOpt DUI, exact": Method(partial(learned, scope="exact"), RATES, TWO),
     "MF, one λ, N(0, 1)": Method(partial(fixed, model=NORMAL), ONE),
-    "λOpt DUI, N(0, 1)": Method(partial(learned, model=NORMAL), RATES),
+    "λOpt DUI, N(0, 1)": Method(partial(learned, model=NORMAL), RATES, TWO),
     "LightGCN, one λ": Method(partial(fixed, model=graph), FEW),
     "LightGCN, λOpt DUI": Method(partial(learned, model=graph), {"lambda_rate": (1e-3,)}),
     "facets, one λ": Method(partial(fixed, model=facets), FEW),

@@ -37,9 +37,9 @@ from jaxrec.interactions import DataWarning
 RUNS = _record.RESULTS / "lambda_opt"
 BUDGET = {  # epochs of train, and positives a step
     "ml-100k": (60, 1024),
-    "movielens-small": (60, 1024),
-    "lastfm-2k": (60, 1024),
-    "ml-1m": (30, 4096),
+    "movielens-small": (30, 1024),
+    "lastfm-2k": (30, 1024),
+    "ml-1m": (20, 4096),
 }
 ALL = METHODS | STUDIES
 CHOSEN_BY, LOOKS = "ndcg@50", 12  # validations a run
@@ -119,9 +119,9 @@ def judged(model: Any, variables: jr.typing.Variables, part: Part) -> dict[str, 
 # ---------------------------------------------------------------------- one run
 
 
-def settings_of(name: str) -> list[dict[str, float]]:
-    """Every setting of a method's grid."""
-    grid = ALL[name].grid
+def settings_of(data: str, name: str) -> list[dict[str, float]]:
+    """Every setting of a method's grid, the smaller one where it has one and the set is not ml-100k."""
+    grid = ALL[name].grid if data == "ml-100k" else ALL[name].few or ALL[name].grid
     return [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
 
 
@@ -174,7 +174,7 @@ def run(data: str, name: str, seed: int, *, part: Part | None = None) -> dict[st
     """One run's record, from its file or by training; the whole grid on seed 0, what it chose on others."""
     if part is None and (record := record_of(data, name, seed)) is not None:
         return record
-    settings = settings_of(name) if seed == 0 else [run(data, name, 0)["setting"]]
+    settings = settings_of(data, name) if seed == 0 else [run(data, name, 0)["setting"]]
     whole = prepare(data, seed) if part is None else part
     record = {"data": data, "fingerprint": whole.train.fingerprint(), "method": name, "seed": seed}
     record |= found_by(whole, name, seed, settings) | {"commit": _record.commit()}

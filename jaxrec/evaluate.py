@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxrec import metrics
 from jaxrec.interactions import DataWarning, Interactions
-from jaxrec.ranking import checked_users, ranked
+from jaxrec.ranking import apart, area, checked_users, ranked
 from jaxrec.report import Report
 from jaxrec.typing import Array, ArrayLike, Key, Model, Variables
 
@@ -129,7 +129,7 @@ def full_ranking(
     """
     users = _evaluated_users(train, test, users)
     ks = sorted(set(ks))
-    options = {"seen": train, "demoted": test, "key": key, "block": block, "judge": metrics.auc if auc else None}
+    options = {"seen": train, "demoted": test, "key": key, "block": block, "judge": area if auc else None}
     _, items, areas = ranked(model, variables, users, k=ks[-1] if ks else 0, **options)
     per_user, catalogue = _list_metrics(items, users, test, train.item_degrees, ks=tuple(ks))
     names = [f"{metric.__name__}@{k}" for metric in (*_METRICS, metrics.popularity) for k in ks]  # jit sorts its dicts
@@ -177,7 +177,7 @@ def separate_ranking(
     ks = tuple(sorted(set(ks)))
     if not ks or not 1 <= ks[0] <= ks[-1] <= train.n_items:
         raise ValueError(f"ks={ks}, but the catalogue has {train.n_items} items; give some of 1 .. {train.n_items}")
-    options = {"seen": train, "demoted": test, "key": None, "block": block, "judge": _apart_at(ks)}
+    options = {"seen": train, "demoted": test, "key": None, "block": block, "judge": apart(ks)}
     found = ranked(model, variables, users, k=1, **options)[2]
     per_user = {name: np.asarray(values, np.float64) for name, values in found.items()}
     protocol = f"each test item among the user's unknown of {train.n_items}, {train.n_pairs} training pairs masked"
@@ -320,19 +320,6 @@ def _list_metrics(items, users, test, degrees, *, ks):
     per_user |= {f"popularity@{k}": metrics.popularity(items[:, :k], degrees) for k in ks}
     whole = (metrics.coverage, metrics.gini)
     return per_user, {f"{m.__name__}@{k}": m(items[:, :k], n_items=test.n_items) for m in whole for k in ks}
-
-
-@functools.cache  # one object for each ks, so that what is jitted with it stays compiled
-def _apart_at(ks: tuple[int, ...]) -> Callable[..., dict[str, Array]]:
-    return functools.partial(_apart, ks=ks)
-
-
-def _apart(scores: Array, relevant: Array, *, where: Array, ks: tuple[int, ...]) -> dict[str, Array]:
-    """Figures of rows [B, N] by rank alone, each [B]."""
-    ranks = metrics.rank_alone(scores, relevant, where=where)
-    figures = {"auc": metrics.auc(scores, relevant, where=where, ties="lost")}
-    figures |= {f"recall@{k}": metrics.recall_alone(ranks, k=k) for k in ks}
-    return figures | {f"ndcg@{k}": metrics.ndcg_alone(ranks, k=k) for k in ks}
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -100,75 +100,71 @@ def average_precision(hits: Array, n_relevant: Array, *, k: int, denominator: De
     return _ratio((hits * precisions).sum(-1), _size(n_relevant, k, denominator))
 
 
-def auc(scores: Array, relevant: Array, *, where: Array | None = None, ties: Literal["half", "lost"] = "half") -> Array:
+def auc(scores: Array, relevant: Array, *, where: Array | None = None) -> Array:
     """Area under the ROC curve of full rows: the chance that a relevant item outscores another, ties counting half.
 
     Args:
         scores: [..., N].
         relevant: bool [..., N].
         where: bool [..., N], True = use (such as items not seen in training).
-        ties: "lost" counts none of them, as the code of λOpt does.
 
     Returns:
         [...]; 0 for rows without a relevant or without another item. Costs a sort of each row.
     """
-    if ties not in ("half", "lost"):
-        raise ValueError(f'ties={ties!r}; give "half" or "lost"')
-    relevant, below, above, n_other = _among_others(scores, relevant, where)
-    wins = below if ties == "lost" else (below + n_other - above) / 2
-    return _ratio(jnp.where(relevant, wins, 0).sum(-1), relevant.sum(-1).astype(jnp.float32) * n_other[..., 0])
-
-
-def rank_alone(scores: Array, relevant: Array, *, where: Array | None = None) -> Array:
-    """Rank of each relevant item were it the only one: 1 + the number of items that are not and score higher.
-
-    Other relevant items do not count, and ties are in its favour, as the code of λOpt has it (arXiv 1905.11596). So
-    ranks are better than those of one list for all, the more relevant items a user has.
-
-    Args:
-        scores: [..., N].
-        relevant: bool [..., N].
-        where: bool [..., N], True = use.
-
-    Returns:
-        float32 [..., N]; 0 for items that are not relevant or not used.
-
-    >>> rank_alone(jnp.array([3.0, 1.0, 2.0, 0.0, 4.0]), jnp.array([True, True, False, False, False])).tolist()
-    [2.0, 3.0, 0.0, 0.0, 0.0]
-    """
-    relevant, _, above, _ = _among_others(scores, relevant, where)
-    return jnp.where(relevant, 1 + above, 0)
-
-
-def recall_alone(ranks: Array, *, k: int) -> Array:
-    """Share of the relevant items whose `rank_alone` [..., N] is among the first k; λOpt's HR@K."""
-    return _ratio(((ranks > 0) & (ranks <= k)).sum(-1).astype(ranks.dtype), (ranks > 0).sum(-1).astype(ranks.dtype))
-
-
-def ndcg_alone(ranks: Array, *, k: int) -> Array:
-    """Mean over the relevant items of 1 / log₂(1 + `rank_alone`), 0 for ranks after k; λOpt's NDCG@K."""
-    found = (ranks > 0) & (ranks <= k)
-    gains = jnp.where(found, 1 / jnp.log2(1 + jnp.where(found, ranks, 1)), 0)
-    return _ratio(gains.sum(-1), (ranks > 0).sum(-1).astype(ranks.dtype))
-
-
-def _among_others(scores: Array, relevant: Array, where: Array | None) -> tuple[Array, Array, Array, Array]:
-    """Which are relevant and used, how many others score lower, and higher, than each (float32), and their number."""
     scores, relevant = jnp.asarray(scores), jnp.asarray(relevant)
     chex.assert_type(relevant, bool)
     chex.assert_equal_shape([scores, relevant])
     where = jnp.ones(scores.shape, bool) if where is None else where
 
-    def row(scores: Array, other: Array) -> tuple[Array, Array, Array]:
+    def row(scores, relevant, other):
         ordered = jnp.sort(jnp.where(other, scores, jnp.inf))
-        n_other = other.sum(keepdims=True)
+        n_other = other.sum()
         below = jnp.searchsorted(ordered, scores, side="left")
-        above = n_other - jnp.minimum(jnp.searchsorted(ordered, scores, side="right"), n_other)
-        return below.astype(jnp.float32), above.astype(jnp.float32), n_other.astype(jnp.float32)
+        up_to = jnp.minimum(jnp.searchsorted(ordered, scores, side="right"), n_other)
+        wins = jnp.where(relevant, (below + up_to).astype(jnp.float32) / 2, 0).sum()
+        return _ratio(wins, (relevant.sum() * n_other).astype(jnp.float32))
 
-    flat = [x.reshape(-1, scores.shape[-1]) for x in (scores, ~relevant & where)]
-    counts = [x.reshape(*scores.shape[:-1], -1) for x in jax.vmap(row)(*flat)]
-    return relevant & where, *counts
+    flat = (-1, scores.shape[-1])
+    rows = [scores.reshape(flat), (relevant & where).reshape(flat), (~relevant & where).reshape(flat)]
+    return jax.vmap(row)(*rows).reshape(scores.shape[:-1])
+
+
+# ---------------------------------------------------------------------- each relevant item alone
+
+
+def rank_alone(pos: Array, others: Array, *, where: Array | None = None) -> Array:
+    """Rank of a relevant item were it the only one: 1 + the number of others that score higher.
+
+    The others are the items that are not relevant, and ties are in its favour, as the code of λOpt has it (arXiv
+    1905.11596). So ranks are better than those of one list for all, the more relevant items a user has.
+
+    Args:
+        pos: scores [...] of relevant items.
+        others: scores [..., n] of those that are not.
+        where: bool [..., n], True = use.
+
+    >>> rank_alone(jnp.array([3.0, 1.0]), jnp.array([[2.0, 0.0, 4.0]])).tolist()
+    [2.0, 3.0]
+    """
+    above = jnp.asarray(others) > jnp.asarray(pos)[..., None]
+    return 1 + (above if where is None else above & where).sum(-1).astype(jnp.float32)
+
+
+def auc_alone(pos: Array, others: Array, *, where: Array | None = None) -> Array:
+    """Share of the others that a relevant item outscores, ties counting as lost; see `rank_alone`. 0 without others."""
+    below = jnp.asarray(others) < jnp.asarray(pos)[..., None]
+    where = jnp.ones(below.shape, bool) if where is None else jnp.broadcast_to(where, below.shape)
+    return _ratio((below & where).sum(-1).astype(jnp.float32), where.sum(-1).astype(jnp.float32))
+
+
+def recall_alone(ranks: Array, *, k: int) -> Array:
+    """1 where `rank_alone` is among the first k, else 0; its mean over a user's relevant items is λOpt's HR@K."""
+    return (ranks <= k).astype(jnp.float32)
+
+
+def ndcg_alone(ranks: Array, *, k: int) -> Array:
+    """1 / log₂(1 + r) for `rank_alone` r among the first k, else 0; its mean over a user's items is λOpt's NDCG@K."""
+    return jnp.where(ranks <= k, 1 / jnp.log2(1 + ranks), 0)
 
 
 # ---------------------------------------------------------------------- lists as a whole; -1 is padding

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec import metrics
 from jaxrec.interactions import Interactions
 from jaxrec.typing import Array, ArrayLike, Key, Model, Variables
 
@@ -87,6 +88,38 @@ def ranked(
         bad = np.isnan(scores).any(axis=1)
         raise ValueError(f"{bad.sum()} users have scores of NaN, user {users[bad][0]} the first; did training diverge?")
     return scores, items, jax.tree.map(lambda values: np.asarray(values).reshape(-1)[: len(users)], judged)
+
+
+def area(scores: Array, places: tuple[Array, Array], where: Array) -> Array:
+    """Area under the ROC curve of each row."""
+    return metrics.auc(scores, jnp.zeros(scores.shape, bool).at[places].set(True, mode="drop"), where=where)
+
+
+@functools.cache  # one object for each ks, so that what is jitted with it stays compiled
+def apart(ks: tuple[int, ...]) -> Callable[..., dict[str, Array]]:
+    """Gives a `judge` of each relevant item alone: "auc", "recall@k", "ndcg@k"."""
+    return functools.partial(_apart, ks=ks)
+
+
+def _apart(scores: Array, places: tuple[Array, Array], where: Array, *, ks: tuple[int, ...]) -> dict[str, Array]:
+    """Figures by rank alone, means of each row's relevant items. Comparing is faster than sorting whole rows."""
+    others = where.at[places].set(False, mode="drop")
+
+    def figures(place: tuple[Array, Array]) -> dict[str, Array]:
+        row, column = place
+        row = jnp.minimum(row, len(scores) - 1)
+        beside = scores[row, column], scores[row]
+        rank = metrics.rank_alone(*beside, where=others[row])
+        found = {"auc": metrics.auc_alone(*beside, where=others[row])}
+        found |= {f"recall@{k}": metrics.recall_alone(rank, k=k) for k in ks}
+        return found | {f"ndcg@{k}": metrics.ndcg_alone(rank, k=k) for k in ks}
+
+    def of_rows(values: Array) -> Array:
+        return jnp.zeros(len(scores)).at[places[0]].add(values, mode="drop")
+
+    found = jax.lax.map(figures, places, batch_size=64)
+    n = jnp.maximum(of_rows(jnp.ones(len(places[0]))), 1)
+    return {name: of_rows(values) / n for name, values in found.items()}
 
 
 def _edges(interactions: Interactions | None, users: np.ndarray, places: np.ndarray) -> tuple | None:

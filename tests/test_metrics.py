@@ -181,49 +181,32 @@ def test_auc_refuses_scores_and_relevance_that_differ_in_shape_or_are_not_bool()
         metrics.auc(jnp.ones(3), jnp.ones(3))
 
 
-def test_auc_may_count_ties_as_lost():
-    scores, relevant = jnp.array([1.0, 1.0, 0.0]), jnp.array([True, False, False])
-    assert metrics.auc(scores, relevant) == 0.75 and metrics.auc(scores, relevant, ties="lost") == 0.5
-    with pytest.raises(ValueError, match="ties='won'"):
-        metrics.auc(scores, relevant, ties="won")
-
-
 # ---------------------------------------------------------------------- each relevant item alone
 
 
-def brute_alone(scores, relevant, where):
-    """Rank of each relevant item among those that are used and not relevant."""
-    others = scores[~relevant & where]
-    return [1 + int((others > s).sum()) if r and w else 0 for s, r, w in zip(scores, relevant, where)]
-
-
 def test_ranks_alone_by_hand():
-    """Positives score 3 and 1, the others 2, 0, 4: ranks 2 and 3, though together they would be 2 and 4."""
-    scores, relevant = jnp.array([3.0, 1.0, 2.0, 0.0, 4.0]), jnp.array([True, True, False, False, False])
-    ranks = metrics.rank_alone(scores, relevant)
-    assert ranks.tolist() == [2, 3, 0, 0, 0]
-    assert float(metrics.recall_alone(ranks, k=2)) == 0.5
-    assert float(metrics.ndcg_alone(ranks, k=2)) == pytest.approx(0.315465, abs=1e-6)
-    assert float(metrics.auc(scores, relevant, ties="lost")) == pytest.approx(0.5)
+    """Positives score 3 and 1, the others 2, 0, 4: ranks 2 and 3, though in one list they would be 2 and 4."""
+    beside = jnp.array([3.0, 1.0]), jnp.array([[2.0, 0.0, 4.0]])
+    ranks = metrics.rank_alone(*beside)
+    assert ranks.tolist() == [2, 3]
+    assert float(metrics.recall_alone(ranks, k=2).mean()) == 0.5
+    assert float(metrics.ndcg_alone(ranks, k=2).mean()) == pytest.approx(0.315465, abs=1e-6)
+    assert float(metrics.auc_alone(*beside).mean()) == pytest.approx(0.5)
 
 
 def test_ties_favour_a_rank_alone_and_not_the_area():
-    scores, relevant = jnp.zeros(5), jnp.array([True, False, True, False, False])
-    ranks = metrics.rank_alone(scores, relevant)
-    assert ranks.tolist() == [1, 0, 1, 0, 0] and metrics.recall_alone(ranks, k=1) == 1
-    assert metrics.auc(scores, relevant, ties="lost") == 0 and metrics.auc(scores, relevant) == 0.5
+    beside = jnp.zeros(2), jnp.zeros((2, 3))
+    assert metrics.rank_alone(*beside).tolist() == [1, 1] and metrics.auc_alone(*beside).tolist() == [0, 0]
 
 
-def test_ranks_alone_equal_the_brute_force():
-    rng = np.random.default_rng(0)
-    scores = rng.integers(-3, 4, (4, 5, 17)).astype(np.float32)
-    relevant, where = rng.random(scores.shape) < 0.3, rng.random(scores.shape) < 0.7
-    relevant[0, 0], relevant[0, 1] = False, True
-    found = jax.jit(metrics.rank_alone)(scores, relevant, where=where)
-    assert found.dtype == jnp.float32
-    rows = zip(*(x.reshape(-1, 17) for x in (scores, relevant, where)))
-    np.testing.assert_array_equal(found, np.reshape([brute_alone(*row) for row in rows], scores.shape))
-    assert metrics.recall_alone(found, k=3)[0, 0] == metrics.ndcg_alone(found, k=3)[0, 0] == 0
+def test_ranks_alone_leave_out_what_is_masked():
+    pos, others, where = (
+        jnp.array([1.0, 1.0]),
+        jnp.array([[2.0, 3.0, 0.0]]),
+        jnp.array([[True, False, True], [False] * 3]),
+    )
+    assert metrics.rank_alone(pos, others, where=where).tolist() == [2, 1]
+    assert metrics.auc_alone(pos, others, where=where).tolist() == [0.5, 0]
 
 
 # ---------------------------------------------------------------------- lists as a whole
