@@ -1,4 +1,5 @@
 import functools
+import warnings
 
 import jax
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrec.data import splits
+from jaxrec.data import datasets, splits
 from jaxrec.interactions import DataWarning, IdMap, Interactions
 
 few = settings(max_examples=30, deadline=None)
@@ -318,3 +319,25 @@ def test_gowalla_splits(data_root):
     np.testing.assert_array_equal(split.train.user_degrees, degrees - 2 * held)
     core = splits.k_core(interactions, users=20, items=20)
     assert min(d[d > 0].min() for d in (core.user_degrees, core.item_degrees)) == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "loaded", "items", "pairs"),
+    [
+        ("citeulike-a-valid", 16_980, 16_945, (168_332, 18_300, 18_297)),
+        ("gowalla-valid", 40_988, 40_981, (845_303, 91_032, 91_035)),
+    ],
+)
+def test_items_without_a_training_pair_leave_the_catalogue(data_root, name, loaded, items, pairs):
+    """Trap 23 of VALID: a softmax over all ids that a file knows would have items in it that nobody met."""
+    found = datasets.load(name)
+    assert found.train.n_items == loaded
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        split = splits.drop_cold(splits.Split(found.train, found.valid, found.test))
+    split, id_map = splits.compact(split, found.id_map)
+    assert tuple(part.n_pairs for part in split) == pairs
+    assert {part.n_items for part in split} == {items} == {len(id_map.items)}
+    assert (split.train.item_degrees > 0).all() and split.train.n_users == found.train.n_users
+    users, ids = split.test.pairs()
+    assert found.test.contains(users, found.id_map.item_ids(id_map.items)[ids]).all()

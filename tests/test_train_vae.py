@@ -68,8 +68,9 @@ def test_micro_batches_have_the_loss_and_gradient_of_the_whole():
 
 def test_batches_of_positives_and_unequal_micro_batches_are_refused():
     halves = {"nll": jnp.ones(3), "kl": jnp.ones(3)}
-    with pytest.raises(ValueError, match=r"micro_batch=2 does not divide the batch of 3 users; give"):
-        objective(halves, jax.random.key(0), batch_of([0, 1, 2], [True] * 3), model=Halves(), micro_batch=2)
+    for size in (2, 0):
+        with pytest.raises(ValueError, match=f"micro_batch={size} does not divide the batch of 3 users; give"):
+            objective(halves, jax.random.key(0), batch_of([0, 1, 2], [True] * 3), model=Halves(), micro_batch=size)
     users = jnp.zeros(4, jnp.int32)
     for items in (users, jnp.zeros((4, 2), jnp.int32)):
         positives = train.Batch(users, items, None, items == 0)

@@ -1,0 +1,120 @@
+"""Gradients through repeated updates: at a fixed point they are those of all updates."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_macrid import PARAMS, TWO, USERS, variables
+
+from jaxrec.models import implicit
+
+pytestmark = pytest.mark.usefixtures("hurried")
+
+H = np.random.default_rng(0).normal(size=(9, 4))
+START = PARAMS["prototype"]
+N_UPDATES = 60  # each halves the distance to the fixed point
+
+
+def unit(x):
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def loss(start, h, gradient, n=N_UPDATES):
+    """Of prototypes that are grouped n times: VALID's update for one user."""
+
+    def update(x, number):
+        shares = jax.nn.softmax(x @ unit(h).T / 0.2, axis=0)
+        return unit(unit(shares) @ unit(h))
+
+    x = gradient(update, unit(start), n)
+    return (x * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)).sum()
+
+
+def gradients(gradient, **options):
+    with jax.enable_x64(True):
+        of = jax.value_and_grad(loss, argnums=(0, 1))
+        return jax.tree.map(np.asarray, jax.jit(partial(of, gradient=gradient, **options))(START, H))
+
+
+def scanned(update, start, n):
+    """`unrolled` of updates that do not depend on their number, compiled once."""
+    return jax.lax.scan(lambda x, _: (update(x, number=1), None), start, None, length=n)[0]
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return gradients(scanned)
+
+
+@pytest.mark.parametrize("gradient", [partial(implicit.neumann, terms=60), partial(implicit.gmres, tolerance=1e-9)])
+def test_implicit_gradients_are_those_of_all_updates_at_a_fixed_point(gradient, exact):
+    """Trap 30; a fixed point forgets its start."""
+    value, (of_start, of_items) = gradients(gradient)
+    assert value == pytest.approx(exact[0], rel=1e-12)
+    np.testing.assert_allclose(of_items, exact[1][1], rtol=1e-6, atol=1e-9)
+    assert not of_start.any() and np.abs(exact[1][0]).max() < 1e-6 < np.abs(of_items).max()
+
+
+def test_one_step_points_the_same_way(exact):
+    """Trap 30: a cosine above .9, and not 1; it is Neumann's series of one term."""
+    _, (of_start, of_items) = gradients(implicit.one_step)
+    lengths = np.linalg.norm(of_items) * np.linalg.norm(exact[1][1])
+    assert 0.9 < (of_items * exact[1][1]).sum() / lengths < 0.999
+    assert not of_start.any()
+    np.testing.assert_allclose(gradients(partial(implicit.neumann, terms=0))[1][1], of_items, rtol=1e-6)
+
+
+def test_detached_and_straight_through():
+    value, (of_start, of_items) = gradients(implicit.detach, n=2)
+    assert not of_start.any() and not of_items.any()
+    through, (of_start, of_items) = gradients(implicit.straight_through, n=2)
+    assert through == pytest.approx(value, rel=1e-12) and not of_items.any()
+    v, x = np.cos(np.arange(12)).reshape(3, 4), START / np.linalg.norm(START, axis=1, keepdims=True)
+    projected = (v - (v * x).sum(1, keepdims=True) * x) / np.linalg.norm(START, axis=1, keepdims=True)
+    np.testing.assert_allclose(of_start, projected, rtol=1e-10)
+
+
+def test_unrolled_updates_are_all_differentiated():
+    for a, b in zip(*(jax.tree.leaves(gradients(way, n=3)) for way in (implicit.unrolled, scanned)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)
+    with jax.enable_x64(True):
+        step, (_, of_items) = 1e-6, gradients(implicit.unrolled, n=3)[1]
+        moved = [loss(START, H + np.eye(9, 4) * by, implicit.unrolled, n=3) for by in (step, -step)]
+        assert float(moved[0] - moved[1]) / (2 * step) == pytest.approx(np.trace(of_items), rel=1e-7)
+
+
+def test_updates_are_numbered():
+    def update(x, number):
+        return 10 * x + number
+
+    for way, expected in [
+        (implicit.unrolled, 123.0),
+        (implicit.detach, 123.0),
+        (implicit.one_step, 123.0),
+        (implicit.straight_through, 123.0),
+        (implicit.neumann, 111.0),
+        (implicit.gmres, 111.0),
+    ]:
+        assert float(way(update, jnp.zeros(1), 3)[0]) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", [partial(implicit.neumann, terms=60), implicit.gmres])
+def test_gradients_of_valid_at_a_fixed_point(gradient):
+    """Trap 30, in the model: 200 blocks of the released fixture."""
+
+    def graded(way):
+        def total(params, history):
+            model = TWO.clone(n_blocks=200, gradient=way)
+            nll, kl = model.apply({"params": params, "history": history}, USERS, method="bound")
+            return nll.mean() + 0.7 * kl.mean()
+
+        return jax.jit(jax.value_and_grad(total))(PARAMS, variables(TWO)["history"])
+
+    with jax.enable_x64(True):
+        (value, exact), (found, other) = graded(scanned), graded(gradient)
+    assert float(found) == pytest.approx(float(value), rel=1e-12)
+    np.testing.assert_allclose(other["item"], exact["item"], rtol=1e-6, atol=1e-8)
+    assert not other["prototype"].any()
