@@ -181,13 +181,13 @@ def neumf(part: Part, *, learning_rate: Any) -> Recipe:
 
 
 ONE = {"regularization": (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 2e-2, 5e-2, 1e-1)}
-FEW = {"regularization": (0.0, 1e-3, 1e-2)}
+SOME, FEW = {"regularization": (1e-3, 3e-3, 1e-2, 3e-2)}, {"regularization": (0.0, 1e-3, 1e-2)}
 RATES, TWO = {"lambda_rate": (1e-4, 1e-3, 1e-2)}, {"lambda_rate": (1e-3, 1e-2)}
-DRAWS, FOUR = {"draw": tuple(range(12))}, {"draw": tuple(range(4))}
+DRAWS, FOUR = {"draw": tuple(range(8))}, {"draw": tuple(range(4))}
 NORMAL = partial(factors, scale=1.0)
 METHODS = {
-    "MF, one λ": Method(fixed, ONE),
-    "MF, one λ, on learn too": Method(fixed, ONE, whole=True),
+    "MF, one λ": Method(fixed, ONE, SOME),
+    "MF, one λ, on learn too": Method(fixed, ONE, SOME, whole=True),
     "SGDA": Method(sgda, {"learning_rate": (10.0, 50.0), "lambda_rate": (1e-3, 1e-2)}),
     "AMF": Method(amf, {"epsilon": (0.1, 0.5), "regularization": (0.0, 1e-2)}),
     "NeuMF": Method(neumf, {"learning_rate": (1e-3, 3e-3)}),
@@ -197,7 +197,7 @@ METHODS = {
 }
 STUDIES = {  # what may be responsible, one at a time, and other models
     "λOpt DUI, exact": Method(partial(learned, scope="exact"), RATES, TWO),
-    "MF, one λ, N(0, 1)": Method(partial(fixed, model=NORMAL), ONE),
+    "MF, one λ, N(0, 1)": Method(partial(fixed, model=NORMAL), SOME),
     "λOpt DUI, N(0, 1)": Method(partial(learned, model=NORMAL), RATES, TWO),
     "LightGCN, one λ": Method(partial(fixed, model=graph), FEW),
     "LightGCN, λOpt DUI": Method(partial(learned, model=graph), {"lambda_rate": (1e-3,)}),
