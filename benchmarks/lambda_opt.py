@@ -31,6 +31,7 @@ import numpy as np
 import jaxrec as jr
 from benchmarks import _record
 from benchmarks._lambda_methods import DIM, METHODS, RATE, STUDIES, Part
+from benchmarks._lambda_pictures import picture
 from jaxrec.data import datasets, splits
 from jaxrec.interactions import DataWarning
 
@@ -288,6 +289,16 @@ def table() -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     return cases, fingerprints
 
 
+def drawn() -> dict[str, dict[str, Any]]:
+    """What the pictures are made of, for the sets that have it."""
+    rows = {}
+    for data in BUDGET:
+        row = {"one": records_of(data, BEST_FIXED), "learned": records_of(data, "λOpt DUI")}
+        if all(row.values()):
+            rows[data] = row | {"trajectory": record_of(data, "trajectory", 0)}
+    return rows
+
+
 def quick() -> dict[str, dict[str, Any]]:
     """ml-100k, one seed, few epochs."""
     part = prepare("ml-100k", 0)._replace(epochs=6)
@@ -308,6 +319,7 @@ def main() -> None:
         train_all(options)
         return
     cases, fingerprints = table()
+    picture(_record.RESULTS / "lambda_opt.png", drawn())
     _record.write("lambda_opt", cases, quick=False, data=fingerprints, **facts)
 
 
