@@ -81,8 +81,9 @@ def on_histories(
 ) -> Any:
     """`fn(pairs, degrees [B])` of the users' histories.
 
-    The list has room for B of the longest histories; or, where users come at random, for what B of all users surpass
-    once in 10¹² draws by Bernstein's inequality: all is then NaN.
+    The list has room for what these users have. Under `jit`, where that is not known, two lengths are compiled: what B
+    of all users surpass once in 10¹² random draws, by Bernstein's inequality, and B of the longest histories. Where
+    users do come at random the first is enough, and all is NaN if it is not.
 
     Args:
         fn: gives arrays of floats.
@@ -92,16 +93,23 @@ def on_histories(
         key: of the noise.
         at_random: whether the users are drawn from all without replacement.
     """
+
+    def found(capacity: int) -> Any:
+        rows, items, own = known.flat_rows(users, capacity=-(-capacity // 256) * 256)
+        return fn(Pairs(rows, items, users, key), own)
+
     n, longest = len(users), max(int(degrees.max(initial=0)), 1)
-    capacity = n * longest
+    if not isinstance(users, jax.core.Tracer):
+        return found(max(int(degrees[np.asarray(users)].sum()), 1))
+    odds = 12 * math.log(10)
+    excess = odds * longest / 3 + math.sqrt((odds * longest / 3) ** 2 + 2 * odds * n * degrees.var())
+    usual, most = math.ceil(n * degrees.mean() + excess), n * longest
+    if most <= 2 * usual:
+        return found(most)
+    enough = (known.indptr[users + 1] - known.indptr[users]).sum() <= usual
     if at_random:
-        odds = 12 * math.log(10)
-        excess = odds * longest / 3 + math.sqrt((odds * longest / 3) ** 2 + 2 * odds * n * degrees.var())
-        capacity = min(capacity, math.ceil(n * degrees.mean() + excess))
-    capacity = -(-capacity // 256) * 256
-    rows, items, own = known.flat_rows(users, capacity=capacity)
-    found = fn(Pairs(rows, items, users, key), own)
-    return jax.tree.map(lambda x: jnp.where(own.sum() <= capacity, x, jnp.nan), found) if at_random else found
+        return jax.tree.map(lambda x: jnp.where(enough, x, jnp.nan), found(usual))
+    return jax.lax.cond(enough, lambda: found(usual), lambda: found(most))
 
 
 def all_pairs(items: Array, where: Array) -> Pairs:
