@@ -4,7 +4,8 @@ citeulike-a and Gowalla have the paper's split (Gowalla's train part rebuilt, 67
 user's n items a tenth, rounded down, is validation and as many are test, at random. Items without a train pair are
 dropped with their pairs. All items are ranked but those of train: validation's stay candidates on test, as the paper
 has it. Recall is hits over relevant items. The best setting of a grid on seed 0's validation, the best epoch on each
-run's, Recall@20 both; validation looks every third epoch, and training ends when five looks bring no gain. Each run is judged once on test.
+run's, Recall@20 both; validation looks every third epoch, and training ends when five looks bring no gain. Each run is
+judged once on test.
 
 Each run leaves a record in results/valid/; tables and pictures are made of all that lie there.
 """

@@ -120,6 +120,62 @@ def test_mars_draws_items_that_the_user_has_nowhere():
     assert all(len(set(row)) == 20 for row in negatives.tolist())
 
 
+def test_what_moves_coefficients_is_not_what_chooses(monkeypatch):
+    """Train, both halves of validation and test share no pair, and test has the latest fifth, rounded down."""
+    from benchmarks import lambda_opt
+
+    rng = np.random.default_rng(0)
+    users, items = np.nonzero(rng.random((30, 60)) < rng.uniform(0.1, 0.9, (30, 1)))
+    times = rng.permutation(len(users))
+    whole = jr.Interactions.from_pairs(users, items, timestamps=times, n_users=30, n_items=60)
+    monkeypatch.setattr(lambda_opt.datasets, "load", lambda name: datasets.Dataset(name, whole, *[None] * 7))
+    part = lambda_opt.prepare("ml-100k", 0)
+    parts = (part.train, part.learn, part.select, part.test)
+    dense = [each.to_scipy().toarray() > 0 for each in parts]
+    assert sum(x.sum() for x in dense) == whole.n_pairs and np.logical_or.reduce(dense).sum() == whole.n_pairs
+    degrees = np.bincount(users, minlength=30)
+    np.testing.assert_array_equal(part.test.user_degrees, degrees // 5)
+    held = (degrees - degrees // 5) // 4
+    np.testing.assert_array_equal(part.select.user_degrees, held // 2)
+    np.testing.assert_array_equal(part.learn.user_degrees, held - held // 2)
+    when = np.full((30, 60), -1)
+    when[users, items] = times
+    for user in np.flatnonzero(degrees >= 5):
+        assert when[user][dense[3][user]].min() > when[user][~dense[3][user]].max()
+
+
+def test_lambda_opt_takes_the_setting_of_seed_0_to_other_seeds(tmp_path, monkeypatch):
+    from benchmarks import lambda_opt
+
+    monkeypatch.setattr(lambda_opt, "RUNS", tmp_path)
+    lambda_opt.path_of("ml-1m", "λOpt DUI", 0).write_text(json.dumps({"setting": {"lambda_rate": 0.5}}))
+    asked, train = [], jr.Interactions.from_pairs([0], [0])
+
+    def found_by(part, name, seed, settings):
+        asked.append(settings)
+        return {"test": dict.fromkeys(lambda_opt.PAPER, 0.0), "cpu_s": 0, "setting": settings[0]}
+
+    monkeypatch.setattr(lambda_opt, "prepare", lambda *_: lambda_opt.Part(train, *[None] * 5))
+    monkeypatch.setattr(lambda_opt, "found_by", found_by)
+    lambda_opt.run("ml-1m", "λOpt DUI", 1)
+    assert asked == [[{"lambda_rate": 0.5}]] and lambda_opt.record_of("ml-1m", "λOpt DUI", 1)["seed"] == 1
+
+
+def test_adversary_moves_each_row_by_its_length_up_the_loss():
+    """Half u·v with u = (3, 4), v = (1, 0): slopes (½, 0) and (1½, 2), so that Δ is ε(1, 0) and ε(.6, .8)."""
+    from benchmarks import _lambda_methods
+
+    tx = _lambda_methods.adversarial(optax.sgd(1.0), epsilon=0.5, weight=2.0, begin=1)
+    params = {"user": jax.numpy.array([[3.0, 4.0], [9.0, 9.0]]), "item": jax.numpy.array([[1.0, 0.0]])}
+    value = lambda p, _: 0.5 * (p["user"][0] * p["item"][0]).sum()  # noqa: E731
+    state, draw = tx.init(params), _lambda_methods.as_drawn(None, None)
+    _, plain, later = tx.step(value, params, state, draw)
+    np.testing.assert_allclose(plain["user"][0], [2.5, 4.0])
+    _, after, _ = tx.step(value, params, later, draw)
+    np.testing.assert_allclose(after["user"], [[3 - 0.5 - 2 * 0.5 * 1.3, 4 - 2 * 0.5 * 0.4], [9, 9]], rtol=1e-6)
+    np.testing.assert_allclose(after["item"][0], [1 - 1.5 - 2 * 0.5 * 3.5, 0 - 2 - 2 * 0.5 * 4], rtol=1e-6)
+
+
 ON_CIRCLE = {"user": [[0.0, 1.0], [2.0, 3.0]], "item": [[0.3, 1.5], [0.6, 2.5], [0.9, 2.2]]}
 TRIPLES = np.array([[0, 0, 1], [1, 2, 0], [0, 2, 1]])
 

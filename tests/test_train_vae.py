@@ -1,15 +1,20 @@
-"""Training of autoencoders: annealing, the mean over users, and micro-batches."""
+"""Training of autoencoders: annealing, the mean over users, micro-batches, and parts in turn."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_macrid import PARAMS, TWO, variables
+from test_train import TX
 
+import jaxrec as jr
 from jaxrec import train
-from jaxrec.train.vae import annealed, objective
+from jaxrec.data import synthetic
+from jaxrec.models import MultDAE, MultVAE, RecVAE
+from jaxrec.train.vae import _part, alternating, annealed, objective
 
 pytestmark = pytest.mark.usefixtures("hurried")
 
@@ -76,3 +81,67 @@ def test_batches_of_positives_and_unequal_micro_batches_are_refused():
         positives = train.Batch(users, items, None, items == 0)
         with pytest.raises(ValueError, match="users alone are needed: call fit with group=0"):
             objective(halves, jax.random.key(0), positives, model=Halves())
+
+
+# ---------------------------------------------------------------------- whole runs
+
+BOARD, DIAGONAL = synthetic.checkerboard(30)
+OPTIONS = {"epochs": 40, "batch_size": 10, "progress": False}
+
+
+def recovered(model, variables):
+    return jr.evaluate.full_ranking(model, variables, BOARD, DIAGONAL, ks=(1,)).means["hit_rate@1"]
+
+
+@pytest.mark.parametrize("model", [MultVAE(BOARD, dim=4, width=8), MultDAE(BOARD, dim=8)])
+def test_recovers_the_diagonal_withheld_from_the_checkerboard(model):
+    state = train.init(jax.random.key(0), model, TX)
+    state, history = train.fit(state, partial(objective, model=model, cap=0.2), TX, BOARD, group=0, **OPTIONS)
+    assert recovered(model, state.variables) == 1
+    assert history.records[-1]["loss"] < history.records[0]["loss"]
+
+
+def test_encoder_and_decoder_are_trained_in_turn():
+    model, seen = RecVAE(BOARD, dim=4, width=8), []
+
+    def validate(variables):
+        seen.append(variables)
+        for old, new in zip(*map(jax.tree.leaves, (variables["old"], variables["params"]["encoder"])), strict=True):
+            np.testing.assert_array_equal(old, new)
+        return {"recovered": recovered(model, variables)}
+
+    stopping = train.EarlyStopping("recovered", patience=100, ties=True)
+    options = OPTIONS | {"epochs": 12, "validate": validate, "stopping": stopping}
+    state, history = alternating(jax.random.key(0), model, TX, BOARD, **options)
+    assert int(state.epoch) % 4 == 0 and len(seen) == len(history.records) == 12
+    assert history.names == ["seconds", "encoder_loss", "loss", "recovered"]
+    assert recovered(model, state.variables) == 1
+    again, _ = alternating(jax.random.key(0), model, TX, BOARD, **options)
+    for a, b in zip(*map(jax.tree.leaves, (again.variables, state.variables)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_each_turn_moves_its_part_alone():
+    model = RecVAE(BOARD, dim=4, width=8)
+    start = train.init(jax.random.key(0), model, TX)
+    for encoder in (True, False):
+        tx = _part(TX, encoder=encoder)
+        state = start._replace(opt_state=tx.init(start.variables["params"]))
+        options = OPTIONS | {"epochs": 1, "group": 0}
+        state, _ = train.fit(state, partial(objective, model=model, total=1), tx, BOARD, **options)
+        before, after = start.variables["params"], state.variables["params"]
+        assert np.array_equal(before["item"], after["item"]) == encoder
+        assert np.array_equal(before["encoder"]["head"], after["encoder"]["head"]) != encoder
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs=0; give"),
+        ({"encoder_passes": 0}, "encoder_passes=0; give"),
+        ({"stopping": train.EarlyStopping("x")}, "pass validate="),
+    ],
+)
+def test_bad_arguments_of_alternating_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        alternating(jax.random.key(0), RecVAE(BOARD), TX, BOARD, **OPTIONS | options)

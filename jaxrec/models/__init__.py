@@ -2,6 +2,8 @@
 
 from jaxrec.models import attention as attention
 from jaxrec.models import implicit as implicit
+from jaxrec.models.ease import EASE as EASE
+from jaxrec.models.ease import ease as ease
 from jaxrec.models.lightgcn import LightGCN as LightGCN
 from jaxrec.models.macrid import VALID as VALID
 from jaxrec.models.macrid import MacridVAE as MacridVAE
@@ -25,3 +27,7 @@ from jaxrec.models.simplex import UserAttention as UserAttention
 from jaxrec.models.trivial import item_id as item_id
 from jaxrec.models.trivial import popularity as popularity
 from jaxrec.models.trivial import random as random
+from jaxrec.models.vae import MultDAE as MultDAE
+from jaxrec.models.vae import MultVAE as MultVAE
+from jaxrec.models.vae import RecVAE as RecVAE
+from jaxrec.models.vae import for_users as for_users

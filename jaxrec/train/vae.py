@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import optax
+from tqdm import tqdm
 
-from jaxrec.train.loop import Batch
+from jaxrec.history import EarlyStopping, History
+from jaxrec.interactions import Interactions
+from jaxrec.train.loop import Batch, State, fit, init
 from jaxrec.typing import Array, Key, Model, Scalar, Variables
 
 
@@ -67,3 +75,95 @@ def objective(
         return part(batch.users, batch.where) / count
     parts = jax.tree.map(lambda x: x.reshape(-1, size), (batch.users, batch.where))
     return jax.lax.map(jax.checkpoint(lambda one: part(*one)), parts).sum() / count
+
+
+def alternating(
+    key: Key,
+    model: Any,
+    tx: optax.GradientTransformation,
+    train: Interactions,
+    *,
+    epochs: int,
+    batch_size: int = 500,
+    encoder_passes: int = 3,
+    validate: Callable[[Variables], Mapping[str, float]] | None = None,
+    stopping: EarlyStopping | None = None,
+    progress: bool = True,
+) -> tuple[State, History]:
+    """Trains encoder and decoder in turn, as RecVAE is (Shenbin et al. 2020, 10.1145/3336191.3371831).
+
+    An epoch is `encoder_passes` of the encoder over all users, a copy of it as the old one, and a pass of the decoder
+    without dropout. β is 1. No checkpoints are kept.
+
+    Args:
+        key: typed key, consumed.
+        model: has "encoder" among its parameters and in the collection "old", and `dropout`; such as `models.RecVAE`.
+        tx: for the encoder, and for the rest with a state of its own; the paper's is `optax.adam(5e-4)`.
+        train: the positives.
+        epochs: their number.
+        batch_size: users a step.
+        encoder_passes: before each pass of the decoder.
+        validate: as of `fit`, after every epoch.
+        stopping: ends the run when its metric no longer gets better; the state returned is then the best one.
+        progress: show a bar.
+
+    Returns:
+        The state, whose `epoch` counts passes, and the `History`, where "loss" is the decoder's.
+
+    Raises:
+        ValueError: for numbers below 1, and `stopping` without `validate`.
+    """
+    for name, value in (("epochs", epochs), ("encoder_passes", encoder_passes)):
+        if value < 1:
+            raise ValueError(f"{name}={value}; give 1 or more")
+    if stopping is not None and validate is None:
+        raise ValueError(f"stopping watches {stopping.metric!r}, but there is no validate to give it; pass validate=")
+    state = init(key, model, tx)
+    parts = {
+        "encoder_loss": (functools.partial(objective, model=model, total=1), _part(tx, encoder=True), encoder_passes),
+        "loss": (functools.partial(objective, model=model.clone(dropout=0.0), total=1), _part(tx, encoder=False), 1),
+    }
+    state = state._replace(opt_state={name: part[1].init(state.variables["params"]) for name, part in parts.items()})
+    best, history, followed = state, History(), {} if stopping is None else stopping.init()
+    for epoch in tqdm(range(1, epochs + 1), disable=not progress, desc="epochs"):
+        state, record = _in_turn(state, parts, train, batch_size)
+        record = {"epoch": epoch, **record}
+        if validate is not None:
+            record |= {name: float(value) for name, value in validate(state.variables).items()}
+        history, improved = history.append(record), True
+        if stopping is not None:
+            followed, improved = stopping.update(followed, record)
+        best = state if improved else best
+        if stopping is not None and stopping.done(followed):
+            break
+    return best, history
+
+
+def _in_turn(state: State, parts: Mapping[str, tuple], train: Interactions, batch_size: int) -> tuple[State, dict]:
+    """Each part's passes, after which the old encoder is the present one."""
+    opt_states, record = dict(state.opt_state), {"seconds": 0.0}
+    for name, (value, tx, passes) in parts.items():
+        state, passed = fit(
+            state._replace(opt_state=opt_states[name]),
+            value,
+            tx,
+            train,
+            epochs=int(state.epoch) + passes,
+            batch_size=batch_size,
+            group=0,
+            progress=False,
+        )
+        opt_states[name] = state.opt_state
+        record |= {name: passed.column("loss")[1][-1], "seconds": record["seconds"] + sum(passed.column("seconds")[1])}
+        old = {"encoder": state.variables["params"]["encoder"]}
+        state = state._replace(variables={**state.variables, "old": old})
+    return state._replace(opt_state=opt_states), record
+
+
+def _part(tx: optax.GradientTransformation, *, encoder: bool) -> optax.GradientTransformation:
+    """`tx` for the encoder or for all else; the others stand still."""
+
+    def labels(params: Variables) -> dict[str, str]:
+        return {name: "moved" if (name == "encoder") == encoder else "still" for name in params}
+
+    return optax.partition({"moved": tx, "still": optax.set_to_zero()}, labels)
