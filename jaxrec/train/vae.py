@@ -155,7 +155,9 @@ def _in_turn(state: State, parts: Mapping[str, tuple], train: Interactions, batc
         )
         opt_states[name] = state.opt_state
         record |= {name: passed.column("loss")[1][-1], "seconds": record["seconds"] + sum(passed.column("seconds")[1])}
-        old = {"encoder": state.variables["params"]["encoder"]}
+        # of the structure that it had, or the next epoch would be compiled anew
+        kept = jax.tree.structure(state.variables["old"])
+        old = jax.tree.unflatten(kept, jax.tree.leaves(state.variables["params"]["encoder"]))
         state = state._replace(variables={**state.variables, "old": old})
     return state._replace(opt_state=opt_states), record
 

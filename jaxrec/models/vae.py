@@ -1,0 +1,336 @@
+"""Autoencoders of users' rows under a multinomial likelihood: MultDAE, MultVAE and RecVAE."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec.interactions import Interactions
+from jaxrec.losses import kl_standard
+from jaxrec.models._histories import Pairs, all_pairs, on_histories
+from jaxrec.typing import Array, Key, Variables
+
+_XAVIER = nn.initializers.xavier_uniform()
+_SMALL = nn.initializers.truncated_normal(1e-3)
+_LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+_LOG_WEIGHTS = np.log([0.15, 0.75, 0.1])  # of RecVAE's prior: N(0, 1), the old posterior, N(0, e¹⁰)
+
+
+class _Autoencoder(nn.Module):
+    """What encodes a user's row to z and scores all items by it: score = q(z)·h + b.
+
+    The row is x = r / ‖r‖ of 0 and 1, dropped out. NLL = Σ_{l of the user} −log softmax(scores)_l over the whole row. A
+    subclass makes its parameters in `setup`, and `item` [N, W] and `item_bias` [N] among them, and says what z is. The
+    histories travel as the untrained collection "history". Noise is drawn in `apply(..., rngs={"noise": key})`; without
+    that key nothing is random.
+    """
+
+    history: Interactions
+
+    def __post_init__(self) -> None:
+        for field in ("dim", "width"):
+            if getattr(self, field, 1) < 1:
+                raise ValueError(f"{field}={getattr(self, field)}; give 1 or more")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}; give a rate of 0 or more and below 1")
+        super().__post_init__()
+
+    def setup(self) -> None:
+        known = self.variable("history", "interactions", _on_device, self.history).value
+        self.known = jax.tree.map(jnp.asarray, known)
+
+    def __call__(self, users: Array, items: Array) -> Array:
+        """Scores of the pairs, ids that broadcast; without noise."""
+        chex.assert_type([users, items], int)
+        users, items = jnp.asarray(users), jnp.asarray(items)
+        q = self._query(self._on(users.reshape(-1), lambda pairs, _: self._encoded(pairs)[0]))
+        scores = jnp.einsum("...w,...w->...", q.reshape(*users.shape, -1), jnp.asarray(self.item)[items])
+        bias = jnp.asarray(self.item_bias)[items]
+        return scores + bias.reshape((1,) * (scores.ndim - bias.ndim) + bias.shape)
+
+    def rows(self, users: Array) -> Array:
+        """Scores of all items for users [B] -> [B, N], without noise."""
+        return self._scores(self._on(users, lambda pairs, _: self._encoded(pairs)[0]))
+
+    def fold_in(self, items: Array, where: Array) -> Array:
+        """Scores of all items for users never seen, from their histories [B, L], such as `Interactions.rows` gives."""
+        chex.assert_type([items, where], [int, bool])
+        chex.assert_equal_shape([items, where])
+        return self._scores(self._encoded(all_pairs(jnp.asarray(items), where))[0])
+
+    def bound(self, users: Array, *, at_random: bool = False) -> tuple[Array, Array]:
+        """The two halves of the negative evidence lower bound of users [B], with noise if there is a key for it.
+
+        Args:
+            users: integers [B].
+            at_random: the users are drawn from all without replacement, as in training, so that room for the longest
+                histories need not be kept.
+
+        Returns:
+            NLL [B] and KL [B].
+        """
+
+        def halves(pairs: Pairs, degrees: Array) -> tuple[Array, Array]:
+            mean, log_variance = self._encoded(pairs)
+            z = mean
+            if log_variance is not None and pairs.key is not None:
+                z += jnp.exp(log_variance / 2) * pairs.normal(z.shape[1:], draw=0)
+            scores = self._scores(z)
+            own = pairs.sums(scores.at[pairs.rows, pairs.items].get(mode="fill", fill_value=0))
+            nll = degrees.astype(own.dtype) * jax.nn.logsumexp(scores, axis=-1) - own
+            return nll, self._divergence(pairs, degrees.astype(own.dtype), z, mean, log_variance)
+
+        key = self.make_rng("noise") if self.has_rng("noise") else None
+        return self._on(users, halves, key, at_random)
+
+    # ------------------------------------------------------------------ what a subclass says
+
+    def _encoded(self, pairs: Pairs) -> tuple[Array, Array | None]:
+        """Mean [B, D] of z and the logarithm of its variance, None where z is the mean."""
+        raise NotImplementedError
+
+    def _query(self, z: Array) -> Array:
+        """q [B, W]."""
+        return z
+
+    def _divergence(self, pairs: Pairs, degrees: Array, z: Array, mean: Array, log_variance: Array | None) -> Array:
+        """KL [B]."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ parts
+
+    def _scores(self, z: Array) -> Array:
+        return self._query(z) @ self.item.T + self.item_bias[None]
+
+    def _on(
+        self, users: Array, fn: Callable[[Pairs, Array], Any], key: Key | None = None, at_random: bool = False
+    ) -> Any:
+        chex.assert_type(users, int)
+        degrees = np.asarray(self.history.user_degrees)
+        return on_histories(fn, self.known, degrees, jnp.asarray(users), key=key, at_random=at_random)
+
+
+class MultDAE(_Autoencoder):
+    """The denoising autoencoder of Liang et al. (2018, arXiv 1802.05814): z = tanh(x E + b), score = z·h + c.
+
+    Parameters are `context` [N, D] (E), `context_bias` [D], `item` [N, D], `item_bias` [N]. KL is 0; the paper decays
+    the parameters instead, `optax.chain(optax.add_decayed_weights(...), optax.adam(1e-3))`.
+
+    Attributes:
+        history: the training interactions; weights are not used.
+        dim: D.
+        dropout: rate for the normalised row.
+
+    Raises:
+        ValueError: for a dim below 1, and a dropout outside [0, 1).
+
+    >>> train = Interactions.from_pairs([0, 0, 2], [1, 3, 0])
+    >>> model = MultDAE(train, dim=2)
+    >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
+    >>> model.apply(variables, jnp.array([0, 2]), method="rows").shape
+    (2, 4)
+    """
+
+    dim: int = 200
+    dropout: float = 0.5
+
+    def setup(self) -> None:  # noqa: D102
+        super().setup()
+        self.context = self.param("context", _XAVIER, (self.history.n_items, self.dim))
+        self.context_bias = self.param("context_bias", _SMALL, (self.dim,))
+        self.item = self.param("item", _XAVIER, (self.history.n_items, self.dim))
+        self.item_bias = self.param("item_bias", _SMALL, (self.history.n_items,))
+
+    def _encoded(self, pairs: Pairs) -> tuple[Array, None]:
+        return nn.tanh(_first_layer(self.context, self.context_bias, pairs, self.dropout)), None
+
+    def _divergence(self, pairs, degrees, z, mean, log_variance) -> Array:
+        return jnp.zeros_like(degrees)
+
+
+class MultVAE(_Autoencoder):
+    """The variational autoencoder of Liang et al. (2018, arXiv 1802.05814), one hidden layer on either side.
+
+    (μ, lv) = tanh(x E + b) W + c,   z = μ + exp(lv / 2) ε,   score = tanh(z V + d)·h + e,   KL to N(0, 1)
+
+    Parameters are `context` [N, W] (E), `context_bias`, `head` [W, 2D], `head_bias`, `hidden` [D, W] (V),
+    `hidden_bias`, `item` [N, W], `item_bias` [N]. The released code anneals KL by
+    `train.vae.objective(cap=0.2, total=200_000)`, in batches of 500 users, with Adam at 1e-3.
+
+    Attributes:
+        history: the training interactions; weights are not used.
+        dim: D.
+        width: W, of the hidden layers.
+        dropout: rate for the normalised row.
+
+    Raises:
+        ValueError: for sizes below 1, and a dropout outside [0, 1).
+
+    >>> train = Interactions.from_pairs([0, 0, 2], [1, 3, 0])
+    >>> model = MultVAE(train, dim=2, width=3)
+    >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
+    >>> model.apply(variables, jnp.array([[1, 3]]), jnp.array([[True, True]]), method="fold_in").shape
+    (1, 4)
+    """
+
+    dim: int = 200
+    width: int = 600
+    dropout: float = 0.5
+
+    def setup(self) -> None:  # noqa: D102
+        super().setup()
+        n_items, dim, width = self.history.n_items, self.dim, self.width
+        self.context = self.param("context", _XAVIER, (n_items, width))
+        self.context_bias = self.param("context_bias", _SMALL, (width,))
+        self.head = self.param("head", _XAVIER, (width, 2 * dim))
+        self.head_bias = self.param("head_bias", _SMALL, (2 * dim,))
+        self.hidden = self.param("hidden", _XAVIER, (dim, width))
+        self.hidden_bias = self.param("hidden_bias", _SMALL, (width,))
+        self.item = self.param("item", _XAVIER, (n_items, width))
+        self.item_bias = self.param("item_bias", _SMALL, (n_items,))
+
+    def _encoded(self, pairs: Pairs) -> tuple[Array, Array]:
+        hidden = nn.tanh(_first_layer(self.context, self.context_bias, pairs, self.dropout))
+        mean, log_variance = jnp.split(hidden @ self.head + self.head_bias[None], 2, axis=-1)
+        return mean, log_variance
+
+    def _query(self, z: Array) -> Array:
+        return nn.tanh(z @ self.hidden + self.hidden_bias[None])
+
+    def _divergence(self, pairs, degrees, z, mean, log_variance) -> Array:
+        return kl_standard(mean, log_variance)
+
+
+class RecVAE(_Autoencoder):
+    """RecVAE (Shenbin et al. 2020, 10.1145/3336191.3371831): a deep encoder, a linear decoder, a prior of three parts.
+
+    The encoder has five layers, h_i = LN(swish(W_i h_{i−1} + b_i + Σ_{j<i} h_j)) with h_0 = x, and (μ, lv) = W h_5 + c;
+    z = μ + exp(lv / 2) ε and score = z·h + e. The prior of each coordinate is .15 N(0, 1) + .75 q_old(z | r) + .1 N(0,
+    e¹⁰), where q_old is the posterior of an earlier encoder, without dropout. KL is of the one sample z,
+    γ |I_u| Σ (log q − log prior), its weight included. `train.vae.alternating` trains encoder and decoder in turn.
+
+    Parameters are `encoder` (a tree), `item` [N, D], `item_bias` [N]; the old encoder is the untrained collection
+    "old".
+
+    Attributes:
+        history: the training interactions; weights are not used.
+        dim: D.
+        width: of the encoder's layers.
+        dropout: rate for the normalised row; 0 when the decoder is trained.
+        divergence_weight: γ.
+
+    Raises:
+        ValueError: for sizes below 1, a dropout outside [0, 1), and a negative `divergence_weight`.
+
+    Differs: the first old encoder is the encoder itself, not another draw, and biases begin at 0.
+
+    >>> train = Interactions.from_pairs([0, 0, 2], [1, 3, 0])
+    >>> model = RecVAE(train, dim=2, width=3)
+    >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
+    >>> sorted(variables), model.apply(variables, jnp.array([0, 2]), method="rows").shape
+    (['history', 'old', 'params'], (2, 4))
+    """
+
+    dim: int = 200
+    width: int = 600
+    dropout: float = 0.5
+    divergence_weight: float = 0.005
+
+    def __post_init__(self) -> None:
+        if not self.divergence_weight >= 0:
+            raise ValueError(f"divergence_weight={self.divergence_weight}; give 0 or more")
+        super().__post_init__()
+
+    def setup(self) -> None:  # noqa: D102
+        super().setup()
+        n_items = self.history.n_items
+        self.encoder = self.param("encoder", _deep_encoder, n_items, self.width, self.dim)
+        by_row = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=-1, out_axis=-2)
+        self.item = self.param("item", by_row, (n_items, self.dim))
+        self.item_bias = self.param("item_bias", nn.initializers.zeros, (n_items,))
+        self.old = self.variable("old", "encoder", jax.tree.map, jnp.asarray, self.encoder).value
+
+    def _encoded(self, pairs: Pairs) -> tuple[Array, Array]:
+        return _deep(self.encoder, pairs, self.dropout)
+
+    def _divergence(self, pairs, degrees, z, mean, log_variance) -> Array:
+        old_mean, old_log_variance = _deep(self.old, pairs, 0.0)
+        parts = [(0.0, 0.0), (old_mean, old_log_variance), (0.0, 10.0)]
+        prior = jnp.stack([_log_normal(z, *part) + weight for part, weight in zip(parts, _LOG_WEIGHTS.tolist())])
+        kl = (_log_normal(z, mean, log_variance) - jax.nn.logsumexp(prior, axis=0)).sum(-1)
+        return self.divergence_weight * degrees * kl
+
+
+def for_users(model: nn.Module, variables: Variables, history: Interactions) -> tuple[nn.Module, Variables]:
+    """The same trained model over other users: those of `history`, held out from training, or new.
+
+    For models that know a user by the history alone: `MultDAE`, `MultVAE`, `RecVAE`, `VALID`, `MacridVAE`, `EASE`. With
+    `splits.held_out_users`, `evaluate.full_ranking(*for_users(model, variables, history), history, test)`.
+
+    Raises:
+        ValueError: for a model with parameters of users, and histories over another number of items.
+
+    >>> train, other = Interactions.from_pairs([0, 1], [1, 3]), Interactions.from_pairs([0, 0, 4], [3, 0, 2])
+    >>> model = MultDAE(train, dim=2)
+    >>> model, variables = for_users(model, model.init(jax.random.key(0), jnp.array([0]), jnp.array([0])), other)
+    >>> model.apply(variables, jnp.array([4]), method="rows").shape
+    (1, 4)
+    """
+    if set(variables.get("history", ())) != {"interactions"} or "user" in variables["params"]:
+        name = type(model).__name__
+        raise ValueError(f"model={name} has parameters of users; give one that knows them by their histories alone")
+    if history.n_items != model.history.n_items:
+        raise ValueError(
+            f"history has {history.n_items} items, the model {model.history.n_items}; give Interactions over its ids"
+        )
+    return model.clone(history=history), {**variables, "history": {"interactions": _on_device(history)}}
+
+
+def _on_device(history: Interactions) -> Interactions:
+    return jax.tree.map(jnp.asarray, dataclasses.replace(history, weights=None, timestamps=None))
+
+
+def _first_layer(context: Array, bias: Array, pairs: Pairs, dropout: float) -> Array:
+    """x E + b [B, W]."""
+    x = pairs.dropped(pairs.normalised(jnp.ones((len(pairs.rows), 1), context.dtype)), dropout, draw=1)
+    return pairs.sums(x * jnp.asarray(context)[pairs.items]) + bias[None]
+
+
+def _log_normal(x: Array, mean: Array | float, log_variance: Array | float) -> Array:
+    return -0.5 * (log_variance + np.log(2 * np.pi) + (x - mean) ** 2 / jnp.exp(log_variance))
+
+
+def _deep_encoder(key: Key, n_items: int, width: int, dim: int) -> dict[str, Array]:
+    first, *others, last = jax.random.split(key, 6)
+    return {
+        "context": _LINEAR(first, (n_items, width)),
+        "kernel": jnp.stack([_LINEAR(one, (width, width)) for one in others]),
+        "bias": jnp.zeros((5, width)),
+        "gain": jnp.ones((5, width)),
+        "shift": jnp.zeros((5, width)),
+        "head": _LINEAR(last, (width, 2 * dim)),
+        "head_bias": jnp.zeros(2 * dim),
+    }
+
+
+def _deep(encoder: dict[str, Array], pairs: Pairs, dropout: float) -> tuple[Array, Array]:
+    """μ and lv [B, D] of RecVAE's encoder."""
+    h = _first_layer(encoder["context"], encoder["bias"][0], pairs, dropout)
+    skipped = jnp.zeros_like(h)
+    for number in range(5):
+        if number > 0:
+            h = h @ encoder["kernel"][number - 1] + encoder["bias"][number][None] + skipped
+        h = nn.swish(h)
+        centred = h - h.mean(-1, keepdims=True)
+        h = centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 0.1)
+        h = h * encoder["gain"][number][None] + encoder["shift"][number][None]
+        skipped = skipped + h
+    mean, log_variance = jnp.split(h @ encoder["head"] + encoder["head_bias"][None], 2, axis=-1)
+    return mean, log_variance

@@ -1,0 +1,54 @@
+"""EASE against the conditions of its optimum, and as a model."""
+
+import jax
+import numpy as np
+import pytest
+
+import jaxrec as jr
+from jaxrec.data import synthetic
+from jaxrec.models import EASE, ease, for_users
+
+pytestmark = pytest.mark.usefixtures("hurried")
+
+DENSE = np.random.default_rng(0).random((12, 6)) < 0.4
+DENSE[3] = False
+TRAIN = jr.Interactions.from_pairs(*DENSE.nonzero(), weights=np.arange(1, DENSE.sum() + 1), n_users=12, n_items=6)
+USERS = np.arange(12, dtype=np.int32)
+
+
+def test_the_table_is_the_optimum_of_zero_diagonal():
+    """The slope XᵀX B − XᵀX + λB is 0 off the diagonal, where alone B may move; weights are not used."""
+    model, variables = ease(TRAIN, regularization=0.7)
+    b, gram = np.asarray(variables["params"]["weights"], float), DENSE.T.astype(float) @ DENSE
+    assert isinstance(model, EASE) and variables["params"]["weights"].dtype == np.float32 and not np.diag(b).any()
+    slope = gram @ b - gram + 0.7 * b
+    np.testing.assert_allclose(slope[~np.eye(6, dtype=bool)], 0, atol=1e-5)
+    assert np.abs(np.diag(slope)).min() > 0.1
+
+
+def test_pairs_rows_and_fold_in_are_products_of_rows_and_table():
+    model, variables = ease(TRAIN, regularization=0.7)
+    expected = DENSE @ np.asarray(variables["params"]["weights"], float)
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    np.testing.assert_allclose(jax.jit(lambda v: model.apply(v, USERS, method="rows"))(variables), expected, **close)
+    items = np.array([[5, 0, 2]])
+    pairs = jax.jit(model.apply)(variables, USERS[:, None], items)
+    np.testing.assert_allclose(pairs, expected[:, items[0]], **close)
+    assert model.apply(variables, np.array(4), np.array(1)).shape == ()
+    folded = model.apply(variables, *TRAIN.rows(USERS, length=6), method="fold_in")
+    np.testing.assert_allclose(folded, expected, **close)
+    moved, held = for_users(model, variables, TRAIN.select(TRAIN.pairs()[0] < 2))
+    np.testing.assert_allclose(moved.apply(held, USERS[:2], method="rows"), expected[:2], **close)
+
+
+def test_recovers_the_diagonal_withheld_from_the_checkerboard():
+    board, diagonal = synthetic.checkerboard(30)
+    report = jr.evaluate.full_ranking(*ease(board, regularization=10.0), board, diagonal, ks=(1,))
+    assert report.means["hit_rate@1"] == 1
+
+
+def test_wrong_values_are_named():
+    with pytest.raises(ValueError, match="regularization=0; give"):
+        ease(TRAIN, regularization=0)
+    with pytest.raises(ValueError, match=r"train has 6 items.* raise max_items=5 if 0.0 GB"):
+        ease(TRAIN, regularization=1.0, max_items=5)

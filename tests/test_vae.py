@@ -1,0 +1,200 @@
+"""MultDAE, MultVAE and RecVAE against loops over users in float64."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+
+from jaxrec.interactions import Interactions
+from jaxrec.models import MF, MultDAE, MultVAE, RecVAE, SimpleX, for_users
+
+pytestmark = pytest.mark.usefixtures("hurried")
+
+M, N = 4, 7
+DENSE = np.array([[1, 0, 1, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 1, 0, 0]])
+TRAIN = Interactions.from_pairs(*DENSE.nonzero(), weights=np.arange(1, 9), n_users=M, n_items=N)
+USERS = np.arange(M, dtype=np.int32)
+MODELS = {
+    "MultDAE": MultDAE(TRAIN, dim=3),
+    "MultVAE": MultVAE(TRAIN, dim=3, width=5),
+    "RecVAE": RecVAE(TRAIN, dim=3, width=5, divergence_weight=0.3),
+}
+CLOSE = {"rtol": 1e-11, "atol": 1e-13}
+
+
+def drawn(model):
+    """Variables drawn anew in float64, biases too; RecVAE's old encoder is another."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), USERS[:1], USERS[:1])
+    made = {
+        name: jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes[name])
+        for name in ("params", "old")
+        if name in shapes
+    }
+    return made | {"history": {"interactions": model.history}}
+
+
+def applied(model, variables, *args, method=None, key=None, **options):
+    def run(variables, args, key):
+        rngs = {} if key is None else {"noise": key}
+        return model.apply(variables, *args, method=method, rngs=rngs, **options)
+
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, jax.jit(run)(variables, args, key))
+
+
+def deep(p, x):
+    """RecVAE's encoder, layer by layer with all earlier ones added."""
+    done, h = [], x @ p["context"] + p["bias"][0]
+    for number in range(5):
+        if number:
+            h = done[-1] @ p["kernel"][number - 1] + p["bias"][number] + sum(done)
+        h = h * scipy.special.expit(h)
+        done.append((h - h.mean()) / np.sqrt(h.var() + 0.1) * p["gain"][number] + p["shift"][number])
+    return np.split(done[-1] @ p["head"] + p["head_bias"], 2)
+
+
+def expected(name, variables, user):
+    """Scores and KL of one user, z being the mean."""
+    p, row = variables["params"], DENSE[user]
+    x = row / max(np.sqrt(row.sum()), 1)
+    if name == "MultDAE":
+        z, kl = np.tanh(x @ p["context"] + p["context_bias"]), 0
+    elif name == "MultVAE":
+        mean, log_variance = np.split(np.tanh(x @ p["context"] + p["context_bias"]) @ p["head"] + p["head_bias"], 2)
+        kl = 0.5 * (np.exp(log_variance) + mean**2 - 1 - log_variance).sum()
+        z = np.tanh(mean @ p["hidden"] + p["hidden_bias"])
+    else:
+        z, log_variance = deep(p["encoder"], x)
+        old_mean, old_log_variance = deep(variables["old"]["encoder"], x)
+        density = scipy.stats.norm.pdf
+        prior = (
+            0.15 * density(z)
+            + 0.75 * density(z, old_mean, np.exp(old_log_variance / 2))
+            + 0.1 * density(z, 0, np.exp(5))
+        )
+        kl = 0.3 * row.sum() * (np.log(density(z, z, np.exp(log_variance / 2))) - np.log(prior)).sum()
+    return p["item"] @ z + p["item_bias"], kl
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_scores_and_both_halves_are_the_formula(name):
+    model, variables = MODELS[name], drawn(MODELS[name])
+    by_hand = [expected(name, variables, user) for user in USERS]
+    scores = np.array([row for row, _ in by_hand])
+    likelihood = (DENSE * (scores - scipy.special.logsumexp(scores, axis=1, keepdims=True))).sum(1)
+
+    def everything(module):
+        shapes = [(USERS[:, None], np.array([[6, 0]], np.int32)), (USERS[:1], USERS[:, None]), (USERS[2], USERS[3])]
+        items, where = TRAIN.rows(USERS, length=5)
+        places = np.array([4, 0, 3, 1, 2])
+        pairs = [(pair, module(*pair)) for pair in shapes]
+        return module.rows(USERS), module.fold_in(items[:, places], where[:, places]), pairs, module.bound(USERS)
+
+    rows, folded, pairs, (nll, kl) = applied(model, variables, method=everything)
+    np.testing.assert_allclose(rows, scores, **CLOSE)
+    np.testing.assert_allclose(folded, scores, **CLOSE)
+    for (users, items), found in pairs:
+        np.testing.assert_allclose(found, scores[users, items], **CLOSE)
+    np.testing.assert_allclose(nll, -likelihood, **CLOSE)
+    np.testing.assert_allclose(kl, [kl for _, kl in by_hand], **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["MultVAE", "RecVAE"])
+def test_z_is_drawn_from_the_posterior(name):
+    """And the likelihood is that of the draw."""
+    many = Interactions.from_pairs(np.repeat(np.arange(20_000), 2), np.tile([0, 2], 20_000), n_items=N)
+    model = dataclasses.replace(MODELS[name], history=many, dropout=0.0, parent=None)
+    variables = drawn(MODELS[name]) | {"history": {"interactions": many}}
+    users = np.arange(20_000, dtype=np.int32)
+
+    def samples(module):
+        def z_of(pairs, _):
+            mean, log_variance = module._encoded(pairs)
+            return mean, log_variance, mean + jnp.exp(log_variance / 2) * pairs.normal(mean.shape[1:], draw=0)
+
+        return module._on(users, z_of, module.make_rng("noise"))
+
+    key = jax.random.key(0)
+    mean, log_variance, z = applied(model, variables, method=samples, key=key)
+    nll, kl = applied(model, variables, users, method="bound", key=key)
+    noise = (z - mean) / np.exp(log_variance / 2)
+    assert scipy.stats.kstest(noise.ravel(), "norm").pvalue > 0.001
+    assert np.abs(np.corrcoef(noise.T) - np.eye(3)).max() < 0.05
+    p = variables["params"]
+    q = np.tanh(z @ p["hidden"] + p["hidden_bias"]) if name == "MultVAE" else z
+    scores = q @ p["item"].T + p["item_bias"]
+    expected = 2 * scipy.special.logsumexp(scores, axis=1) - scores[:, 0] - scores[:, 2]
+    np.testing.assert_allclose(nll, expected, rtol=1e-9)
+    assert (kl.std() > 1e-9) == (name == "RecVAE")
+
+
+def test_gradients_are_finite_and_leave_the_old_encoder():
+    """User 1 has no item."""
+    model, variables = MODELS["RecVAE"], drawn(MODELS["RecVAE"])
+
+    def total(variables, key):
+        nll, kl = model.apply(variables, USERS, method="bound", rngs={"noise": key})
+        return (nll + kl).sum()
+
+    with jax.enable_x64(True):
+        gradient = jax.jit(jax.grad(lambda v, key: total(variables | v, key)))
+        found = gradient({"params": variables["params"]}, jax.random.key(0))["params"]
+    for leaf in map(np.asarray, jax.tree.leaves(found)):
+        assert np.isfinite(leaf).all() and leaf.any()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_have_the_stated_shapes_and_scales(name):
+    train = Interactions.from_pairs([0, 1], [299, 0], n_items=300)
+    model = type(MODELS[name])(train)
+    made = jax.jit(model.init)(jax.random.key(0), USERS[:1], USERS[:1])
+    params = made["params"]
+    xavier = {"context": (300, 600), "head": (600, 400), "hidden": (200, 600), "item": (300, 600)}
+    if name == "RecVAE":
+        assert params["item"].shape == (300, 200)
+        assert float(params["item"].std()) == pytest.approx(600**-0.5, rel=0.02)
+        assert float(jnp.abs(params["item"]).max()) <= 200**-0.5
+        encoder = params["encoder"]
+        for leaf, fan_in in ((encoder["context"], 300), (encoder["kernel"], 600), (encoder["head"], 600)):
+            assert float(leaf.std()) == pytest.approx((3 * fan_in) ** -0.5, rel=0.02)
+        assert encoder["kernel"].shape == (4, 600, 600) and (encoder["gain"] == 1).all() and not encoder["bias"].any()
+        for a, b in zip(*map(jax.tree.leaves, (made["old"]["encoder"], encoder)), strict=True):
+            np.testing.assert_array_equal(a, b)
+    else:
+        xavier = {"context": (300, 200), "item": (300, 200)} if name == "MultDAE" else xavier
+        assert {k: v.shape for k, v in params.items() if "bias" not in k} == xavier
+        for key, shape in xavier.items():
+            assert float(params[key].std()) == pytest.approx((2 / sum(shape)) ** 0.5, rel=0.02)
+        assert 0 < float(jnp.abs(params["item_bias"]).max()) < 0.0023
+    assert model == type(model)(train) and hash(model) == hash(type(model)(train))
+    consts = jax.make_jaxpr(lambda v: model.apply(v, USERS[:2], method="rows"))(made).consts
+    assert not [c for c in consts if np.size(c) > 100]
+
+
+def test_another_set_of_users_replaces_the_histories():
+    model, variables = MODELS["MultVAE"], drawn(MODELS["MultVAE"])
+    others = Interactions.from_pairs(*DENSE[[3, 0]].nonzero(), weights=np.arange(1, 8), n_users=9, n_items=N)
+    moved, held = for_users(model, variables, others)
+    assert moved.history is others and held["history"]["interactions"].weights is None
+    rows = applied(moved, held, np.array([0, 1, 8], np.int32), method="rows")
+    np.testing.assert_allclose(rows, applied(model, variables, np.array([3, 0, 1], np.int32), method="rows"), **CLOSE)
+    with pytest.raises(ValueError, match="history has 3 items, the model 7; give"):
+        for_users(model, variables, Interactions.from_pairs([0], [2]))
+    for other in (MF(M, N, dim=2), SimpleX(TRAIN, dim=2)):
+        with pytest.raises(ValueError, match="has parameters of users; give"):
+            for_users(other, other.init(jax.random.key(0), USERS[:1], USERS[:1]), others)
+
+
+@pytest.mark.parametrize(
+    ("made", "name", "value"),
+    [(made, "dropout", 1.0) for made in (MultDAE, MultVAE, RecVAE)]
+    + [(MultDAE, "dim", 0), (MultVAE, "width", 0), (RecVAE, "dim", -1), (RecVAE, "divergence_weight", -0.1)],
+)
+def test_wrong_values_are_named(made, name, value):
+    with pytest.raises(ValueError, match=f"^{name}={value}; give"):
+        made(TRAIN, **{name: value})
