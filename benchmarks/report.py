@@ -98,7 +98,20 @@ def headlines(records: dict[str, dict]) -> str:
         lines.append(f"Multi-margin loss over CCL at one small budget, Recall@20 over 3 seeds: {gains}.")
     if found := records.get("mars"):
         lines.append(_audit(found["cases"]))
+    if found := records.get("lambda_opt"):
+        lines += [_learned(data, found["cases"]) for data in ("ml-100k", "ml-1m") if data in found["data"]]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _learned(data: str, cases: dict) -> str:
+    rankers = ("λOpt DUI", "MF, one λ", "MF, one λ, on learn too")
+    names = {name: f"{cases[f'{data}: {name}']['ndcg@50']:.4f}" for name in rankers}
+    seeds = cases[f"{data}: λOpt DUI"]["seeds"]
+    return (
+        f"Learned regularisation on {data}, NDCG@50 as λOpt's code counts it, {seeds} seed{'s' if seeds > 1 else ''}: "
+        f"{names['λOpt DUI']}, one fixed λ {names['MF, one λ']}, and {names['MF, one λ, on learn too']} where its "
+        "model trains on the validation pairs that moved the coefficients."
+    )
 
 
 def _audit(cases: dict) -> str:
