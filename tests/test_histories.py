@@ -33,13 +33,22 @@ def test_lists_have_room_for_the_users(at_random):
     found, own, (capacity,) = run(users)
     np.testing.assert_array_equal(own, DEGREES[users])
     np.testing.assert_array_equal(found, (DEGREES * (DEGREES - 1) / 2)[users])
-    assert (capacity == -(-60 * 600 // 256) * 256) == (not at_random)
+    assert 720 <= capacity < 9_000
     same = np.zeros(60, np.int32)  # no random draw: 36 000 pairs
     found, _, (capacity,) = run(same)
     if at_random:
         assert np.isnan(found).all() and np.isnan(capacity)
     else:
         np.testing.assert_array_equal(found, np.full(60, 600 * 599 / 2))
+        assert capacity == -(-60 * 600 // 256) * 256
+
+
+def test_lists_fit_users_that_are_known():
+    few = np.array([3, 0, 3], np.int32)
+    found, own, (capacity,) = on_histories(sums, TRAIN, DEGREES, jnp.asarray(few), key=None, at_random=True)
+    np.testing.assert_array_equal(found, (DEGREES * (DEGREES - 1) / 2)[few])
+    np.testing.assert_array_equal(own, DEGREES[few])
+    assert capacity == 768
 
 
 def test_normalised_and_spread_and_padding():
