@@ -48,7 +48,7 @@ def _sensitivity(pane: Any, records: Records) -> None:
     tried = [(setting["regularization"], value) for setting, value, *_ in records[0]["tried"] if value is not None]
     places = range(len(tried))
     pane.plot(places, [value for _, value in tried], marker="o")
-    pane.set_xticks(list(places), [f"{value:g}" for value, _ in tried])
+    pane.set_xticks(list(places), [f"{value:g}" for value, _ in tried], fontsize=7)
     pane.set(title="one fixed λ", xlabel="λ", ylabel="NDCG@50 on select")
 
 

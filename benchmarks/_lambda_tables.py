@@ -46,7 +46,7 @@ def learned_regularisation(found: dict) -> str:
 def _row(label: str, case: dict) -> list[str]:
     figures = [_figure(case, name) for name in (*FIGURES, "full ndcg@50")]
     gain, error = case.get("ndcg@50_gain"), case.get("ndcg@50_gain_stderr")
-    less = "" if gain is None or label == "MF, one λ" else f"{gain:+.4f}" + (f" ± {error:.4f}" if error else "")
+    less = "" if gain is None or label.endswith("one λ") else f"{gain:+.4f}" + (f" ± {error:.4f}" if error else "")
     if "setting" not in case:
         return [label, *figures, "", "", ""]
     setting = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in case["setting"].items())
