@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from benchmarks import _lambda_tables, _tables
+from benchmarks import _lambda_tables, _tables, _valid_tables
 
 ROOT = pathlib.Path(__file__).parents[1]
 BEGIN, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of results -->"
@@ -24,10 +24,12 @@ SECTIONS = {
     _tables.metric_learning: ("mars",),
     _tables.planted_facets: ("facets",),
     _lambda_tables.learned_regularisation: ("lambda_opt",),
+    _valid_tables.interests: ("valid",),
     _tables.speed: ("evaluate_speed", "train_speed", "sweep_speed", "rowwise_speed"),
     _tables.sweeps: ("als_speed",),
     _tables.facets_speed: ("mars_speed",),
     _lambda_tables.learned_regularisation_speed: ("lambda_opt_speed",),
+    _valid_tables.interests_speed: ("valid_speed",),
 }
 HEAD = """# Results
 

@@ -1,0 +1,78 @@
+"""The records of `benchmarks.valid` and `benchmarks.valid_speed` as Markdown."""
+
+from __future__ import annotations
+
+from benchmarks._tables import origin, table
+
+FIGURES = ("recall@20", "recall@50", "ndcg@20", "ndcg@50")
+
+
+def interests(found: dict) -> str:
+    """VALID, MacridVAE and other models, a table a data set."""
+    parts = []
+    for data in found["data"]:
+        rows = []
+        for name, case in found["cases"].items():
+            source, _, label = name.partition(": ")
+            if source == data:
+                spread = (f" ± {case[f'{f}_stderr']:.4f}" if case[f"{f}_stderr"] else "" for f in FIGURES)
+                figures = [f"{case[f]:.4f}{s}" for f, s in zip(FIGURES, spread)]
+                rows.append([label, *figures, _chosen(case), str(case.get("seeds", ""))])
+        head = ["ranker", *(f.replace("recall", "Recall").replace("ndcg", "NDCG") for f in FIGURES), "chosen", "seeds"]
+        parts.append(f"**{data}**\n\n{table(head, rows)}")
+    lines = [_compared(name, test) for name, test in found["paired"].items()]
+    return (
+        "**Interests, by the VALID paper's protocol** (64 dimensions, 4 interests; train masked, validation's items "
+        "stay candidates; recall over all relevant items). The setting with the best Recall@20 on seed 0's "
+        f"validation, the best epoch on each run's; validation looks every {found['every']} epochs and ends a run "
+        f"after {found['patience']} looks without a gain, unless the row says after how many epochs. VALID has two "
+        "blocks where it does not say, and its released gradient stop. The paper's own figures are not known to us. "
+        "Methods that a set's table lacks were not run on it.\n\n"
+        + "\n\n".join(parts)
+        + "".join(f"\n\n{line}" for line in lines)
+        + ("\n\n![Recall@20 on test](benchmarks/results/valid.png)" if found["studies"] else "")
+        + f"\n\n{origin(found)}"
+    )
+
+
+def _chosen(case: dict) -> str:
+    if "setting" not in case:
+        return ""
+    setting = [f"{name.replace('_', ' ')} {value:g}" for name, value in case["setting"].items()]
+    return ", ".join([*setting, f"epochs {' '.join(str(int(epoch)) for epoch in case['epochs'])}"])
+
+
+def _compared(name: str, test: dict) -> str:
+    over = "" if test["seeds_stderr"] is None else f", ± {test['seeds_stderr']:.4f} over {test['seeds']} seeds"
+    return (
+        f"VALID less MacridVAE on {name}, Recall@20: {test['difference']:+.4f}, paired by users "
+        f"± {test['users_stderr']:.4f}{over}."
+    )
+
+
+def interests_speed(found: dict) -> str:
+    """An epoch against dense PyTorch."""
+    (case,) = found["cases"].values()
+    rows = [
+        [
+            side,
+            f"{case[f'{label}_wall_s']:.1f}",
+            f"{case[f'{label}_cpu_s']:.1f}",
+            f"{case[f'{label}_first_call_s']:.1f}",
+        ]
+        for side, label in (("jaxrec", "jaxrec"), ("dense PyTorch", "torch"))
+        if f"{label}_wall_s" in case
+    ]
+    ratio = f", ratio {case['ratio']:.3f}, {case['times_faster']:.1f} times as fast" if "ratio" in case else ""
+    peaks = found.get("peaks_mb", {})
+    memory = (
+        f" A step of 512 users over Gowalla's 40,981 items peaks at {peaks['gowalla'] / 1024:.1f} GB, one over a made-up "
+        f"catalogue of a million at {peaks['million'] / 1024:.1f} GB, imports and data included."
+        if peaks
+        else ""
+    )
+    return (
+        f"**Seconds an epoch of VALID** on citeulike-a, {found['users_a_step']} users a step{ratio}; medians of runs in "
+        f"turn on all cores.{memory}\n\n"
+        f"{table(['', 'wall s', 'CPU s', 'first call s'], rows)}\n\n{origin(found)}"
+    )
