@@ -66,13 +66,13 @@ def interests_speed(found: dict) -> str:
     ratio = f", ratio {case['ratio']:.3f}, {case['times_faster']:.1f} times as fast" if "ratio" in case else ""
     peaks = found.get("peaks_mb", {})
     memory = (
-        f" A step of 512 users over Gowalla's 40,981 items peaks at {peaks['gowalla'] / 1024:.1f} GB, one over a made-up "
-        f"catalogue of a million at {peaks['million'] / 1024:.1f} GB, imports and data included."
+        f" A step of 512 users over Gowalla's 40,981 items peaks at {peaks['gowalla'] / 1024:.1f} GB, one over a "
+        f"made-up catalogue of a million at {peaks['million'] / 1024:.1f} GB, imports and data included."
         if peaks
         else ""
     )
     return (
-        f"**Seconds an epoch of VALID** on citeulike-a, {found['users_a_step']} users a step{ratio}; medians of runs in "
-        f"turn on all cores.{memory}\n\n"
+        f"**Seconds an epoch of VALID** on citeulike-a, {found['users_a_step']} users a step{ratio}; medians of runs "
+        f"in turn on all cores.{memory}\n\n"
         f"{table(['', 'wall s', 'CPU s', 'first call s'], rows)}\n\n{origin(found)}"
     )
