@@ -259,6 +259,41 @@ def test_sample_users_and_strong_generalisation():
         splits.sample_users(KEY, interactions, n=5, min_pairs=2)
 
 
+def test_held_out_users_are_known_by_a_history_of_warm_items():
+    rng = np.random.default_rng(0)
+    dense = rng.random((40, 20)) < 0.5
+    dense[:3], dense[:, 19] = np.arange(20) < 3, np.arange(40) == 7  # three users of 3 items; item 19 has one user
+    x = Interactions.from_pairs(*dense.nonzero(), n_users=40, n_items=20)
+    for seed in range(4):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            parts, again = (
+                splits.held_out_users(jax.random.key(seed), x, n_valid=6, n_test=10, order=at_random) for _ in range(2)
+            )
+        assert [part.fingerprint() for part in again] == [part.fingerprint() for part in parts]
+        degrees = [np.asarray(part.user_degrees) for part in parts]
+        users = [set(np.flatnonzero(d)) for d in degrees]
+        assert [len(part) for part in users] == [24, 6, 6, 10, 10]
+        assert users[1] == users[2] and users[3] == users[4] and len(users[0] | users[1] | users[3]) == 40
+        assert {0, 1, 2} <= users[0]
+        np.testing.assert_array_equal(degrees[0][list(users[0])], dense.sum(1)[list(users[0])])
+        cold = 7 not in users[0]
+        whole = dense & ~(cold & (np.arange(20) == 19))
+        found = sum(part.to_scipy().toarray() for part in parts)
+        np.testing.assert_array_equal(found, whole)
+        for history, target in ((1, 2), (3, 4)):
+            n = (degrees[history] + degrees[target])[list(users[history])]
+            np.testing.assert_array_equal(degrees[target][list(users[history])], np.maximum(n // 5, 1))
+        dropped = f"dropped 1 of {sum(d.sum() for d in degrees[1:]) + 1} pairs of held-out users"
+        assert [str(w.message) for w in caught] == [f"{dropped}: item has no training pair"] * (2 * cold)
+    with pytest.raises(ValueError, match=r"share=1.0; give"):
+        splits.held_out_users(KEY, x, n_valid=1, n_test=1, share=1.0, order=at_random)
+    with pytest.raises(ValueError, match="n=38; 37 users have 5 or more pairs"):
+        splits.held_out_users(KEY, x, n_valid=0, n_test=38, order=at_random)
+    with pytest.raises(ValueError, match="n_valid=20, n_test=20 leave no user to train"):
+        splits.held_out_users(KEY, x, n_valid=20, n_test=20, order=at_random, min_pairs=1)
+
+
 def test_drop_cold_says_how_many():
     interactions = Interactions.from_pairs([0, 0, 1, 1, 2, 2], [0, 1, 0, 2, 0, 1])
     masks = dict(valid=np.array([0, 0, 0, 1, 0, 0], bool), test=np.array([0, 0, 0, 0, 1, 1], bool))

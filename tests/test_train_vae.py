@@ -12,8 +12,8 @@ from test_train import TX
 
 import jaxrec as jr
 from jaxrec import train
-from jaxrec.data import synthetic
-from jaxrec.models import MultDAE, MultVAE, RecVAE
+from jaxrec.data import splits, synthetic
+from jaxrec.models import VALID, MultDAE, MultVAE, RecVAE, ease, for_users, popularity
 from jaxrec.train import loop
 from jaxrec.train.vae import _part, alternating, annealed, objective
 
@@ -142,3 +142,22 @@ def test_each_turn_moves_its_part_alone(encoder):
 def test_bad_arguments_of_alternating_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         alternating(jax.random.key(0), RecVAE(BOARD), TX, BOARD, **OPTIONS | options)
+
+
+@pytest.mark.parametrize("name", ["EASE", "MultDAE", pytest.param("VALID", marks=pytest.mark.slow)])
+def test_users_held_out_whole_are_found_by_their_histories(name):
+    """Of the 15 items of a user's colour 12 are known, 2 to be found, 1 on the diagonal; all are equally popular."""
+    order = partial(splits.random_order, key=jax.random.key(0))
+    parts = splits.held_out_users(jax.random.key(0), BOARD, n_valid=4, n_test=10, order=order)
+    if name == "EASE":
+        model, variables = ease(parts.train, regularization=10.0)
+    else:
+        model = MultDAE(parts.train, dim=8) if name == "MultDAE" else VALID(parts.train, dim=8, n_interests=2, width=8)
+        state = train.init(jax.random.key(0), model, TX)
+        state, _ = train.fit(state, partial(objective, model=model), TX, parts.train, group=0, **OPTIONS)
+        variables = state.variables
+    for history, target in ((parts.valid_history, parts.valid), (parts.test_history, parts.test)):
+        report = jr.evaluate.full_ranking(*for_users(model, variables, history), history, target, ks=(3,))
+        rival = jr.evaluate.full_ranking(*popularity(parts.train), history, target, ks=(3,))
+        assert len(report.users) == (4 if target is parts.valid else 10)
+        assert report.means["recall@3"] == 1 and rival.means["recall@3"] < 0.7

@@ -7,12 +7,7 @@ whole.
     order = functools.partial(splits.random_order, key=jax.random.key(0))
     train, valid, test = splits.ratio(interactions, (0.8, 0.1, 0.1), order=order)
 
-Strong generalisation, where users are held out rather than pairs (Liang et al. 2018), is put together from the same
-pieces; `history` is what a model may see of a held-out user (`fold_in`), `test` what it should find:
-
-    held = splits.sample_users(key, interactions, n=1000)
-    train = splits.keep_users(interactions, ~held)
-    history, _, test = splits.ratio(splits.keep_users(interactions, held), (0.8, 0.0, 0.2), order=order)
+Strong generalisation, where users are held out rather than pairs, is `held_out_users`.
 """
 
 from __future__ import annotations
@@ -34,6 +29,24 @@ class Split(NamedTuple):
 
     train: Interactions
     valid: Interactions
+    test: Interactions
+
+
+class HeldOut(NamedTuple):
+    """Users held out, over the ids of the whole.
+
+    Attributes:
+        train: all pairs of the users that train.
+        valid_history: what a model may see of the users for validation.
+        valid: what it should find of them.
+        test_history: likewise for test.
+        test: likewise.
+    """
+
+    train: Interactions
+    valid_history: Interactions
+    valid: Interactions
+    test_history: Interactions
     test: Interactions
 
 
@@ -163,6 +176,59 @@ def in_turn(
     degrees = np.asarray(interactions.user_degrees)
     n_test = _floor(degrees * test)
     return _last(interactions, order, who, _floor((degrees - n_test) * valid), n_test)
+
+
+def held_out_users(
+    key: Key,
+    interactions: Interactions,
+    *,
+    n_valid: int,
+    n_test: int,
+    share: float = 0.2,
+    order: Order,
+    min_pairs: int = 5,
+) -> HeldOut:
+    """Strong generalisation (Liang et al. 2018, arXiv 1802.05814): users train whole, or are held out whole.
+
+    Of each held-out user the last `share` of the pairs is to be found, and the others are the history by which the user
+    is known: `models.for_users(model, variables, history)`, then `evaluate.full_ranking(..., history, test)`. Pairs of
+    held-out users with items that no training user has are dropped; a `DataWarning` says how many.
+
+    Args:
+        key: chooses the users.
+        interactions: the whole set.
+        n_valid: users for validation.
+        n_test: users for test.
+        share: of a user's pairs to be found, as in `ratio`.
+        order: gives the order of the pairs, such as `random_order` with its key filled in.
+        min_pairs: users with fewer all train.
+
+    Raises:
+        ValueError: for a share outside (0, 1), fewer such users than asked for or none left to train, and an order with
+            ties inside a user.
+
+    >>> import functools
+    >>> x = Interactions.from_pairs(np.repeat(range(9), 5), [*range(5)] * 9)
+    >>> order = functools.partial(random_order, key=jax.random.key(0))
+    >>> [part.n_pairs for part in held_out_users(jax.random.key(0), x, n_valid=1, n_test=2, order=order)]
+    [30, 4, 1, 8, 2]
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share={share}; give a share between 0 and 1")
+    valid_key, test_key = jax.random.split(key)
+    in_test = sample_users(test_key, interactions, n=n_test, min_pairs=min_pairs)
+    in_valid = sample_users(valid_key, keep_users(interactions, ~in_test), n=n_valid, min_pairs=min_pairs)
+    train = keep_users(interactions, ~(in_test | in_valid))
+    if train.n_pairs == 0:
+        raise ValueError(f"n_valid={n_valid}, n_test={n_test} leave no user to train; hold out fewer")
+    others = keep_users(interactions, in_test | in_valid)
+    known = others.select(train.item_degrees[others.indices] > 0)
+    if known.n_pairs < others.n_pairs:
+        dropped = f"dropped {others.n_pairs - known.n_pairs} of {others.n_pairs} pairs of held-out users"
+        warnings.warn(f"{dropped}: item has no training pair", DataWarning, stacklevel=2)
+    history, _, found = ratio(known, (1 - share, 0.0, share), order=order)
+    parts = [keep_users(part, who) for who in (in_valid, in_test) for part in (history, found)]
+    return HeldOut(train, *parts)
 
 
 def leave_one_out(interactions: Interactions, *, order: Order, who: ArrayLike | None = None) -> Split:
