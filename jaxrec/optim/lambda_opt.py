@@ -69,11 +69,14 @@ def lookahead(
 
     def step(carry: tuple[Any, Any], now: tuple[Any, Any]) -> tuple[tuple[Any, Any], None]:
         (params, opt_state), (batch, rows) = carry, now
-        fit = lambda p: value(p, batch)  # noqa: E731
-        if first_order and steps > 1:
-            fit = _linear(jax.lax.stop_gradient(jax.grad(fit)(jax.lax.stop_gradient(params))))
-        _, params, opt_state = _stepped(tx, lambda p: fit(p) + penalty(lambdas, p, rows, shared=shared), *carry)
-        return (params, opt_state), None
+        shrink = lambda p: penalty(lambdas, p, rows, shared=shared)  # noqa: E731
+        if isinstance(tx, TouchedOnly):
+            return tx.step(lambda p: value(p, batch) + shrink(p), params, opt_state)[1:], None
+        # Apart from the penalty's, as the gradient of the loss alone needs no derivative in Λ at the first step.
+        stop = jax.lax.stop_gradient if first_order else lambda tree: tree
+        slopes = jax.tree.map(jnp.add, stop(jax.grad(value)(stop(params), batch)), jax.grad(shrink)(params))
+        updates, opt_state = tx.update(slopes, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), None
 
     carry = params, opt_state
     if steps == 1:
@@ -134,11 +137,6 @@ def _stepped(tx: Any, value: Callable[[Any], Array], params: Any, state: Any) ->
     loss, gradients = jax.value_and_grad(value)(params)
     updates, state = tx.update(gradients, state, params)
     return loss, optax.apply_updates(params, updates), state
-
-
-def _linear(slopes: Any) -> Callable[[Any], Array]:
-    """The linear function with this gradient."""
-    return lambda params: sum(jax.tree.leaves(jax.tree.map(lambda s, p: (s * p).sum(), slopes, params)))
 
 
 def _check_steps(steps: int, first_order: bool, tx: Any, batches: Any) -> None:
