@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from jaxrec.als._conjugate import Rows, conjugate, scores
 from jaxrec.als._mesh import check_mesh, dealt, spread
 from jaxrec.als._run import check_input, first_factors, run
 from jaxrec.als._spectrum import Decomposition, Problem, decompose, dot, problem_of, shrink
@@ -35,8 +36,6 @@ from jaxrec.interactions import Interactions, spmm
 from jaxrec.typing import Array, Key, Scalar, Variables
 
 __all__ = ["Decomposition", "decompose", "fit", "fold_in", "objective", "shrink", "solve"]
-
-_PAIRS = 1 << 13  # pairs scored at a time: what is gathered stays in the cache
 
 
 def fit(
@@ -98,7 +97,8 @@ def fit(
         raise ValueError(f"steps={steps}; give 1 or more")
     settings, steps = _Settings(regularization, alpha), steps if _given(alpha) else 0
     first = first_factors(key, train, dim, scale)
-    first = _State(**first, gram=dot(first["item"].T, first["item"]) / train.n_items)
+    solve = None if steps else jnp.eye(dim, dtype=first["item"].dtype)
+    first = _State(**first, gram=dot(first["item"].T, first["item"]) / train.n_items, solve=solve)
     sweep, state, factors = _prepared(train, first, steps) if mesh is None else _prepared_on(mesh, train, first, steps)
     return run(
         lambda state: sweep(state, settings),
@@ -171,11 +171,15 @@ def solve(train: Interactions, *, dim: int, regularization: Scalar, key: Key, to
 
 
 class _State(NamedTuple):
-    """Between sweeps: the factors and QᵀQ/N, which both the objective and the next sweep need."""
+    """Between sweeps: the factors and QᵀQ/N, which both the objective and the next sweep need.
+
+    Users are `user` itself, or where `solve` [K, K] is given, `user @ solve`, which a sweep never forms.
+    """
 
     user: Array
     item: Array
     gram: Array
+    solve: Array | None = None
 
 
 class _Settings(NamedTuple):
@@ -184,7 +188,7 @@ class _Settings(NamedTuple):
 
 
 def _factors(state: _State) -> dict[str, Array]:
-    return {"user": state.user, "item": state.item}
+    return {"user": state.user if state.solve is None else dot(state.user, state.solve), "item": state.item}
 
 
 def _prepared(train: Interactions, state: _State, steps: int):
@@ -200,9 +204,9 @@ def _prepared_on(mesh: Mesh, train: Interactions, state: _State, steps: int):
     same_for_all = (np.broadcast_to(x, (mesh.size, *x.shape)) for x in whole[4:])
     problem = spread(mesh, Problem(deal.matrix, deal.transposed, shares, inverses, *same_for_all), axis)
     users = np.zeros((*deal.users.shape, state.user.shape[1]), state.user.dtype)
-    places, item, gram = spread(mesh, (deal.places, state.item, state.gram))
+    places, item, gram, solve = spread(mesh, (deal.places, state.item, state.gram, state.solve))
     sharded, same = PartitionSpec(axis), PartitionSpec()
-    specs = _State(sharded, same, same)
+    specs = _State(sharded, same, same, same)
 
     def local(problem, state, settings):
         problem, user = jax.tree.map(lambda x: x[0], (problem, state.user))
@@ -215,9 +219,9 @@ def _prepared_on(mesh: Mesh, train: Interactions, state: _State, steps: int):
     order = jax.jit(lambda user, places: user.reshape(-1, user.shape[-1])[places], out_shardings=places.sharding)
 
     def factors(state):
-        return {"user": order(state.user, places), "item": state.item}
+        return _factors(state._replace(user=order(state.user, places)))
 
-    return functools.partial(sweep, problem), _State(spread(mesh, users, axis), item, gram), factors
+    return functools.partial(sweep, problem), _State(spread(mesh, users, axis), item, gram, solve), factors
 
 
 # ---------------------------------------------------------------------- a sweep
@@ -230,8 +234,10 @@ def _sweep(problem: Problem, state: _State, settings: _Settings, *, steps: int, 
     A half step minimises Σ (xAx − 2xb) over its rows x, and where it ends that is −Σ x(b + residual), so that the
     objective costs no further product.
     """
-    n_items, (regularization, alpha) = state.item.shape[0], settings
     together = (lambda x: jax.lax.psum(x, axis)) if axis else (lambda x: x)
+    if not steps:
+        return _shared_sweep(problem, state, settings, together)
+    n_items, (regularization, alpha) = state.item.shape[0], settings
     user, match = _user_step(problem, state.item, state.gram, settings, state.user, steps)
     weighted = problem.share[:, None] * user
     sums = spmm(problem.transposed, problem.matrix, user / problem.total)
@@ -240,9 +246,9 @@ def _sweep(problem: Problem, state: _State, settings: _Settings, *, steps: int, 
 
     gain = 2 * alpha * n_items
     ridge = regularization * (1 + gain * problem.popularity)
-    own = _Rows(problem.transposed, problem.matrix, ridge, jnp.full(n_items, gain / problem.total))
+    own = Rows(problem.transposed, problem.matrix, ridge, jnp.full(n_items, gain / problem.total))
     sides = (1 + 2 * alpha) * n_items * sums - mean_users[None]
-    item, match = _solved(own, user, gram_users, sides, state.item, steps, together)
+    item, match = conjugate(own, user, gram_users, sides, state.item, steps, together)
 
     constant = problem.constant + alpha
     ridge_items = ridge @ (state.item**2).sum(1) / n_items
@@ -254,72 +260,52 @@ def _sweep(problem: Problem, state: _State, settings: _Settings, *, steps: int, 
     return _State(user, item, dot(item.T, item) / n_items), figures
 
 
-def _user_step(problem: Problem, item: Array, gram: Array, settings: _Settings, start: Array, steps: int):
-    """The users' rows. Without alpha: the mean of a user's items less the mean of all, times a K x K inverse."""
-    (regularization, alpha), inverse = settings, problem.inverse[:, None]
-    summed = spmm(problem.matrix, problem.transposed, item)
-    sides = jnp.where(inverse > 0, (1 + 2 * alpha) * inverse * summed - item.mean(0)[None], 0)
-    ridge = jnp.full(1, regularization * (1 + 2 * alpha))
-    own = _Rows(problem.matrix, problem.transposed, ridge, 2 * alpha * problem.inverse)
-    return _solved(own, item, gram, sides, start, steps, lambda x: x)
+def _shared_sweep(problem: Problem, state: _State, settings: _Settings, together: Callable):
+    """Both half steps where all rows of a side share one matrix, whose inverse is multiplied: solving triangles for
+    each row takes ten times as long.
 
-
-class _Rows(NamedTuple):
-    """The rows x of one side: x (gram + ridge I) + gain Σᵢ rᵢ (x·yᵢ) yᵢ = its right-hand side, y the other side's."""
-
-    matrix: Interactions
-    transposed: Interactions
-    ridge: Array
-    gain: Array
-
-
-def _solved(own: _Rows, table: Array, gram: Array, sides: Array, start: Array, steps: int, together: Callable):
-    """The rows, and their right-hand sides plus residuals.
-
-    Without `steps` the gain is 0 and all rows share one matrix, whose inverse is multiplied: solving triangles for each
-    row takes ten times as long. Else `steps` of conjugate gradients for all rows at once, in the basis of gram's
-    eigenvectors, where what rows share is diagonal and preconditions the rest.
+    Users' vectors enter the items' step only by sums over users, so that their right-hand sides are summed, and the
+    inverse S is multiplied to the sums: Σ w p pᵀ = S (Σ w b bᵀ) S with p = S b.
     """
+    n_items, regularization = state.item.shape[0], settings.regularization
+    sides = _user_sides(problem, state.item, settings)
+    solve = _inverse(state.gram, regularization)
+    weighted = problem.share[:, None] * sides
+    parts = dot(sides.T, weighted), weighted.sum(0), spmm(problem.transposed, problem.matrix, sides)
+    gram, mean, sums = together(parts)
+    value_users = (solve * gram).sum()
+    gram = dot(dot(solve, gram), solve)
+    item = dot(n_items / problem.total * sums - mean[None], dot(solve, _inverse(gram, regularization)))
+
+    gram_items, trace = dot(item.T, item) / n_items, jnp.trace(gram)
+    value_items = (gram_items * gram).sum() + regularization * jnp.trace(gram_items)
+    figures = {
+        "after_users": problem.constant + 0.5 * (regularization * jnp.trace(state.gram) - value_users),
+        "objective": problem.constant + 0.5 * (regularization * trace - value_items),
+    }
+    return _State(sides, item, gram_items, solve), figures
+
+
+def _inverse(gram: Array, regularization: Scalar) -> Array:
+    identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
+    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram + regularization * identity), identity)
+
+
+def _user_sides(problem: Problem, item: Array, settings: _Settings) -> Array:
+    """The users' right-hand sides: 1 + 2α times the mean of a user's items, less the mean of all."""
+    inverse = problem.inverse[:, None]
+    summed = spmm(problem.matrix, problem.transposed, item)
+    return jnp.where(inverse > 0, (1 + 2 * settings.alpha) * inverse * summed - item.mean(0)[None], 0)
+
+
+def _user_step(problem: Problem, item: Array, gram: Array, settings: _Settings, start: Array, steps: int):
+    """The users' rows, and their right-hand sides plus residuals."""
+    (regularization, alpha), sides = settings, _user_sides(problem, item, settings)
     if not steps:
-        identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
-        factor = jax.scipy.linalg.cho_factor(gram + own.ridge[0] * identity)
-        return dot(sides, jax.scipy.linalg.cho_solve(factor, identity)), sides
-    spectrum, basis = jnp.linalg.eigh(gram)
-    table, sides, x = (dot(y, basis) for y in (table, sides, start))
-    diagonal = jnp.maximum(spectrum, 0)[None] + own.ridge[:, None]
-
-    def product(x):
-        seen = dataclasses.replace(own.matrix, weights=_scores(own.matrix, x, table))
-        return diagonal * x + own.gain[:, None] * together(spmm(seen, own.transposed, table))
-
-    def inner(x, y):
-        return (x * y).sum(1, keepdims=True)
-
-    def ratio(x, y):  # 0 where a row is solved already
-        return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
-
-    def step(_, carry):
-        x, residual, direction, square = carry
-        image = product(direction)
-        rate = ratio(square, inner(direction, image))
-        x, residual = x + rate * direction, residual - rate * image
-        previous, square = square, inner(residual, residual / diagonal)
-        return x, residual, residual / diagonal + ratio(square, previous) * direction, square
-
-    residual = sides - product(x)
-    direction = residual / diagonal
-    carry = x, residual, direction, inner(residual, direction)
-    x, residual, *_ = jax.lax.fori_loop(0, steps, step, carry)
-    return dot(x, basis.T), dot(sides + residual, basis.T)
-
-
-def _scores(matrix: Interactions, rows: Array, columns: Array) -> Array:
-    """r times the score of each pair [nnz]."""
-    degrees = jnp.asarray(matrix.indptr[1:] - matrix.indptr[:-1])
-    owners = jnp.repeat(jnp.arange(matrix.n_users), degrees, total_repeat_length=matrix.n_pairs)
-    pairs = owners, jnp.asarray(matrix.indices)
-    scores = jax.lax.map(lambda pair: rows[pair[0]] @ columns[pair[1]], pairs, batch_size=_PAIRS)
-    return scores if matrix.weights is None else jnp.asarray(matrix.weights, scores.dtype) * scores
+        return dot(sides, _inverse(gram, regularization)), sides
+    ridge = jnp.full(1, regularization * (1 + 2 * alpha))
+    own = Rows(problem.matrix, problem.transposed, ridge, 2 * alpha * problem.inverse)
+    return conjugate(own, item, gram, sides, start, steps, lambda x: x)
 
 
 @functools.partial(jax.jit, static_argnames="pairwise")
@@ -334,7 +320,7 @@ def _objective_of(factors: Mapping[str, Array], problem: Problem, settings: _Set
     value = squares - agreement + problem.constant + 0.5 * regularization * ridges
     if not pairwise:
         return value
-    seen = dataclasses.replace(problem.matrix, weights=_scores(problem.matrix, user, item))
+    seen = dataclasses.replace(problem.matrix, weights=scores(problem.matrix, user, item))
     return value + alpha * ((user * spmm(seen, problem.transposed, item)).sum() / problem.total - 2 * agreement + 1)
 
 
