@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+import test_macrid
 
 import jaxrec as jr
 from jaxrec.data import datasets, splits
@@ -233,6 +234,34 @@ def test_peer_of_mars_and_ours_go_the_same_way():
     for name, table in found.items():
         assert np.abs(table - state.variables["params"][name]).max() > 1e-3
         np.testing.assert_allclose(params[name], table, atol=2e-6)
+
+
+def test_peer_of_valid_has_the_released_loss_and_gradients():
+    """The fixture of test_macrid: two blocks, β = .7."""
+    torch = pytest.importorskip("torch")
+    from benchmarks._dense_valid import DenseVALID
+
+    peer = DenseVALID(test_macrid.PARAMS, blocks=2, temperature=0.5, deviation=0.1, dropout=0.5)
+    loss = peer.loss(torch.from_numpy(test_macrid.DENSE.astype(float)), 0.7, noise=False)
+    loss.backward()
+    assert loss.item() == pytest.approx(15.12329788, abs=1e-8)
+    assert peer.prototype.grad is None
+    assert peer.item.grad.norm().item() == pytest.approx(1.64201513, abs=1e-8)
+    assert peer.head.grad.norm().item() == pytest.approx(3.7477917, abs=1e-7)
+
+
+def test_valid_pairs_users_over_seeds():
+    """Recalls of two users are (1, 0) and (½, ½) over two seeds of one model, 0 and 1 of the other."""
+    from benchmarks import valid
+
+    test = jr.Interactions.from_pairs([0, 2, 2], [0, 0, 1], n_users=3)
+    part = valid.Part("any", test, test, test)
+    records = [
+        {"hits": hits, "test": {"recall@20": value}} for hits, value in (("11", 0.75), ("01", 0.25), ("02", 0.5))
+    ]
+    found = valid.paired(part, records[:2], records[2:])
+    assert found["difference"] == pytest.approx(0.0) and found["seeds"] == 1 and found["seeds_stderr"] is None
+    assert found["users_stderr"] == pytest.approx(np.std([0.5, -0.5], ddof=1) / np.sqrt(2))
 
 
 @pytest.mark.slow
