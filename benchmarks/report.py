@@ -101,13 +101,18 @@ def headlines(records: dict[str, dict]) -> str:
     if found := records.get("mars"):
         lines.append(_audit(found["cases"]))
     if found := records.get("lambda_opt"):
-        lines += [_learned(data, found["cases"]) for data in ("ml-100k", "ml-1m") if data in found["data"]]
+        whole = [
+            data for data in ("ml-100k", "ml-1m") if {f"{data}: {name}" for name in _LEARNED} <= set(found["cases"])
+        ]
+        lines += [_learned(data, found["cases"]) for data in whole]
     return "\n".join(f"- {line}" for line in lines)
 
 
+_LEARNED = ("λOpt DUI", "MF, one λ", "MF, one λ, on learn too")
+
+
 def _learned(data: str, cases: dict) -> str:
-    rankers = ("λOpt DUI", "MF, one λ", "MF, one λ, on learn too")
-    names = {name: f"{cases[f'{data}: {name}']['ndcg@50']:.4f}" for name in rankers}
+    names = {name: f"{cases[f'{data}: {name}']['ndcg@50']:.4f}" for name in _LEARNED}
     seeds = cases[f"{data}: λOpt DUI"]["seeds"]
     return (
         f"Learned regularisation on {data}, NDCG@50 as λOpt's code counts it, {seeds} seed{'s' if seeds > 1 else ''}: "
