@@ -39,12 +39,12 @@ def learned_regularisation(found: dict) -> str:
         "are MARS's projected ones on no sphere, as on one a penalty does nothing. Methods that a set's table lacks "
         f"were not run on it. The poster has {PAPER_GAINS}.\n\nWhat this shows. On ml-100k DUI leads one λ by many "
         "standard errors in each figure, DU by less, and D and DI do not lead; which penalty the look-ahead has, of "
-        "whole tables or (exact) of the batch's rows, matters little. But one λ whose model trains on learn as well "
-        "leads by nearly as much, by more in AUC: most of what DUI gains is what the pairs of learn say, taken in by "
-        "coefficients as many as parameters, and not finer regularisation as such. The paper's comparison, whose "
-        "baselines never see the validation pairs, cannot tell the two apart. Λ grow through training, and are larger "
-        "for users and items with more pairs, as on the poster; users with few pairs gain most. D and DU chose the "
-        "largest rate of their grids.\n\n"
+        "whole tables or (exact) of the batch's rows, matters little. One λ whose model trains on learn as well comes "
+        "near DUI there, and leads it in AUC: much of what DUI gains is what the pairs of learn say, taken in by "
+        "coefficients as many as parameters. On ml-1m DUI leads that too, so that finer regularisation has a part of "
+        "its own. The paper's baselines never see the validation pairs, which cannot tell the two apart. Λ grow through "
+        "training, and are larger for users and items with more pairs, as on the poster; on ml-100k users with few "
+        "pairs gain most. D and DU chose the largest rate of their grid.\n\n"
         + "\n\n".join(parts)
         + f"\n\n![Λ, one λ and gains](benchmarks/results/lambda_opt.png)\n\n{origin(found)}"
     )
