@@ -41,6 +41,10 @@ class Pairs:
         """Sums [B, ...] over users of values [C, ...]."""
         return jax.ops.segment_sum(values, self.rows, len(self.users), indices_are_sorted=True)
 
+    def weighted(self, weights: Array, vectors: Array) -> Array:
+        """Σ w_k v [B, K, D] over users of weights [C, K] and vectors [C, D]; never [C, K, D]."""
+        return jnp.stack([self.sums(w[:, None] * vectors) for w in weights.T], axis=1)
+
     def normalised(self, values: Array) -> Array:
         """Values [C, K] over the root of the sum of their squares over the user's pairs; 0 for padding."""
         values = jnp.where(self.real, values, 0)

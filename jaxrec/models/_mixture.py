@@ -70,7 +70,7 @@ def at_pairs(q1: Array, q2: Array, pairs: Pairs, vectors: Array, noise: Noise) -
 def scores(q1: Array, q2: Array, items: Array) -> Array:
     """s [B, N] of all items [N, D], without noise."""
     none = [None] * q2.shape[1]
-    before, after = (list(jnp.einsum("bkd,nd->kbn", q, items)) for q in (q1, q2))
+    before, after = ([q[:, k] @ items.T for k in range(q.shape[1])] for q in (q1, q2))
     return log_sum(after, none)[0] - log_sum(before, none)[0]
 
 

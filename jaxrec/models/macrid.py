@@ -208,7 +208,7 @@ class VALID(nn.Module):
             update = functools.partial(self._updated, pairs=pairs, table=table)
             x = _unit(self.gradient(update, start, self.n_blocks - 1))
         w = self._weights(self._grouped(x, pairs, table, self.n_blocks), pairs, self.n_blocks)
-        e = pairs.sums(w[..., None] * self.context[pairs.items][:, None]) + self.context_bias.reshape(1, 1, -1)
+        e = pairs.weighted(w, self.context[pairs.items]) + self.context_bias.reshape(1, 1, -1)
         y, t = jnp.split(nn.tanh(e) @ self.head + self.head_bias.reshape(1, 1, -1), 2, axis=-1)
         mean, log_variance = _unit(y), self._log_variance(t)
         z = mean
@@ -237,7 +237,7 @@ class VALID(nn.Module):
     def _updated(self, x: Array, pairs: Pairs, table: Array, number: int) -> Array:
         """Prototypes after block `number`."""
         w = self._weights(self._grouped(x, pairs, table, number), pairs, number)
-        x = _unit(pairs.sums(w[..., None] * table[pairs.items][:, None]))
+        x = _unit(pairs.weighted(w, table[pairs.items]))
         return x if self.attention is None else _unit(self.attention(x))
 
 
