@@ -171,7 +171,8 @@ def test_wrong_values_are_named(name, value):
 BOARD, DIAGONAL = synthetic.checkerboard(30)
 
 
-@pytest.mark.parametrize("model", [MacridVAE, pytest.param(VALID, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [MacridVAE, VALID])
 def test_recovers_the_diagonal_withheld_from_the_checkerboard(model):
     """Of trap 2, prototypes of two blocks stay as they were drawn, and one block's move."""
     model = model(BOARD, dim=8, n_interests=2, width=8, chunk=16)
