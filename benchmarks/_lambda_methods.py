@@ -37,17 +37,23 @@ class Part(NamedTuple):
 
 
 class Method(NamedTuple):
-    """How a `Recipe` is made of data and a setting, and the settings that `select` chooses from."""
+    """How a `Recipe` is made of data, model and a setting, and the settings that `select` chooses from."""
 
     make: Callable[..., Recipe]
     grid: Mapping[str, tuple[float, ...]]
     few: Mapping[str, tuple[float, ...]] | None = None  # on sets other than ml-100k
     whole: bool = False  # trains on `learn` too
+    model: Callable[..., Any] | None = None  # of the data; None is `factors`
 
 
 def factors(part: Part, *, scale: float = SCALE) -> jr.models.MF:
     """Matrix factorisation; the released code's tables start at a scale of 1."""
     return jr.models.MF(part.train.n_users, part.train.n_items, dim=DIM, scale=scale)
+
+
+def tower(part: Part) -> jr.models.NeuMF:
+    """As its paper has it."""
+    return jr.models.NeuMF(part.train.n_users, part.train.n_items)
 
 
 def graph(part: Part) -> jr.models.LightGCN:
@@ -89,49 +95,40 @@ def penalised(
 # ---------------------------------------------------------------------- coefficients that are fixed
 
 
-def fixed(part: Part, *, regularization: Any, model: Callable[[Part], Any] = factors) -> Recipe:
+def fixed(part: Part, *, model: Any, regularization: Any) -> Recipe:
     """One λ, or coefficients of any granularity."""
-    made, rows = model(part), partial(pairwise_rows, sample=negatives(part.train))
-    objective = partial(penalised, objective=bpr(part, made), rows=rows, lambdas=regularization)
-    return Recipe(made, objective, optax.adam(RATE))
+    rows = partial(pairwise_rows, sample=negatives(part.train))
+    objective = partial(penalised, objective=bpr(part, model), rows=rows, lambdas=regularization)
+    return Recipe(model, objective, optax.adam(RATE))
 
 
-def random(part: Part, *, draw: Any, granularity: str) -> Recipe:
+def random(part: Part, *, model: Any, draw: Any, granularity: str) -> Recipe:
     """Each coefficient between 1e-4 and 1e-1, uniform in its logarithm."""
-    shapes = jax.eval_shape(factors(part).init, jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes["params"])
     leaves, tree = jax.tree.flatten(coefficients(zeros, granularity))
     keys = jax.random.split(jax.random.key(draw), len(leaves))
     drawn = [10 ** jax.random.uniform(key, x.shape, minval=-4.0, maxval=-1.0) for key, x in zip(keys, leaves)]
-    return fixed(part, regularization=jax.tree.unflatten(tree, drawn))
+    return fixed(part, model=model, regularization=jax.tree.unflatten(tree, drawn))
 
 
 # ---------------------------------------------------------------------- coefficients that are learned
 
 
-def learned(
-    part: Part,
-    *,
-    lambda_rate: Any,
-    granularity: str = "DUI",
-    scope: str = "full",
-    model: Callable[[Part], Any] = factors,
-) -> Recipe:
+def learned(part: Part, *, model: Any, lambda_rate: Any, granularity: str = "DUI", scope: str = "full") -> Recipe:
     """λOpt on `learn`, by Adam and AMSGrad as the released scripts have it, one look-ahead a step."""
-    made, sample = model(part), negatives(part.train)
     start = partial(coefficients, granularity=granularity)
     options = {"start": start, "simulated": smooth_adam(RATE), "scope": scope}
     tx = lambda_opt.alternate(optax.adam(RATE), amsgrad(lambda_rate), **options)
-    rows = partial(pairwise_rows, sample=sample)
-    return Recipe(made, bpr(part, made), tx, partial(draws, train=part.train, valid=part.learn, rows=rows))
+    rows = partial(pairwise_rows, sample=negatives(part.train))
+    return Recipe(model, bpr(part, model), tx, partial(draws, train=part.train, valid=part.learn, rows=rows))
 
 
-def sgda(part: Part, *, learning_rate: Any, lambda_rate: Any) -> Recipe:
+def sgda(part: Part, *, model: Any, learning_rate: Any, lambda_rate: Any) -> Recipe:
     """One λ a dimension, both moved by plain gradient descent, the look-ahead on the batch's rows."""
-    model, sample = factors(part), negatives(part.train)
     start = partial(coefficients, granularity="D")
     tx = lambda_opt.alternate(optax.sgd(learning_rate), optax.sgd(lambda_rate), start=start, scope="exact")
-    rows = partial(pairwise_rows, sample=sample)
+    rows = partial(pairwise_rows, sample=negatives(part.train))
     return Recipe(model, bpr(part, model), tx, partial(draws, train=part.train, valid=part.learn, rows=rows))
 
 
@@ -165,16 +162,15 @@ def as_drawn(key: jax.Array, batch: jr.train.Batch) -> lambda_opt.Draw:
     return lambda_opt.Draw((key, batch), None, None, None, None)
 
 
-def amf(part: Part, *, epsilon: Any, regularization: Any) -> Recipe:
+def amf(part: Part, *, model: Any, epsilon: Any, regularization: Any) -> Recipe:
     """AMF: half the steps plain, half with the adversary, as its paper goes on from converged BPR; one λ besides."""
-    recipe = fixed(part, regularization=regularization)
+    recipe = fixed(part, model=model, regularization=regularization)
     tx = adversarial(optax.adam(RATE), epsilon=epsilon, weight=1.0, begin=part.steps // 2)
     return recipe._replace(tx=tx, touched=as_drawn)
 
 
-def neumf(part: Part, *, learning_rate: Any) -> Recipe:
+def neumf(part: Part, *, model: Any, learning_rate: Any) -> Recipe:
     """NeuMF by cross-entropy with four negatives a positive."""
-    model = jr.models.NeuMF(part.train.n_users, part.train.n_items)
     loss, sample = partial(jr.losses.bce, negatives="sum"), negatives(part.train, n=4)
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
     return Recipe(model, objective, optax.adam(learning_rate))
@@ -190,17 +186,17 @@ METHODS = {
     "MF, one λ, on learn too": Method(fixed, ONE, SOME, whole=True),
     "SGDA": Method(sgda, {"learning_rate": (10.0, 50.0), "lambda_rate": (1e-3, 1e-2)}),
     "AMF": Method(amf, {"epsilon": (0.1, 0.5), "regularization": (0.0, 1e-2)}),
-    "NeuMF": Method(neumf, {"learning_rate": (1e-3, 3e-3)}),
+    "NeuMF": Method(neumf, {"learning_rate": (1e-3, 3e-3)}, model=tower),
     "random D": Method(partial(random, granularity="D"), DRAWS, FOUR),
     "random DUI": Method(partial(random, granularity="DUI"), DRAWS, FOUR),
     **{f"λOpt {name}": Method(partial(learned, granularity=name), RATES, TWO) for name in ("D", "DU", "DI", "DUI")},
 }
 STUDIES = {  # what may be responsible, one at a time, and other models
     "λOpt DUI, exact": Method(partial(learned, scope="exact"), RATES, TWO),
-    "MF, one λ, N(0, 1)": Method(partial(fixed, model=NORMAL), SOME),
-    "λOpt DUI, N(0, 1)": Method(partial(learned, model=NORMAL), RATES, TWO),
-    "LightGCN, one λ": Method(partial(fixed, model=graph), FEW),
-    "LightGCN, λOpt DUI": Method(partial(learned, model=graph), {"lambda_rate": (1e-3,)}),
-    "facets, one λ": Method(partial(fixed, model=facets), FEW),
-    "facets, λOpt DUI": Method(partial(learned, model=facets), {"lambda_rate": (1e-3,)}),
+    "MF, one λ, N(0, 1)": Method(fixed, SOME, model=NORMAL),
+    "λOpt DUI, N(0, 1)": Method(learned, RATES, TWO, model=NORMAL),
+    "LightGCN, one λ": Method(fixed, FEW, model=graph),
+    "LightGCN, λOpt DUI": Method(learned, {"lambda_rate": (1e-3,)}, model=graph),
+    "facets, one λ": Method(fixed, FEW, model=facets),
+    "facets, λOpt DUI": Method(learned, {"lambda_rate": (1e-3,)}, model=facets),
 }

@@ -42,9 +42,9 @@ def learned_regularisation(found: dict) -> str:
         "whole tables or (exact) of the batch's rows, matters little. One λ whose model trains on learn as well comes "
         "near DUI there, and leads it in AUC: much of what DUI gains is what the pairs of learn say, taken in by "
         "coefficients as many as parameters. On ml-1m DUI leads that too, so that finer regularisation has a part of "
-        "its own. The paper's baselines never see the validation pairs, which cannot tell the two apart. Λ grow through "
-        "training, and are larger for users and items with more pairs, as on the poster; on ml-100k users with few "
-        "pairs gain most. D and DU chose the largest rate of their grid.\n\n"
+        "its own. The paper's baselines never see the validation pairs, which cannot tell the two apart. Λ grow "
+        "through training, and are larger for users and items with more pairs, as on the poster; on ml-100k users with "
+        "few pairs gain most. D and DU chose the largest rate of their grid.\n\n"
         + "\n\n".join(parts)
         + f"\n\n![Λ, one λ and gains](benchmarks/results/lambda_opt.png)\n\n{origin(found)}"
     )

@@ -30,7 +30,7 @@ import numpy as np
 
 import jaxrec as jr
 from benchmarks import _record
-from benchmarks._lambda_methods import DIM, METHODS, RATE, STUDIES, Part
+from benchmarks._lambda_methods import DIM, METHODS, RATE, STUDIES, Part, factors
 from benchmarks._lambda_pictures import picture
 from jaxrec.data import datasets, splits
 from jaxrec.interactions import DataWarning
@@ -142,7 +142,8 @@ def found_by(part: Part, name: str, seed: int, settings: list[dict[str, float]])
     """Trains all settings, as lanes of one sweep; the best on select is judged on test."""
     method, wall, cpu = ALL[name], time.perf_counter(), time.process_time()
     data = part._replace(train=union(part.train, part.learn)) if method.whole else part
-    make = partial(method.make, data)
+    model = (method.model or factors)(data)
+    make = partial(method.make, data, model=model)
     sweep = jr.train.sweep(
         jax.random.split(jax.random.key(seed), 1),
         make,
@@ -150,7 +151,7 @@ def found_by(part: Part, name: str, seed: int, settings: list[dict[str, float]])
         settings={key: [setting[key] for setting in settings] for key in settings[0]},
         epochs=part.epochs,
         batch_size=part.batch_size,
-        validate=validation(make(**settings[0]).model, part),
+        validate=validation(model, part),
         every=max(part.epochs // LOOKS, 1),
         select=CHOSEN_BY,
         progress=False,
@@ -167,7 +168,7 @@ def found_by(part: Part, name: str, seed: int, settings: list[dict[str, float]])
         **spent,
         "tried": tried,
         "curve": [list(map(float, column)) for column in lane.history.column(CHOSEN_BY)],
-        "test": judged(make(**lane.setting).model, sweep.state(best).variables, part),
+        "test": judged(model, sweep.state(best).variables, part),
     }
 
 
@@ -193,7 +194,7 @@ def trajectory(data: str) -> dict[str, Any]:
     if path.exists():
         return json.loads(path.read_text())
     part = prepare(data, 0)
-    recipe = METHODS["λOpt DUI"].make(part, **run(data, "λOpt DUI", 0)["setting"])
+    recipe = METHODS["λOpt DUI"].make(part, model=factors(part), **run(data, "λOpt DUI", 0)["setting"])
     degrees = {"user": np.asarray(part.train.user_degrees), "item": np.asarray(part.train.item_degrees)}
     groups = {side: np.array_split(np.argsort(d, kind="stable"), GROUPS) for side, d in degrees.items()}
     found: dict[str, Any] = {

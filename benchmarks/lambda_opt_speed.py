@@ -43,9 +43,9 @@ def model(part: Part) -> jr.models.MF:
 
 def recipes(part: Part) -> dict[str, Recipe]:
     """The three ways."""
-    both = learned(part, lambda_rate=1e-3, model=model)
+    both = learned(part, lambda_rate=1e-3, model=model(part))
     never = lambda_opt.alternate(optax.adam(1e-2), amsgrad(1e-3), simulated=smooth_adam(1e-2), every=10**9)
-    one = fixed(part, regularization=jnp.array(0.01), model=model)
+    one = fixed(part, regularization=jnp.array(0.01), model=model(part))
     return {"fixed": one, "in_turn": both, "never": both._replace(tx=never)}
 
 
