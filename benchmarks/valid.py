@@ -122,7 +122,7 @@ def looked_into(model: Any, variables: jr.typing.Variables, part: Part) -> dict[
     """Of 1,000 users: how alike their prototypes are, and how evenly the users lie on the sphere (figure 5)."""
     users = np.random.default_rng(0).permutation(part.train.n_users)[:1000].astype(np.int32)
     found = model.apply(variables, users, method="posterior")
-    x = np.asarray(found.interests).reshape(len(users), -1)
+    x = np.array(found.interests).reshape(len(users), -1)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     near = np.exp(-2 * (2 - 2 * x @ x.T))[np.triu_indices(len(users), 1)]
     return {
