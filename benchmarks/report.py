@@ -105,7 +105,20 @@ def headlines(records: dict[str, dict]) -> str:
             data for data in ("ml-100k", "ml-1m") if {f"{data}: {name}" for name in _LEARNED} <= set(found["cases"])
         ]
         lines += [_learned(data, found["cases"]) for data in whole]
+    if found := records.get("valid"):
+        lines += [_interests(name, test, found["cases"]) for name, test in found["paired"].items()]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _interests(name: str, test: dict, cases: dict) -> str:
+    data, _, limit = name.partition(", ")
+    after = f", {limit}" if limit else ""
+    of = {model: cases[f"{data}: {model}{after}"]["recall@20"] for model in ("VALID", "MacridVAE")}
+    return (
+        f"{data}{', at most' * bool(limit)}{after.removeprefix(',')}, Recall@20 over {test['seeds']} seeds: VALID "
+        f"{of['VALID']:.4f}, MacridVAE {of['MacridVAE']:.4f} (difference, paired by users, {test['difference']:+.4f} ± "
+        f"{test['users_stderr']:.4f}), popularity {cases[f'{data}: popularity']['recall@20']:.4f}."
+    )
 
 
 _LEARNED = ("λOpt DUI", "MF, one λ", "MF, one λ, on learn too")
