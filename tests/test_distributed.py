@@ -8,6 +8,8 @@ import sys
 import textwrap
 from functools import partial
 
+import pytest
+
 PROCESS = """
     import json, sys
     from functools import partial
@@ -32,6 +34,7 @@ PROCESS = """
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_does(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -9,11 +9,8 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((pathlib.Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
-def _quick_or_slow(path: pathlib.Path):
-    return pytest.param(path, id=path.stem, marks=[] if path.stem == "01_quickstart" else pytest.mark.slow)
-
-
-@pytest.mark.parametrize("path", [_quick_or_slow(path) for path in NOTEBOOKS])
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("default")  # of the kernel's packages
 def test_runs_from_top_to_bottom(path):
     notebook = nbformat.read(path, as_version=4)

@@ -471,6 +471,7 @@ np.savez(out, *leaves, loss=np.array(history.column("loss")[1]))
 """
 
 
+@pytest.mark.slow
 def test_run_killed_in_the_middle_of_an_epoch_resumes_bit_for_bit(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(jr.__file__).parents[1])}
     steps = -(-TRAIN.n_pairs // 32)

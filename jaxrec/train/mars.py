@@ -206,7 +206,7 @@ def objective(
         ValueError: for groups of positives.
     """
     _check_single(batch)
-    users, items, weights, where = batch
+    users, items, weights, where = batch.users, batch.items, batch.weights, batch.where
     sample_key, positive_key = jax.random.split(key)
     if positives is not None:
         users, items = positives(positive_key, users.shape)
