@@ -26,7 +26,9 @@ def interests(found: dict) -> str:
         "stay candidates; recall over all relevant items). The setting with the best Recall@20 on seed 0's "
         f"validation, the best epoch on each run's; validation looks every {found['every']} epochs and ends a run "
         f"after {found['patience']} looks without a gain, unless the row says after how many epochs. VALID has two "
-        "blocks where it does not say, and its released gradient stop. The paper's own figures are not known to us. "
+        "blocks where it does not say, and its released gradient stop. Rows that say after how many epochs had mostly "
+        "not converged there, being best at their last looks: they tell what learns faster, not what ends higher. The "
+        "paper's own figures are not known to us. "
         "Methods that a set's table lacks were not run on it.\n\n"
         + "\n\n".join(parts)
         + "".join(f"\n\n{line}" for line in lines)
