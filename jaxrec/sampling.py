@@ -230,8 +230,8 @@ def permuted(key: Key, places: Array, *, n: int) -> Array:
 def uniform_at(key: Key, rows: Array, columns: Array) -> tuple[Array, Array]:
     """Two independent uniforms in (0, 1) for each pair: a function of key, row and column alone, whatever is around it.
 
-    Threefry-2x32 of 20 rounds (Salmon et al. 2011, 10.1145/2063384.2063405) of the pair, unrolled: the loop that
-    `jax.random` runs on CPU takes several times as long. For noise that is needed again at single places, or by parts.
+    Threefry-2x32 of 20 rounds (Salmon et al. 2011, 10.1145/2063384.2063405) of the pair, unrolled, so that XLA fuses it
+    into what uses it. For noise that is needed again at single places, or by parts.
 
     Args:
         key: typed key of any kind.

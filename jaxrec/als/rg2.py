@@ -261,11 +261,11 @@ def _sweep(problem: Problem, state: _State, settings: _Settings, *, steps: int, 
 
 
 def _shared_sweep(problem: Problem, state: _State, settings: _Settings, together: Callable):
-    """Both half steps where all rows of a side share one matrix, whose inverse is multiplied: solving triangles for
-    each row takes ten times as long.
+    """Both half steps where all rows of a side share one matrix.
 
-    Users' vectors enter the items' step only by sums over users, so that their right-hand sides are summed, and the
-    inverse S is multiplied to the sums: Σ w p pᵀ = S (Σ w b bᵀ) S with p = S b.
+    Its inverse is multiplied: solving triangles for each row takes ten times as long. Users' vectors enter the items'
+    step only by sums over users, so that their right-hand sides are summed, and the inverse S is multiplied to the
+    sums: Σ w p pᵀ = S (Σ w b bᵀ) S with p = S b.
     """
     n_items, regularization = state.item.shape[0], settings.regularization
     sides = _user_sides(problem, state.item, settings)

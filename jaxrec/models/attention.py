@@ -1,6 +1,6 @@
 """Attention among a user's prototypes, without parameters: `attention(x[..., K, D]) -> [..., K, D]`, x + B x.
 
-Of VALID (Tran and Lauw 2023, 10.1145/3583780.3615001), section 3.2; its released code has none.
+Of VALID (Tran and Lauw 2023, 10.1145/3583780.3614980), section 3.2; its released code has none.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ def gmres(update: Update, start: Array, n: int, *, tolerance: float = 1e-6, rest
     """The fixed point after n updates, differentiated implicitly, (I − Jᵀ) w = v being solved by GMRES."""
 
     def solve(transposed: Callable[[Array], Array], v: Array) -> Array:
-        matrix = lambda w: w - transposed(w)  # noqa: E731
-        return jax.scipy.sparse.linalg.gmres(matrix, v, tol=tolerance, restart=restart, maxiter=20)[0]
+        options = {"tol": tolerance, "restart": restart, "maxiter": 20}
+        return jax.scipy.sparse.linalg.gmres(lambda w: w - transposed(w), v, **options)[0]
 
     return _fixed_point(update, start, n, solve)
 

@@ -43,7 +43,7 @@ class Posterior(NamedTuple):
 
 
 class VALID(nn.Module):
-    """VALID (Tran and Lauw 2023, 10.1145/3583780.3615001): interests by iterative latent attention.
+    """VALID (Tran and Lauw 2023, 10.1145/3583780.3614980): interests by iterative latent attention.
 
     Each of R blocks groups the user's items by their nearness to K prototypes, A = softmax_k(x_k·h_l / τ + g); all but
     the last move the prototypes to their groups, x_k ← unit(Σ_l w_lk h_l), with w = A normalised over the user's items
@@ -67,7 +67,7 @@ class VALID(nn.Module):
         gradient: how gradients pass through the blocks before the last: of `jaxrec.models.implicit`. `detach`, as
             released, stops them, so that for R ≥ 2 `prototype` stays as it was drawn.
         attention: among a user's prototypes after each update, of `jaxrec.models.attention`.
-        chunk: items that the decoder takes at a time in training; a step holds about 8·B·K·chunk floats.
+        chunk: items that the decoder takes at a time in training: its memory grows with B·K·chunk, not B·K·N.
 
     Raises:
         ValueError: for sizes below 1, temperatures or a deviation not above 0, a dropout outside [0, 1).

@@ -26,10 +26,13 @@ _LOG_WEIGHTS = np.log([0.15, 0.75, 0.1])  # of RecVAE's prior: N(0, 1), the old 
 class _Autoencoder(nn.Module):
     """What encodes a user's row to z and scores all items by it: score = q(z)·h + b.
 
-    The row is x = r / ‖r‖ of 0 and 1, dropped out. NLL = Σ_{l of the user} −log softmax(scores)_l over the whole row. A
-    subclass makes its parameters in `setup`, and `item` [N, W] and `item_bias` [N] among them, and says what z is. The
+    The row is x = r / ‖r‖ of 0 and 1, dropped out. NLL is Σ −log softmax(scores)_l over the items of the row. The
     histories travel as the untrained collection "history". Noise is drawn in `apply(..., rngs={"noise": key})`; without
     that key nothing is random.
+
+    A subclass makes its parameters in `setup`, and `item` [N, W] and `item_bias` [N] among them. Its `_encoded(pairs)`
+    gives the mean [B, D] of z and the logarithm of its variance, or None where z is the mean; its `_divergence(pairs,
+    degrees, z, mean, log_variance)` gives KL [B].
     """
 
     history: Interactions
@@ -90,21 +93,11 @@ class _Autoencoder(nn.Module):
         key = self.make_rng("noise") if self.has_rng("noise") else None
         return self._on(users, halves, key, at_random)
 
-    # ------------------------------------------------------------------ what a subclass says
-
-    def _encoded(self, pairs: Pairs) -> tuple[Array, Array | None]:
-        """Mean [B, D] of z and the logarithm of its variance, None where z is the mean."""
-        raise NotImplementedError
+    # ------------------------------------------------------------------ parts
 
     def _query(self, z: Array) -> Array:
-        """q [B, W]."""
+        """q [B, W]; z itself where a subclass does not say otherwise."""
         return z
-
-    def _divergence(self, pairs: Pairs, degrees: Array, z: Array, mean: Array, log_variance: Array | None) -> Array:
-        """KL [B]."""
-        raise NotImplementedError
-
-    # ------------------------------------------------------------------ parts
 
     def _scores(self, z: Array) -> Array:
         return self._query(z) @ self.item.T + self.item_bias[None]

@@ -21,9 +21,12 @@ def annealed(step: Array, *, cap: Scalar = 1.0, total: Scalar = 20_000) -> Array
     """β = min(cap, (step + 1) / total): grows by 1 / total a step, whatever the cap, as VALID's released code has it.
 
     Args:
-        step: steps made before.
+        step: integers [...], steps made before, such as `Batch.step`.
         cap: the largest β.
         total: steps until β = 1.
+
+    Returns:
+        float32 [...].
 
     >>> float(annealed(1999, cap=0.2, total=10_000))
     0.20000000298023224
