@@ -134,6 +134,12 @@ def test_gradient_of_sparsemax_is_the_projection_minus_the_targets():
     np.testing.assert_allclose(gradient[:3], expected, atol=1e-6)
 
 
+def test_second_derivative_of_sparsemax_is_the_projection_onto_its_support():
+    hessian = jax.jacrev(jax.grad(lambda row: losses.sparsemax(row, jnp.array([1, 0, 0, 0]))))
+    on_two = np.diag([1.0, 1, 0, 0]) - np.outer([1, 1, 0, 0], [1, 1, 0, 0]) / 2
+    np.testing.assert_allclose(jax.jit(hessian)(jnp.array([0.3, 0.2, -4.0, -0.9])), on_two, atol=1e-6)
+
+
 @every_row_loss
 def test_wrong_rows_are_refused(loss, formula):
     with pytest.raises(AssertionError):
