@@ -1,6 +1,6 @@
 """Seconds and memory of a λOpt step against a step of the parameters alone: MF-BPR, ml-1m, DUI.
 
-Three ways to train, in turn in one run, medians: one fixed λ, steps in turn (a step of Λ before each of Θ), and
+Three ways to train, in turn in one run, medians: one fixed λ, steps in turn (a step of Λ after each of Θ), and
 steps in turn of which none is of Λ, so that the difference of the last two is the step of Λ itself. The ratio is that
 step over one of the fixed λ. Memory is XLA's own account of the compiled steps, in tables of users and items together:
 arguments, temporaries and outputs that are no argument's buffer, for a state that is donated and for one that is kept.

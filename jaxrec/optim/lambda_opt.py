@@ -215,10 +215,10 @@ def alternate(
     first_order: bool = False,
     shared: Sequence[str] = TABLES,
 ) -> Alternating:
-    """A step of Λ on validation data, then one of Θ under the new Λ, and so on: the paper's alternating optimisation.
+    """A step of Θ under Λ, then one of Λ on validation data, and so on: the paper's alternating optimisation.
 
-    Before the first step of Θ there is none of Λ: Adam's first step is as long whatever the gradient. Λ are brought
-    back to 0 or above after each step; moments of their optimiser are not.
+    Λ are brought back to 0 or above after each step; moments of their optimiser are not. Θ goes first, as Adam's first
+    step is as long whatever the gradient, so that Λ cannot be told from it.
 
     Args:
         tx: moves Θ, by gradients of the training loss plus the penalty of the batch's rows.
@@ -229,7 +229,7 @@ def alternate(
         scope: what the look-ahead penalises: "full" is whole tables, as the paper and its code, so that each row of the
             validation batch moves its Λ; "exact" is the rows, as the step of Θ does, so that only those do that are in
             both batches.
-        every: a step of Λ before every so many of Θ.
+        every: a step of Λ after every so many of Θ.
         steps: of `lookahead`.
         first_order: of `lookahead`.
         shared: of `penalty`.
@@ -248,22 +248,27 @@ def alternate(
         return AlternatingState(tx.init(params), lambdas, lambda_tx.init(lambdas), jnp.zeros((), jnp.int32))
 
     def step(value: Value, params: Any, state: AlternatingState, draw: Draw) -> tuple[Array, Any, AlternatingState]:
-        def learned(lambdas: Any, lambda_state: Any) -> tuple[Any, Any]:
-            rows = draw.ahead_rows if scope == "exact" else None
-            functions = {"value": value, "valid_value": draw.valid_value, "tx": simulated or tx}
-            known = lambdas, params, state.opt_state, draw.ahead, draw.valid
-            _, slopes = hypergradient(*known, rows=rows, **functions, **options)
-            updates, lambda_state = lambda_tx.update(slopes, lambda_state, lambdas)
-            return optax.projections.projection_non_negative(optax.apply_updates(lambdas, updates)), lambda_state
-
-        due = (state.count > 0) & (state.count % every == 0)
-        old = state.lambdas, state.lambda_state
-        lambdas, lambda_state = jax.lax.cond(due, learned, lambda *same: same, *old)
+        lambdas, lambda_state = state.lambdas, state.lambda_state
 
         def penalised(params: Any) -> Array:
             return value(params, draw.batch) + penalty(lambdas, params, draw.rows, shared=shared)
 
         loss, params, opt_state = _stepped(tx, penalised, params, state.opt_state)
-        return loss, params, AlternatingState(opt_state, lambdas, lambda_state, state.count + 1)
+
+        def learned(lambdas: Any, lambda_state: Any) -> tuple[Any, Any]:
+            rows = draw.ahead_rows if scope == "exact" else None
+            functions = {"value": value, "valid_value": draw.valid_value, "tx": simulated or tx}
+            known = lambdas, params, opt_state, draw.ahead, draw.valid
+            _, slopes = hypergradient(*known, rows=rows, **functions, **options)
+            updates, lambda_state = lambda_tx.update(slopes, lambda_state, lambdas)
+            return optax.projections.projection_non_negative(optax.apply_updates(lambdas, updates)), lambda_state
+
+        count = state.count + 1
+        if every == 1:  # a branch would copy the tables that come out of it
+            lambdas, lambda_state = learned(lambdas, lambda_state)
+        else:
+            same = lambda *old: old  # noqa: E731
+            lambdas, lambda_state = jax.lax.cond(count % every == 0, learned, same, lambdas, lambda_state)
+        return loss, params, AlternatingState(opt_state, lambdas, lambda_state, count)
 
     return Alternating(init, step)
