@@ -2,6 +2,7 @@
 
 from jaxrec.models import attention as attention
 from jaxrec.models import implicit as implicit
+from jaxrec.models._histories import for_users as for_users
 from jaxrec.models.ease import EASE as EASE
 from jaxrec.models.ease import ease as ease
 from jaxrec.models.lightgcn import LightGCN as LightGCN
@@ -30,4 +31,3 @@ from jaxrec.models.trivial import random as random
 from jaxrec.models.vae import MultDAE as MultDAE
 from jaxrec.models.vae import MultVAE as MultVAE
 from jaxrec.models.vae import RecVAE as RecVAE
-from jaxrec.models.vae import for_users as for_users

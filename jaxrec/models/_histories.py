@@ -1,4 +1,4 @@
-"""The histories of a batch of users as one list of pairs: no user is padded to the longest."""
+"""Models that know users by their histories; those of a batch are one list of pairs, none padded to the longest."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import sampling
 from jaxrec.interactions import Interactions
-from jaxrec.typing import Array, Key
+from jaxrec.typing import Array, Key, Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,3 +125,60 @@ def all_pairs(items: Array, where: Array) -> Pairs:
     # places ascend only where no padding stands between, so that padding moves to the end
     order = jnp.argsort(rows.reshape(-1), stable=True)
     return Pairs(rows.reshape(-1)[order], items.reshape(-1)[order], jnp.arange(n, dtype=jnp.int32))
+
+
+# ---------------------------------------------------------------------- models
+
+
+class HistoryModel(nn.Module):
+    """A model whose users are their histories, which travel as the untrained collection "history".
+
+    A subclass that has a `setup` calls this one's.
+    """
+
+    history: Interactions
+
+    def setup(self) -> None:
+        known = self.variable("history", "interactions", on_device, self.history).value
+        self.known = jax.tree.map(jnp.asarray, known)
+
+    def _key(self) -> Key | None:
+        """That of the noise, if there is one."""
+        return self.make_rng("noise") if self.has_rng("noise") else None
+
+    def _on(self, users: Array, fn: Callable[..., Any], key: Key | None = None, at_random: bool = False) -> Any:
+        """`fn(pairs, degrees [B])` of users [B]."""
+        chex.assert_type(users, int)
+        degrees = np.asarray(self.history.user_degrees)
+        return on_histories(fn, self.known, degrees, jnp.asarray(users), key=key, at_random=at_random)
+
+
+def on_device(history: Interactions) -> Interactions:
+    """The bare pairs."""
+    return jax.tree.map(jnp.asarray, dataclasses.replace(history, weights=None, timestamps=None))
+
+
+def for_users(model: HistoryModel, variables: Variables, history: Interactions) -> tuple[HistoryModel, Variables]:
+    """The same trained model over other users: those of `history`, held out from training, or new.
+
+    For models that know a user by the history alone: `MultDAE`, `MultVAE`, `RecVAE`, `VALID`, `MacridVAE`, `EASE`. With
+    `splits.held_out_users`, `evaluate.full_ranking(*for_users(model, variables, history), history, test)`.
+
+    Raises:
+        ValueError: for a model with parameters of users, and histories over another number of items.
+
+    >>> from jaxrec.models import MultDAE
+    >>> train, other = Interactions.from_pairs([0, 1], [1, 3]), Interactions.from_pairs([0, 0, 4], [3, 0, 2])
+    >>> model = MultDAE(train, dim=2)
+    >>> model, variables = for_users(model, model.init(jax.random.key(0), jnp.array([0]), jnp.array([0])), other)
+    >>> model.apply(variables, jnp.array([4]), method="rows").shape
+    (1, 4)
+    """
+    if set(variables.get("history", ())) != {"interactions"} or "user" in variables["params"]:
+        name = type(model).__name__
+        raise ValueError(f"model={name} has parameters of users; give one that knows them by their histories alone")
+    if history.n_items != model.history.n_items:
+        raise ValueError(
+            f"history has {history.n_items} items, the model {model.history.n_items}; give Interactions over its ids"
+        )
+    return model.clone(history=history), {**variables, "history": {"interactions": on_device(history)}}

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import chex
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.interactions import Interactions
-from jaxrec.models.vae import _on_device
+from jaxrec.models._histories import HistoryModel, on_device
 from jaxrec.typing import Array, Variables
 
 
-class EASE(nn.Module):
+class EASE(HistoryModel):
     """Scores X B of users' rows X of 0 and 1 by a table B [N, N] of zero diagonal; made by `ease`.
 
     The parameter is `weights` [N, N] (B). The histories travel as the untrained collection "history".
@@ -22,13 +21,10 @@ class EASE(nn.Module):
         history: the training interactions; weights are not used.
     """
 
-    history: Interactions
-
     def setup(self) -> None:  # noqa: D102
+        super().setup()
         n_items = self.history.n_items
         self.weights = self.param("weights", nn.initializers.zeros, (n_items, n_items))
-        known = self.variable("history", "interactions", _on_device, self.history).value
-        self.known = jax.tree.map(jnp.asarray, known)
         self.longest = max(int(np.asarray(self.history.user_degrees).max(initial=0)), 1)
 
     def __call__(self, users: Array, items: Array) -> Array:
@@ -88,4 +84,4 @@ def ease(train: Interactions, *, regularization: float, max_items: int = 20_000)
     inverse = np.linalg.inv(gram)
     weights = np.float32(-inverse / np.diag(inverse))
     np.fill_diagonal(weights, 0)
-    return EASE(train), {"params": {"weights": jnp.asarray(weights)}, "history": {"interactions": _on_device(train)}}
+    return EASE(train), {"params": {"weights": jnp.asarray(weights)}, "history": {"interactions": on_device(train)}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,10 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.interactions import Interactions
 from jaxrec.losses import kl_normalised
 from jaxrec.models import _mixture
-from jaxrec.models._histories import Pairs, all_pairs, on_histories
+from jaxrec.models._histories import HistoryModel, Pairs, all_pairs
 from jaxrec.models._mixture import Noise
 from jaxrec.models.attention import Attention
 from jaxrec.models.implicit import Gradient, detach
@@ -42,7 +40,7 @@ class Posterior(NamedTuple):
     interests: Array
 
 
-class VALID(nn.Module):
+class VALID(HistoryModel):
     """VALID (Tran and Lauw 2023, 10.1145/3583780.3614980): interests by iterative latent attention.
 
     Each of R blocks groups the user's items by their nearness to K prototypes, A = softmax_k(x_k·h_l / τ + g); all but
@@ -75,14 +73,14 @@ class VALID(nn.Module):
     Differs: from the paper as the released code does: updates take unit vectors and their result is normalised, biases
     are there, KL leaves out the constant ‖μ‖² / 2σ₀². The padding item and user of RecBole are not there.
 
-    >>> train = Interactions.from_pairs([0, 0, 2], [1, 3, 0])
+    >>> import jaxrec as jr
+    >>> train = jr.Interactions.from_pairs([0, 0, 2], [1, 3, 0])
     >>> model = VALID(train, dim=2, n_interests=3, width=2)
     >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
     >>> model.apply(variables, jnp.array([0, 2]), method="rows").shape
     (2, 4)
     """
 
-    history: Interactions
     dim: int = 64
     n_interests: int = 4
     n_blocks: int = 2
@@ -107,6 +105,7 @@ class VALID(nn.Module):
         super().__post_init__()
 
     def setup(self) -> None:  # noqa: D102
+        super().setup()
         n_items = self.history.n_items
         self.item = self.param("item", _XAVIER, (n_items, self.dim))
         self.prototype = self.param("prototype", _XAVIER, (self.n_interests, self.dim))
@@ -114,9 +113,6 @@ class VALID(nn.Module):
         self.context_bias = self.param("context_bias", nn.initializers.zeros, (self.width,))
         self.head = self.param("head", _XAVIER, (self.width, 2 * self.dim))
         self.head_bias = self.param("head_bias", nn.initializers.zeros, (2 * self.dim,))
-        bare = dataclasses.replace(self.history, weights=None, timestamps=None)
-        known = self.variable("history", "interactions", jax.tree.map, jnp.asarray, bare).value
-        self.known = jax.tree.map(jnp.asarray, known)
 
     def __call__(self, users: Array, items: Array) -> Array:
         """Scores of the pairs, ids that broadcast: log-probabilities up to a constant of the user; without noise."""
@@ -175,26 +171,17 @@ class VALID(nn.Module):
                 x.append(_unit(self._updated(x[-1], pairs, table, number)))
             return jnp.stack(x)
 
-        return self._on(users, each, None)
+        return self._on(users, each)
 
     # ------------------------------------------------------------------ the parts of a pass
 
-    def _key(self) -> Key | None:
-        return self.make_rng("noise") if self.has_rng("noise") else None
-
-    def _on(
-        self, users: Array, fn: Callable[[Pairs, Array, Array], Any], key: Key | None, at_random: bool = False
-    ) -> Any:
-        """`fn(pairs, degrees, unit vectors of all items)`."""
-        chex.assert_type(users, int)
-        degrees, table = np.asarray(self.history.user_degrees), _unit(self.item)
-        options = {"key": key, "at_random": at_random}
-        return on_histories(
-            lambda pairs, own: fn(pairs, own, table), self.known, degrees, jnp.asarray(users), **options
-        )
+    def _on(self, users: Array, fn: Callable[..., Any], key: Key | None = None, at_random: bool = False) -> Any:
+        """`fn(pairs, degrees [B], unit vectors of all items)`."""
+        table = _unit(self.item)
+        return super()._on(users, lambda pairs, degrees: fn(pairs, degrees, table), key, at_random)
 
     def _queries(self, users: Array) -> tuple[Array, Array]:
-        return self._both(self._on(users, lambda pairs, _, table: self._encoded(pairs, table), None))
+        return self._both(self._on(users, lambda pairs, _, table: self._encoded(pairs, table)))
 
     def _both(self, found: Posterior) -> tuple[Array, Array]:
         """q1 [B or 1, K, D] and q2 [B, K, D]."""
@@ -249,7 +236,8 @@ class MacridVAE(VALID):
         recbole: RecBole's variant: the row is normalised and dropped out once, before the groups weigh it, and the
             encoder's output is lv, not −lv.
 
-    >>> train = Interactions.from_pairs([0, 0, 2], [1, 3, 0])
+    >>> import jaxrec as jr
+    >>> train = jr.Interactions.from_pairs([0, 0, 2], [1, 3, 0])
     >>> MacridVAE(train).n_blocks
     1
     """

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any
-
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.interactions import Interactions
 from jaxrec.losses import kl_standard
-from jaxrec.models._histories import Pairs, all_pairs, on_histories
-from jaxrec.typing import Array, Key, Variables
+from jaxrec.models._histories import HistoryModel, Pairs, all_pairs
+from jaxrec.typing import Array, Key
 
 _XAVIER = nn.initializers.xavier_uniform()
 _SMALL = nn.initializers.truncated_normal(1e-3)
@@ -23,19 +18,16 @@ _LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 _LOG_WEIGHTS = np.log([0.15, 0.75, 0.1])  # of RecVAE's prior: N(0, 1), the old posterior, N(0, e¹⁰)
 
 
-class _Autoencoder(nn.Module):
+class _Autoencoder(HistoryModel):
     """What encodes a user's row to z and scores all items by it: score = q(z)·h + b.
 
-    The row is x = r / ‖r‖ of 0 and 1, dropped out. NLL is Σ −log softmax(scores)_l over the items of the row. The
-    histories travel as the untrained collection "history". Noise is drawn in `apply(..., rngs={"noise": key})`; without
-    that key nothing is random.
+    The row is x = r / ‖r‖ of 0 and 1, dropped out. NLL is Σ −log softmax(scores)_l over the items of the row. Noise is
+    drawn in `apply(..., rngs={"noise": key})`; without that key nothing is random.
 
     A subclass makes its parameters in `setup`, and `item` [N, W] and `item_bias` [N] among them. Its `_encoded(pairs)`
     gives the mean [B, D] of z and the logarithm of its variance, or None where z is the mean; its `_divergence(pairs,
     degrees, z, mean, log_variance)` gives KL [B].
     """
-
-    history: Interactions
 
     def __post_init__(self) -> None:
         for field in ("dim", "width"):
@@ -44,10 +36,6 @@ class _Autoencoder(nn.Module):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}; give a rate of 0 or more and below 1")
         super().__post_init__()
-
-    def setup(self) -> None:
-        known = self.variable("history", "interactions", _on_device, self.history).value
-        self.known = jax.tree.map(jnp.asarray, known)
 
     def __call__(self, users: Array, items: Array) -> Array:
         """Scores of the pairs, ids that broadcast; without noise."""
@@ -90,8 +78,7 @@ class _Autoencoder(nn.Module):
             nll = degrees.astype(own.dtype) * jax.nn.logsumexp(scores, axis=-1) - own
             return nll, self._divergence(pairs, degrees.astype(own.dtype), z, mean, log_variance)
 
-        key = self.make_rng("noise") if self.has_rng("noise") else None
-        return self._on(users, halves, key, at_random)
+        return self._on(users, halves, self._key(), at_random)
 
     # ------------------------------------------------------------------ parts
 
@@ -101,13 +88,6 @@ class _Autoencoder(nn.Module):
 
     def _scores(self, z: Array) -> Array:
         return self._query(z) @ self.item.T + self.item_bias[None]
-
-    def _on(
-        self, users: Array, fn: Callable[[Pairs, Array], Any], key: Key | None = None, at_random: bool = False
-    ) -> Any:
-        chex.assert_type(users, int)
-        degrees = np.asarray(self.history.user_degrees)
-        return on_histories(fn, self.known, degrees, jnp.asarray(users), key=key, at_random=at_random)
 
 
 class MultDAE(_Autoencoder):
@@ -124,7 +104,8 @@ class MultDAE(_Autoencoder):
     Raises:
         ValueError: for a dim below 1, and a dropout outside [0, 1).
 
-    >>> train = Interactions.from_pairs([0, 0, 2], [1, 3, 0])
+    >>> import jaxrec as jr
+    >>> train = jr.Interactions.from_pairs([0, 0, 2], [1, 3, 0])
     >>> model = MultDAE(train, dim=2)
     >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
     >>> model.apply(variables, jnp.array([0, 2]), method="rows").shape
@@ -166,7 +147,8 @@ class MultVAE(_Autoencoder):
     Raises:
         ValueError: for sizes below 1, and a dropout outside [0, 1).
 
-    >>> train = Interactions.from_pairs([0, 0, 2], [1, 3, 0])
+    >>> import jaxrec as jr
+    >>> train = jr.Interactions.from_pairs([0, 0, 2], [1, 3, 0])
     >>> model = MultVAE(train, dim=2, width=3)
     >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
     >>> model.apply(variables, jnp.array([[1, 3]]), jnp.array([[True, True]]), method="fold_in").shape
@@ -224,7 +206,8 @@ class RecVAE(_Autoencoder):
 
     Differs: the first old encoder is the encoder itself, not another draw, and biases begin at 0.
 
-    >>> train = Interactions.from_pairs([0, 0, 2], [1, 3, 0])
+    >>> import jaxrec as jr
+    >>> train = jr.Interactions.from_pairs([0, 0, 2], [1, 3, 0])
     >>> model = RecVAE(train, dim=2, width=3)
     >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
     >>> sorted(variables), model.apply(variables, jnp.array([0, 2]), method="rows").shape
@@ -259,35 +242,6 @@ class RecVAE(_Autoencoder):
         prior = jnp.stack([_log_normal(z, *part) + weight for part, weight in zip(parts, _LOG_WEIGHTS.tolist())])
         kl = (_log_normal(z, mean, log_variance) - jax.nn.logsumexp(prior, axis=0)).sum(-1)
         return self.divergence_weight * degrees * kl
-
-
-def for_users(model: nn.Module, variables: Variables, history: Interactions) -> tuple[nn.Module, Variables]:
-    """The same trained model over other users: those of `history`, held out from training, or new.
-
-    For models that know a user by the history alone: `MultDAE`, `MultVAE`, `RecVAE`, `VALID`, `MacridVAE`, `EASE`. With
-    `splits.held_out_users`, `evaluate.full_ranking(*for_users(model, variables, history), history, test)`.
-
-    Raises:
-        ValueError: for a model with parameters of users, and histories over another number of items.
-
-    >>> train, other = Interactions.from_pairs([0, 1], [1, 3]), Interactions.from_pairs([0, 0, 4], [3, 0, 2])
-    >>> model = MultDAE(train, dim=2)
-    >>> model, variables = for_users(model, model.init(jax.random.key(0), jnp.array([0]), jnp.array([0])), other)
-    >>> model.apply(variables, jnp.array([4]), method="rows").shape
-    (1, 4)
-    """
-    if set(variables.get("history", ())) != {"interactions"} or "user" in variables["params"]:
-        name = type(model).__name__
-        raise ValueError(f"model={name} has parameters of users; give one that knows them by their histories alone")
-    if history.n_items != model.history.n_items:
-        raise ValueError(
-            f"history has {history.n_items} items, the model {model.history.n_items}; give Interactions over its ids"
-        )
-    return model.clone(history=history), {**variables, "history": {"interactions": _on_device(history)}}
-
-
-def _on_device(history: Interactions) -> Interactions:
-    return jax.tree.map(jnp.asarray, dataclasses.replace(history, weights=None, timestamps=None))
 
 
 def _first_layer(context: Array, bias: Array, pairs: Pairs, dropout: float) -> Array:
