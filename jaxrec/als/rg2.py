@@ -265,17 +265,19 @@ def _shared_sweep(problem: Problem, state: _State, settings: _Settings, together
 
     Its inverse is multiplied: solving triangles for each row takes ten times as long. Users' vectors enter the items'
     step only by sums over users, so that their right-hand sides are summed, and the inverse S is multiplied to the
-    sums: Σ w p pᵀ = S (Σ w b bᵀ) S with p = S b.
+    sums: Σ w p pᵀ = S (Σ w b bᵀ) S with p = S b. As w b = (sum of the user's items) / |D| − w (mean of all), no
+    table has to be weighted.
     """
     n_items, regularization = state.item.shape[0], settings.regularization
-    sides = _user_sides(problem, state.item, settings)
-    solve = _inverse(state.gram, regularization)
-    weighted = problem.share[:, None] * sides
-    parts = dot(sides.T, weighted), weighted.sum(0), spmm(problem.transposed, problem.matrix, sides)
+    summed = spmm(problem.matrix, problem.transposed, state.item)
+    sides, solve = _sides(problem, state.item, summed), _inverse(state.gram, regularization)
+    parts = dot(sides.T, summed), dot(problem.share, sides), spmm(problem.transposed, problem.matrix, sides)
     gram, mean, sums = together(parts)
+    gram = gram / problem.total - jnp.outer(mean, state.item.mean(0))
     value_users = (solve * gram).sum()
     gram = dot(dot(solve, gram), solve)
-    item = dot(n_items / problem.total * sums - mean[None], dot(solve, _inverse(gram, regularization)))
+    last = dot(solve, _inverse(gram, regularization))
+    item = dot(sums, n_items / problem.total * last) - dot(mean, last)[None]
 
     gram_items, trace = dot(item.T, item) / n_items, jnp.trace(gram)
     value_items = (gram_items * gram).sum() + regularization * jnp.trace(gram_items)
@@ -291,16 +293,16 @@ def _inverse(gram: Array, regularization: Scalar) -> Array:
     return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram + regularization * identity), identity)
 
 
-def _user_sides(problem: Problem, item: Array, settings: _Settings) -> Array:
-    """The users' right-hand sides: 1 + 2α times the mean of a user's items, less the mean of all."""
+def _sides(problem: Problem, item: Array, summed: Array, alpha: Scalar = 0.0) -> Array:
+    """The users' right-hand sides: 1 + 2α times the mean of a user's items, whose sum is `summed`, less that of all."""
     inverse = problem.inverse[:, None]
-    summed = spmm(problem.matrix, problem.transposed, item)
-    return jnp.where(inverse > 0, (1 + 2 * settings.alpha) * inverse * summed - item.mean(0)[None], 0)
+    return jnp.where(inverse > 0, (1 + 2 * alpha) * inverse * summed - item.mean(0)[None], 0)
 
 
 def _user_step(problem: Problem, item: Array, gram: Array, settings: _Settings, start: Array, steps: int):
     """The users' rows, and their right-hand sides plus residuals."""
-    (regularization, alpha), sides = settings, _user_sides(problem, item, settings)
+    regularization, alpha = settings
+    sides = _sides(problem, item, spmm(problem.matrix, problem.transposed, item), alpha)
     if not steps:
         return dot(sides, _inverse(gram, regularization)), sides
     ridge = jnp.full(1, regularization * (1 + 2 * alpha))
