@@ -178,13 +178,14 @@ def neumf(part: Part, *, model: Any, learning_rate: Any) -> Recipe:
 
 ONE = {"regularization": (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 2e-2, 5e-2, 1e-1)}
 SOME, FEW = {"regularization": (1e-3, 3e-3, 1e-2, 3e-2)}, {"regularization": (0.0, 1e-3, 1e-2)}
-RATES, TWO = {"lambda_rate": (1e-4, 1e-3, 1e-2)}, {"lambda_rate": (1e-3, 1e-2)}
+RATES, TWO = {"lambda_rate": (1e-4, 1e-3, 1e-2, 3e-2)}, {"lambda_rate": (1e-3, 1e-2)}
+DESCENT = {"learning_rate": (10.0, 50.0, 200.0), "lambda_rate": (1e-3, 1e-2, 1e-1)}
 DRAWS, FOUR = {"draw": tuple(range(8))}, {"draw": tuple(range(4))}
 NORMAL = partial(factors, scale=1.0)
 METHODS = {
     "MF, one λ": Method(fixed, ONE, SOME),
     "MF, one λ, on learn too": Method(fixed, ONE, SOME, whole=True),
-    "SGDA": Method(sgda, {"learning_rate": (10.0, 50.0), "lambda_rate": (1e-3, 1e-2)}),
+    "SGDA": Method(sgda, DESCENT, {"learning_rate": (50.0, 200.0), "lambda_rate": (1e-2, 1e-1)}),
     "AMF": Method(amf, {"epsilon": (0.1, 0.5), "regularization": (0.0, 1e-2)}),
     "NeuMF": Method(neumf, {"learning_rate": (1e-3, 3e-3)}, model=tower),
     "random D": Method(partial(random, granularity="D"), DRAWS, FOUR),
