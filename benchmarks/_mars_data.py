@@ -40,12 +40,12 @@ def prepare(data: str, seed: int) -> Part:
         split = splits.leave_one_out(plain(found.train), order=order)
         users, _ = found.test.pairs()
         rows = np.searchsorted(users, split.test.pairs()[0])
-        train, valid = union(split.train, split.valid), split.test
+        train, valid = split.train.union(split.valid), split.test
         return Part(train, valid, plain(found.test), found.negatives[rows], found.negatives, ("sampled", "full"))
     if data in PUBLISHED:
         parts = (plain(part) for part in (found.train, found.valid, found.test))
         return Part(*parts, found.negatives, found.negatives, ("sampled",))
-    whole = found.interactions or union(union(found.train, found.valid), found.test)
+    whole = found.interactions or plain(found.train).union(plain(found.valid), plain(found.test))
     split = splits.leave_one_out(plain(whole), order=order)
     users, _ = split.test.pairs()
     negatives = drawn(users, known=plain(whole), items=np.flatnonzero(split.train.item_degrees), seed=seed)
@@ -55,11 +55,6 @@ def prepare(data: str, seed: int) -> Part:
 def plain(interactions: jr.Interactions) -> jr.Interactions:
     """The pairs alone: stars and plays count once."""
     return dataclasses.replace(interactions, weights=None, timestamps=None)
-
-
-def union(one: jr.Interactions, other: jr.Interactions) -> jr.Interactions:
-    """The pairs of two parts."""
-    return plain(jr.Interactions.from_scipy(plain(one).to_scipy() + plain(other).to_scipy()))
 
 
 def drawn(users: np.ndarray, *, known: jr.Interactions, items: np.ndarray, seed: int, n: int = 100) -> np.ndarray:

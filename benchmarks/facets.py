@@ -81,7 +81,7 @@ def judged(part: Planted, model: Any, variables: Any, on: str = "test") -> float
     """NDCG@10 on test, or on validation."""
     seen, tie = part.train, jax.random.key(0)
     if on == "test":
-        seen = jr.Interactions.from_scipy(part.train.to_scipy() + part.valid.to_scipy())
+        seen = part.train.union(part.valid)
     return jr.evaluate.full_ranking(model, variables, seen, getattr(part, on), ks=(10,), key=tie).means["ndcg@10"]
 
 

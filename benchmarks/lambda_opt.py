@@ -83,11 +83,6 @@ def plain(pairs: jr.Interactions) -> jr.Interactions:
     return jr.Interactions.from_pairs(*pairs.pairs(), n_users=pairs.n_users, n_items=pairs.n_items)
 
 
-def union(*parts: jr.Interactions) -> jr.Interactions:
-    """The pairs of several parts."""
-    return plain(jr.Interactions.from_scipy(sum(part.to_scipy() for part in parts)))
-
-
 def quiet(judge: Any, *arguments: Any, **options: Any) -> jr.evaluate.Report:
     """The report, of users without training pairs too."""
     with warnings.catch_warnings():
@@ -97,7 +92,7 @@ def quiet(judge: Any, *arguments: Any, **options: Any) -> jr.evaluate.Report:
 
 def validation(model: Any, part: Part) -> Any:
     """What chooses: a function of variables."""
-    known = union(part.train, part.learn)
+    known = part.train.union(part.learn)
     return lambda variables: {
         CHOSEN_BY: quiet(jr.evaluate.full_ranking, model, variables, known, part.select, ks=(50,)).means[CHOSEN_BY]
     }
@@ -105,7 +100,7 @@ def validation(model: Any, part: Part) -> Any:
 
 def judged(model: Any, variables: jr.typing.Variables, part: Part) -> dict[str, Any]:
     """Figures on test, and λOpt's NDCG@50 by how many training pairs users have."""
-    known = union(part.train, part.learn, part.select)
+    known = part.train.union(part.learn, part.select)
     apart = quiet(jr.evaluate.separate_ranking, model, variables, known, part.test, ks=(50,))
     full = quiet(jr.evaluate.full_ranking, model, variables, known, part.test, ks=(50,))
     degrees = part.train.user_degrees[apart.users]
@@ -141,7 +136,7 @@ def record_of(data: str, name: str, seed: int) -> dict[str, Any] | None:
 def found_by(part: Part, name: str, seed: int, settings: list[dict[str, float]]) -> dict[str, Any]:
     """Trains all settings, as lanes of one sweep; the best on select is judged on test."""
     method, wall, cpu = ALL[name], time.perf_counter(), time.process_time()
-    data = part._replace(train=union(part.train, part.learn)) if method.whole else part
+    data = part._replace(train=part.train.union(part.learn)) if method.whole else part
     model = (method.model or factors)(data)
     make = partial(method.make, data, model=model)
     sweep = jr.train.sweep(
@@ -257,7 +252,7 @@ def stderr(values: Any) -> float | None:
 def trivial(data: str) -> dict[str, dict[str, Any]]:
     """The rankers that learn nothing, seed 0."""
     part = prepare(data, 0)
-    known = union(part.train, part.learn, part.select)
+    known = part.train.union(part.learn, part.select)
     rankers = {
         "random": jr.models.random(jax.random.key(0), known.n_items),
         "item id": jr.models.item_id(known.n_items),

@@ -29,7 +29,7 @@ import numpy as np
 
 import jaxrec as jr
 from benchmarks import _record
-from benchmarks._mars_data import BY_ID, DATA, PUBLISHED, Part, prepare, protocols_of, union
+from benchmarks._mars_data import BY_ID, DATA, PUBLISHED, Part, prepare, protocols_of
 from benchmarks._mars_methods import DIM, METHODS, PASSES, Recipe
 from jaxrec.interactions import DataWarning
 from jaxrec.train.loop import examples
@@ -65,7 +65,7 @@ def arguments() -> argparse.Namespace:
 def judged(model: Any, variables: jr.typing.Variables, part: Part, *, on: str, looks: int | None = None) -> dict:
     """The figures of each protocol, on "valid" or "test"; `looks` users' full rankings alone."""
     held_out, negatives = getattr(part, on), getattr(part, f"{on}_negatives")
-    masked = part.train if on == "valid" else union(part.train, part.valid)
+    masked = part.train if on == "valid" else part.train.union(part.valid)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # of repeated negatives, which the protocol has
         report = jr.evaluate.sampled_ranking(

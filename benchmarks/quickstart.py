@@ -84,7 +84,7 @@ def main() -> None:
     print(audit(split.train, split.test), "\n")
 
     # The test part is ranked with training and validation pairs masked.
-    known = jr.Interactions.from_scipy(split.train.to_scipy() + split.valid.to_scipy())
+    known = split.train.union(split.valid)
     judge = partial(jr.evaluate.full_ranking, train=known, test=split.test, ks=(5, 10, 20))
     reports = {
         "random": [judge(*jr.models.random(jax.random.key(0), known.n_items))],

@@ -64,11 +64,6 @@ def prepare(data: str, seed: int) -> Part:
     return Part(*parts, BATCHES[data not in SMALL])
 
 
-def union(one: jr.Interactions, other: jr.Interactions) -> jr.Interactions:
-    """The pairs of two parts."""
-    return jr.Interactions.from_scipy(one.to_scipy() + other.to_scipy())
-
-
 def settings_of(grid: Mapping[str, tuple[float, ...]]) -> Iterator[dict[str, float]]:
     """Every combination."""
     for values in itertools.product(*grid.values()):
@@ -111,7 +106,7 @@ def run(data: str, name: str, seed: int, setting: dict[str, float], metric: str)
     part, method = prepare(data, seed), METHODS[name]
     model, variables, history = method.train(part, seed, metric, sweeps=None, **setting)
     curve = curve_of(history, metric)
-    masked = union(part.train, part.valid)
+    masked = part.train.union(part.valid)
     if data == "gowalla":
         best = int(max(curve, key=lambda point: point[2])[0])
         part = part._replace(train=masked)
@@ -156,7 +151,7 @@ def train_all(options: argparse.Namespace) -> None:
 def trivial(data: str) -> dict[str, dict[str, float]]:
     """The rankers that learn nothing, seed 0."""
     part = prepare(data, 0)
-    masked = union(part.train, part.valid)
+    masked = part.train.union(part.valid)
     rankers = {
         "random": jr.models.random(jax.random.key(0), masked.n_items),
         "item id": jr.models.item_id(masked.n_items),

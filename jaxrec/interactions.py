@@ -230,6 +230,35 @@ class Interactions:
             timestamps=None if self.timestamps is None else np.asarray(self.timestamps)[keep],
         )
 
+    def union(self, *others: Interactions) -> Interactions:
+        """The pairs of this and of others over the same ids, such as train and validation in one.
+
+        A pair that several have is merged, as `from_pairs` does it. Weights are kept if one part has any, those of
+        others being 1; timestamps if all have them.
+
+        Raises:
+            ValueError: for other numbers of users or items.
+
+        >>> train, valid = Interactions.from_pairs([0, 1], [1, 0]), Interactions.from_pairs([0, 1], [0, 1])
+        >>> train.union(valid)
+        Interactions(2 users x 2 items, 4 pairs, density 100.0000%)
+        """
+        parts, sizes = (self, *others), (self.n_users, self.n_items)
+        for part in others:
+            if (part.n_users, part.n_items) != sizes:
+                raise ValueError(
+                    f"{part.n_users} users x {part.n_items} items beside {sizes[0]} x {sizes[1]}; give parts over the "
+                    "same ids, as `n_users` and `n_items` of the constructors make them"
+                )
+        users, items = (np.concatenate(ids) for ids in zip(*(part.pairs() for part in parts)))
+        more = {"n_users": self.n_users, "n_items": self.n_items}
+        if any(part.weights is not None for part in parts):
+            columns = (np.ones(part.n_pairs, np.float32) if part.weights is None else part.weights for part in parts)
+            more["weights"] = np.concatenate([np.asarray(column) for column in columns])
+        if all(part.timestamps is not None for part in parts):
+            more["timestamps"] = np.concatenate([np.asarray(part.timestamps) for part in parts])
+        return Interactions.from_pairs(users, items, **more)
+
     def transpose(self) -> Interactions:
         """The same pairs as a matrix of items by users, on the host."""
         users, items = self.pairs()

@@ -280,6 +280,24 @@ def test_select_refuses_anything_but_one_bool_a_pair():
             MATRIX.select(keep)
 
 
+def test_union_is_the_pairs_of_all_with_what_they_have_in_common():
+    sizes = {"n_users": 3, "n_items": 4}
+    plain = Interactions.from_pairs([2, 0], [0, 3], timestamps=[7, 5], **sizes)
+    weighted = Interactions.from_pairs([0, 1], [1, 2], weights=[2, 4], timestamps=[6, 9], **sizes)
+    timeless = Interactions.from_pairs([1], [0], **sizes)
+    both = plain.union(weighted)
+    assert [column.tolist() for column in both.pairs()] == [[0, 0, 1, 2], [1, 3, 2, 0]]
+    assert both.weights.tolist() == [2, 1, 4, 1] and both.timestamps.tolist() == [6, 5, 9, 7]
+    three = plain.union(timeless, weighted)
+    assert three.n_pairs == 5 and three.timestamps is None and three.weights.tolist() == [2, 1, 1, 4, 1]
+    empty = plain.select(np.zeros(2, bool))
+    assert plain.union(empty).fingerprint() == plain.union().fingerprint() == plain.fingerprint()
+    with pytest.warns(DataWarning, match="merged 2 duplicate pairs"):
+        assert plain.union(plain).n_pairs == 2
+    with pytest.raises(ValueError, match="3 users x 5 items beside 3 x 4; give parts over the same ids"):
+        plain.union(Interactions.from_pairs([0], [4], n_users=3))
+
+
 @pytest.mark.parametrize("kind", [scipy.sparse.csr_array, scipy.sparse.csc_matrix, scipy.sparse.coo_matrix])
 def test_from_scipy_drops_stored_zeros_and_leaves_its_argument_alone(kind):
     matrix = kind(scipy.sparse.coo_array(([1.0, 0.0, 1.0], ([0, 0, 2], [1, 2, 0])), shape=(4, 3)))
