@@ -20,6 +20,11 @@ import numpy as np
 RESULTS = pathlib.Path(__file__).parent / "results"
 
 
+def slug(*parts: Any) -> str:
+    """The name of a run's file."""
+    return "-".join(str(part) for part in parts).lower().replace(",", "").replace(" ", "-") + ".json"
+
+
 def write(name: str, cases: Mapping[str, Mapping[str, Any]], *, quick: bool, **facts: Any) -> None:
     """Writes benchmarks/results/<name>.json (or <name>-quick.json) and prints the cases as one line of JSON.
 

@@ -31,12 +31,14 @@ import jaxrec as jr
 from benchmarks import _record
 from benchmarks._mars_data import BY_ID, DATA, PUBLISHED, Part, prepare, protocols_of
 from benchmarks._mars_methods import DIM, METHODS, PASSES, Recipe
+from benchmarks._study_pictures import picture
 from jaxrec.interactions import DataWarning
 from jaxrec.train.loop import examples
 
 RUNS = _record.RESULTS / "mars"
 SAMPLED, FULL = ("hit_rate@10", "hit_rate@20", "ndcg@10", "ndcg@20"), ("recall@10", "ndcg@10")
 PATIENCE, LOOK = 6, 1000  # validations without a gain; users whose full rankings validation looks at
+VARIED = {"n_facets": "facets", "pull_weight": "weight of the pull", "facet_weight": "weight of the facet term"}
 STUDIES = {  # what the paper's table IV, figures 5 and 6 vary; with 32 numbers a facet, to be affordable
     "n_facets": (1, 2, 3, 4, 5, 6),
     "pull_weight": (0.0, 0.001, 0.01, 0.1, 1.0),
@@ -128,14 +130,9 @@ def stretched(recipe: Recipe, train: jr.Interactions) -> Recipe:
     return recipe._replace(epochs=recipe.epochs * bundle, every=recipe.every * bundle)
 
 
-def slug(*parts: Any) -> str:
-    """A file's name."""
-    return "-".join(str(part) for part in parts).lower().replace(",", "").replace(" ", "-") + ".json"
-
-
 def path_of(data: str, name: str, setting: dict[str, Any], seed: int) -> Any:
     """Where a run's record lies."""
-    return RUNS / slug(data, name, *(f"{key} {value:g}" for key, value in setting.items()), "seed", seed)
+    return RUNS / _record.slug(data, name, *(f"{key} {value:g}" for key, value in setting.items()), "seed", seed)
 
 
 def run(data: str, name: str, setting: dict[str, Any], seed: int, *, epochs: int | None = None) -> dict[str, Any]:
@@ -273,24 +270,6 @@ def table() -> tuple[dict[str, dict[str, Any]], dict[str, Any], dict[str, str]]:
     return cases, studies, fingerprints
 
 
-def picture(studies: dict[str, Any]) -> None:
-    """HR@10 against what a study varies: results/mars.png."""
-    import matplotlib.pyplot as plt
-
-    labels = {"n_facets": "facets", "pull_weight": "weight of the pull", "facet_weight": "weight of the facet term"}
-    size = {"figsize": (4 * len(labels), 3 * len(studies)), "layout": "constrained", "squeeze": False}
-    figure, panes = plt.subplots(len(studies), len(labels), **size)
-    for row, (data, found) in zip(panes, studies.items()):
-        for pane, (what, label) in zip(row, labels.items()):
-            for name, points in found.get(what, {}).items():
-                means, spread = ([case[key] or 0 for case in points.values()] for key in ("metric", "stderr"))
-                pane.errorbar(range(len(points)), means, yerr=spread, marker=".", capsize=3, label=name)
-                pane.set_xticks(range(len(points)), list(points))
-                pane.legend(fontsize=7)
-            pane.set(title=data, xlabel=label, ylabel="HR@10 (sampled) on test")
-    figure.savefig(_record.RESULTS / "mars.png", dpi=110)
-
-
 def quick() -> dict[str, dict[str, Any]]:
     """Published Delicious, one seed, a few epochs."""
     settings = {"BPR": {"power": 0.75, "l2": 1e-5}, "MARS, released": {"n_facets": 2}}
@@ -311,7 +290,7 @@ def main() -> None:
         (train_all if options.study is None else study)(options)
     cases, studies, fingerprints = table()
     if studies:
-        picture(studies)
+        picture(_record.RESULTS / "mars.png", studies, VARIED, figure="HR@10 (sampled) on test")
     facts = {"dim": DIM, "passes": PASSES, "patience": PATIENCE, "studies": studies, "studied": STUDIED}
     _record.write("mars", cases, quick=False, data=fingerprints, **facts)
 

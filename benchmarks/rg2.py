@@ -80,14 +80,9 @@ def curve_of(history: jr.train.History, metric: str) -> list[list[float]]:
     return points
 
 
-def slug(*parts: Any) -> str:
-    """A file's name."""
-    return "-".join(str(part) for part in parts).lower().replace(",", "").replace(" ", "-") + ".json"
-
-
 def selected(data: str, name: str, metric: str, again: bool) -> dict[str, Any]:
     """The setting that is best on seed 0's validation part, from its record or by comparing now."""
-    path = RUNS / slug("select", data, name)
+    path = RUNS / _record.slug("select", data, name)
     if path.exists() and not again:
         return json.loads(path.read_text())["setting"]
     method, part = METHODS[name], prepare(data, 0)
@@ -140,7 +135,7 @@ def train_all(options: argparse.Namespace) -> None:
         setting = selected(data, name, metric, options.again)
         jax.clear_caches()  # so that the seconds of the first run hold its compilation
         for seed in options.seeds:
-            path = RUNS / slug(data, name, "seed", seed)
+            path = RUNS / _record.slug(data, name, "seed", seed)
             if options.again or not path.exists():
                 record = run(data, name, seed, setting, metric)
                 path.write_text(json.dumps(record, indent=1) + "\n")
@@ -181,7 +176,7 @@ def case_of(records: list[dict[str, Any]], data: str) -> dict[str, Any]:
 
 def records_of(data: str, name: str) -> list[dict[str, Any]]:
     """The runs that lie in results/rg2."""
-    return [json.loads(path.read_text()) for path in sorted(RUNS.glob(slug(data, name, "seed", "*")))]
+    return [json.loads(path.read_text()) for path in sorted(RUNS.glob(_record.slug(data, name, "seed", "*")))]
 
 
 def table() -> tuple[dict[str, dict[str, Any]], dict[str, str]]:

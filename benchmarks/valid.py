@@ -25,6 +25,7 @@ import numpy as np
 
 import jaxrec as jr
 from benchmarks import _record
+from benchmarks._study_pictures import picture
 from benchmarks._valid_methods import DIM, EVERY, METHODS, METRIC, PATIENCE, USERS, Part
 from jaxrec.data import datasets, splits
 from jaxrec.interactions import DataWarning, IdMap
@@ -32,6 +33,7 @@ from jaxrec.interactions import DataWarning, IdMap
 RUNS = _record.RESULTS / "valid"
 DATA = ("citeulike-a-valid", "gowalla-valid", "ml-1m")
 FIGURES = ("recall@20", "recall@50", "ndcg@20", "ndcg@50")
+VARIED = {"n_interests": "interests", "n_blocks": "blocks", "width": "encoder's width"}
 STUDIES = {  # what the paper's figures 2 to 4 vary, by method
     "n_interests": (("VALID", "MacridVAE"), (1, 2, 3, 4, 5, 6, 7)),
     "n_blocks": (("VALID", "VALID, unrolled"), (2, 3, 4)),
@@ -77,15 +79,10 @@ def compacted(split: splits.Split) -> splits.Split:
 # ---------------------------------------------------------------------- one run
 
 
-def slug(*parts: Any) -> str:
-    """A file's name."""
-    return "-".join(str(part) for part in parts).lower().replace(",", "").replace(" ", "-") + ".json"
-
-
 def path_of(data: str, name: str, setting: dict[str, Any], limit: int | None, seed: int) -> Any:
     """Where a run's record lies."""
     words = [f"{key} {value:g}" for key, value in setting.items()] + ([f"limit {limit}"] if limit else [])
-    return RUNS / slug(data, name, *words, "seed", seed)
+    return RUNS / _record.slug(data, name, *words, "seed", seed)
 
 
 def run(part: Part, name: str, setting: dict[str, Any], seed: int, *, limit: int | None = None) -> dict[str, Any]:
@@ -263,24 +260,6 @@ def all_chosen(data: str, limit: int | None) -> Iterator[tuple[str, dict[str, An
             yield name, setting
 
 
-def picture(studies: dict[str, Any]) -> None:
-    """Recall@20 on test against what a study varies: results/valid.png."""
-    import matplotlib.pyplot as plt
-
-    labels = {"n_interests": "interests", "n_blocks": "blocks", "width": "encoder's width"}
-    size = {"figsize": (4 * len(labels), 3 * len(studies)), "layout": "constrained", "squeeze": False}
-    figure, panes = plt.subplots(len(studies), len(labels), **size)
-    for row, (data, found) in zip(panes, studies.items()):
-        for pane, (what, label) in zip(row, labels.items()):
-            for name, points in found.get(what, {}).items():
-                means, spread = ([case[key] or 0 for case in points.values()] for key in ("metric", "stderr"))
-                pane.errorbar(range(len(points)), means, yerr=spread, marker=".", capsize=3, label=name)
-                pane.set_xticks(range(len(points)), list(points))
-                pane.legend(fontsize=7)
-            pane.set(title=data, xlabel=label, ylabel="Recall@20 on test")
-    figure.savefig(_record.RESULTS / "valid.png", dpi=110)
-
-
 def quick() -> dict[str, dict[str, Any]]:
     """A fifth of citeulike-a's users, two epochs."""
     part = prepare("citeulike-a-valid")
@@ -305,7 +284,7 @@ def main() -> None:
         train_all(options)
     cases, tests, studies, fingerprints = table()
     if studies:
-        picture(studies)
+        picture(_record.RESULTS / "valid.png", studies, VARIED, figure="Recall@20 on test")
     _record.write("valid", cases, quick=False, data=fingerprints, paired=tests, studies=studies, **facts)
 
 
