@@ -194,8 +194,10 @@ METHODS = {
 }
 STUDIES = {  # what may be responsible, one at a time, and other models
     "λOpt DUI, exact": Method(partial(learned, scope="exact"), RATES, TWO),
+    "λOpt DI, exact": Method(partial(learned, granularity="DI", scope="exact"), RATES, TWO),
     "MF, one λ, N(0, 1)": Method(fixed, SOME, model=NORMAL),
     "λOpt DUI, N(0, 1)": Method(learned, RATES, TWO, model=NORMAL),
+    "λOpt DI, N(0, 1)": Method(partial(learned, granularity="DI"), RATES, TWO, model=NORMAL),
     "LightGCN, one λ": Method(fixed, FEW, model=graph),
     "LightGCN, λOpt DUI": Method(learned, {"lambda_rate": (1e-3,)}, model=graph),
     "facets, one λ": Method(fixed, FEW, model=facets),
