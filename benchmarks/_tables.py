@@ -118,8 +118,8 @@ def solvers(found: dict) -> str:
         "epoch is the best of each run's; the test part is judged once. Gowalla is the LightGCN split: a tenth of its "
         "train part chose, then all of it was trained on. λ of the closed form is a share of √2 σ₁. The paper's own "
         "figures come from its released code, which is RG2 with α. Methods that a set's table lacks were not run on "
-        "it. At the edge of what was tried are, on Gowalla, the choices of WRMF, iALS and RG2 with α, and on ml-1m those "
-        "of iALS, Sparsemax and most of what is trained by SGD.\n\n"
+        "it. At the edge of what was tried are, on Gowalla, the choices of WRMF, iALS and RG2 with α, and on ml-1m "
+        "those of iALS and of what is trained by SGD, whose grid is two by two there.\n\n"
         + "\n\n".join(parts)
         + f"\n\n![NDCG@10 against seconds](benchmarks/results/rg2.png)\n\n{origin(found)}"
     )
