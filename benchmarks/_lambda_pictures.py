@@ -28,7 +28,7 @@ def picture(path: pathlib.Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
         _sensitivity(line[2], row["one"])
         _gains(line[3], row["one"], row["learned"])
         line[0].set_ylabel("mean Λ")
-        for pane in line:
+        for pane in filter(lambda pane: pane.axison, line):
             pane.set_title(f"{data}: {pane.get_title()}", fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)

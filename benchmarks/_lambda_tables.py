@@ -46,8 +46,8 @@ def learned_regularisation(found: dict) -> str:
         "parameters. On ml-1m DUI leads that too, so that finer regularisation has a part of its own. The paper's "
         "baselines never see the validation pairs, which cannot tell the two apart. On the smaller sets DU does better "
         "than DUI, which on lastfm-2k loses AUC and HR@50. Coefficients that are drawn, not learned, lose to one λ. "
-        "Λ grow through training, and are larger for users with more pairs, as on the poster, and for items with more, but for the most popular fifth "
-        "of ml-1m's; on ml-100k and ml-1m users with few pairs gain most.\n\n"
+        "Λ grow through training, and are larger for users with more pairs, as on the poster, and for items with "
+        "more, but for the most popular fifth of ml-1m's; on ml-100k and ml-1m users with few pairs gain most.\n\n"
         + "\n\n".join(parts)
         + f"\n\n![Λ, one λ and gains](benchmarks/results/lambda_opt.png)\n\n{origin(found)}"
     )
