@@ -301,9 +301,10 @@ def test_simulation_leaves_parameters_and_live_state_alone(tx):
     assert bits(state.lambdas) == bits(lambdas)
 
 
-def test_steps_in_turn_are_of_the_parameters_first_and_then_of_lambda():
+@pytest.mark.parametrize("every", [1, 2])
+def test_steps_in_turn_are_of_the_parameters_first_and_then_of_lambda(every):
     tx = optax.sgd(RATE)
-    both = alternate(tx, optax.sgd(5.0), scope="exact", every=2)
+    both = alternate(tx, optax.sgd(5.0), scope="exact", every=every)
     params = tables()
     state = both.init(params)
     step = jax.jit(partial(both.step, bpr))
@@ -311,13 +312,13 @@ def test_steps_in_turn_are_of_the_parameters_first_and_then_of_lambda():
     for seed in range(4):
         now, lambdas = draw(seed), state.lambdas
         expected = jax.tree.map(lambda x, g: x - RATE * g, params, moved(params, lambdas, now))
-        if seed % 2 == 1:
+        if (seed + 1) % every == 0:
             _, slopes = learned(lambdas, expected, state.opt_state, now.ahead, now.valid, tx=tx, rows=now.ahead_rows)
             lambdas = jax.tree.map(lambda own, slope: jnp.maximum(own - 5 * slope, 0), lambdas, slopes)
         _, params, state = step(params, state, now)
         np.testing.assert_allclose(flat(params), flat(expected), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(flat(state.lambdas), flat(lambdas), rtol=1e-4, atol=1e-6)
-        assert (flat(state.lambdas) > 0).any() == (seed >= 1)
+        assert (flat(state.lambdas) > 0).any() == (seed >= every - 1)
 
 
 @pytest.mark.parametrize("lambda_tx", [optax.sgd(1.0), amsgrad(0.3)], ids=["sgd", "amsgrad"])
