@@ -237,7 +237,7 @@ class Interactions:
         others being 1; timestamps if all have them.
 
         Raises:
-            ValueError: for other numbers of users or items.
+            ValueError: for other numbers of users or items, and where no part has a pair.
 
         >>> train, valid = Interactions.from_pairs([0, 1], [1, 0]), Interactions.from_pairs([0, 1], [0, 1])
         >>> train.union(valid)

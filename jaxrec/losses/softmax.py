@@ -260,8 +260,7 @@ def _simplex_projection(scores: Array, where: Array) -> Array:
     """Euclidean projection of each row's valid entries onto the simplex; shifting by the maximum keeps it exact.
 
     Σ relu(s − τ) = 1 is solved by Newton's method from τ = max s − 1: as the sum is convex in τ, the steps only rise,
-    and end at the root once the support no longer shrinks (Michelot 1986, 10.1007/BF00938486). That takes some ten
-    passes, sorting far more.
+    and end at the root once the support no longer shrinks (Michelot 1986, 10.1007/BF00938486). Nothing is sorted.
     """
     top = jnp.where(where, scores, -jnp.inf).max(-1, keepdims=True)
     shifted = jnp.where(where, scores - jnp.where(jnp.isfinite(top), top, 0), -jnp.inf)
