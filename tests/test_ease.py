@@ -50,5 +50,7 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard():
 def test_wrong_values_are_named():
     with pytest.raises(ValueError, match="regularization=0; give"):
         ease(TRAIN, regularization=0)
+    with pytest.raises(ValueError, match="regularization=1e-300 is too small for float64"):
+        ease(jr.Interactions.from_pairs([0, 0], [0, 1]), regularization=1e-300)
     with pytest.raises(ValueError, match=r"train has 6 items.* raise max_items=5 if 0.0 GB"):
         ease(TRAIN, regularization=1.0, max_items=5)

@@ -6,6 +6,7 @@ import chex
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from scipy.linalg import lapack
 
 from jaxrec.interactions import Interactions
 from jaxrec.models._histories import HistoryModel, on_device
@@ -53,7 +54,7 @@ def ease(train: Interactions, *, regularization: float, max_items: int = 20_000)
 
     B = I − P diag(1 / diag P), P = (XᵀX + λI)⁻¹, which minimises ‖X − XB‖² + λ‖B‖² under diag B = 0.
 
-    On the host, in float64: two tables [N, N] and a time of N³.
+    On the host, in float64, by Cholesky's factor: two tables [N, N] and a time of N³.
 
     Args:
         train: X; weights are not used.
@@ -64,7 +65,7 @@ def ease(train: Interactions, *, regularization: float, max_items: int = 20_000)
         The model and its variables, with `weights` in float32.
 
     Raises:
-        ValueError: for a regularization not above 0, and more than `max_items` items.
+        ValueError: for a regularization not above 0 or lost in rounding, and more than `max_items` items.
 
     >>> model, variables = ease(Interactions.from_pairs([0, 0, 1, 1, 2, 3], [0, 1] * 3), regularization=1.0)
     >>> variables["params"]["weights"].tolist()
@@ -81,7 +82,16 @@ def ease(train: Interactions, *, regularization: float, max_items: int = 20_000)
     x.data = np.ones(len(x.data))
     gram = (x.T @ x).toarray()
     gram[np.diag_indices_from(gram)] += regularization
-    inverse = np.linalg.inv(gram)
-    weights = np.float32(-inverse / np.diag(inverse))
+    half = _lower_inverse(gram, regularization)
+    weights = (half + half.T) / -np.diag(half)
     np.fill_diagonal(weights, 0)
     return EASE(train), {"params": {"weights": jnp.asarray(weights)}, "history": {"interactions": on_device(train)}}
+
+
+def _lower_inverse(gram: np.ndarray, regularization: float) -> np.ndarray:
+    """The lower triangle of a positive definite table's inverse, float32, zeros above; the table is overwritten."""
+    # a transposed table is in LAPACK's order already, and this one is symmetric
+    factor, failed = lapack.dpotrf(gram.T, lower=True, overwrite_a=True)
+    if failed:
+        raise ValueError(f"regularization={regularization} is too small for float64; give a larger one")
+    return np.tril(np.float32(lapack.dpotri(factor, lower=True, overwrite_c=True)[0]))
