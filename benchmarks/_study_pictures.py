@@ -1,31 +1,52 @@
-"""Pictures of studies: a figure on test against what is varied, for several methods."""
+"""Pictures of studies: figures on test against what is varied, for several methods."""
 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 
-def picture(path: pathlib.Path, studies: Mapping[str, Any], varied: Mapping[str, str], *, figure: str) -> None:
-    """A row a data set, a pane for each thing that is varied.
+class Pane(NamedTuple):
+    """What a pane shows.
+
+    Attributes:
+        varied: what is varied, a key of the studies.
+        label: how that is called.
+        figure: how the figure is called.
+        key: the figure's in the cases; with its standard error as "stderr" where it is "metric".
+    """
+
+    varied: str
+    label: str
+    figure: str
+    key: str = "metric"
+
+
+def picture(path: pathlib.Path, studies: Mapping[str, Any], panes: Sequence[Pane]) -> None:
+    """A row a data set, with a pane for each study of it.
 
     Args:
         path: of the file.
-        studies: data set -> what is varied -> method -> value -> case, whose "metric" and "stderr" are drawn.
-        varied: what is varied -> how it is called.
-        figure: name of the metric.
+        studies: data set -> what is varied -> method -> value -> case.
+        panes: of every row.
     """
     import matplotlib.pyplot as plt
 
-    size = {"figsize": (4 * len(varied), 3 * len(studies)), "layout": "constrained", "squeeze": False}
-    whole, panes = plt.subplots(len(studies), len(varied), **size)
-    for row, (data, found) in zip(panes, studies.items()):
-        for pane, (what, label) in zip(row, varied.items()):
-            for name, points in found.get(what, {}).items():
-                means, spread = ([case[key] or 0 for case in points.values()] for key in ("metric", "stderr"))
-                pane.errorbar(range(len(points)), means, yerr=spread, marker=".", capsize=3, label=name)
-                pane.set_xticks(range(len(points)), list(points))
-                pane.legend(fontsize=7)
-            pane.set(title=data, xlabel=label, ylabel=figure)
+    size = {"figsize": (4 * len(panes), 3 * len(studies)), "layout": "constrained", "squeeze": False}
+    whole, places = plt.subplots(len(studies), len(panes), **size)
+    for row, (data, found) in zip(places, studies.items()):
+        for place, pane in zip(row, panes):
+            methods = found.get(pane.varied, {})
+            values = list(dict.fromkeys(value for points in methods.values() for value in points))
+            for name, points in methods.items():
+                spread = [case["stderr"] or 0 for case in points.values()] if pane.key == "metric" else None
+                at, means = [values.index(value) for value in points], [case[pane.key] for case in points.values()]
+                place.errorbar(at, means, yerr=spread, marker=".", capsize=3, label=name)
+            if methods:
+                place.set_xticks(range(len(values)), values)
+                place.legend(fontsize=7)
+                place.set(title=data, xlabel=pane.label, ylabel=pane.figure)
+            else:
+                place.set_axis_off()
     whole.savefig(path, dpi=110)

@@ -171,12 +171,11 @@ def ease(part: Part, seed: int, *, regularization: float, limit: int | None) -> 
     return model, variables, [[0, float("nan"), judge(model, part)(variables)[METRIC]]]
 
 
-BLOCKS = partial(interests, n_interests=4)
+INTERESTS = {"n_interests": 4, "n_blocks": 2, "width": DIM}  # of VALID, where nothing else is said
+BLOCKS = partial(interests, n_interests=INTERESTS["n_interests"])
 METHODS = {
     "VALID": Method(BLOCKS),
     "MacridVAE": Method(partial(BLOCKS, kind=jr.models.MacridVAE)),
-    "VALID, 3 blocks": Method(partial(BLOCKS, n_blocks=3)),
-    "VALID, 4 blocks": Method(partial(BLOCKS, n_blocks=4)),
     "VALID, unrolled": Method(partial(BLOCKS, gradient=jr.models.implicit.unrolled)),
     "VALID, one step": Method(partial(BLOCKS, gradient=jr.models.implicit.one_step)),
     "VALID, straight through": Method(partial(BLOCKS, gradient=jr.models.implicit.straight_through)),

@@ -32,7 +32,8 @@ def interests(found: dict) -> str:
         "Methods that a set's table lacks were not run on it.\n\n"
         + "\n\n".join(parts)
         + "".join(f"\n\n{line}" for line in lines)
-        + ("\n\n![Recall@20 on test](benchmarks/results/valid.png)" if found["studies"] else "")
+        + "".join(f"\n\n{_studied(name, study)}" for name, study in found["studies"].items())
+        + ("\n\n![Recall@20 and uniformity on test](benchmarks/results/valid.png)" if found["studies"] else "")
         + f"\n\n{origin(found)}"
     )
 
@@ -42,6 +43,24 @@ def _chosen(case: dict) -> str:
         return ""
     setting = [f"{name.replace('_', ' ')} {value:g}" for name, value in case["setting"].items()]
     return ", ".join([*setting, f"epochs {' '.join(str(int(epoch)) for epoch in case['epochs'])}"])
+
+
+def _studied(name: str, study: dict) -> str:
+    rows = []
+    for what, methods in study.items():
+        for method, points in methods.items():
+            for value, case in points.items():
+                spread = "" if case["stderr"] is None else f" ± {case['stderr']:.4f}"
+                figures = [f"{case['metric']:.4f}{spread}", f"{case['ndcg@20']:.4f}"]
+                apart = [f"{case['collapse']:.2f}", f"{case['uniformity']:.2f}"]
+                epochs = " ".join(str(int(epoch)) for epoch in case["epochs"])
+                rows.append([what.replace("n_", ""), value, method, *figures, *apart, epochs, str(case["seeds"])])
+    head = ["varied", "", "method", "Recall@20", "NDCG@20", "collapse", "uniformity", "epochs", "seeds"]
+    return (
+        f"**One thing varied at a time on {name}.** Collapse is the mean cosine between different prototypes of a "
+        "user, 1 where all interests are one; uniformity log mean exp(−2‖x − y‖²) over users' joined interests, the "
+        f"lower the more evenly they lie; both of 1,000 users.\n\n{table(head, rows)}"
+    )
 
 
 def _compared(name: str, test: dict) -> str:

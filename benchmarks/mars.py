@@ -31,14 +31,21 @@ import jaxrec as jr
 from benchmarks import _record
 from benchmarks._mars_data import BY_ID, DATA, PUBLISHED, Part, prepare, protocols_of
 from benchmarks._mars_methods import DIM, METHODS, PASSES, Recipe
-from benchmarks._study_pictures import picture
+from benchmarks._study_pictures import Pane, picture
 from jaxrec.interactions import DataWarning
 from jaxrec.train.loop import examples
 
 RUNS = _record.RESULTS / "mars"
 SAMPLED, FULL = ("hit_rate@10", "hit_rate@20", "ndcg@10", "ndcg@20"), ("recall@10", "ndcg@10")
 PATIENCE, LOOK = 6, 1000  # validations without a gain; users whose full rankings validation looks at
-VARIED = {"n_facets": "facets", "pull_weight": "weight of the pull", "facet_weight": "weight of the facet term"}
+PANES = [
+    Pane(varied, label, "HR@10 (sampled) on test")
+    for varied, label in (
+        ("n_facets", "facets"),
+        ("pull_weight", "weight of the pull"),
+        ("facet_weight", "weight of the facet term"),
+    )
+]
 STUDIES = {  # what the paper's table IV, figures 5 and 6 vary; with 32 numbers a facet, to be affordable
     "n_facets": (1, 2, 3, 4, 5, 6),
     "pull_weight": (0.0, 0.001, 0.01, 0.1, 1.0),
@@ -290,7 +297,7 @@ def main() -> None:
         (train_all if options.study is None else study)(options)
     cases, studies, fingerprints = table()
     if studies:
-        picture(_record.RESULTS / "mars.png", studies, VARIED, figure="HR@10 (sampled) on test")
+        picture(_record.RESULTS / "mars.png", studies, PANES)
     facts = {"dim": DIM, "passes": PASSES, "patience": PATIENCE, "studies": studies, "studied": STUDIED}
     _record.write("mars", cases, quick=False, data=fingerprints, **facts)
 

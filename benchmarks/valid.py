@@ -25,20 +25,25 @@ import numpy as np
 
 import jaxrec as jr
 from benchmarks import _record
-from benchmarks._study_pictures import picture
-from benchmarks._valid_methods import DIM, EVERY, METHODS, METRIC, PATIENCE, USERS, Part
+from benchmarks._study_pictures import Pane, picture
+from benchmarks._valid_methods import DIM, EVERY, INTERESTS, METHODS, METRIC, PATIENCE, USERS, Part
 from jaxrec.data import datasets, splits
 from jaxrec.interactions import DataWarning, IdMap
 
 RUNS = _record.RESULTS / "valid"
 DATA = ("citeulike-a-valid", "gowalla-valid", "ml-1m")
 FIGURES = ("recall@20", "recall@50", "ndcg@20", "ndcg@50")
-VARIED = {"n_interests": "interests", "n_blocks": "blocks", "width": "encoder's width"}
-STUDIES = {  # what the paper's figures 2 to 4 vary, by method
+STUDIES = {  # what the paper's figures 2 to 5 vary, by method
     "n_interests": (("VALID", "MacridVAE"), (1, 2, 3, 4, 5, 6, 7)),
-    "n_blocks": (("VALID", "VALID, unrolled"), (2, 3, 4)),
+    "n_blocks": (("VALID", "VALID, unrolled"), (1, 2, 3, 4)),
     "width": (("VALID", "MacridVAE"), (64, 128, 256, 512)),
 }
+PANES = (
+    Pane("n_interests", "interests", "Recall@20 on test"),
+    Pane("n_blocks", "blocks", "Recall@20 on test"),
+    Pane("width", "encoder's width", "Recall@20 on test"),
+    Pane("n_blocks", "blocks", "uniformity", key="uniformity"),
+)
 
 
 def arguments() -> argparse.Namespace:
@@ -147,6 +152,13 @@ def chosen(data: str, name: str, limit: int | None) -> dict[str, Any] | None:
     return max(records, key=lambda record: best_of(record)[2])["setting"]
 
 
+def point(name: str, what: str, value: int) -> tuple[str, dict[str, Any]]:
+    """The method and the setting of a study's point: with one block all are MacridVAE, and defaults are not said."""
+    if (what, value) == ("n_blocks", 1):
+        return "MacridVAE", {}
+    return name, {} if INTERESTS[what] == value else {what: value}
+
+
 def best_of(record: dict[str, Any]) -> list[float]:
     """Epoch, seconds and figure of the best look at validation."""
     return max(record["curve"], key=lambda point: point[2])
@@ -160,7 +172,7 @@ def train_all(options: argparse.Namespace) -> None:
             for what in options.study or STUDIES:
                 names, values = STUDIES[what]
                 for seed, name, value in itertools.product(options.seeds, names, values):
-                    run(part, name, {what: value}, seed, limit=options.limit)
+                    run(part, *point(name, what, value), seed, limit=options.limit)
             continue
         for name in options.method:
             for setting in settings_of(name):
@@ -245,12 +257,22 @@ def table() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, s
             cases |= {f"{data}: {name}{after}": case_of(found) for name, found in rows.items()}
             if {"VALID", "MacridVAE"} <= set(rows):
                 tests[f"{data}{after}"] = paired(part, rows["VALID"], rows["MacridVAE"])
-            for what, (names, values) in STUDIES.items():
-                for name, value in itertools.product(names, values):
-                    if found := records_of(data, name, {what: value}, limit):
-                        place = studies.setdefault(f"{data}{after}", {}).setdefault(what, {}).setdefault(name, {})
-                        place[str(value)] = case_of(found)
+            if found := studied(data, limit):
+                studies[f"{data}{after}"] = found
     return cases, tests, studies, fingerprints
+
+
+def studied(data: str, limit: int | None) -> dict[str, Any]:
+    """What is varied -> method -> value -> case, of the studies that were made."""
+    found = {}
+    for what, (names, values) in STUDIES.items():
+        points = {at: point(at[0], what, at[1]) for at in itertools.product(names, values)}
+        runs = {at: records_of(data, *which, limit) for at, which in points.items()}
+        if any(records and points[at][1] for at, records in runs.items()):
+            for (name, value), records in runs.items():
+                if records:
+                    found.setdefault(what, {}).setdefault(name, {})[str(value)] = case_of(records)
+    return found
 
 
 def all_chosen(data: str, limit: int | None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -284,7 +306,7 @@ def main() -> None:
         train_all(options)
     cases, tests, studies, fingerprints = table()
     if studies:
-        picture(_record.RESULTS / "valid.png", studies, VARIED, figure="Recall@20 on test")
+        picture(_record.RESULTS / "valid.png", studies, PANES)
     _record.write("valid", cases, quick=False, data=fingerprints, paired=tests, studies=studies, **facts)
 
 
