@@ -106,7 +106,9 @@ def headlines(records: dict[str, dict]) -> str:
         ]
         lines += [_learned(data, found["cases"]) for data in whole]
     if found := records.get("valid"):
-        lines += [_interests(name, test, found["cases"]) for name, test in found["paired"].items()]
+        tests = found["paired"]
+        ended = [name for name in tests if name.partition(", ")[0] not in set(tests) - {name}]
+        lines += [_interests(name, tests[name], found["cases"]) for name in ended]
     return "\n".join(f"- {line}" for line in lines)
 
 
