@@ -22,7 +22,7 @@ def clean():
 def test_random_split_is_clean(clean):
     report = jr.data.audit(*clean)
     assert report.serious == ()
-    assert "0 of 5 findings are serious" in repr(report)
+    assert "0 of 6 findings are serious" in repr(report)
     assert set(report.rankers) == {"random", "popularity", "item id", "item id, descending", "next id"}
 
 
@@ -45,6 +45,25 @@ def test_order_of_ids_is_found_and_its_ranker_measured():
     assert (finding.count, finding.total, finding.serious) == (40, 40, True)
     assert report.rankers["next id"]["hit_rate@10"] > 2 * report.rankers["random"]["hit_rate@10"]
     assert "ranking by next id scores hit_rate@10" in repr(report)
+
+
+def test_one_draw_for_all_users_of_a_size_is_found():
+    """Of seven or eight items the third and the sixth are held out, whoever's they are."""
+    draw = np.random.default_rng(2)
+    rows = [np.sort(draw.choice(60, 7 + user % 2, replace=False)) for user in range(40)]
+    users, items = np.repeat(np.arange(40), [len(row) for row in rows]), np.concatenate(rows)
+    places = np.concatenate([np.arange(len(row)) for row in rows])
+    chosen = np.isin(places, (2, 5))
+    report = jr.data.audit(pairs(users[~chosen], items[~chosen]), pairs(users[chosen], items[chosen]))
+    finding = report["id places"]
+    assert (finding.count, finding.total, finding.serious) == (38, 38, True)
+    assert not report["id order"].serious
+
+
+def test_one_draw_chose_the_published_split_of_citeulike(data_root):
+    found = datasets.load("citeulike-a-valid")
+    finding = jr.data.audit(found.train, found.test)["id places"]
+    assert finding.serious and finding.count > 0.99 * finding.total
 
 
 def test_time_leaks_within_users_and_overall():

@@ -77,7 +77,7 @@ class Audit:
 
 
 def audit(train: Interactions, test: Interactions, negatives: ArrayLike | None = None) -> Audit:
-    """Looks a split over: overlap, cold users and items, order of ids, popularity, time, and sampled negatives.
+    """Looks a split over: overlap, cold users and items, ids that choose, popularity, time, and sampled negatives.
 
     Duplicate pairs are none of its findings: `Interactions` has merged them, and said how many, when it was made.
 
@@ -100,8 +100,8 @@ def audit(train: Interactions, test: Interactions, negatives: ArrayLike | None =
             raise ValueError(
                 f"negatives is {list(negatives.shape)}; give [{test.n_pairs}, n], a row for each test pair"
             )
-    findings = [_overlap(train, test), _cold_users(train, test), _cold_items(train, test), _id_order(train, test)]
-    findings += [_popularity(train, test)]
+    findings = [_overlap(train, test), _cold_users(train, test), _cold_items(train, test)]
+    findings += [_id_order(train, test), _id_places(train, test), _popularity(train, test)]
     if train.timestamps is not None and test.timestamps is not None:
         findings += [_time_of_user(train, test), _time_overall(train, test)]
     if negatives is not None:
@@ -143,17 +143,29 @@ def _last_items(train: Interactions) -> np.ndarray:
     return np.where(np.diff(indptr) > 0, last, -1)
 
 
+def _both_parts(train: Interactions, test: Interactions) -> tuple[np.ndarray, np.ndarray]:
+    """Users with training and test pairs, and whether all their test ids are above all their training ids."""
+    both = np.flatnonzero((np.asarray(train.user_degrees) > 0) & (np.asarray(test.user_degrees) > 0))
+    first = np.asarray(test.indices)[np.asarray(test.indptr)[both]]
+    return both, first > _last_items(train)[both]
+
+
+def _surprising(count: int, chance: np.ndarray) -> bool:
+    """Whether so many of independent events are far more than their chances [E] give, and not few."""
+    spread = np.sqrt((chance * (1 - chance)).sum())
+    return bool(count - chance.sum() > max(5 * spread + 5, 0.05 * len(chance)))
+
+
 def _id_order(train: Interactions, test: Interactions) -> Finding:
     """Users whose test ids are all above their training ids; by chance that is 1 / C(d + t, t)."""
     d, t = np.asarray(train.user_degrees), np.asarray(test.user_degrees)
-    both = np.flatnonzero((d > 0) & (t > 0))
-    first = np.asarray(test.indices)[np.minimum(np.asarray(test.indptr)[both], test.n_pairs - 1)]
-    count = int((first > _last_items(train)[both]).sum())
+    both, above = _both_parts(train, test)
+    count = int(above.sum())
     chance = 1 / scipy.special.binom(d[both] + t[both], t[both])
-    expected, spread = chance.sum(), np.sqrt((chance * (1 - chance)).sum())
-    serious = bool(count - expected > max(5 * spread + 5, 0.05 * len(both)))
+    serious = _surprising(count, chance)
     message = (
-        f"for {_share(count, len(both))} users every test id is above every training id; chance gives {expected:.1f}. "
+        f"for {_share(count, len(both))} users every test id is above every training id; chance gives "
+        f"{chance.sum():.1f}. "
         + (
             "Held-out items are chosen by id: never let ids reach a model or break ties"
             if serious
@@ -163,6 +175,42 @@ def _id_order(train: Interactions, test: Interactions) -> Finding:
     return Finding(
         "id order", count, len(both), serious, message, ("item id, descending", "next id") if serious else ()
     )
+
+
+def _id_places(train: Interactions, test: Interactions) -> Finding:
+    """Users with d and t pairs whose test ids are, in order among their ids, where those of another such user are.
+
+    By chance that is 1 / (C(d + t, t) − 1), as users whose test ids are at the end, of whom `_id_order` speaks, are
+    left out.
+    """
+    d, t = np.asarray(train.user_degrees), np.asarray(test.user_degrees)
+    both, above = _both_parts(train, test)
+    users, items = test.pairs()
+    keys = [np.asarray(x, np.int64) * train.n_items + y for x, y in (train.pairs(), (users, items))]
+    places = np.searchsorted(*keys) - np.asarray(train.indptr)[users] + np.arange(len(users))
+    places -= np.asarray(test.indptr)[users]
+    # sums of random numbers are equal where the places are
+    code = np.random.default_rng(0).integers(2**62, size=int(places.max()) + 1)
+    sums = np.zeros(train.n_users, np.int64)
+    np.add.at(sums, users, code[places])
+    kept = both[~above]
+    kept = kept[np.lexsort((t[kept], d[kept]))]
+    one, other = kept[:-1], kept[1:]
+    alike = (d[one] == d[other]) & (t[one] == t[other])
+    one, other = one[alike], other[alike]
+    count = int((sums[one] == sums[other]).sum())
+    chance = 1 / (scipy.special.binom(d[one] + t[one], t[one]) - 1)
+    serious = _surprising(count, chance)
+    message = (
+        f"for {_share(count, len(one))} users the test ids are at the same places among their ids as those of another "
+        f"user of their size; chance gives {chance.sum():.1f}. "
+        + (
+            "One draw served all users of a size: where ids mean something, validation and test are different problems"
+            if serious
+            else "Places do not repeat"
+        )
+    )
+    return Finding("id places", count, len(one), serious, message)
 
 
 def _popularity(train: Interactions, test: Interactions) -> Finding:
