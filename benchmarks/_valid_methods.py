@@ -71,11 +71,10 @@ def fitted(
 
 # ---------------------------------------------------------------------- autoencoders
 
-SETTINGS = {  # of the released configurations; ml-1m has none, and takes citeulike's
-    "citeulike-a-valid": ({"decoder_temperature": 0.1, "deviation": 0.1}, {"cap": 1.0, "total": 20_000}),
+SETTINGS = {  # of the released configurations; sets without one take citeulike-a's
+    "citeulike-a": ({"decoder_temperature": 0.1, "deviation": 0.1}, {"cap": 1.0, "total": 20_000}),
     "gowalla-valid": ({"decoder_temperature": 0.08, "deviation": 0.1}, {"cap": 0.2, "total": 10_000}),
 }
-SETTINGS["ml-1m"] = SETTINGS["citeulike-a-valid"]
 
 
 def interests(
@@ -87,7 +86,7 @@ def interests(
     **options: Any,
 ) -> Trained:
     """VALID or MacridVAE at the released setting of the set, 512 users a step."""
-    of_model, of_objective = SETTINGS[part.name]
+    of_model, of_objective = SETTINGS.get(part.name, SETTINGS["citeulike-a"])
     model = kind(part.train, **{"dim": DIM, "width": DIM, **of_model, **options})
     objective = partial(jr.train.vae.objective, model=model, **of_objective)
     return fitted(part, seed, model, objective, optax.adam(1e-3), limit=limit, batch_size=USERS, group=0)
@@ -119,8 +118,7 @@ def recvae(part: Part, seed: int, *, divergence_weight: float, limit: int | None
 
 # ---------------------------------------------------------------------- one vector a user, or none
 
-CCL = {"citeulike-a-valid": {"margin": 0.1, "weight": 2.0}, "gowalla-valid": {"margin": 0.9, "weight": 150.0}}
-CCL["ml-1m"] = CCL["citeulike-a-valid"]
+CCL = {"citeulike-a": {"margin": 0.1, "weight": 2.0}, "gowalla-valid": {"margin": 0.9, "weight": 150.0}}
 GROUPS = {"batch_size": 256, "group": 16}
 
 
@@ -134,7 +132,10 @@ def ccl(part: Part, seed: int, *, simplex: bool, learning_rate: float, limit: in
     else:
         model = jr.models.MF(train.n_users, train.n_items, dim=DIM, scale=1e-4, score=jr.models.cosine)
     draw = partial(jr.sampling.uniform, n_items=train.n_items, n=1024)
-    loss, sample = partial(jr.losses.ccl, **CCL[part.name]), partial(jr.sampling.shared, sample=draw)
+    loss, sample = (
+        partial(jr.losses.ccl, **CCL.get(part.name, CCL["citeulike-a"])),
+        partial(jr.sampling.shared, sample=draw),
+    )
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
     return fitted(part, seed, model, objective, optax.adam(learning_rate), limit=limit, **GROUPS)
 
