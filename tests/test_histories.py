@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from jaxrec.interactions import Interactions
-from jaxrec.models._histories import Pairs, all_pairs, on_histories, spread
+from jaxrec.models._histories import Pairs, all_pairs, on_histories, spread, surpassed
 
 pytestmark = pytest.mark.usefixtures("hurried")
 
@@ -49,6 +50,15 @@ def test_lists_fit_users_that_are_known():
     np.testing.assert_array_equal(found, (DEGREES * (DEGREES - 1) / 2)[few])
     np.testing.assert_array_equal(own, DEGREES[few])
     assert capacity == 768
+
+
+@pytest.mark.parametrize("n", [10, 400])
+def test_bound_on_what_random_users_have_holds_and_is_near(n):
+    """Half of many users have 3 items, half none: n of them have three times a binomial number."""
+    degrees = np.tile([0, 3], 100_000)
+    bound = surpassed(degrees, n, odds=1e-6)
+    assert scipy.stats.binom.sf(bound // 3, n, 0.5) <= 1e-6
+    assert bound == 3 * n or scipy.stats.binom.sf(0.97 * bound / 3, n, 0.5) > 1e-6
 
 
 def test_normalised_and_spread_and_padding():
