@@ -119,7 +119,6 @@ def recvae(part: Part, seed: int, *, divergence_weight: float, limit: int | None
 # ---------------------------------------------------------------------- one vector a user, or none
 
 CCL = {"citeulike-a": {"margin": 0.1, "weight": 2.0}, "gowalla-valid": {"margin": 0.9, "weight": 150.0}}
-GROUPS = {"batch_size": 256, "group": 16}
 
 
 def ccl(part: Part, seed: int, *, simplex: bool, learning_rate: float, limit: int | None) -> Trained:
@@ -136,8 +135,10 @@ def ccl(part: Part, seed: int, *, simplex: bool, learning_rate: float, limit: in
         partial(jr.losses.ccl, **CCL.get(part.name, CCL["citeulike-a"])),
         partial(jr.sampling.shared, sample=draw),
     )
-    objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
-    return fitted(part, seed, model, objective, optax.adam(learning_rate), limit=limit, **GROUPS)
+    # SimpleX leaves the positive out of the history, so that its examples are single pairs
+    objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample, leave_out=simplex)
+    options = {"batch_size": 1024} if simplex else {"batch_size": 256, "group": 16}
+    return fitted(part, seed, model, objective, optax.adam(learning_rate), limit=limit, **options)
 
 
 def lightgcn(part: Part, seed: int, *, learning_rate: float, limit: int | None) -> Trained:
