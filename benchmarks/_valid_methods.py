@@ -193,5 +193,5 @@ METHODS = {
         partial(solved, jr.als.ials.fit),
         {"unobserved_weight": (0.003, 0.01, 0.03, 0.1, 0.3), "regularization": (0.001, 0.003, 0.01, 0.03)},
     ),
-    "EASE": Method(ease, {"regularization": (30.0, 100.0, 300.0, 1000.0)}),
+    "EASE": Method(ease, {"regularization": (10.0, 30.0, 100.0, 300.0, 1000.0)}),
 }
