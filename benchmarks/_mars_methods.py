@@ -221,7 +221,7 @@ METHODS = {
     "BPR": Method(bpr, ANY | {"l2": (1e-5, 1e-4, 1e-3)}),
     "NMF": Method(nmf, {"dim": (4, 16, 64)}),
     "NeuMF": Method(neumf, ANY, UNIFORM),
-    "CML": Method(cml, ANY | {"margin": (0.5,), "learning_rate": (0.3, 1.0, 3.0)}, UNIFORM),
+    "CML": Method(cml, ANY | {"margin": (0.5,), "learning_rate": (0.1, 0.3, 1.0, 3.0)}, UNIFORM),
     "MetricF": Method(metricf, ANY | {"margin": (0.6, 1.5)}, UNIFORM),
     "TransCF": Method(transcf, ANY, UNIFORM),
     "LRML": Method(lrml, ANY, UNIFORM),
