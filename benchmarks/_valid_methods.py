@@ -131,10 +131,8 @@ def ccl(part: Part, seed: int, *, simplex: bool, learning_rate: float, limit: in
     else:
         model = jr.models.MF(train.n_users, train.n_items, dim=DIM, scale=1e-4, score=jr.models.cosine)
     draw = partial(jr.sampling.uniform, n_items=train.n_items, n=1024)
-    loss, sample = (
-        partial(jr.losses.ccl, **CCL.get(part.name, CCL["citeulike-a"])),
-        partial(jr.sampling.shared, sample=draw),
-    )
+    loss = partial(jr.losses.ccl, **CCL.get(part.name, CCL["citeulike-a"]))
+    sample = partial(jr.sampling.shared, sample=draw)
     # SimpleX leaves the positive out of the history, so that its examples are single pairs
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample, leave_out=simplex)
     options = {"batch_size": 1024} if simplex else {"batch_size": 256, "group": 16}

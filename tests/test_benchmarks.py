@@ -292,3 +292,29 @@ def test_the_readme_example_runs():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "id order" in done.stdout and "ndcg" in done.stdout
+
+
+def test_studies_of_interests_take_the_runs_at_the_defaults_too(tmp_path, monkeypatch):
+    """One block is MacridVAE's run, two are VALID's own; a study shows once a point of it was run."""
+    from benchmarks import _study_pictures, _valid_tables, valid
+
+    figures = dict.fromkeys(valid.FIGURES, 0.1)
+
+    def leave(name, setting, uniformity):
+        record = {"setting": setting, "limit": None, "seed": 0, "curve": [[3, 1.0, 0.2]], "test": figures}
+        record |= {"collapse": 0.5, "uniformity": uniformity}
+        valid.path_of("ml-1m", name, setting, None, 0).write_text(json.dumps(record))
+
+    monkeypatch.setattr(valid, "RUNS", tmp_path)
+    leave("MacridVAE", {}, -1.0)
+    leave("VALID", {}, -2.0)
+    assert valid.studied("ml-1m", None) == {}
+    leave("VALID", {"n_blocks": 3}, -3.0)
+    found = valid.studied("ml-1m", None)
+    assert set(found) == {"n_blocks"}
+    points = found["n_blocks"]["VALID"]
+    assert {value: case["uniformity"] for value, case in points.items()} == {"1": -1, "2": -2, "3": -3}
+    assert "| blocks | 3 | VALID | 0.1000 | 0.1000 | 0.50 | -3.00 | 3 | 1 |" in _valid_tables._studied("ml-1m", found)
+    pytest.importorskip("matplotlib")
+    _study_pictures.picture(tmp_path / "valid.png", {"ml-1m": found}, valid.PANES)
+    assert (tmp_path / "valid.png").stat().st_size > 0

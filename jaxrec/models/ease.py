@@ -80,18 +80,22 @@ def ease(train: Interactions, *, regularization: float, max_items: int = 20_000)
         )
     x = train.to_scipy()
     x.data = np.ones(len(x.data))
-    gram = (x.T @ x).toarray()
+    gram = (x.T @ x).toarray(order="F")
     gram[np.diag_indices_from(gram)] += regularization
     half = _lower_inverse(gram, regularization)
-    weights = (half + half.T) / -np.diag(half)
+    del gram  # as large as all that follows
+    weights = half + half.T
+    weights /= -np.diag(half)
     np.fill_diagonal(weights, 0)
     return EASE(train), {"params": {"weights": jnp.asarray(weights)}, "history": {"interactions": on_device(train)}}
 
 
 def _lower_inverse(gram: np.ndarray, regularization: float) -> np.ndarray:
-    """The lower triangle of a positive definite table's inverse, float32, zeros above; the table is overwritten."""
-    # a transposed table is in LAPACK's order already, and this one is symmetric
-    factor, failed = lapack.dpotrf(gram.T, lower=True, overwrite_a=True)
+    """The lower triangle of a positive definite table's inverse, float32, zeros above.
+
+    The table is overwritten if it is in Fortran's order, and copied if not.
+    """
+    factor, failed = lapack.dpotrf(gram, lower=True, overwrite_a=True)
     if failed:
         raise ValueError(f"regularization={regularization} is too small for float64; give a larger one")
     return np.tril(np.float32(lapack.dpotri(factor, lower=True, overwrite_c=True)[0]))
