@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxrec import interactions
-from jaxrec.data import readers
+from jaxrec.data import _text, readers
 
 few = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 whole = st.integers(-(2**62), 2**62)
@@ -118,7 +118,7 @@ def test_blank_lines_spaces_byte_order_mark_carriage_returns_and_gzip(tmp_path):
 
 
 def test_chunks_join_and_count_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "_CHUNK", 2)
+    monkeypatch.setattr(_text, "CHUNK", 2)
     text = "".join(f"{n}::{n}::1::{n}\n" for n in range(7))
     assert readers.movielens(write(tmp_path / "r.dat", text)).users.tolist() == list(range(7))
     with pytest.raises(ValueError, match=r"r2\.dat, line 9: found '8::9'"):

@@ -7,22 +7,16 @@ found and what was expected.
 
 from __future__ import annotations
 
-import ast
-import csv
-import gzip
 import importlib
-import itertools
-import json
-import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-_CHUNK = 1 << 12
+from jaxrec.data import _text
 
 
 class Columns(NamedTuple):
@@ -41,16 +35,6 @@ class Columns(NamedTuple):
     timestamps: np.ndarray | None = None
 
 
-class _Layout(NamedTuple):
-    """How a text file is written; `places` are the positions of user, item, weight and timestamp in a row."""
-
-    separator: str
-    header: bool
-    width: int
-    places: tuple[int | None, ...]
-    expected: str
-
-
 def movielens(path: str | os.PathLike, *, minimum: float | None = None) -> Columns:
     """Reads the ratings of any MovieLens release (Harper and Konstan 2015).
 
@@ -64,13 +48,15 @@ def movielens(path: str | os.PathLike, *, minimum: float | None = None) -> Colum
     Raises:
         ValueError: for another first line, a malformed line, and a `minimum` that keeps nothing.
     """
-    first = _first_line(path)
+    first = _text.first_line(path)
     names = ["userId", "movieId", "rating", "timestamp"]
     separator = next((separator for separator in ("::", "\t", ",") if separator in first), ",")
     header = separator == ","
-    if header and _fields(first, ",") != names:
-        raise _malformed(path, 1, first, "user::item::rating::timestamp, the same with tabs, or " + ",".join(names))
-    layout = _Layout(separator, header, 4, (0, 1, 2, 3), f"user{separator}item{separator}rating{separator}timestamp")
+    if header and _text.fields_of(first, ",") != names:
+        expected = "user::item::rating::timestamp, the same with tabs, or " + ",".join(names)
+        raise _text.malformed(path, 1, first, expected)
+    expected = separator.join(("user", "item", "rating", "timestamp"))
+    layout = _text.Layout(separator, header, 4, (0, 1, 2, 3), expected)
     return at_least(_read(path, layout), minimum, source=path)
 
 
@@ -86,14 +72,14 @@ def recbole(path: str | os.PathLike, *, minimum: float | None = None) -> Columns
     Raises:
         ValueError: for a header without types or without ids, a malformed line, and a `minimum` that keeps nothing.
     """
-    header = _first_line(path).split("\t")
+    header = _text.first_line(path).split("\t")
     names = [field.partition(":")[0] for field in header]
     if not all(":" in field for field in header) or not {"user_id", "item_id"} <= set(names):
         expected = "a typed header such as user_id:token<tab>item_id:token<tab>rating:float (other names: delimited)"
-        raise _malformed(path, 1, "\t".join(header), expected)
+        raise _text.malformed(path, 1, "\t".join(header), expected)
     wanted = ("user_id", "item_id", "rating", "timestamp")
     places = tuple(names.index(name) if name in names else None for name in wanted)
-    layout = _Layout("\t", True, len(names), places, f"{len(names)} fields between tabs: {', '.join(names)}")
+    layout = _text.Layout("\t", True, len(names), places, f"{len(names)} fields between tabs: {', '.join(names)}")
     return at_least(_read(path, layout), minimum, source=path)
 
 
@@ -106,11 +92,11 @@ def adjacency(path: str | os.PathLike) -> Columns:
         ValueError: for anything but integers.
     """
     rows = []
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(_text.lines_of(path), 1):
         try:
             rows.append(np.array(line.split(), np.int64))
         except (ValueError, OverflowError):
-            raise _malformed(path, number, line.rstrip(), "integers: user item item ...") from None
+            raise _text.malformed(path, number, line.rstrip(), "integers: user item item ...") from None
     rows = [row for row in rows if len(row) > 1]
     if not rows:
         raise ValueError(f"{path} holds no pairs; expected lines of: user item item ...")
@@ -149,7 +135,7 @@ def delimited(
         separator = {".csv": ",", ".tsv": "\t"}.get(suffix)
         if separator is None:
             raise ValueError(f"separator cannot be told from the suffix {suffix!r} of {path}; give separator=")
-    first = [field.strip() for field in _fields(_first_line(path), separator)]
+    first = [field.strip() for field in _text.fields_of(_text.first_line(path), separator)]
     places = []
     for argument, column in (("user", user), ("item", item), ("weight", weight), ("timestamp", timestamp)):
         known = first if header else range(len(first))
@@ -158,7 +144,8 @@ def delimited(
             raise ValueError(f"{argument}={column!r} is not a column of {path}; it has {list(known)}{remedy}")
         places.append(None if column is None else list(known).index(column))
     expected = f"{len(first)} fields between {separator!r}"
-    return at_least(_read(path, _Layout(separator, header, len(first), tuple(places), expected)), minimum, source=path)
+    layout = _text.Layout(separator, header, len(first), tuple(places), expected)
+    return at_least(_read(path, layout), minimum, source=path)
 
 
 def json_lines(
@@ -186,8 +173,8 @@ def json_lines(
     wanted = (user, item, weight, timestamp)
     names = [name for name in wanted if name is not None]
     places = tuple(None if name is None else names.index(name) for name in wanted)
-    layout = _Layout(", ", False, len(names), places, f"an object with the fields {', '.join(names)}")
-    return at_least(_read(path, layout, partial(_values_of, names=names)), minimum, source=path)
+    layout = _text.Layout(", ", False, len(names), places, f"an object with the fields {', '.join(names)}")
+    return at_least(_read(path, layout, partial(_text.values_of, names=names)), minimum, source=path)
 
 
 def parquet(
@@ -277,107 +264,13 @@ def optional(module: str, *, extra: str = "data") -> Any:
         raise ImportError(f'{module} cannot be imported ({error}); pip install "jaxrec[{extra}]"') from error
 
 
-# ---------------------------------------------------------------------- text
+# ---------------------------------------------------------------------- inside
 
 
-def _lines(path: str | os.PathLike) -> Iterator[str]:
-    opener = gzip.open if str(path).endswith(".gz") else open
-    try:
-        with opener(path, "rt", encoding="utf-8-sig") as file:
-            yield from file
-    except (UnicodeDecodeError, EOFError) as error:
-        raise ValueError(f"{path} is cut off or not UTF-8 text ({error}); fetch it again or convert it") from None
-
-
-def _first_line(path: str | os.PathLike) -> str:
-    first = next((line.rstrip("\n") for line in _lines(path) if line.strip()), None)
-    if first is None:
-        raise ValueError(f"{path} is empty; there must be one interaction at least")
-    return first
-
-
-def _malformed(path: str | os.PathLike, number: int, found: str, expected: str) -> ValueError:
-    found = found if len(found) <= 80 else found[:77] + "..."
-    return ValueError(f"{path}, line {number}: found {found!r}, expected {expected}")
-
-
-def _fields(line: str, separator: str) -> list[str]:
-    """The fields of a line; between commas they may be quoted."""
-    if separator == "," and '"' in line:
-        try:
-            return next(csv.reader([line], strict=True, skipinitialspace=True))
-        except csv.Error:
-            return [line]
-    return line.rstrip("\n").split(separator)
-
-
-def _values_of(line: str, names: list[str]) -> list[str]:
-    """The named values of an object, or the line itself where it is none; text stands for whatever a field holds."""
-    try:
-        values = json.loads(line)
-    except ValueError:
-        try:
-            values = ast.literal_eval(line.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return [line.rstrip("\n")]
-    if not isinstance(values, dict) or not set(names) <= set(values):
-        return [line.rstrip("\n")]
-    return [str(values[name]) for name in names]
-
-
-def _read(path: str | os.PathLike, layout: _Layout, split: Callable[[str], list[str]] | None = None) -> Columns:
-    split = split or partial(_fields, separator=layout.separator)
-    lines, chunks = enumerate(_lines(path), 1), []
-    filled = ((number, line) for number, line in lines if line.strip(" \n"))
-    rows = itertools.islice(filled, int(layout.header), None)
-    while chunk := list(itertools.islice(rows, _CHUNK)):
-        numbers, texts = zip(*chunk)
-        chunks.append(_columns(path, layout, numbers, [split(text) for text in texts]))
-    if not chunks:
-        raise ValueError(f"{path} holds no rows; there must be one interaction at least")
-    users, items, weights, timestamps = (None if parts[0] is None else np.concatenate(parts) for parts in zip(*chunks))
+def _read(path: str | os.PathLike, layout: _text.Layout, fields: Callable[[str], list[str]] | None = None) -> Columns:
+    users, items, weights, timestamps = _text.read(path, layout, fields)
     timestamps = None if timestamps is None else np.floor(timestamps).astype(np.int64)
     return Columns(_labels(users), _labels(items), weights, timestamps)
-
-
-def _columns(path: str | os.PathLike, layout: _Layout, numbers: Sequence[int], rows: list[list[str]]) -> Columns:
-    """The wanted columns of some rows, labels still as text; `numbers` are their lines."""
-
-    def malformed(at: int, expected: str) -> ValueError:
-        return _malformed(path, numbers[at], layout.separator.join(rows[at]), expected)
-
-    if set(map(len, rows)) != {layout.width}:
-        at = next(at for at, row in enumerate(rows) if len(row) != layout.width)
-        raise malformed(at, layout.expected)
-    columns = (None if place is None else [row[place] for row in rows] for place in layout.places)
-    texts = [None if column is None else np.strings.strip(np.array(column)) for column in columns]
-    for name, labels in zip(("user", "item"), texts):
-        if (labels == "").any():
-            raise malformed(int(np.argmax(labels == "")), f"a label of the {name}")
-    values = [None if column is None else _finite(column, malformed) for column in texts[2:]]
-    return Columns(*texts[:2], *values)
-
-
-def _finite(texts: np.ndarray, malformed: Callable[[int, str], ValueError]) -> np.ndarray:
-    try:
-        values = texts.astype(np.float64)
-        bad = ~np.isfinite(values)
-    except ValueError:
-        bad = np.array([not _is_finite(text) for text in texts])
-    if bad.any():
-        at = int(np.argmax(bad))
-        raise malformed(at, f"a finite number, not {str(texts[at])!r} (dates: give readers.dataframe a pandas frame)")
-    return values
-
-
-def _is_finite(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-# ---------------------------------------------------------------------- values
 
 
 def _labels(values: np.ndarray) -> np.ndarray:
