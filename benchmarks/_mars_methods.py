@@ -113,10 +113,14 @@ def metricf(train: jr.Interactions, *, power: float, margin: float) -> Recipe:
 def transcf(train: jr.Interactions, *, power: float, learning_rate: float = 3e-3) -> Recipe:
     """Hinge, the positives' distance, and the neighbourhood; large batches, as a step averages the whole graph."""
     model = jr.models.TransCF(train, dim=DIM, scale=0.1)
-    rank = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.hinge, sample=negatives(train, power))
-    pull = partial(jr.train.positives_objective, model=model)
-    near = partial(jr.train.positives_objective, model=model, method="neighbourhood")
-    objective = partial(jr.train.combined_objective, parts=((1.0, rank), (-0.1, pull), (0.1, near)))
+    objective = partial(
+        jr.train.translation_objective,
+        model=model,
+        loss=jr.losses.hinge,
+        sample=negatives(train, power),
+        distance_weight=0.1,
+        neighbourhood_weight=0.1,
+    )
     tx = optax.chain(optax.adam(learning_rate), riemannian.project_to_ball())
     return Recipe(model, objective, tx, batch_size=5 * BATCH)
 

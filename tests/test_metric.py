@@ -95,9 +95,7 @@ def test_translations_and_the_regulariser_of_neighbourhoods_by_hand():
     model = TransCF(train, dim=2)
     with jax.enable_x64(True):
         variables = {**drawn(model), "params": params}
-        score, apart = (
-            jax.jit(partial(model.apply, method=method))(variables, 0, 1) for method in (None, "neighbourhood")
-        )
+        score, apart = jax.jit(partial(model.apply, method="regularised"))(variables, 0, 1)
     assert float(score) == pytest.approx(-9)  # ū = (1, 1), v̄ = (2, 1): (1, 0) + (2, 1) − (0, 1) = (3, 0)
     assert float(apart) == pytest.approx(1 + 4)  # (1, 0) − ū = (0, −1) and (0, 1) − v̄ = (−2, 0)
 
@@ -287,23 +285,31 @@ def test_covariance_is_that_of_users_and_positives_together(batch):
     assert float(found) == pytest.approx((moments**2).sum() - (np.diag(moments) ** 2).sum(), rel=1e-12)
 
 
-@batches
-def test_objectives_add_up_and_positives_have_their_mean(batch):
+@pytest.mark.parametrize(("batch", "shared"), [(BATCH, False), (GROUPS, True)], ids=["single", "groups, shared"])
+def test_translations_are_ranked_pulled_and_drawn_to_their_neighbourhoods(batch, shared):
     model = MODELS["transcf"]
     variables = drawn(model)
-    means = [
-        weighted_mean([fn(variables["params"], user, item) for _, user, item, _ in pairs_of(batch)], batch)
-        for fn in (transcf, neighbourhood)
-    ]
-    parts = (
-        (-0.5, partial(jr.train.positives_objective, model=model)),
-        (2.0, partial(jr.train.positives_objective, model=model, method="neighbourhood")),
-        (0.1, jr.train.covariance_objective),
-    )
+    params, negatives, values = variables["params"], negatives_of(batch, shared), []
+    for b, user, item, _ in pairs_of(batch):
+        pos, neg = transcf(params, user, item), np.array([transcf(params, user, j) for j in negatives[b]])
+        values.append(np.maximum(1 - pos + neg, 0).mean() - 0.5 * pos + 2 * neighbourhood(params, user, item))
+    options = {"model": model, "loss": jr.losses.hinge, "sample": sample(shared)}
+    weights = {"distance_weight": 0.5, "neighbourhood_weight": 2.0}
+    with jax.enable_x64(True):
+        found = jax.jit(partial(jr.train.translation_objective, **options, **weights))(variables, KEY, batch)
+    assert float(found) == pytest.approx(weighted_mean(values, batch), rel=1e-12)
+
+
+@batches
+def test_objectives_add_up(batch):
+    model = MODELS["transcf"]
+    variables = drawn(model)
+    rank = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.hinge, sample=sample(False))
+    parts = ((0.5, rank), (0.1, jr.train.covariance_objective))
     with jax.enable_x64(True):
         found = jax.jit(partial(jr.train.combined_objective, parts=parts))(variables, KEY, batch)
-        last = float(jax.jit(jr.train.covariance_objective)(variables, KEY, batch))
-    assert float(found) == pytest.approx(-0.5 * means[0] + 2 * means[1] + 0.1 * last, rel=1e-12)
+        one, other = (float(jax.jit(objective)(variables, KEY, batch)) for _, objective in parts)
+    assert float(found) == pytest.approx(0.5 * one + 0.1 * other, rel=1e-12) and one * other != 0
 
 
 def test_combined_objective_refuses_no_parts():
@@ -324,14 +330,10 @@ def pairwise(model, loss):
 
 
 WITH_COVARIANCE = ((1.0, pairwise(DISTANCE, partial(jr.losses.warp, n_items=30))), (0.1, jr.train.covariance_objective))
-WITH_NEIGHBOURHOODS = (
-    (1.0, pairwise(TRANSCF, jr.losses.hinge)),
-    (-0.01, partial(jr.train.positives_objective, model=TRANSCF)),
-    (0.01, partial(jr.train.positives_objective, model=TRANSCF, method="neighbourhood")),
-)
+TRANSLATED = {"distance_weight": 0.01, "neighbourhood_weight": 0.01, "loss": jr.losses.hinge, "sample": DRAW}
 METHODS = {
     "cml": (DISTANCE, partial(jr.train.combined_objective, parts=WITH_COVARIANCE)),
-    "transcf": (TRANSCF, partial(jr.train.combined_objective, parts=WITH_NEIGHBOURHOODS)),
+    "transcf": (TRANSCF, partial(jr.train.translation_objective, model=TRANSCF, **TRANSLATED)),
     "lrml": (RELATIONAL, partial(jr.train.relation_objective, model=RELATIONAL, loss=jr.losses.hinge, sample=DRAW)),
     "sml": (DISTANCE, partial(jr.train.sml_objective, sample=DRAW, loss=partial(jr.losses.sml, margin_weight=0.01))),
 }

@@ -56,6 +56,19 @@ def test_pairwise_objective_compares_each_positive_with_its_negatives(scored, sh
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("batch", [BATCH, GROUPS], ids=["single", "groups"])
+def test_a_graph_is_gone_over_once_for_positives_and_negatives(batch):
+    calls = []
+
+    class Counted:
+        def apply(self, variables, users, items):
+            calls.append(items.shape)
+            return (users + items).astype(jnp.float32)
+
+    jr.train.pairwise_objective({}, KEY, batch, model=Counted(), loss=jr.losses.bpr, sample=drawn())
+    assert calls == [(3, 1 + 4) if batch is BATCH else (2, 3 + 4)]
+
+
 @pytest.mark.parametrize("loss", [jr.losses.bpr, jr.losses.softmax, partial(jr.losses.ccl, margin=0.1, weight=2.0)])
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_group_is_its_positives_one_by_one_with_the_negatives_of_the_user(scored, loss, shared):

@@ -34,8 +34,7 @@ class TransCF(nn.Module):
     ū is the mean of the vectors of the user's items, v̄ that of the vectors of the item's users, 0 where there are none.
     A batch's positives stay in the neighbourhoods, as in the released code.
 
-    Its objective is a sum, with `train.combined_objective`, of `losses.hinge` in `train.pairwise_objective` and of two
-    `train.positives_objective`s: the scores (with a negative weight: positives are pulled), and `neighbourhood`.
+    Trained by `losses.hinge` in `train.translation_objective`, which adds the paper's two regularisers.
 
     Parameters are `user` [M, D] and `item` [N, D], drawn from a normal distribution. The graph travels as the
     untrained collection "graph". Each call averages all neighbourhoods, whatever the batch.
@@ -48,8 +47,7 @@ class TransCF(nn.Module):
     Raises:
         ValueError: for a dim below 1.
 
-    Differs: the released code sums its two regularisers over the batch but averages the hinges, so that its weights of
-    .01 are .01 · B here, where all are means; it projects onto the unit ball once an epoch, not after each step.
+    Differs: the released code projects onto the unit ball once an epoch, not after each step.
 
     >>> train = Interactions.from_pairs([0, 0, 2], [1, 3, 0])
     >>> model = TransCF(train, dim=2)
@@ -99,10 +97,11 @@ class TransCF(nn.Module):
         near_user, near_item = self._neighbours()
         return _translated(self.user, near_user, self.item, near_item)
 
-    def neighbourhood(self, users: Array, items: Array) -> Array:
-        """The regulariser ‖u − ū‖² + ‖v − v̄‖² of pairs, ids that broadcast."""
+    def regularised(self, users: Array, items: Array) -> tuple[Array, Array]:
+        """Scores of pairs, ids that broadcast, and their regulariser ‖u − ū‖² + ‖v − v̄‖²."""
         u, near_u, v, near_v = self._rows(users, items)
-        return ((u - near_u) ** 2).sum(-1) + ((v - near_v) ** 2).sum(-1)
+        apart = ((u - near_u) ** 2).sum(-1) + ((v - near_v) ** 2).sum(-1)
+        return products(*_translated(u, near_u, v, near_v)), apart
 
     def _rows(self, users: Array, items: Array) -> tuple[Array, Array, Array, Array]:
         chex.assert_type([users, items], int)

@@ -15,13 +15,13 @@ from jaxrec.train.loop import init as init
 from jaxrec.train.metric import covariance_objective as covariance_objective
 from jaxrec.train.metric import relation_objective as relation_objective
 from jaxrec.train.metric import sml_objective as sml_objective
+from jaxrec.train.metric import translation_objective as translation_objective
 from jaxrec.train.objectives import combined_objective as combined_objective
 from jaxrec.train.objectives import gram_objective as gram_objective
 from jaxrec.train.objectives import in_batch_objective as in_batch_objective
 from jaxrec.train.objectives import log_q as log_q
 from jaxrec.train.objectives import pairwise_objective as pairwise_objective
 from jaxrec.train.objectives import pairwise_rows as pairwise_rows
-from jaxrec.train.objectives import positives_objective as positives_objective
 from jaxrec.train.objectives import rows_objective as rows_objective
 from jaxrec.train.objectives import vectors_objective as vectors_objective
 from jaxrec.train.sweep import DivergenceWarning as DivergenceWarning

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxrec import losses
 from jaxrec.lookup import lookup
 from jaxrec.train.loop import Batch
-from jaxrec.typing import Array, Key, Loss, Model, Sampler, Variables
+from jaxrec.typing import Array, Key, Loss, Model, Sampler, Scalar, Variables
 
 
 def covariance_objective(variables: Variables, key: Key, batch: Batch) -> Array:
@@ -87,6 +87,44 @@ def relation_objective(
     neg = model.apply(variables, users[..., None], negatives[:, None], items[..., None])
     values = loss(pos, neg).reshape(batch.items.shape)
     return losses.mean(values, where=batch.where, weights=batch.weights)
+
+
+def translation_objective(
+    variables: Variables,
+    key: Key,
+    batch: Batch,
+    *,
+    model: Model,
+    loss: Loss,
+    sample: Sampler,
+    distance_weight: Scalar,
+    neighbourhood_weight: Scalar,
+) -> Array:
+    """What TransCF minimises: a loss of positives and negatives, and two regularisers of the positives.
+
+    The mean of loss − distance_weight · score + neighbourhood_weight · (‖u − ū‖² + ‖v − v̄‖²), all of one look at the
+    neighbourhoods, which are most of a step.
+
+    Args:
+        variables: of the model.
+        key: for the negatives.
+        batch: positives [B], or [B, P] of B users.
+        model: `models.TransCF`, or any that gives scores and a regulariser by `method="regularised"`.
+        loss: `losses.hinge` in the paper; any of `jaxrec.losses` that compares positives with negatives.
+        sample: any of `jaxrec.sampling`; [B, n] negatives, or [1, n] that the batch shares.
+        distance_weight: how strongly positives are pulled.
+        neighbourhood_weight: how strongly both are drawn to their neighbourhoods.
+
+    Differs: the released code averages the loss and sums the regularisers, so that its .01 is .01 · B here.
+    """
+    users, items = batch.users[:, None], batch.items.reshape(len(batch.users), -1)
+    negatives = sample(jax.random.split(key)[0], batch.users)
+    negatives = jnp.broadcast_to(negatives, (len(items), negatives.shape[1]))
+    both = jnp.concatenate([items.astype(negatives.dtype), negatives], axis=1)
+    scores, near = model.apply(variables, users, both, method="regularised")
+    pos, neg = jnp.split(scores, [items.shape[1]], axis=1)
+    values = loss(pos, neg[:, None]) - distance_weight * pos + neighbourhood_weight * near[:, : items.shape[1]]
+    return losses.mean(values.reshape(batch.items.shape), where=batch.where, weights=batch.weights)
 
 
 def _distance(x: Array, y: Array) -> Array:

@@ -57,16 +57,22 @@ def pairwise_objective(
     sample_key, dropout_key = jax.random.split(key)
     negatives = sample(sample_key, batch.users)
     options = {"rngs": {"dropout": dropout_key}} if getattr(model, "dropout", 0) else {}
-    pos = model.apply(variables, column, batch.items if grouped else batch.items[:, None], **options)
+    positives = batch.items if grouped else batch.items[:, None]
+    if hardest is None and not leave_out and len(negatives) == len(positives):
+        items = jnp.concatenate([positives.astype(negatives.dtype), negatives], axis=1)
+        scores = model.apply(variables, column, items, **options)  # once: LightGCN goes over its whole graph
+        pos, neg = jnp.split(scores, [positives.shape[1]], axis=1)
+    else:
+        pos = model.apply(variables, column, positives, **options)
+        if leave_out:
+            if grouped:
+                raise ValueError("leave_out=True is for single positives; call fit without group=")
+            options["left_out"] = positives
+        if hardest is not None:
+            pool = jax.lax.stop_gradient(model.apply(variables, column, negatives, **options))
+            negatives = sampling.hardest(pool, negatives, n=hardest)
+        neg = model.apply(variables, column, negatives, **options)
     pos = pos if grouped else pos[:, 0]
-    if leave_out:
-        if grouped:
-            raise ValueError("leave_out=True is for single positives; call fit without group=")
-        options["left_out"] = batch.items[:, None]
-    if hardest is not None:
-        pool = jax.lax.stop_gradient(model.apply(variables, column, negatives, **options))
-        negatives = sampling.hardest(pool, negatives, n=hardest)
-    neg = model.apply(variables, column, negatives, **options)
     further = {} if arguments is None else arguments(variables, batch, negatives)
     values = loss(pos, neg[:, None, :] if grouped else neg, **further)
     return losses.mean(values, where=batch.where, weights=batch.weights)
@@ -196,24 +202,6 @@ def gram_objective(
     own = own[:, None] if batch.items.ndim > 1 else own
     pos = (own * items[batch.items]).sum(-1)
     values = loss(pos, own, gram, items.sum(0), n_items=len(items), where=batch.where)
-    return losses.mean(values, where=batch.where, weights=batch.weights)
-
-
-def positives_objective(
-    variables: Variables, key: Key, batch: Batch, *, model: Model, method: str | None = None
-) -> Array:
-    """Mean of what a method of the model gives for the batch's positives: a pull, or a regulariser of pairs.
-
-    Args:
-        variables: of the model.
-        key: unused; nothing is drawn.
-        batch: positives [B], or [B, P] of B users.
-        model: gives values [...] by `model.apply(variables, users, items, method=method)`.
-        method: by default the scores; in a `combined_objective` a negative weight raises them.
-    """
-    del key
-    users = batch.users[:, None] if batch.items.ndim > 1 else batch.users
-    values = model.apply(variables, users, batch.items, method=method)
     return losses.mean(values, where=batch.where, weights=batch.weights)
 
 
