@@ -58,14 +58,16 @@ def _studied(name: str, study: dict) -> str:
             for value, case in points.items():
                 spread = "" if case["stderr"] is None else f" ± {case['stderr']:.4f}"
                 figures = [f"{case['metric']:.4f}{spread}", f"{case['ndcg@20']:.4f}"]
-                apart = [f"{case['collapse']:.2f}", f"{case['uniformity']:.2f}"]
+                single = (what, value) == ("n_interests", "1")  # whose prototypes cannot be alike
+                apart = ["" if single else f"{case['collapse']:.2f}", f"{case['uniformity']:.2f}"]
                 epochs = " ".join(str(int(epoch)) for epoch in case["epochs"])
                 rows.append([what.replace("n_", ""), value, method, *figures, *apart, epochs, str(case["seeds"])])
     head = ["varied", "", "method", "Recall@20", "NDCG@20", "collapse", "uniformity", "epochs", "seeds"]
     return (
-        f"**One thing varied at a time on {name}.** Collapse is the mean cosine between different prototypes of a "
-        "user, 1 where all interests are one; uniformity log mean exp(−2‖x − y‖²) over users' joined interests, the "
-        f"lower the more evenly they lie; both of 1,000 users.\n\n{table(head, rows)}"
+        f"**One thing varied at a time on {name}{' at most' * (', ' in name)}.** Collapse is the mean cosine between "
+        "different prototypes of a user, 1 where all interests are one; uniformity log mean exp(−2‖x − y‖²) over "
+        "users' joined interests, the lower the more evenly they lie; both of 1,000 users.\n\n"
+        f"{table(head, rows)}"
     )
 
 

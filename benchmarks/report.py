@@ -108,7 +108,7 @@ def headlines(records: dict[str, dict]) -> str:
     if found := records.get("valid"):
         tests = found["paired"]
         ended = [name for name in tests if name.partition(", ")[0] not in set(tests) - {name}]
-        lines += [_interests(name, tests[name], found["cases"]) for name in ended]
+        lines += [_interests(name, tests[name], found["cases"]) for name in ended if tests[name]["seeds"] >= 3]
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -314,7 +314,11 @@ def test_studies_of_interests_take_the_runs_at_the_defaults_too(tmp_path, monkey
     assert set(found) == {"n_blocks"}
     points = found["n_blocks"]["VALID"]
     assert {value: case["uniformity"] for value, case in points.items()} == {"1": -1, "2": -2, "3": -3}
-    assert "| blocks | 3 | VALID | 0.1000 | 0.1000 | 0.50 | -3.00 | 3 | 1 |" in _valid_tables._studied("ml-1m", found)
+    leave("VALID", {"n_interests": 1}, -4.0)
+    found = valid.studied("ml-1m", None)
+    table = _valid_tables._studied("ml-1m", found)
+    assert "| blocks | 3 | VALID | 0.1000 | 0.1000 | 0.50 | -3.00 | 3 | 1 |" in table
+    assert "| interests | 1 | VALID | 0.1000 | 0.1000 |  | -4.00 | 3 | 1 |" in table
     pytest.importorskip("matplotlib")
     _study_pictures.picture(tmp_path / "valid.png", {"ml-1m": found}, valid.PANES)
     assert (tmp_path / "valid.png").stat().st_size > 0
