@@ -164,6 +164,7 @@ def test_blocks_are_those_of_the_paper():
         np.testing.assert_allclose(found[u], p if mine.any() else 0, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_single_precision_is_near_double():
     train = interactions(weighted=True)
     user, item, objectives = reference(train, "ials", start(train).astype(np.float64), 3)
@@ -329,6 +330,7 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard(model):
     assert report.means["hit_rate@1"] == 1
 
 
+@pytest.mark.slow
 def test_planted_factors_rank_better_than_popularity():
     whole, _ = synthetic.low_rank(KEY, n_users=60, n_items=40, dim=2, pairs_per_user=12, sharpness=4.0)
     held = np.random.default_rng(0).random(whole.n_pairs) < 0.2

@@ -155,7 +155,7 @@ OBJECTIVES = {
 }
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", ["bpr", *(pytest.param(x, marks=pytest.mark.slow) for x in ("softmax", "rg2"))])
 def test_recovers_the_diagonal_withheld_from_the_checkerboard(name):
     model = LightGCN(BOARD, dim=8)
     state = jr.train.init(jax.random.key(0), model, TX)

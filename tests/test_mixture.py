@@ -50,6 +50,7 @@ def test_any_chunks_give_the_value_and_gradient_of_the_whole(shared):
                 np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_single_pairs_have_the_noise_of_the_whole():
     rows, items = np.array([0, 0, 2, 3, 4], np.int32), np.array([3, 10, 0, 3, 0], np.int32)
     pairs = Pairs(jnp.asarray(rows), jnp.asarray(items), jnp.asarray(USERS))

@@ -124,6 +124,7 @@ def test_hardest_keeps_the_best_of_the_pool_and_gradients_flow_through_them_alon
     assert set(moved) == set(np.asarray(BATCH.items).tolist()) | set(np.take_along_axis(negatives, kept, 1).ravel())
 
 
+@pytest.mark.slow
 def test_ccl_of_the_hardest_is_ccl_of_the_pool_while_no_other_passes_the_margin(scored):
     model, variables, _ = scored
     pool = partial(jr.losses.ccl, margin=0.6, weight=3.0)
@@ -182,7 +183,7 @@ def test_rows_objective_is_the_pairwise_one_with_every_item_drawn_once(scored, l
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("batch", [BATCH, GROUPS], ids=["single", "groups"])
+@pytest.mark.parametrize("batch", [pytest.param(BATCH, marks=pytest.mark.slow), GROUPS], ids=["single", "groups"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_gram_objective_is_the_rows_one_of_the_sampled_loss(scored, batch, weighted):
     model, variables, _ = scored
@@ -260,6 +261,7 @@ def test_decayed_weights_before_adam_are_an_l2_penalty_on_the_whole_tables(score
     np.testing.assert_allclose(updates["user"][untouched], 0.3 * variables["params"]["user"][untouched], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_under_cosine_a_small_start_turns_quickly_and_a_long_one_slowly():
     """Trap: with a learning rate of 1e-4, vectors of length 1e-4 turn at once, those of length .1 do not."""
     turned = {}

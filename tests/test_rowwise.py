@@ -43,7 +43,7 @@ def run(tx, steps, n_touched, named):
 
 
 @pytest.mark.parametrize("named", [("user", "item", "bias"), ("user",), ()], ids=len)
-@pytest.mark.parametrize("n_touched", [1, 5, 40])
+@pytest.mark.parametrize("n_touched", [1, pytest.param(5, marks=pytest.mark.slow), 40])
 def test_dense_adam_equals_the_adam_of_optax(n_touched, named):
     """Also with few rows touched, so that moments decay for long, and with more ids than rows."""
     options = {"b1": 0.8, "b2": 0.95, "eps": 1e-3}
@@ -248,6 +248,7 @@ def test_rowwise_adam_trains(score):
     assert jr.evaluate.full_ranking(model, state.variables, train, test, ks=(1,)).means["hit_rate@1"] > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", [jr.models.MeanPool(), jr.models.UserAttention()])
 def test_rowwise_sgd_equals_sgd_for_simplex_too(pool):
     """Its histories index the item table as well; matrices are treated whole."""

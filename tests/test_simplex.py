@@ -119,6 +119,7 @@ def test_pairs_of_any_shape_broadcast(users, items, left_out):
     np.testing.assert_allclose(scores, expected, **CLOSE)
 
 
+@pytest.mark.slow
 def test_compiled_scores_are_those_of_single_operations():
     model = SimpleX(TRAIN, dim=DIM, gate=0.3, pool=UserAttention(), padding="released")
     variables = initial(model)
@@ -262,6 +263,7 @@ def test_users_never_seen_fold_in_by_their_history(pool, padding):
     assert not result[2].any()
 
 
+@pytest.mark.slow
 def test_dropout_needs_its_key_and_keeps_the_mean():
     model = SimpleX(TRAIN, dim=DIM, gate=0.5, dropout=0.25)
     variables = initial(model)
@@ -364,7 +366,11 @@ def fit(model, loss, **options):
     ("loss", "options"),
     [
         (partial(jr.losses.ccl, margin=0.3, weight=5.0), {"pool": UserAttention(), "padding": "released"}),
-        (partial(jr.losses.softmax, temperature=0.2), {"pool": SelfAttention(), "shared_history": False}),
+        pytest.param(
+            partial(jr.losses.softmax, temperature=0.2),
+            {"pool": SelfAttention(), "shared_history": False},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_recovers_the_diagonal_withheld_from_the_checkerboard(loss, options):
@@ -377,6 +383,7 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard(loss, options):
     np.testing.assert_array_equal(kept.indices, BOARD.indices)
 
 
+@pytest.mark.slow
 def test_checkpoints_carry_the_history(tmp_path):
     model = SimpleX(BOARD, dim=4, scale=0.1)
     whole, _ = fit(model, jr.losses.bpr, epochs=2)

@@ -114,9 +114,11 @@ def learned_boundary(alpha):
             {"rate": [0.03, 0.1], "l2": [0.0, 0.5], "margins": np.array([[0.2, 0.6], [0.5, 0.9]])},
             {"width": 4},
         ),
-        (dense_adam, {"rate": [0.03, 0.1]}, {"width": 4, "batch_size": 2}),
+        pytest.param(dense_adam, {"rate": [0.03, 0.1]}, {"width": 4, "batch_size": 2}, marks=pytest.mark.slow),
         (touched_adam, {"rate": [0.03, 0.1], "margin": [0.5, 1.0]}, {"width": 4, "batch_size": 2}),
-        (learned_boundary, {"alpha": [0.5, 2.0]}, {"width": 1, "batch_size": 4, "group": 3}),
+        pytest.param(
+            learned_boundary, {"alpha": [0.5, 2.0]}, {"width": 1, "batch_size": 4, "group": 3}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_lane_is_the_single_run_of_its_setting_and_key(setup, settings, options):

@@ -58,16 +58,20 @@ def same(a, b):
     ("score", "loss"),
     [
         (jr.models.dot, jr.losses.bpr),
-        (jr.models.dot, jr.losses.hinge),
-        (jr.models.dot, jr.losses.bce),
-        (jr.models.dot, jr.losses.mse),
+        pytest.param(jr.models.dot, jr.losses.hinge, marks=pytest.mark.slow),
+        pytest.param(jr.models.dot, jr.losses.bce, marks=pytest.mark.slow),
+        pytest.param(jr.models.dot, jr.losses.mse, marks=pytest.mark.slow),
         (jr.models.dot, jr.losses.softmax),
-        (jr.models.dot, jr.losses.rg2_sampled),
-        (jr.models.cosine, partial(jr.losses.bsl, temperature=0.2)),
-        (jr.models.cosine, partial(jr.losses.ccl, margin=0.3, weight=5.0)),
+        pytest.param(jr.models.dot, jr.losses.rg2_sampled, marks=pytest.mark.slow),
+        pytest.param(jr.models.cosine, partial(jr.losses.bsl, temperature=0.2), marks=pytest.mark.slow),
+        pytest.param(jr.models.cosine, partial(jr.losses.ccl, margin=0.3, weight=5.0), marks=pytest.mark.slow),
         (jr.models.cosine, partial(jr.losses.mml, margins=(0.2, 0.6), weights=(0.3, 0.7), negative_weight=5.0)),
         (jr.models.negative_squared_distance, jr.losses.hinge),
-        (jr.models.negative_squared_distance, partial(jr.losses.on_scores, loss=jr.losses.metricf)),
+        pytest.param(
+            jr.models.negative_squared_distance,
+            partial(jr.losses.on_scores, loss=jr.losses.metricf),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_recovers_the_diagonal_withheld_from_the_checkerboard(score, loss):

@@ -94,7 +94,9 @@ def recovered(model, variables):
     return jr.evaluate.full_ranking(model, variables, BOARD, DIAGONAL, ks=(1,)).means["hit_rate@1"]
 
 
-@pytest.mark.parametrize("model", [MultVAE(BOARD, dim=4, width=8), MultDAE(BOARD, dim=8)])
+@pytest.mark.parametrize(
+    "model", [pytest.param(MultVAE(BOARD, dim=4, width=8), marks=pytest.mark.slow), MultDAE(BOARD, dim=8)]
+)
 def test_recovers_the_diagonal_withheld_from_the_checkerboard(model):
     state = train.init(jax.random.key(0), model, TX)
     state, history = train.fit(state, partial(objective, model=model, cap=0.2), TX, BOARD, group=0, **OPTIONS)
