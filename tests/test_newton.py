@@ -139,7 +139,11 @@ def board_towers(hidden=5):
     return partial(newton.two_towers, **features), params
 
 
-@pytest.mark.parametrize("towers_and_params", [lambda: (mf, None), board_towers], ids=["mf", "two towers"])
+@pytest.mark.parametrize(
+    "towers_and_params",
+    [lambda: (mf, None), pytest.param(board_towers, marks=pytest.mark.slow)],
+    ids=["mf", "two towers"],
+)
 def test_descends_to_the_diagonal_withheld_from_the_checkerboard(towers_and_params):
     towers, params = towers_and_params()
     params, history = fit(towers, params, steps=12, tolerance=None)

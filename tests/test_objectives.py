@@ -107,7 +107,7 @@ def test_log_q_reaches_the_loss_for_positives_and_negatives(scored, batch):
     np.testing.assert_allclose(value, np.mean(values), rtol=1e-5)
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_hardest_keeps_the_best_of_the_pool_and_gradients_flow_through_them_alone(scored, shared):
     model, variables, scores = scored
     objective = partial(

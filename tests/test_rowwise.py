@@ -234,7 +234,10 @@ def test_ids_of_several_shapes_add_up():
     np.testing.assert_allclose(moved["item"], params["item"] - 0.1 * jax.grad(value)(params)["item"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("score", [jr.models.dot, jr.models.cosine, jr.models.negative_squared_distance])
+@pytest.mark.parametrize(
+    "score",
+    [jr.models.dot, jr.models.cosine, pytest.param(jr.models.negative_squared_distance, marks=pytest.mark.slow)],
+)
 def test_rowwise_adam_trains(score):
     train, test = synthetic.checkerboard(30)
     model = jr.models.MF(30, 30, dim=8, score=score, scale=0.1)

@@ -168,6 +168,7 @@ def test_permuted_is_a_permutation_and_each_place_finds_its_image_by_itself(n):
     np.testing.assert_array_equal(sampling.permuted(jax.random.key(7), some, n=n), images[np.asarray(some)])
 
 
+@pytest.mark.slow
 def test_permuted_is_as_random_as_a_shuffle():
     """Over keys: each place goes anywhere alike, two neighbours do not stay so, all orders of three come."""
     keys = jax.random.split(jax.random.key(0), 3000)

@@ -44,6 +44,7 @@ def leaves(tree):
     ]
 
 
+@pytest.mark.slow
 def test_tables_from_the_normal_distribution_start_at_a_loss_of_about_6():
     """128 dimensions of N(0, 1): score differences of deviation 16, and a mean softplus of 16 / √(2π)."""
     model = jr.models.MF(300, 300, dim=128, scale=1.0)
