@@ -98,7 +98,7 @@ class TransCF(nn.Module):
         return _translated(self.user, near_user, self.item, near_item)
 
     def regularised(self, users: Array, items: Array) -> tuple[Array, Array]:
-        """Scores of pairs, ids that broadcast, and their regulariser ‖u − ū‖² + ‖v − v̄‖²."""
+        """Scores of pairs, ids that broadcast to [...], and their regulariser ‖u − ū‖² + ‖v − v̄‖²: [...] both."""
         u, near_u, v, near_v = self._rows(users, items)
         apart = ((u - near_u) ** 2).sum(-1) + ((v - near_v) ** 2).sum(-1)
         return products(*_translated(u, near_u, v, near_v)), apart

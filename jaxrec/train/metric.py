@@ -100,10 +100,10 @@ def translation_objective(
     distance_weight: Scalar,
     neighbourhood_weight: Scalar,
 ) -> Array:
-    """What TransCF minimises: a loss of positives and negatives, and two regularisers of the positives.
+    """What TransCF minimises (Park et al. 2018, arXiv 1906.01637): a loss, and two regularisers of the positives.
 
-    The mean of loss − distance_weight · score + neighbourhood_weight · (‖u − ū‖² + ‖v − v̄‖²), all of one look at the
-    neighbourhoods, which are most of a step.
+    The mean of loss − distance_weight · score + neighbourhood_weight · (‖u − ū‖² + ‖v − v̄‖²), by one call of the model,
+    so that a step averages the neighbourhoods once.
 
     Args:
         variables: of the model.
