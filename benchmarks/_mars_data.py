@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -32,6 +32,7 @@ def protocols_of(data: str) -> tuple[str, ...]:
     return ("sampled",) if data in BY_ID else ("sampled", "full")
 
 
+@lru_cache(maxsize=3)
 def prepare(data: str, seed: int) -> Part:
     """The split of one seed; on published splits there is one."""
     found = datasets.load(data.removesuffix("-random"))

@@ -19,7 +19,10 @@ PASSES = 100  # epochs of the released code, each of 100 triples a user
 
 
 class Recipe(NamedTuple):
-    """What `train.init` and `train.fit` need; `every` so many epochs validation looks, at most `epochs` are trained."""
+    """What `train.init` and `train.fit` need; `every` so many epochs validation looks, at most `epochs` are trained.
+
+    The epochs are those of Ciao, other sets having as many steps, unless they are fixed.
+    """
 
     model: Any
     objective: jr.typing.Objective | None  # None: `parameters` are the variables
@@ -29,6 +32,7 @@ class Recipe(NamedTuple):
     group: int | None = None
     epochs: int = 150
     every: int = 5
+    fixed: bool = False
 
 
 class Method(NamedTuple):
@@ -195,7 +199,7 @@ def facets(
         optimizer[name] *= rate
     epochs = -(-100 * PASSES * train.n_users // train.n_pairs)
     tx = rowwise.touched_only(mars.optimizer(**optimizer))
-    return Recipe(model, objective, tx, epochs=epochs, every=max(epochs // 20, 1))
+    return Recipe(model, objective, tx, epochs=epochs, every=max(epochs // 20, 1), fixed=True)
 
 
 def composed(
@@ -225,7 +229,7 @@ METHODS = {
     "BPR": Method(bpr, ANY | {"l2": (1e-5, 1e-4, 1e-3)}),
     "NMF": Method(nmf, {"dim": (4, 16, 64)}),
     "NeuMF": Method(neumf, ANY, UNIFORM),
-    "CML": Method(cml, ANY | {"margin": (0.5,), "learning_rate": (0.1, 0.3, 1.0, 3.0)}, UNIFORM),
+    "CML": Method(cml, ANY | {"margin": (0.5,), "learning_rate": (0.1, 0.3, 1.0)}, UNIFORM),
     "MetricF": Method(metricf, ANY | {"margin": (0.6, 1.5)}, UNIFORM),
     "TransCF": Method(transcf, ANY, UNIFORM),
     "LRML": Method(lrml, ANY, UNIFORM),

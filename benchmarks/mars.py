@@ -131,10 +131,13 @@ def states(part: Part, recipe: Recipe, seed: int, epochs: int) -> Iterator[tuple
 
 
 def stretched(recipe: Recipe, train: jr.Interactions) -> Recipe:
-    """Epochs of small sets come in bundles of 500 steps, so that they are trained as long as others."""
-    steps = -(-len(examples(train, recipe.group).users) // recipe.batch_size)
-    bundle = max(500 // (steps * recipe.every), 1)
-    return recipe._replace(epochs=recipe.epochs * bundle, every=recipe.every * bundle)
+    """Looks of small sets are 500 steps apart or more, those of large ones 1,000 or an epoch: all train as long."""
+    if recipe.fixed:
+        return recipe
+    looks, steps = recipe.epochs // recipe.every, -(-len(examples(train, recipe.group).users) // recipe.batch_size)
+    between = recipe.every * steps
+    every = max(1000 // steps, 1) if between > 1000 else recipe.every * max(500 // between, 1)
+    return recipe._replace(epochs=looks * every, every=every)
 
 
 def path_of(data: str, name: str, setting: dict[str, Any], seed: int) -> Any:
