@@ -125,13 +125,15 @@ def test_mars_chooses_by_validation_alone(tmp_path, monkeypatch):
     assert len(settings) > 1 and mars.chosen("ciao", "MARS, default", "sampled") == settings[0]
 
 
-def test_mars_trains_small_sets_as_long_as_others():
+def test_mars_trains_sets_of_any_size_as_long():
     from benchmarks import _mars_methods, mars
 
     train = jr.Interactions.from_pairs(*np.divmod(np.arange(3000), 30), n_users=100, n_items=30)
     short = _mars_methods.Recipe(None, None, None, epochs=150, every=5)
-    assert mars.stretched(short, train)[-2:] == (150 * 33, 5 * 33)  # of 3 steps each
-    assert mars.stretched(short._replace(batch_size=10), train)[-2:] == (150, 5)
+    for batch_size, every in ((1000, 5 * 33), (20, 5), (2, 1)):  # epochs of 3, 150 and 1500 steps
+        long = mars.stretched(short._replace(batch_size=batch_size), train)
+        assert (long.epochs, long.every) == (30 * every, every)
+    assert mars.stretched(short._replace(fixed=True), train).epochs == 150
 
 
 def test_mars_draws_items_that_the_user_has_nowhere():
