@@ -288,27 +288,42 @@ def metric_learning(found: dict) -> str:
         "items, are rewarded. On random splits popularity counts again. Sampled figures mislead there too: with "
         "uniform negatives the released rule is far above popularity among 100 sampled items, and below it among all. "
         "There one facet of as many numbers does as well as four, so that the facets add nothing to the loss."
-        "\n\n"
-        + "\n\n".join(parts)
-        + (
-            "\n\n![HR@10 against facets and weights](benchmarks/results/mars.png)\n\nVaried one at a time, "
-            "three seeds: MARS by the released rule (MAR by the default one) with 32 dimensions a facet."
-            if found["studies"]
-            else ""
-        )
-        + f"\n\n{origin(found)}"
+        "\n\n" + "\n\n".join(parts) + _varied(found["studies"]) + f"\n\n{origin(found)}"
     )
 
 
-def _sampled_and_full(label: str, cases: list[dict]) -> list[str]:
-    def figure(case: dict, name: str) -> str:
-        return f"{case[name]:.4f}" + (f" ± {case[f'{name}_stderr']:.4f}" if case[f"{name}_stderr"] else "")
+def _varied(studies: dict) -> str:
+    """The studies of facets and weights, HR@10: a table for each thing varied on a data set."""
+    if not studies:
+        return ""
+    parts = [
+        "![HR@10 against facets and weights](benchmarks/results/mars.png)",
+        "Varied one at a time, HR@10 sampled: MARS by the released rule, MAR by the default one, with 32 dimensions a "
+        "facet; in brackets the seeds of a row where there are several.",
+    ]
+    for data, study in studies.items():
+        for what, methods in study.items():
+            values = list(dict.fromkeys(value for points in methods.values() for value in points))
+            rows = []
+            for name, points in methods.items():
+                seeds = max(case["seeds"] for case in points.values())
+                figures = [_with_spread(points[value], "metric") if value in points else "" for value in values]
+                rows.append([name + (f" ({seeds})" if seeds > 1 else ""), *figures])
+            parts.append(f"**{data}**, {what.replace('n_', '').replace('_', ' ')}\n\n{table(['', *values], rows)}")
+    return "\n\n" + "\n\n".join(parts)
 
+
+def _sampled_and_full(label: str, cases: list[dict]) -> list[str]:
     first = cases[0][label]
-    row = [figure(first, name) for name in ("hit_rate@10", "hit_rate@20", "ndcg@10", "ndcg@20")]
+    row = [_with_spread(first, name) for name in ("hit_rate@10", "hit_rate@20", "ndcg@10", "ndcg@20")]
     if len(cases) > 1:
-        return [*row, *(figure(cases[1][label], name) for name in ("ndcg@10", "recall@10"))]
+        return [*row, *(_with_spread(cases[1][label], name) for name in ("ndcg@10", "recall@10"))]
     return [*row, " / ".join(f"{value:.4f}" for value in first.get("best_on_test", {}).values())]
+
+
+def _with_spread(case: dict, name: str) -> str:
+    spread = case["stderr" if name == "metric" else f"{name}_stderr"]
+    return f"{case[name]:.4f}" + (f" ± {spread:.4f}" if spread else "")
 
 
 def _setting(label: str, cases: list[dict]) -> str:

@@ -51,6 +51,7 @@ STUDIES = {  # what the paper's table IV, figures 5 and 6 vary; with 32 numbers 
     "pull_weight": (0.0, 0.001, 0.01, 0.1, 1.0),
     "facet_weight": (0.0, 0.001, 0.01, 0.1, 1.0),
 }
+USUAL = {"n_facets": 4, "pull_weight": 0.1, "facet_weight": 0.01}  # of all presets, so that the studies share a run
 STUDIED = {"ciao": {"dim": 32}, "delicious": {"dim": 32}, "ciao-random": {"dim": 32}}
 
 
@@ -202,8 +203,7 @@ def studied(data: str, what: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     names = ["MARS, released" if data in PUBLISHED else "MARS, released, uniform negatives"]
     names += ["MAR"] * (what == "n_facets")
     for name, value in itertools.product(names, STUDIES[what]):
-        grid = chosen(data, name, "sampled") or {}
-        yield name, value, {**grid, **STUDIED[data], what: value}
+        yield name, value, STUDIED[data] | ({} if value == USUAL[what] else {what: value})
 
 
 def study(options: argparse.Namespace) -> None:

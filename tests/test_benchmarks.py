@@ -348,3 +348,16 @@ def test_studies_of_interests_take_the_runs_at_the_defaults_too(tmp_path, monkey
     pytest.importorskip("matplotlib")
     _study_pictures.picture(tmp_path / "valid.png", {"ml-1m": found}, valid.PANES)
     assert (tmp_path / "valid.png").stat().st_size > 0
+
+
+def test_studies_of_facets_share_the_run_at_the_usual_values():
+    from benchmarks import _tables, mars
+
+    points = [point for what in mars.STUDIES for point in mars.studied("ciao", what) if point[0] == "MARS, released"]
+    paths = {mars.path_of("ciao", name, setting, 0) for name, _, setting in points}
+    assert len(points) == 16 and len(paths) == 14
+    case = {"metric": 0.25, "stderr": None, "seeds": 1}
+    methods = {"MARS": {"1": case | {"stderr": 0.001, "seeds": 3}, "2": case}, "MAR": {"2": case}}
+    text = _tables._varied({"ciao": {"n_facets": methods}})
+    assert "**ciao**, facets\n\n|  | 1 | 2 |" in text
+    assert "| MARS (3) | 0.2500 ± 0.0010 | 0.2500 |\n| MAR |  | 0.2500 |" in text
