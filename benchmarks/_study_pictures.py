@@ -14,7 +14,7 @@ class Pane(NamedTuple):
         varied: what is varied, a key of the studies.
         label: how that is called.
         figure: how the figure is called.
-        key: the figure's in the cases; with its standard error as "stderr" where it is "metric".
+        key: the figure's in the cases; with its standard error as "stderr" where it is "metric", None of one seed.
     """
 
     varied: str
@@ -40,7 +40,7 @@ def picture(path: pathlib.Path, studies: Mapping[str, Any], panes: Sequence[Pane
             methods = found.get(pane.varied, {})
             values = list(dict.fromkeys(value for points in methods.values() for value in points))
             for name, points in methods.items():
-                spread = [case["stderr"] or 0 for case in points.values()] if pane.key == "metric" else None
+                spread = [case["stderr"] or float("nan") for case in points.values()] if pane.key == "metric" else None
                 at, means = [values.index(value) for value in points], [case[pane.key] for case in points.values()]
                 place.errorbar(at, means, yerr=spread, marker=".", capsize=3, label=name)
             if methods:

@@ -305,7 +305,9 @@ def _varied(studies: dict) -> str:
     parts = [
         "![HR@10 against facets and weights](benchmarks/results/mars.png)",
         "Varied one at a time, HR@10 sampled: MARS by the released rule, MAR by the default one, with 32 dimensions a "
-        "facet; in brackets the seeds of a row where there are several.",
+        "facet; in brackets the seeds of a row where there are several. Over users the standard error of a figure is "
+        "about .006 on Ciao and .017 on Delicious, so that MARS shows no effect of facets or weights there, but for "
+        "no pull at all on Ciao. By the released gradient the pull has its full weight whatever is given, 0 apart.",
     ]
     for data, study in studies.items():
         for what, methods in study.items():

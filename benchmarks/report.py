@@ -164,8 +164,8 @@ def _audit(cases: dict) -> str:
         )
         full = {name: case["ndcg@10"] for name, case in cases.items() if name.startswith("ciao-random, full")}
         text += (
-            "; among all items, not 100 sampled, NDCG@10 is "
-            f"{full['ciao-random, full: popularity']:.4f}, {_most(full, 'ciao-random, full')} and "
+            "; among all items, not 100 sampled, popularity has NDCG@10 "
+            f"{full['ciao-random, full: popularity']:.4f}, {_most(full, 'ciao-random, full')}, and the four facets "
             f"{full['ciao-random, full: composed, 4 facets']:.4f}"
         )
     return text + "."
