@@ -291,8 +291,8 @@ def metric_learning(found: dict) -> str:
         "sampled items, and among all it is below, but for the paper's rule; on Delicious it has the highest HR@10 "
         "among sampled ones, and is behind BPR, MetricF and MAR among all; on Last.fm it is behind BPR among all, and "
         "on ml-1m, half of whose margins are below .021, behind popularity. Facets on spheres under `losses.bsl` are "
-        "above every baseline among all items on Ciao, level with the best on Delicious, above BPR and NMF on ml-1m, "
-        "and on Last.fm below BPR and CML. One facet of as many numbers does as well as four on every set, so that the "
+        "above every baseline among all items on Ciao, level with the best on Delicious and Last.fm, and above BPR "
+        "and NMF on ml-1m (one seed). One facet of as many numbers does as well as four on every set, so that the "
         "facets add nothing to the loss."
         "\n\n" + "\n\n".join(parts) + _varied(found["studies"]) + f"\n\n{origin(found)}"
     )
