@@ -86,7 +86,8 @@ def top_k(
         scores float32 [U, k] and items int32 [U, k], best first; -inf and -1 where a user has fewer items left.
 
     Raises:
-        ValueError: for k outside 1 .. N, user ids out of range, a model whose N is not that of `seen`, scores of NaN.
+        ValueError: for k outside 1 .. N, user ids outside the model (where it has `n_users` or `vectors`) or `seen`, a
+            model whose N is not that of `seen`, scores of NaN.
     """
     users = checked_users(users, None if seen is None else seen.n_users)
     return ranked(model, variables, users, k=k, seen=seen, demoted=None, key=key, block=block)[:2]
@@ -214,17 +215,20 @@ def sampled_ranking(
         A `Report` with "hit_rate@k", "ndcg@k" and "mrr@k" for each test pair (in `users` stands the pair's user).
 
     Raises:
-        ValueError: for shapes that do not fit, ids that are negative or no integers, or scores of NaN (which an id
-            outside the model gives).
+        ValueError: for shapes that do not fit, ids that are negative, no integers, or outside the model where it has
+            `n_users` and `n_items`, and for scores of NaN.
     """
     users, items, negatives = *(np.asarray(x) for x in test_pairs), np.asarray(negatives)
     fits = users.shape == items.shape == negatives.shape[:1] and users.ndim == 1 and negatives.ndim == 2
     if not fits or negatives.size == 0:
         shapes = f"users {list(users.shape)}, items {list(items.shape)}, negatives {list(negatives.shape)}"
         raise ValueError(f"{shapes}; give [T], [T] and [T, n], T and n at least 1")
-    for name, ids in (("users", users), ("items", items), ("negatives", negatives)):
+    n_users, n_items = getattr(model, "n_users", np.inf), getattr(model, "n_items", np.inf)
+    for name, ids, n in (("users", users, n_users), ("items", items, n_items), ("negatives", negatives, n_items)):
         if ids.dtype.kind not in "iu" or ids.min() < 0:
             raise ValueError(f"{name} is {ids.dtype} and begins at {ids.min()}; give integer ids from 0")
+        if ids.max() >= n:
+            raise ValueError(f"{name} run to {ids.max()}; ids of the model are 0 .. {n - 1}")
     among = f"{negatives.shape[1]} given negatives"
     if train is not None:
         users, items, negatives, known = _trained(train, users, items, negatives)

@@ -65,9 +65,10 @@ def ranked(
     for interactions in (seen, demoted):
         if interactions is not None and interactions.n_items != n_items:
             raise ValueError(f"the model scores {n_items} items, the interactions hold {interactions.n_items}")
-    if hasattr(model, "vectors"):
+    n_users = getattr(model, "n_users", None)
+    if n_users is None and hasattr(model, "vectors"):
         n_users = jax.eval_shape(functools.partial(model.apply, method="vectors"), variables)[0].shape[0]
-        checked_users(users, n_users)
+    checked_users(users, n_users)
     if not 1 <= k <= n_items:
         raise ValueError(f"k={k}, but the catalogue has {n_items} items; ask for 1 .. {n_items}")
     if block is None:

@@ -34,7 +34,10 @@ class Sampler(Protocol):
 
 
 class Model(Protocol):
-    """What training and evaluation ask of a model; every `flax.linen.Module` of `jaxrec.models` has it."""
+    """What training and evaluation ask of a model; every `flax.linen.Module` of `jaxrec.models` has it.
+
+    Evaluation checks ids by `n_users` and `n_items`, where a model has these.
+    """
 
     def apply(self, variables: Variables, *args: Any, method: Any = None) -> Array:
         """Scores of the pairs (users, items), or [B, N] for users with `method="rows"`."""

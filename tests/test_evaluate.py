@@ -565,8 +565,34 @@ def test_sampled_ranking_names_the_column_that_is_wrong(users, items, negatives,
         evaluate.sampled_ranking(evaluate.scorer(lambda table, u: table[u]), scores, (users, items), negatives)
 
 
-def test_users_beyond_the_tables_of_a_model_are_refused():
-    model = models.MF(3, 5, dim=2)
-    variables = model.init(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
+KNOWN = Interactions.from_pairs([0, 0, 1, 2], [0, 1, 4, 2])  # 3 users, 5 items
+SIZED = [make(3, 5, dim=2) for make in (models.MF, models.MARS, models.LRML, models.NeuMF)]
+SIZED += [make(KNOWN, dim=2) for make in (models.SimpleX, models.LightGCN, models.TransCF)]
+SIZED += [make(KNOWN, dim=2) for make in (models.VALID, models.MacridVAE, models.MultVAE, models.RecVAE)]
+
+
+@pytest.mark.parametrize("model", SIZED, ids=lambda model: type(model).__name__)
+def test_ids_beyond_a_model_are_refused(model):
+    """Looking up clamps, so that without the check they would be scored as others."""
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
     with pytest.raises(ValueError, match=r"users run from 0 to 3; ids are 0 \.\. 2"):
         evaluate.top_k(model, variables, [0, 3], k=2)
+    for pairs, negatives, message in (
+        (([3], [0]), [[1]], r"users run to 3; ids of the model are 0 \.\. 2"),
+        (([0], [5]), [[1]], r"items run to 5; ids of the model are 0 \.\. 4"),
+        (([0], [0]), [[6]], r"negatives run to 6; ids of the model are 0 \.\. 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate.sampled_ranking(model, variables, pairs, negatives)
+
+
+def test_users_beyond_the_vectors_of_a_model_without_sizes_are_refused():
+    class Tables:
+        def apply(self, variables, users=None, *, method):
+            return variables if method == "vectors" else variables[0][users] @ variables[1].T
+
+        def vectors(self):
+            raise NotImplementedError
+
+    with pytest.raises(ValueError, match=r"users run from 0 to 3; ids are 0 \.\. 2"):
+        evaluate.top_k(Tables(), (jnp.ones((3, 2)), jnp.ones((5, 2))), [0, 3], k=2)

@@ -466,6 +466,8 @@ def test_wrong_comparisons_are_refused(loss):
         loss(pos, neg, where=WHERE[0])
     with pytest.raises(AssertionError):
         loss(pos, pos)
+    with pytest.raises(ValueError, match=r"^pos \[.*\], neg \[.*\], where \[.*\]; give \[\.\.\.\], \[\.\.\., n\]"):
+        loss(jnp.ones(3), jnp.ones((4, 2)))
 
 
 @pytest.mark.parametrize("name", [name for name in ONE_EACH if name != "sampled_softmax"])

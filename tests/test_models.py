@@ -1,5 +1,7 @@
 """Models: pairs, rows and vectors agree with one another and with the formula."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from jaxrec.interactions import Interactions
 pytestmark = pytest.mark.usefixtures("hurried")
 
 N_USERS, N_ITEMS, DIM = 5, 7, 3
+HISTORY = Interactions.from_pairs([0, 0, 1], [0, 2, 1])
 USERS, ITEMS = np.meshgrid(np.arange(N_USERS), np.arange(N_ITEMS), indexing="ij")
 
 
@@ -185,3 +188,41 @@ def test_dropout_follows_the_normalisation_keeps_the_mean_and_needs_a_key():
     same = {"params": {"user": variables["params"]["item"][:N_USERS], "item": variables["params"]["item"]}}
     own = model.apply(same, np.arange(N_USERS), np.arange(N_USERS), rngs={"dropout": jax.random.key(2)})
     assert float(own.max()) > 1  # a cosine of 1, scaled up: the clip of the positive term is reached
+
+
+# ---------------------------------------------------------------------- wrong input
+
+
+@pytest.mark.parametrize("name", ["n_users", "n_items", "dim"])
+def test_mf_refuses_sizes_below_one(name):
+    with pytest.raises(ValueError, match=f"^{name}=0; give 1 or more"):
+        models.MF(**{"n_users": 2, "n_items": 2, "dim": 2, name: 0})
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (partial(models.MF, 2, 2), "score"),
+        (partial(models.MARS, 2, 2), "facets"),
+        (partial(models.MAR, 2, 2), "place"),
+        (partial(models.VALID, HISTORY), "gradient"),
+        (partial(models.MacridVAE, HISTORY), "attention"),
+    ],
+)
+def test_the_name_of_a_function_is_not_the_function(make, name):
+    with pytest.raises(TypeError, match=f"^{name}='some'; give a function: .*jaxrec.models"):
+        make(**{name: "some"})
+
+
+@pytest.mark.parametrize("make", [models.VALID, models.MultVAE, models.RecVAE, models.SimpleX, models.EASE])
+def test_fold_in_refuses_ids_beyond_the_items_but_not_in_padding(make):
+    model = make(HISTORY)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
+    items = jnp.array([[0, 3]])
+    for where in ([[True, True]], [[False, True]]):
+        with pytest.raises(ValueError, match=r"items run from \d to 3; ids are 0 \.\. 2"):
+            model.apply(variables, items, jnp.array(where), method="fold_in")
+    with pytest.raises(ValueError, match="items run from -1 to 0"):
+        model.apply(variables, jnp.array([[0, -1]]), jnp.ones((1, 2), bool), method="fold_in")
+    padded = model.apply(variables, items, jnp.array([[True, False]]), method="fold_in")
+    np.testing.assert_array_equal(padded, model.apply(variables, items.at[0, 1].set(0), items == 0, method="fold_in"))

@@ -70,6 +70,13 @@ def masked(pos: Array, neg: Array, where: Array | None) -> tuple[Array, Array, A
         where = jnp.ones(neg.shape, bool)
     chex.assert_type(where, bool)
     chex.assert_rank(where, jnp.ndim(neg))
+    shapes = jnp.shape(pos), jnp.shape(neg), jnp.shape(where)
+    try:
+        jnp.broadcast_shapes((*shapes[0], 1), *shapes[1:])
+    except ValueError:
+        raise ValueError(
+            "pos {}, neg {}, where {}; give [...], [..., n], [..., n]".format(*map(list, shapes))
+        ) from None
     any_valid = where.any(-1)
     return jnp.where(any_valid, pos, 0), jnp.where(where, neg, 0), where, any_valid
 

@@ -129,6 +129,18 @@ def surpassed(degrees: np.ndarray, n: int, *, odds: float) -> int:
     return min(math.ceil(((n * log_mean - math.log(odds)) / t).min()), n * longest)
 
 
+def checked_items(items: Array, where: Array, n_items: int) -> jax.Array:
+    """Padded histories [B, L] of users never seen, once shapes and, where known, the real ids are found in order."""
+    chex.assert_type([items, where], [int, bool])
+    chex.assert_equal_shape([items, where])
+    chex.assert_rank(items, 2)
+    if not any(isinstance(x, jax.core.Tracer) for x in (items, where)):
+        ids = np.asarray(items)[np.asarray(where)]
+        if ids.size and not 0 <= ids.min() <= ids.max() < n_items:
+            raise ValueError(f"items run from {ids.min()} to {ids.max()}; ids are 0 .. {n_items - 1}")
+    return jnp.asarray(items)
+
+
 def all_pairs(items: Array, where: Array) -> Pairs:
     """Padded histories [B, L] as such a list."""
     n = len(items)
@@ -148,6 +160,16 @@ class HistoryModel(nn.Module):
     """
 
     history: Interactions
+
+    @property
+    def n_users(self) -> int:
+        """M."""
+        return self.history.n_users
+
+    @property
+    def n_items(self) -> int:
+        """N."""
+        return self.history.n_items
 
     def setup(self) -> None:
         known = self.variable("history", "interactions", on_device, self.history).value

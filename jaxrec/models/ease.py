@@ -9,7 +9,7 @@ import numpy as np
 from scipy.linalg import lapack
 
 from jaxrec.interactions import Interactions
-from jaxrec.models._histories import HistoryModel, on_device
+from jaxrec.models._histories import HistoryModel, checked_items, on_device
 from jaxrec.typing import Array, Variables
 
 
@@ -41,9 +41,8 @@ class EASE(HistoryModel):
 
     def fold_in(self, items: Array, where: Array) -> Array:
         """Scores of all items for users never seen, from their histories [B, L], such as `Interactions.rows` gives."""
-        chex.assert_type([items, where], [int, bool])
-        chex.assert_equal_shape([items, where])
-        places = jnp.where(where, jnp.asarray(items), self.history.n_items)
+        items = checked_items(items, where, self.history.n_items)
+        places = jnp.where(where, items, self.history.n_items)
         x = jnp.zeros((len(places), self.history.n_items), self.weights.dtype)
         users = jnp.arange(len(places), dtype=places.dtype)[:, None]
         return x.at[users, places].set(1, mode="drop") @ self.weights

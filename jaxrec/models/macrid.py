@@ -14,11 +14,11 @@ import numpy as np
 
 from jaxrec.losses import kl_normalised
 from jaxrec.models import _mixture
-from jaxrec.models._histories import HistoryModel, Pairs, all_pairs
+from jaxrec.models._histories import HistoryModel, Pairs, all_pairs, checked_items
 from jaxrec.models._mixture import Noise
 from jaxrec.models.attention import Attention
 from jaxrec.models.implicit import Gradient, detach
-from jaxrec.models.mf import _unit
+from jaxrec.models.mf import _unit, check_function, check_sizes
 from jaxrec.typing import Array, Key
 
 _XAVIER = nn.initializers.glorot_normal()
@@ -94,9 +94,10 @@ class VALID(HistoryModel):
     chunk: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("dim", "n_interests", "n_blocks", "width", "chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}; give 1 or more")
+        check_sizes(self, "dim", "n_interests", "n_blocks", "width", "chunk")
+        check_function(self, "gradient", "one of jaxrec.models.implicit")
+        if self.attention is not None:
+            check_function(self, "attention", "one of jaxrec.models.attention, or None")
         for name in ("temperature", "decoder_temperature", "deviation"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}; give a number above 0")
@@ -131,10 +132,9 @@ class VALID(HistoryModel):
 
     def fold_in(self, items: Array, where: Array) -> Array:
         """Scores of all items for users never seen, from their histories [B, L], such as `Interactions.rows` gives."""
-        chex.assert_type([items, where], [int, bool])
-        chex.assert_equal_shape([items, where])
+        items = checked_items(items, where, self.history.n_items)
         table = _unit(self.item)
-        return _mixture.scores(*self._both(self._encoded(all_pairs(jnp.asarray(items), where), table)), table)
+        return _mixture.scores(*self._both(self._encoded(all_pairs(items, where), table)), table)
 
     def bound(self, users: Array, *, at_random: bool = False) -> tuple[Array, Array]:
         """The two halves of the negative evidence lower bound of users [B], with noise if there is a key for it.

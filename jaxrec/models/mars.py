@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.lookup import lookup
-from jaxrec.models.mf import _unit, dot, negative_squared_distance, products
+from jaxrec.models.mf import _unit, check_function, check_sizes, dot, negative_squared_distance, products
 from jaxrec.typing import Array, Key, Scalar
 
 Lookup = Callable[..., Array]
@@ -158,9 +158,9 @@ class MARS(nn.Module):
     place: Callable[[Array], Array] = unit
 
     def __post_init__(self) -> None:
-        for name in ("n_users", "n_items", "dim", "n_facets"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}; give 1 or more")
+        check_sizes(self, "n_users", "n_items", "dim", "n_facets")
+        check_function(self, "facets", "jaxrec.models.mars.free, projected or hybrid")
+        check_function(self, "place", "jaxrec.models.mars.unit, calibrated_unit or into_ball")
         super().__post_init__()
 
     def setup(self) -> None:  # noqa: D102

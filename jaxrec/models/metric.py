@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from jaxrec.interactions import Interactions, spmm
 from jaxrec.lookup import lookup
-from jaxrec.models.mf import against_all, negative_squared_distance, products
+from jaxrec.models.mf import against_all, check_sizes, negative_squared_distance, products
 from jaxrec.typing import Array
 
 
@@ -61,8 +61,7 @@ class TransCF(nn.Module):
     scale: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise ValueError(f"dim={self.dim}; give 1 or more")
+        check_sizes(self, "dim")
         super().__post_init__()
 
     @property
@@ -165,9 +164,7 @@ class LRML(nn.Module):
     scale: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("n_users", "n_items", "dim", "slots"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}; give 1 or more")
+        check_sizes(self, "n_users", "n_items", "dim", "slots")
         super().__post_init__()
 
     def setup(self) -> None:  # noqa: D102

@@ -58,6 +58,19 @@ def dropped(vectors: Array, rate: float, key: Key) -> Array:
     return jnp.where(kept.reshape(vectors.shape), vectors / (1 - rate), 0)
 
 
+def check_sizes(model: nn.Module, *names: str) -> None:
+    """`ValueError` for an attribute below 1."""
+    for name in names:
+        if getattr(model, name) < 1:
+            raise ValueError(f"{name}={getattr(model, name)}; give 1 or more")
+
+
+def check_function(model: nn.Module, name: str, instead: str) -> None:
+    """`TypeError` for an attribute that cannot be called, such as the name of a function."""
+    if not callable(getattr(model, name)):
+        raise TypeError(f"{name}={getattr(model, name)!r}; give a function: {instead}")
+
+
 def products(u: Array, v: Array) -> Array:
     """u·v over the last axis, of arrays that broadcast: without their product in full where one row meets many."""
     if u.ndim == 3 and v.ndim == 3 and u.shape[1] == 1:
@@ -102,6 +115,9 @@ class MF(nn.Module):
             scaled up, where `apply` gets `rngs={"dropout": key}`, as training does. `rows` and `vectors` drop nothing.
             SimpleX takes .1; cosines are then not bounded by 1.
 
+    Raises:
+        ValueError: for sizes below 1.
+
     >>> model = MF(3, 5, dim=2)
     >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
     >>> model.apply(variables, jnp.array([[0], [2]]), jnp.array([[1, 4]])).shape
@@ -116,6 +132,11 @@ class MF(nn.Module):
     score: Callable[[Array, Array], tuple[Array, Array]] = dot
     scale: float = 0.01
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "n_users", "n_items", "dim")
+        check_function(self, "score", "jaxrec.models.dot, cosine, or one of that form")
+        super().__post_init__()
 
     def setup(self) -> None:  # noqa: D102
         init = nn.initializers.normal(self.scale)

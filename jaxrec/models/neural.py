@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrec.lookup import lookup
-from jaxrec.models.mf import against_all
+from jaxrec.models.mf import against_all, check_sizes
 from jaxrec.typing import Array
 
 
@@ -55,9 +55,7 @@ class NeuMF(nn.Module):
     def __post_init__(self) -> None:
         if len(self.layers) < 2 or min(self.layers) < 1 or self.layers[0] % 2:
             raise ValueError(f"layers={self.layers}; give two or more sizes of at least 1, the first even")
-        for name in ("n_users", "n_items", "dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}; give 1 or more")
+        check_sizes(self, "n_users", "n_items", "dim")
         super().__post_init__()
 
     def setup(self) -> None:  # noqa: D102

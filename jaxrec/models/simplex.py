@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.interactions import Interactions
+from jaxrec.models._histories import checked_items
 from jaxrec.models.mf import _unit, dropped, products
 from jaxrec.typing import Array
 
@@ -189,11 +190,10 @@ class SimpleX(nn.Module):
             items: integers [B, L].
             where: bool [B, L], True for real entries.
         """
-        chex.assert_type([items, where], [int, bool])
-        chex.assert_equal_shape([items, where])
+        items = checked_items(items, where, self.history.n_items)
         own = jnp.zeros((*items.shape[:-1], self.dim), self.user.dtype)
         if self.gate < 1:
-            logits, values = self._block(own, jnp.asarray(items))
+            logits, values = self._block(own, items)
             own = (1 - self.gate) * self._aggregate(_sums(logits, values, where), where.sum(-1))
         return jnp.einsum("bd,nd->bn", _unit(own), _unit(self.item))
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.losses import kl_standard
-from jaxrec.models._histories import HistoryModel, Pairs, all_pairs
+from jaxrec.models._histories import HistoryModel, Pairs, all_pairs, checked_items
+from jaxrec.models.mf import check_sizes
 from jaxrec.typing import Array, Key
 
 _XAVIER = nn.initializers.xavier_uniform()
@@ -30,9 +31,7 @@ class _Autoencoder(HistoryModel):
     """
 
     def __post_init__(self) -> None:
-        for field in ("dim", "width"):
-            if getattr(self, field, 1) < 1:
-                raise ValueError(f"{field}={getattr(self, field)}; give 1 or more")
+        check_sizes(self, *(name for name in ("dim", "width") if hasattr(self, name)))
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}; give a rate of 0 or more and below 1")
         super().__post_init__()
@@ -52,9 +51,8 @@ class _Autoencoder(HistoryModel):
 
     def fold_in(self, items: Array, where: Array) -> Array:
         """Scores of all items for users never seen, from their histories [B, L], such as `Interactions.rows` gives."""
-        chex.assert_type([items, where], [int, bool])
-        chex.assert_equal_shape([items, where])
-        return self._scores(self._encoded(all_pairs(jnp.asarray(items), where))[0])
+        items = checked_items(items, where, self.history.n_items)
+        return self._scores(self._encoded(all_pairs(items, where))[0])
 
     def bound(self, users: Array, *, at_random: bool = False) -> tuple[Array, Array]:
         """The two halves of the negative evidence lower bound of users [B], with noise if there is a key for it.
