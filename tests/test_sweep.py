@@ -414,6 +414,10 @@ def test_prints_settings_that_are_vectors():
         ({"width": 0}, "width=0; give 1 or more"),
         ({"epochs": 0}, "epochs=0; give 1 or more"),
         ({"train": TRAIN.select(np.zeros(TRAIN.n_pairs, bool))}, "train has no pairs"),
+        (
+            {"setup": lambda **_: (jr.models.MF(12, 11, dim=4), objective(), optax.sgd(0.1))},
+            "n_items is 11, train's 12",
+        ),
         ({"setup": lambda **_: MODEL}, r"setup returns MF; return \(model, objective, tx\)"),
         ({"setup": lambda **_: (MODEL, objective())}, r"setup returns a tuple of 2"),
     ],

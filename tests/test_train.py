@@ -358,6 +358,22 @@ def test_bad_arguments_are_named(options, message):
         fit(model_of(), **options)
 
 
+def larger(train, users=0, items=0):
+    """The same pairs among more users and items."""
+    sizes = {"n_users": train.n_users + users, "n_items": train.n_items + items}
+    return jr.Interactions.from_pairs(*map(np.asarray, train.pairs()), **sizes)
+
+
+def test_a_model_with_fewer_users_or_items_than_train_is_refused():
+    """Looking up clamps: without the check the last row would be trained in the place of those that are missing."""
+    for more, message in (({"users": 1}, "model's n_users is 30, train's 31"), ({"items": 2}, "n_items is 30, .* 32")):
+        with pytest.raises(ValueError, match=message):
+            fit(model_of(), train=larger(TRAIN, **more))
+    for model in (jr.models.VALID(TRAIN, dim=2, width=2), jr.models.LightGCN(TRAIN, dim=2)):
+        with pytest.raises(ValueError, match="model's n_users is 30, train's 31"):
+            fit(model, train=larger(TRAIN, users=1))
+
+
 @pytest.mark.parametrize(("options", "message"), [({"mode": "up"}, "mode='up'"), ({"patience": 0}, "patience=0")])
 def test_bad_stopping_rules_are_named(options, message):
     with pytest.raises(ValueError, match=message):

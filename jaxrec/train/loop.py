@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -134,9 +135,10 @@ def fit(
     Raises:
         DivergenceError: a `ValueError`, for a loss that is not finite; names epoch and step and carries the last good
             state. The checkpoint keeps the last epoch saved.
-        ValueError: for `stopping` without `validate`, a metric that `validate` does not give, or a checkpoint of
-            another run: other data, batch size, key, objective, model or kind of optimiser. (The values inside `tx`,
-            such as its learning rate, cannot be compared.)
+        ValueError: for a model in the partials of `objective` that has fewer users or items than `train`, `stopping`
+            without `validate`, a metric that `validate` does not give, or a checkpoint of another run: other data,
+            batch size, key, objective, model or kind of optimiser. (The values inside `tx`, such as its learning rate,
+            cannot be compared.)
     """
     _check_fit(state, train, epochs, batch_size, group, every, validate, stopping)
     if isinstance(tx, lambda_opt.Alternating) and touched is None:
@@ -146,6 +148,7 @@ def fit(
         description = _description(state, objective, train, batch_size, group)
         run = checkpoint.restore(run, description)
     arrays, static = partition((objective, touched))
+    _check_sizes(static.leaves, train)
     arrays, data = jax.device_put((arrays, examples(train, group)))
     first = int(run.state.epoch)
     stopped = stopping is not None and stopping.done(run.stopping)
@@ -187,6 +190,14 @@ def _check_fit(state, train, epochs, batch_size, group, every, validate, stoppin
         raise ValueError(f"stopping watches {stopping.metric!r}, but there is no validate to give it; pass validate=")
     if "params" not in state.variables:
         raise ValueError(f"state.variables has {list(state.variables)}, not 'params'; make the state with train.init")
+
+
+def _check_sizes(parts: Sequence[Any], train: Interactions) -> None:
+    """Refuses a model among them that is too small: looking up clamps, so that it would learn rows of other ids."""
+    for part, name in itertools.product(parts, ("n_users", "n_items")):
+        size = getattr(part, name, None)
+        if isinstance(size, int) and size < getattr(train, name):
+            raise ValueError(f"the model's {name} is {size}, train's {getattr(train, name)}; make it for all ids")
 
 
 def _divergence(epoch: int, values: np.ndarray, state: State, checkpoint: Checkpoint | None) -> DivergenceError:

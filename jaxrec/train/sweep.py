@@ -108,7 +108,8 @@ def sweep(
 
     Raises:
         ValueError: for keys that are no typed keys [S], none, or repeated; settings of different lengths or no numbers;
-            `select` without `validate`, or of a figure that it does not give.
+            a model with fewer users or items than `train`; `select` without `validate`, or of a figure that it does
+            not give.
 
     >>> import jaxrec as jr
     >>> train, model = jr.Interactions.from_pairs([0, 0, 1, 1], [0, 1, 2, 3]), jr.models.MF(2, 4, dim=2)
@@ -129,6 +130,7 @@ def sweep(
     arrays, static = partition((setup,))
     shape = jax.eval_shape(functools.partial(_init_of_lanes, static=static), keys[:1], _take(columns, [0]), arrays)
     loop._check_fit(shape, train, epochs, batch_size, group, every, None, None)
+    jax.eval_shape(lambda setting: loop._check_sizes(_recipe(arrays, static, setting)[:1], train), _take(columns, 0))
     arrays, data = jax.device_put((arrays, loop.examples(train, group)))
 
     runs = [_Run(point, seed) for point in points for seed in range(len(keys))]
