@@ -292,8 +292,8 @@ def metric_learning(found: dict) -> str:
         "among sampled ones, and is behind BPR, MetricF and MAR among all; on Last.fm and ml-1m it is behind BPR among "
         "all, and by its released rule on ml-1m, half of whose margins are below .021, behind popularity. Facets on "
         "spheres under `losses.bsl` are above every baseline among all items on Ciao, level with the best on Delicious "
-        "and Last.fm, and on ml-1m behind CML and above the others (one seed). One facet of as many numbers does as "
-        "well as four on every set, so that the facets add nothing to the loss."
+        "and Last.fm, and on ml-1m with BPR and NMF behind CML. One facet of as many numbers does as well as four on "
+        "every set, so that the facets add nothing to the loss."
         "\n\n" + "\n\n".join(parts) + _varied(found["studies"]) + f"\n\n{origin(found)}"
     )
 
