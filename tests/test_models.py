@@ -205,6 +205,7 @@ def test_mf_refuses_sizes_below_one(name):
         (partial(models.MF, 2, 2), "score"),
         (partial(models.MARS, 2, 2), "facets"),
         (partial(models.MAR, 2, 2), "place"),
+        (partial(models.MAR, 2, 2), "score"),
         (partial(models.VALID, HISTORY), "gradient"),
         (partial(models.MacridVAE, HISTORY), "attention"),
     ],

@@ -40,7 +40,15 @@ class EASE(HistoryModel):
         return self.fold_in(*self.known.rows(users, length=self.longest))
 
     def fold_in(self, items: Array, where: Array) -> Array:
-        """Scores of all items for users never seen, from their histories [B, L], such as `Interactions.rows` gives."""
+        """Scores of all items for users never seen, from their histories [B, L], such as `Interactions.rows` gives.
+
+        Args:
+            items: integers [B, L].
+            where: bool [B, L], True for real entries.
+
+        Raises:
+            ValueError: for real ids outside 0 .. N - 1, except under `jit`, where they are not known.
+        """
         items = checked_items(items, where, self.history.n_items)
         places = jnp.where(where, items, self.history.n_items)
         x = jnp.zeros((len(places), self.history.n_items), self.weights.dtype)

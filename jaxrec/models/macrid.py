@@ -68,6 +68,7 @@ class VALID(HistoryModel):
         chunk: items that the decoder takes at a time in training: its memory grows with B·K·chunk, not B·K·N.
 
     Raises:
+        TypeError: for a gradient or an attention that is no function.
         ValueError: for sizes below 1, temperatures or a deviation not above 0, a dropout outside [0, 1).
 
     Differs: from the paper as the released code does: updates take unit vectors and their result is normalised, biases
@@ -131,7 +132,15 @@ class VALID(HistoryModel):
         return _mixture.scores(*self._queries(users), _unit(self.item))
 
     def fold_in(self, items: Array, where: Array) -> Array:
-        """Scores of all items for users never seen, from their histories [B, L], such as `Interactions.rows` gives."""
+        """Scores of all items for users never seen, from their histories [B, L], such as `Interactions.rows` gives.
+
+        Args:
+            items: integers [B, L].
+            where: bool [B, L], True for real entries.
+
+        Raises:
+            ValueError: for real ids outside 0 .. N - 1, except under `jit`, where they are not known.
+        """
         items = checked_items(items, where, self.history.n_items)
         table = _unit(self.item)
         return _mixture.scores(*self._both(self._encoded(all_pairs(items, where), table)), table)

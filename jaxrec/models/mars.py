@@ -137,6 +137,7 @@ class MARS(nn.Module):
         place: of facets, on the sphere or into the ball: `unit`, `calibrated_unit`, `into_ball`.
 
     Raises:
+        TypeError: for facets, a score or a place that is no function.
         ValueError: for sizes below 1.
 
     Differs: the released code has free facets, which the paper's equations have not.
@@ -160,6 +161,7 @@ class MARS(nn.Module):
     def __post_init__(self) -> None:
         check_sizes(self, "n_users", "n_items", "dim", "n_facets")
         check_function(self, "facets", "jaxrec.models.mars.free, projected or hybrid")
+        check_function(self, "score", "jaxrec.models.dot, negative_squared_distance, or one of that form")
         check_function(self, "place", "jaxrec.models.mars.unit, calibrated_unit or into_ball")
         super().__post_init__()
 

@@ -116,6 +116,7 @@ class MF(nn.Module):
             SimpleX takes .1; cosines are then not bounded by 1.
 
     Raises:
+        TypeError: for a score that is no function.
         ValueError: for sizes below 1.
 
     >>> model = MF(3, 5, dim=2)

@@ -189,6 +189,9 @@ class SimpleX(nn.Module):
         Args:
             items: integers [B, L].
             where: bool [B, L], True for real entries.
+
+        Raises:
+            ValueError: for real ids outside 0 .. N - 1, except under `jit`, where they are not known.
         """
         items = checked_items(items, where, self.history.n_items)
         own = jnp.zeros((*items.shape[:-1], self.dim), self.user.dtype)

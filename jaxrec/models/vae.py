@@ -50,7 +50,15 @@ class _Autoencoder(HistoryModel):
         return self._scores(self._on(users, lambda pairs, _: self._encoded(pairs)[0]))
 
     def fold_in(self, items: Array, where: Array) -> Array:
-        """Scores of all items for users never seen, from their histories [B, L], such as `Interactions.rows` gives."""
+        """Scores of all items for users never seen, from their histories [B, L], such as `Interactions.rows` gives.
+
+        Args:
+            items: integers [B, L].
+            where: bool [B, L], True for real entries.
+
+        Raises:
+            ValueError: for real ids outside 0 .. N - 1, except under `jit`, where they are not known.
+        """
         items = checked_items(items, where, self.history.n_items)
         return self._scores(self._encoded(all_pairs(items, where))[0])
 

@@ -148,7 +148,7 @@ def fit(
         description = _description(state, objective, train, batch_size, group)
         run = checkpoint.restore(run, description)
     arrays, static = partition((objective, touched))
-    _check_sizes(static.leaves, train)
+    _check_covers(static.leaves, train)
     arrays, data = jax.device_put((arrays, examples(train, group)))
     first = int(run.state.epoch)
     stopped = stopping is not None and stopping.done(run.stopping)
@@ -192,7 +192,7 @@ def _check_fit(state, train, epochs, batch_size, group, every, validate, stoppin
         raise ValueError(f"state.variables has {list(state.variables)}, not 'params'; make the state with train.init")
 
 
-def _check_sizes(parts: Sequence[Any], train: Interactions) -> None:
+def _check_covers(parts: Sequence[Any], train: Interactions) -> None:
     """Refuses a model among them that is too small: looking up clamps, so that it would learn rows of other ids."""
     for part, name in itertools.product(parts, ("n_users", "n_items")):
         size = getattr(part, name, None)

@@ -130,7 +130,7 @@ def sweep(
     arrays, static = partition((setup,))
     shape = jax.eval_shape(functools.partial(_init_of_lanes, static=static), keys[:1], _take(columns, [0]), arrays)
     loop._check_fit(shape, train, epochs, batch_size, group, every, None, None)
-    jax.eval_shape(lambda setting: loop._check_sizes(_recipe(arrays, static, setting)[:1], train), _take(columns, 0))
+    jax.eval_shape(lambda setting: loop._check_covers(_recipe(arrays, static, setting)[:1], train), _take(columns, 0))
     arrays, data = jax.device_put((arrays, loop.examples(train, group)))
 
     runs = [_Run(point, seed) for point in points for seed in range(len(keys))]
