@@ -286,10 +286,10 @@ def metric_learning(found: dict) -> str:
         "\n\nWhat this shows. The published splits hold out each user's items of the largest ids, which are rare, so "
         "that sorting by id beats MARS on Ciao, and negatives drawn by popularity, which teach a model to prefer rare "
         "items, are rewarded: with uniform ones the released rule loses nearly half of its HR@10 there, and BPR as "
-        "well. On Delicious the id is above most baselines, and MARS above the id. On random splits popularity counts "
-        "again, and sampled figures mislead. On Ciao MARS with uniform negatives is far above popularity among 100 "
-        "sampled items, and among all it is below, but for the paper's rule; on Delicious it has the highest HR@10 "
-        "among sampled ones, and is behind BPR, MetricF and MAR among all; on Last.fm and ml-1m it is behind BPR among "
+        "well. On Delicious the id is above most baselines, and MARS above the id, but for the paper's rule. On random "
+        "splits popularity counts again, and sampled figures mislead. On Ciao MARS with uniform negatives is far above "
+        "popularity among 100 sampled items, and among all it is below, but for the paper's rule; on Delicious it has "
+        "the highest HR@10 among sampled ones, and is behind BPR, MetricF and MAR among all; on Last.fm and ml-1m it is behind BPR among "
         "all, and by its released rule on ml-1m, half of whose margins are below .021, behind popularity. Facets on "
         "spheres under `losses.bsl` are above every baseline among all items on Ciao, level with the best on Delicious "
         "and Last.fm, and on ml-1m with BPR and NMF behind CML. One facet of as many numbers does as well as four on "
@@ -306,8 +306,9 @@ def _varied(studies: dict) -> str:
         "![HR@10 against facets and weights](benchmarks/results/mars.png)",
         "Varied one at a time, HR@10 sampled: MARS by the released rule, MAR by the default one, with 32 dimensions a "
         "facet; in brackets the seeds of a row where there are several. Over users the standard error of a figure is "
-        "about .006 on Ciao and .017 on Delicious, so that MARS shows no effect of facets or weights there, but for "
-        "no pull at all on Ciao. By the released gradient the pull has its full weight whatever is given, 0 apart.",
+        "about .006 on Ciao and .017 on Delicious, and no two of MARS's figures on a set are two such errors "
+        "apart: facets and weights show no effect. By the released gradient the pull has its full weight whatever is "
+        "given, 0 apart.",
     ]
     for data, study in studies.items():
         for what, methods in study.items():
