@@ -24,12 +24,13 @@ def learned_regularisation(found: dict) -> str:
             "search",
         ]
         parts.append(
-            f"**{data}** ({fingerprint}), {epochs} epochs of batches of {batch:,}\n\n{table(head, rows)}\n\n"
+            f"### {data}\n\n{epochs} epochs of batches of {batch:,}; data {fingerprint}.\n\n{table(head, rows)}\n\n"
             + _relative(cases)
         )
     return (
-        f"**Regularisation that is learned** (λOpt; MF under BPR with one negative, {found['dim']} dimensions, Adam at "
-        f"{found['learning_rate']:g}, tables from N(0, 0.1²) unless N(0, 1) is said). Each user's latest ⌊20 %⌋ are "
+        "## Regularisation that is learned\n\n"
+        f"λOpt; MF under BPR with one negative, {found['dim']} dimensions, Adam at "
+        f"{found['learning_rate']:g}, tables from N(0, 0.1²) unless N(0, 1) is said. Each user's latest ⌊20 %⌋ are "
         "test, ⌊25 %⌋ of the rest before them validation (lastfm-2k: at random). Half of validation, learn, moves Λ; "
         "the other half, select, chooses each method's setting (on seed 0) and each run's epoch, by NDCG@50 of the "
         "full ranking. AUC, HR@50 and NDCG@50 are by λOpt's own code: each test item ranked alone among items the "
@@ -37,7 +38,8 @@ def learned_regularisation(found: dict) -> str:
         "of Λ besides. Search is the settings compared on seed 0 and the CPU seconds of them all. Means over seeds ± "
         "standard error; differences are paired by seed, those of LightGCN and facets with their own fixed λ. Facets "
         "are MARS's projected ones on no sphere, as on one a penalty does nothing. Methods that a set's table lacks "
-        f"were not run on it. The poster has {PAPER_GAINS}.\n\nWhat this shows. On ml-100k and ml-1m DUI leads one λ "
+        f"were not run on it. The poster has {PAPER_GAINS}.\n\n"
+        "**What this shows.** On ml-100k and ml-1m DUI leads one λ "
         "by many standard errors in each figure and DU by fewer, in AUC by about two, while D stays with it. DI does "
         "so in NDCG@50 there, but falls behind in AUC on ml-1m. Neither the penalty that the look-ahead has (of whole "
         "tables or, exact, of the batch's rows) nor the start is what holds DI back; from N(0, 1) DI is worse, and "
@@ -89,7 +91,8 @@ def learned_regularisation_speed(found: dict) -> str:
         way: f"{1000 * case[f'{way}_wall_s']:.1f} ({1000 * case[f'{way}_cpu_s']:.1f})" for way in ("fixed", "in_turn")
     }
     return (
-        f"**A step of Λ**, {name} on ml-1m, {found['dim']} dimensions, batches of {found['batch_size']:,}: "
+        "## Speed of a step of Λ\n\n"
+        f"{name} on ml-1m, {found['dim']} dimensions, batches of {found['batch_size']:,}: "
         f"{case['cpu_ratio']:.2f} times the CPU time of a step of Θ under one fixed λ ({case['ratio']:.2f} times the "
         f"wall time). Milliseconds, wall (CPU): a step of Θ {ms['fixed']}, both {ms['in_turn']}, medians in turn. By "
         f"XLA's account of the compiled steps both take {case['in_turn_tables_donated']:.1f} times the memory of the "

@@ -36,7 +36,8 @@ def quality(found: dict) -> str:
     head = ["ranker", "NDCG@10", "deviation over seeds", "Recall@10", "NDCG@10 less popularity's, paired"]
     seeds = found["settings"]["seeds"]
     return (
-        f"**MovieLens (small), {positives}.** Each user's latest 10 % are test, the 10 % before them "
+        f"## MovieLens (small), {positives}\n\n"
+        "Each user's latest 10 % are test, the 10 % before them "
         f"validation, which chose the epoch; {found['protocol']}. Means of {seeds} seeds, ± standard error over users. "
         "This set is for development: no claim about the losses rests on it.\n\n"
         f"{table(head, rows)}\n\n{origin(found)}"
@@ -68,7 +69,7 @@ def losses(found: dict) -> str:
             budget = f"{case['epochs']} epochs, {case['steps']:,} steps"
             rows.append([label, recall, ndcg, best, budget, f"{case['cpu_s'] / 60:.1f}", str(len(case["seeds"]))])
         head = ["ranker", "Recall@20", "NDCG@20", "best-on-test", "budget", "CPU minutes a run", "seeds"]
-        parts.append(f"**{data}.** Published, each chosen on the test set: {published}.\n\n{table(head, rows)}")
+        parts.append(f"### {data}\n\nPublished, each chosen on the test set: {published}.\n\n{table(head, rows)}")
     ratios = [
         f"{data}, {n}: {pair['recall@20']:.3f} ± {pair['recall_stderr']:.3f} in Recall@20, "
         f"{pair['ndcg@20']:.3f} ± {pair['ndcg_stderr']:.3f} in NDCG@20"
@@ -76,7 +77,8 @@ def losses(found: dict) -> str:
         for n, pair in found["mml_over_ccl"].get(data, {}).items()
     ]
     return (
-        "**Losses on Gowalla and Yelp2018** (LightGCN splits, full ranking, train masked), MF unless SimpleX is said, "
+        "## Losses on Gowalla and Yelp2018\n\n"
+        "LightGCN splits, full ranking, train masked; MF unless SimpleX is said, "
         "on cosines but for BPR and BCE (dot products), 64 dimensions. Negatives are drawn for each positive as in the "
         "papers, or for each group of up to 16 positives of a user, or once for the batch (shared), which then holds "
         "groups too unless they come singly. Learning rates were compared on a tenth of Gowalla's train part: for "
@@ -110,11 +112,12 @@ def solvers(found: dict) -> str:
             "ranker",
             *(m.replace("recall", "Recall").replace("ndcg", "NDCG").replace("mrr", "MRR") for m in metrics),
         ]
-        parts.append(f"**{data}**\n\n{table([*head, 'chosen on validation', 'seeds'], rows)}")
+        parts.append(f"### {data}\n\n{table([*head, 'chosen on validation', 'seeds'], rows)}")
     return (
-        "**Solvers against SGD, by the RG2 paper's protocol** (64 dimensions; ratings of 3 and more, plays once; every "
-        "user and item with 5 pairs at least; .8/.1/.1 of each user's pairs at random, split anew for each seed; train "
-        "and validation masked). Hyperparameters are the best of a grid on seed 0's validation part, the sweep or "
+        "## Solvers against SGD\n\n"
+        "By the RG2 paper's protocol: 64 dimensions; ratings of 3 and more, plays once; "
+        "every user and item with 5 pairs at least; .8/.1/.1 of each user's pairs at random, split anew for each seed; "
+        "train and validation masked. Hyperparameters are the best of a grid on seed 0's validation part, the sweep or "
         "epoch is the best of each run's; the test part is judged once. Gowalla is the LightGCN split: a tenth of its "
         "train part chose, then all of it was trained on. λ of the closed form is a share of √2 σ₁. The paper's own "
         "figures come from its released code, which is RG2 with α. Methods that a set's table lacks were not run on "
@@ -137,7 +140,8 @@ def sweeps(found: dict) -> str:
         rows.append([name, mine, theirs, f"{case['ratio']:.2f}", f"{case['jaxrec_first_s']:.1f} s"])
     large, head = found["large"], "wall ms a sweep (CPU), peak memory, Recall@20"
     return (
-        "**Seconds a sweep of ALS**, both sides once, medians of fits in turn on all cores, below 1 jaxrec is faster. "
+        "## Speed of ALS\n\n"
+        "Seconds a sweep, both sides once, medians of fits in turn on all cores, below 1 jaxrec is faster. "
         "iALS solves implicit's own problem at its settings; RG2 solves another, for which implicit has nothing. "
         f"Recall is after {found['sweeps']} sweeps, untuned and from each library's own start.\n\n"
         f"{table(['', f'jaxrec: {head}', f'implicit: {head}', 'ratio', 'first sweep'], rows)}\n\n"
@@ -172,7 +176,8 @@ def speed(evaluation: dict, training: dict, sweep: dict, rowwise: dict) -> str:
         for case, figures in rowwise["cases"].items()
     )
     return (
-        "**Speed on CPU**, medians of runs in turn, both on all cores; below 1 jaxrec is faster. Training is with "
+        "## Speed of training and evaluation\n\n"
+        "On CPU, medians of runs in turn, both on all cores; below 1 jaxrec is faster. Training is with "
         "dense Adam in both, which here is `optim.rowwise.dense_adam`; only the row called row-wise is "
         "`optim.rowwise.adam`, another algorithm. The first call includes compilation. Peak "
         f"memory of the top-20 process: jaxrec {peaks['jaxrec_peak_mb']:.0f} MB, "
@@ -197,7 +202,8 @@ def facets_speed(found: dict) -> str:
         rows.append([name, mine, theirs, f"{case['ratio']:.2f}", f"{case['cpu_ratio']:.2f}", first])
     head = ["", "jaxrec: wall (CPU), peak memory", "PyTorch", "ratio", "ratio of CPU", "jaxrec's first call"]
     return (
-        f"**An epoch of MARS by its released rule** on Ciao, {found['batches']} batches of {found['batch_size']:,} "
+        "## Speed of MARS\n\n"
+        f"An epoch by its released rule on Ciao, {found['batches']} batches of {found['batch_size']:,} "
         f"triples, {found['facets']} facets of {found['dim']} dimensions: touched rows against a dense PyTorch "
         "written for this from the rule's description. Medians of shares of the epoch in turn, scaled to it; below 1 "
         "jaxrec is faster. jaxrec draws its triples on the way, PyTorch has them drawn beforehand. One pass is the "
@@ -221,18 +227,19 @@ def planted_facets(found: dict) -> str:
         head = ["ranker", "NDCG@10", f"less {best}'s", "less 9 dimensions'", "users' facet", "items' facet", "chosen"]
         kept = [place for place in range(len(head)) if any(row[place] for row in rows)]
         rows = [[row[place] for place in kept] for row in rows]
-        parts.append(f"**{data}**\n\n{table([head[place] for place in kept], rows)}")
+        parts.append(f"### {data}\n\n{table([head[place] for place in kept], rows)}")
     total, size = found["facets"] * found["dim"], found["size"]
     mars = found["cases"]["spaces: MARS"]
     return (
-        f"**Planted facets** ({found['facets']} planted, {size['n_users']} users, {size['n_items']} items; a model has "
+        "## Planted facets\n\n"
+        f"{found['facets']} planted, {size['n_users']} users, {size['n_items']} items; a model has "
         f"{total} dimensions, in {found['facets']} facets or in one space, unless the table says 9, as many as were "
-        "planted). In spaces every item has a place on each of the spheres and users mix spheres; in clusters every "
+        "planted. In spaces every item has a place on each of the spheres and users mix spheres; in clusters every "
         f"item belongs to one facet. Full ranking, {mars['seeds']} sets of each kind, differences paired by set; the "
         "single space compared with is the best on test of those with as many dimensions. Agreement is the share whose "
         "facet is the planted one under the best matching of names, in brackets for shuffled labels. Settings are "
         "those best on set 0's validation part, epochs each run's. MARS and K = 1 are under the full softmax with "
-        "Riemannian Adam, facets apart with `separation` too.\n\nWhat this shows. In spaces, MARS finds the users' "
+        "Riemannian Adam, facets apart with `separation` too.\n\n**What this shows.** In spaces, MARS finds the users' "
         "facets if it learns θ, and not if θ is fixed, nor by its own loss, whose rate is at the edge of its grid; "
         "one run ended in a poor optimum, and with facets apart runs differ less. It is then better than one space of "
         "as many dimensions, and not better than one of the 9 planted. In clusters, where a product of as many "
@@ -273,17 +280,19 @@ def metric_learning(found: dict) -> str:
         head = ["ranker", "HR@10", "HR@20", "NDCG@10", "NDCG@20"]
         head += ["best-on-test"] if protocols == ["sampled"] else ["NDCG@10, all items", "Recall@10, all items"]
         rows = [[label, *_sampled_and_full(label, cases), _setting(label, cases)] for label in cases[0]]
-        parts.append(f"**{data}**\n\n{table([*head, 'chosen (seeds)'], rows)}")
+        parts.append(f"### {data}\n\n{table([*head, 'chosen (seeds)'], rows)}")
     return (
-        f"**MAR, MARS and metric learning** ({found['dim']} dimensions, as many a facet on the published splits of "
-        f"Ciao and Delicious and {found['dim'] // 2} elsewhere). HR and NDCG are by the released code's protocol, each "
+        "## MAR, MARS and metric learning\n\n"
+        f"{found['dim']} dimensions, as many a facet on the published splits of "
+        f"Ciao and Delicious and {found['dim'] // 2} elsewhere. HR and NDCG are by the released code's protocol, each "
         "held-out item among 100 sampled ones; the columns that say so rank all items, train and validation masked. "
         "Validation chose setting (on seed 0) and epoch, by its own HR@10 for the sampled figures and NDCG@10 for the "
         "others; best-on-test is what the released code prints, the best epoch on test for each figure. The sets "
         "called random are the same pairs with two of each user held out at random, anew for each seed. A power is "
         "that of popularity by which negatives are drawn; composed is facets on spheres under `losses.bsl`, with "
         "row-wise Riemannian Adam and 1,024 shared negatives. Methods that a set's table lacks were not run on it."
-        "\n\nWhat this shows. The published splits hold out each user's items of the largest ids, which are rare, so "
+        "\n\n"
+        "**What this shows.** The published splits hold out each user's items of the largest ids, which are rare, so "
         "that sorting by id beats MARS on Ciao, and negatives drawn by popularity, which teach a model to prefer rare "
         "items, are rewarded: with uniform ones the released rule loses nearly half of its HR@10 there, and BPR as "
         "well. On Delicious the id is above most baselines, and MARS above the id, but for the paper's rule. On "
@@ -303,6 +312,7 @@ def _varied(studies: dict) -> str:
     if not studies:
         return ""
     parts = [
+        "### Facets and weights",
         "![HR@10 against facets and weights](benchmarks/results/mars.png)",
         "Varied one at a time, HR@10 sampled: MARS by the released rule, MAR by the default one, with 32 dimensions a "
         "facet; in brackets the seeds of a row where there are several. Over users the standard error of a figure is "
@@ -318,7 +328,7 @@ def _varied(studies: dict) -> str:
                 seeds = max(case["seeds"] for case in points.values())
                 figures = [_with_spread(points[value], "metric") if value in points else "" for value in values]
                 rows.append([name + (f" ({seeds})" if seeds > 1 else ""), *figures])
-            parts.append(f"**{data}**, {what.replace('n_', '').replace('_', ' ')}\n\n{table(['', *values], rows)}")
+            parts.append(f"#### {data}, {what.replace('n_', '').replace('_', ' ')}\n\n{table(['', *values], rows)}")
     return "\n\n" + "\n\n".join(parts)
 
 

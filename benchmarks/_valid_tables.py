@@ -21,13 +21,14 @@ def interests(found: dict) -> str:
                 rows.append([label, validation, *figures, _chosen(case), str(case.get("seeds", ""))])
         titles = (figure.replace("recall", "Recall").replace("ndcg", "NDCG") for figure in FIGURES)
         head = ["ranker", "Recall@20, validation", *titles, "chosen", "seeds"]
-        parts.append(f"**{data}**\n\n{table(head, rows)}")
+        parts.append(f"### {data}\n\n{table(head, rows)}")
     again = "citeulike-a-random is the same pairs split at random by the same rule. "
     again = again if "citeulike-a-random" in found["data"] else ""
     lines = [_compared(name, test) for name, test in found["paired"].items()]
     return (
-        "**Interests, by the VALID paper's protocol** (64 dimensions, 4 interests; train masked, validation's items "
-        "stay candidates; recall over all relevant items). The setting with the best Recall@20 on seed 0's "
+        "## Interests (VALID)\n\n"
+        "By the VALID paper's protocol: 64 dimensions, 4 interests; train masked, validation's items "
+        "stay candidates; recall over all relevant items. The setting with the best Recall@20 on seed 0's "
         f"validation, the best epoch on each run's; validation looks every {found['every']} epochs and ends a run "
         f"after {found['patience']} looks without a gain, unless the row says after how many epochs. VALID has two "
         "blocks where it does not say, and its released gradient stop. Rows that say after how many epochs had mostly "
@@ -64,7 +65,7 @@ def _studied(name: str, study: dict) -> str:
                 rows.append([what.replace("n_", ""), value, method, *figures, *apart, epochs, str(case["seeds"])])
     head = ["varied", "", "method", "Recall@20", "NDCG@20", "collapse", "uniformity", "epochs", "seeds"]
     return (
-        f"**One thing varied at a time on {name}{' at most' * (', ' in name)}.** Collapse is the mean cosine between "
+        f"### One thing varied at a time on {name}{' at most' * (', ' in name)}\n\nCollapse is the mean cosine between "
         "different prototypes of a user, 1 where all interests are one; uniformity log mean exp(−2‖x − y‖²) over "
         "users' joined interests, the lower the more evenly they lie; both of 1,000 users.\n\n"
         f"{table(head, rows)}"
@@ -101,7 +102,8 @@ def interests_speed(found: dict) -> str:
         else ""
     )
     return (
-        f"**Seconds an epoch of VALID** on citeulike-a, {found['users_a_step']} users a step{ratio}; medians of runs "
+        "## Speed of VALID\n\n"
+        f"Seconds an epoch on citeulike-a, {found['users_a_step']} users a step{ratio}; medians of runs "
         f"in turn on all cores.{memory}\n\n"
         f"{table(['', 'wall s', 'CPU s', 'first call s'], rows)}\n\n{origin(found)}"
     )

@@ -63,9 +63,21 @@ def written(read: Callable[[str], str]) -> dict[str, tuple[str, str]]:
     before, _, rest = readme.partition(BEGIN)
     after = rest.partition(END)[2]
     return {
-        "RESULTS.md": (read("RESULTS.md"), "\n\n".join([HEAD.rstrip(), *tables]) + "\n"),
+        "RESULTS.md": (read("RESULTS.md"), "\n\n".join([HEAD.rstrip(), contents(tables), *tables]) + "\n"),
         "README.md": (readme, f"{before}{BEGIN}\n{headlines(records)}\n{END}{after}"),
     }
+
+
+def contents(sections: list[str]) -> str:
+    """A list of links to the sections by their headings."""
+    titles = [section.partition("\n")[0].removeprefix("## ") for section in sections]
+    return "\n".join(f"- [{title}](#{_anchor(title)})" for title in titles)
+
+
+def _anchor(title: str) -> str:
+    """What GitHub calls a heading."""
+    kept = "".join(character for character in title.lower() if character.isalnum() or character in " -_")
+    return kept.replace(" ", "-")
 
 
 def headlines(records: dict[str, dict]) -> str:

@@ -359,5 +359,16 @@ def test_studies_of_facets_share_the_run_at_the_usual_values():
     case = {"metric": 0.25, "stderr": None, "seeds": 1}
     methods = {"MARS": {"1": case | {"stderr": 0.001, "seeds": 3}, "2": case}, "MAR": {"2": case}}
     text = _tables._varied({"ciao": {"n_facets": methods}})
-    assert "**ciao**, facets\n\n|  | 1 | 2 |" in text
+    assert "#### ciao, facets\n\n|  | 1 | 2 |" in text
     assert "| MARS (3) | 0.2500 ± 0.0010 | 0.2500 |\n| MAR |  | 0.2500 |" in text
+
+
+def test_the_contents_lead_to_every_section_and_to_nothing_else():
+    from benchmarks import report
+
+    lines = report.contents(["## A step of Λ, on ml-1m (VALID)\n\nText.", "## Speed"]).splitlines()
+    assert lines == ["- [A step of Λ, on ml-1m (VALID)](#a-step-of-λ-on-ml-1m-valid)", "- [Speed](#speed)"]
+    text = (report.ROOT / "RESULTS.md").read_text()
+    headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert report.contents([f"## {title}" for title in headings]) in text
+    assert len({report.contents([f"## {title}"]).partition("#")[2] for title in headings}) == len(headings)
