@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import metrics
-from jaxrec.interactions import DataWarning, Interactions
+from jaxrec.interactions import DataWarning, Interactions, check_interactions
 from jaxrec.ranking import apart, area, checked_users, ranked
 from jaxrec.report import Report
 from jaxrec.typing import Array, ArrayLike, Key, Model, Variables
@@ -89,6 +89,8 @@ def top_k(
         ValueError: for k outside 1 .. N, user ids outside the model (where it has `n_users` or `vectors`) or `seen`, a
             model whose N is not that of `seen`, scores of NaN.
     """
+    if seen is not None:
+        check_interactions(seen=seen)
     users = checked_users(users, None if seen is None else seen.n_users)
     return ranked(model, variables, users, k=k, seen=seen, demoted=None, key=key, block=block)[:2]
 
@@ -266,6 +268,7 @@ def sampled_ranking(
 
 
 def _evaluated_users(train: Interactions, test: Interactions, users: ArrayLike | None) -> np.ndarray:
+    check_interactions(train=train, test=test)
     shapes = [(part.n_users, part.n_items) for part in (train, test)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"train is {shapes[0]}, test {shapes[1]} users by items; split one set of Interactions")

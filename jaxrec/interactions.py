@@ -35,7 +35,8 @@ class Interactions:
 
     Row u holds the items of user u, ascending and without repetition. The constructors check their
     input and build NumPy arrays on the host; `jax.device_put` moves the whole to a device, and any jitted function
-    takes it as an argument.
+    takes it as an argument. Functions that need `Interactions` raise `TypeError` for anything else, and say what to
+    make of it.
 
     Attributes:
         indptr: int32 [M + 1]; the items of user u are `indices[indptr[u]:indptr[u + 1]]`.
@@ -353,6 +354,28 @@ class Interactions:
         row = jnp.minimum(rows, len(users) - 1)
         places = indptr[users[row]] + number - (ends - degrees)[row]
         return rows, jnp.where(rows < len(users), indices.at[places].get(mode="clip"), 0), degrees
+
+
+def check_interactions(**given: Any) -> None:
+    """`TypeError` for an argument that is no `Interactions`: names it, and says what to make of it.
+
+    >>> check_interactions(train=scipy.sparse.eye_array(3))
+    Traceback (most recent call last):
+    TypeError: train is a dia_array; give Interactions: Interactions.from_scipy(train)
+    """
+    for name, value in given.items():
+        if isinstance(value, Interactions):
+            continue
+        parts = [part for part in ("interactions", "train") if isinstance(getattr(value, part, None), Interactions)]
+        if parts:
+            instead = f"one of its parts, such as {name}.{parts[0]}"
+        elif scipy.sparse.issparse(value):
+            instead = f"Interactions.from_scipy({name})"
+        elif hasattr(value, "columns"):
+            instead = f"Interactions.from_dataframe({name}, ...)"
+        else:
+            instead = "Interactions.from_pairs(users, items), from_labels or from_scipy"
+        raise TypeError(f"{name} is a {type(value).__name__}; give Interactions: {instead}")
 
 
 @jax.custom_vjp

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.interactions import Interactions
+from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.typing import Array, Key, Sampler
 
 
@@ -46,6 +46,7 @@ def popularity_table(train: Interactions, *, power: float = 1.0) -> AliasTable:
     `power` 1 is popularity, 0.75 is word2vec's (Mikolov et al. 2013, arXiv 1310.4546), 0 is uniform over the items
     that have a training pair. Items without one are never drawn.
     """
+    check_interactions(train=train)
     degrees = train.item_degrees.astype(np.float64)
     mass = np.where(degrees > 0, np.maximum(degrees, 1) ** power, 0)
     mass = mass / mass.sum()
@@ -94,6 +95,7 @@ def explorative(key: Key, shape: tuple[int, ...], *, train: Interactions, table:
     >>> bool(train.contains(users, items).all())
     True
     """
+    check_interactions(train=train)
     user_key, item_key = jax.random.split(key)
     users = _from_table(user_key, shape, table)
     first, end = jnp.asarray(train.indptr)[users], jnp.asarray(train.indptr)[users + 1]
@@ -119,6 +121,7 @@ def reject_seen(key: Key, users: Array, *, sample: Sampler, seen: Interactions, 
     >>> reject_seen(jax.random.key(0), jnp.array([0]), sample=draw, seen=train).tolist()
     [[2, 2, 2, 2, 2]]
     """
+    check_interactions(seen=seen)
     keys = jax.random.split(key, rounds + 1)
 
     def again(key, items):
@@ -163,7 +166,10 @@ def in_batch(users: Array, items: Array, *, seen: Interactions | None = None) ->
     [[False, False, True], [False, False, True], [True, True, False]]
     """
     where = items[:, None] != items[None, :]
-    return where if seen is None else where & ~seen.contains(users[:, None], items[None, :])
+    if seen is None:
+        return where
+    check_interactions(seen=seen)
+    return where & ~seen.contains(users[:, None], items[None, :])
 
 
 def hardest(scores: Array, negatives: Array, *, n: int) -> Array:

@@ -9,10 +9,12 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.sparse
 from hypothesis.extra import numpy as hnp
 
+import jaxrec as jr
 from jaxrec.interactions import DataWarning, IdMap, Interactions, _spmm_segments, spmm
 
 pytestmark = pytest.mark.usefixtures("hurried")
@@ -460,3 +462,56 @@ def test_importing_touches_no_device():
 def test_sizes_and_weights_that_do_not_fit_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         Interactions.from_pairs([0], [0], **options)
+
+
+KEY = jax.random.key(0)
+TAKERS = {
+    "fit": lambda x: jr.train.fit(jr.train.init(KEY, MF, TX), None, TX, x, epochs=1),
+    "newton": lambda x: jr.newton.fit(None, {}, x, regularization=1.0),
+    "ials": lambda x: jr.als.ials.fit(x, dim=1, regularization=1.0, unobserved_weight=1.0, key=KEY),
+    "ials.fold_in": lambda x: jr.als.ials.fold_in(TABLES, x, regularization=1.0, unobserved_weight=1.0),
+    "rg2": lambda x: jr.als.rg2.fit(x, dim=1, regularization=1.0, key=KEY),
+    "rg2.fold_in": lambda x: jr.als.rg2.fold_in(TABLES, x, regularization=1.0),
+    "full_ranking": lambda x: jr.evaluate.full_ranking(MF, TABLES, TRAIN, x),
+    "separate_ranking": lambda x: jr.evaluate.separate_ranking(MF, TABLES, x, TRAIN),
+    "top_k": lambda x: jr.evaluate.top_k(MF, TABLES, [0], k=1, seen=x),
+    "audit": lambda x: jr.data.audit(TRAIN, x),
+    "k_core": jr.data.splits.k_core,
+    "ratio": lambda x: jr.data.splits.ratio(x, order=None),
+    "in_turn": lambda x: jr.data.splits.in_turn(x, order=None),
+    "leave_one_out": lambda x: jr.data.splits.leave_one_out(x, order=None),
+    "global_time": lambda x: jr.data.splits.global_time(x, valid_from=1, test_from=2),
+    "given": lambda x: jr.data.splits.given(x, valid=[], test=[]),
+    "keep_users": lambda x: jr.data.splits.keep_users(x, []),
+    "held_out_users": lambda x: jr.data.splits.held_out_users(KEY, x, n_valid=1, n_test=1, order=None),
+    "popularity_table": jr.sampling.popularity_table,
+    "explorative": lambda x: jr.sampling.explorative(KEY, (1,), train=x, table=None),
+    "reject_seen": lambda x: jr.sampling.reject_seen(KEY, jnp.array([0]), sample=None, seen=x),
+    "in_batch": lambda x: jr.sampling.in_batch(jnp.array([0]), jnp.array([0]), seen=x),
+    "adaptive_margin": jr.train.mars.adaptive_margin,
+    "popularity": jr.models.popularity,
+    "ease": lambda x: jr.models.ease(x, regularization=1.0),
+    "LightGCN": jr.models.LightGCN,
+    "TransCF": jr.models.TransCF,
+    "SimpleX": jr.models.SimpleX,
+    "VALID": jr.models.VALID,
+    "MultVAE": jr.models.MultVAE,
+}
+TRAIN = Interactions.from_pairs([0, 1], [1, 0])
+MF, TX = jr.models.MF(2, 2, dim=1), optax.sgd(0.1)
+TABLES = {"params": {"user": jnp.ones((2, 1)), "item": jnp.ones((2, 1))}}
+
+
+@pytest.mark.parametrize("name", TAKERS)
+def test_what_is_no_interactions_is_named_with_what_to_make_of_it(name):
+    with pytest.raises(TypeError, match=r"^\w+ is a csr_array; give Interactions: Interactions.from_scipy\(\w+\)$"):
+        TAKERS[name](TRAIN.to_scipy())
+
+
+def test_each_thing_that_is_no_interactions_has_its_remedy():
+    split = jr.data.splits.given(TRAIN, valid=np.zeros(2, bool), test=np.zeros(2, bool))
+    frame = type("DataFrame", (), {"columns": ()})()
+    remedies = {"train.train": split, "from_dataframe": frame, "from_pairs": TRAIN.pairs()}
+    for remedy, value in remedies.items():
+        with pytest.raises(TypeError, match=remedy):
+            jr.models.popularity(value)

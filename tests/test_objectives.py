@@ -396,3 +396,30 @@ def test_the_product_covers_the_family():
     other |= {"kl_standard", "kl_normalised"}
     names = {name for name in vars(L) if callable(getattr(L, name)) and not name.startswith("_")}
     assert names - rows - other == {*LOSSES, *DISTANCES, "directau", "rg2"}
+
+
+def test_an_objective_says_what_the_model_lacks():
+    train = jr.Interactions.from_pairs([0, 1], [1, 0])
+    model, draw = jr.models.NeuMF(2, 2, dim=2, layers=(2, 1)), partial(jr.sampling.uniform, n_items=2)
+    lacking = {
+        "vectors": [partial(jr.train.gram_objective, model=model)],
+        "parts": [partial(jr.train.mars.objective, model=model, sample=draw, margin=0.5)],
+        "bound": [partial(jr.train.vae.objective, model=model)],
+        "regularised": [
+            partial(
+                jr.train.translation_objective,
+                model=model,
+                loss=jr.losses.hinge,
+                sample=draw,
+                distance_weight=0.0,
+                neighbourhood_weight=0.0,
+            )
+        ],
+    }
+    lacking["vectors"].append(partial(jr.train.vectors_objective, model=model, loss=jr.losses.directau))
+    state = jr.train.init(jax.random.key(0), model, TX)
+    for method, objectives in lacking.items():
+        for objective in objectives:
+            group = 0 if method == "bound" else None
+            with pytest.raises(TypeError, match=f"model is NeuMF, which has no '{method}'"):
+                jr.train.fit(state, objective, TX, train, epochs=1, batch_size=2, group=group, progress=False)

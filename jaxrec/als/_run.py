@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxrec.history import EarlyStopping, History
-from jaxrec.interactions import Interactions
+from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.typing import Array, Key, Variables
 
 Factors = Mapping[str, Array]
@@ -23,9 +23,11 @@ def check_input(train: Interactions, dim: int, **not_negative: float) -> None:
     """Refuses what no solver can work on.
 
     Raises:
+        TypeError: for anything but `Interactions`.
         ValueError: for a set without pairs, weights that are negative or not finite, dim outside 1 .. min(M, N), and
             hyperparameters that are negative or not finite.
     """
+    check_interactions(train=train)
     if train.n_pairs == 0:
         raise ValueError("train has no pairs; there is nothing to factorise")
     if train.weights is not None:

@@ -33,7 +33,7 @@ from jaxrec.als._rows import Side, side
 from jaxrec.als._run import Factors, check_input
 from jaxrec.als._solve import Half, Weighting, cholesky, conjugate_gradient, subspace
 from jaxrec.history import EarlyStopping, History
-from jaxrec.interactions import Interactions
+from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.typing import Array, Key, Variables
 
 __all__ = [
@@ -233,6 +233,7 @@ def _objective_of(params: Factors, pairs: tuple[Array, ...], totals: tuple[Array
 
 
 def _fold_in(variables: Variables, histories: Interactions, weighting: Weighting) -> Array:
+    check_interactions(histories=histories)
     item = jnp.asarray(variables["params"]["item"])
     if histories.n_items != item.shape[0]:
         raise ValueError(f"histories have {histories.n_items} items and variables {item.shape[0]}; use one id map")

@@ -32,7 +32,7 @@ from jaxrec.als._mesh import check_mesh, dealt, spread
 from jaxrec.als._run import check_input, first_factors, run
 from jaxrec.als._spectrum import Decomposition, Problem, decompose, dot, problem_of, shrink
 from jaxrec.history import EarlyStopping, History
-from jaxrec.interactions import Interactions, spmm
+from jaxrec.interactions import Interactions, check_interactions, spmm
 from jaxrec.typing import Array, Key, Scalar, Variables
 
 __all__ = ["Decomposition", "decompose", "fit", "fold_in", "objective", "shrink", "solve"]
@@ -142,6 +142,7 @@ def fold_in(
     Raises:
         ValueError: for histories over another number of items.
     """
+    check_interactions(histories=histories)
     item = variables["params"]["item"]
     if histories.n_items != item.shape[0]:
         raise ValueError(f"histories have {histories.n_items} items and variables {item.shape[0]}; use one id map")

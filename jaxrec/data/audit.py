@@ -12,7 +12,7 @@ import numpy as np
 import scipy.special
 
 from jaxrec import evaluate, models
-from jaxrec.interactions import Interactions
+from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.typing import Array, ArrayLike, Variables
 
 _CUT = 10
@@ -90,6 +90,7 @@ def audit(train: Interactions, test: Interactions, negatives: ArrayLike | None =
     Raises:
         ValueError: for train and test of different shapes, an empty test, or negatives whose rows do not fit.
     """
+    check_interactions(train=train, test=test)
     if (train.n_users, train.n_items) != (test.n_users, test.n_items):
         raise ValueError(f"train is {train}, test is {test}; split one set of Interactions")
     if test.n_pairs == 0:

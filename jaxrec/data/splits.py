@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from jaxrec.interactions import DataWarning, IdMap, Interactions
+from jaxrec.interactions import DataWarning, IdMap, Interactions, check_interactions
 from jaxrec.typing import ArrayLike, Key
 
 
@@ -101,6 +101,7 @@ def given(interactions: Interactions, *, valid: ArrayLike, test: ArrayLike) -> S
     Raises:
         ValueError: for masks of other shape or dtype, and for a pair in both.
     """
+    check_interactions(interactions=interactions)
     valid = _mask("valid", valid, interactions.n_pairs, "pairs")
     test = _mask("test", test, interactions.n_pairs, "pairs")
     if (valid & test).any():
@@ -139,6 +140,7 @@ def ratio(
     >>> [part.n_pairs for part in parts]
     [8, 1, 1]
     """
+    check_interactions(interactions=interactions)
     if len(fractions) != 3 or min(fractions) < 0 or fractions[0] <= 0 or not np.isclose(sum(fractions), 1):
         raise ValueError(f"fractions={tuple(fractions)}; give three (train, valid, test), none negative, with sum 1")
     degrees = np.asarray(interactions.user_degrees)
@@ -171,6 +173,7 @@ def in_turn(
     Raises:
         ValueError: for shares not in [0, 1), an order with ties inside a user, and a `who` of other shape or dtype.
     """
+    check_interactions(interactions=interactions)
     if not (0 <= test < 1 and 0 <= valid < 1):
         raise ValueError(f"test={test}, valid={valid}; give shares of 0 or more, below 1")
     degrees = np.asarray(interactions.user_degrees)
@@ -244,6 +247,7 @@ def leave_one_out(interactions: Interactions, *, order: Order, who: ArrayLike | 
     Raises:
         ValueError: for an order with ties inside a user, and a `who` of other shape or dtype.
     """
+    check_interactions(interactions=interactions)
     one = (np.asarray(interactions.user_degrees) >= 3).astype(np.int64)
     return _last(interactions, order, who, one, one)
 
@@ -303,6 +307,7 @@ def sample_users(key: Key, interactions: Interactions, *, n: int, min_pairs: int
     Raises:
         ValueError: where there are fewer such users.
     """
+    check_interactions(interactions=interactions)
     known = np.flatnonzero(np.asarray(interactions.user_degrees) >= min_pairs)
     if not 0 <= n <= len(known):
         raise ValueError(f"n={n}; {len(known)} users have {min_pairs} or more pairs")
@@ -313,6 +318,7 @@ def sample_users(key: Key, interactions: Interactions, *, n: int, min_pairs: int
 
 def keep_users(interactions: Interactions, who: ArrayLike) -> Interactions:
     """The pairs of the users where `who` (bool [M]) is True, over the same ids."""
+    check_interactions(interactions=interactions)
     return interactions.select(_may_lose(interactions, who))
 
 
@@ -325,6 +331,7 @@ def k_core(interactions: Interactions, *, users: int = 5, items: int = 5) -> Int
     Raises:
         ValueError: where nothing is left.
     """
+    check_interactions(interactions=interactions)
     rows, columns = interactions.pairs()
     keep, before = np.ones(len(rows), bool), -1
     while keep.sum() != before:
@@ -387,6 +394,7 @@ def _share(degrees: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def _timestamps(interactions: Interactions) -> np.ndarray:
+    check_interactions(interactions=interactions)
     if interactions.timestamps is None:
         raise ValueError(f"{interactions} has no timestamps; give them to from_pairs, or split by random_order")
     return np.asarray(interactions.timestamps)

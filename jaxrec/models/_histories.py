@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import sampling
-from jaxrec.interactions import Interactions
+from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.typing import Array, Key, Variables
 
 
@@ -160,6 +160,10 @@ class HistoryModel(nn.Module):
     """
 
     history: Interactions
+
+    def __post_init__(self) -> None:
+        check_interactions(history=self.history)
+        super().__post_init__()
 
     @property
     def n_users(self) -> int:

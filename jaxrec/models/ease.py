@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import lapack
 
-from jaxrec.interactions import Interactions
+from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.models._histories import HistoryModel, checked_items, on_device
 from jaxrec.typing import Array, Variables
 
@@ -78,6 +78,7 @@ def ease(train: Interactions, *, regularization: float, max_items: int = 20_000)
     >>> variables["params"]["weights"].tolist()
     [[0.0, 0.5], [0.5, 0.0]]
     """
+    check_interactions(train=train)
     if not regularization > 0:
         raise ValueError(f"regularization={regularization}; give a number above 0")
     if train.n_items > max_items:

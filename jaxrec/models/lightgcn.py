@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.interactions import Interactions, spmm
+from jaxrec.interactions import Interactions, check_interactions, spmm
 from jaxrec.models.mf import products
 from jaxrec.typing import Array
 
@@ -55,6 +55,7 @@ class LightGCN(nn.Module):
     scale: float = 0.1
 
     def __post_init__(self) -> None:
+        check_interactions(graph=self.graph)
         for name, value, least in (("dim", self.dim, 1), ("layers", self.layers, 0)):
             if value < least:
                 raise ValueError(f"{name}={value}; give {least} or more")

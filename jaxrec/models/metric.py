@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxrec.interactions import Interactions, spmm
+from jaxrec.interactions import Interactions, check_interactions, spmm
 from jaxrec.lookup import lookup
 from jaxrec.models.mf import against_all, check_sizes, negative_squared_distance, products
 from jaxrec.typing import Array
@@ -61,6 +61,7 @@ class TransCF(nn.Module):
     scale: float = 0.01
 
     def __post_init__(self) -> None:
+        check_interactions(graph=self.graph)
         check_sizes(self, "dim")
         super().__post_init__()
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.interactions import Interactions
+from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.models._histories import checked_items
 from jaxrec.models.mf import _unit, dropped, products
 from jaxrec.typing import Array
@@ -120,6 +120,7 @@ class SimpleX(nn.Module):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        check_interactions(history=self.history)
         for name, value in (("dim", self.dim), ("length", self.length)):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}; give 1 or more")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.interactions import Interactions
+from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.typing import Array, Key, Variables
 
 
@@ -58,6 +58,7 @@ def _mixed(x: Array) -> Array:
 
 def popularity(train: Interactions) -> tuple[ItemRanker, Variables]:
     """Ranks items by their number of training users."""
+    check_interactions(train=train)
     return ItemRanker(train.n_items), {"params": {"item": jnp.asarray(train.item_degrees.astype(np.float32))}}
 
 

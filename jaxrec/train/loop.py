@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from jaxrec import sampling
 from jaxrec.history import EarlyStopping, History
-from jaxrec.interactions import Interactions
+from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.optim import lambda_opt, rowwise
 from jaxrec.partials import combine, partition
 from jaxrec.train.checkpoint import Checkpoint, Progress
@@ -179,6 +179,7 @@ def fit(
 
 
 def _check_fit(state, train, epochs, batch_size, group, every, validate, stopping) -> None:
+    check_interactions(train=train)
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("every", every)):
         if value < 1:
             raise ValueError(f"{name}={value}; give 1 or more")

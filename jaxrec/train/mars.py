@@ -17,10 +17,10 @@ import optax
 import scipy.sparse
 
 from jaxrec import losses, sampling
-from jaxrec.interactions import Interactions
+from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.optim import riemannian
 from jaxrec.train.loop import Batch
-from jaxrec.train.objectives import _check_single
+from jaxrec.train.objectives import _check_has, _check_single
 from jaxrec.typing import Array, Key, Sampler, Scalar, Variables
 
 Score = Callable[[Array, Array], tuple[Array, Array]]
@@ -158,6 +158,7 @@ def adaptive_margin(train: Interactions, *, count: Literal["union", "sum"] = "un
     """
     if count not in ("union", "sum"):
         raise ValueError(f"count={count!r}; give 'union' or 'sum'")
+    check_interactions(train=train)
     matrix = train.to_scipy().astype(np.int32)
     matrix.data[:] = 1
     if count == "sum":
@@ -203,9 +204,11 @@ def objective(
         facet_weight: λ_facet.
 
     Raises:
+        TypeError: for a model without `parts`.
         ValueError: for groups of positives.
     """
     _check_single(batch)
+    _check_has(model, "parts", "MARS")
     users, items, weights, where = batch.users, batch.items, batch.weights, batch.where
     sample_key, positive_key = jax.random.split(key)
     if positives is not None:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxrec import losses
 from jaxrec.lookup import lookup
 from jaxrec.train.loop import Batch
+from jaxrec.train.objectives import _check_has
 from jaxrec.typing import Array, Key, Loss, Model, Sampler, Scalar, Variables
 
 
@@ -115,8 +116,12 @@ def translation_objective(
         distance_weight: how strongly positives are pulled.
         neighbourhood_weight: how strongly both are drawn to their neighbourhoods.
 
+    Raises:
+        TypeError: for a model without `regularised`.
+
     Differs: the released code averages the loss and sums the regularisers, so that its .01 is .01 · B here.
     """
+    _check_has(model, "regularised", "TransCF")
     users, items = batch.users[:, None], batch.items.reshape(len(batch.users), -1)
     negatives = sample(jax.random.split(key)[0], batch.users)
     negatives = jnp.broadcast_to(negatives, (len(items), negatives.shape[1]))

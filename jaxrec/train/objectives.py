@@ -175,6 +175,7 @@ def vectors_objective(
     """
     del key
     _check_single(batch)
+    _check_has(model, "vectors", "MF")
     users, items = model.apply(variables, method="vectors")
     return loss(users[batch.users], items[batch.items], where=batch.where)
 
@@ -196,6 +197,7 @@ def gram_objective(
             `where` [...].
     """
     del key
+    _check_has(model, "vectors", "MF")
     users, items = model.apply(variables, method="vectors")
     gram = jnp.matmul(items.T, items, precision="highest")
     own = users[batch.users]
@@ -224,6 +226,14 @@ def combined_objective(
     if not parts:
         raise ValueError("parts is empty; give at least one pair (weight, objective)")
     return sum(weight * objective(variables, key, batch) for weight, objective in parts)
+
+
+def _check_has(model: Model, method: str, such_as: str) -> None:
+    """`TypeError` for a model without the method that an objective calls."""
+    if not hasattr(model, method):
+        raise TypeError(
+            f"model is {type(model).__name__}, which has no {method!r}; give one that has, such as {such_as}"
+        )
 
 
 def _check_single(batch: Batch) -> None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from jaxrec.history import EarlyStopping, History
 from jaxrec.interactions import Interactions
 from jaxrec.train.loop import Batch, State, fit, init
+from jaxrec.train.objectives import _check_has
 from jaxrec.typing import Array, Key, Model, Scalar, Variables
 
 
@@ -58,6 +59,7 @@ def objective(
         micro_batch: if given, so many users are taken at a time: the same loss and gradient in less memory.
 
     Raises:
+        TypeError: for a model without `bound`.
         ValueError: for batches of positives, and for a `micro_batch` that does not divide the batch.
     """
     if batch.where.ndim != 1 or batch.items.ndim != 2 or batch.items.shape[1] != 0:
@@ -67,6 +69,8 @@ def objective(
         raise ValueError(
             f"micro_batch={micro_batch} does not divide the batch of {len(batch.users)} users; give one that does"
         )
+
+    _check_has(model, "bound", "VALID")
 
     def part(users: Array, where: Array) -> Array:
         halves = model.apply(variables, users, method="bound", at_random=True, rngs={"noise": key})
