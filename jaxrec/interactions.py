@@ -369,6 +369,8 @@ def check_interactions(**given: Any) -> None:
         parts = [part for part in ("interactions", "train") if isinstance(getattr(value, part, None), Interactions)]
         if parts:
             instead = f"one of its parts, such as {name}.{parts[0]}"
+        elif isinstance(value, tuple) and value and isinstance(value[0], Interactions):
+            instead = f"{name}[0], for an IdMap came with them"
         elif scipy.sparse.issparse(value):
             instead = f"Interactions.from_scipy({name})"
         elif hasattr(value, "columns"):

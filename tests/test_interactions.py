@@ -511,7 +511,8 @@ def test_what_is_no_interactions_is_named_with_what_to_make_of_it(name):
 def test_each_thing_that_is_no_interactions_has_its_remedy():
     split = jr.data.splits.given(TRAIN, valid=np.zeros(2, bool), test=np.zeros(2, bool))
     frame = type("DataFrame", (), {"columns": ()})()
-    remedies = {"train.train": split, "from_dataframe": frame, "from_pairs": TRAIN.pairs()}
+    labelled = Interactions.from_labels(["a", "b"], [1, 2])
+    remedies = {"train.train": split, r"train\[0\]": labelled, "from_dataframe": frame, "from_pairs": TRAIN.pairs()}
     for remedy, value in remedies.items():
         with pytest.raises(TypeError, match=remedy):
             jr.models.popularity(value)
