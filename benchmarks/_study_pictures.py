@@ -24,7 +24,7 @@ class Pane(NamedTuple):
 
 
 def picture(path: pathlib.Path, studies: Mapping[str, Any], panes: Sequence[Pane]) -> None:
-    """A row a data set, with a pane for each study of it.
+    """A row a data set, with a pane for each study of it; panes of the same figure share its axis.
 
     Args:
         path: of the file.
@@ -36,8 +36,11 @@ def picture(path: pathlib.Path, studies: Mapping[str, Any], panes: Sequence[Pane
     size = {"figsize": (4 * len(panes), 3 * len(studies)), "layout": "constrained", "squeeze": False}
     whole, places = plt.subplots(len(studies), len(panes), **size)
     for row, (data, found) in zip(places, studies.items()):
+        scales = {}
         for place, pane in zip(row, panes):
             methods = found.get(pane.varied, {})
+            if (first := scales.setdefault(pane.figure, place)) is not place:
+                place.sharey(first)
             values = list(dict.fromkeys(value for points in methods.values() for value in points))
             for name, points in methods.items():
                 spread = [case["stderr"] or float("nan") for case in points.values()] if pane.key == "metric" else None
