@@ -229,8 +229,8 @@ def combined_objective(
 
 
 def _check_has(model: Model, method: str, such_as: str) -> None:
-    """`TypeError` for a model without the method that an objective calls."""
-    if not hasattr(model, method):
+    """`TypeError` for a Linen module without the method that an objective calls; others answer by `apply` alone."""
+    if hasattr(model, "setup") and not hasattr(model, method):
         raise TypeError(
             f"model is {type(model).__name__}, which has no {method!r}; give one that has, such as {such_as}"
         )
