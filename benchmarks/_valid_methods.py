@@ -118,11 +118,8 @@ def recvae(part: Part, seed: int, *, divergence_weight: float, limit: int | None
 
 # ---------------------------------------------------------------------- one vector a user, or none
 
-CCL = {"citeulike-a": {"margin": 0.1, "weight": 2.0}, "gowalla-valid": {"margin": 0.9, "weight": 150.0}}
-
-
-def ccl(part: Part, seed: int, *, simplex: bool, learning_rate: float, limit: int | None) -> Trained:
-    """Cosines, 1,024 negatives that a batch shares; margin and weight of SimpleX's configurations."""
+def ccl(part: Part, seed: int, *, simplex: bool, margin: float, weight: float, limit: int | None) -> Trained:
+    """Cosines, 1,024 negatives that a batch shares; the gate of SimpleX's configurations."""
     train = part.train
     if simplex:
         pool = jr.models.MeanPool() if part.name != "gowalla-valid" else jr.models.UserAttention()
@@ -131,12 +128,12 @@ def ccl(part: Part, seed: int, *, simplex: bool, learning_rate: float, limit: in
     else:
         model = jr.models.MF(train.n_users, train.n_items, dim=DIM, scale=1e-4, score=jr.models.cosine)
     draw = partial(jr.sampling.uniform, n_items=train.n_items, n=1024)
-    loss = partial(jr.losses.ccl, **CCL.get(part.name, CCL["citeulike-a"]))
+    loss = partial(jr.losses.ccl, margin=margin, weight=weight)
     sample = partial(jr.sampling.shared, sample=draw)
     # SimpleX leaves the positive out of the history, so that its examples are single pairs
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample, leave_out=simplex)
     options = {"batch_size": 1024} if simplex else {"batch_size": 256, "group": 16}
-    return fitted(part, seed, model, objective, optax.adam(learning_rate), limit=limit, **options)
+    return fitted(part, seed, model, objective, optax.adam(1e-2), limit=limit, **options)
 
 
 def lightgcn(part: Part, seed: int, *, learning_rate: float, limit: int | None) -> Trained:
@@ -173,6 +170,7 @@ def ease(part: Part, seed: int, *, regularization: float, limit: int | None) -> 
 
 INTERESTS = {"n_interests": 4, "n_blocks": 2, "width": DIM}  # of VALID, where nothing else is said
 BLOCKS = partial(interests, n_interests=INTERESTS["n_interests"])
+CCL = {"margin": (0.4, 0.7), "weight": (25.0, 50.0, 100.0)}
 METHODS = {
     "VALID": Method(BLOCKS),
     "MacridVAE": Method(partial(BLOCKS, kind=jr.models.MacridVAE)),
@@ -183,8 +181,8 @@ METHODS = {
     "VALID, CoDA": Method(partial(BLOCKS, attention=jr.models.attention.coda)),
     "MultVAE": Method(multvae, {"cap": (0.2, 1.0)}),
     "RecVAE": Method(recvae, {"divergence_weight": (0.005, 0.02)}),
-    "MF, CCL": Method(partial(ccl, simplex=False), {"learning_rate": (1e-3, 1e-2)}),
-    "SimpleX": Method(partial(ccl, simplex=True), {"learning_rate": (1e-3, 1e-2)}),
+    "MF, CCL": Method(partial(ccl, simplex=False), CCL),
+    "SimpleX": Method(partial(ccl, simplex=True), CCL),
     "LightGCN": Method(lightgcn, {"learning_rate": (3e-3, 1e-2)}),
     "RG2": Method(partial(solved, jr.als.rg2.fit), {"alpha": (0.05, 0.2), "regularization": (0.03, 0.1, 0.3)}),
     "iALS": Method(
