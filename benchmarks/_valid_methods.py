@@ -118,6 +118,7 @@ def recvae(part: Part, seed: int, *, divergence_weight: float, limit: int | None
 
 # ---------------------------------------------------------------------- one vector a user, or none
 
+
 def ccl(part: Part, seed: int, *, simplex: bool, margin: float, weight: float, limit: int | None) -> Trained:
     """Cosines, 1,024 negatives that a batch shares; the gate of SimpleX's configurations."""
     train = part.train
