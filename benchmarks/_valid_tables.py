@@ -38,9 +38,9 @@ def interests(found: dict) -> str:
         f"some models and by a quarter for others. {again}"
         "Methods that a set's table lacks were not run on it.\n\n"
         "**What this shows.** VALID is above MacridVAE at their best epochs on both splits of citeulike-a, by many "
-        "errors; on Gowalla and ml-1m, by few seeds, they are within two of each other. On the published split of citeulike-a both are "
-        "above every model with one vector a user, of which MF and SimpleX under CCL come nearest. EASE, a closed form "
-        "of N² weights, is above both on either split.\n\n"
+        "errors; on Gowalla and ml-1m, by few seeds, they are within two of each other. On the published split of "
+        "citeulike-a both are above every model with one vector a user, of which MF and SimpleX under CCL come "
+        "nearest. EASE, a closed form of N² weights, is above both on either split.\n\n"
         + "\n\n".join(parts)
         + "".join(f"\n\n{line}" for line in lines)
         + "".join(f"\n\n{_studied(name, study)}" for name, study in found["studies"].items())
