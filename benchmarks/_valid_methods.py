@@ -120,7 +120,7 @@ def recvae(part: Part, seed: int, *, divergence_weight: float, limit: int | None
 
 
 def ccl(part: Part, seed: int, *, simplex: bool, margin: float, weight: float, limit: int | None) -> Trained:
-    """Cosines, 1,024 negatives that a batch shares; the gate of SimpleX's configurations."""
+    """Cosines, 1,024 negatives that a batch shares; SimpleX's gate and pool are its configuration's on Gowalla."""
     train = part.train
     if simplex:
         pool = jr.models.MeanPool() if part.name != "gowalla-valid" else jr.models.UserAttention()

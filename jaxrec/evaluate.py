@@ -233,6 +233,7 @@ def sampled_ranking(
             raise ValueError(f"{name} run to {ids.max()}; ids of the model are 0 .. {n - 1}")
     among = f"{negatives.shape[1]} given negatives"
     if train is not None:
+        check_interactions(train=train)
         users, items, negatives, known = _trained(train, users, items, negatives)
         among += f", items without training pairs left out with their {len(test_pairs[0]) - len(users)} test pairs"
     valid = _distinct(negatives) & (negatives != items[:, None])

@@ -35,8 +35,8 @@ class Interactions:
 
     Row u holds the items of user u, ascending and without repetition. The constructors check their
     input and build NumPy arrays on the host; `jax.device_put` moves the whole to a device, and any jitted function
-    takes it as an argument. Functions that need `Interactions` raise `TypeError` for anything else, and say what to
-    make of it.
+    takes it as an argument. Training, solvers, models, samplers, splits and evaluation raise `TypeError` for anything
+    else in its place, and say what to make of it.
 
     Attributes:
         indptr: int32 [M + 1]; the items of user u are `indices[indptr[u]:indptr[u + 1]]`.

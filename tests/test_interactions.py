@@ -475,6 +475,7 @@ TAKERS = {
     "full_ranking": lambda x: jr.evaluate.full_ranking(MF, TABLES, TRAIN, x),
     "separate_ranking": lambda x: jr.evaluate.separate_ranking(MF, TABLES, x, TRAIN),
     "top_k": lambda x: jr.evaluate.top_k(MF, TABLES, [0], k=1, seen=x),
+    "sampled_ranking": lambda x: jr.evaluate.sampled_ranking(MF, TABLES, ([0], [0]), [[1]], train=x),
     "audit": lambda x: jr.data.audit(TRAIN, x),
     "k_core": jr.data.splits.k_core,
     "ratio": lambda x: jr.data.splits.ratio(x, order=None),

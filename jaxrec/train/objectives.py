@@ -171,6 +171,7 @@ def vectors_objective(
         loss: `losses.directau`, or any function of users [B, D], items [B, D] and `where` [B].
 
     Raises:
+        TypeError: for a model without `vectors`.
         ValueError: for groups of positives.
     """
     del key
@@ -195,6 +196,9 @@ def gram_objective(
         model: gives tables by `model.apply(variables, method="vectors")`.
         loss: `losses.rg2`, or any function of positives [...], users [..., K], QᵀQ [K, K], Qᵀ1 [K], `n_items` and
             `where` [...].
+
+    Raises:
+        TypeError: for a model without `vectors`.
     """
     del key
     _check_has(model, "vectors", "MF")
