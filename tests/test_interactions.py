@@ -469,8 +469,11 @@ TAKERS = {
     "fit": lambda x: jr.train.fit(jr.train.init(KEY, MF, TX), None, TX, x, epochs=1),
     "newton": lambda x: jr.newton.fit(None, {}, x, regularization=1.0),
     "ials": lambda x: jr.als.ials.fit(x, dim=1, regularization=1.0, unobserved_weight=1.0, key=KEY),
+    "ials.objective": lambda x: jr.als.ials.objective(TABLES, x, regularization=1.0, unobserved_weight=1.0),
+    "wrmf_objective": lambda x: jr.als.ials.wrmf_objective(TABLES, x, regularization=1.0, alpha=1.0),
     "ials.fold_in": lambda x: jr.als.ials.fold_in(TABLES, x, regularization=1.0, unobserved_weight=1.0),
     "rg2": lambda x: jr.als.rg2.fit(x, dim=1, regularization=1.0, key=KEY),
+    "rg2.objective": lambda x: jr.als.rg2.objective(TABLES, x, regularization=1.0),
     "rg2.fold_in": lambda x: jr.als.rg2.fold_in(TABLES, x, regularization=1.0),
     "full_ranking": lambda x: jr.evaluate.full_ranking(MF, TABLES, TRAIN, x),
     "separate_ranking": lambda x: jr.evaluate.separate_ranking(MF, TABLES, x, TRAIN),
@@ -489,7 +492,9 @@ TAKERS = {
     "explorative": lambda x: jr.sampling.explorative(KEY, (1,), train=x, table=None),
     "reject_seen": lambda x: jr.sampling.reject_seen(KEY, jnp.array([0]), sample=None, seen=x),
     "in_batch": lambda x: jr.sampling.in_batch(jnp.array([0]), jnp.array([0]), seen=x),
+    "draws": lambda x: jr.train.lambda_opt.draws(KEY, BATCH, train=TRAIN, valid=x, rows=None),
     "adaptive_margin": jr.train.mars.adaptive_margin,
+    "nmf": lambda x: jr.models.nmf(x, dim=1, key=KEY),
     "popularity": jr.models.popularity,
     "ease": lambda x: jr.models.ease(x, regularization=1.0),
     "LightGCN": jr.models.LightGCN,
@@ -501,6 +506,7 @@ TAKERS = {
 TRAIN = Interactions.from_pairs([0, 1], [1, 0])
 MF, TX = jr.models.MF(2, 2, dim=1), optax.sgd(0.1)
 TABLES = {"params": {"user": jnp.ones((2, 1)), "item": jnp.ones((2, 1))}}
+BATCH = jr.train.Batch(jnp.array([0]), jnp.array([1]), None, jnp.ones(1, bool))
 
 
 @pytest.mark.parametrize("name", TAKERS)

@@ -207,6 +207,7 @@ def wrmf_fold_in(variables: Variables, histories: Interactions, *, regularizatio
 
 
 def _objective(params: Factors, train: Interactions, weighting: Weighting) -> Array:
+    check_interactions(train=train)
     users, items = train.pairs()
     ratings = np.ones(train.n_pairs, np.float32) if train.weights is None else np.asarray(train.weights)
     totals = np.bincount(users, ratings, train.n_users), np.bincount(items, ratings, train.n_items)

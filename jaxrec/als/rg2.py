@@ -115,6 +115,7 @@ def fit(
 
 def objective(variables: Variables, train: Interactions, *, regularization: Scalar, alpha: Scalar = 0.0) -> Array:
     """L of the given factors [], by Gram matrices: no [M, N] array, one sparse product. Differentiable."""
+    check_interactions(train=train)
     settings = _Settings(regularization, alpha)
     return _objective_of(variables["params"], problem_of(train), settings, pairwise=_given(alpha))
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import scipy.sparse
 
-from jaxrec.interactions import Interactions
+from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.lookup import lookup
 from jaxrec.typing import Array, Key, Variables
 
@@ -195,6 +195,7 @@ def nmf(
     Differs: scikit-learn scales its penalties by N and M since version 1.0; here they are those of the formula, as they
     were when the papers that compare with it were written.
     """
+    check_interactions(train=train)
     for name, value, least in (("dim", dim, 1), ("iterations", iterations, 1), ("regularization", regularization, 0)):
         if value < least:
             raise ValueError(f"{name}={value}; give {least} or more")

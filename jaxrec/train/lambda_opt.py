@@ -17,7 +17,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxrec.interactions import Interactions
+from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.optim import lambda_opt
 from jaxrec.train.loop import Batch
 from jaxrec.typing import Array, Key, Objective, Sampler
@@ -49,6 +49,7 @@ def draws(
     Differs: the released code goes through both sets in shuffled order, and draws negatives for validation that are in
     neither; the training objective's sampler draws those here, unless `valid_objective` has its own.
     """
+    check_interactions(train=train, valid=valid)
     size = len(batch.users)
     ahead_key, valid_key = jax.random.split(jax.random.fold_in(key, 2))  # 0 and 1 give the keys of a split in two
 
