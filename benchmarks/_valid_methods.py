@@ -188,7 +188,10 @@ METHODS = {
     "RG2": Method(partial(solved, jr.als.rg2.fit), {"alpha": (0.05, 0.2), "regularization": (0.03, 0.1, 0.3)}),
     "iALS": Method(
         partial(solved, jr.als.ials.fit),
-        {"unobserved_weight": (0.003, 0.01, 0.03, 0.1, 0.3), "regularization": (0.001, 0.003, 0.01, 0.03)},
+        {
+            "unobserved_weight": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
+            "regularization": (0.001, 0.003, 0.01, 0.03),
+        },
     ),
     "EASE": Method(ease, {"regularization": (10.0, 30.0, 100.0, 300.0, 1000.0)}),
 }
