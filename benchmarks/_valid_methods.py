@@ -171,7 +171,7 @@ def ease(part: Part, seed: int, *, regularization: float, limit: int | None) -> 
 
 INTERESTS = {"n_interests": 4, "n_blocks": 2, "width": DIM}  # of VALID, where nothing else is said
 BLOCKS = partial(interests, n_interests=INTERESTS["n_interests"])
-CCL = {"margin": (0.4, 0.7), "weight": (25.0, 50.0, 100.0)}
+CCL = {"margin": (0.4, 0.7), "weight": (5.0, 10.0, 25.0, 50.0, 100.0)}
 METHODS = {
     "VALID": Method(BLOCKS),
     "MacridVAE": Method(partial(BLOCKS, kind=jr.models.MacridVAE)),
