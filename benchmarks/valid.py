@@ -214,16 +214,15 @@ def records_of(data: str, name: str, setting: dict[str, Any], limit: int | None)
 
 
 def paired(part: Part, one: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, float]:
-    """Recall@20 of one less the other's: over seeds, and over users, whose recalls are means over seeds."""
+    """Recall@20 of one less the other's, of the seeds of both: over seeds, and over users, each a mean over seeds."""
     degrees = np.asarray(part.test.user_degrees)
     degrees = degrees[degrees > 0]
-    means = [
-        np.mean([np.array(list(map(ord, record["hits"]))) - 48 for record in records], 0) / degrees
-        for records in (one, other)
-    ]
-    n = min(len(one), len(other))
-    by_seed = np.array([a["test"][METRIC] - b["test"][METRIC] for a, b in zip(one[:n], other[:n])])
-    by_user = means[0] - means[1]
+    sides = [{record["seed"]: record for record in records} for records in (one, other)]
+    both = [[side[seed] for seed in sorted(sides[0].keys() & sides[1].keys())] for side in sides]
+    hits = [np.mean([np.array(list(map(ord, record["hits"]))) - 48 for record in side], 0) for side in both]
+    n = len(both[0])
+    by_seed = np.array([a["test"][METRIC] - b["test"][METRIC] for a, b in zip(*both)])
+    by_user = (hits[0] - hits[1]) / degrees
     return {
         "difference": float(by_user.mean()),
         "users_stderr": float(by_user.std(ddof=1) / np.sqrt(len(by_user))),

@@ -277,17 +277,19 @@ def test_peer_of_valid_has_the_released_loss_and_gradients():
 
 
 def test_valid_pairs_users_over_seeds():
-    """Recalls of two users are (1, 0) and (½, ½) over two seeds of one model, 0 and 1 of the other."""
+    """Recalls of two users are (1, ½) and (0, ½) in two seeds of one model, and (0, 1) in the other's second."""
     from benchmarks import valid
 
     test = jr.Interactions.from_pairs([0, 2, 2], [0, 0, 1], n_users=3)
     part = valid.Part("any", test, test, test)
-    records = [
-        {"hits": hits, "test": {"recall@20": value}} for hits, value in (("11", 0.75), ("01", 0.25), ("02", 0.5))
-    ]
+    runs = ((0, "11", 0.75), (1, "01", 0.25), (1, "02", 0.5), (0, "00", 0.0))
+    records = [{"seed": seed, "hits": hits, "test": {"recall@20": value}} for seed, hits, value in runs]
+    found = valid.paired(part, records[:2], records[2:3])
+    assert found["difference"] == pytest.approx(-0.25) and found["seeds"] == 1 and found["seeds_stderr"] is None
+    assert found["users_stderr"] == pytest.approx(np.std([0, -0.5], ddof=1) / np.sqrt(2))
     found = valid.paired(part, records[:2], records[2:])
-    assert found["difference"] == pytest.approx(0.0) and found["seeds"] == 1 and found["seeds_stderr"] is None
-    assert found["users_stderr"] == pytest.approx(np.std([0.5, -0.5], ddof=1) / np.sqrt(2))
+    assert found["difference"] == pytest.approx(0.25) and found["seeds"] == 2
+    assert found["seeds_stderr"] == pytest.approx(np.std([0.75, -0.25], ddof=1) / np.sqrt(2))
 
 
 @pytest.mark.slow

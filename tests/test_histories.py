@@ -52,6 +52,22 @@ def test_lists_fit_users_that_are_known():
     assert capacity == 768
 
 
+def test_lists_have_room_where_most_users_have_no_items():
+    """Training draws from those with items, who have more than a draw from all would have."""
+    degrees = np.zeros(4000, int)
+    degrees[:1000] = 1 + np.arange(1000) % 40
+    degrees[0] = 3000
+    items = np.concatenate([np.arange(n) for n in degrees])
+    known = Interactions.from_pairs(np.repeat(np.arange(4000), degrees), items, n_users=4000)
+    known = jax.tree.map(jnp.asarray, known)
+    run = jax.jit(lambda users: on_histories(sums, known, degrees, users, key=None, at_random=True))
+    for seed in range(5):
+        users = np.random.default_rng(seed).permutation(1000)[:500].astype(np.int32)
+        found, _, (capacity,) = run(users)
+        np.testing.assert_array_equal(found, (degrees * (degrees - 1) / 2)[users])
+    assert capacity < 500 * 3000 / 10
+
+
 @pytest.mark.parametrize("n", [10, 400])
 def test_bound_on_what_random_users_have_holds_and_is_near(n):
     """Half of many users have 3 items, half none: n of them have three times a binomial number."""

@@ -94,10 +94,40 @@ def test_updates_are_numbered():
         (implicit.detach, 123.0),
         (implicit.one_step, 123.0),
         (implicit.straight_through, 123.0),
-        (implicit.neumann, 111.0),
-        (implicit.gmres, 111.0),
     ]:
         assert float(way(update, jnp.zeros(1), 3)[0]) == expected
+
+
+@pytest.mark.parametrize("way", [implicit.neumann, implicit.gmres])
+def test_few_updates_are_warned_of_and_all_have_the_number_of_the_first(way):
+    with pytest.warns(UserWarning, match="3 updates rarely reach; make 9 or more"):
+        assert float(way(lambda x, number: 10 * x + number, jnp.zeros(1), 3)[0]) == 111
+
+
+@pytest.mark.parametrize("way", [implicit.unrolled, implicit.one_step, implicit.neumann, implicit.gmres])
+def test_an_update_may_hold_traced_keys_and_integers(way):
+    """Trap 17: parts of a batch, one after the other, have the value and the gradient of each by itself."""
+
+    def part(h, seed):
+        key, places = jax.random.key(seed), jnp.arange(3) + seed
+
+        def update(x, number):
+            return 0.3 * jnp.cos(x) * h[places] + jax.random.normal(key, (3,), h.dtype)
+
+        return way(update, jnp.zeros(3, h.dtype), 30).sum()
+
+    def mapped(h):
+        return jax.lax.map(jax.checkpoint(lambda seed: part(h, seed)), jnp.arange(2)).sum()
+
+    with jax.enable_x64(True):
+        h = jnp.linspace(0.5, 1, 4)
+        found, expected = (jax.jit(jax.value_and_grad(f))(h) for f in (mapped, lambda h: part(h, 0) + part(h, 1)))
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12)
+        if way is not implicit.one_step:
+            step = 1e-6 * np.eye(4)[2]
+            slope = float(mapped(h + step) - mapped(h - step)) / 2e-6
+            assert float(found[1][2]) == pytest.approx(slope, rel=1e-5)
 
 
 @pytest.mark.slow

@@ -221,6 +221,9 @@ def noisy():
             "second": module._grouped(first, pairs, vectors, 2),
             "last": module._grouped(found.prototypes, pairs, vectors, 2),
             "odds": jnp.stack(_mixture.odds(module._noise(pairs, 2), USERS[:, None], items, K)),
+            "factors": [jnp.stack(_mixture.odds_at(module._noise(pairs, n), pairs, K), -1) for n in (1, 2)],
+            "masks": [pairs.dropped(jnp.ones((len(pairs.rows), K)), 0.5, draw=2 * n) for n in (1, 2)],
+            "normal": pairs.normal((K, D), draw=0),
             "rows": pairs.rows,
             "items": pairs.items,
         }
@@ -250,6 +253,28 @@ def test_decoder_and_encoder_share_one_sample_of_the_groups(noisy, float64):
     p = (shares * np.exp(np.einsum("ukd,nd->kun", z, H) / 0.5)).sum(0)
     expected = -(TWINS * np.log(p / p.sum(1, keepdims=True))).sum(1)
     np.testing.assert_allclose(nll, expected, **CLOSE)
+
+
+def test_a_noisy_pass_is_the_formula_with_each_draw_in_its_place(noisy, float64):
+    """Traps 9, 12 and 14 inside the pass: update and encoder both group by noisy shares and drop out their weights."""
+    drawn, _ = noisy
+    drawn = jax.tree.map(lambda leaf: np.asarray(leaf, float), drawn)
+    for user in USERS:
+        own = drawn["rows"] == user
+        h, context = H[drawn["items"][own].astype(int)], PARAMS["context"][drawn["items"][own].astype(int)]
+        x = PROTOTYPES
+        for factors, mask in zip(drawn["factors"], drawn["masks"]):
+            previous = x
+            terms = factors[own] * np.exp(h @ x.T / 0.5)
+            shares = terms / terms.sum(1, keepdims=True)
+            w = shares / np.linalg.norm(shares, axis=0) * mask[own]
+            x = w.T @ h / np.maximum(np.linalg.norm(w.T @ h, axis=1, keepdims=True), 1e-12)
+        y, t = np.split(np.tanh(w.T @ context + PARAMS["context_bias"]) @ PARAMS["head"] + PARAMS["head_bias"], 2, 1)
+        mean = y / np.linalg.norm(y, axis=1, keepdims=True)
+        z = mean + 0.1 * np.exp(-t / 2) * drawn["normal"][user]
+        parts = (previous, mean, -t, z / np.linalg.norm(z, axis=1, keepdims=True))
+        for found, expected in zip(drawn["found"], parts, strict=True):
+            np.testing.assert_allclose(found[user], expected, **CLOSE)
 
 
 def test_the_first_blocks_noise_is_shared_and_the_others_is_not(noisy):
@@ -308,6 +333,11 @@ def test_dropout_follows_the_normalisation_and_is_each_interests_own(model):
     assert (first**2).sum(1).mean() == pytest.approx(2, abs=0.1)
     assert kept.mean() == pytest.approx(0.5, abs=0.03)
     assert (kept != (second > 0)).mean() > 0.4 and (kept[:1] != kept[1:]).mean() > 0.4
+
+
+def test_macridvae_has_one_block():
+    with pytest.raises(ValueError, match="n_blocks=2; MacridVAE has 1"):
+        MacridVAE(TRAIN, n_blocks=2)
 
 
 def test_one_interest_is_a_cosine_autoencoder_whatever_the_blocks(float64):

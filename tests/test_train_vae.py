@@ -13,6 +13,7 @@ from test_train import TX
 import jaxrec as jr
 from jaxrec import train
 from jaxrec.data import splits, synthetic
+from jaxrec.history import History
 from jaxrec.models import VALID, MultDAE, MultVAE, RecVAE, ease, for_users, popularity
 from jaxrec.train import loop
 from jaxrec.train.vae import _part, alternating, annealed, objective
@@ -39,6 +40,8 @@ def test_annealing_grows_by_the_total_whatever_the_cap():
     found = [float(annealed(t - 1, cap=0.2, total=10_000)) for t in (1, 1000, 2000, 5000)]
     assert found == pytest.approx([1e-4, 0.1, 0.2, 0.2])
     assert float(annealed(jnp.array(5, jnp.int32), cap=jnp.array(1.0), total=3)) == 1
+    with pytest.raises(ValueError, match="total=-5; give"):
+        annealed(0, total=-5)
 
 
 @pytest.mark.parametrize("micro_batch", [None, 2, 4, 100])
@@ -124,6 +127,18 @@ def test_encoder_and_decoder_are_trained_in_turn():
     assert history.names == ["seconds", "encoder_loss", "loss", "recovered"]
 
 
+def test_the_decoder_is_trained_without_dropout(monkeypatch):
+    seen = []
+
+    def fit(state, objective, tx, train, *, epochs, **options):
+        seen.append((objective.keywords["model"].dropout, epochs - int(state.epoch)))
+        return state._replace(epoch=jnp.int32(epochs)), History().append({"epoch": epochs, "loss": 1.0, "seconds": 0.0})
+
+    monkeypatch.setattr(train.vae, "fit", fit)
+    alternating(jax.random.key(0), RecVAE(BOARD, dim=2, width=3), TX, BOARD, epochs=2, progress=False)
+    assert seen == [(0.5, 3), (0.0, 1)] * 2
+
+
 @pytest.mark.parametrize("encoder", [True, False])
 def test_each_turn_moves_its_part_alone(encoder):
     params = {"encoder": {"head": jnp.ones(2)}, "item": jnp.ones(3), "item_bias": jnp.ones(1)}
@@ -142,6 +157,8 @@ def test_each_turn_moves_its_part_alone(encoder):
     ],
 )
 def test_bad_arguments_of_alternating_are_named(options, message):
+    with pytest.raises(TypeError, match="model=MultVAE has no old encoder"):
+        alternating(jax.random.key(0), MultVAE(BOARD, dim=2, width=3), TX, BOARD, **OPTIONS)
     with pytest.raises(ValueError, match=message):
         alternating(jax.random.key(0), RecVAE(BOARD), TX, BOARD, **OPTIONS | options)
 

@@ -10,7 +10,7 @@ import scipy.special
 import scipy.stats
 
 from jaxrec.interactions import Interactions
-from jaxrec.models import MF, MultDAE, MultVAE, RecVAE, SimpleX, for_users
+from jaxrec.models import MF, VALID, MultDAE, MultVAE, RecVAE, SimpleX, for_users
 
 pytestmark = pytest.mark.usefixtures("hurried")
 
@@ -58,26 +58,28 @@ def deep(p, x):
     return np.split(done[-1] @ p["head"] + p["head_bias"], 2)
 
 
-def expected(name, variables, user):
-    """Scores and KL of one user, z being the mean."""
+def expected(name, variables, user, mask=1, noise=0):
+    """Scores and KL of one user, z being the mean and `noise` deviations, the row's entries times `mask`."""
     p, row = variables["params"], DENSE[user]
-    x = row / max(np.sqrt(row.sum()), 1)
+    whole = row / max(np.sqrt(row.sum()), 1)
+    x = whole * mask
     if name == "MultDAE":
         z, kl = np.tanh(x @ p["context"] + p["context_bias"]), 0
     elif name == "MultVAE":
         mean, log_variance = np.split(np.tanh(x @ p["context"] + p["context_bias"]) @ p["head"] + p["head_bias"], 2)
         kl = 0.5 * (np.exp(log_variance) + mean**2 - 1 - log_variance).sum()
-        z = np.tanh(mean @ p["hidden"] + p["hidden_bias"])
+        z = np.tanh((mean + np.exp(log_variance / 2) * noise) @ p["hidden"] + p["hidden_bias"])
     else:
-        z, log_variance = deep(p["encoder"], x)
-        old_mean, old_log_variance = deep(variables["old"]["encoder"], x)
+        mean, log_variance = deep(p["encoder"], x)
+        z = mean + np.exp(log_variance / 2) * noise
+        old_mean, old_log_variance = deep(variables["old"]["encoder"], whole)
         density = scipy.stats.norm.pdf
         prior = (
             0.15 * density(z)
             + 0.75 * density(z, old_mean, np.exp(old_log_variance / 2))
             + 0.1 * density(z, 0, np.exp(5))
         )
-        kl = 0.3 * row.sum() * (np.log(density(z, z, np.exp(log_variance / 2))) - np.log(prior)).sum()
+        kl = 0.3 * row.sum() * (np.log(density(z, mean, np.exp(log_variance / 2))) - np.log(prior)).sum()
     return p["item"] @ z + p["item_bias"], kl
 
 
@@ -102,6 +104,29 @@ def test_scores_and_both_halves_are_the_formula(name):
         np.testing.assert_allclose(found, scores[users, items], **CLOSE)
     np.testing.assert_allclose(nll, -likelihood, **CLOSE)
     np.testing.assert_allclose(kl, [kl for _, kl in by_hand], **CLOSE)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_noisy_pass_is_the_formula_with_each_draw_in_its_place(name):
+    """Dropout follows the normalisation, and the old encoder sees the whole row."""
+    model, variables = MODELS[name], drawn(MODELS[name])
+
+    def draws(pairs, _):
+        mask = (
+            jnp.zeros((M, N))
+            .at[pairs.rows, pairs.items]
+            .set(pairs.dropped(jnp.ones((len(pairs.rows), 1)), 0.5, draw=1)[:, 0], mode="drop")
+        )
+        return mask, pairs.normal((3,), draw=0)
+
+    key = jax.random.key(3)
+    masks, normal = applied(model, variables, method=lambda module: module._on(USERS, draws, module._key()), key=key)
+    assert set(masks[DENSE > 0]) == {0, 2}
+    nll, kl = applied(model, variables, USERS, method="bound", key=key)
+    for user in USERS:
+        scores, divergence = expected(name, variables, user, masks[user], normal[user])
+        likelihood = (DENSE[user] * (scores - scipy.special.logsumexp(scores))).sum()
+        np.testing.assert_allclose((nll[user], kl[user]), (-likelihood, divergence), **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["MultVAE", "RecVAE"])
@@ -183,6 +208,8 @@ def test_another_set_of_users_replaces_the_histories():
     assert moved.history is others and held["history"]["interactions"].weights is None
     rows = applied(moved, held, np.array([0, 1, 8], np.int32), method="rows")
     np.testing.assert_allclose(rows, applied(model, variables, np.array([3, 0, 1], np.int32), method="rows"), **CLOSE)
+    with pytest.raises(ValueError, match="histories of 9 users with 7 pairs, the model of 4 users with 8 pairs; give"):
+        model.apply(held, np.array([0], np.int32), method="rows")
     with pytest.raises(ValueError, match="history has 3 items, the model 7; give"):
         for_users(model, variables, Interactions.from_pairs([0], [2]))
     for other in (MF(M, N, dim=2), SimpleX(TRAIN, dim=2)):
@@ -198,3 +225,17 @@ def test_another_set_of_users_replaces_the_histories():
 def test_wrong_values_are_named(made, name, value):
     with pytest.raises(ValueError, match=f"^{name}={value}; give"):
         made(TRAIN, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["VALID", "MultVAE", "RecVAE"])
+def test_parameters_keep_their_precision_whatever_the_default(name):
+    """float32 under x64, with noise: the loss and its gradient are float32."""
+    model = VALID(TRAIN, dim=3, width=5) if name == "VALID" else MODELS[name]
+    variables = model.init(jax.random.key(0), USERS[:1], USERS[:1])
+
+    def total(params):
+        nll, kl = model.apply({**variables, "params": params}, USERS, method="bound", rngs={"noise": jax.random.key(1)})
+        return (nll + kl).sum()
+
+    with jax.enable_x64(True):
+        assert {leaf.dtype for leaf in jax.tree.leaves(jax.value_and_grad(total)(variables["params"]))} == {jnp.float32}

@@ -88,8 +88,8 @@ def on_histories(
     """`fn(pairs, degrees [B])` of the users' histories.
 
     The list has room for what these users have. Under `jit`, where that is not known, two lengths are compiled: what B
-    of all users surpass once in 10¹² random draws, and B of the longest histories. Where users do come at random the
-    first is enough, and all is NaN if it is not.
+    users with items surpass once in 10¹² random draws, and B of the longest histories. Where users do come at random
+    the first is enough, and all is NaN if it is not.
 
     Args:
         fn: gives arrays of floats.
@@ -97,7 +97,7 @@ def on_histories(
         degrees: int [M], those of `known`, on the host.
         users: int32 [B].
         key: of the noise.
-        at_random: whether the users are drawn from all without replacement.
+        at_random: whether the users are drawn without replacement, from all or from those with items.
     """
 
     def found(capacity: int) -> Any:
@@ -107,7 +107,8 @@ def on_histories(
     n, longest = len(users), max(int(degrees.max(initial=0)), 1)
     if not isinstance(users, jax.core.Tracer):
         return found(max(int(degrees[np.asarray(users)].sum()), 1))
-    usual, most = surpassed(degrees, n, odds=1e-12), n * longest
+    drawn = degrees[degrees > 0] if degrees.any() else degrees  # training draws from those who have items
+    usual, most = surpassed(drawn, n, odds=1e-12), n * longest
     if most <= 2 * usual:
         return found(most)
     enough = (known.indptr[users + 1] - known.indptr[users]).sum() <= usual
@@ -156,7 +157,7 @@ def all_pairs(items: Array, where: Array) -> Pairs:
 class HistoryModel(nn.Module):
     """A model whose users are their histories, which travel as the untrained collection "history".
 
-    A subclass that has a `setup` calls this one's.
+    A subclass that has a `setup` calls this one's. Variables over histories of another size are a `ValueError`.
     """
 
     history: Interactions
@@ -177,6 +178,12 @@ class HistoryModel(nn.Module):
 
     def setup(self) -> None:
         known = self.variable("history", "interactions", on_device, self.history).value
+        if known.indptr.shape != self.history.indptr.shape or known.indices.shape != self.history.indices.shape:
+            sizes = [f"{len(x.indptr) - 1} users with {len(x.indices)} pairs" for x in (known, self.history)]
+            raise ValueError(
+                f"variables have histories of {sizes[0]}, the model of {sizes[1]}; give both "
+                "from for_users(model, variables, history)"
+            )
         self.known = jax.tree.map(jnp.asarray, known)
 
     def _key(self) -> Key | None:

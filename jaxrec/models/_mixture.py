@@ -45,7 +45,7 @@ def log_sum(logits: list[Array], factors: list[Array | None]) -> tuple[Array, li
     """log Σ_k factor_k exp(logit_k), and each term's share of the sum."""
     shift = jax.lax.stop_gradient(functools.reduce(jnp.maximum, logits))
     terms = [jnp.exp(logit - shift) for logit in logits]
-    terms = [term if factor is None else term * factor for term, factor in zip(terms, factors)]
+    terms = [term if factor is None else term * factor.astype(term.dtype) for term, factor in zip(terms, factors)]
     total = functools.reduce(jnp.add, terms)
     return shift + jnp.log(total), [term / total for term in terms]
 

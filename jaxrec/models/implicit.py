@@ -1,12 +1,14 @@
 """How gradients pass through repeated updates x ← f(x): `gradient(f, start, n) -> x`, with f(x, number=1 .. n).
 
 What f holds beside x, such as parameters, may be differentiated too. All but `unrolled` and `straight_through` give
-`start` a gradient of 0. Those that look for a fixed point keep the noise of the first update.
+`start` a gradient of 0. Those that look for a fixed point keep the noise of the first update, and warn where n is below
+nine: far from a fixed point their gradient is another one, and Neumann's series may grow without bound.
 """
 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 from jaxrec.typing import Array
 
 Update = Callable[..., Array]
+_FEW = 9  # updates: VALID with ten blocks is near its fixed point
 
 
 class Gradient(Protocol):
@@ -69,8 +72,15 @@ def gmres(update: Update, start: Array, n: int, *, tolerance: float = 1e-6, rest
 
 def _fixed_point(update: Update, start: Array, n: int, solve: Callable) -> Array:
     start = jax.lax.stop_gradient(start)
-    converted, held = jax.closure_convert(lambda x: update(x, number=1), start)
-    return _iterated(converted, solve, n, start, held)
+    if n < _FEW:
+        warnings.warn(
+            f"an implicit gradient is that of a fixed point, which {n} updates rarely reach; make {_FEW} or more "
+            f"(VALID: n_blocks={_FEW + 1}), or take unrolled or one_step",
+            stacklevel=3,
+        )
+    # all that the update holds becomes an argument, keys and integers too, which `jax.closure_convert` leaves inside
+    closed = jax.make_jaxpr(lambda x: update(x, number=1))(start)
+    return _iterated(lambda x, *held: jax.core.eval_jaxpr(closed.jaxpr, held, x)[0], solve, n, start, closed.consts)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

@@ -63,7 +63,8 @@ class VALID(HistoryModel):
         deviation: σ₀.
         dropout: rate for the weights w.
         gradient: how gradients pass through the blocks before the last: of `jaxrec.models.implicit`. `detach`, as
-            released, stops them, so that for R ≥ 2 `prototype` stays as it was drawn.
+            released, stops them, so that for R ≥ 2 `prototype` stays as it was drawn; `neumann` and `gmres` need ten
+            blocks or more.
         attention: among a user's prototypes after each update, of `jaxrec.models.attention`.
         chunk: items that the decoder takes at a time in training: its memory grows with B·K·chunk, not B·K·N.
 
@@ -209,7 +210,7 @@ class VALID(HistoryModel):
         mean, log_variance = _unit(y), self._log_variance(t)
         z = mean
         if pairs.key is not None:
-            z += self.deviation * jnp.exp(log_variance / 2) * pairs.normal(z.shape[1:], draw=0)
+            z += self.deviation * jnp.exp(log_variance / 2) * pairs.normal(z.shape[1:], draw=0).astype(z.dtype)
         return Posterior(x, mean, log_variance, _unit(z))
 
     def _log_variance(self, output: Array) -> Array:
@@ -245,6 +246,9 @@ class MacridVAE(VALID):
         recbole: RecBole's variant: the row is normalised and dropped out once, before the groups weigh it, and the
             encoder's output is lv, not −lv.
 
+    Raises:
+        ValueError: for other n_blocks, and as VALID.
+
     >>> import jaxrec as jr
     >>> train = jr.Interactions.from_pairs([0, 0, 2], [1, 3, 0])
     >>> MacridVAE(train).n_blocks
@@ -253,6 +257,11 @@ class MacridVAE(VALID):
 
     n_blocks: int = 1
     recbole: bool = False
+
+    def __post_init__(self) -> None:
+        if self.n_blocks != 1:
+            raise ValueError(f"n_blocks={self.n_blocks}; MacridVAE has 1, VALID has any number")
+        super().__post_init__()
 
     def _log_variance(self, output: Array) -> Array:
         return output if self.recbole else -output

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import chex
 import flax.linen as nn
 import jax
@@ -78,7 +80,7 @@ class _Autoencoder(HistoryModel):
             mean, log_variance = self._encoded(pairs)
             z = mean
             if log_variance is not None and pairs.key is not None:
-                z += jnp.exp(log_variance / 2) * pairs.normal(z.shape[1:], draw=0)
+                z += jnp.exp(log_variance / 2) * pairs.normal(z.shape[1:], draw=0).astype(z.dtype)
             scores = self._scores(z)
             own = pairs.sums(scores.at[pairs.rows, pairs.items].get(mode="fill", fill_value=0))
             nll = degrees.astype(own.dtype) * jax.nn.logsumexp(scores, axis=-1) - own
@@ -257,7 +259,7 @@ def _first_layer(context: Array, bias: Array, pairs: Pairs, dropout: float) -> A
 
 
 def _log_normal(x: Array, mean: Array | float, log_variance: Array | float) -> Array:
-    return -0.5 * (log_variance + np.log(2 * np.pi) + (x - mean) ** 2 / jnp.exp(log_variance))
+    return -0.5 * (log_variance + math.log(2 * math.pi) + (x - mean) ** 2 / jnp.exp(log_variance))
 
 
 def _deep_encoder(key: Key, n_items: int, width: int, dim: int) -> dict[str, Array]:

@@ -29,9 +29,14 @@ def annealed(step: Array, *, cap: Scalar = 1.0, total: Scalar = 20_000) -> Array
     Returns:
         float32 [...].
 
+    Raises:
+        ValueError: for a total of 0 or less, except one that is traced.
+
     >>> float(annealed(1999, cap=0.2, total=10_000))
     0.20000000298023224
     """
+    if isinstance(total, int | float) and total <= 0:
+        raise ValueError(f"total={total}; give a number of steps above 0")
     return jnp.minimum(cap, (jnp.asarray(step, jnp.float32) + 1) / total)
 
 
@@ -118,6 +123,7 @@ def alternating(
         The state, whose `epoch` counts passes, and the `History`, where "loss" is the decoder's.
 
     Raises:
+        TypeError: for a model without an encoder and an old one.
         ValueError: for numbers below 1, and `stopping` without `validate`.
     """
     for name, value in (("epochs", epochs), ("encoder_passes", encoder_passes)):
@@ -126,6 +132,9 @@ def alternating(
     if stopping is not None and validate is None:
         raise ValueError(f"stopping watches {stopping.metric!r}, but there is no validate to give it; pass validate=")
     state = init(key, model, tx)
+    if not all("encoder" in state.variables.get(where, ()) for where in ("params", "old")):
+        name = type(model).__name__
+        raise TypeError(f"model={name} has no old encoder beside its encoder; train it by fit, or give one like RecVAE")
     parts = {
         "encoder_loss": (functools.partial(objective, model=model, total=1), _part(tx, encoder=True), encoder_passes),
         "loss": (functools.partial(objective, model=model.clone(dropout=0.0), total=1), _part(tx, encoder=False), 1),
