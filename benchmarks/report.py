@@ -128,11 +128,13 @@ def _interests(name: str, test: dict, cases: dict) -> str:
     data, _, limit = name.partition(", ")
     after = f", {limit}" if limit else ""
     of = {model: cases[f"{data}: {model}{after}"]["recall@20"] for model in ("VALID", "MacridVAE")}
-    closed = f"EASE {cases[f'{data}: EASE']['recall@20']:.4f}, " if f"{data}: EASE" in cases else ""
+    rows = {row.partition(": ")[2]: case["recall@20"] for row, case in cases.items() if row.startswith(f"{data}: ")}
+    others = {row: value for row, value in rows.items() if not row.startswith(("VALID", "MacridVAE"))}
+    best = max(others, key=others.__getitem__)
     return (
         f"{data}{', at most' * bool(limit)}{after.removeprefix(',')}, Recall@20 over {test['seeds']} seeds: VALID "
         f"{of['VALID']:.4f}, MacridVAE {of['MacridVAE']:.4f} (difference, paired by users, {test['difference']:+.4f} ± "
-        f"{test['users_stderr']:.4f}), {closed}popularity {cases[f'{data}: popularity']['recall@20']:.4f}."
+        f"{test['users_stderr']:.4f}), best of the others {best} {others[best]:.4f}, popularity {cases[f'{data}: popularity']['recall@20']:.4f}."
     )
 
 

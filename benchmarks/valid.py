@@ -154,6 +154,11 @@ def chosen(data: str, name: str, limit: int | None) -> dict[str, Any] | None:
     return max(records, key=lambda record: best_of(record)[2])["setting"]
 
 
+def ends_of(name: str, setting: dict[str, Any]) -> list[str]:
+    """The hyperparameters whose chosen value is an end of the method's grid."""
+    return [key for key, values in METHODS[name].grid.items() if setting[key] in (min(values), max(values))]
+
+
 def point(name: str, what: str, value: int) -> tuple[str, dict[str, Any]]:
     """The method and the setting of a study's point: with one block all are MacridVAE, and defaults are not said."""
     if (what, value) == ("n_blocks", 1):
@@ -256,7 +261,8 @@ def table() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, s
         for limit in limits:
             rows = {name: records_of(data, name, setting, limit) for name, setting in all_chosen(data, limit)}
             after = f", {limit} epochs" if limit else ""
-            cases |= {f"{data}: {name}{after}": case_of(found) for name, found in rows.items()}
+            for name, found in rows.items():
+                cases[f"{data}: {name}{after}"] = case_of(found) | {"ends": ends_of(name, found[0]["setting"])}
             if {"VALID", "MacridVAE"} <= set(rows):
                 tests[f"{data}{after}"] = paired(part, rows["VALID"], rows["MacridVAE"])
             if found := studied(data, limit):
@@ -309,7 +315,16 @@ def main() -> None:
     cases, tests, studies, fingerprints = table()
     if studies:
         picture(_record.RESULTS / "valid.png", studies, PANES)
-    _record.write("valid", cases, quick=False, data=fingerprints, paired=tests, studies=studies, **facts)
+    _record.write(
+        "valid",
+        cases,
+        quick=False,
+        data=fingerprints,
+        paired=tests,
+        studies=studies,
+        records=len(list(RUNS.glob("*.json"))),
+        **facts,
+    )
 
 
 if __name__ == "__main__":

@@ -292,6 +292,19 @@ def test_valid_pairs_users_over_seeds():
     assert found["seeds_stderr"] == pytest.approx(np.std([0.75, -0.25], ddof=1) / np.sqrt(2))
 
 
+def test_the_table_of_interests_is_of_all_records():
+    from benchmarks import valid
+
+    found = json.loads((valid.RUNS.parent / "valid.json").read_text())
+    assert found["records"] == len(list(valid.RUNS.glob("*.json")))
+
+
+def test_ends_of_a_grid_are_named():
+    from benchmarks import valid
+
+    assert valid.ends_of("MF, CCL", {"margin": 0.4, "weight": 50.0}) == ["margin"]
+
+
 @pytest.mark.slow
 def test_mf_softmax_beats_popularity_on_movielens_by_two_standard_errors():
     """Two seeds of the quickstart's recipe, its epoch fixed beforehand, on users as pairs."""
