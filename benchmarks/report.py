@@ -134,7 +134,8 @@ def _interests(name: str, test: dict, cases: dict) -> str:
     return (
         f"{data}{', at most' * bool(limit)}{after.removeprefix(',')}, Recall@20 over {test['seeds']} seeds: VALID "
         f"{of['VALID']:.4f}, MacridVAE {of['MacridVAE']:.4f} (difference, paired by users, {test['difference']:+.4f} ± "
-        f"{test['users_stderr']:.4f}), best of the others {best} {others[best]:.4f}, popularity {cases[f'{data}: popularity']['recall@20']:.4f}."
+        f"{test['users_stderr']:.4f}), best of the others {best} {others[best]:.4f}, "
+        f"popularity {rows['popularity']:.4f}."
     )
 
 
