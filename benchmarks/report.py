@@ -129,12 +129,16 @@ def _interests(name: str, test: dict, cases: dict) -> str:
     after = f", {limit}" if limit else ""
     of = {model: cases[f"{data}: {model}{after}"]["recall@20"] for model in ("VALID", "MacridVAE")}
     rows = {row.partition(": ")[2]: case["recall@20"] for row, case in cases.items() if row.startswith(f"{data}: ")}
-    others = {row: value for row, value in rows.items() if not row.startswith(("VALID", "MacridVAE"))}
+    others = {
+        row: value
+        for row, value in rows.items()
+        if not row.startswith(("VALID", "MacridVAE", "random", "item id", "popularity"))
+    }
     best = max(others, key=others.__getitem__)
     return (
         f"{data}{', at most' * bool(limit)}{after.removeprefix(',')}, Recall@20 over {test['seeds']} seeds: VALID "
         f"{of['VALID']:.4f}, MacridVAE {of['MacridVAE']:.4f} (difference, paired by users, {test['difference']:+.4f} ± "
-        f"{test['users_stderr']:.4f}), best of the others {best} {others[best]:.4f}, "
+        f"{test['users_stderr']:.4f}), {'best of the' if len(others) > 1 else 'the only'} other{'s' * (len(others) > 1)} {best} {others[best]:.4f}, "
         f"popularity {rows['popularity']:.4f}."
     )
 
