@@ -43,7 +43,8 @@ def interests(found: dict) -> str:
         "errors. On Gowalla it is above by less after as many epochs, before either has converged, and on ml-1m it is "
         "not above. On citeulike-a both are above every model with one vector a user, of which MF under CCL comes "
         "nearest, on the random split level with RecVAE and MultVAE. EASE, a closed form of N² weights, is above both "
-        "there by Recall@20 and NDCG. On ml-1m EASE and models with one vector a user, RG2, iALS and RecVAE, are above both.\n\n"
+        "there by Recall@20 and NDCG. On ml-1m EASE and models with one vector a user, RG2, iALS and RecVAE, are above "
+        "both.\n\n"
         + "\n\n".join(parts)
         + "".join(f"\n\n{line}" for line in lines)
         + "".join(f"\n\n{_studied(name, study)}" for name, study in found["studies"].items())

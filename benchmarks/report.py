@@ -135,10 +135,11 @@ def _interests(name: str, test: dict, cases: dict) -> str:
         if not row.startswith(("VALID", "MacridVAE", "random", "item id", "popularity"))
     }
     best = max(others, key=others.__getitem__)
+    which = "best of the others" if len(others) > 1 else "the only other"
     return (
         f"{data}{', at most' * bool(limit)}{after.removeprefix(',')}, Recall@20 over {test['seeds']} seeds: VALID "
         f"{of['VALID']:.4f}, MacridVAE {of['MacridVAE']:.4f} (difference, paired by users, {test['difference']:+.4f} ± "
-        f"{test['users_stderr']:.4f}), {'best of the' if len(others) > 1 else 'the only'} other{'s' * (len(others) > 1)} {best} {others[best]:.4f}, "
+        f"{test['users_stderr']:.4f}), {which} {best} {others[best]:.4f}, "
         f"popularity {rows['popularity']:.4f}."
     )
 
