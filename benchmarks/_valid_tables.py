@@ -110,9 +110,20 @@ def interests_speed(found: dict) -> str:
         if peaks
         else ""
     )
+    head = ["catalogue", "items", "a step, s", "its large products alone, s", "share"]
+    steps = [
+        [name, str(at["n_items"]), f"{at['step_s']:.2g}", f"{at['floor_s']:.2g}", f"{at['share']:.0%}"]
+        for name, at in found.get("catalogues", {}).items()
+    ]
+    catalogues = (
+        f"A step over three catalogues, beside the time of its seven products of [B·K, D] with [D, N] at the speed of "
+        f"a square product on the same device ({found['device']}):\n\n{table(head, steps)}\n\n"
+        if steps
+        else ""
+    )
     return (
         "## Speed of VALID\n\n"
         f"Seconds an epoch on citeulike-a, {found['users_a_step']} users a step{ratio}; medians of runs "
         f"in turn on all cores.{memory}\n\n"
-        f"{table(['', 'wall s', 'CPU s', 'first call s'], rows)}\n\n{origin(found)}"
+        f"{table(['', 'wall s', 'CPU s', 'first call s'], rows)}\n\n{catalogues}{origin(found)}"
     )

@@ -86,6 +86,7 @@ def top_k(
         scores float32 [U, k] and items int32 [U, k], best first; -inf and -1 where a user has fewer items left.
 
     Raises:
+        TypeError: for a `State` instead of its variables.
         ValueError: for k outside 1 .. N, user ids outside the model (where it has `n_users` or `vectors`) or `seen`, a
             model whose N is not that of `seen`, scores of NaN.
     """
@@ -101,7 +102,7 @@ def full_ranking(
     train: Interactions,
     test: Interactions,
     *,
-    ks: Sequence[int] = (10, 20),
+    ks: Sequence[int] | int = (10, 20),
     users: ArrayLike | None = None,
     key: Key | None = None,
     auc: bool = False,
@@ -117,7 +118,7 @@ def full_ranking(
         variables: of the model.
         train: pairs [M, N] that are masked. To mask validation pairs too, give train and validation in one.
         test: pairs [M, N] to find.
-        ks: lengths of the lists.
+        ks: lengths of the lists, or one length.
         users: ids [U] to evaluate; by default all that have a test pair.
         key: typed key to break ties at random.
         auc: also the area under the ROC curve; it sorts whole rows, which is slow for large N.
@@ -128,10 +129,10 @@ def full_ranking(
         "popularity@k" (mean training users of the list's items) for each user, "coverage@k" and "gini@k" of all lists.
 
     Raises:
-        ValueError: as `top_k`; also for train and test of different shapes, or no user to evaluate.
+        TypeError, ValueError: as `top_k`; also for train and test of different shapes, or no user to evaluate.
     """
     users = _evaluated_users(train, test, users)
-    ks = sorted(set(ks))
+    ks = sorted({ks} if isinstance(ks, int) else set(ks))
     options = {"seen": train, "demoted": test, "key": key, "block": block, "judge": area if auc else None}
     _, items, areas = ranked(model, variables, users, k=ks[-1] if ks else 0, **options)
     per_user, catalogue = _list_metrics(items, users, test, train.item_degrees, ks=tuple(ks))

@@ -59,8 +59,10 @@ def ranked(
         scores float32 [U, k], items int32 [U, k], and what `judge` gives, each [U], or None.
 
     Raises:
-        ValueError: see `jaxrec.evaluate.top_k`.
+        TypeError, ValueError: see `jaxrec.evaluate.top_k`.
     """
+    if hasattr(variables, "variables"):
+        raise TypeError(f"variables is a {type(variables).__name__}; give its .variables")
     n_items = jax.eval_shape(functools.partial(_rows, model), variables, users[:1]).shape[1]
     for interactions in (seen, demoted):
         if interactions is not None and interactions.n_items != n_items:

@@ -367,11 +367,15 @@ def test_seeds_by_vmap_and_a_scanned_epoch_equal_steps_one_by_one():
         assert flat(own_state.lambdas).any()
 
 
+ROOT = optax.stateless_with_tree_map(lambda slope, _: jnp.sqrt(slope**2))  # as Adam without its ε, no derivative at 0
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: alternate(optax.sgd(0.1), optax.sgd(0.1), scope="whole"), "scope='whole'"),
         (lambda: alternate(optax.sgd(0.1), optax.sgd(0.1), every=0), "every=0"),
+        (lambda: alternate(ROOT, optax.sgd(0.1)).init({"user": jnp.ones((2, 2))}), "give simulated="),
         (lambda: lookahead({}, {}, (), (), value=bpr, tx=optax.sgd(0.1), steps=0), "steps=0"),
         (lambda: lookahead({}, {}, (), drawn(), value=bpr, tx=optax.sgd(0.1), steps=3), "leading axes"),
         (

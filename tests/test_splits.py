@@ -340,6 +340,12 @@ def test_bad_input_is_named(call, message):
         call()
 
 
+def test_dates_are_seconds_since_1970():
+    x = Interactions.from_pairs([0] * 3, range(3), timestamps=[0, 86_400, 2 * 86_400])
+    split = splits.global_time(x, valid_from="1970-01-02", test_from=np.datetime64("1970-01-03"))
+    assert [part.indices.tolist() for part in split] == [[0], [1], [2]]
+
+
 # ---------------------------------------------------------------------- a large set
 
 

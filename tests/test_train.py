@@ -358,6 +358,32 @@ def test_bad_arguments_are_named(options, message):
         fit(model_of(), **options)
 
 
+def test_what_is_no_rule_or_checkpoint_is_named():
+    for options, message in (
+        ({"stopping": "ndcg@10"}, "stopping='ndcg@10'; give jaxrec.train.EarlyStopping"),
+        ({"checkpoint": "folder"}, "checkpoint='folder'; give jaxrec.train.Checkpoint"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            fit(model_of(), **options)
+    with pytest.raises(ValueError, match="every=0; give 1"):
+        jr.train.Checkpoint("folder", every=0)
+
+
+def test_a_state_that_is_done_is_warned_of_and_a_report_serves_as_figures():
+    model = model_of()
+
+    def validate(variables):
+        return jr.evaluate.full_ranking(model, variables, TRAIN, TEST, ks=10)
+
+    state, history = fit(model, epochs=1, validate=validate)
+    assert history.records[-1]["ndcg@10"] == validate(state.variables).means["ndcg@10"]
+    with pytest.warns(UserWarning, match="has done 1 epochs and epochs=1 is their total number"):
+        again, history = jr.train.fit(state, objective(model), TX, TRAIN, epochs=1, progress=False)
+    assert again is state and not history.records
+    with pytest.raises(TypeError, match=r"variables is a State; give its \.variables"):
+        jr.evaluate.top_k(model, state, [0], k=1)
+
+
 def larger(train, users=0, items=0):
     """The same pairs among more users and items."""
     sizes = {"n_users": train.n_users + users, "n_items": train.n_items + items}

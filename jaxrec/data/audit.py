@@ -241,9 +241,8 @@ def _time_of_user(train: Interactions, test: Interactions) -> Finding:
 
 def _time_overall(train: Interactions, test: Interactions) -> Finding:
     count = int((np.asarray(train.timestamps) > np.asarray(test.timestamps).min()).sum())
-    message = (
-        f"{_share(count, train.n_pairs)} training pairs are younger than the oldest test pair: the future is known"
-    )
+    message = f"{_share(count, train.n_pairs)} training pairs are younger than the oldest test pair"
+    message += ": the future is known" * (count > 0)
     return Finding("time overall", count, train.n_pairs, count > 0, message)
 
 

@@ -253,7 +253,11 @@ def leave_one_out(interactions: Interactions, *, order: Order, who: ArrayLike | 
 
 
 def global_time(
-    interactions: Interactions, *, valid_from: float, test_from: float, who: ArrayLike | None = None
+    interactions: Interactions,
+    *,
+    valid_from: float | str | np.datetime64,
+    test_from: float | str | np.datetime64,
+    who: ArrayLike | None = None,
 ) -> Split:
     """Splits all users at the same times: no training pair is later than a held-out one (unless `who` keeps it).
 
@@ -261,7 +265,8 @@ def global_time(
 
     Args:
         interactions: the whole set, with timestamps.
-        valid_from: pairs of this time and later, up to `test_from`, are valid.
+        valid_from: pairs of this time and later, up to `test_from`, are valid: a number, or a date in UTC, such as
+            "2020-01-31", where timestamps are seconds since 1970.
         test_from: pairs of this time and later are test. `time_quantiles` gives both.
         who: bool [M], users whose pairs may be held out; None means all.
 
@@ -270,6 +275,10 @@ def global_time(
             wrong order, and a `who` of other shape or dtype.
     """
     times = _timestamps(interactions)
+    valid_from, test_from = (
+        int(np.datetime64(t, "s").astype(np.int64)) if isinstance(t, str | np.datetime64) else t
+        for t in (valid_from, test_from)
+    )
     if valid_from > test_from:
         raise ValueError(f"valid_from={valid_from} comes after test_from={test_from}; exchange them")
     if valid_from <= times.min() or test_from > times.max():

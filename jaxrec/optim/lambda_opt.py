@@ -235,7 +235,8 @@ def alternate(
         shared: of `penalty`.
 
     Raises:
-        ValueError: for another scope, and for `every` below 1.
+        ValueError: for another scope, and for `every` below 1. `init` refuses a `tx` without `simulated` that has no
+            derivative where a gradient is 0, as it is in rows outside a batch: `optax.adam` and its like.
     """
     if scope not in ("full", "exact"):
         raise ValueError(f"scope={scope!r}; give 'full' or 'exact'")
@@ -244,6 +245,8 @@ def alternate(
     options = {"steps": steps, "first_order": first_order, "shared": shared}
 
     def init(params: Any) -> AlternatingState:
+        if simulated is None and isinstance(tx, optax.GradientTransformation):
+            _check_smooth(tx, params)
         lambdas = start(params)
         return AlternatingState(tx.init(params), lambdas, lambda_tx.init(lambdas), jnp.zeros((), jnp.int32))
 
@@ -272,3 +275,19 @@ def alternate(
         return loss, params, AlternatingState(opt_state, lambdas, lambda_state, count)
 
     return Alternating(init, step)
+
+
+def _check_smooth(tx: optax.GradientTransformation, params: Any) -> None:
+    """Refuses an optimiser whose first step cannot be differentiated at a gradient of 0."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+        return
+
+    def moved(by: Array) -> Array:
+        gradients = jax.tree.map(lambda leaf: jnp.zeros_like(leaf) + by.astype(leaf.dtype), params)
+        return sum(leaf.sum() for leaf in jax.tree.leaves(tx.update(gradients, tx.init(params), params)[0]))
+
+    if not jnp.isfinite(jax.jit(jax.grad(moved))(jnp.zeros(()))):
+        raise ValueError(
+            "tx has no derivative where a gradient is 0, as it is in rows outside a batch, so that Λ turns NaN; give "
+            "simulated=, such as moments.smooth_adam(learning_rate) for optax.adam(learning_rate)"
+        )

@@ -31,11 +31,19 @@ class Checkpoint:
         directory: a folder of this run alone; made if needed.
         every: save after every so many epochs (and after the last).
         keep: how many of the latest to keep.
+
+    Raises:
+        ValueError: for numbers below 1.
     """
 
     directory: str | os.PathLike
     every: int = 1
     keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}; give 1 or more")
 
     def save(self, run: Progress, description: Mapping[str, Any]) -> None:
         """Writes the run under the number of its epoch; orbax renames a finished folder into place.

@@ -6,6 +6,7 @@ import functools
 import itertools
 import re
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -47,14 +48,14 @@ class Batch(NamedTuple):
         users: int32 [B].
         items: int32 [B], or [B, P] where `fit` groups up to P positives of a user; [B, 0] with `group=0`.
         weights: float32, of the shape of `items`, or None.
-        where: bool, of the shape of `items`, True = use; [B] with `group=0`.
+        where: bool, of the shape of `items`, True = use; [B] with `group=0`. None in a loop of one's own: all.
         step: int32 [], steps that the run has made before this one, for what is annealed.
     """
 
     users: Array
     items: Array
-    weights: Array | None
-    where: Array
+    weights: Array | None = None
+    where: Array | None = None
     step: Array | int = 0
 
 
@@ -102,7 +103,7 @@ def fit(
     callbacks: Sequence[Callable[[State, Mapping[str, float]], Any]] = (),
     progress: bool = True,
 ) -> tuple[State, History]:
-    """Trains until `epochs` epochs are done, counted from the run's beginning.
+    """Trains until `epochs` epochs are done, counted from the run's beginning; warns where that many are.
 
     The last batch of an epoch is padded and masked, so that one compilation serves all. Arrays inside the
     `functools.partial`s of `objective` travel as arguments; whatever a lambda closes over becomes a constant.
@@ -120,8 +121,8 @@ def fit(
         touched: function of (key, batch) that names the rows a step touches, for `optim.rowwise.dense_adam`, such as
             `partial(pairwise_rows, sample=...)` beside a `pairwise_objective`. All others must have a gradient of 0.
             For `optim.lambda_opt.alternate`, what a step is made on: `partial(train.lambda_opt.draws, ...)`.
-        validate: host function of the variables that gives named figures, such as
-            `lambda v: full_ranking(model, v, train, valid, ks=(10,)).means`. They are written to the history.
+        validate: host function of the variables that gives named figures, or a `Report`, whose means they are, such as
+            `lambda v: full_ranking(model, v, train, valid, ks=(10,))`. They are written to the history.
         every: validate after every so many epochs, and after the last.
         stopping: ends the run when its metric no longer gets better; the state returned is then the best one.
         checkpoint: where to save; a run that is killed and called again with the same arguments goes on from there,
@@ -135,12 +136,20 @@ def fit(
     Raises:
         DivergenceError: a `ValueError`, for a loss that is not finite; names epoch and step and carries the last good
             state. The checkpoint keeps the last epoch saved.
+        TypeError: for a `train`, `stopping` or `checkpoint` of another type.
         ValueError: for a model in the partials of `objective` that has fewer users or items than `train`, `stopping`
             without `validate`, a metric that `validate` does not give, or a checkpoint of another run: other data,
             batch size, key, objective, model or kind of optimiser. (The values inside `tx`, such as its learning rate,
             cannot be compared.)
     """
     _check_fit(state, train, epochs, batch_size, group, every, validate, stopping)
+    if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
+        raise TypeError(f"checkpoint={checkpoint!r}; give jaxrec.train.Checkpoint(directory)")
+    if checkpoint is None and int(state.epoch) >= epochs:
+        warnings.warn(
+            f"state has done {int(state.epoch)} epochs and epochs={epochs} is their total number: nothing is trained",
+            stacklevel=2,
+        )
     if isinstance(tx, lambda_opt.Alternating) and touched is None:
         raise ValueError("touched=None, and steps in turn need validation data; pass partial(lambda_opt.draws, ...)")
     run = Progress(state, state, {} if stopping is None else stopping.init(), History())
@@ -164,7 +173,8 @@ def fit(
         record = {"epoch": epoch, "loss": float(values.mean()), "seconds": time.perf_counter() - began}
         run = run._replace(state=new, best=run.best if stopping else new)
         if validate is not None and (epoch % every == 0 or epoch == epochs):
-            record |= {name: float(value) for name, value in validate(new.variables).items()}
+            found = validate(new.variables)
+            record |= {name: float(value) for name, value in getattr(found, "means", found).items()}
             if stopping is not None:
                 follow, improved = stopping.update(run.stopping, record)
                 run = run._replace(stopping=follow, best=new if improved else run.best)
@@ -187,6 +197,8 @@ def _check_fit(state, train, epochs, batch_size, group, every, validate, stoppin
         raise ValueError(f"group={group}; give the positives of a user a step, 0 for users alone, or None")
     if train.n_pairs == 0:
         raise ValueError("train has no pairs; there is nothing to learn from")
+    if stopping is not None and not isinstance(stopping, EarlyStopping):
+        raise TypeError(f"stopping={stopping!r}; give jaxrec.train.EarlyStopping(metric)")
     if stopping is not None and validate is None:
         raise ValueError(f"stopping watches {stopping.metric!r}, but there is no validate to give it; pass validate=")
     if "params" not in state.variables:
