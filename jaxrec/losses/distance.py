@@ -22,6 +22,8 @@ def contrastive(
 ) -> Array:
     """Contrastive loss (Hadsell et al. 2006, 10.1109/CVPR.2006.100): ½ pos² + ½ meanⱼ max(0, margin − negⱼ)².
 
+    Distances pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum" of the valid.
+
     >>> float(contrastive(jnp.array(2.0), jnp.array([0.0, 3.0])))
     2.25
     """
@@ -36,6 +38,8 @@ def triplet(
     """Triplet loss (Schroff et al. 2015, arXiv 1503.03832): meanⱼ max(0, pos² − negⱼ² + margin).
 
     `hinge` on the scores −d².
+
+    Distances pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum" of the valid.
 
     >>> float(triplet(jnp.array(1.0), jnp.array([1.0, 2.0])))
     0.5

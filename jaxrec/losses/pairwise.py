@@ -20,6 +20,8 @@ from jaxrec.typing import Array, Scalar
 def bpr(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negatives = "mean") -> Array:
     """Bayesian personalised ranking (Rendle et al. 2009, arXiv 1205.2618): meanⱼ −log σ(pos − negⱼ).
 
+    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum" of the valid.
+
     >>> round(float(bpr(jnp.array(0.0), jnp.array([0.0]))), 4)
     0.6931
     """
@@ -30,6 +32,8 @@ def hinge(
     pos: Array, neg: Array, *, where: Array | None = None, margin: Scalar = 1.0, negatives: Negatives = "mean"
 ) -> Array:
     """Margin loss on score differences, the triplet loss in score form: meanⱼ max(0, margin − pos + negⱼ).
+
+    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum" of the valid.
 
     >>> float(hinge(jnp.array(2.0), jnp.array([0.0, 1.5])))
     0.25
@@ -82,6 +86,8 @@ def ccl(
     reached when dropout follows normalisation.
 
     Differs: the released code sums over negatives when its weight is 0 or None; here `negatives="sum"` says so.
+
+    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum" of the valid.
 
     >>> round(float(ccl(jnp.array(0.8), jnp.array([0.95, 0.1]))), 4)
     3.95

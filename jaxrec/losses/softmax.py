@@ -46,6 +46,8 @@ def softmax(pos: Array, neg: Array, *, where: Array | None = None, temperature: 
     Wu et al. 2022, arXiv 2201.02327). One negative and temperature 1 give `bpr`. With all other items as negatives it
     is the full softmax.
 
+    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...].
+
     >>> round(float(softmax(jnp.array(0.0), jnp.array([0.0]))), 4)
     0.6931
     """
@@ -123,6 +125,8 @@ def mine(
     p = pos/temperature, nʲ = negⱼ/temperature; the positive is not in the logarithm. The paper's MINE+ is
     `mine(exponent=1.1, negatives="sum")` with a temperature, which is `bsl` with a sum.
 
+    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum" of the valid.
+
     >>> float(mine(jnp.array(0.5), jnp.array([0.5])))
     0.0
     """
@@ -146,6 +150,8 @@ def bsl(
 
     Differs: the paper's two temperatures are, in the released code and here, one temperature and an exponent. Its
     pooling of positives of one user within a batch, the released mode "multi", is `pooled`, made before the loss.
+
+    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum" of the valid.
 
     >>> float(bsl(jnp.array(0.5), jnp.array([0.5]), temperature=0.5, exponent=1.0))
     0.0

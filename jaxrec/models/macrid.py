@@ -136,7 +136,7 @@ class VALID(HistoryModel):
         """Scores of all items for users never seen, from their histories [B, L], such as `Interactions.rows` gives.
 
         Args:
-            items: integers [B, L].
+            items: integers [B, L], an item once: one that comes again counts again.
             where: bool [B, L], True for real entries.
 
         Raises:
@@ -168,7 +168,10 @@ class VALID(HistoryModel):
         return self._on(users, halves, self._key(), at_random)
 
     def posterior(self, users: Array) -> Posterior:
-        """What the encoder finds for users [B], with noise if there is a key for it."""
+        """What the encoder finds for users [B], with noise if there is a key for it: arrays [B, K, D].
+
+        For users never seen, `for_users(model, variables, history)` gives a model and variables that know them.
+        """
         return self._on(users, lambda pairs, _, table: self._encoded(pairs, table), self._key())
 
     def prototypes(self, users: Array) -> Array:
