@@ -22,7 +22,7 @@ def contrastive(
 ) -> Array:
     """Contrastive loss (Hadsell et al. 2006, 10.1109/CVPR.2006.100): ½ pos² + ½ meanⱼ max(0, margin − negⱼ)².
 
-    Distances pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum" of the valid.
+    Distances pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum".
 
     >>> float(contrastive(jnp.array(2.0), jnp.array([0.0, 3.0])))
     2.25
@@ -39,7 +39,7 @@ def triplet(
 
     `hinge` on the scores −d².
 
-    Distances pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum" of the valid.
+    Distances pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum".
 
     >>> float(triplet(jnp.array(1.0), jnp.array([1.0, 2.0])))
     0.5

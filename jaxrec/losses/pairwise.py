@@ -20,7 +20,7 @@ from jaxrec.typing import Array, Scalar
 def bpr(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negatives = "mean") -> Array:
     """Bayesian personalised ranking (Rendle et al. 2009, arXiv 1205.2618): meanⱼ −log σ(pos − negⱼ).
 
-    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum" of the valid.
+    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum".
 
     >>> round(float(bpr(jnp.array(0.0), jnp.array([0.0]))), 4)
     0.6931
@@ -33,7 +33,7 @@ def hinge(
 ) -> Array:
     """Margin loss on score differences, the triplet loss in score form: meanⱼ max(0, margin − pos + negⱼ).
 
-    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum" of the valid.
+    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum".
 
     >>> float(hinge(jnp.array(2.0), jnp.array([0.0, 1.5])))
     0.25
@@ -87,7 +87,7 @@ def ccl(
 
     Differs: the released code sums over negatives when its weight is 0 or None; here `negatives="sum"` says so.
 
-    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum" of the valid.
+    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum".
 
     >>> round(float(ccl(jnp.array(0.8), jnp.array([0.95, 0.1]))), 4)
     3.95

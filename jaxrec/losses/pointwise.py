@@ -15,7 +15,7 @@ from jaxrec.typing import Array, Scalar
 def bce(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negatives = "mean") -> Array:
     """Binary cross-entropy on logits: −log σ(pos) − meanⱼ log(1 − σ(negⱼ)).
 
-    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum" of the valid.
+    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum".
 
     >>> round(float(bce(jnp.array(0.0), jnp.array([0.0]))), 4)
     1.3863
@@ -30,7 +30,7 @@ def mse(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negati
 
     With `negatives="sum"` it is the "MSE" of the SimpleX and multi-margin papers, which stands on cosines.
 
-    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum" of the valid.
+    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum".
 
     >>> float(mse(jnp.array(0.0), jnp.array([1.0])))
     1.0

@@ -125,7 +125,7 @@ def mine(
     p = pos/temperature, nʲ = negⱼ/temperature; the positive is not in the logarithm. The paper's MINE+ is
     `mine(exponent=1.1, negatives="sum")` with a temperature, which is `bsl` with a sum.
 
-    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum" of the valid.
+    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum".
 
     >>> float(mine(jnp.array(0.5), jnp.array([0.5])))
     0.0
@@ -151,7 +151,7 @@ def bsl(
     Differs: the paper's two temperatures are, in the released code and here, one temperature and an exponent. Its
     pooling of positives of one user within a batch, the released mode "multi", is `pooled`, made before the loss.
 
-    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum" of the valid.
+    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum".
 
     >>> float(bsl(jnp.array(0.5), jnp.array([0.5]), temperature=0.5, exponent=1.0))
     0.0

@@ -15,7 +15,7 @@ def rg2_sampled(pos: Array, neg: Array, *, where: Array | None = None, negatives
     The second-order expansion of the full softmax round 0. Unbiased when the negatives are drawn uniformly from
     *all* items, the user's own among them.
 
-    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum" of the valid.
+    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum".
 
     >>> float(rg2_sampled(jnp.array(1.0), jnp.array([0.0])))
     -0.5
