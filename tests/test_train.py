@@ -1,5 +1,6 @@
 import os
 import pathlib
+import pickle
 import shutil
 import signal
 import subprocess
@@ -356,6 +357,16 @@ def test_history_says_what_it_has():
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         fit(model_of(), **options)
+
+
+def test_a_pickled_state_goes_on_as_the_state_itself():
+    model = model_of()
+    state, _ = fit(model, epochs=1)
+    ends = [
+        jr.train.fit(one, objective(model), TX, TRAIN, epochs=2, progress=False)[0].variables
+        for one in (state, pickle.loads(pickle.dumps(state)))
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *ends)
 
 
 def test_what_is_no_rule_or_checkpoint_is_named():
