@@ -132,7 +132,7 @@ def full_ranking(
         TypeError, ValueError: as `top_k`; also for train and test of different shapes, or no user to evaluate.
     """
     users = _evaluated_users(train, test, users)
-    ks = sorted({ks} if isinstance(ks, int) else set(ks))
+    ks = _lengths(ks)
     options = {"seen": train, "demoted": test, "key": key, "block": block, "judge": area if auc else None}
     _, items, areas = ranked(model, variables, users, k=ks[-1] if ks else 0, **options)
     per_user, catalogue = _list_metrics(items, users, test, train.item_degrees, ks=tuple(ks))
@@ -152,7 +152,7 @@ def separate_ranking(
     train: Interactions,
     test: Interactions,
     *,
-    ks: Sequence[int] = (50, 100),
+    ks: Sequence[int] | int = (50, 100),
     users: ArrayLike | None = None,
     block: int | None = None,
 ) -> Report:
@@ -167,7 +167,7 @@ def separate_ranking(
         variables: of the model.
         train: pairs [M, N] that are masked; give train and validation in one to mask both.
         test: pairs [M, N] to find.
-        ks: numbers of ranks that count.
+        ks: numbers of ranks that count, or one.
         users: ids [U] to evaluate; by default all that have a test pair.
         block: users scored at a time; results do not depend on it.
 
@@ -178,7 +178,7 @@ def separate_ranking(
         ValueError: as `full_ranking`, and for k outside 1 .. N.
     """
     users = _evaluated_users(train, test, users)
-    ks = tuple(sorted(set(ks)))
+    ks = _lengths(ks)
     if not ks or not 1 <= ks[0] <= ks[-1] <= train.n_items:
         raise ValueError(f"ks={ks}, but the catalogue has {train.n_items} items; give some of 1 .. {train.n_items}")
     options = {"seen": train, "demoted": test, "key": None, "block": block, "judge": apart(ks)}
@@ -194,7 +194,7 @@ def sampled_ranking(
     test_pairs: tuple[ArrayLike, ArrayLike],
     negatives: ArrayLike,
     *,
-    ks: Sequence[int] = (10,),
+    ks: Sequence[int] | int = (10,),
     train: Interactions | None = None,
     block: int = 1024,
 ) -> Report:
@@ -209,7 +209,7 @@ def sampled_ranking(
         test_pairs: users [T] and items [T].
         negatives: item ids [T, n]. A negative that comes twice in a row counts once, one that equals the test item
             not at all; a `DataWarning` says how many.
-        ks: lengths of the lists.
+        ks: lengths of the lists, or one length.
         train: if given, items without a training pair take no part: negatives among them do not count, and test pairs
             with such an item are left out, as the released code of TransCF and MARS has it.
         block: pairs scored at a time.
@@ -257,7 +257,7 @@ def sampled_ranking(
         first = users[np.isnan(rank)][0]
         raise ValueError(f"a score of user {first} is NaN; did training diverge, or is an id outside the model?")
     per_user = {}
-    for k in sorted(set(ks)):
+    for k in _lengths(ks):
         hit = rank < k
         per_user[f"hit_rate@{k}"] = hit.astype(np.float64)
         per_user[f"ndcg@{k}"] = hit / np.log2(rank + 2)
@@ -267,6 +267,10 @@ def sampled_ranking(
 
 
 # ---------------------------------------------------------------------- checks
+
+
+def _lengths(ks: Sequence[int] | int) -> tuple[int, ...]:
+    return tuple(sorted({ks} if isinstance(ks, int) else set(ks)))
 
 
 def _evaluated_users(train: Interactions, test: Interactions, users: ArrayLike | None) -> np.ndarray:

@@ -7,6 +7,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 
+def figures_of(found: Any) -> dict[str, float]:
+    """What a `validate` gave, as named numbers: those of a mapping, or the `means` of a `Report`."""
+    return {name: float(value) for name, value in getattr(found, "means", found).items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class History:
     """One record an epoch: "epoch", "seconds", and the figures of `validate` where it ran.

@@ -388,6 +388,21 @@ def test_a_state_that_is_done_is_warned_of_and_a_report_serves_as_figures():
 
     state, history = fit(model, epochs=1, validate=validate)
     assert history.records[-1]["ndcg@10"] == validate(state.variables).means["ndcg@10"]
+    negatives = (np.asarray(TEST.pairs()[1])[:, None] + 1) % 30
+    sampled = jr.evaluate.sampled_ranking(model, state.variables, TEST.pairs(), negatives, ks=1)
+    assert "ndcg@1" in sampled.means
+    small = jr.models.MF(TRAIN.n_users, TRAIN.n_items, dim=2)
+    _, history = jr.als.ials.fit(
+        TRAIN,
+        dim=2,
+        regularization=0.1,
+        unobserved_weight=0.1,
+        key=jax.random.key(0),
+        sweeps=1,
+        validate=lambda variables: jr.evaluate.full_ranking(small, variables, TRAIN, TEST, ks=10),
+        progress=False,
+    )
+    assert "ndcg@10" in history.names
     with pytest.warns(UserWarning, match="has done 1 epochs and epochs=1 is their total number"):
         again, history = jr.train.fit(state, objective(model), TX, TRAIN, epochs=1, progress=False)
     assert again is state and not history.records

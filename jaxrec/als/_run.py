@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxrec.history import EarlyStopping, History
+from jaxrec.history import EarlyStopping, History, figures_of
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.typing import Array, Key, Variables
 
@@ -105,7 +105,7 @@ def run(
         done, previous = settled or number == sweeps, objective
         improved = True
         if validate is not None and (number % every == 0 or done):
-            record |= {name: float(value) for name, value in validate({"params": factors(state)}).items()}
+            record |= figures_of(validate({"params": factors(state)}))
             if stopping is not None:
                 watch, improved = stopping.update(watch, record)
                 done = done or stopping.done(watch)

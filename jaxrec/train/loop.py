@@ -17,7 +17,7 @@ import optax
 from tqdm import tqdm
 
 from jaxrec import sampling
-from jaxrec.history import EarlyStopping, History
+from jaxrec.history import EarlyStopping, History, figures_of
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.optim import lambda_opt, rowwise
 from jaxrec.partials import combine, partition
@@ -173,8 +173,7 @@ def fit(
         record = {"epoch": epoch, "loss": float(values.mean()), "seconds": time.perf_counter() - began}
         run = run._replace(state=new, best=run.best if stopping else new)
         if validate is not None and (epoch % every == 0 or epoch == epochs):
-            found = validate(new.variables)
-            record |= {name: float(value) for name, value in getattr(found, "means", found).items()}
+            record |= figures_of(validate(new.variables))
             if stopping is not None:
                 follow, improved = stopping.update(run.stopping, record)
                 run = run._replace(stopping=follow, best=new if improved else run.best)

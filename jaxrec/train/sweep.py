@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from jaxrec.history import History
+from jaxrec.history import History, figures_of
 from jaxrec.interactions import Interactions
 from jaxrec.partials import combine, partition
 from jaxrec.train import loop
@@ -272,10 +272,10 @@ def _advance(programs: list[_Program], advance: Callable, epoch: int, validate: 
                 continue
             record = {"epoch": epoch, "loss": float(value.mean()), "seconds": seconds}
             if validate is not None:
-                found = validate(_lane(states.variables, np.int32(place)))
+                found = figures_of(validate(_lane(states.variables, np.int32(place))))
                 if select is not None and select not in found:
                     raise ValueError(f"select={select!r}, but validate gives {sorted(found)}")
-                record |= {name: float(figure) for name, figure in found.items()}
+                record |= found
             run.records.append(record)
             if (validate is not None or select is None) and run.choose(record, select):
                 improved.add(id(run))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from tqdm import tqdm
 
-from jaxrec.history import EarlyStopping, History
+from jaxrec.history import EarlyStopping, History, figures_of
 from jaxrec.interactions import Interactions
 from jaxrec.train.loop import Batch, State, fit, init
 from jaxrec.train.objectives import _check_has
@@ -145,7 +145,7 @@ def alternating(
         state, record = _in_turn(state, parts, train, batch_size)
         record = {"epoch": epoch, **record}
         if validate is not None:
-            record |= {name: float(value) for name, value in validate(state.variables).items()}
+            record |= figures_of(validate(state.variables))
         history, improved = history.append(record), True
         if stopping is not None:
             followed, improved = stopping.update(followed, record)
