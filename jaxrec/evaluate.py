@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxrec import metrics
 from jaxrec.interactions import DataWarning, Interactions, check_interactions
-from jaxrec.ranking import apart, area, checked_users, ranked
+from jaxrec.ranking import apart, area, given_ids, ranked
 from jaxrec.report import Report
 from jaxrec.typing import Array, ArrayLike, Key, Model, Variables
 
@@ -65,6 +65,7 @@ def top_k(
     *,
     k: int,
     seen: Interactions | None = None,
+    items: ArrayLike | None = None,
     key: Key | None = None,
     block: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -78,6 +79,7 @@ def top_k(
         users: ids [U].
         k: length of the lists.
         seen: pairs to leave out.
+        items: ids [n] to choose among, such as those in stock; None is all.
         key: typed key for ties.
         block: users scored at a time; by default such that a block of scores stays in the processor's cache, or
             takes about 0.5 GB on an accelerator. Results do not depend on it.
@@ -85,15 +87,25 @@ def top_k(
     Returns:
         scores float32 [U, k] and items int32 [U, k], best first; -inf and -1 where a user has fewer items left.
 
+    Warns:
+        DataWarning: for users without items in the history of a model that knows them by it alone.
+
     Raises:
         TypeError: for a `State` instead of its variables.
         ValueError: for k outside 1 .. N, user ids outside the model (where it has `n_users` or `vectors`) or `seen`, a
-            model whose N is not that of `seen`, scores of NaN.
+            model whose N is not that of `seen`, `items` that are none of 0 .. N-1, scores of NaN.
+
+    Similar items are those of a scorer whose users are items; the item itself comes first:
+
+    >>> unit = jnp.array([[0.6, 0.8], [0.0, 1.0], [1.0, 0.0]])  # such as vectors over their norms
+    >>> top_k(scorer(lambda table, ids: table[ids] @ table.T), unit, [0], k=2)[1].tolist()
+    [[0, 1]]
     """
     if seen is not None:
         check_interactions(seen=seen)
-    users = checked_users(users, None if seen is None else seen.n_users)
-    return ranked(model, variables, users, k=k, seen=seen, demoted=None, key=key, block=block)[:2]
+    users = given_ids("users", users, None if seen is None else seen.n_users)
+    options = {"seen": seen, "demoted": None, "key": key, "block": block, "candidates": items}
+    return ranked(model, variables, users, k=k, **options)[:2]
 
 
 def full_ranking(
@@ -278,7 +290,7 @@ def _evaluated_users(train: Interactions, test: Interactions, users: ArrayLike |
     shapes = [(part.n_users, part.n_items) for part in (train, test)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"train is {shapes[0]}, test {shapes[1]} users by items; split one set of Interactions")
-    chosen = np.arange(test.n_users) if users is None else checked_users(users, test.n_users)
+    chosen = np.arange(test.n_users) if users is None else given_ids("users", users, test.n_users)
     chosen = chosen[np.asarray(test.user_degrees)[chosen] > 0].astype(np.int32)
     if len(chosen) == 0:
         raise ValueError("none of the users has a test pair; there is nothing to evaluate")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 
 import numpy as np
 
@@ -112,6 +113,8 @@ def checked_timestamps(values: ArrayLike) -> np.ndarray:
     """A column of seconds or datetimes as int32, fractions cut off; `ValueError` for what is missing or too large."""
     given = np.asarray(values)
     seconds = given.astype("datetime64[s]").astype(np.int64) if given.dtype.kind == "M" else given
+    if given.dtype.kind == "O" and all(isinstance(time, datetime.datetime) or _is_missing(time) for time in given):
+        seconds = [np.nan if _is_missing(time) else _utc(time).timestamp() for time in given]
     seconds = _numbers("timestamps", seconds)
     bad = ~(np.abs(seconds) <= _INT32_MAX)
     if bad.any():
@@ -121,6 +124,11 @@ def checked_timestamps(values: ArrayLike) -> np.ndarray:
             "divide milliseconds by 1000, drop rows without a time"
         )
     return np.floor(seconds).astype(np.int32)
+
+
+def _utc(time: datetime.datetime) -> datetime.datetime:
+    """With its time zone; UTC where it has none, as in NumPy."""
+    return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
 
 
 def factorised(name: str, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -135,14 +143,24 @@ def factorised(name: str, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"{name} mixes types that cannot be sorted ({error}); turn all labels into strings") from None
 
 
-def _lookup(name: str, known: np.ndarray, labels: ArrayLike) -> np.ndarray:
-    labels = np.asarray(labels)
+def found_ids(known: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Ids int32 of labels of any shape, -1 where `known` has none such."""
+    if "O" in (known.dtype.kind, labels.dtype.kind):
+        places = {label: place for place, label in enumerate(known.tolist())}
+        ids = [places.get(label, -1) for label in labels.reshape(-1).tolist()]
+        return np.array(ids, np.int32).reshape(labels.shape)
     order = np.argsort(known)
     ids = order[np.minimum(np.searchsorted(known, labels, sorter=order), len(known) - 1)]
-    bad = known[ids] != labels
-    if np.any(bad):
-        raise ValueError(f"{name} has no label {np.atleast_1d(labels)[np.atleast_1d(bad)][0]!r} ({np.sum(bad)} such)")
-    return ids.astype(np.int32)
+    return np.where(known[ids] == labels, ids, -1).astype(np.int32)
+
+
+def _lookup(name: str, known: np.ndarray, labels: ArrayLike) -> np.ndarray:
+    labels = np.asarray(labels)
+    ids = found_ids(known, labels)
+    if (ids < 0).any():
+        bad, good = labels[ids < 0].tolist()[0], known.tolist()[0]
+        raise ValueError(f"{name} has no label {bad!r} ({np.sum(ids < 0)} such); it has such as {good!r}")
+    return ids
 
 
 def _labels(name: str, known: np.ndarray, ids: ArrayLike) -> np.ndarray:

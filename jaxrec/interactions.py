@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import chex
 import jax
@@ -16,7 +16,7 @@ import scipy.sparse
 from jax.experimental import sparse
 
 from jaxrec.ids import IdMap as IdMap
-from jaxrec.ids import checked_ids, checked_timestamps, checked_weights, factorised
+from jaxrec.ids import checked_ids, checked_timestamps, checked_weights, factorised, found_ids
 from jaxrec.typing import Array, ArrayLike
 
 
@@ -91,7 +91,8 @@ class Interactions:
             items: integers [n].
             weights: numbers [n], finite.
             timestamps: numbers [n] that fit int32 (seconds, not milliseconds); fractions are cut off.
-            n_users: number of users; by default the largest id plus one.
+            n_users: number of users; by default the largest id plus one, with a `DataWarning` where fewer than a tenth
+                of those ids come.
             n_items: likewise for items.
 
         Raises:
@@ -113,8 +114,8 @@ class Interactions:
         for name, size in (("n_users", n_users), ("n_items", n_items)):
             if size is not None and (size != int(size) or size < 1):
                 raise ValueError(f"{name}={size}; give a whole number of 1 or more")
-        n_users = int(users.max()) + 1 if n_users is None else int(n_users)
-        n_items = int(items.max()) + 1 if n_items is None else int(n_items)
+        n_users = _number("users", users) if n_users is None else int(n_users)
+        n_items = _number("items", items) if n_items is None else int(n_items)
         return cls._merged(users, items, weights, timestamps, n_users, n_items)
 
     @classmethod
@@ -146,31 +147,67 @@ class Interactions:
 
     @classmethod
     def from_labels(
-        cls, users: ArrayLike, items: ArrayLike, weights: ArrayLike | None = None, timestamps: ArrayLike | None = None
+        cls,
+        users: ArrayLike,
+        items: ArrayLike,
+        weights: ArrayLike | None = None,
+        timestamps: ArrayLike | None = None,
+        *,
+        id_map: IdMap | None = None,
+        unknown: Literal["raise", "drop"] = "raise",
     ) -> tuple[Interactions, IdMap]:
         """Builds the matrix from the caller's own labels (strings or numbers) and returns the map back to them.
 
         The readers of `jaxrec.data.readers` return just these four columns, so that
         `Interactions.from_labels(*readers.movielens(path))` works.
 
+        Args:
+            users: labels [n].
+            items: labels [n].
+            weights: as `from_pairs` takes them.
+            timestamps: likewise.
+            id_map: the map to go by, such as that of the train part for a test part of its own; None makes one of the
+                labels that come.
+            unknown: what to do about a pair with a label that `id_map` lacks: "drop" leaves it out with a
+                `DataWarning` of how many went.
+
         Raises:
-            ValueError: as `from_pairs`; also for missing labels (None, NaN) and columns that mix types.
+            ValueError: as `from_pairs`; also for missing labels (None, NaN), columns that mix types, labels that
+                `id_map` lacks, and where none is left.
+
+        >>> train, id_map = Interactions.from_labels(["ann", "bob"], [10, 7])
+        >>> test, _ = Interactions.from_labels(["bob"], [10], id_map=id_map)
+        >>> test, test.pairs()[1].tolist()
+        (Interactions(2 users x 2 items, 1 pairs, density 25.0000%), [1])
         """
-        user_labels, user_ids = factorised("users", users)
-        item_labels, item_ids = factorised("items", items)
-        n_users, n_items = len(user_labels), len(item_labels)
-        interactions = cls.from_pairs(
-            user_ids, item_ids, weights=weights, timestamps=timestamps, n_users=n_users, n_items=n_items
-        )
-        return interactions, IdMap(user_labels, item_labels)
+        if unknown not in ("raise", "drop") or (unknown == "drop" and id_map is None):
+            raise ValueError(f"unknown={unknown!r}; give 'raise', or 'drop' with the id_map to go by")
+        user_labels, users = factorised("users", users)
+        item_labels, items = factorised("items", items)
+        columns = {"users": users, "items": items, "weights": weights, "timestamps": timestamps}
+        if id_map is None:
+            id_map = IdMap(user_labels, item_labels)
+        elif unknown == "raise":
+            columns |= {"users": id_map.user_ids(user_labels)[users], "items": id_map.item_ids(item_labels)[items]}
+        else:
+            columns = _known(id_map, (user_labels, item_labels), columns)
+        return cls.from_pairs(**columns, n_users=len(id_map.users), n_items=len(id_map.items)), id_map
 
     @classmethod
     def from_dataframe(
-        cls, frame: Any, *, user: str, item: str, weight: str | None = None, timestamp: str | None = None
+        cls,
+        frame: Any,
+        *,
+        user: str,
+        item: str,
+        weight: str | None = None,
+        timestamp: str | None = None,
+        id_map: IdMap | None = None,
+        unknown: Literal["raise", "drop"] = "raise",
     ) -> tuple[Interactions, IdMap]:
         """Builds the matrix from named columns of a pandas or polars DataFrame; see `from_labels`.
 
-        A datetime column may serve as `timestamp`.
+        A datetime column may serve as `timestamp`; without a time zone it is UTC.
 
         Raises:
             ValueError: for a column that the frame lacks, and as `from_labels`.
@@ -180,7 +217,7 @@ class Interactions:
             if name is not None and name not in frame.columns:
                 raise ValueError(f"{argument}={name!r} is not a column of the frame; it has {list(frame.columns)}")
             columns.append(None if name is None else frame[name].to_numpy())
-        return cls.from_labels(*columns)
+        return cls.from_labels(*columns, id_map=id_map, unknown=unknown)
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> Interactions:
@@ -354,6 +391,48 @@ class Interactions:
         row = jnp.minimum(rows, len(users) - 1)
         places = indptr[users[row]] + number - (ends - degrees)[row]
         return rows, jnp.where(rows < len(users), indices.at[places].get(mode="clip"), 0), degrees
+
+
+def _number(name: str, ids: np.ndarray) -> int:
+    """The largest id plus one; says where most ids below are nobody's, as with labels taken for ids."""
+    n = int(ids.max()) + 1
+    used = np.count_nonzero(np.bincount(ids)) if n <= 10 * len(ids) else len(np.unique(ids))
+    if n > 10 * used:
+        warnings.warn(
+            f"{name} run to {n - 1}, but only {used} of these ids come, and all get rows in models and rankings; "
+            f"Interactions.from_labels numbers them without gaps, n_{name}={n} says that the gaps are meant",
+            DataWarning,
+            stacklevel=3,
+        )
+    return n
+
+
+def _known(id_map: IdMap, labels: tuple[np.ndarray, np.ndarray], columns: dict[str, Any]) -> dict[str, Any]:
+    """The columns as the ids of `id_map`, rows of which it lacks a label left out.
+
+    Args:
+        id_map: labels to go by.
+        labels: distinct labels of users and of items.
+        columns: "users" and "items" as places in `labels`; "weights" and "timestamps", or None.
+    """
+    lengths = {name: len(column) for name, column in columns.items() if column is not None}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"columns have different lengths, {lengths}; give one entry for each pair")
+    users = found_ids(id_map.users, labels[0])[columns["users"]]
+    items = found_ids(id_map.items, labels[1])[columns["items"]]
+    keep = (users >= 0) & (items >= 0)
+    if not keep.any():
+        given = [such.tolist()[0] for such in (*labels, id_map.users, id_map.items) if len(such)]
+        raise ValueError(f"id_map has none of {len(keep)} pairs' labels; is it of other data? Given, had: {given}")
+    if not keep.all():
+        warnings.warn(
+            f"dropped {(~keep).sum()} of {len(keep)} pairs: id_map lacks {len(np.unique(columns['users'][users < 0]))} "
+            f"of their users and {len(np.unique(columns['items'][items < 0]))} of their items",
+            DataWarning,
+            stacklevel=3,
+        )
+    columns = columns | {"users": users, "items": items}
+    return {name: None if column is None else np.asarray(column)[keep] for name, column in columns.items()}
 
 
 def check_interactions(**given: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +43,20 @@ def _as_pytree(value: Any) -> Any:
         return value
     keywords = {name: _as_pytree(item) for name, item in value.keywords.items()}
     return jax.tree_util.Partial(value.func, *map(_as_pytree, value.args), **keywords)
+
+
+def bound(functions: tuple) -> Iterator[tuple[Any, str, Any]]:
+    """Every keyword bound in nested partials: (function, name, value).
+
+    >>> [(name, value) for _, name, value in bound((functools.partial(np.add, dtype=functools.partial(int, base=2)),))]
+    [('dtype', functools.partial(<class 'int'>, base=2)), ('base', 2)]
+    """
+    for value in functions:
+        if isinstance(value, functools.partial):
+            yield from ((value.func, *item) for item in value.keywords.items())
+            yield from bound((value.func, *value.args, *value.keywords.values()))
+        elif type(value) in (tuple, list):
+            yield from bound(tuple(value))
 
 
 def combine(arrays: Sequence[Array], static: Static) -> tuple:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,22 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import metrics
-from jaxrec.interactions import Interactions
+from jaxrec.interactions import DataWarning, Interactions
 from jaxrec.typing import Array, ArrayLike, Key, Model, Variables
 
 _GROUP = 32  # items a group in the first stage of top-k
 
 
-def checked_users(users: ArrayLike, n_users: int | None) -> np.ndarray:
-    """User ids as int32 [U]; `ValueError` unless they are integers, at least one, and below `n_users` if given."""
-    users = np.asarray(users)
-    if users.ndim != 1 or len(users) == 0 or users.dtype.kind not in "iu":
-        raise ValueError(f"users is {users.dtype}{list(users.shape)}; give a column of integer ids, at least one")
-    if users.min() < 0 or (n_users is not None and users.max() >= n_users):
-        raise ValueError(
-            f"users run from {users.min()} to {users.max()}; ids are 0 .. {'' if n_users is None else n_users - 1}"
-        )
-    return users.astype(np.int32)
+def given_ids(name: str, ids: ArrayLike, n: int | None) -> np.ndarray:
+    """Ids as int32 [U]; `ValueError` unless they are integers, at least one, and below `n` if given."""
+    ids = np.asarray(ids)
+    if ids.ndim != 1 or len(ids) == 0 or ids.dtype.kind not in "iu":
+        raise ValueError(f"{name} is {ids.dtype}{list(ids.shape)}; give a column of integer ids, at least one")
+    if ids.min() < 0 or (n is not None and ids.max() >= n):
+        raise ValueError(f"{name} run from {ids.min()} to {ids.max()}; ids are 0 .. {'' if n is None else n - 1}")
+    return ids.astype(np.int32)
 
 
 def ranked(
@@ -40,6 +39,7 @@ def ranked(
     key: Key | None,
     block: int | None,
     judge: Callable[..., Any] | None = None,
+    candidates: ArrayLike | None = None,
 ) -> tuple[np.ndarray, np.ndarray, Any]:
     """The k best items of users [U], on the host.
 
@@ -54,6 +54,7 @@ def ranked(
         block: users scored at a time.
         judge: if given, a function of whole rows, (scores [B, N'], places, where) -> a tree of arrays [B]. The places
             are rows and columns of the relevant pairs, `demoted`, padded with row B; used is what is not seen.
+        candidates: ids [n] of the items that lists are made of; None is all.
 
     Returns:
         scores float32 [U, k], items int32 [U, k], and what `judge` gives, each [U], or None.
@@ -70,7 +71,8 @@ def ranked(
     n_users = getattr(model, "n_users", None)
     if n_users is None and hasattr(model, "vectors"):
         n_users = jax.eval_shape(functools.partial(model.apply, method="vectors"), variables)[0].shape[0]
-    checked_users(users, n_users)
+    given_ids("users", users, n_users)
+    _warn_of_empty_histories(model, variables, users)
     if not 1 <= k <= n_items:
         raise ValueError(f"k={k}, but the catalogue has {n_items} items; ask for 1 .. {n_items}")
     if block is None:
@@ -81,9 +83,11 @@ def ranked(
     padded = np.resize(users, n_blocks * block).reshape(n_blocks, block)
     order = np.asarray(jax.random.permutation(jax.random.key(0) if key is None else key, n_items))
     places = np.argsort(order).astype(np.int32)
+    allowed = np.zeros(-(-n_items // _GROUP) * _GROUP, bool)
+    allowed[slice(n_items) if candidates is None else places[given_ids("items", candidates, n_items)]] = True
     inputs = padded, _edges(seen, padded, places), _edges(demoted, padded, places)
     lower = key is None and demoted is not None
-    found = _blocks(model, variables, order.astype(np.int32), inputs, k=k, lower=lower, judge=judge)
+    found = _blocks(model, variables, order.astype(np.int32), allowed, inputs, k=k, lower=lower, judge=judge)
     scores, items, judged = found
     scores = np.asarray(scores).reshape(-1, k)[: len(users)]
     items = np.asarray(items).reshape(-1, k)[: len(users)]
@@ -91,6 +95,20 @@ def ranked(
         bad = np.isnan(scores).any(axis=1)
         raise ValueError(f"{bad.sum()} users have scores of NaN, user {users[bad][0]} the first; did training diverge?")
     return scores, items, jax.tree.map(lambda values: np.asarray(values).reshape(-1)[: len(users)], judged)
+
+
+def _warn_of_empty_histories(model: Model, variables: Variables, users: np.ndarray) -> None:
+    if not isinstance(getattr(model, "history", None), Interactions) or "user" in variables.get("params", ()):
+        return
+    empty = np.asarray(model.history.user_degrees)[users] == 0
+    if empty.any():
+        warnings.warn(
+            f"{empty.sum()} of {len(users)} users, user {users[empty][0]} the first, have no items in the model's "
+            "history, so that all of them get the same scores; models.for_users(model, variables, histories) gives a "
+            "model that has theirs",
+            DataWarning,
+            stacklevel=4,
+        )
 
 
 def area(scores: Array, places: tuple[Array, Array], where: Array) -> Array:
@@ -154,10 +172,12 @@ def _rows(model: Model, variables: Variables, users: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames=("model", "k", "lower", "judge"))
-def _blocks(model, variables, order, inputs, *, k, lower, judge):
-    """Scores and items [n_blocks, B, k]; the columns stand in the random `order` [N], which breaks ties."""
-    n_items = order.shape[0]
-    width = -(-n_items // _GROUP) * _GROUP
+def _blocks(model, variables, order, allowed, inputs, *, k, lower, judge):
+    """Scores and items [n_blocks, B, k]; the columns stand in the random `order` [N], which breaks ties.
+
+    They are padded with columns that are not `allowed`, bool.
+    """
+    n_items, width = order.shape[0], allowed.shape[0]
     tables = None
     if hasattr(model, "vectors"):
         user_table, item_table = model.apply(variables, method="vectors")
@@ -173,7 +193,7 @@ def _blocks(model, variables, order, inputs, *, k, lower, judge):
     def ranked(inputs):
         users, seen, positives = inputs
         scores, bad = scored(users)
-        scores = jnp.where(jnp.arange(width)[None, :] < n_items, scores, -jnp.inf)
+        scores = jnp.where(allowed, scores, -jnp.inf)
         if seen is not None:
             scores = scores.at[seen].set(-jnp.inf, mode="drop")
         judged = None if judge is None else judge(scores, positives, scores > -jnp.inf)

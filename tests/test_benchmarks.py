@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 from functools import partial
@@ -328,11 +329,14 @@ def test_mf_softmax_beats_popularity_on_movielens_by_two_standard_errors():
 
 
 @pytest.mark.slow
-def test_the_readme_example_runs():
-    code = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+def test_the_examples_of_the_readme_run():
+    """All of them, one after another as a reader would, but for the numbers of epochs."""
+    blocks = [part.split("```")[0] for part in (ROOT / "README.md").read_text().split("```python\n")[1:]]
+    code = re.sub(r"(epochs|sweeps)=\d+", r"\1=2", "\n".join(blocks)) + "print(float(loss), newcomer.shape)\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "id order" in done.stdout and "ndcg" in done.stdout
+    assert "(1, " in done.stdout.splitlines()[-1] and "nan" not in done.stdout
 
 
 def test_studies_of_interests_take_the_runs_at_the_defaults_too(tmp_path, monkeypatch):

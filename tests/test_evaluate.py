@@ -162,6 +162,24 @@ def test_top_k_gives_scores_with_the_items_and_masks_only_what_it_is_given():
     assert scores.dtype == np.float32 and items.dtype == np.int32
 
 
+@pytest.mark.parametrize("table", [False, True])
+def test_lists_of_candidates_hold_them_alone_in_the_order_of_whole_lists(table):
+    rng = np.random.default_rng(1)
+    chosen, users = rng.permutation(N)[:17], np.arange(M)
+    left, right = rng.normal(size=(M, 4)).astype(np.float32), rng.normal(size=(N, 4)).astype(np.float32)
+    model = models.MF(M, N, dim=4) if table else TABLE
+    variables = {"params": {"user": left, "item": right}} if table else left @ right.T
+    whole = evaluate.top_k(model, variables, users, k=N, seen=WORLD[0])
+    scores, items = evaluate.top_k(model, variables, users, k=20, seen=WORLD[0], items=chosen)
+    for row in range(M):
+        kept = np.isin(whole[1][row], chosen)
+        n = kept.sum()
+        np.testing.assert_array_equal(items[row, :n], whole[1][row][kept])
+        np.testing.assert_array_equal(scores[row, :n], whole[0][row][kept])
+        assert n <= 17 and (items[row, n:] == -1).all() and (scores[row, n:] == -np.inf).all()
+    assert items.max() >= 0
+
+
 # ---------------------------------------------------------------------- ties
 
 
@@ -411,6 +429,9 @@ def test_full_ranking_refuses(how, message):
         ({"seen": _interactions(TRAIN[:, :30])}, "the model scores 40 items, the interactions hold 30"),
         ({"users": [30], "seen": WORLD[0]}, "users run from 30 to 30"),
         ({"users": [-1]}, "users run from -1"),
+        ({"items": [0, 40]}, r"items run from 0 to 40; ids are 0 \.\. 39"),
+        ({"items": np.ones(40, bool)}, r"items is bool\[40\]; give a column of integer ids"),
+        ({"items": np.zeros(0, int)}, "at least one"),
     ],
 )
 def test_top_k_refuses(how, message):
@@ -439,7 +460,27 @@ def test_evaluated_users_without_training_pairs_are_counted_in_a_warning():
     assert len(record) == 1
 
 
+@pytest.mark.parametrize("make", [models.VALID, models.MultDAE, lambda known, dim: models.EASE(known)])
+def test_users_without_a_history_in_the_model_are_said(make):
+    """Held out from training, they have one in what is masked, and all of them would get the same list."""
+    known = Interactions.from_pairs([0, 0, 1], [0, 1, 2], n_users=4, n_items=5)
+    others = Interactions.from_pairs([2, 3], [3, 4], n_users=4, n_items=5)
+    test = Interactions.from_pairs([1, 2, 3], [0, 0, 1], n_users=4, n_items=5)
+    model = make(known, dim=2)
+    variables = model.init(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
+    with pytest.warns(DataWarning, match=r"2 of 3 users, user 2 the first, have no items.*for_users") as record:
+        evaluate.full_ranking(model, variables, known.union(others), test, ks=2)
+    assert len(record) == 1 and record[0].filename == __file__
+    with pytest.warns(DataWarning, match="1 of 1 users, user 3 the first") as record:
+        evaluate.top_k(model, variables, [3], k=2)
+    assert record[0].filename == __file__
+    evaluate.top_k(*models.for_users(model, variables, others), [2, 3], k=2)
+    evaluate.top_k(models.SimpleX(known, dim=2), models.SimpleX(known, dim=2).init(jax.random.key(0), *TWO), [3], k=2)
+
+
 # ---------------------------------------------------------------------- sampled ranking
+
+TWO = jnp.zeros((2, 1), jnp.int32)
 
 ROW = np.array([[0.5, 0.5, 0.9, 0.1, 0.5, 0.2]], np.float32)
 

@@ -1,5 +1,6 @@
 """The CSR matrix against dense NumPy, its doors against bad data, and its product."""
 
+import datetime
 import os
 import subprocess
 import sys
@@ -250,7 +251,7 @@ def test_good_columns_of_every_kind_are_taken():
     for dtype in (np.int64, np.uint8, np.float32, np.uint64):
         matrix = Interactions.from_pairs(np.array([1, 0], dtype), np.array([2, 1], dtype), n_users=4)
         assert (matrix.n_users, matrix.n_items) == (4, 3) and matrix.indices.tolist() == [1, 2]
-    largest = Interactions.from_pairs([0], [INT32_MAX - 1])
+    largest = Interactions.from_pairs([0], [INT32_MAX - 1], n_items=INT32_MAX)
     assert largest.indices.tolist() == [INT32_MAX - 1] and largest.n_items == INT32_MAX
     times = np.array(["2020-01-01", "1970-01-02T00:00:01.9"], "M8[ms]")
     assert Interactions.from_pairs([0, 1], [0, 0], timestamps=times).timestamps.tolist() == [1577836800, 86401]
@@ -388,6 +389,62 @@ def test_dataframes_by_column_name():
     assert Interactions.from_dataframe(frame, user="who", item="what")[0].weights is None
     with pytest.raises(ValueError, match=r"weight='count' is not a column of the frame; it has \['who', 'what'"):
         Interactions.from_dataframe(frame, user="who", item="what", weight="count")
+
+
+def test_times_with_a_zone_are_seconds_and_those_without_are_utc():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"u": [1, 2], "i": [1, 2], "t": pd.to_datetime(["1970-01-02", "1970-01-03"])})
+    utc = Interactions.from_dataframe(frame, user="u", item="i", timestamp="t")[0]
+    frame["t"] = frame["t"].dt.tz_localize("Europe/Berlin")
+    berlin = Interactions.from_dataframe(frame, user="u", item="i", timestamp="t")[0]
+    assert utc.timestamps.tolist() == [86400, 172800] and berlin.timestamps.tolist() == [82800, 169200]
+    plain = [datetime.datetime(1970, 1, 2), datetime.datetime(1970, 1, 3, tzinfo=datetime.UTC)]
+    assert Interactions.from_pairs([0, 1], [0, 0], timestamps=plain).timestamps.tolist() == [86400, 172800]
+    with pytest.raises(ValueError, match=r"timestamps\[1\] is NaT; .*drop rows without a time"):
+        Interactions.from_pairs([0, 1], [0, 0], timestamps=np.array([plain[0], pd.NaT], object))
+
+
+@pytest.mark.parametrize("kind", [str, object, int])
+def test_a_second_part_goes_by_the_map_of_the_first(kind):
+    labels = np.array([10, 20, 30, 20]).astype(kind)
+    _, id_map = Interactions.from_labels(labels, labels[::-1])
+    test, same = Interactions.from_labels(labels[1:2], labels[2:3], [2.0], [7], id_map=id_map)
+    assert same is id_map and (test.n_users, test.n_items) == (3, 3)
+    assert [ids.tolist() for ids in test.pairs()] == [[1], [2]]
+    users, items = np.array([20, 99, 10, 88]).astype(kind), np.array([10, 10, 77, 30]).astype(kind)
+    with pytest.raises(ValueError, match=r"users has no label '?(99|88)'? \(2 such\); it has such as '?10"):
+        Interactions.from_labels(users, items, id_map=id_map)
+    how = {"weights": [1, 2, 3, 4], "timestamps": [5, 6, 7, 8], "id_map": id_map, "unknown": "drop"}
+    with pytest.warns(DataWarning, match="dropped 3 of 4 pairs: id_map lacks 2 of their users and 1 of their items"):
+        test, _ = Interactions.from_labels(users, items, **how)
+    assert [ids.tolist() for ids in test.pairs()] == [[1], [0]]
+    assert test.weights.tolist() == [1] and test.timestamps.tolist() == [5]
+    with pytest.raises(ValueError, match=r"id_map has none of 1 pairs' labels; .*other data"):
+        Interactions.from_labels(users[1:2], items[1:2], id_map=id_map, unknown="drop")
+    with pytest.raises(ValueError, match=r"columns have different lengths, .*'items': 4, 'weights': 1"):
+        Interactions.from_labels(users, items, **how | {"weights": [1]})
+
+
+def test_labels_of_a_second_part_in_a_frame_and_wrong_options():
+    pd = pytest.importorskip("pandas")
+    first, second = pd.DataFrame({"u": ["a", "b"], "i": [1, 2]}), pd.DataFrame({"u": ["b", "c"], "i": [1, 2]})
+    _, id_map = Interactions.from_dataframe(first, user="u", item="i")
+    with pytest.raises(ValueError, match=r"users has no label 'c' \(1 such\)"):
+        Interactions.from_dataframe(second, user="u", item="i", id_map=id_map)
+    with pytest.warns(DataWarning, match="dropped 1 of 2 pairs"):
+        test, _ = Interactions.from_dataframe(second, user="u", item="i", id_map=id_map, unknown="drop")
+    assert [ids.tolist() for ids in test.pairs()] == [[1], [0]]
+    for how in ({"unknown": "drop"}, {"unknown": "ignore", "id_map": id_map}):
+        with pytest.raises(ValueError, match="give 'raise', or 'drop' with the id_map to go by"):
+            Interactions.from_labels(["a"], [1], **how)
+
+
+def test_ids_with_large_gaps_are_said():
+    with pytest.warns(DataWarning, match=r"items run to 193608, but only 2 of these ids come.*n_items=193609 says"):
+        assert Interactions.from_pairs([0, 1], [1, 193608]).n_items == 193609
+    with pytest.warns(DataWarning, match="users run to 20, but only 2 of these ids come"):
+        Interactions.from_pairs([1, 20, 20], [0, 1, 2])
+    assert Interactions.from_pairs([1, 19], [0, 1]).n_users == 20
 
 
 @pytest.mark.parametrize("dtype, values", [("string", ["a", None]), ("Int64", [1, None])])

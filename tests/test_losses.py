@@ -512,9 +512,15 @@ def test_mml_refuses_margins_without_weights():
 
 def test_mean_refuses_a_float_mask_and_shapes_that_differ():
     values = jnp.ones((2, 3))
-    for how in ({"where": jnp.ones((2, 3))}, {"where": jnp.ones(3, bool)}, {"weights": jnp.ones(2)}):
-        with pytest.raises(AssertionError):
-            losses.mean(values, **how)
+    with pytest.raises(AssertionError):
+        losses.mean(values, where=jnp.ones((2, 3)))
+    for wrong, how, message in (
+        (values, {"where": jnp.ones(3, bool)}, r"the loss has shape \[2, 3\], where \[3\]; a loss gives one value a"),
+        (values, {"weights": jnp.ones(2)}, r"\[2, 3\], weights \[2\]"),
+        (values.mean(), {"where": jnp.ones((2, 3), bool)}, r"the loss has shape \[\], where \[2, 3\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            losses.mean(wrong, **how)
 
 
 # ---------------------------------------------------------------------- LOSSES.md

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import partial
 
 import jax
@@ -426,6 +427,82 @@ def test_a_model_with_fewer_users_or_items_than_train_is_refused():
             fit(model, train=larger(TRAIN, users=1))
 
 
+TALLER, WIDER = larger(TRAIN, users=1), larger(TRAIN, items=1)
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (partial(jr.sampling.uniform, n_items=31), "n_items of uniform is for n_items=31, train has 30; make it for"),
+        (partial(jr.sampling.uniform, n_items=29), "n_items=29, train has 30"),
+        (
+            partial(jr.sampling.reject_seen, sample=partial(jr.sampling.uniform, n_items=30), seen=TRAIN.transpose()),
+            None,
+        ),
+        (
+            partial(jr.sampling.reject_seen, sample=partial(jr.sampling.uniform, n_items=30), seen=TALLER),
+            "seen of reject_seen is for n_users=31, train has 30",
+        ),
+        (
+            partial(
+                jr.sampling.reject_seen,
+                sample=partial(jr.sampling.popularity, table=jr.sampling.popularity_table(WIDER)),
+                seen=TRAIN,
+            ),
+            "table of popularity is for n_items=31",
+        ),
+        (lambda key, users, n_items=7: jr.sampling.uniform(key, users, n_items=30), None),
+    ],
+    ids=["more items", "fewer", "square", "more users", "a table's", "one's own"],
+)
+def test_samplers_for_other_sizes_are_refused(sample, message):
+    """Clamped look-ups would take the last item for any beyond, and the last user's items for another's."""
+    bound = partial(jr.train.pairwise_objective, model=model_of(), loss=jr.losses.bpr, sample=sample)
+    state = jr.train.init(jax.random.key(0), model_of(), TX)
+    if message is None:
+        jr.train.fit(state, bound, TX, TRAIN, epochs=1, progress=False)
+        return
+    with pytest.raises(ValueError, match=message):
+        jr.train.fit(state, bound, TX, TRAIN, epochs=1, progress=False)
+
+
+def test_a_sampler_may_draw_from_all_items_of_a_larger_model():
+    model = jr.models.MF(30, 32, dim=2)
+    for n_items, error in ((31, False), (33, True)):
+        sample = partial(jr.sampling.uniform, n_items=n_items)
+        bound = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=sample)
+        state = jr.train.init(jax.random.key(0), model, TX)
+        with pytest.raises(ValueError, match="33, train has 30 and the model 32") if error else nullcontext():
+            jr.train.fit(state, bound, TX, TRAIN, epochs=1, progress=False)
+
+
+def test_margins_for_other_users_are_refused():
+    model = jr.models.MARS(30, 30, dim=2, n_facets=2)
+    state = jr.train.init(jax.random.key(0), model, TX)
+    for data, margin, message in (
+        (TRAIN, np.ones(29, np.float32), "margin of objective is for n_users=29, train has 30"),
+        (TALLER, 0.5, "seen of reject_seen is for n_users=31|train of explorative is for n_users=31"),
+    ):
+        draw = jr.train.mars.samplers(data, users=0.8, items=0.0)
+        bound = partial(jr.train.mars.objective, model=model, margin=margin, **draw)
+        with pytest.raises(ValueError, match=message):
+            jr.train.fit(state, bound, TX, TRAIN, epochs=1, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("tx", "dim", "message"),
+    [
+        (optax.sgd(0.1), 8, "state.opt_state is of another optimiser than tx; give fit the tx that init had"),
+        (TX, 4, r"mu.* is \[30, 8\], of these parameters it would be \[30, 4\]"),
+    ],
+)
+def test_another_optimisers_state_is_refused(tx, dim, message):
+    state = jr.train.init(jax.random.key(0), model_of(), TX)
+    other = jr.train.init(jax.random.key(0), model_of(dim=dim), TX)
+    with pytest.raises(ValueError, match=message):
+        jr.train.fit(other._replace(opt_state=state.opt_state), objective(model_of(dim=dim)), tx, TRAIN, epochs=1)
+
+
 @pytest.mark.parametrize(("options", "message"), [({"mode": "up"}, "mode='up'"), ({"patience": 0}, "patience=0")])
 def test_bad_stopping_rules_are_named(options, message):
     with pytest.raises(ValueError, match=message):
@@ -496,6 +573,15 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
         fit(model_of(), jr.losses.hinge, checkpoint=checkpoint)
     with pytest.raises(ValueError, match=r"dim = 8 .*this one has .* dim = 4 "):
         fit(model_of(dim=4), checkpoint=checkpoint)
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_training(tmp_path):
+    (tmp_path / "file").touch()
+    seen = []
+    for place in ("file", "file/run"):
+        with pytest.raises(OSError, match="file"):
+            fit(model_of(), checkpoint=jr.train.Checkpoint(tmp_path / place), callbacks=[lambda *_: seen.append(1)])
+    assert not seen
 
 
 def test_half_written_checkpoint_is_passed_over(tmp_path):

@@ -25,14 +25,21 @@ def mean(values: Array, *, where: Array | None = None, weights: Array | None = N
         where: bool [...], True = use.
         weights: non-negative [...], such as counts.
 
+    Raises:
+        ValueError: for shapes that differ, as those of a loss that took the mean itself.
+
     >>> float(mean(jnp.array([1.0, 5.0]), where=jnp.array([True, False])))
     1.0
     """
+    for name, beside in (("where", where), ("weights", weights)):
+        if beside is not None and jnp.shape(beside) != jnp.shape(values):
+            raise ValueError(
+                f"the loss has shape {list(jnp.shape(values))}, {name} {list(jnp.shape(beside))}; "
+                "a loss gives one value a comparison, not their mean"
+            )
     weights = jnp.ones_like(values) if weights is None else jnp.asarray(weights, values.dtype)
-    chex.assert_equal_shape([values, weights])
     if where is not None:
         chex.assert_type(where, bool)
-        chex.assert_equal_shape([values, where])
         values, weights = jnp.where(where, values, 0), jnp.where(where, weights, 0)
     total = weights.sum()
     return jnp.where(total > 0, (weights * values).sum() / jnp.where(total > 0, total, 1), 0)

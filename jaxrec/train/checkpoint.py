@@ -69,11 +69,11 @@ class Checkpoint:
 
         Raises:
             ValueError: for a checkpoint with another description, or of another model or optimiser.
+            OSError: where the folder cannot be made, before anything is trained.
         """
         import orbax.checkpoint as ocp
 
-        if not pathlib.Path(self.directory).exists():
-            return run
+        pathlib.Path(self.directory).mkdir(parents=True, exist_ok=True)
         with self._manager() as manager:
             step = manager.latest_step()
             if step is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import re
 import time
 import warnings
@@ -18,9 +17,10 @@ from tqdm import tqdm
 
 from jaxrec import sampling
 from jaxrec.history import EarlyStopping, History, figures_of
-from jaxrec.interactions import Interactions, check_interactions
+from jaxrec.interactions import Interactions
 from jaxrec.optim import lambda_opt, rowwise
 from jaxrec.partials import combine, partition
+from jaxrec.train._checks import check_bound, check_covers, check_fit, check_state
 from jaxrec.train.checkpoint import Checkpoint, Progress
 from jaxrec.typing import Array, Key, Objective, Variables
 
@@ -137,12 +137,14 @@ def fit(
         DivergenceError: a `ValueError`, for a loss that is not finite; names epoch and step and carries the last good
             state. The checkpoint keeps the last epoch saved.
         TypeError: for a `train`, `stopping` or `checkpoint` of another type.
-        ValueError: for a model in the partials of `objective` that has fewer users or items than `train`, `stopping`
+        ValueError: for a model in the partials of `objective` that has fewer users or items than `train`, a sampler,
+            `seen` or margins there that are for other sizes, a `state` of another optimiser or model, `stopping`
             without `validate`, a metric that `validate` does not give, or a checkpoint of another run: other data,
             batch size, key, objective, model or kind of optimiser. (The values inside `tx`, such as its learning rate,
             cannot be compared.)
     """
-    _check_fit(state, train, epochs, batch_size, group, every, validate, stopping)
+    check_fit(state, train, epochs, batch_size, group, every, validate, stopping)
+    check_state(state, tx)
     if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
         raise TypeError(f"checkpoint={checkpoint!r}; give jaxrec.train.Checkpoint(directory)")
     if checkpoint is None and int(state.epoch) >= epochs:
@@ -157,7 +159,8 @@ def fit(
         description = _description(state, objective, train, batch_size, group)
         run = checkpoint.restore(run, description)
     arrays, static = partition((objective, touched))
-    _check_covers(static.leaves, train)
+    check_covers(static.leaves, train)
+    check_bound((objective, touched), train)
     arrays, data = jax.device_put((arrays, examples(train, group)))
     first = int(run.state.epoch)
     stopped = stopping is not None and stopping.done(run.stopping)
@@ -185,31 +188,6 @@ def fit(
             checkpoint.save(run, description)
         bar.set_postfix({name: f"{value:.4g}" for name, value in record.items() if name not in ("epoch", "seconds")})
     return run.best, run.history
-
-
-def _check_fit(state, train, epochs, batch_size, group, every, validate, stopping) -> None:
-    check_interactions(train=train)
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("every", every)):
-        if value < 1:
-            raise ValueError(f"{name}={value}; give 1 or more")
-    if group is not None and group < 0:
-        raise ValueError(f"group={group}; give the positives of a user a step, 0 for users alone, or None")
-    if train.n_pairs == 0:
-        raise ValueError("train has no pairs; there is nothing to learn from")
-    if stopping is not None and not isinstance(stopping, EarlyStopping):
-        raise TypeError(f"stopping={stopping!r}; give jaxrec.train.EarlyStopping(metric)")
-    if stopping is not None and validate is None:
-        raise ValueError(f"stopping watches {stopping.metric!r}, but there is no validate to give it; pass validate=")
-    if "params" not in state.variables:
-        raise ValueError(f"state.variables has {list(state.variables)}, not 'params'; make the state with train.init")
-
-
-def _check_covers(parts: Sequence[Any], train: Interactions) -> None:
-    """Refuses a model among them that is too small: looking up clamps, so that it would learn rows of other ids."""
-    for part, name in itertools.product(parts, ("n_users", "n_items")):
-        size = getattr(part, name, None)
-        if isinstance(size, int) and size < getattr(train, name):
-            raise ValueError(f"the model's {name} is {size}, train's {getattr(train, name)}; make it for all ids")
 
 
 def _divergence(epoch: int, values: np.ndarray, state: State, checkpoint: Checkpoint | None) -> DivergenceError:

@@ -21,6 +21,7 @@ from jaxrec.history import History, figures_of
 from jaxrec.interactions import Interactions
 from jaxrec.partials import combine, partition
 from jaxrec.train import loop
+from jaxrec.train._checks import check_bound, check_covers, check_fit
 from jaxrec.train.lanes import Lane, Sweep, shown
 from jaxrec.typing import Array, Key, Objective, Variables
 
@@ -108,8 +109,8 @@ def sweep(
 
     Raises:
         ValueError: for keys that are no typed keys [S], none, or repeated; settings of different lengths or no numbers;
-            a model with fewer users or items than `train`; `select` without `validate`, or of a figure that it does
-            not give.
+            a model with fewer users or items than `train`, samplers for other sizes; `select` without `validate`, or
+            of a figure that it does not give.
 
     >>> import jaxrec as jr
     >>> train, model = jr.Interactions.from_pairs([0, 0, 1, 1], [0, 1, 2, 3]), jr.models.MF(2, 4, dim=2)
@@ -129,8 +130,8 @@ def sweep(
         raise ValueError(f"select={select!r}, but there is no validate to give it; pass validate=")
     arrays, static = partition((setup,))
     shape = jax.eval_shape(functools.partial(_init_of_lanes, static=static), keys[:1], _take(columns, [0]), arrays)
-    loop._check_fit(shape, train, epochs, batch_size, group, every, None, None)
-    jax.eval_shape(lambda setting: loop._check_covers(_recipe(arrays, static, setting)[:1], train), _take(columns, 0))
+    check_fit(shape, train, epochs, batch_size, group, every, None, None)
+    jax.eval_shape(lambda setting: _check_sizes(_recipe(arrays, static, setting), train), _take(columns, 0))
     arrays, data = jax.device_put((arrays, loop.examples(train, group)))
 
     runs = [_Run(point, seed) for point in points for seed in range(len(keys))]
@@ -162,6 +163,11 @@ def sweep(
     last = next((list(lane.figures)[-1] for lane in lanes if lane.figures), "loss")
     joined = jax.tree.map(lambda *parts: _joined(parts)[:n], *states)
     return Sweep(lanes, joined, tuple(points), (last if select is None else select,))
+
+
+def _check_sizes(recipe: tuple, train: Interactions) -> None:
+    check_covers(recipe[:1], train)
+    check_bound(recipe[1:2], train)
 
 
 def _check_keys(keys: Any) -> None:

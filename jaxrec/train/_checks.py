@@ -1,0 +1,97 @@
+"""What training refuses before it begins, as it would go on in silence: look-ups clamp ids beyond a table."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrec import sampling
+from jaxrec.history import EarlyStopping
+from jaxrec.interactions import Interactions, check_interactions
+from jaxrec.partials import bound
+
+
+def check_fit(
+    state: Any,
+    train: Interactions,
+    epochs: int,
+    batch_size: int,
+    group: int | None,
+    every: int,
+    validate: Callable[..., Any] | None,
+    stopping: EarlyStopping | None,
+) -> None:
+    """Arguments of `fit` by themselves."""
+    check_interactions(train=train)
+    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("every", every)):
+        if value < 1:
+            raise ValueError(f"{name}={value}; give 1 or more")
+    if group is not None and group < 0:
+        raise ValueError(f"group={group}; give the positives of a user a step, 0 for users alone, or None")
+    if train.n_pairs == 0:
+        raise ValueError("train has no pairs; there is nothing to learn from")
+    if stopping is not None and not isinstance(stopping, EarlyStopping):
+        raise TypeError(f"stopping={stopping!r}; give jaxrec.train.EarlyStopping(metric)")
+    if stopping is not None and validate is None:
+        raise ValueError(f"stopping watches {stopping.metric!r}, but there is no validate to give it; pass validate=")
+    if "params" not in state.variables:
+        raise ValueError(f"state.variables has {list(state.variables)}, not 'params'; make the state with train.init")
+
+
+def check_covers(parts: Sequence[Any], train: Interactions) -> None:
+    """Refuses a model among them that is too small: looking up clamps, so that it would learn rows of other ids."""
+    for part, name in itertools.product(parts, ("n_users", "n_items")):
+        size = getattr(part, name, None)
+        if isinstance(size, int) and size < getattr(train, name):
+            raise ValueError(f"the model's {name} is {size}, train's {getattr(train, name)}; make it for all ids")
+
+
+def check_bound(functions: tuple, train: Interactions) -> None:
+    """What the library's own functions among these partials have bound: `n_items`, interactions, tables, margins.
+
+    Samplers may draw from as many items as the model has, but not from fewer than `train`.
+    """
+    found = list(bound(functions))
+    models = [value for _, name, value in found if name == "model"]
+    sizes = {}
+    for axis in ("n_users", "n_items"):
+        most = [size for model in models if isinstance(size := getattr(model, axis, None), int)]
+        sizes[axis] = getattr(train, axis), max(most, default=getattr(train, axis))
+    for function, name, value in found:
+        if not str(getattr(function, "__module__", "")).startswith("jaxrec."):
+            continue
+        if name == "n_items" and isinstance(value, int):
+            has = {"n_items": value}
+        elif name in ("seen", "train") and isinstance(value, Interactions):
+            has = {"n_users": value.n_users, "n_items": value.n_items}
+        elif name == "table" and function is sampling.popularity:
+            has = {"n_items": len(value.keep)}
+        elif name == "margin" and np.ndim(value) == 1:
+            has = {"n_users": len(value)}
+        else:
+            continue
+        for axis, size in has.items():
+            least, most = sizes[axis]
+            if not least <= size <= most:
+                raise ValueError(
+                    f"{name} of {function.__name__} is for {axis}={size}, train has {least}"
+                    f"{'' if least == most else f' and the model {most}'}; make it for the ids of train"
+                )
+
+
+def check_state(state: Any, tx: Any) -> None:
+    """Whether the optimiser's state is one of `tx` and of these parameters."""
+    expected = jax.eval_shape(tx.init, state.variables["params"])
+    if jax.tree.structure(expected) != jax.tree.structure(state.opt_state):
+        raise ValueError("state.opt_state is of another optimiser than tx; give fit the tx that init had")
+    leaves = zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(state.opt_state))
+    for (path, like), leaf in leaves:
+        if like.shape != np.shape(leaf):
+            raise ValueError(
+                f"state.opt_state{jax.tree_util.keystr(path)} is {list(np.shape(leaf))}, of these parameters it would "
+                f"be {list(like.shape)}; give fit the tx that init had"
+            )
