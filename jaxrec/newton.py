@@ -20,6 +20,7 @@ import numpy as np
 from jaxrec.als._run import check_input, run
 from jaxrec.history import EarlyStopping, History
 from jaxrec.interactions import Interactions, spmm
+from jaxrec.keys import check_key
 from jaxrec.partials import Static, combine, partition
 from jaxrec.typing import Array, Key, Scalar, Variables
 
@@ -278,6 +279,7 @@ def init_two_towers(
     >>> {name: leaf.shape for name, leaf in towers["user"].items()}
     {'W': (3, 7), 'b': (7,), 'V': (7, 6), 'c': (6,)}
     """
+    check_key(key)
     keys = jax.random.split(key, 4)
 
     def one(first: Key, second: Key, features: Features) -> Params:

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxrec import metrics
 from jaxrec.interactions import DataWarning, Interactions
+from jaxrec.keys import check_key
 from jaxrec.typing import Array, ArrayLike, Key, Model, Variables
 
 _GROUP = 32  # items a group in the first stage of top-k
@@ -75,6 +76,8 @@ def ranked(
     _warn_of_empty_histories(model, variables, users)
     if not 1 <= k <= n_items:
         raise ValueError(f"k={k}, but the catalogue has {n_items} items; ask for 1 .. {n_items}")
+    if key is not None:
+        check_key(key)
     if block is None:
         cells = 2**22 if jax.default_backend() == "cpu" else 2**27
         block = max(cells // n_items, 1)

@@ -3,10 +3,12 @@ import warnings
 
 import jax
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import jaxrec as jr
 from jaxrec.data import datasets, splits
 from jaxrec.interactions import DataWarning, IdMap, Interactions
 
@@ -213,9 +215,20 @@ def test_one_key_gives_one_order_and_ties_fall_at_random(order):
 
 
 @pytest.mark.parametrize("key", [jax.random.PRNGKey(0), 0, np.zeros(2, np.uint32), jax.random.split(KEY, 2)])
-def test_generator_wants_one_typed_key(key):
-    with pytest.raises(ValueError, match=r"key is .*; give one typed key, such as jax\.random\.key\(0\)"):
-        splits.generator(key)
+def test_what_draws_wants_one_typed_key(key):
+    train = Interactions.from_pairs([0, 1, 2], [2, 1, 0])
+    model, table = jr.models.MF(3, 3, dim=2), jr.evaluate.scorer(lambda table, users: table[users])
+    for draw in (
+        lambda: splits.ratio(train, order=functools.partial(splits.random_order, key=key)),
+        lambda: jr.train.init(key, model, optax.sgd(0.1)),
+        lambda: jr.als.rg2.fit(train, dim=2, regularization=0.1, alpha=0.1, key=key),
+        lambda: jr.als.ials.fit(train, dim=2, regularization=0.1, unobserved_weight=0.1, key=key),
+        lambda: jr.als.rg2.decompose(train, dim=2, key=key),
+        lambda: jr.newton.init_two_towers(key, np.ones((3, 2)), np.ones((3, 2))),
+        lambda: jr.evaluate.top_k(table, np.ones((3, 3)), [0], k=1, key=key),
+    ):
+        with pytest.raises(ValueError, match=r"key is .*; give one typed key, such as jax\.random\.key\(0\)"):
+            draw()
 
 
 def test_time_quantiles():

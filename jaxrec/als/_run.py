@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from jaxrec.history import EarlyStopping, History, figures_of
 from jaxrec.interactions import Interactions, check_interactions
+from jaxrec.keys import check_key
 from jaxrec.typing import Array, Key, Variables
 
 Factors = Mapping[str, Array]
@@ -45,6 +46,7 @@ def check_input(train: Interactions, dim: int, **not_negative: float) -> None:
 
 def first_factors(key: Key, train: Interactions, dim: int, scale: float) -> Factors:
     """Items from N(0, scale² / K), users zero: the first half step is theirs."""
+    check_key(key)
     item = scale / np.sqrt(dim) * jax.random.normal(key, (train.n_items, dim))
     return {"user": jnp.zeros((train.n_users, dim), item.dtype), "item": item}
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxrec.als._run import check_input
 from jaxrec.interactions import Interactions, spmm
+from jaxrec.keys import check_key
 from jaxrec.typing import Array, Key, Scalar, Variables
 
 dot = functools.partial(jnp.matmul, precision="highest")
@@ -96,6 +97,7 @@ def decompose(
         ValueError: as `fit`.
     """
     check_input(train, dim, tolerance=tolerance)
+    check_key(key)
     width = min(dim + (max(10, dim // 4) if oversample is None else oversample), train.n_users, train.n_items)
     start = jax.random.normal(key, (train.n_items, width))
     problem = jax.device_put(problem_of(train))

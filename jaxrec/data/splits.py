@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from jaxrec.interactions import DataWarning, IdMap, Interactions, check_interactions
+from jaxrec.keys import generator
 from jaxrec.typing import ArrayLike, Key
 
 
@@ -72,19 +73,6 @@ def temporal_order(interactions: Interactions, *, key: Key) -> np.ndarray:
     ranks = np.empty(interactions.n_pairs, np.int64)
     ranks[by_time] = np.arange(interactions.n_pairs)
     return ranks
-
-
-def generator(key: Key) -> np.random.Generator:
-    """A NumPy generator seeded by a typed JAX key; one key gives one stream.
-
-    Raises:
-        ValueError: for anything but one typed key.
-    """
-    dtype = getattr(key, "dtype", None)
-    if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or key.shape != ():
-        found = type(key).__name__ if dtype is None else f"{dtype}{list(key.shape)}"
-        raise ValueError(f"key is {found}; give one typed key, such as jax.random.key(0)")
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
 # ---------------------------------------------------------------------- splits

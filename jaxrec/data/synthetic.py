@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrec.data.splits import generator
 from jaxrec.interactions import Interactions
+from jaxrec.keys import generator
 from jaxrec.typing import Key
 
 _CELLS = 1 << 22

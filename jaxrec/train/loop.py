@@ -18,6 +18,7 @@ from tqdm import tqdm
 from jaxrec import sampling
 from jaxrec.history import EarlyStopping, History, figures_of
 from jaxrec.interactions import Interactions
+from jaxrec.keys import check_key
 from jaxrec.optim import lambda_opt, rowwise
 from jaxrec.partials import combine, partition
 from jaxrec.train._checks import check_bound, check_covers, check_fit, check_state
@@ -78,7 +79,11 @@ def init(
         tx: an optax transformation of the collection "params".
         parameters: more entries of "params", which the model does not know but the loss learns, such as
             `{"boundary": jnp.zeros(n_users)}` for `losses.uib`; see `arguments` of `pairwise_objective`.
+
+    Raises:
+        ValueError: for a seed in place of a key.
     """
+    check_key(key)
     model_key, run_key = jax.random.split(key)
     zero = jnp.zeros(1, jnp.int32)
     variables = model.init(model_key, zero, zero)
