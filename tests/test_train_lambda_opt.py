@@ -103,6 +103,17 @@ def test_draws_are_pairs_of_their_sets_and_of_keys_of_their_own():
     np.testing.assert_array_equal(ROWS(*one)["item"][0], expected["item"][0])
 
 
+def test_validation_without_pairs_or_of_other_users_is_refused():
+    """Of no pairs a draw would be the first that lie in memory; of other users, those of the last row."""
+    nothing = VALID.select(np.zeros(VALID.n_pairs, bool))
+    others = jr.Interactions.from_pairs(*VALID.pairs(), n_users=N + 1, n_items=N)
+    for valid, message in ((nothing, "valid has no pairs"), (others, "valid of draws is for n_users=41, train has 40")):
+        with pytest.raises(ValueError, match=message):
+            jr.train.fit(
+                started(MF, TX), partial(BPR, model=MF), TX, PAIRS, touched=partial(DRAWS, valid=valid), **OPTIONS
+            )
+
+
 # ---------------------------------------------------------------------- runs
 
 

@@ -66,7 +66,7 @@ def check_bound(functions: tuple, train: Interactions) -> None:
             continue
         if name == "n_items" and isinstance(value, int):
             has = {"n_items": value}
-        elif name in ("seen", "train") and isinstance(value, Interactions):
+        elif name in ("seen", "train", "valid") and isinstance(value, Interactions):
             has = {"n_users": value.n_users, "n_items": value.n_items}
         elif name == "table" and function is sampling.popularity:
             has = {"n_items": len(value.keep)}

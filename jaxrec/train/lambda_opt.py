@@ -48,8 +48,13 @@ def draws(
 
     Differs: the released code goes through both sets in shuffled order, and draws negatives for validation that are in
     neither; the training objective's sampler draws those here, unless `valid_objective` has its own.
+
+    Raises:
+        ValueError: for a `valid` without pairs.
     """
     check_interactions(train=train, valid=valid)
+    if valid.n_pairs == 0:
+        raise ValueError("valid has no pairs; the coefficients are learned from them")
     size = len(batch.users)
     ahead_key, valid_key = jax.random.split(jax.random.fold_in(key, 2))  # 0 and 1 give the keys of a split in two
 
