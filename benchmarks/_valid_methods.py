@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 import jaxrec as jr
@@ -19,24 +20,37 @@ Trained = tuple[Any, jr.typing.Variables, list[list[float]]]  # model, variables
 
 
 class Part(NamedTuple):
-    """One split, and what validation looks by."""
+    """One split; where users are held out whole, `histories` are what is known of them by split."""
 
     name: str
     train: jr.Interactions
     valid: jr.Interactions
     test: jr.Interactions
+    histories: Mapping[str, jr.Interactions] | None = None
+
+    def judged(
+        self, model: Any, variables: jr.typing.Variables, split: str, *, ks: tuple[int, ...]
+    ) -> jr.report.Report:
+        """All items ranked but those of train, or of the histories, for the users of "valid" or "test"."""
+        known = self.train
+        if self.histories is not None:
+            known = self.histories[split]
+            if hasattr(model, "history"):
+                model, variables = jr.models.for_users(model, variables, known)
+        return jr.evaluate.full_ranking(model, variables, known, getattr(self, split), ks=ks)
 
 
 class Method(NamedTuple):
-    """How a model is trained, and what is compared on validation."""
+    """How a model is trained, what is compared on validation, and whether it knows users by their histories alone."""
 
     train: Callable[..., Trained]
     grid: Mapping[str, tuple[Any, ...]] = {}
+    by_history: bool = False
 
 
-def judge(model: Any, part: Part) -> Callable[[jr.typing.Variables], Mapping[str, float]]:
+def judge(model: Any, part: Part) -> Callable[[jr.typing.Variables], jr.report.Report]:
     """What validation sees."""
-    return lambda v: jr.evaluate.full_ranking(model, v, part.train, part.valid, ks=(20,)).means
+    return lambda variables: part.judged(model, variables, "valid", ks=(20,))
 
 
 def curve_of(history: jr.train.History) -> list[list[float]]:
@@ -95,7 +109,7 @@ def interests(
 def multvae(part: Part, seed: int, *, cap: float, limit: int | None) -> Trained:
     """At its released sizes, 500 users a step; β reaches its cap in 60 epochs, as a smaller set needs."""
     model = jr.models.MultVAE(part.train)
-    total = 60 * -(-part.train.n_users // 500) / cap
+    total = 60 * -(-np.count_nonzero(part.train.user_degrees) // 500) / cap
     objective = partial(jr.train.vae.objective, model=model, cap=cap, total=total)
     return fitted(part, seed, model, objective, optax.adam(1e-3), limit=limit, batch_size=500, group=0)
 
@@ -166,22 +180,23 @@ def solved(fit: Callable, part: Part, seed: int, *, limit: int | None, **setting
 def ease(part: Part, seed: int, *, regularization: float, limit: int | None) -> Trained:
     """The closed form; nothing is drawn."""
     model, variables = jr.models.ease(part.train, regularization=regularization)
-    return model, variables, [[0, float("nan"), judge(model, part)(variables)[METRIC]]]
+    return model, variables, [[0, float("nan"), judge(model, part)(variables).means[METRIC]]]
 
 
 INTERESTS = {"n_interests": 4, "n_blocks": 2, "width": DIM}  # of VALID, where nothing else is said
 BLOCKS = partial(interests, n_interests=INTERESTS["n_interests"])
+by_history = partial(Method, by_history=True)
 CCL = {"margin": (0.4, 0.7), "weight": (5.0, 10.0, 25.0, 50.0, 100.0)}
 METHODS = {
-    "VALID": Method(BLOCKS),
-    "MacridVAE": Method(partial(BLOCKS, kind=jr.models.MacridVAE)),
-    "VALID, unrolled": Method(partial(BLOCKS, gradient=jr.models.implicit.unrolled)),
-    "VALID, one step": Method(partial(BLOCKS, gradient=jr.models.implicit.one_step)),
-    "VALID, straight through": Method(partial(BLOCKS, gradient=jr.models.implicit.straight_through)),
-    "VALID, cosine attention": Method(partial(BLOCKS, attention=jr.models.attention.cosine)),
-    "VALID, CoDA": Method(partial(BLOCKS, attention=jr.models.attention.coda)),
-    "MultVAE": Method(multvae, {"cap": (0.2, 1.0)}),
-    "RecVAE": Method(recvae, {"divergence_weight": (0.005, 0.02)}),
+    "VALID": by_history(BLOCKS),
+    "MacridVAE": by_history(partial(BLOCKS, kind=jr.models.MacridVAE)),
+    "VALID, unrolled": by_history(partial(BLOCKS, gradient=jr.models.implicit.unrolled)),
+    "VALID, one step": by_history(partial(BLOCKS, gradient=jr.models.implicit.one_step)),
+    "VALID, straight through": by_history(partial(BLOCKS, gradient=jr.models.implicit.straight_through)),
+    "VALID, cosine attention": by_history(partial(BLOCKS, attention=jr.models.attention.cosine)),
+    "VALID, CoDA": by_history(partial(BLOCKS, attention=jr.models.attention.coda)),
+    "MultVAE": by_history(multvae, {"cap": (0.2, 1.0)}),
+    "RecVAE": by_history(recvae, {"divergence_weight": (0.005, 0.02)}),
     "MF, CCL": Method(partial(ccl, simplex=False), CCL),
     "SimpleX": Method(partial(ccl, simplex=True), CCL),
     "LightGCN": Method(lightgcn, {"learning_rate": (3e-3, 1e-2)}),
@@ -193,5 +208,5 @@ METHODS = {
             "regularization": (0.001, 0.003, 0.01, 0.03),
         },
     ),
-    "EASE": Method(ease, {"regularization": (10.0, 30.0, 100.0, 300.0, 1000.0)}),
+    "EASE": by_history(ease, {"regularization": (10.0, 30.0, 100.0, 300.0, 1000.0)}),
 }

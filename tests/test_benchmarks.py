@@ -14,7 +14,7 @@ import pytest
 import test_macrid
 
 import jaxrec as jr
-from jaxrec.data import datasets, splits
+from jaxrec.data import datasets, splits, synthetic
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
@@ -291,6 +291,24 @@ def test_valid_pairs_users_over_seeds():
     found = valid.paired(part, records[:2], records[2:])
     assert found["difference"] == pytest.approx(0.25) and found["seeds"] == 2
     assert found["seeds_stderr"] == pytest.approx(np.std([0.75, -0.25], ddof=1) / np.sqrt(2))
+
+
+def test_users_held_out_whole_are_judged_by_their_histories():
+    """Of a user's colour the pair to be found and the diagonal are left: two items of 24 that histories tell apart."""
+    from benchmarks import _valid_methods, valid
+
+    pairs, _ = synthetic.checkerboard(24)
+    order = partial(splits.random_order, key=jax.random.key(0))
+    held = splits.held_out_users(jax.random.key(0), pairs, n_valid=6, n_test=8, share=0.1, order=order)
+    histories = {"valid": held.valid_history, "test": held.test_history}
+    part = valid.Part("any", held.train, held.valid, held.test, histories)
+    model, variables, curve = _valid_methods.METHODS["EASE"].train(part, 0, limit=None, regularization=10.0)
+    report = part.judged(model, variables, "test", ks=(20,))
+    assert len(report.users) == 8 and curve[0][2] == report.means["recall@20"] == 1
+    assert part.judged(*jr.models.popularity(held.train), "valid", ks=(2,)).means["recall@2"] < 1
+    assert part.judged(model, variables, "test", ks=(2,)).means["recall@2"] == 1
+    for name, method in _valid_methods.METHODS.items():
+        assert method.by_history == name.startswith(("VALID", "MacridVAE", "MultVAE", "RecVAE", "EASE"))
 
 
 def test_the_table_of_interests_is_of_all_records():
