@@ -298,6 +298,20 @@ def test_a_power_law_takes_few_buckets():
     assert len(lengths) <= 14 and padded <= 1.4 * degrees.sum()
 
 
+def test_small_sets_take_fewer_buckets_by_spare_pairs():
+    """Each is compiled for half a second, while padding within `spare` costs hundredths."""
+    degrees = np.minimum((3 / np.linspace(1e-3, 1, 600) ** 0.9).astype(int), 700)
+    n, spare = degrees.sum(), _rows.spare_pairs(64)
+    assert spare == 2**18 and _rows.spare_pairs(8) == 2**20 and _rows.spare_pairs(2**16) == 0
+    for added, most in ((0, 12), (n, 5), (spare, 2)):
+        lengths = _rows.bucket_lengths(degrees, added)
+        padded = np.array(lengths)[np.searchsorted(lengths, degrees)].sum()
+        assert len(lengths) <= most and padded <= max(1.4 * n, n + added), (added, lengths, padded / n)
+    assert len(_rows.bucket_lengths(degrees)) >= 6
+    large = np.repeat(degrees, 200)
+    assert _rows.bucket_lengths(large, spare) == _rows.bucket_lengths(large)
+
+
 @pytest.mark.parametrize("n", [2, 9, 40])
 def test_factors_come_in_batches_that_jaxlib_does_not_deal_to_threads(n):
     """Where it deals, two calls at once can wait for each other for ever: from 2e5 operations on."""

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrec import partials
 from jaxrec.als._mesh import check_mesh, spread
-from jaxrec.als._rows import Bucket, Side, sides
+from jaxrec.als._rows import Bucket, Side, sides, spare_pairs
 from jaxrec.als._run import Factors, first_factors, run
 from jaxrec.als._solve import Half, Weighting
 from jaxrec.history import History
@@ -38,7 +38,8 @@ def alternate(
     **loop: Any,
 ) -> tuple[Variables, History]:
     """Users and items in turn, by `solver`; `loop` is what `_run.run` takes, and what it returns is returned."""
-    users, items = sides(train, chunk=max(CHUNK // dim, 1), parts=1 if mesh is None else mesh.size)
+    parts = 1 if mesh is None else mesh.size
+    users, items = sides(train, chunk=max(CHUNK // dim, 1), parts=parts, spare=spare_pairs(dim))
     buckets, places = (users.buckets, items.buckets), {"user": users.place, "item": items.place}
     state = _first_state(first_factors(key, train, dim, scale), users, items)
     if mesh is None:

@@ -45,9 +45,9 @@ class Side(NamedTuple):
     place: Array
 
 
-def sides(train: Interactions, *, chunk: int, parts: int = 1) -> tuple[Side, Side]:
+def sides(train: Interactions, *, chunk: int, parts: int = 1, spare: int = 0) -> tuple[Side, Side]:
     """Users and items, whose tables are in the order of the buckets: `ids` are places. Arguments as `side` has them."""
-    users, items = (side(pairs, chunk=chunk, parts=parts) for pairs in (train, train.transpose()))
+    users, items = (side(pairs, chunk=chunk, parts=parts, spare=spare) for pairs in (train, train.transpose()))
 
     def pointing(own: Side, other: Side) -> Side:
         def placed(bucket: Bucket) -> Bucket:
@@ -59,19 +59,20 @@ def sides(train: Interactions, *, chunk: int, parts: int = 1) -> tuple[Side, Sid
     return pointing(users, items), pointing(items, users)
 
 
-def side(train: Interactions, *, chunk: int, parts: int = 1) -> Side:
+def side(train: Interactions, *, chunk: int, parts: int = 1, spare: int = 0) -> Side:
     """The users, with the items' ids as `ids`.
 
     Args:
         train: the pairs.
         chunk: vectors that are gathered at a time, about: B is chunk / L, and no more than for rows of 16 pairs.
         parts: C is a multiple of it in every bucket, so that devices get equal shares.
+        spare: as `bucket_lengths` has it.
     """
     indptr = np.asarray(train.indptr).astype(np.int64)
     degrees = np.diff(indptr)
     ratings = np.ones(train.n_pairs, np.float32) if train.weights is None else np.asarray(train.weights)
     totals = np.bincount(np.repeat(np.arange(train.n_users), degrees), ratings, train.n_users)
-    lengths = bucket_lengths(degrees)
+    lengths = bucket_lengths(degrees, spare)
     of_row = np.searchsorted(lengths, degrees)
     buckets, solved = [], []
     for number, length in enumerate(lengths):
@@ -98,11 +99,17 @@ def side(train: Interactions, *, chunk: int, parts: int = 1) -> Side:
     return Side(tuple(buckets), place[:-1])
 
 
-def bucket_lengths(degrees: np.ndarray) -> list[int]:
-    """The lengths [·] to which rows are padded, ascending: few, but such that padding adds two fifths at most.
+def spare_pairs(dim: int) -> int:
+    """Padding of vectors [K] that costs a sweep hundredths of a second, where compiling a bucket takes half of one."""
+    return min(2**30 // dim**2, 2**20)
 
-    Out of 1, 2, 3, 4, 6, 8 and multiples of 4 that grow by 1.5 at most, which keep a row's padding below a half of its
-    length, those go that cost the least; what stays is cut to the longest row it serves.
+
+def bucket_lengths(degrees: np.ndarray, spare: int = 0) -> list[int]:
+    """The lengths [·] to which rows are padded, ascending: few, for each is compiled apart.
+
+    Padding adds two fifths at most, or `spare` pairs if that is more. Out of 1, 2, 3, 4, 6, 8 and multiples of 4
+    that grow by 1.5 at most, which keep a row's padding below a half of its length, those go that cost the least;
+    what stays is cut to the longest row it serves.
     """
     grid, largest = [1], degrees.max(initial=1)
     while grid[-1] < largest:
@@ -110,7 +117,7 @@ def bucket_lengths(degrees: np.ndarray) -> list[int]:
         grid.append(grown // 4 * 4 if grown > 8 else grown)
     counts = np.bincount(np.searchsorted(grid, degrees[degrees > 0]), minlength=len(grid))
     kept = [[length, int(count)] for length, count in zip(grid, counts) if count]
-    room = _PADDING * degrees.sum() - sum(length * count for length, count in kept)
+    room = max(_PADDING * degrees.sum(), degrees.sum() + spare) - sum(length * count for length, count in kept)
     while len(kept) > 1:
         added = [(longer - length) * count for (length, count), (longer, _) in itertools.pairwise(kept)]
         least = int(np.argmin(added))

@@ -29,7 +29,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxrec.als._alternate import CHUNK, alternate, eigenbasis, joined
-from jaxrec.als._rows import Side, side
+from jaxrec.als._rows import Side, side, spare_pairs
 from jaxrec.als._run import Factors, check_input
 from jaxrec.als._solve import Half, Weighting, cholesky, conjugate_gradient, subspace
 from jaxrec.history import EarlyStopping, History
@@ -240,7 +240,7 @@ def _fold_in(variables: Variables, histories: Interactions, weighting: Weighting
         raise ValueError(f"histories have {histories.n_items} items and variables {item.shape[0]}; use one id map")
     if histories.n_pairs == 0:
         return jnp.zeros((histories.n_users, item.shape[1]), item.dtype)
-    own = side(histories, chunk=max(CHUNK // item.shape[1], 1))
+    own = side(histories, chunk=max(CHUNK // item.shape[1], 1), spare=spare_pairs(item.shape[1]))
     return _solved_alone(own, item, weighting)
 
 
