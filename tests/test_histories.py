@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from jaxrec import models
 from jaxrec.interactions import Interactions
 from jaxrec.models._histories import Pairs, all_pairs, on_histories, spread, surpassed
 
@@ -102,3 +103,17 @@ def test_noise_depends_on_user_and_item_not_on_place():
     np.testing.assert_array_equal(normal[0][::-1], normal[1])
     assert not np.array_equal(normal[0], one.normal((2, 2), draw=1))
     assert one.dropped(values, 0.0, draw=2) is values
+
+
+@pytest.mark.parametrize("make", [models.VALID, models.MacridVAE, models.MultDAE, models.MultVAE, models.RecVAE])
+def test_parameters_are_made_without_a_pass(make, monkeypatch):
+    """It would be compiled operation by operation, which took longer than all else of a start."""
+    monkeypatch.setattr(make, "_of_pairs", None)
+    users = jnp.array([3, 4])
+    model = make(TRAIN, dim=2)
+    variables = model.init(jax.random.key(0), users, users)
+    monkeypatch.undo()
+    scores = model.apply(variables, users, jnp.array([[1], [5]]))
+    rows = model.apply(variables, users, method="rows")
+    assert scores.shape == (2, 2)
+    np.testing.assert_allclose(scores, [[rows[0, 1], rows[1, 1]], [rows[0, 5], rows[1, 5]]], atol=1e-5)

@@ -157,7 +157,8 @@ def all_pairs(items: Array, where: Array) -> Pairs:
 class HistoryModel(nn.Module):
     """A model whose users are their histories, which travel as the untrained collection "history".
 
-    A subclass that has a `setup` calls this one's. Variables over histories of another size are a `ValueError`.
+    A subclass makes its parameters in a `setup` that calls this one's, and scores pairs in `_of_pairs`. Variables
+    over histories of another size are a `ValueError`.
     """
 
     history: Interactions
@@ -185,6 +186,17 @@ class HistoryModel(nn.Module):
                 "from for_users(model, variables, history)"
             )
         self.known = jax.tree.map(jnp.asarray, known)
+
+    def __call__(self, users: Array, items: Array) -> Array:
+        """Scores of the pairs, ids that broadcast; without noise."""
+        chex.assert_type([users, items], int)
+        users, items = jnp.asarray(users), jnp.asarray(items)
+        if self.is_initializing():  # `setup` has made all parameters, and a pass would take seconds to compile
+            return jnp.zeros(jnp.broadcast_shapes(users.shape, items.shape))
+        return self._of_pairs(users, items)
+
+    def _of_pairs(self, users: Array, items: Array) -> Array:
+        raise NotImplementedError
 
     def _key(self) -> Key | None:
         """That of the noise, if there is one."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import chex
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -28,10 +27,8 @@ class EASE(HistoryModel):
         self.weights = self.param("weights", nn.initializers.zeros, (n_items, n_items))
         self.longest = max(int(np.asarray(self.history.user_degrees).max(initial=0)), 1)
 
-    def __call__(self, users: Array, items: Array) -> Array:
-        """Scores of the pairs, ids that broadcast."""
-        chex.assert_type([users, items], int)
-        users, items = jnp.broadcast_arrays(jnp.asarray(users), jnp.asarray(items))
+    def _of_pairs(self, users: Array, items: Array) -> Array:
+        users, items = jnp.broadcast_arrays(users, items)
         own, where = self.known.rows(users, length=self.longest)
         return jnp.where(where, jnp.asarray(self.weights)[own, items[..., None]], 0).sum(-1)
 

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -117,10 +116,8 @@ class VALID(HistoryModel):
         self.head = self.param("head", _XAVIER, (self.width, 2 * self.dim))
         self.head_bias = self.param("head_bias", nn.initializers.zeros, (2 * self.dim,))
 
-    def __call__(self, users: Array, items: Array) -> Array:
-        """Scores of the pairs, ids that broadcast: log-probabilities up to a constant of the user; without noise."""
-        chex.assert_type([users, items], int)
-        users, items = jnp.asarray(users), jnp.asarray(items)
+    def _of_pairs(self, users: Array, items: Array) -> Array:
+        """Log-probabilities up to a constant of the user."""
         q1, q2 = self._queries(users.reshape(-1))
         shape = users.shape
         h = _unit(self.item[items])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -38,10 +37,7 @@ class _Autoencoder(HistoryModel):
             raise ValueError(f"dropout={self.dropout}; give a rate of 0 or more and below 1")
         super().__post_init__()
 
-    def __call__(self, users: Array, items: Array) -> Array:
-        """Scores of the pairs, ids that broadcast; without noise."""
-        chex.assert_type([users, items], int)
-        users, items = jnp.asarray(users), jnp.asarray(items)
+    def _of_pairs(self, users: Array, items: Array) -> Array:
         q = self._query(self._on(users.reshape(-1), lambda pairs, _: self._encoded(pairs)[0]))
         scores = jnp.einsum("...w,...w->...", q.reshape(*users.shape, -1), jnp.asarray(self.item)[items])
         bias = jnp.asarray(self.item_bias)[items]
