@@ -194,7 +194,7 @@ def train_all(options: argparse.Namespace) -> None:
                 continue
             for setting in settings_of(name):
                 run(part, name, setting, 0, limit=options.limit)
-            for seed in options.seeds:
+            for seed in options.seeds if METHODS[name].drawn else ():
                 run(part, name, chosen(data, name, options.limit), seed, limit=options.limit)
 
 
