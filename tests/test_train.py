@@ -503,6 +503,21 @@ def test_another_optimisers_state_is_refused(tx, dim, message):
         jr.train.fit(other._replace(opt_state=state.opt_state), objective(model_of(dim=dim)), tx, TRAIN, epochs=1)
 
 
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(),
+        optax.inject_hyperparams(optax.sgd)(learning_rate=0.1),
+        optax.multi_transform({"a": optax.sgd(0.1), "b": optax.set_to_zero()}, {"user": "a", "item": "b"}),
+        optax.GradientTransformation(lambda params: jnp.asarray(np.mean(params["user"])), lambda g, s, p: (g, s)),
+    ],
+    ids=["accumulated", "injected", "by name", "of values"],
+)
+def test_states_of_optimisers_of_every_kind_are_taken(tx):
+    with jax.numpy_dtype_promotion("standard"):  # optax's affair
+        fit(model_of(), tx=tx, epochs=1)
+
+
 @pytest.mark.parametrize(("options", "message"), [({"mode": "up"}, "mode='up'"), ({"patience": 0}, "patience=0")])
 def test_bad_stopping_rules_are_named(options, message):
     with pytest.raises(ValueError, match=message):
