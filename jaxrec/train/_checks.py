@@ -84,7 +84,7 @@ def check_bound(functions: tuple, train: Interactions) -> None:
 
 
 def check_state(state: Any, tx: Any) -> None:
-    """Whether the optimiser's state is of `tx` and these parameters; not asked where `tx.init` looks at their values."""
+    """Whether the optimiser's state is of `tx` and these parameters; passed over where `tx.init` looks at values."""
     try:
         expected = jax.eval_shape(tx.init, state.variables["params"])
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
