@@ -62,7 +62,8 @@ def check_bound(functions: tuple, train: Interactions) -> None:
         most = [size for model in models if isinstance(size := getattr(model, axis, None), int)]
         sizes[axis] = getattr(train, axis), max(most, default=getattr(train, axis))
     for function, name, value in found:
-        if not str(getattr(function, "__module__", "")).startswith("jaxrec."):
+        module = str(getattr(function, "__module__", ""))
+        if not module.startswith("jaxrec."):
             continue
         if name == "n_items" and isinstance(value, int):
             has = {"n_items": value}
@@ -70,7 +71,7 @@ def check_bound(functions: tuple, train: Interactions) -> None:
             has = {"n_users": value.n_users, "n_items": value.n_items}
         elif name == "table" and function is sampling.popularity:
             has = {"n_items": len(value.keep)}
-        elif name == "margin" and np.ndim(value) == 1:
+        elif name == "margin" and module.startswith("jaxrec.train.") and np.ndim(value) == 1:
             has = {"n_users": len(value)}
         else:
             continue
