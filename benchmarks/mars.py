@@ -33,7 +33,7 @@ from benchmarks._mars_data import BY_ID, DATA, PUBLISHED, Part, prepare, protoco
 from benchmarks._mars_methods import DIM, METHODS, PASSES, Recipe
 from benchmarks._study_pictures import Pane, picture
 from jaxrec.interactions import DataWarning
-from jaxrec.train.loop import examples
+from jaxrec.train import examples
 
 RUNS = _record.RESULTS / "mars"
 SAMPLED, FULL = ("hit_rate@10", "hit_rate@20", "ndcg@10", "ndcg@20"), ("recall@10", "ndcg@10")

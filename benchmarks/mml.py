@@ -137,7 +137,7 @@ def run(data: str, case: Case, seed: int, rate: float, train, test, every: int) 
     sample = partial(jr.sampling.shared, sample=sample) if case.shared else sample
     loss = case.loss(data)
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample, leave_out=case.simplex)
-    steps = -(-len(jr.train.loop.examples(train, case.group).users) // case.batch)
+    steps = -(-len(jr.train.examples(train, case.group).users) // case.batch)
     schedule = optax.exponential_decay(rate, steps * case.epochs, FINAL)
     tx = optax.chain(optax.add_decayed_weights(L2[data]), optax.adam(schedule))
 

@@ -74,8 +74,8 @@ def ranked(
         n_users = jax.eval_shape(functools.partial(model.apply, method="vectors"), variables)[0].shape[0]
     given_ids("users", users, n_users)
     _warn_of_empty_histories(model, variables, users)
-    if not 1 <= k <= n_items:
-        raise ValueError(f"k={k}, but the catalogue has {n_items} items; ask for 1 .. {n_items}")
+    if not isinstance(k, int | np.integer) or not 1 <= k <= n_items:
+        raise ValueError(f"k={k!r}, but the catalogue has {n_items} items; ask for an int of 1 .. {n_items}")
     if key is not None:
         check_key(key)
     if block is None:

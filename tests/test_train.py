@@ -427,6 +427,30 @@ def test_a_model_with_fewer_users_or_items_than_train_is_refused():
             fit(model, train=larger(TRAIN, users=1))
 
 
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "every"])
+@pytest.mark.parametrize("value", [0, 1.5, 1e3, "3"])
+def test_numbers_that_are_no_ints_are_named(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value!r}; give 1 or more, an int"):
+        fit(model_of(), **{name: value})
+
+
+def test_epochs_of_many_states_at_once_are_those_of_fit():
+    model, data = model_of(), jr.train.examples(TRAIN)
+    step = partial(jr.train.epoch, objective=objective(model), tx=TX, batch_size=128)
+    keys = jax.random.split(jax.random.key(0), 3)
+    states = jax.vmap(lambda key: jr.train.init(key, model, TX))(keys)
+    together = jax.jit(jax.vmap(lambda state, data: step(state, data=data), in_axes=(0, None)))
+    states, losses = together(states, data)
+    states, _ = together(states, data)
+    assert losses.shape == (3, -(-TRAIN.n_pairs // 128)) and states.epoch.tolist() == [2, 2, 2]
+    alone, history = jr.train.fit(
+        jr.train.init(keys[1], model, TX), objective(model), TX, TRAIN, epochs=2, batch_size=128, progress=False
+    )
+    assert history.records[0]["loss"] == pytest.approx(float(losses[1].mean()), rel=1e-5)
+    for a, b in zip(jax.tree.leaves(states.variables), jax.tree.leaves(alone.variables)):
+        np.testing.assert_allclose(a[1], b, atol=1e-5)
+
+
 TALLER, WIDER = larger(TRAIN, users=1), larger(TRAIN, items=1)
 
 

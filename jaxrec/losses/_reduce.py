@@ -71,7 +71,8 @@ def masked(pos: Array, neg: Array, where: Array | None) -> tuple[Array, Array, A
 
     Masked entries leave through a constant, so that not even a NaN in them reaches value or gradient.
     """
-    chex.assert_rank(neg, jnp.ndim(pos) + 1)
+    pos, neg = jnp.asarray(pos), jnp.asarray(neg)
+    chex.assert_rank(neg, pos.ndim + 1)
     chex.assert_type([pos, neg], float)
     if where is None:
         where = jnp.ones(neg.shape, bool)

@@ -9,7 +9,10 @@ from jaxrec.train.checkpoint import Checkpoint as Checkpoint
 from jaxrec.train.lanes import Sweep as Sweep
 from jaxrec.train.loop import Batch as Batch
 from jaxrec.train.loop import DivergenceError as DivergenceError
+from jaxrec.train.loop import Examples as Examples
 from jaxrec.train.loop import State as State
+from jaxrec.train.loop import epoch as epoch
+from jaxrec.train.loop import examples as examples
 from jaxrec.train.loop import fit as fit
 from jaxrec.train.loop import init as init
 from jaxrec.train.metric import covariance_objective as covariance_objective

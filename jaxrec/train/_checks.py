@@ -28,9 +28,9 @@ def check_fit(
     """Arguments of `fit` by themselves."""
     check_interactions(train=train)
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("every", every)):
-        if value < 1:
-            raise ValueError(f"{name}={value}; give 1 or more")
-    if group is not None and group < 0:
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name}={value!r}; give 1 or more, an int")
+    if group is not None and (not isinstance(group, int | np.integer) or group < 0):
         raise ValueError(f"group={group}; give the positives of a user a step, 0 for users alone, or None")
     if train.n_pairs == 0:
         raise ValueError("train has no pairs; there is nothing to learn from")

@@ -261,8 +261,13 @@ class Examples(NamedTuple):
         return Batch(self.users[chosen], self.items[places], weights, real, step)
 
 
-def examples(train: Interactions, group: int | None) -> Examples:
-    """The positives one by one, in groups of up to `group` of one user, or (0) the users that have any."""
+def examples(train: Interactions, group: int | None = None) -> Examples:
+    """The positives one by one, in groups of up to `group` of one user, or (0) the users that have any.
+
+    Args:
+        train: the positives.
+        group: as `fit` has it.
+    """
     users, items = train.pairs()
     if group is None:
         return Examples(users, None, None, items, train.weights, None)
@@ -287,10 +292,32 @@ def epoch(
     tx: optax.GradientTransformation,
     data: Examples,
     *,
-    touched: Callable[[Key, Batch], Mapping[str, Array]] | None,
     batch_size: int,
+    touched: Callable[[Key, Batch], Mapping[str, Array]] | None = None,
 ) -> tuple[State, Array]:
-    """All examples once, in random order; gives the new state and the losses of the steps. To be jitted."""
+    """All examples once, in random order: what `fit` jits, for loops of one's own under `jit`, `vmap` or `scan`.
+
+    Args:
+        state: from `init`, or from the epoch before.
+        objective: as `fit` has it.
+        tx: as `fit` has it.
+        data: of `examples`; an argument of the jitted function, not a constant in it.
+        batch_size: B, static.
+        touched: as `fit` has it.
+
+    Returns:
+        The new state, and the losses of the ⌈R / B⌉ steps.
+
+    >>> import jaxrec as jr
+    >>> train, model, tx = jr.Interactions.from_pairs([0, 0, 1], [0, 1, 2]), jr.models.MF(2, 3, dim=2), optax.sgd(0.1)
+    >>> sample = functools.partial(jr.sampling.uniform, n_items=3)
+    >>> bound = functools.partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=sample)
+    >>> step = lambda state, data: epoch(state, bound, tx, data, batch_size=2)
+    >>> states = jax.vmap(lambda key: init(key, model, tx))(jax.random.split(jax.random.key(0), 5))
+    >>> states, losses = jax.jit(jax.vmap(step, in_axes=(0, None)))(states, examples(train))
+    >>> losses.shape
+    (5, 2)
+    """
     n = data.users.shape[0]
     steps = -(-n // batch_size)
     order_key, step_key = jax.random.split(jax.random.fold_in(state.key, state.epoch))
