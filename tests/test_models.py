@@ -225,5 +225,7 @@ def test_fold_in_refuses_ids_beyond_the_items_but_not_in_padding(make):
             model.apply(variables, items, jnp.array(where), method="fold_in")
     with pytest.raises(ValueError, match="items run from -1 to 0"):
         model.apply(variables, jnp.array([[0, -1]]), jnp.ones((1, 2), bool), method="fold_in")
+    whole = model.apply(variables, items.at[0, 1].set(2), items >= 0, method="fold_in")
+    np.testing.assert_array_equal(model.apply(variables, [[0, 2]], method="fold_in"), whole)
     padded = model.apply(variables, items, jnp.array([[True, False]]), method="fold_in")
     np.testing.assert_array_equal(padded, model.apply(variables, items.at[0, 1].set(0), items == 0, method="fold_in"))

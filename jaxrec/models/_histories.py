@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxrec import sampling
 from jaxrec.interactions import Interactions, check_interactions
-from jaxrec.typing import Array, Key, Variables
+from jaxrec.typing import Array, ArrayLike, Key, Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +130,10 @@ def surpassed(degrees: np.ndarray, n: int, *, odds: float) -> int:
     return min(math.ceil(((n * log_mean - math.log(odds)) / t).min()), n * longest)
 
 
-def checked_items(items: Array, where: Array, n_items: int) -> jax.Array:
+def checked_items(items: ArrayLike, where: ArrayLike | None, n_items: int) -> tuple[jax.Array, jax.Array]:
     """Padded histories [B, L] of users never seen, once shapes and, where known, the real ids are found in order."""
+    items = jnp.asarray(items)
+    where = jnp.ones(items.shape, bool) if where is None else jnp.asarray(where)
     chex.assert_type([items, where], [int, bool])
     chex.assert_equal_shape([items, where])
     chex.assert_rank(items, 2)
@@ -139,7 +141,7 @@ def checked_items(items: Array, where: Array, n_items: int) -> jax.Array:
         ids = np.asarray(items)[np.asarray(where)]
         if ids.size and not 0 <= ids.min() <= ids.max() < n_items:
             raise ValueError(f"items run from {ids.min()} to {ids.max()}; ids are 0 .. {n_items - 1}")
-    return jnp.asarray(items)
+    return items, where
 
 
 def all_pairs(items: Array, where: Array) -> Pairs:
@@ -157,7 +159,8 @@ def all_pairs(items: Array, where: Array) -> Pairs:
 class HistoryModel(nn.Module):
     """A model whose users are their histories, which travel as the untrained collection "history".
 
-    A subclass makes its parameters in a `setup` that calls this one's, and scores pairs in `_of_pairs`. Variables
+    A subclass makes its parameters in a `setup` that calls this one's, and scores pairs in `_of_pairs`,
+    padded histories in `_of_histories`. Variables
     over histories of another size are a `ValueError`.
     """
 
@@ -196,6 +199,21 @@ class HistoryModel(nn.Module):
         return self._of_pairs(users, items)
 
     def _of_pairs(self, users: Array, items: Array) -> Array:
+        raise NotImplementedError
+
+    def fold_in(self, items: ArrayLike, where: ArrayLike | None = None) -> Array:
+        """Scores of all items for users never seen, from their histories [B, L], such as `Interactions.rows` gives.
+
+        Args:
+            items: integers [B, L], an item once: where it comes again it may count again.
+            where: bool [B, L], True for real entries; None is all.
+
+        Raises:
+            ValueError: for real ids outside 0 .. N - 1, except under `jit`, where they are not known.
+        """
+        return self._of_histories(*checked_items(items, where, self.n_items))
+
+    def _of_histories(self, items: Array, where: Array) -> Array:
         raise NotImplementedError
 
     def _key(self) -> Key | None:

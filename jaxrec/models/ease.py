@@ -8,7 +8,7 @@ import numpy as np
 from scipy.linalg import lapack
 
 from jaxrec.interactions import Interactions, check_interactions
-from jaxrec.models._histories import HistoryModel, checked_items, on_device
+from jaxrec.models._histories import HistoryModel, on_device
 from jaxrec.typing import Array, Variables
 
 
@@ -34,19 +34,9 @@ class EASE(HistoryModel):
 
     def rows(self, users: Array) -> Array:
         """Scores of all items for users [B] -> [B, N]."""
-        return self.fold_in(*self.known.rows(users, length=self.longest))
+        return self._of_histories(*self.known.rows(users, length=self.longest))
 
-    def fold_in(self, items: Array, where: Array) -> Array:
-        """Scores of all items for users never seen, from their histories [B, L], such as `Interactions.rows` gives.
-
-        Args:
-            items: integers [B, L].
-            where: bool [B, L], True for real entries.
-
-        Raises:
-            ValueError: for real ids outside 0 .. N - 1, except under `jit`, where they are not known.
-        """
-        items = checked_items(items, where, self.history.n_items)
+    def _of_histories(self, items: Array, where: Array) -> Array:
         places = jnp.where(where, items, self.history.n_items)
         x = jnp.zeros((len(places), self.history.n_items), self.weights.dtype)
         users = jnp.arange(len(places), dtype=places.dtype)[:, None]

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxrec.losses import kl_normalised
 from jaxrec.models import _mixture
-from jaxrec.models._histories import HistoryModel, Pairs, all_pairs, checked_items
+from jaxrec.models._histories import HistoryModel, Pairs, all_pairs
 from jaxrec.models._mixture import Noise
 from jaxrec.models.attention import Attention
 from jaxrec.models.implicit import Gradient, detach
@@ -129,17 +129,7 @@ class VALID(HistoryModel):
         """Scores of all items for users [B] -> [B, N], without noise."""
         return _mixture.scores(*self._queries(users), _unit(self.item))
 
-    def fold_in(self, items: Array, where: Array) -> Array:
-        """Scores of all items for users never seen, from their histories [B, L], such as `Interactions.rows` gives.
-
-        Args:
-            items: integers [B, L], an item once: one that comes again counts again.
-            where: bool [B, L], True for real entries.
-
-        Raises:
-            ValueError: for real ids outside 0 .. N - 1, except under `jit`, where they are not known.
-        """
-        items = checked_items(items, where, self.history.n_items)
+    def _of_histories(self, items: Array, where: Array) -> Array:
         table = _unit(self.item)
         return _mixture.scores(*self._both(self._encoded(all_pairs(items, where), table)), table)
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.models._histories import checked_items
 from jaxrec.models.mf import _unit, dropped, products
-from jaxrec.typing import Array
+from jaxrec.typing import Array, ArrayLike
 
 _XAVIER = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
 _CHUNK = 2**16  # pairs of a history aggregated at a time
@@ -181,7 +181,7 @@ class SimpleX(nn.Module):
         chex.assert_type(users, int)
         return jnp.einsum("bd,nd->bn", _unit(self._mixed(jnp.asarray(users), None)), _unit(self.item))
 
-    def fold_in(self, items: Array, where: Array) -> Array:
+    def fold_in(self, items: ArrayLike, where: ArrayLike | None = None) -> Array:
         """Scores of all items for users never seen, from their histories [B, L], such as `Interactions.rows` gives.
 
         They have no vector of their own: e_u = 0, so that `UserAttention` weighs all items alike, and with a gate of 1
@@ -189,12 +189,12 @@ class SimpleX(nn.Module):
 
         Args:
             items: integers [B, L].
-            where: bool [B, L], True for real entries.
+            where: bool [B, L], True for real entries; None is all.
 
         Raises:
             ValueError: for real ids outside 0 .. N - 1, except under `jit`, where they are not known.
         """
-        items = checked_items(items, where, self.history.n_items)
+        items, where = checked_items(items, where, self.n_items)
         own = jnp.zeros((*items.shape[:-1], self.dim), self.user.dtype)
         if self.gate < 1:
             logits, values = self._block(own, items)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.losses import kl_standard
-from jaxrec.models._histories import HistoryModel, Pairs, all_pairs, checked_items
+from jaxrec.models._histories import HistoryModel, Pairs, all_pairs
 from jaxrec.models.mf import check_sizes
 from jaxrec.typing import Array, Key
 
@@ -47,17 +47,7 @@ class _Autoencoder(HistoryModel):
         """Scores of all items for users [B] -> [B, N], without noise."""
         return self._scores(self._on(users, lambda pairs, _: self._encoded(pairs)[0]))
 
-    def fold_in(self, items: Array, where: Array) -> Array:
-        """Scores of all items for users never seen, from their histories [B, L], such as `Interactions.rows` gives.
-
-        Args:
-            items: integers [B, L].
-            where: bool [B, L], True for real entries.
-
-        Raises:
-            ValueError: for real ids outside 0 .. N - 1, except under `jit`, where they are not known.
-        """
-        items = checked_items(items, where, self.history.n_items)
+    def _of_histories(self, items: Array, where: Array) -> Array:
         return self._scores(self._encoded(all_pairs(items, where))[0])
 
     def bound(self, users: Array, *, at_random: bool = False) -> tuple[Array, Array]:
