@@ -50,9 +50,10 @@ def interests(found: dict) -> str:
         "nearest, on the random split level with RecVAE and MultVAE. EASE, a closed form of N² weights, is above "
         "both there by Recall@20 and NDCG. On ml-1m EASE and models with one vector a user, RG2, iALS and RecVAE, "
         "are above both, and so are EASE and RecVAE for users held out whole. By 25 epochs on citeulike-a-valid the "
-        "released stop of gradients is what lets blocks be added: unrolled through them, Recall falls with each "
-        "block, stopped it stays. Straight-through gradients and attention among prototypes make no difference to "
-        "it. VALID has the most with three to five interests, MacridVAE as much with one.\n\n"
+        "released stop of gradients is what makes blocks worth having: stopped, the second gains and further ones "
+        "cost nothing; unrolled through them, the second gains nothing and further ones cost. Straight-through "
+        "gradients and attention among prototypes make no difference to it. VALID has the most with three to five "
+        "interests, MacridVAE as much with one.\n\n"
         + "\n\n".join(parts)
         + "".join(f"\n\n{line}" for line in lines)
         + "".join(f"\n\n{_studied(name, study)}" for name, study in found["studies"].items())
