@@ -198,9 +198,6 @@ class HistoryModel(nn.Module):
             return jnp.zeros(jnp.broadcast_shapes(users.shape, items.shape))
         return self._of_pairs(users, items)
 
-    def _of_pairs(self, users: Array, items: Array) -> Array:
-        raise NotImplementedError
-
     def fold_in(self, items: ArrayLike, where: ArrayLike | None = None) -> Array:
         """Scores of all items for users never seen, from their histories [B, L], such as `Interactions.rows` gives.
 
@@ -212,9 +209,6 @@ class HistoryModel(nn.Module):
             ValueError: for real ids outside 0 .. N - 1, except under `jit`, where they are not known.
         """
         return self._of_histories(*checked_items(items, where, self.n_items))
-
-    def _of_histories(self, items: Array, where: Array) -> Array:
-        raise NotImplementedError
 
     def _key(self) -> Key | None:
         """That of the noise, if there is one."""

@@ -12,6 +12,7 @@ import numpy as np
 from jaxrec import sampling
 from jaxrec.history import EarlyStopping
 from jaxrec.interactions import Interactions, check_interactions
+from jaxrec.optim import lambda_opt
 from jaxrec.partials import bound
 
 
@@ -84,8 +85,10 @@ def check_bound(functions: tuple, train: Interactions) -> None:
                 )
 
 
-def check_state(state: Any, tx: Any) -> None:
-    """Whether the optimiser's state is of `tx` and these parameters; passed over where `tx.init` looks at values."""
+def check_optimizer(state: Any, tx: Any, touched: Callable[..., Any] | None) -> None:
+    """Whether `tx` has what it needs, and the state is of it and these parameters, unless `tx.init` looks at values."""
+    if isinstance(tx, lambda_opt.Alternating) and touched is None:
+        raise ValueError("touched=None, and steps in turn need validation data; pass partial(lambda_opt.draws, ...)")
     try:
         expected = jax.eval_shape(tx.init, state.variables["params"])
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):

@@ -21,7 +21,7 @@ from jaxrec.interactions import Interactions
 from jaxrec.keys import check_key
 from jaxrec.optim import lambda_opt, rowwise
 from jaxrec.partials import combine, partition
-from jaxrec.train._checks import check_bound, check_covers, check_fit, check_state
+from jaxrec.train._checks import check_bound, check_covers, check_fit, check_optimizer
 from jaxrec.train.checkpoint import Checkpoint, Progress
 from jaxrec.typing import Array, Key, Objective, Variables
 
@@ -149,7 +149,7 @@ def fit(
             cannot be compared.)
     """
     check_fit(state, train, epochs, batch_size, group, every, validate, stopping)
-    check_state(state, tx)
+    check_optimizer(state, tx, touched)
     if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
         raise TypeError(f"checkpoint={checkpoint!r}; give jaxrec.train.Checkpoint(directory)")
     if checkpoint is None and int(state.epoch) >= epochs:
@@ -157,8 +157,6 @@ def fit(
             f"state has done {int(state.epoch)} epochs and epochs={epochs} is their total number: nothing is trained",
             stacklevel=2,
         )
-    if isinstance(tx, lambda_opt.Alternating) and touched is None:
-        raise ValueError("touched=None, and steps in turn need validation data; pass partial(lambda_opt.draws, ...)")
     run = Progress(state, state, {} if stopping is None else stopping.init(), History())
     if checkpoint is not None:
         description = _description(state, objective, train, batch_size, group)
