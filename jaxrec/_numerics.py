@@ -1,0 +1,91 @@
+"""What counts as an integer or a number, and the precision that sums are kept in: one answer for the whole library."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrec.typing import Array
+
+
+def as_integer(value: Any) -> int | None:
+    """The Python int of whatever `operator.index` takes (int, NumPy and JAX integers); None for anything else.
+
+    A traced integer gives None too: its value is not known.
+
+    >>> import numpy as np
+    >>> as_integer(np.int64(3)), as_integer(3.0), as_integer("3")
+    (3, None, None)
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def integer(name: str, value: Any, *, least: int = 1, most: int | None = None) -> int:
+    """The Python int of an argument.
+
+    Args:
+        name: of the argument, for the error.
+        value: see `as_integer`.
+        least: smallest value allowed.
+        most: largest value allowed, or None.
+
+    Raises:
+        ValueError: for anything but an integer from `least` to `most`.
+
+    >>> integer("dim", jnp.int32(8))
+    8
+    >>> integer("dim", 8.0)
+    Traceback (most recent call last):
+    ValueError: dim=8.0; give an integer of 1 or more
+    """
+    found = as_integer(value)
+    if found is None or found < least or (most is not None and found > most):
+        bounds = f"of {least} or more" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name}={value!r}; give an integer {bounds}")
+    return found
+
+
+def number(name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf) -> Any:
+    """The argument itself, checked where its value is known; a traced number passes.
+
+    Args:
+        name: of the argument, for the error.
+        value: a Python, NumPy or JAX number.
+        least: smallest value allowed.
+        above: bound that the value must exceed.
+
+    Raises:
+        ValueError: for anything but a finite number within the bounds.
+
+    >>> number("temperature", jnp.float32(-1), above=0)
+    Traceback (most recent call last):
+    ValueError: temperature=-1.0; give a finite number above 0
+    """
+    if isinstance(value, jax.core.Tracer):
+        return value
+    try:
+        known = float(value)
+    except (TypeError, ValueError):
+        known = math.nan
+    if not (math.isfinite(known) and known >= least and known > above):
+        bound = f" above {above:g}" if above > -math.inf else f" of {least:g} or more" if least > -math.inf else ""
+        raise ValueError(f"{name}={value}; give a finite number{bound}")
+    return value
+
+
+def accumulated(x: Array) -> jax.Array:
+    """Floats of fewer than 32 bits as float32, in which sums and exponentials are taken; all else as it is.
+
+    >>> accumulated(jnp.ones(2, jnp.bfloat16)).dtype.name, accumulated(jnp.ones(2, jnp.int32)).dtype.name
+    ('float32', 'int32')
+    """
+    x = jnp.asarray(x)
+    narrow = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits < 32
+    return x.astype(jnp.float32) if narrow else x
