@@ -11,7 +11,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,8 +21,23 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 
 
 def slug(*parts: Any) -> str:
-    """The name of a run's file."""
-    return "-".join(str(part) for part in parts).lower().replace(",", "").replace(" ", "-") + ".json"
+    """The name of a run's file: the parts in lower case, joined by hyphens, without commas and apostrophes."""
+    words = "-".join(str(part) for part in parts).lower().replace(" ", "-")
+    return words.replace(",", "").replace("'", "") + ".json"
+
+
+def ends(setting: Mapping[str, Any], compared: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The hyperparameters whose chosen value is the least or the greatest of several that were compared.
+
+    No decay at all is no end, since nothing lies beyond 0.
+    """
+    compared = list(compared)
+    found = []
+    for name, value in setting.items():
+        values = {other[name] for other in compared}
+        if len(values) > 1 and value != 0 and value in (min(values), max(values)):
+            found.append(name)
+    return found
 
 
 def write(name: str, cases: Mapping[str, Mapping[str, Any]], *, quick: bool, **facts: Any) -> None:

@@ -43,7 +43,7 @@ def interests(found: dict) -> str:
         "paper's own figures are not known to us. The published split of citeulike-a holds out the same places, in "
         "order of id, of all users with as many items: its validation part is easier than its test part, by little for "
         f"some models and by a quarter for others. {again}"
-        "EASE draws nothing, so that one run is all. Methods that a set's table lacks were not run on it.\n\n"
+        "EASE draws nothing, so that one run is all.\n\n"
         "**What this shows.** VALID is above MacridVAE at their best epochs on both splits of citeulike-a, by many "
         "errors. On Gowalla it is above by less after as many epochs, before either has converged, and on ml-1m it "
         "is not above. On citeulike-a both are above every model with one vector a user, of which MF under CCL comes "

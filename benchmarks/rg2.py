@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -64,8 +64,10 @@ def prepare(data: str, seed: int) -> Part:
     return Part(*parts, BATCHES[data not in SMALL])
 
 
-def settings_of(grid: Mapping[str, tuple[float, ...]]) -> Iterator[dict[str, float]]:
-    """Every combination."""
+def settings_of(data: str, name: str) -> Iterator[dict[str, float]]:
+    """Every setting of a method's grid, the smaller one where it has one and the set is large."""
+    method = METHODS[name]
+    grid = (None if data in SMALL else method.few) or method.grid
     for values in itertools.product(*grid.values()):
         yield dict(zip(grid, values))
 
@@ -87,11 +89,12 @@ def selected(data: str, name: str, metric: str, again: bool) -> dict[str, Any]:
         return json.loads(path.read_text())["setting"]
     method, part = METHODS[name], prepare(data, 0)
     tried = []
-    for setting in settings_of((None if data in SMALL else method.few) or method.grid):
+    for setting in settings_of(data, name):
         _, _, history = method.train(part, 0, metric, sweeps=None, **setting)
         tried.append([setting, max(curve_of(history, metric), key=lambda point: point[2])])
     best = max(tried, key=lambda pair: pair[1][2])
-    path.write_text(json.dumps({"setting": best[0], "metric": metric, "tried": tried}, indent=1) + "\n")
+    record = {"data": data, "method": name, "setting": best[0], "metric": metric, "tried": tried}
+    path.write_text(json.dumps(record | {"commit": _record.commit()}, indent=1) + "\n")
     print(f"{data}, {name}: {best[0]} ({metric} {best[1][2]:.4f} on validation)", flush=True)
     return best[0]
 
@@ -143,9 +146,8 @@ def train_all(options: argparse.Namespace) -> None:
         jax.clear_caches()
 
 
-def trivial(data: str) -> dict[str, dict[str, float]]:
-    """The rankers that learn nothing, seed 0."""
-    part = prepare(data, 0)
+def trivial(data: str, part: Part) -> dict[str, dict[str, float]]:
+    """The rankers that learn nothing."""
     masked = part.train.union(part.valid)
     rankers = {
         "random": jr.models.random(jax.random.key(0), masked.n_items),
@@ -179,16 +181,22 @@ def records_of(data: str, name: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(RUNS.glob(_record.slug(data, name, "seed", "*")))]
 
 
-def table() -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Cases of all records, with the trivial rankers, and the fingerprints of the data."""
-    cases, fingerprints = {}, {}
+def table() -> tuple[dict[str, dict[str, Any]], dict[str, str], dict[str, tuple[int, int]]]:
+    """Cases of all records, with the trivial rankers; fingerprints of the data; and their users and items."""
+    cases, fingerprints, sizes = {}, {}, {}
     for data in MINIMUM:
-        rows = {name: records_of(data, name) for name in METHODS}
-        if any(rows.values()):
-            cases |= {f"{data}: {name}": case for name, case in trivial(data).items()}
-            cases |= {f"{data}: {name}": case_of(runs, data) for name, runs in rows.items() if runs}
-            fingerprints[data] = next(runs for runs in rows.values() if runs)[0]["fingerprint"]
-    return cases, fingerprints
+        rows = {name: runs for name in METHODS if (runs := records_of(data, name))}
+        if not rows:
+            continue
+        part = prepare(data, 0)
+        cases |= {f"{data}: {name}": case for name, case in trivial(data, part).items()}
+        for name, runs in rows.items():
+            tried = json.loads((RUNS / _record.slug("select", data, name)).read_text())["tried"]
+            ends = _record.ends(runs[0]["setting"], [setting for setting, _ in tried])
+            cases[f"{data}: {name}"] = case_of(runs, data) | {"ends": ends}
+        fingerprints[data] = next(iter(rows.values()))[0]["fingerprint"]
+        sizes[data] = part.train.n_users, part.train.n_items
+    return cases, fingerprints, sizes
 
 
 def picture() -> None:
@@ -231,13 +239,13 @@ def main() -> None:
     """Trains, and writes the table."""
     options = arguments()
     if options.quick:
-        cases, fingerprints = quick(), "ml-100k"
+        cases, fingerprints, sizes = quick(), "ml-100k", {}
     else:
         if not options.table:
             train_all(options)
-        cases, fingerprints = table()
+        cases, fingerprints, sizes = table()
         picture()
-    _record.write("rg2", cases, quick=options.quick, data=fingerprints, dim=DIM, patience=PATIENCE)
+    _record.write("rg2", cases, quick=options.quick, data=fingerprints, sizes=sizes, dim=DIM, patience=PATIENCE)
 
 
 if __name__ == "__main__":
