@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks._tables import origin, table
+from benchmarks._tables import origin, rows_of
 
 PAPER_GAINS = "+0.8 % AUC, +21.7 % HR@50 and +29.6 % NDCG@50 of DUI over one λ on MovieLens-10M"
 FIGURES = {"auc": "AUC", "recall@50": "HR@50", "ndcg@50": "NDCG@50"}
@@ -24,8 +24,8 @@ def learned_regularisation(found: dict) -> str:
             "search",
         ]
         parts.append(
-            f"### {data}\n\n{epochs} epochs of batches of {batch:,}; data {fingerprint}.\n\n{table(head, rows)}\n\n"
-            + _relative(cases)
+            f"### {data}\n\n{epochs} epochs of batches of {batch:,}; data {fingerprint}.\n\n"
+            f"{rows_of(found, data, head, rows)}\n\n{_relative(cases)}"
         )
     return (
         "## Regularisation that is learned\n\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -24,6 +25,11 @@ def slug(*parts: Any) -> str:
     """The name of a run's file: the parts in lower case, joined by hyphens, without commas and apostrophes."""
     words = "-".join(str(part) for part in parts).lower().replace(" ", "-")
     return words.replace(",", "").replace("'", "") + ".json"
+
+
+def settings(grid: Mapping[str, Iterable[Any]]) -> list[dict[str, Any]]:
+    """Every combination of a grid's values."""
+    return [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
 
 
 def ends(setting: Mapping[str, Any], compared: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def origin(found: dict) -> str:
     """One line: where a record's figures come from."""
@@ -21,6 +23,32 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+OLDER = "! marks a row whose setting was chosen from another grid than its method has today."
+
+
+def rows_of(found: dict, data: str, head: list[str], rows: list[list[str]]) -> str:
+    """The table of a data set, with a mark and a legend where a row is older than its method's grid."""
+    old = [f"{data}: {row[0]}" in found.get("stale", {}) for row in rows]
+    marked = [[row[0] + " !" * each, *row[1:]] for row, each in zip(rows, old)]
+    return table(head, marked) + f"\n\n{OLDER}" * any(old)
+
+
+def older(found: dict) -> list[str]:
+    """The rows of a record that are older than their method's grid."""
+    rows = {": ".join(row) for row in _rows(found.get("cases", {}))}
+    return sorted(rows & set(found.get("stale", {})))
+
+
+def chosen_rows(found: dict) -> set[tuple[str, str]]:
+    """(data set, row) of a record, where a setting was chosen."""
+    return _rows({name: case for name, case in found["cases"].items() if "setting" in case})
+
+
+def _rows(cases: dict) -> set[tuple[str, str]]:
+    """(data set, row), whatever the protocol."""
+    return {tuple(re.sub(", (sampled|full): ", ": ", name).split(": ", 1)) for name in cases}
 
 
 def quality(found: dict) -> str:
@@ -69,7 +97,9 @@ def losses(found: dict) -> str:
             budget = f"{case['epochs']} epochs, {case['steps']:,} steps"
             rows.append([label, recall, ndcg, best, budget, f"{case['cpu_s'] / 60:.1f}", str(len(case["seeds"]))])
         head = ["ranker", "Recall@20", "NDCG@20", "best-on-test", "budget", "CPU minutes a run", "seeds"]
-        parts.append(f"### {data}\n\nPublished, each chosen on the test set: {published}.\n\n{table(head, rows)}")
+        parts.append(
+            f"### {data}\n\nPublished, each chosen on the test set: {published}.\n\n{rows_of(found, data, head, rows)}"
+        )
     ratios = [
         f"{data}, {n}: {pair['recall@20']:.3f} ± {pair['recall_stderr']:.3f} in Recall@20, "
         f"{pair['ndcg@20']:.3f} ± {pair['ndcg_stderr']:.3f} in NDCG@20"
@@ -126,7 +156,7 @@ def solvers(found: dict) -> str:
             "ranker",
             *(m.replace("recall", "Recall").replace("ndcg", "NDCG").replace("mrr", "MRR") for m in metrics),
         ]
-        rows = table([*head, "chosen on validation", "seeds"], rows)
+        rows = rows_of(found, data, [*head, "chosen on validation", "seeds"], rows)
         parts.append("\n\n".join([f"### {data}", rows, *notes]))
     return (
         "## Solvers against SGD\n\n"
@@ -266,7 +296,7 @@ def planted_facets(found: dict) -> str:
         head = ["ranker", "NDCG@10", f"less {best}'s", "less 9 dimensions'", "users' facet", "items' facet", "chosen"]
         kept = [place for place in range(len(head)) if any(row[place] for row in rows)]
         rows = [[row[place] for place in kept] for row in rows]
-        parts.append(f"### {data}\n\n{table([head[place] for place in kept], rows)}")
+        parts.append(f"### {data}\n\n{rows_of(found, data, [head[place] for place in kept], rows)}")
     total, size = found["facets"] * found["dim"], found["size"]
     mars = found["cases"]["spaces: MARS"]
     return (
@@ -319,7 +349,7 @@ def metric_learning(found: dict) -> str:
         head = ["ranker", "HR@10", "HR@20", "NDCG@10", "NDCG@20"]
         head += ["best-on-test"] if protocols == ["sampled"] else ["NDCG@10, all items", "Recall@10, all items"]
         rows = [[label, *_sampled_and_full(label, cases), _setting(label, cases)] for label in cases[0]]
-        parts.append(f"### {data}\n\n{table([*head, 'chosen (seeds)'], rows)}")
+        parts.append(f"### {data}\n\n{rows_of(found, data, [*head, 'chosen (seeds)'], rows)}")
     return (
         "## MAR, MARS and metric learning\n\n"
         f"{found['dim']} dimensions, as many a facet on the published splits of "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks._tables import origin, table
+from benchmarks._tables import origin, rows_of, table
 
 FIGURES = ("recall@20", "recall@50", "ndcg@20", "ndcg@50")
 
@@ -21,7 +21,7 @@ def interests(found: dict) -> str:
                 rows.append([label, validation, *figures, _chosen(case), str(case.get("seeds", ""))])
         titles = (figure.replace("recall", "Recall").replace("ndcg", "NDCG") for figure in FIGURES)
         head = ["ranker", "Recall@20, validation", *titles, "chosen", "seeds"]
-        parts.append(f"### {data}\n\n{table(head, rows)}")
+        parts.append(f"### {data}\n\n{rows_of(found, data, head, rows)}")
     more = {
         "citeulike-a-random": "citeulike-a-random is the same pairs split at random by the same rule. ",
         "ml-1m-users": "ml-1m-users is strong generalisation: 1,000 users are validation and 1,000 test, held out "

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from scipy.optimize import linear_sum_assignment
 import jaxrec as jr
 from benchmarks import _record
 from benchmarks._facets_methods import METHODS, SETS, D, K, Planted, Setup, factors, n_steps, planted
+from benchmarks._stale import Cell
 from jaxrec.models import MF
 
 SIZE, QUICK = {"n_users": 500, "n_items": 100}, {"n_users": 200, "n_items": 60}
@@ -185,6 +186,17 @@ def cases_of(data: str, rows: Mapping[str, list[dict[str, Any]]], parts: list[Pl
     return best, {f"{data}: {name}": case_of(runs, others) for name, runs in rows.items()}
 
 
+def cells(records: Sequence[Mapping[str, Any]]) -> Iterator[Cell]:
+    """What the record compared, and what is compared today."""
+    (record,) = records
+    for data, rows in record["runs"].items():
+        for name, runs in rows.items():
+            compared = _record.settings(record["grids"][data][name])
+            grid = _record.settings(METHODS[name].grid) if name in WANTED[data] else ()
+            settings = [run["setting"] for run in runs]
+            yield Cell(data, name, compared, grid, settings[0], settings)
+
+
 def main() -> None:
     """Trains all, and writes the table."""
     parser = argparse.ArgumentParser(
@@ -194,7 +206,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="train nothing; table the runs of the record there is")
     parser.add_argument("--quick", action="store_true", help="the same code: one small set, few epochs, no grids")
     options = parser.parse_args()
-    recorded = json.loads((_record.RESULTS / "facets.json").read_text())["runs"] if options.table else {}
+    record = json.loads((_record.RESULTS / "facets.json").read_text()) if options.table else {}
+    recorded, grids = record.get("runs", {}), record.get("grids", {})
     cases, fingerprints, best, runs = {}, {}, {}, {}
     for data in SETS:
         seeds = 1 if options.quick else len(recorded[data]["MARS"]) if recorded else options.seeds
@@ -202,10 +215,11 @@ def main() -> None:
         epochs = 5 if options.quick else EPOCHS[data]
         names = (FEW if options.quick else WANTED)[data]
         runs[data] = recorded.get(data) or {n: runs_of(data, n, parts, epochs, options.quick) for n in names}
+        grids.setdefault(data, {name: METHODS[name].grid for name in names})
         best[data], table = cases_of(data, runs[data], parts)
         cases |= table
         fingerprints |= {f"{data} {seed}": part.train.fingerprint() for seed, part in enumerate(parts)}
-    facts = {"epochs": EPOCHS, "size": SIZE, "facets": K, "dim": D, "single_best": best, "runs": runs}
+    facts = {"epochs": EPOCHS, "size": SIZE, "facets": K, "dim": D, "single_best": best, "grids": grids, "runs": runs}
     _record.write("facets", cases, quick=options.quick, data=fingerprints, **facts)
 
 

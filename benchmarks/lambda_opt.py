@@ -21,7 +21,7 @@ import itertools
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,7 @@ import jaxrec as jr
 from benchmarks import _record
 from benchmarks._lambda_methods import DIM, METHODS, RATE, STUDIES, Part, factors
 from benchmarks._lambda_pictures import picture
+from benchmarks._stale import Cell, same
 from jaxrec.data import datasets, splits
 from jaxrec.interactions import DataWarning
 
@@ -117,8 +118,20 @@ def judged(model: Any, variables: jr.typing.Variables, part: Part) -> dict[str, 
 
 def settings_of(data: str, name: str) -> list[dict[str, float]]:
     """Every setting of a method's grid, the smaller one where it has one and the set is not ml-100k."""
-    grid = ALL[name].grid if data == "ml-100k" else ALL[name].few or ALL[name].grid
-    return [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+    return _record.settings(ALL[name].grid if data == "ml-100k" else ALL[name].few or ALL[name].grid)
+
+
+def cells(records: Sequence[Mapping[str, Any]]) -> Iterator[Cell]:
+    """What the records in results/lambda_opt compared, on seed 0, and what is compared today."""
+    rows: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for record in records:
+        if "method" in record:  # not a trajectory
+            rows.setdefault((record["data"], record["method"]), []).append(record)
+    for (data, name), runs in rows.items():
+        first = next((run for run in runs if run["seed"] == 0), {"tried": [], "setting": None})
+        grid = settings_of(data, name) if name in ALL else ()
+        compared = [setting for setting, *_ in first["tried"]]
+        yield Cell(data, name, compared, grid, first["setting"], [run["setting"] for run in runs])
 
 
 def path_of(data: str, name: str, seed: int) -> Any:
@@ -169,9 +182,10 @@ def found_by(part: Part, name: str, seed: int, settings: list[dict[str, float]])
 
 def run(data: str, name: str, seed: int, *, part: Part | None = None) -> dict[str, Any]:
     """One run's record, from its file or by training; the whole grid on seed 0, what it chose on others."""
-    if part is None and (record := record_of(data, name, seed)) is not None:
-        return record
     settings = settings_of(data, name) if seed == 0 else [run(data, name, 0)["setting"]]
+    record = record_of(data, name, seed) if part is None else None
+    if record is not None and same(settings, [setting for setting, *_ in record["tried"]]):
+        return record
     whole = prepare(data, seed) if part is None else part
     record = {"data": data, "fingerprint": whole.train.fingerprint(), "method": name, "seed": seed}
     record |= found_by(whole, name, seed, settings) | {"commit": _record.commit()}

@@ -21,7 +21,7 @@ import itertools
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ import jaxrec as jr
 from benchmarks import _record
 from benchmarks._mars_data import BY_ID, DATA, PUBLISHED, Part, prepare, protocols_of
 from benchmarks._mars_methods import DIM, METHODS, PASSES, Recipe
+from benchmarks._stale import Cell, of_runs
 from benchmarks._study_pictures import Pane, picture
 from jaxrec.interactions import DataWarning
 from jaxrec.train import examples
@@ -173,11 +174,20 @@ def run(data: str, name: str, setting: dict[str, Any], seed: int, *, epochs: int
 # ---------------------------------------------------------------------- all runs, and the table
 
 
-def settings_of(data: str, name: str) -> Iterator[dict[str, Any]]:
+def settings_of(data: str, name: str) -> list[dict[str, Any]]:
     """Every setting of a method's grid."""
-    grid, more = METHODS[name].grid, {} if data in BY_ID else METHODS[name].resplit
-    for values in itertools.product(*grid.values()):
-        yield {**dict(zip(grid, values)), **more}
+    more = {} if data in BY_ID else METHODS[name].resplit
+    return [{**setting, **more} for setting in _record.settings(METHODS[name].grid)]
+
+
+def cells(records: Sequence[Mapping[str, Any]]) -> list[Cell]:
+    """What the records in results/mars compared, and what is compared today."""
+    varied: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for data, what in itertools.product(STUDIED, STUDIES):
+        for name, _, setting in studied(data, what):
+            varied.setdefault((data, name), []).append(setting)
+    grids = {(data, name): settings_of(data, name) for data, name in itertools.product(DATA, METHODS)}
+    return of_runs(records, grids, varied)
 
 
 def chosen(data: str, name: str, protocol: str) -> dict[str, Any] | None:

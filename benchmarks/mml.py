@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ import optax
 
 import jaxrec as jr
 from benchmarks import _record
+from benchmarks._stale import Cell, same
 from jaxrec.data import datasets
 
 DIM, DROPOUT, SCALE, FINAL = 64, 0.1, 0.1, 0.01
@@ -167,22 +169,39 @@ def run(data: str, case: Case, seed: int, rate: float, train, test, every: int) 
         "fingerprint": train.fingerprint(),
         "seed": seed,
         "model": type(model).__name__,
-        "loss": _described(loss),
-        "negatives": case.n,
-        "shared": case.shared,
-        "group": case.group,
-        "batch_size": case.batch,
+        **described(data, case, rate),
         "steps": steps * case.epochs,
-        "epochs": case.epochs,
-        "learning_rate": [rate, rate * FINAL],
-        "l2": L2[data],
-        "dropout": DROPOUT,
-        "initial_scale": SCALE,
         "train_s": sum(record["seconds"] for record in history.records),
         "cpu_s": time.process_time() - began,
         "commit": _record.commit(),
         "curve": curve,
     }
+
+
+def described(data: str, case: Case, rate: float) -> dict[str, Any]:
+    """What a case is, as its records state it."""
+    return {
+        "loss": _described(case.loss(data)),
+        "negatives": case.n,
+        "shared": case.shared,
+        "group": case.group,
+        "batch_size": case.batch,
+        "epochs": case.epochs,
+        "learning_rate": [rate, rate * FINAL],
+        "l2": L2[data],
+        "dropout": DROPOUT,
+        "initial_scale": SCALE,
+    }
+
+
+def case_on(data: str, name: str) -> Case:
+    """A case, with as many epochs as a data set gets."""
+    return CASES[name]._replace(epochs=round(CASES[name].epochs * EPOCHS[data]))
+
+
+def rates_of(case: Case) -> list[float]:
+    """The learning rates to compare."""
+    return [case.rate * factor for factor in RATES]
 
 
 def _described(loss: partial) -> dict[str, Any]:
@@ -197,19 +216,51 @@ def slug(*parts: Any) -> str:
     return "-".join(str(part) for part in parts).lower().replace(",", "").replace(" ", "-")
 
 
-def chosen_rate(name: str) -> float:
-    """The learning rate with the best recall on Gowalla's validation part.
+def chosen_rate(name: str, selections: Iterable[Mapping[str, Any]]) -> float:
+    """The learning rate with the best recall on Gowalla's validation part, by the records of selection.
 
     Compared for the case itself, else for CCL with negatives of its kind (so that MML stands on a rate tuned for its
     rival), else the case's own.
     """
+    selections = list(selections)
     kind = name.partition(", ")[2]  # such as "2048 shared"
     for compared in (name, f"CCL, {kind}"):
-        paths = sorted(RUNS.glob(slug("select", "gowalla", compared) + "-rate-*.json"))
-        if compared in CASES and paths and CASES[name].score is CASES[compared].score:
-            records = [json.loads(path.read_text()) for path in paths]
+        records = [record for record in selections if record["case"] == compared]
+        if compared in CASES and records and CASES[name].score is CASES[compared].score:
             return max((r["curve"][-1]["recall@20"], r["learning_rate"][0]) for r in records)[1]
     return CASES[name].rate
+
+
+def selections() -> list[dict[str, Any]]:
+    """The records of selection that lie in results/mml."""
+    return [json.loads(path.read_text()) for path in sorted(RUNS.glob("select-*.json"))]
+
+
+def cells(records: Sequence[Mapping[str, Any]]) -> Iterator[Cell]:
+    """What the records in results/mml compared, and what is compared today; a setting is all that a case states."""
+    chose = [record for record in records if record["select"]]
+    for data, name in dict.fromkeys((record["data"], record["case"]) for record in records):
+        of_case = [record for record in records if (record["data"], record["case"]) == (data, name)]
+        compared, runs = ([_stated(r) for r in of_case if r["select"] is select] for select in (True, False))
+        if name not in CASES:
+            yield Cell(data, name, compared or runs, ())
+            continue
+        case = case_on(data, name)
+        grid = [_stated(described(data, case, rate)) for rate in rates_of(case)] if compared else []
+        chosen = _stated(described(data, case, chosen_rate(name, chose)))
+        yield Cell(data, name, compared, grid, chosen, runs)
+
+
+def _is_of(path: pathlib.Path, data: str, case: Case, rate: float) -> bool:
+    """Whether a record is there, of the case as it is today."""
+    today = [_stated(described(data, case, rate))]
+    return path.exists() and same([_stated(json.loads(path.read_text()))], today)
+
+
+def _stated(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record says of its case, to compare with what the case is today."""
+    names = ("loss", "negatives", "shared", "group", "batch_size", "epochs", "l2", "dropout", "initial_scale")
+    return {name: record[name] for name in names} | {"learning_rate": record["learning_rate"][0]}
 
 
 def trivial(split: datasets.Dataset) -> dict[str, dict[str, float]]:
@@ -320,19 +371,19 @@ def train_all(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
             train = train.select(users)
             test = test.select(np.repeat(np.arange(test.n_users), np.diff(test.indptr)) < 2000)
         for name in options.case:
-            case = CASES[name]
-            case = case._replace(epochs=round(case.epochs * EPOCHS[data]))
+            case = case_on(data, name)
             if options.quick:
                 quick[f"{data}: {name}"] = case_of([run(data, case._replace(epochs=2), 0, case.rate, train, test, 2)])
                 continue
-            rates = [case.rate * factor for factor in RATES] if options.select else [chosen_rate(name)]
+            rates = rates_of(case) if options.select else [chosen_rate(name, selections())]
             for seed in [0] if options.select else options.seeds:
                 for rate in rates:
                     tail = ("rate", f"{rate:g}") if options.select else ("seed", seed)
                     path = RUNS / f"{slug(*(['select'] if options.select else []), data, name, *tail)}.json"
-                    if path.exists() and not options.again:
+                    if not options.again and _is_of(path, data, case, rate):
                         continue
-                    record = run(data, case, seed, rate, train, test, options.every)
+                    record = {"case": name, "select": options.select}
+                    record |= run(data, case, seed, rate, train, test, options.every)
                     path.write_text(json.dumps(record, indent=1) + "\n")
                     last = record["curve"][-1]
                     print(

@@ -1,19 +1,21 @@
 """Makes RESULTS.md, and the list of results in README.md, from the records in benchmarks/results/.
 
-`python -m benchmarks.report` writes them. `--check` writes nothing and says whether the committed files are those of
-the committed records, whatever has been measured since.
+`python -m benchmarks.report` writes them. `--check` writes nothing. It says whether the committed files are those of
+the committed records, whatever has been measured since, and whether each row was chosen from today's grid.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable
+import tarfile
+from collections.abc import Mapping
 
-from benchmarks import _lambda_tables, _tables, _valid_tables
+from benchmarks import _lambda_tables, _stale, _tables, _valid_tables, facets, lambda_opt, mars, mml, rg2, valid
 
 ROOT = pathlib.Path(__file__).parents[1]
 BEGIN, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of results -->"
@@ -31,39 +33,72 @@ SECTIONS = {
     _lambda_tables.learned_regularisation_speed: ("lambda_opt_speed",),
     _valid_tables.interests_speed: ("valid_speed",),
 }
+STUDIES = {"mml": mml, "rg2": rg2, "mars": mars, "facets": facets, "lambda_opt": lambda_opt, "valid": valid}
 HEAD = """# Results
 
-Every figure is made from a record in `benchmarks/results/`, by `python -m benchmarks.report`; under each table stands
-the command that made it.
+Every value is read from a record in `benchmarks/results/` by `python -m benchmarks.report`. Under each table stands the
+command that made it from the records of single runs. Without `--table` that command first trains what has no record.
 """
 
 
-def present(path: str) -> str:
-    """The text of a file as it is; empty where there is none."""
-    return (ROOT / path).read_text() if (ROOT / path).exists() else ""
+def present() -> dict[str, str]:
+    """Path -> text of the files that are read, as they are."""
+    results = (ROOT / "benchmarks" / "results").rglob("*.json")
+    paths = [ROOT / "README.md", ROOT / "RESULTS.md", *sorted(results)]
+    return {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths if path.exists()}
 
 
-def committed(path: str) -> str:
-    """The text of a file as it was last committed; empty where it was not."""
-    show = ["git", "show", f"HEAD:{path}"]
-    return subprocess.run(show, cwd=ROOT, capture_output=True, text=True).stdout
+def committed() -> dict[str, str]:
+    """Path -> text of the files that are read, as they were last committed."""
+    archive = ["git", "archive", "HEAD", "README.md", "RESULTS.md", "benchmarks/results"]
+    packed = subprocess.run(archive, cwd=ROOT, capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(packed)) as files:
+        names = [name for name in files.getnames() if name.endswith((".md", ".json"))]
+        return {name: files.extractfile(name).read().decode() for name in names}
 
 
-def written(read: Callable[[str], str]) -> dict[str, tuple[str, str]]:
-    """The files as they are, and as they should be; a section whose records are not there is left out."""
+def stale(texts: Mapping[str, str]) -> dict[tuple[str, str, str], str]:
+    """(study, data set, method) -> what is wrong, where records are not those of the method's grid of today."""
+    found: dict[tuple[str, str, str], str] = {}
+    for study, module in STUDIES.items():
+        if not (records := [json.loads(text) for path, text in texts.items() if _is_run(path, study)]):
+            continue
+        cells = list(module.cells(records))
+        found |= _stale.stale(study, cells)
+        known = {(cell.data, cell.method) for cell in cells}
+        rows = _tables.chosen_rows(json.loads(texts.get(f"benchmarks/results/{study}.json", '{"cases": {}}')))
+        found |= {(study, *row): "has a row, but no record of what was compared for it" for row in rows - known}
+    return found
+
+
+def _is_run(path: str, study: str) -> bool:
+    """Whether a record is of a single run; the study of facets has all of them in one file."""
+    folder = "benchmarks/results/"
+    return path == f"{folder}{study}.json" if study == "facets" else path.startswith(f"{folder}{study}/")
+
+
+def written(texts: Mapping[str, str], older: Mapping[tuple[str, str, str], str]) -> dict[str, tuple[str, str]]:
+    """The files as they are, and as they should be; a section whose records are not there is left out.
+
+    Args:
+        texts: path -> text of README.md, RESULTS.md and the records.
+        older: as `stale` gives it; these rows are marked.
+    """
     names = [name for of_section in SECTIONS.values() for name in of_section]
-    texts = {name: read(f"benchmarks/results/{name}.json") for name in names}
-    records = {name: json.loads(text) for name, text in texts.items() if text}
+    paths = {name: f"benchmarks/results/{name}.json" for name in names}
+    records = {name: json.loads(texts[path]) for name, path in paths.items() if path in texts}
+    for (study, data, method), reason in older.items():
+        records.get(study, {}).setdefault("stale", {})[f"{data}: {method}"] = reason
     tables = [
         section(*(records[name] for name in of_section))
         for section, of_section in SECTIONS.items()
         if set(of_section) <= set(records)
     ]
-    readme = read("README.md")
+    readme = texts["README.md"]
     before, _, rest = readme.partition(BEGIN)
     after = rest.partition(END)[2]
     return {
-        "RESULTS.md": (read("RESULTS.md"), "\n\n".join([HEAD.rstrip(), contents(tables), *tables]) + "\n"),
+        "RESULTS.md": (texts.get("RESULTS.md", ""), "\n\n".join([HEAD.rstrip(), contents(tables), *tables]) + "\n"),
         "README.md": (readme, f"{before}{BEGIN}\n{headlines(records)}\n{END}{after}"),
     }
 
@@ -115,6 +150,11 @@ def headlines(records: dict[str, dict]) -> str:
         tests = found["paired"]
         ended = [name for name in tests if name.partition(", ")[0] not in set(tests) - {name}]
         lines += [_interests(name, tests[name], found["cases"]) for name in ended if tests[name]["seeds"] >= 3]
+    lines += [
+        f"Chosen from an older grid than today's: {', '.join(rows)}."
+        for name in STUDIES
+        if (rows := _tables.older(records.get(name, {})))
+    ]
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -192,16 +232,30 @@ def main() -> None:
     )
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is out of date")
     options = parser.parse_args()
-    files = written(committed if options.check else present)
-    stale = {path: new for path, (text, new) in files.items() if text != new}
-    if not stale:
-        print(f"{' and '.join(files)} are those of the records")
-    elif options.check:
-        print(f"{' and '.join(stale)} not those of the records: run python -m benchmarks.report and commit")
-        sys.exit(1)
-    for path, new in stale.items():
-        (ROOT / path).write_text(new)
-        print(f"wrote {path}")
+    texts = committed() if options.check else present()
+    older = stale(texts)
+    files = written(texts, older)
+    wrong = {path: new for path, (text, new) in files.items() if text != new}
+    said = [f"{path} is not that of the records: run python -m benchmarks.report and commit" for path in wrong]
+    if not options.check:
+        for path, new in wrong.items():
+            (ROOT / path).write_text(new)
+            print(f"wrote {path}")
+        said = []
+    said += unexpected(older)
+    print("\n".join(said) or f"{' and '.join(files)} are those of the records, and these of today's grids")
+    sys.exit(1 if said else 0)
+
+
+def unexpected(older: Mapping[tuple[str, str, str], str]) -> list[str]:
+    """What is wrong with stale records that `_stale.KNOWN` does not name, and with names there that are not stale."""
+    new = [
+        f"{study}, {data}, {method}: not today's grid, as it {reason}; run python -m benchmarks.{study} again"
+        for (study, data, method), reason in older.items()
+        if (study, data, method) not in _stale.KNOWN
+    ]
+    gone = [f"{', '.join(key)}: not stale; take it out of benchmarks/_stale.py" for key in _stale.KNOWN.keys() - older]
+    return new + gone
 
 
 if __name__ == "__main__":

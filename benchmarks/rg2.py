@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ import numpy as np
 import jaxrec as jr
 from benchmarks import _record
 from benchmarks._rg2_methods import DIM, METHODS, PATIENCE, SOLVERS, Part
+from benchmarks._stale import Cell, same
 from jaxrec.data import datasets, splits
 
 RUNS = _record.RESULTS / "rg2"
@@ -64,12 +65,23 @@ def prepare(data: str, seed: int) -> Part:
     return Part(*parts, BATCHES[data not in SMALL])
 
 
-def settings_of(data: str, name: str) -> Iterator[dict[str, float]]:
+def settings_of(data: str, name: str) -> list[dict[str, float]]:
     """Every setting of a method's grid, the smaller one where it has one and the set is large."""
     method = METHODS[name]
-    grid = (None if data in SMALL else method.few) or method.grid
-    for values in itertools.product(*grid.values()):
-        yield dict(zip(grid, values))
+    return _record.settings((None if data in SMALL else method.few) or method.grid)
+
+
+def cells(records: Sequence[Mapping[str, Any]]) -> Iterator[Cell]:
+    """What the records in results/rg2 compared, and what is compared today."""
+    selections = {(record["data"], record["method"]): record for record in records if "tried" in record}
+    runs: dict[tuple[str, str], list[Mapping[str, Any]]] = {where: [] for where in selections}
+    for record in records:
+        if "seed" in record:
+            runs.setdefault((record["data"], record["method"]), []).append(record["setting"])
+    for (data, name), ran in runs.items():
+        selection = selections.get((data, name), {"tried": [], "setting": None})
+        grid = settings_of(data, name) if name in METHODS else ()
+        yield Cell(data, name, [setting for setting, _ in selection["tried"]], grid, selection["setting"], ran)
 
 
 def curve_of(history: jr.train.History, metric: str) -> list[list[float]]:
@@ -83,13 +95,15 @@ def curve_of(history: jr.train.History, metric: str) -> list[list[float]]:
 
 
 def selected(data: str, name: str, metric: str, again: bool) -> dict[str, Any]:
-    """The setting that is best on seed 0's validation part, from its record or by comparing now."""
-    path = RUNS / _record.slug("select", data, name)
+    """The setting that is best on seed 0's validation part, from its record of the same grid or by comparing now."""
+    path, settings = RUNS / _record.slug("select", data, name), settings_of(data, name)
     if path.exists() and not again:
-        return json.loads(path.read_text())["setting"]
+        record = json.loads(path.read_text())
+        if same(settings, [setting for setting, _ in record["tried"]]):
+            return record["setting"]
     method, part = METHODS[name], prepare(data, 0)
     tried = []
-    for setting in settings_of(data, name):
+    for setting in settings:
         _, _, history = method.train(part, 0, metric, sweeps=None, **setting)
         tried.append([setting, max(curve_of(history, metric), key=lambda point: point[2])])
     best = max(tried, key=lambda pair: pair[1][2])
@@ -139,7 +153,7 @@ def train_all(options: argparse.Namespace) -> None:
         jax.clear_caches()  # so that the seconds of the first run hold its compilation
         for seed in options.seeds:
             path = RUNS / _record.slug(data, name, "seed", seed)
-            if options.again or not path.exists():
+            if options.again or not path.exists() or json.loads(path.read_text())["setting"] != setting:
                 record = run(data, name, seed, setting, metric)
                 path.write_text(json.dumps(record, indent=1) + "\n")
                 print(f"{path.stem}: " + ", ".join(f"{k} {v:.4f}" for k, v in record["test"].items()), flush=True)

@@ -20,7 +20,7 @@ import argparse
 import itertools
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ import numpy as np
 
 import jaxrec as jr
 from benchmarks import _record
+from benchmarks._stale import Cell, of_runs
 from benchmarks._study_pictures import Pane, picture
 from benchmarks._valid_methods import DIM, EVERY, INTERESTS, METHODS, METRIC, PATIENCE, USERS, Part
 from jaxrec.data import datasets, splits
@@ -145,11 +146,29 @@ def looked_into(model: Any, variables: jr.typing.Variables, part: Part) -> dict[
 # ---------------------------------------------------------------------- all runs, and the table
 
 
-def settings_of(name: str) -> Iterator[dict[str, Any]]:
+def settings_of(name: str) -> list[dict[str, Any]]:
     """Every setting of a method's grid."""
-    grid = METHODS[name].grid
-    for values in itertools.product(*grid.values()):
-        yield dict(zip(grid, values))
+    return _record.settings(METHODS[name].grid)
+
+
+def after(limit: int | None) -> str:
+    """What the name of a row says of the limit."""
+    return f", {limit} epochs" if limit else ""
+
+
+def cells(records: Sequence[Mapping[str, Any]]) -> list[Cell]:
+    """What the records in results/valid compared, and what is compared today."""
+    grids, varied = {}, {}
+    points = [
+        point(name, what, value)
+        for what, (names, values) in STUDIES.items()
+        for name, value in itertools.product(names, values)
+    ]
+    for data, limit in {(record["data"], record["limit"]) for record in records}:
+        grids |= {(data, f"{name}{after(limit)}"): settings_of(name) for name in METHODS}
+        for name, setting in points:
+            varied.setdefault((data, f"{name}{after(limit)}"), []).append(setting)
+    return of_runs([{**r, "method": f"{r['method']}{after(r['limit'])}"} for r in records], grids, varied)
 
 
 def chosen(data: str, name: str, limit: int | None) -> dict[str, Any] | None:
@@ -163,7 +182,7 @@ def chosen(data: str, name: str, limit: int | None) -> dict[str, Any] | None:
 
 def ends_of(name: str, setting: dict[str, Any]) -> list[str]:
     """The hyperparameters whose chosen value is an end of the method's grid."""
-    return [key for key, values in METHODS[name].grid.items() if setting[key] in (min(values), max(values))]
+    return _record.ends(setting, settings_of(name))
 
 
 def point(name: str, what: str, value: int) -> tuple[str, dict[str, Any]]:
@@ -270,13 +289,13 @@ def table() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, s
         cases |= {f"{data}: {name}": case for name, case in trivial(part).items()}
         for limit in limits:
             rows = {name: records_of(data, name, setting, limit) for name, setting in all_chosen(data, limit)}
-            after = f", {limit} epochs" if limit else ""
             for name, found in rows.items():
-                cases[f"{data}: {name}{after}"] = case_of(found) | {"ends": ends_of(name, found[0]["setting"])}
+                ends = ends_of(name, found[0]["setting"])
+                cases[f"{data}: {name}{after(limit)}"] = case_of(found) | {"ends": ends}
             if {"VALID", "MacridVAE"} <= set(rows):
-                tests[f"{data}{after}"] = paired(part, rows["VALID"], rows["MacridVAE"])
+                tests[f"{data}{after(limit)}"] = paired(part, rows["VALID"], rows["MacridVAE"])
             if found := studied(data, limit):
-                studies[f"{data}{after}"] = found
+                studies[f"{data}{after(limit)}"] = found
     return cases, tests, studies, fingerprints
 
 

@@ -69,6 +69,145 @@ def test_records_say_what_was_run(path):
     assert {"commit", "jax", "device", "data", "date"} <= set(record)
 
 
+@pytest.fixture(scope="module")
+def texts():
+    from benchmarks import report
+
+    return report.present()
+
+
+@pytest.mark.parametrize(
+    ("study", "data", "method", "grid"),
+    [
+        ("rg2", "ml-100k", "BPR", {"learning_rate": (3e-3, 1e-2, 3e-2), "l2": (0.0, 1e-5)}),
+        ("mars", "ciao-random", "BPR", {"power": (0.0, 0.75), "l2": (1e-5, 1e-4, 1e-3, 1e-2)}),
+        ("facets", "spaces", "MF BPR", {"rate": (0.01,), "decay": (0.1, 0.3, 1.0)}),
+        ("lambda_opt", "ml-100k", "AMF", {"epsilon": (0.1, 0.5, 1.0), "regularization": (0.0, 1e-2)}),
+        ("valid", "ml-1m", "EASE", {"regularization": (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)}),
+        ("valid", "citeulike-a-valid", "VALID, 25 epochs", {"n_interests": (9,)}),
+    ],
+)
+def test_a_record_of_another_grid_is_found(study, data, method, grid, texts, monkeypatch):
+    """With a value more or a value less, the method's rows are stale, and no other's."""
+    from benchmarks import report
+
+    module, name = report.STUDIES[study], method.removesuffix(", 25 epochs")
+    before = report.stale(texts)
+    methods = getattr(module, "ALL", module.METHODS)
+    monkeypatch.setitem(methods, name, methods[name]._replace(grid=grid))
+    more = report.stale(texts).keys() - before
+    assert (study, data, method) in more
+    assert {(of, row.removesuffix(", 12 epochs").removesuffix(", 25 epochs")) for of, _, row in more} == {(study, name)}
+
+
+def test_cases_of_mml_are_stale_where_their_rates_or_their_loss_have_changed(texts, monkeypatch):
+    from benchmarks import mml, report
+
+    before = report.stale(texts)
+    monkeypatch.setattr(mml, "RATES", (*mml.RATES, 4.0))
+    more = report.stale(texts).keys() - before
+    assert ("mml", "gowalla", "CCL, 10 a group") in more and ("mml", "gowalla", "CCL, 100 a group") not in more
+    monkeypatch.undo()
+    case = mml.CASES["CCL, 100 a group"]
+    monkeypatch.setitem(mml.CASES, "CCL, 100 a group", case._replace(loss=partial(mml.ccl, margin=0.5)))
+    more = report.stale(texts).keys() - before
+    assert more == {("mml", data, "CCL, 100 a group") for data in ("gowalla", "yelp2018")}
+
+
+@pytest.mark.parametrize(
+    ("compared", "grid", "runs", "words"),
+    [
+        ([1, 2], [2, 1], [2, 2], []),
+        ([1], [1, 2], [], ["has no record of {'x': 2}"]),
+        ([1, 2, 3], [1], [], ["not in the grid, {'x': 2} and 1 more"]),
+        ([], [], [2, 5], ["{'x': 2} was chosen, {'x': 5}"]),
+        ([3], [1], [1], ["has no record of", "not in the grid", "was chosen"]),
+    ],
+)
+def test_what_makes_a_row_stale_is_said(compared, grid, runs, words):
+    from benchmarks import _stale
+
+    compared, grid, runs = ([{"x": value} for value in values] for values in (compared, grid, runs))
+    said = _stale.why(_stale.Cell("set", "method", compared, grid, {"x": 2}, runs))
+    assert bool(said) == bool(words) and all(word in said for word in words)
+
+
+def test_what_varies_one_thing_chooses_nothing():
+    from benchmarks import _stale
+
+    runs = [(0, 1), (1, 1), (0, 7), (0, 8), (1, 9)]
+    records = [{"data": "set", "method": "M", "seed": seed, "setting": {"x": value}} for seed, value in runs]
+    (cell,) = _stale.of_runs(records, {("set", "M"): [{"x": 1}, {"x": 2}]}, {("set", "M"): [{"x": 7}, {"x": 2}]})
+    assert cell.compared == [{"x": 1}, {"x": 8}]
+    assert _stale.of_runs(records[2:3], {("set", "M"): [{"x": 1}]}, {("set", "M"): [{"x": 7}]}) == []
+
+
+def test_stale_rows_fail_the_check_unless_they_are_known_and_known_ones_must_be_stale(monkeypatch):
+    from benchmarks import _stale, report
+
+    monkeypatch.setattr(_stale, "KNOWN", {("rg2", "a", "known"): "why", ("rg2", "a", "mended"): "why"})
+    said = report.unexpected({("rg2", "a", "known"): "x", ("rg2", "b", "new"): "lacks"})
+    assert len(said) == 2 and said[0].startswith("rg2, b, new") and "lacks" in said[0]
+    assert said[1].startswith("rg2, a, mended") and "not stale" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("study", "data", "method"),
+    [
+        ("mml", "gowalla", "CCL, 10 a group"),
+        ("rg2", "ml-100k", "iALS"),
+        ("mars", "ciao", "BPR"),
+        ("facets", "spaces", "MF BPR"),
+        ("lambda_opt", "ml-1m", "SGDA"),
+        ("valid", "ml-1m", "EASE"),
+    ],
+)
+def test_rows_of_an_older_grid_are_marked(study, data, method, texts):
+    from benchmarks import _tables, report
+
+    results = report.written(texts, {(study, data, method): "lacks"})
+    assert results["RESULTS.md"][1].count(f"| {method} ! | ") == 1
+    assert results["RESULTS.md"][1].count(_tables.OLDER) == 1
+    assert f"older grid than today's: {data}: {method}." in results["README.md"][1]
+    plain = report.written(texts, {})
+    assert _tables.OLDER not in plain["RESULTS.md"][1] and "older grid" not in plain["README.md"][1]
+
+
+def test_rg2_chooses_anew_where_the_record_is_of_another_grid(tmp_path, monkeypatch):
+    from benchmarks import _rg2_methods, rg2
+
+    def train(part, seed, metric, *, sweeps, x):
+        return None, None, jr.train.History().append({"epoch": 1, "seconds": 1.0, metric: -abs(x - 3)})
+
+    monkeypatch.setattr(rg2, "RUNS", tmp_path)
+    monkeypatch.setattr(rg2, "prepare", lambda *_: None)
+    for grid, best in (((1, 2), 2), ((1, 2), 2), ((1, 2, 3), 3), ((1,), 1)):
+        monkeypatch.setitem(rg2.METHODS, "iALS", _rg2_methods.Method(train, {"x": grid}))
+        assert rg2.selected("ml-100k", "iALS", "ndcg@10", again=False) == {"x": best}
+    (record,) = map(json.loads, (path.read_text() for path in tmp_path.iterdir()))
+    assert (record["data"], record["method"]) == ("ml-100k", "iALS")
+
+
+def test_ends_are_of_what_was_compared_and_no_decay_is_no_end():
+    from benchmarks import _record
+
+    compared = _record.settings({"rate": (0.1, 0.3, 1.0), "l2": (0.0, 1e-5), "dim": (64,)})
+    assert len(compared) == 6
+    assert _record.ends({"rate": 1.0, "l2": 0.0, "dim": 64}, compared) == ["rate"]
+    assert _record.ends({"rate": 0.3, "l2": 1e-5, "dim": 64}, compared) == ["l2"]
+
+
+def test_lightgcn_has_a_note_where_its_decay_is_far_above_the_papers():
+    """1e-4 of ½ ‖e‖² on a batch's rows: 1e-4 / 6000 a user and 2e-4 / 3300 an item of whole tables."""
+    from benchmarks import _tables
+
+    note = lambda label, l2: _tables._overdecayed(label, {"setting": {"l2": l2}}, 6000, 3300)  # noqa: E731
+    (said,) = note("LightGCN, softmax", 1e-5)
+    assert "1e-05 on whole tables" in said and "165 (items) to 600 (users) times" in said
+    assert note("LightGCN, softmax", 1e-7) == [] and note("softmax", 1e-5) == []
+    assert _tables._overdecayed("LightGCN, softmax", {}, 6000, 3300) == []
+
+
 RUNS = sorted((ROOT / "benchmarks" / "results" / "mml").glob("*.json"))
 
 
@@ -175,7 +314,9 @@ def test_lambda_opt_takes_the_setting_of_seed_0_to_other_seeds(tmp_path, monkeyp
     from benchmarks import lambda_opt
 
     monkeypatch.setattr(lambda_opt, "RUNS", tmp_path)
-    lambda_opt.path_of("ml-1m", "λOpt DUI", 0).write_text(json.dumps({"setting": {"lambda_rate": 0.5}}))
+    tried = [[setting, 0.1, 1, False] for setting in lambda_opt.settings_of("ml-1m", "λOpt DUI")]
+    first = {"setting": {"lambda_rate": 0.5}, "tried": tried}
+    lambda_opt.path_of("ml-1m", "λOpt DUI", 0).write_text(json.dumps(first))
     asked, train = [], jr.Interactions.from_pairs([0], [0])
 
     def found_by(part, name, seed, settings):
