@@ -452,6 +452,15 @@ def test_users_held_out_whole_are_judged_by_their_histories():
         assert method.by_history == name.startswith(("VALID", "MacridVAE", "MultVAE", "RecVAE", "EASE"))
 
 
+def test_the_verdict_on_interests_can_come_out_either_way():
+    from benchmarks import _valid_tables
+
+    tests = {"a": 0.03, "b": -0.03, "c": 0.015, "d": -0.015}
+    said = _valid_tables._verdict({name: {"difference": d, "users_stderr": 0.01} for name, d in tests.items()})
+    assert "above MacridVAE on a (+3.0), and within two errors of MacridVAE on c (+1.5); d (-1.5)" in said
+    assert said.endswith("and below MacridVAE on b (-3.0).")
+
+
 def test_the_table_of_interests_is_of_all_records():
     from benchmarks import valid
 
