@@ -1,24 +1,36 @@
-"""What comes in at the door: columns of ids, weights and timestamps are checked, labels become ids and come back."""
+"""Columns of ids, weights, timestamps and labels, checked where they enter; labels become ids and come back."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
+from typing import Any
 
 import numpy as np
 
 from jaxrec.typing import ArrayLike
 
-_INT32_MAX = np.iinfo(np.int32).max
+INT32_MAX = np.iinfo(np.int32).max
+_PLAIN = 1 << 14  # up to so many labels a dictionary is quicker than importing pyarrow
+_MILLISECONDS = 1e11  # as seconds that is the year 5138
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class IdMap:
-    """The caller's own labels of the ids 0 .. n-1, both ways; lives on the host.
+    """The caller's own labels of the ids 0 .. n-1, in both directions; it lives on the host.
+
+    The labels of one side are of one kind: all strings, all integers or all floats. A look-up by another kind of label
+    is refused, so that 7 and "7", or 1 and 1.0, are never taken for each other. The first look-up builds an index,
+    which the later ones use.
 
     Attributes:
-        users: distinct labels [M]; id u has label `users[u]`.
+        users: distinct labels [M]; id u has label `users[u]`. Strings are kept as objects.
         items: distinct labels [N].
+
+    Raises:
+        ValueError: if labels are missing, of several kinds or not one-dimensional; on the first look-up, if a label
+            occurs twice.
 
     >>> id_map = IdMap(users=np.array(["ann", "bob"]), items=np.array([7, 10]))
     >>> id_map.item_ids([7, 10]).tolist(), id_map.item_labels([1, -1]).tolist()
@@ -28,16 +40,28 @@ class IdMap:
     users: np.ndarray
     items: np.ndarray
 
+    def __post_init__(self):
+        for name in ("users", "items"):
+            object.__setattr__(self, name, _flat(name, labels_of(name, getattr(self, name))))
+
     def __repr__(self) -> str:
         return f"IdMap({len(self.users)} users, {len(self.items)} items)"
 
-    def user_ids(self, labels: ArrayLike) -> np.ndarray:
-        """Ids int32 of user labels; a label never seen raises `ValueError`."""
-        return _lookup("users", self.users, labels)
+    def user_ids(self, labels: ArrayLike, *, unknown: int | None = None) -> np.ndarray:
+        """Ids int32 of user labels of any shape.
 
-    def item_ids(self, labels: ArrayLike) -> np.ndarray:
-        """Ids int32 of item labels; a label never seen raises `ValueError`."""
-        return _lookup("items", self.items, labels)
+        Args:
+            labels: of the kind that the map holds.
+            unknown: the id of a label that the map lacks, such as -1; by default such a label raises `ValueError`.
+
+        Raises:
+            ValueError: for missing labels and labels of another kind, whatever `unknown` is.
+        """
+        return _lookup("users", self.users, self._user_places, labels, unknown)
+
+    def item_ids(self, labels: ArrayLike, *, unknown: int | None = None) -> np.ndarray:
+        """Ids int32 of item labels of any shape; see `user_ids`."""
+        return _lookup("items", self.items, self._item_places, labels, unknown)
 
     def user_labels(self, ids: ArrayLike) -> np.ndarray:
         """Labels of user ids of any shape; None for -1, the padding of short lists."""
@@ -47,36 +71,66 @@ class IdMap:
         """Labels of item ids of any shape; None for -1, the padding of short lists."""
         return _labels("items", self.items, ids)
 
+    @functools.cached_property
+    def _user_places(self) -> dict:
+        return _places("users", self.users)
 
-def _column(name: str, values: ArrayLike) -> np.ndarray:
-    column = np.asarray(values)
+    @functools.cached_property
+    def _item_places(self) -> dict:
+        return _places("items", self.items)
+
+
+# ---------------------------------------------------------------------- columns of numbers
+
+
+def column_of(frame: Any, argument: str, name: str) -> Any:
+    """A named column of a DataFrame; `ValueError` where the frame lacks it or has it twice."""
+    found = list(frame.columns).count(name)
+    if found != 1:
+        what = "is not a column of the frame" if found == 0 else f"is the name of {found} columns of the frame"
+        raise ValueError(f"{argument}={name!r} {what}; it has {list(frame.columns)}")
+    return frame[name]
+
+
+def _array(name: str, values: ArrayLike) -> np.ndarray:
+    if isinstance(values, np.ma.MaskedArray) and np.ma.getmaskarray(values).any():
+        bad = np.ma.getmaskarray(values).ravel()
+        raise ValueError(f"{name}[{_first(bad)}] is masked ({bad.sum()} such rows); drop them first")
+    return np.asarray(values)
+
+
+def _flat(name: str, column: np.ndarray) -> np.ndarray:
     if column.ndim != 1:
         raise ValueError(f"{name} has shape {list(column.shape)}; give a column of one entry for each pair")
     return column
 
 
 def _numbers(name: str, values: ArrayLike) -> np.ndarray:
-    column = _column(name, values)
+    column = _flat(name, _array(name, values))
     try:
+        if column.dtype.kind in "cmM":
+            raise TypeError("they are of another kind")
         return column.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} holds {column.dtype} that are not numbers ({error}); convert them first") from None
-
-
-def _is_missing(label: object) -> bool:
-    try:
-        return label is None or bool(label != label)
-    except TypeError:  # pandas.NA refuses to be a bool
-        return True
 
 
 def _first(bad: np.ndarray) -> int:
     return int(np.flatnonzero(bad)[0])
 
 
+def _exact(dtype: np.dtype) -> int:
+    """Floats of this size and more do not tell neighbouring whole numbers apart."""
+    return 2 ** (np.finfo(dtype).nmant + 1)
+
+
 def checked_ids(name: str, values: ArrayLike, size: int | None) -> np.ndarray:
-    """A column of ids as int32; `ValueError` unless all are whole numbers from 0 to below `size` and int32."""
-    ids = _column(name, values)
+    """A column of ids as int32.
+
+    Raises:
+        ValueError: unless all are whole numbers from 0 to below `size` that fit int32.
+    """
+    ids = _flat(name, _array(name, values))
     if len(ids) == 0:
         return ids.astype(np.int32)
     if ids.dtype.kind not in "iuf":
@@ -86,10 +140,17 @@ def checked_ids(name: str, values: ArrayLike, size: int | None) -> np.ndarray:
         if bad.any():
             at = _first(bad)
             raise ValueError(f"{name}[{at}] is {ids[at]}; ids are whole numbers: drop or mend {bad.sum()} such rows")
+        bad = np.abs(ids.astype(np.float64)) >= _exact(ids.dtype)
+        if bad.any() and ids.dtype.itemsize < 8:
+            at = _first(bad)
+            raise ValueError(
+                f"{name}[{at}] is {ids[at]}; {ids.dtype} does not tell neighbouring ids of {_exact(ids.dtype)} and more "
+                f"apart: give integers ({bad.sum()} such rows)"
+            )
     for bad, remedy in (
         (ids < 0, "ids start at 0; map labels with Interactions.from_labels"),
-        (ids >= _INT32_MAX, "ids must fit int32; map labels with Interactions.from_labels"),
-        (ids >= (_INT32_MAX if size is None else size), f"it must be below n_{name}={size}; is n_{name} right?"),
+        (ids >= INT32_MAX, "ids must fit int32; map labels with Interactions.from_labels"),
+        (ids >= (INT32_MAX if size is None else size), f"it must be below n_{name}={size}; is n_{name} right?"),
     ):
         if bad.any():
             at = _first(bad)
@@ -98,7 +159,7 @@ def checked_ids(name: str, values: ArrayLike, size: int | None) -> np.ndarray:
 
 
 def checked_weights(values: ArrayLike) -> np.ndarray:
-    """A column of weights as float64; `ValueError` unless all are finite."""
+    """A column of weights as float64, whatever dtype is given; `ValueError` unless all are finite in float32."""
     weights = _numbers("weights", values)
     bad = ~(np.abs(weights) <= np.finfo(np.float32).max)
     if bad.any():
@@ -110,61 +171,229 @@ def checked_weights(values: ArrayLike) -> np.ndarray:
 
 
 def checked_timestamps(values: ArrayLike) -> np.ndarray:
-    """A column of seconds or datetimes as int32, fractions cut off; `ValueError` for what is missing or too large."""
-    given = np.asarray(values)
-    seconds = given.astype("datetime64[s]").astype(np.int64) if given.dtype.kind == "M" else given
-    if given.dtype.kind == "O" and all(isinstance(time, datetime.datetime) or _is_missing(time) for time in given):
-        seconds = [np.nan if _is_missing(time) else _utc(time).timestamp() for time in given]
+    """A column of seconds or datetimes as int32, rounded down; datetimes without a time zone are UTC.
+
+    Raises:
+        ValueError: for a missing time, and for one that does not fit int32.
+    """
+    given = _flat("timestamps", _array("timestamps", values))
+    dates = given.dtype.kind == "M"
+    if given.dtype.kind == "O":
+        missing = np.array([_is_missing(time) for time in given], bool)
+        dates = all(isinstance(time, datetime.datetime) for time in given[~missing])
+        seconds = [np.nan if gone else _seconds(time) for time, gone in zip(given, missing)] if dates else given
+    elif dates:
+        seconds = np.where(np.isnat(given), np.nan, given.astype("datetime64[s]").astype(np.int64).astype(np.float64))
+    else:
+        seconds = given
     seconds = _numbers("timestamps", seconds)
-    bad = ~(np.abs(seconds) <= _INT32_MAX)
+    bad = ~(np.abs(seconds) <= INT32_MAX)
     if bad.any():
         at = _first(bad)
+        if not np.isfinite(seconds[at]):
+            remedy = "drop rows without a time"
+        elif not dates and abs(seconds[at]) >= _MILLISECONDS:
+            remedy = "these look like milliseconds or finer: divide milliseconds by 1000"
+        else:
+            remedy = (
+                "count in minutes or days instead, or from a later start, for only their order and distances matter"
+            )
         raise ValueError(
-            f"timestamps[{at}] is {given[at]}; timestamps are seconds since 1970 that fit int32: "
-            "divide milliseconds by 1000, drop rows without a time"
+            f"timestamps[{at}] is {given[at]}; timestamps are numbers that fit int32, such as seconds from 1970 to "
+            f"2038-01-19: {remedy} ({bad.sum()} such rows)"
         )
     return np.floor(seconds).astype(np.int32)
 
 
-def _utc(time: datetime.datetime) -> datetime.datetime:
-    """With its time zone; UTC where it has none, as in NumPy."""
-    return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
+def _seconds(time: datetime.datetime) -> float:
+    """Since 1970; UTC where there is no time zone, as in NumPy."""
+    return (time if time.tzinfo else time.replace(tzinfo=datetime.UTC)).timestamp()
+
+
+# ---------------------------------------------------------------------- labels
+
+
+def labels_of(name: str, values: ArrayLike) -> np.ndarray:
+    """Labels of any shape in the form in which they are compared and kept.
+
+    Integers become int64 or uint64 if they fit, else objects; strings are objects, never of a fixed width, so that
+    "a" and "a\\0" stay apart.
+
+    Args:
+        name: for errors.
+        values: an array, a pandas, polars or Arrow column, a sequence or one label.
+
+    Raises:
+        ValueError: for missing labels (None, NaN, NaT, pandas.NA, the empty string), labels of several kinds, such as 7
+            and "7", 1 and 1.0 or 1 and True, and floats so large that they do not tell whole numbers apart.
+    """
+    if hasattr(values, "__array__"):
+        array = _array(name, values)
+    else:
+        array = np.array(values, dtype=object)  # a list of strings must not become an array of fixed width
+    if array.dtype.kind in "UST":
+        array = array.astype(object)
+    if array.dtype.kind == "O":
+        array = _of_one_kind(name, array.reshape(-1)).reshape(array.shape)
+    if array.dtype.kind in "fmM":
+        _refuse_missing(name, (np.isnan if array.dtype.kind == "f" else np.isnat)(array.reshape(-1)))
+    elif array.dtype.kind not in "iubO":
+        raise ValueError(f"{name} holds {array.dtype}; labels are strings or numbers")
+    if array.dtype.kind == "f":
+        bad = np.abs(array.reshape(-1)) >= _exact(array.dtype)
+        if bad.any():
+            raise ValueError(
+                f"{name}[{_first(bad)}] is {array.reshape(-1)[_first(bad)]}; {array.dtype} of this size does not tell "
+                f"whole numbers apart: give integers or strings ({bad.sum()} such rows)"
+            )
+    return array
+
+
+def _of_one_kind(name: str, labels: np.ndarray) -> np.ndarray:
+    """Objects [n] as an array of their own dtype where there is one; `ValueError` for several kinds."""
+    entries = labels.tolist()
+    kinds = {of: _kind_of(of) for of in set(map(type, entries))}
+    unsure = {of for of, kind in kinds.items() if kind not in ("integers", "booleans", "strings", "bytes")}
+    if unsure:
+        _refuse_missing(name, np.array([type(label) in unsure and _is_missing(label) for label in entries], bool))
+    if len(set(kinds.values())) > 1:
+        first = {kinds[type(label)]: label for label in reversed(entries)}
+        such = ", ".join(f"{kind} such as {_short(label)}" for kind, label in sorted(first.items()))
+        raise ValueError(f"{name} mixes types: {such}; turn all labels into strings, or all into integers")
+    kind = next(iter(kinds.values()), None)
+    if kind == "integers":
+        return _integers(entries if set(kinds) == {int} else [int(label) for label in entries])
+    if kind in ("floats", "booleans"):
+        return np.array(entries, np.float64 if kind == "floats" else bool)
+    if kind == "strings" and "" in entries:
+        _refuse_missing(name, np.array([label == "" for label in entries], bool))
+    if kind == "strings" and set(kinds) != {str}:
+        labels = np.empty(len(entries), object)
+        labels[:] = [str.__str__(label) for label in entries]
+    return labels
+
+
+def _integers(entries: list[int]) -> np.ndarray:
+    for dtype in (np.int64, np.uint64):
+        try:
+            return np.array(entries, dtype)
+        except OverflowError:
+            pass
+    return np.array(entries, object)
+
+
+def _kind_of(kind: type) -> str:
+    for name, types in (
+        ("booleans", (bool, np.bool_)),
+        ("integers", (int, np.integer)),
+        ("floats", (float, np.float16, np.float32)),
+        ("strings", str),
+        ("bytes", bytes),
+    ):
+        if issubclass(kind, types):
+            return name
+    return kind.__name__
+
+
+def _kind(labels: np.ndarray) -> str:
+    """The kind of labels as `labels_of` gives them."""
+    named = {"b": "booleans", "i": "integers", "u": "integers", "f": "floats"}
+    if labels.dtype.kind == "O":
+        return _kind_of(type(labels.flat[0]))
+    return named.get(labels.dtype.kind, str(labels.dtype))
+
+
+def _is_missing(label: object) -> bool:
+    try:
+        return label is None or bool(label != label)
+    except TypeError:  # pandas.NA refuses to be a bool
+        return True
+    except ValueError:  # an array has no truth value
+        return False
+
+
+def _refuse_missing(name: str, missing: np.ndarray) -> None:
+    if missing.any():
+        raise ValueError(f"{name}[{_first(missing)}] is missing ({missing.sum()} such rows); drop them first")
+
+
+def _short(label: object) -> str:
+    text = repr(label)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def factorised(name: str, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted distinct labels of a column, and the id of each entry; `ValueError` for missing or mixed labels."""
-    labels = _column(name, values)
-    missing = np.array([_is_missing(label) for label in labels]) if labels.dtype.kind in "fOM" else np.zeros(1, bool)
-    if missing.any():
-        raise ValueError(f"{name}[{_first(missing)}] is missing ({missing.sum()} such rows); drop them first")
-    try:
+    """Sorted distinct labels of a column, and the place int [n] of each entry among them.
+
+    Raises:
+        ValueError: as `labels_of`, and for labels that cannot be sorted.
+    """
+    labels = _flat(name, labels_of(name, values))
+    if labels.dtype.kind != "O" or len(labels) == 0:
         return np.unique(labels, return_inverse=True)
+    if len(labels) > _PLAIN and isinstance(labels[0], str):
+        try:
+            return _factorised_by_arrow(labels)
+        except (ImportError, ValueError):  # not installed, or lone surrogates, which are no UTF-8
+            pass
+    try:
+        return _factorised_by_dict(labels.tolist())
     except TypeError as error:
-        raise ValueError(f"{name} mixes types that cannot be sorted ({error}); turn all labels into strings") from None
+        raise ValueError(f"{name} holds labels that cannot be sorted ({error}); turn them into strings") from None
 
 
-def found_ids(known: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Ids int32 of labels of any shape, -1 where `known` has none such."""
-    if "O" in (known.dtype.kind, labels.dtype.kind):
-        places = {label: place for place, label in enumerate(known.tolist())}
-        ids = [places.get(label, -1) for label in labels.reshape(-1).tolist()]
-        return np.array(ids, np.int32).reshape(labels.shape)
-    order = np.argsort(known)
-    ids = order[np.minimum(np.searchsorted(known, labels, sorter=order), len(known) - 1)]
-    return np.where(known[ids] == labels, ids, -1).astype(np.int32)
+def _factorised_by_arrow(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    import pyarrow
+    from pyarrow import compute
+
+    encoded = pyarrow.array(labels, pyarrow.large_string()).dictionary_encode()
+    order = compute.sort_indices(encoded.dictionary)  # by UTF-8 bytes, which is the order of code points
+    rank = np.empty(len(order), np.int64)
+    rank[order.to_numpy()] = np.arange(len(order))
+    return encoded.dictionary.take(order).to_numpy(zero_copy_only=False), rank[encoded.indices.to_numpy()]
 
 
-def _lookup(name: str, known: np.ndarray, labels: ArrayLike) -> np.ndarray:
-    labels = np.asarray(labels)
-    ids = found_ids(known, labels)
-    if (ids < 0).any():
-        bad, good = labels[ids < 0].tolist()[0], known.tolist()[0]
-        raise ValueError(f"{name} has no label {bad!r} ({np.sum(ids < 0)} such); it has such as {good!r}")
-    return ids
+def _factorised_by_dict(labels: list) -> tuple[np.ndarray, np.ndarray]:
+    distinct = sorted(set(labels))
+    places = {label: place for place, label in enumerate(distinct)}
+    known = np.empty(len(distinct), object)
+    known[:] = distinct
+    return known, np.fromiter(map(places.__getitem__, labels), np.int64, len(labels))
+
+
+def _places(name: str, known: np.ndarray) -> dict:
+    places = {label: place for place, label in enumerate(known.tolist())}
+    if len(places) < len(known):
+        again = next(label for place, label in enumerate(known.tolist()) if places[label] != place)
+        raise ValueError(f"{name} of this id_map has the label {_short(again)} twice; give distinct labels")
+    return places
+
+
+def _lookup(name: str, known: np.ndarray, places: dict, labels: ArrayLike, unknown: int | None) -> np.ndarray:
+    labels = labels_of(name, labels)
+    if labels.size and len(known) and _kind(labels) != _kind(known):
+        given, had = labels.reshape(-1).tolist()[0], known[:1].tolist()[0]
+        raise ValueError(
+            f"{name} has {_kind(known)} for labels, such as {_short(had)}; it has none such as {_short(given)}, which "
+            f"are {_kind(labels)}: convert them first"
+        )
+    entries = labels.reshape(-1).tolist()
+    ids = np.fromiter((places.get(label, -1) for label in entries), np.int32, len(entries))
+    lacking = ids < 0
+    if lacking.any() and unknown is None:
+        had = f"; it has such as {_short(known[:1].tolist()[0])}" if len(known) else ""
+        raise ValueError(f"{name} has no label {_short(entries[_first(lacking)])} ({lacking.sum()} such){had}")
+    if unknown is not None:
+        ids[lacking] = unknown
+    return ids.reshape(labels.shape)
 
 
 def _labels(name: str, known: np.ndarray, ids: ArrayLike) -> np.ndarray:
     ids = np.asarray(ids)
+    if ids.size == 0:
+        ids = ids.astype(np.int32)
+    if ids.dtype.kind not in "iu":
+        raise ValueError(f"{name} ids are {ids.dtype}; give integers")
     if ids.size and (ids.min() < -1 or ids.max() >= len(known)):
         raise ValueError(f"{name} ids run from 0 to {len(known) - 1}, got {ids.min()} .. {ids.max()}")
     if not (ids == -1).any():

@@ -15,8 +15,9 @@ import numpy as np
 import scipy.sparse
 from jax.experimental import sparse
 
+from jaxrec._numerics import integer
 from jaxrec.ids import IdMap as IdMap
-from jaxrec.ids import checked_ids, checked_timestamps, checked_weights, factorised, found_ids
+from jaxrec.ids import INT32_MAX, checked_ids, checked_timestamps, checked_weights, column_of, factorised
 from jaxrec.typing import Array, ArrayLike
 
 
@@ -83,23 +84,25 @@ class Interactions:
     ) -> Interactions:
         """Builds the matrix from ids 0 .. n-1, one pair a row, in any order.
 
-        A pair that comes more than once is merged: its weights are added, its latest timestamp is
-        kept, and a `DataWarning` says how many rows were merged.
+        A pair that occurs more than once is merged: its weights are added, its latest timestamp is
+        kept, and a `DataWarning` says how many rows were merged. Weights of any dtype are added in float64.
 
         Args:
             users: integers [n].
             items: integers [n].
             weights: numbers [n], finite.
-            timestamps: numbers [n] that fit int32 (seconds, not milliseconds); fractions are cut off.
-            n_users: number of users; by default the largest id plus one, with a `DataWarning` where fewer than a tenth
-                of those ids come.
+            timestamps: datetimes, or numbers that fit int32 (seconds, not milliseconds) [n]; fractions are cut off.
+            n_users: number of users; by default the largest id plus one. Then a `DataWarning` says if fewer than a
+                tenth of these ids occur, and if they seem to start at 1, so that user 0 would be nobody.
             n_items: likewise for items.
 
         Raises:
             ValueError: for an empty set, columns of different lengths, ids that are negative, fractional, NaN, not
-                numbers, or not below `n_users`/`n_items`, sizes that are not whole, and weights or timestamps that do
-                not fit.
+                numbers, or not below `n_users`/`n_items`, sizes that are not integers, weights (also sums of them)
+                and timestamps that do not fit, and 2³¹ distinct pairs or more.
         """
+        n_users = None if n_users is None else integer("n_users", n_users, most=INT32_MAX)
+        n_items = None if n_items is None else integer("n_items", n_items, most=INT32_MAX)
         users = checked_ids("users", users, n_users)
         items = checked_ids("items", items, n_items)
         weights = None if weights is None else checked_weights(weights)
@@ -111,11 +114,8 @@ class Interactions:
                 )
         if len(users) == 0:
             raise ValueError("users and items are empty; an interaction matrix needs at least one pair")
-        for name, size in (("n_users", n_users), ("n_items", n_items)):
-            if size is not None and (size != int(size) or size < 1):
-                raise ValueError(f"{name}={size}; give a whole number of 1 or more")
-        n_users = _number("users", users) if n_users is None else int(n_users)
-        n_items = _number("items", items) if n_items is None else int(n_items)
+        n_users = _number("users", users) if n_users is None else n_users
+        n_items = _number("items", items) if n_items is None else n_items
         return cls._merged(users, items, weights, timestamps, n_users, n_items)
 
     @classmethod
@@ -135,11 +135,20 @@ class Interactions:
                 DataWarning,
                 stacklevel=3,
             )
-        rows = users[order][first]
+        rows, columns = users[order][first], items[order][first]
+        if weights is not None:
+            weights = np.add.reduceat(weights[order], first)
+            large = np.abs(weights) > np.finfo(np.float32).max
+            if large.any():
+                at = int(np.argmax(large))
+                raise ValueError(
+                    f"the weights of user {rows[at]}, item {columns[at]} add up to {weights[at]:g}, more than float32 "
+                    f"holds; divide all weights ({large.sum()} such pairs)"
+                )
         return cls(
-            indptr=np.searchsorted(rows, np.arange(n_users + 1)).astype(np.int32),
-            indices=items[order][first].astype(np.int32),
-            weights=None if weights is None else np.add.reduceat(weights[order], first).astype(np.float32),
+            indptr=_offsets(np.searchsorted(rows, np.arange(n_users + 1, dtype=np.int64))),
+            indices=columns,
+            weights=None if weights is None else weights.astype(np.float32),
             timestamps=None if timestamps is None else np.maximum.reduceat(timestamps[order], first),
             n_users=n_users,
             n_items=n_items,
@@ -156,24 +165,31 @@ class Interactions:
         id_map: IdMap | None = None,
         unknown: Literal["raise", "drop"] = "raise",
     ) -> tuple[Interactions, IdMap]:
-        """Builds the matrix from the caller's own labels (strings or numbers) and returns the map back to them.
+        """Builds the matrix from your own labels (strings or numbers) and returns the map back to them.
 
-        The readers of `jaxrec.data.readers` return just these four columns, so that
-        `Interactions.from_labels(*readers.movielens(path))` works.
+        The ids follow the sorted order of the labels. The readers of `jaxrec.data.readers` return just these four
+        columns, so that `Interactions.from_labels(*readers.movielens(path))` works.
+
+        The labels of a column are of one kind. A column that holds 7 and "7", 1 and 1.0, or 1 and True is refused:
+        whether these are one label or two is not for the library to guess. Integers may be of any size.
+
+        A string such as "nan" or "None" is a label, and a `DataWarning` says that it looks like a missing value that
+        was turned into text.
 
         Args:
             users: labels [n].
             items: labels [n].
             weights: as `from_pairs` takes them.
             timestamps: likewise.
-            id_map: the map to go by, such as that of the train part for a test part of its own; None makes one of the
-                labels that come.
-            unknown: what to do about a pair with a label that `id_map` lacks: "drop" leaves it out with a
-                `DataWarning` of how many went.
+            id_map: the map to use, such as the one of the train part for a test part in its own file; by default a new
+                one is built from the labels given.
+            unknown: what to do about a pair with a label that `id_map` lacks: "raise", or "drop", which leaves it out
+                and says how many in a `DataWarning`.
 
         Raises:
-            ValueError: as `from_pairs`; also for missing labels (None, NaN), columns that mix types, labels that
-                `id_map` lacks, and where none is left.
+            ValueError: as `from_pairs`; also for missing labels (None, NaN, pandas.NA, the empty string), labels of
+                several kinds or of another kind than those of `id_map`, floats too large to tell whole numbers apart,
+                labels that `id_map` lacks, and where no pair is left.
 
         >>> train, id_map = Interactions.from_labels(["ann", "bob"], [10, 7])
         >>> test, _ = Interactions.from_labels(["bob"], [10], id_map=id_map)
@@ -184,6 +200,8 @@ class Interactions:
             raise ValueError(f"unknown={unknown!r}; give 'raise', or 'drop' with the id_map to go by")
         user_labels, users = factorised("users", users)
         item_labels, items = factorised("items", items)
+        for name, labels, places in (("users", user_labels, users), ("items", item_labels, items)):
+            _say_missing_as_text(name, labels, places)
         columns = {"users": users, "items": items, "weights": weights, "timestamps": timestamps}
         if id_map is None:
             id_map = IdMap(user_labels, item_labels)
@@ -210,25 +228,31 @@ class Interactions:
         A datetime column may serve as `timestamp`; without a time zone it is UTC.
 
         Raises:
-            ValueError: for a column that the frame lacks, and as `from_labels`.
+            ValueError: for a column that the frame lacks or has twice, and as `from_labels`.
         """
         columns = []
         for argument, name in (("user", user), ("item", item), ("weight", weight), ("timestamp", timestamp)):
-            if name is not None and name not in frame.columns:
-                raise ValueError(f"{argument}={name!r} is not a column of the frame; it has {list(frame.columns)}")
-            columns.append(None if name is None else frame[name].to_numpy())
+            columns.append(None if name is None else column_of(frame, argument, name))
         return cls.from_labels(*columns, id_map=id_map, unknown=unknown)
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> Interactions:
-        """Builds the matrix from any SciPy sparse matrix or array; its stored zeros are no interactions.
+        """Builds the matrix from any SciPy sparse matrix or array, of any dtype.
 
-        Values other than 1 become weights.
+        Entries stored twice are added, in float64. Zeros, stored or as a sum, are no interactions. If any value is
+        not 1, the values become weights.
+
+        Raises:
+            ValueError: for values that are not finite real numbers, and a matrix that is empty or not two-dimensional.
         """
-        csr = scipy.sparse.csr_array(matrix, copy=True)
+        coo = scipy.sparse.coo_array(matrix)
+        if coo.ndim != 2 or coo.dtype.kind not in "biuf":
+            raise ValueError(f"matrix is {coo.dtype}{list(coo.shape)}; give real numbers, users by items")
+        # converting to CSR adds what is stored twice, and would do so in the dtype of the matrix
+        csr = scipy.sparse.csr_array((coo.data.astype(np.float64), coo.coords), shape=coo.shape)
         csr.sum_duplicates()
         csr.eliminate_zeros()
-        users = np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr))
+        users = np.repeat(np.arange(csr.shape[0], dtype=np.int64), np.diff(csr.indptr))
         weights = None if (csr.data == 1).all() else csr.data
         return cls.from_pairs(users, csr.indices, weights=weights, n_users=csr.shape[0], n_items=csr.shape[1])
 
@@ -259,7 +283,7 @@ class Interactions:
         keep = np.asarray(keep)
         if keep.shape != (self.n_pairs,) or keep.dtype != bool:
             raise ValueError(f"keep is {keep.dtype}{list(keep.shape)}; give one bool for each of {self.n_pairs} pairs")
-        kept = np.r_[0, np.cumsum(keep)].astype(np.int32)
+        kept = np.r_[0, np.cumsum(keep, dtype=np.int64)].astype(np.int32)
         return dataclasses.replace(
             self,
             indptr=kept[np.asarray(self.indptr)],
@@ -269,13 +293,13 @@ class Interactions:
         )
 
     def union(self, *others: Interactions) -> Interactions:
-        """The pairs of this and of others over the same ids, such as train and validation in one.
+        """The pairs of this set and of others over the same ids, such as train and validation.
 
-        A pair that several have is merged, as `from_pairs` does it. Weights are kept if one part has any, those of
-        others being 1; timestamps if all have them.
+        A pair that several sets hold is merged, as by `from_pairs`. If any set has weights, the result has: a pair of a
+        set without weights counts 1. The result has timestamps only if all sets have them.
 
         Raises:
-            ValueError: for other numbers of users or items, and where no part has a pair.
+            ValueError: for sets with different numbers of users or items, and if no set has a pair.
 
         >>> train, valid = Interactions.from_pairs([0, 1], [1, 0]), Interactions.from_pairs([0, 1], [0, 1])
         >>> train.union(valid)
@@ -285,8 +309,8 @@ class Interactions:
         for part in others:
             if (part.n_users, part.n_items) != sizes:
                 raise ValueError(
-                    f"{part.n_users} users x {part.n_items} items beside {sizes[0]} x {sizes[1]}; give parts over the "
-                    "same ids, as `n_users` and `n_items` of the constructors make them"
+                    f"{part.n_users} users x {part.n_items} items and {sizes[0]} x {sizes[1]}; give parts over the "
+                    "same ids: the constructors take `n_users` and `n_items`"
                 )
         users, items = (np.concatenate(ids) for ids in zip(*(part.pairs() for part in parts)))
         more = {"n_users": self.n_users, "n_items": self.n_items}
@@ -302,7 +326,7 @@ class Interactions:
         users, items = self.pairs()
         order = np.argsort(items, kind="stable")
         return Interactions(
-            indptr=np.searchsorted(items[order], np.arange(self.n_items + 1)).astype(np.int32),
+            indptr=_offsets(np.searchsorted(items[order], np.arange(self.n_items + 1, dtype=np.int64))),
             indices=users[order],
             weights=None if self.weights is None else np.asarray(self.weights)[order],
             timestamps=None if self.timestamps is None else np.asarray(self.timestamps)[order],
@@ -319,9 +343,9 @@ class Interactions:
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of a SHA-256 over shape, pairs and weights, to name the data in a report."""
         digest = hashlib.sha256(f"{self.n_users},{self.n_items}".encode())
-        for column in (self.indptr, self.indices, self.weights):
+        for column, dtype in ((self.indptr, np.int32), (self.indices, np.int32), (self.weights, np.float32)):
             if column is not None:
-                digest.update(np.ascontiguousarray(column).tobytes())
+                digest.update(np.ascontiguousarray(column, dtype).tobytes())
         return digest.hexdigest()[:12]
 
     # ------------------------------------------------------------------ under jit
@@ -393,14 +417,43 @@ class Interactions:
         return rows, jnp.where(rows < len(users), indices.at[places].get(mode="clip"), 0), degrees
 
 
+_AS_TEXT = {"nan", "NaN", "NaT", "None", "null", "<NA>"}
+
+
+def _say_missing_as_text(name: str, labels: np.ndarray, places: np.ndarray) -> None:
+    if labels.dtype.kind != "O":
+        return
+    for place in (place for place, label in enumerate(labels) if label in _AS_TEXT):
+        warnings.warn(
+            f"{name} has the label {labels[place]!r} in {np.count_nonzero(places == place)} rows, which looks like a "
+            "missing value turned into text; if so, drop these rows",
+            DataWarning,
+            stacklevel=3,
+        )
+
+
+def _offsets(ends: np.ndarray) -> np.ndarray:
+    """The places in the list of pairs where rows start, as int32; `ValueError` where they do not fit."""
+    if len(ends) and ends[-1] > INT32_MAX:
+        raise ValueError(f"{ends[-1]} pairs are more than the {INT32_MAX} that int32 can count; leave some users out")
+    return ends.astype(np.int32)
+
+
 def _number(name: str, ids: np.ndarray) -> int:
-    """The largest id plus one; says where most ids below are nobody's, as with labels taken for ids."""
+    """The largest id plus one; says if most ids below are nobody's, or only the first one is."""
     n = int(ids.max()) + 1
     used = np.count_nonzero(np.bincount(ids)) if n <= 10 * len(ids) else len(np.unique(ids))
     if n > 10 * used:
         warnings.warn(
-            f"{name} run to {n - 1}, but only {used} of these ids come, and all get rows in models and rankings; "
+            f"{name} run to {n - 1}, but only {used} of these ids occur, and all get rows in models and rankings; "
             f"Interactions.from_labels numbers them without gaps, n_{name}={n} says that the gaps are meant",
+            DataWarning,
+            stacklevel=3,
+        )
+    elif used > 1 and ids.min() == 1:
+        warnings.warn(
+            f"{name} seem to start at 1: ids start at 0, so that 0 would get a row in models and rankings and be "
+            f"nobody; subtract 1, use Interactions.from_labels, or give n_{name}={n} if 0 is one of them",
             DataWarning,
             stacklevel=3,
         )
@@ -408,18 +461,18 @@ def _number(name: str, ids: np.ndarray) -> int:
 
 
 def _known(id_map: IdMap, labels: tuple[np.ndarray, np.ndarray], columns: dict[str, Any]) -> dict[str, Any]:
-    """The columns as the ids of `id_map`, rows of which it lacks a label left out.
+    """The columns with the ids of `id_map`, without the rows that have a label which it lacks.
 
     Args:
-        id_map: labels to go by.
+        id_map: the map to use.
         labels: distinct labels of users and of items.
         columns: "users" and "items" as places in `labels`; "weights" and "timestamps", or None.
     """
     lengths = {name: len(column) for name, column in columns.items() if column is not None}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"columns have different lengths, {lengths}; give one entry for each pair")
-    users = found_ids(id_map.users, labels[0])[columns["users"]]
-    items = found_ids(id_map.items, labels[1])[columns["items"]]
+    users = id_map.user_ids(labels[0], unknown=-1)[columns["users"]]
+    items = id_map.item_ids(labels[1], unknown=-1)[columns["items"]]
     keep = (users >= 0) & (items >= 0)
     if not keep.any():
         given = [such.tolist()[0] for such in (*labels, id_map.users, id_map.items) if len(such)]

@@ -249,7 +249,7 @@ def test_a_bad_timestamp_in_a_filtered_pandas_column_is_named_by_its_position():
 
 def test_good_columns_of_every_kind_are_taken():
     for dtype in (np.int64, np.uint8, np.float32, np.uint64):
-        matrix = Interactions.from_pairs(np.array([1, 0], dtype), np.array([2, 1], dtype), n_users=4)
+        matrix = Interactions.from_pairs(np.array([1, 0], dtype), np.array([2, 1], dtype), n_users=4, n_items=3)
         assert (matrix.n_users, matrix.n_items) == (4, 3) and matrix.indices.tolist() == [1, 2]
     largest = Interactions.from_pairs([0], [INT32_MAX - 1], n_items=INT32_MAX)
     assert largest.indices.tolist() == [INT32_MAX - 1] and largest.n_items == INT32_MAX
@@ -297,7 +297,7 @@ def test_union_is_the_pairs_of_all_with_what_they_have_in_common():
     assert plain.union(empty).fingerprint() == plain.union().fingerprint() == plain.fingerprint()
     with pytest.warns(DataWarning, match="merged 2 duplicate pairs"):
         assert plain.union(plain).n_pairs == 2
-    with pytest.raises(ValueError, match="3 users x 5 items beside 3 x 4; give parts over the same ids"):
+    with pytest.raises(ValueError, match="3 users x 5 items and 3 x 4; give parts over the same ids"):
         plain.union(Interactions.from_pairs([0], [4], n_users=3))
 
 
@@ -440,11 +440,25 @@ def test_labels_of_a_second_part_in_a_frame_and_wrong_options():
 
 
 def test_ids_with_large_gaps_are_said():
-    with pytest.warns(DataWarning, match=r"items run to 193608, but only 2 of these ids come.*n_items=193609 says"):
+    with pytest.warns(DataWarning, match=r"items run to 193608, but only 2 of these ids occur.*n_items=193609 says"):
         assert Interactions.from_pairs([0, 1], [1, 193608]).n_items == 193609
-    with pytest.warns(DataWarning, match="users run to 20, but only 2 of these ids come"):
+    with pytest.warns(DataWarning, match="users run to 20, but only 2 of these ids occur"):
         Interactions.from_pairs([1, 20, 20], [0, 1, 2])
-    assert Interactions.from_pairs([1, 19], [0, 1]).n_users == 20
+    assert Interactions.from_pairs([0, 19], [0, 1]).n_users == 20
+
+
+@pytest.mark.parametrize("ids", [[1, 2, 3], [3, 1, 1], np.arange(1, 50)])
+def test_ids_that_start_at_one_are_said(ids):
+    zero_based = np.zeros(len(ids), int)
+    with pytest.warns(
+        DataWarning, match="users seem to start at 1: .*; subtract 1, use .*from_labels, or give n_users"
+    ):
+        assert Interactions.from_pairs(ids, np.arange(len(ids))).n_users == max(ids) + 1
+    with pytest.warns(DataWarning, match="items seem to start at 1"):
+        Interactions.from_pairs(np.arange(len(ids)), ids)
+    size = max(ids) + 1  # who gives sizes knows the ids
+    assert Interactions.from_pairs(ids, np.arange(len(ids)), n_users=size, n_items=50).n_pairs == len(ids)
+    assert Interactions.from_pairs(zero_based[:1], [1]).n_items == 2  # one id says nothing
 
 
 @pytest.mark.parametrize("dtype, values", [("string", ["a", None]), ("Int64", [1, None])])
