@@ -144,8 +144,8 @@ def checked_ids(name: str, values: ArrayLike, size: int | None) -> np.ndarray:
         if bad.any() and ids.dtype.itemsize < 8:
             at = _first(bad)
             raise ValueError(
-                f"{name}[{at}] is {ids[at]}; {ids.dtype} does not tell neighbouring ids of {_exact(ids.dtype)} and more "
-                f"apart: give integers ({bad.sum()} such rows)"
+                f"{name}[{at}] is {ids[at]}; {ids.dtype} does not tell neighbouring ids of {_exact(ids.dtype)} and "
+                f"more apart: give integers ({bad.sum()} such rows)"
             )
     for bad, remedy in (
         (ids < 0, "ids start at 0; map labels with Interactions.from_labels"),
@@ -216,8 +216,8 @@ def _seconds(time: datetime.datetime) -> float:
 def labels_of(name: str, values: ArrayLike) -> np.ndarray:
     """Labels of any shape in the form in which they are compared and kept.
 
-    Integers become int64 or uint64 if they fit, else objects; strings are objects, never of a fixed width, so that
-    "a" and "a\\0" stay apart.
+    Integers become int64 or uint64 if they fit, else objects. Strings are objects, never of a fixed width, which would
+    drop NUL at their end and take the memory of the longest for each.
 
     Args:
         name: for errors.
@@ -227,10 +227,8 @@ def labels_of(name: str, values: ArrayLike) -> np.ndarray:
         ValueError: for missing labels (None, NaN, NaT, pandas.NA, the empty string), labels of several kinds, such as 7
             and "7", 1 and 1.0 or 1 and True, and floats so large that they do not tell whole numbers apart.
     """
-    if hasattr(values, "__array__"):
-        array = _array(name, values)
-    else:
-        array = np.array(values, dtype=object)  # a list of strings must not become an array of fixed width
+    # np.asarray would turn a list of strings into an array of fixed width
+    array = _array(name, values) if hasattr(values, "__array__") else np.array(values, dtype=object)
     if array.dtype.kind in "UST":
         array = array.astype(object)
     if array.dtype.kind == "O":

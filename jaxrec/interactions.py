@@ -16,8 +16,8 @@ import scipy.sparse
 from jax.experimental import sparse
 
 from jaxrec._numerics import integer
-from jaxrec.ids import IdMap as IdMap
 from jaxrec.ids import INT32_MAX, checked_ids, checked_timestamps, checked_weights, column_of, factorised
+from jaxrec.ids import IdMap as IdMap
 from jaxrec.typing import Array, ArrayLike
 
 
