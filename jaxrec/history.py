@@ -1,10 +1,12 @@
-"""What a run went through, epoch by epoch, and the rule that ends it early."""
+"""The log of a run, the rule that stops it early, and the exception that carries it out of an interrupted run."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
+
+from jaxrec._numerics import integer, number
 
 
 def figures_of(found: Any) -> dict[str, float]:
@@ -88,8 +90,8 @@ class EarlyStopping:
     def __post_init__(self) -> None:
         if self.mode not in ("max", "min"):
             raise ValueError(f'mode={self.mode!r}; give "max" or "min"')
-        if self.patience < 1:
-            raise ValueError(f"patience={self.patience}; give 1 or more")
+        integer("patience", self.patience)
+        number("min_delta", self.min_delta)
 
     def init(self) -> dict[str, float]:
         """Nothing seen yet."""
@@ -112,3 +114,31 @@ class EarlyStopping:
     def done(self, state: Mapping[str, float]) -> bool:
         """Whether patience is at its end."""
         return state["waited"] >= self.patience
+
+    def never_a_number(self, state: Mapping[str, float]) -> str | None:
+        """What is wrong where all validations gave NaN, so that none is the best; None where one gave a number."""
+        if state["best_epoch"] or not state["waited"]:
+            return None
+        return (
+            f"{self.metric} was not a number at any of {state['waited']} validations, so that no epoch is the best; "
+            "look for NaN in what validate computes (no users to average over?), or at the loss"
+        )
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during training. It carries what was trained, so that nothing is lost.
+
+    Attributes:
+        state: the last state whose epoch (or sweep) was finished, in the form that the interrupted function returns.
+        history: its `History`.
+    """
+
+    def __init__(self, state: Any, history: History):
+        super().__init__(state, history)
+        self.state, self.history = state, history
+
+    def __str__(self) -> str:
+        return (
+            f"interrupted after {len(self.history.records)} epochs; catch jaxrec.train.Interrupted: its .state and "
+            ".history hold them"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -9,14 +10,26 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxrec._identity import reads
 from jaxrec.typing import Array
 
 
 class Static(NamedTuple):
-    """Functions without their arrays: hashable, so that jit can key on it."""
+    """Functions without their arrays: hashable, so that jit can key on it.
+
+    Attributes:
+        tree: how the functions are nested.
+        leaves: the functions and values, `_Hole` where an array was.
+        reads: what the functions read from globals and closures; see `jaxrec._identity.reads`.
+    """
 
     tree: Any
     leaves: tuple
+    reads: tuple
+
+    def again(self) -> Static:
+        """The same functions with what they read now."""
+        return self._replace(reads=reads(*self.leaves))
 
 
 class _Hole:
@@ -26,6 +39,9 @@ class _Hole:
 def partition(functions: tuple) -> tuple[list, Static]:
     """Takes the arrays out of nested partials, to be arguments of jit: XLA folds large constants for minutes.
 
+    Raises:
+        TypeError: for a value that jit cannot key on, such as a model with an array among its attributes.
+
     >>> arrays, static = partition((functools.partial(np.add, np.ones(2)),))
     >>> combine(arrays, static)[0](np.ones(2)).tolist()
     [2.0, 2.0]
@@ -33,16 +49,37 @@ def partition(functions: tuple) -> tuple[list, Static]:
     leaves, tree = jax.tree.flatten(tuple(map(_as_pytree, functions)))
     dynamic = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
     arrays = [leaf for leaf, is_array in zip(leaves, dynamic) if is_array]
-    return arrays, Static(tree, tuple(_Hole if is_array else leaf for leaf, is_array in zip(leaves, dynamic)))
+    kept = tuple(_Hole if is_array else leaf for leaf, is_array in zip(leaves, dynamic))
+    for leaf in kept:
+        check_static(leaf)
+    return arrays, Static(tree, kept, reads(*kept))
+
+
+def check_static(value: Any, name: str = "") -> None:
+    """`TypeError` for a value that jit cannot key on; names the attribute that holds an array, and the remedy."""
+    try:
+        hash(value)
+    except TypeError as error:
+        fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+        for field in fields:
+            check_static(getattr(value, field.name, None), f"{type(value).__name__}.{field.name}")
+        what = name or repr(value)[:80]
+        raise TypeError(
+            f"{what} is a {type(value).__name__}, and models are keys of compiled programs, so their attributes must "
+            "be hashable. Give numbers, strings, tuples or functions; keep arrays in variables, or bind them by "
+            "functools.partial"
+        ) from error
 
 
 def _as_pytree(value: Any) -> Any:
+    if isinstance(value, functools.partial):
+        keywords = {name: _as_pytree(item) for name, item in value.keywords.items()}
+        return jax.tree_util.Partial(value.func, *map(_as_pytree, value.args), **keywords)
     if type(value) in (tuple, list):
         return tuple(map(_as_pytree, value))
-    if not isinstance(value, functools.partial):
-        return value
-    keywords = {name: _as_pytree(item) for name, item in value.keywords.items()}
-    return jax.tree_util.Partial(value.func, *map(_as_pytree, value.args), **keywords)
+    if isinstance(value, tuple):  # named
+        return type(value)(*map(_as_pytree, value))
+    return {name: _as_pytree(item) for name, item in value.items()} if type(value) is dict else value
 
 
 def bound(functions: tuple) -> Iterator[tuple[Any, str, Any]]:
@@ -55,8 +92,10 @@ def bound(functions: tuple) -> Iterator[tuple[Any, str, Any]]:
         if isinstance(value, functools.partial):
             yield from ((value.func, *item) for item in value.keywords.items())
             yield from bound((value.func, *value.args, *value.keywords.values()))
-        elif type(value) in (tuple, list):
+        elif isinstance(value, tuple | list):
             yield from bound(tuple(value))
+        elif type(value) is dict:
+            yield from bound(tuple(value.values()))
 
 
 def combine(arrays: Sequence[Array], static: Static) -> tuple:

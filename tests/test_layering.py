@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "jaxrec"
 LAYERS = [
-    {"typing", "_numerics", "keys", "ids", "interactions", "lookup", "partials"},
+    {"typing", "_numerics", "_identity", "_mesh", "keys", "ids", "interactions", "lookup", "partials"},
     {"losses", "metrics", "sampling", "report", "history", "optim"},
     {"models", "ranking", "als", "newton"},
     {"train", "evaluate"},

@@ -2,6 +2,7 @@
 
 from jaxrec.history import EarlyStopping as EarlyStopping
 from jaxrec.history import History as History
+from jaxrec.history import Interrupted as Interrupted
 from jaxrec.train import lambda_opt as lambda_opt
 from jaxrec.train import mars as mars
 from jaxrec.train import vae as vae

@@ -1,4 +1,4 @@
-"""What training refuses before it begins, as it would go on in silence: look-ups clamp ids beyond a table."""
+"""What training refuses before it starts, since it would go wrong in silence: look-ups clamp ids beyond a table."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import jax
 import numpy as np
 
 from jaxrec import sampling
+from jaxrec._identity import digest
+from jaxrec._numerics import as_integer, integer
 from jaxrec.history import EarlyStopping
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.optim import lambda_opt
@@ -29,10 +31,7 @@ def check_fit(
     """Arguments of `fit` by themselves."""
     check_interactions(train=train)
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("every", every)):
-        if not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name}={value!r}; give 1 or more, an int")
-    if group is not None and (not isinstance(group, int | np.integer) or group < 0):
-        raise ValueError(f"group={group}; give the positives of a user a step, 0 for users alone, or None")
+        integer(name, value)
     if train.n_pairs == 0:
         raise ValueError("train has no pairs; there is nothing to learn from")
     if stopping is not None and not isinstance(stopping, EarlyStopping):
@@ -46,8 +45,8 @@ def check_fit(
 def check_covers(parts: Sequence[Any], train: Interactions) -> None:
     """Refuses a model among them that is too small: looking up clamps, so that it would learn rows of other ids."""
     for part, name in itertools.product(parts, ("n_users", "n_items")):
-        size = getattr(part, name, None)
-        if isinstance(size, int) and size < getattr(train, name):
+        size = as_integer(getattr(part, name, None))
+        if size is not None and size < getattr(train, name):
             raise ValueError(f"the model's {name} is {size}, train's {getattr(train, name)}; make it for all ids")
 
 
@@ -60,16 +59,18 @@ def check_bound(functions: tuple, train: Interactions) -> None:
     models = [value for _, name, value in found if name == "model"]
     sizes = {}
     for axis in ("n_users", "n_items"):
-        most = [size for model in models if isinstance(size := getattr(model, axis, None), int)]
+        most = [size for model in models if (size := as_integer(getattr(model, axis, None))) is not None]
         sizes[axis] = getattr(train, axis), max(most, default=getattr(train, axis))
     for function, name, value in found:
         module = str(getattr(function, "__module__", ""))
         if not module.startswith("jaxrec."):
             continue
-        if name == "n_items" and isinstance(value, int):
-            has = {"n_items": value}
+        if name == "n_items" and as_integer(value) is not None:
+            has = {"n_items": as_integer(value)}
         elif name in ("seen", "train", "valid") and isinstance(value, Interactions):
             has = {"n_users": value.n_users, "n_items": value.n_items}
+            if name != "seen":
+                check_weights(**{name: value})
         elif name == "table" and function is sampling.popularity:
             has = {"n_items": len(value.keep)}
         elif name == "margin" and module.startswith("jaxrec.train.") and np.ndim(value) == 1:
@@ -83,6 +84,34 @@ def check_bound(functions: tuple, train: Interactions) -> None:
                     f"{name} of {function.__name__} is for {axis}={size}, train has {least}"
                     f"{'' if least == most else f' and the model {most}'}; make it for the ids of train"
                 )
+
+
+def check_weights(**given: Interactions) -> None:
+    """Refuses weights that are negative or not finite, which would turn a loss round or into NaN, and all 0."""
+    for name, interactions in given.items():
+        weights = interactions.weights
+        if weights is None or isinstance(weights, jax.core.Tracer) or interactions.n_pairs == 0:
+            continue
+        weights = np.asarray(weights)
+        bad = ~((weights >= 0) & (weights < np.inf))
+        if bad.any():
+            at = int(np.flatnonzero(bad)[0])
+            raise ValueError(
+                f"{name}.weights[{at}] is {weights[at]} ({bad.sum()} such); weights of implicit feedback are finite and "
+                "0 or more: drop these pairs, or leave weights out"
+            )
+        if not weights.any():
+            raise ValueError(f"{name}.weights are all 0, so that there is nothing to learn from; leave weights out")
+
+
+def check_touched(objective: Any, touched: Any) -> None:
+    """Refuses rows of another sampler than the objective's: gradients of the rows that it draws would be lost."""
+    samplers = [[value for _, name, value in bound((part,)) if name == "sample"] for part in (objective, touched)]
+    if all(samplers) and not {digest(value) for value in samplers[0]} & {digest(value) for value in samplers[1]}:
+        raise ValueError(
+            "touched has another sampler than the objective, so that it names other rows than a step looks up; bind "
+            "the same sample= to both"
+        )
 
 
 def check_optimizer(state: Any, tx: Any, touched: Callable[..., Any] | None) -> None:

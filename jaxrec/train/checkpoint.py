@@ -1,17 +1,25 @@
-"""Checkpoints through orbax: written whole or not at all, and enough to go on bit for bit."""
+"""Checkpoints through orbax: written whole or not at all, checked when they are read, enough to resume a run."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 import pathlib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import filelock
 import jax
 import numpy as np
 
+from jaxrec._mesh import placed_like
+from jaxrec._numerics import integer
 from jaxrec.history import History
+from jaxrec.interactions import DataWarning
 
 
 class Progress(NamedTuple):
@@ -23,17 +31,24 @@ class Progress(NamedTuple):
     history: History
 
 
+class _Damaged(Exception):
+    """A checkpoint cannot be read, or is not what was written."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """Where and how often `fit` saves.
 
+    Every array and every fact is stored with a checksum. If the newest checkpoint is damaged, the one before it is used
+    and a `DataWarning` says so. One process at a time may use the folder.
+
     Attributes:
-        directory: a folder of this run alone; made if needed.
-        every: save after every so many epochs (and after the last).
-        keep: how many of the latest to keep.
+        directory: a folder of this run alone, created if needed; `~` is your home.
+        every: save after every so many epochs, and after the last.
+        keep: how many of the latest checkpoints to keep.
 
     Raises:
-        ValueError: for numbers below 1.
+        ValueError: for `every` or `keep` below 1.
     """
 
     directory: str | os.PathLike
@@ -42,8 +57,33 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         for name in ("every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}; give 1 or more")
+            integer(name, getattr(self, name))
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """The absolute path of `directory`."""
+        return pathlib.Path(self.directory).expanduser().absolute()
+
+    @contextlib.contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Keeps the folder for this process. The system gives it back when the process ends, however it ends.
+
+        Raises:
+            ValueError: where another run uses the folder.
+            OSError: where the folder cannot be created.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() > 0:  # the processes of one run share the folder
+            yield
+            return
+        try:
+            held = filelock.FileLock(self.folder / ".lock").acquire(timeout=0)
+        except filelock.Timeout:
+            raise ValueError(
+                f"{self.folder} is in use by another run; wait for it, stop it, or give each run a folder of its own"
+            ) from None
+        with held:
+            yield
 
     def save(self, run: Progress, description: Mapping[str, Any]) -> None:
         """Writes the run under the number of its epoch; orbax renames a finished folder into place.
@@ -54,81 +94,147 @@ class Checkpoint:
         """
         import orbax.checkpoint as ocp
 
-        facts = {"description": dict(description), "stopping": dict(run.stopping), "records": run.history.records}
+        alike = all(a is b for a, b in zip(jax.tree.leaves(run.state), jax.tree.leaves(run.best), strict=True))
+        arrays = _named((run.state,) if alike else (run.state, run.best))
+        facts = {
+            "description": dict(description),
+            "stopping": dict(run.stopping),
+            "records": run.history.records,
+            "arrays": [(name, array.dtype.name, array.shape, _checksum(array)) for name, array in arrays.items()],
+        }
+        text, step = json.dumps(facts), int(run.state.epoch)
+        sealed = {"facts": text, "checksum": _checksum(text.encode())}
         with self._manager() as manager:
-            arrays = ocp.args.StandardSave(_plain((run.state, run.best)))
-            manager.save(int(run.state.epoch), args=ocp.args.Composite(arrays=arrays, facts=ocp.args.JsonSave(facts)))
+            if step in manager.all_steps():  # a damaged one
+                manager.delete(step)
+            numbered = dict(zip(map(str, range(len(arrays))), arrays.values()))
+            contents = {"arrays": ocp.args.StandardSave(numbered), "facts": ocp.args.JsonSave(sealed)}
+            manager.save(step, args=ocp.args.Composite(**contents), force=True)
             manager.wait_until_finished()
 
     def restore(self, run: Progress, description: Mapping[str, Any]) -> Progress:
-        """The latest saved run of this folder, or `run` itself where there is none.
+        """The latest intact run of this folder, or `run` itself where none was saved.
 
         Args:
-            run: gives the structure, shapes and dtypes to expect.
+            run: gives the structure, shapes, dtypes and shardings to expect.
             description: as given to `save`.
 
-        Raises:
-            ValueError: for a checkpoint with another description, or of another model or optimiser.
-            OSError: where the folder cannot be made, before anything is trained.
-        """
-        import orbax.checkpoint as ocp
+        Warns:
+            DataWarning: where the newest checkpoints are damaged and an older one is used.
 
-        pathlib.Path(self.directory).mkdir(parents=True, exist_ok=True)
+        Raises:
+            ValueError: for a checkpoint with another description, or of another model or optimiser, and where all
+                checkpoints are damaged.
+        """
+        damage = []
         with self._manager() as manager:
-            step = manager.latest_step()
-            if step is None:
-                return run
-            facts = manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
-            for name, value in description.items():
-                found = facts["description"].get(name)
-                if found != value:
-                    raise ValueError(
-                        f"{self.directory} holds a run with {name}={found!r}, this one has {value!r}; "
-                        "give each run a folder of its own"
+            for step in sorted(manager.all_steps(), reverse=True):
+                try:
+                    found = self._read(manager, step, run, description)
+                except _Damaged as error:
+                    damage.append(f"the checkpoint of epoch {step} in {self.folder} is damaged ({error})")
+                    continue
+                if damage:
+                    warnings.warn(
+                        f"{'; '.join(damage)}; the run resumes from epoch {step}", DataWarning, stacklevel=4
                     )
-            like = _plain((run.state, run.best))
-            try:
-                args = ocp.args.Composite(arrays=ocp.args.StandardRestore(like))
-                arrays = manager.restore(step, args=args)["arrays"]
-                _check_same_form(like, arrays)
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{self.directory} holds a run of another model or optimiser; give each run a folder of its own "
-                    f"({str(error)[:300]})"
-                ) from error
-        state, best = _keyed(arrays, (run.state, run.best))
+                return found
+        if damage:
+            raise ValueError(f"{'; '.join(damage)}, and none is intact; remove the folder to start the run again")
+        return run
+
+    def _read(self, manager: Any, step: int, run: Progress, description: Mapping[str, Any]) -> Progress:
+        facts = _facts(manager, step)
+        differing = [
+            f"{name}={facts['description'].get(name)!r} where this one has {value!r}"
+            for name, value in description.items()
+            if facts["description"].get(name) != value
+        ]
+        if differing:
+            raise ValueError(
+                f"{self.folder} holds another run, with {'; '.join(differing)}; give each run a folder of its own"
+            )
+        arrays = _arrays(manager, step, facts["arrays"])
+        like = _named((run.state, run.best))
+        alike = not any(name.startswith("[1]") for name in arrays)
+        expected = {name: array for name, array in like.items() if not (alike and name.startswith("[1]"))}
+        for name in sorted(set(arrays) ^ set(expected)):
+            raise ValueError(self._other(f"{name} is only {'there' if name in arrays else 'here'}"))
+        for name, array in expected.items():
+            found = arrays[name]
+            if (found.shape, found.dtype) != (array.shape, array.dtype):
+                there, here = (f"{x.dtype}{list(x.shape)}" for x in (found, array))
+                raise ValueError(self._other(f"{name} is {there} there and {here} here"))
+        state = _from_named(arrays, run.state, "[0]")
+        best = state if alike else _from_named(arrays, run.best, "[1]")
         return Progress(state, best, facts["stopping"], History(tuple(facts["records"])))
+
+    def _other(self, detail: str) -> str:
+        return f"{self.folder} holds a run of another model or optimiser ({detail}); give each run a folder of its own"
 
     def _manager(self) -> Any:
         import orbax.checkpoint as ocp
 
         options = ocp.CheckpointManagerOptions(max_to_keep=self.keep, enable_async_checkpointing=False)
-        return ocp.CheckpointManager(pathlib.Path(self.directory).absolute(), options=options)
+        return ocp.CheckpointManager(self.folder, options=options)
+
+
+def _facts(manager: Any, step: int) -> dict[str, Any]:
+    import orbax.checkpoint as ocp
+
+    try:
+        sealed = manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
+        if _checksum(sealed["facts"].encode()) != sealed["checksum"]:
+            raise _Damaged("the facts are not those written")
+        return json.loads(sealed["facts"])
+    except _Damaged:
+        raise
+    except Exception as error:  # whatever orbax, its stores and JSON make of bytes that nobody wrote
+        raise _Damaged(_short(error)) from error
+
+
+def _arrays(manager: Any, step: int, written: Sequence[tuple]) -> dict[str, np.ndarray]:
+    """The arrays by name. `written` has name, dtype, shape and checksum of each, in the order of their numbers."""
+    import orbax.checkpoint as ocp
+
+    like = {str(number): np.zeros(shape, dtype) for number, (_, dtype, shape, _) in enumerate(written)}
+    try:
+        found = manager.restore(step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(like)))["arrays"]
+        arrays = {name: np.asarray(found[str(number)]) for number, (name, *_) in enumerate(written)}
+        wrong = [name for name, *_, checksum in written if _checksum(arrays[name]) != checksum]
+    except Exception as error:
+        raise _Damaged(_short(error)) from error
+    if wrong:
+        raise _Damaged(f"{wrong[0]} is not what was written")
+    return arrays
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _checksum(data: np.ndarray | bytes) -> str:
+    return hashlib.sha256(data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()).hexdigest()
 
 
 def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _plain(tree: Any) -> Any:
-    """The tree with typed keys as their data, on the host."""
-    return jax.tree.map(lambda leaf: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf), tree)
+def _named(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves on the host by their paths, typed keys as their data."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    plain = ((path, jax.random.key_data(leaf) if _is_key(leaf) else leaf) for path, leaf in leaves)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in plain}
 
 
-def _keyed(tree: Any, like: Any) -> Any:
-    """The inverse of `_plain`."""
+def _from_named(arrays: Mapping[str, np.ndarray], like: Any, prefix: str) -> Any:
+    """The inverse of `_named`, with structure, keys and shardings of `like`."""
 
-    def leaf(value, template):
+    def leaf(path: Any, template: Any) -> Any:
+        value = arrays[prefix + jax.tree_util.keystr(path)]
         if _is_key(template):
             return jax.random.wrap_key_data(value, impl=jax.random.key_impl(template))
         return jax.numpy.asarray(value)
 
-    return jax.tree.map(leaf, tree, like)
-
-
-def _check_same_form(like: Any, found: Any) -> None:
-    """Raises `ValueError` where shapes or dtypes differ."""
-    for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(like)[0], jax.tree.leaves(found), strict=True):
-        if a.shape != b.shape or a.dtype != b.dtype:
-            name = jax.tree_util.keystr(path)
-            raise ValueError(f"{name} is {b.dtype}{list(b.shape)} there and {a.dtype}{list(a.shape)} here")
+    return placed_like(jax.tree_util.tree_map_with_path(leaf, like), like)

@@ -103,7 +103,7 @@ def pairwise_rows(
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction={reduction!r}; give 'mean' or 'sum'")
     negatives = sample(jax.random.split(key)[0], batch.users)
-    share = jnp.where(batch.where, 1.0 if batch.weights is None else batch.weights, 0.0)
+    share = jnp.where(batch.mask, 1.0 if batch.weights is None else batch.weights, 0.0)
     share = share / jnp.where(share.sum() > 0, share.sum(), 1) if reduction == "mean" else share
     of_users = share.reshape(len(batch.users), -1).sum(1)
     of_draws = of_users if len(negatives) == len(of_users) else of_users.sum(keepdims=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import time
@@ -16,12 +17,15 @@ import optax
 from tqdm import tqdm
 
 from jaxrec import sampling
-from jaxrec.history import EarlyStopping, History, figures_of
+from jaxrec._identity import digest
+from jaxrec._mesh import as_auto, placed_like
+from jaxrec._numerics import integer
+from jaxrec.history import EarlyStopping, History, Interrupted, figures_of
 from jaxrec.interactions import Interactions
 from jaxrec.keys import check_key
 from jaxrec.optim import lambda_opt, rowwise
-from jaxrec.partials import combine, partition
-from jaxrec.train._checks import check_bound, check_covers, check_fit, check_optimizer
+from jaxrec.partials import Static, check_static, combine, partition
+from jaxrec.train._checks import check_bound, check_covers, check_fit, check_optimizer, check_touched, check_weights
 from jaxrec.train.checkpoint import Checkpoint, Progress
 from jaxrec.typing import Array, Key, Objective, Variables
 
@@ -49,7 +53,7 @@ class Batch(NamedTuple):
         users: int32 [B].
         items: int32 [B], or [B, P] where `fit` groups up to P positives of a user; [B, 0] with `group=0`.
         weights: float32, of the shape of `items`, or None.
-        where: bool, of the shape of `items`, True = use; [B] with `group=0`. None in a loop of one's own: all.
+        where: bool, of the shape of `items`, True = use; [B] with `group=0`. None means all, in a loop of your own.
         step: int32 [], steps that the run has made before this one, for what is annealed.
     """
 
@@ -59,13 +63,28 @@ class Batch(NamedTuple):
     where: Array | None = None
     step: Array | int = 0
 
+    @property
+    def mask(self) -> Array:
+        """`where`, or True for all where it is None."""
+        if self.where is not None:
+            return self.where
+        return jnp.ones(self.users.shape if self.items.size == 0 else self.items.shape, bool)
+
 
 class DivergenceError(ValueError):
-    """The loss is no longer finite; `state` is the last good one, at the beginning of the epoch."""
+    """Training has come to nothing that could be returned: a loss that is not finite, or a metric that never was a number.
 
-    def __init__(self, message: str, state: State):
-        super().__init__(message)
-        self.state = state
+    Attributes:
+        state: the last good state: that of the beginning of the epoch whose loss is not finite, or the last one.
+        history: the `History` of the epochs before.
+    """
+
+    def __init__(self, message: str, state: State, history: History | None = None):
+        super().__init__(message, state, history)  # all three, so that it can be pickled
+        self.state, self.history = state, history
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 def init(
@@ -81,9 +100,11 @@ def init(
             `{"boundary": jnp.zeros(n_users)}` for `losses.uib`; see `arguments` of `pairwise_objective`.
 
     Raises:
+        TypeError: for a model with an array among its attributes.
         ValueError: for a seed in place of a key.
     """
     check_key(key)
+    check_static(model)
     model_key, run_key = jax.random.split(key)
     zero = jnp.zeros(1, jnp.int32)
     variables = model.init(model_key, zero, zero)
@@ -108,30 +129,34 @@ def fit(
     callbacks: Sequence[Callable[[State, Mapping[str, float]], Any]] = (),
     progress: bool = True,
 ) -> tuple[State, History]:
-    """Trains until `epochs` epochs are done, counted from the run's beginning; warns where that many are.
+    """Trains until `epochs` epochs are done, counted from the start of the run.
 
-    The last batch of an epoch is padded and masked, so that one compilation serves all. Arrays inside the
-    `functools.partial`s of `objective` travel as arguments; whatever a lambda closes over becomes a constant.
+    One program serves all batches of all epochs: the last batch of an epoch is padded and masked. Arrays inside the
+    `functools.partial`s of `objective` are arguments of it. An array that a lambda reads from its closure is compiled in
+    as a constant, which is slow for large arrays. Values that functions read from globals or closures are looked at
+    before each epoch, and the program is compiled anew where one has changed.
 
     Args:
-        state: from `init`, or from an earlier `fit` to go on.
+        state: from `init`, or from an earlier `fit` to continue.
         objective: scalar of (variables, key, batch), such as a `pairwise_objective` with its arguments bound.
-        tx: the transformation that `state` was made with.
-        train: the positives.
-        epochs: total number of epochs.
+        tx: the transformation that `state` was made with: any of optax, or of `jaxrec.optim`. It gets `value`, `grad`
+            and `value_fn` of the step where it takes them.
+        train: the positives. Their weights must be 0 or more, and not all 0.
+        epochs: total number of epochs. A state that has done as many is returned as it is, with a warning.
         batch_size: B, positives a step, or users a step with `group`.
         group: if given, an example is a user with up to so many of its positives (a user with more makes several
             examples), so that its negatives are drawn and scored once for all of them: for the same work an epoch sees
             several times as many. 0: an example is a user alone, for models that hold the histories themselves.
-        touched: function of (key, batch) that names the rows a step touches, for `optim.rowwise.dense_adam`, such as
-            `partial(pairwise_rows, sample=...)` beside a `pairwise_objective`. All others must have a gradient of 0.
-            For `optim.lambda_opt.alternate`, what a step is made on: `partial(train.lambda_opt.draws, ...)`.
-        validate: host function of the variables that gives named figures, or a `Report`, whose means they are, such as
+        touched: function of (key, batch) that names the rows a step looks up, for `optim.rowwise.dense_adam`, such as
+            `partial(pairwise_rows, sample=...)` for a `pairwise_objective` with the same sampler. All other rows must
+            have a gradient of 0. For `optim.lambda_opt.alternate` it gives what a step needs:
+            `partial(train.lambda_opt.draws, ...)`.
+        validate: host function of the variables that gives named numbers, or a `Report`, whose means are taken, such as
             `lambda v: full_ranking(model, v, train, valid, ks=(10,))`. They are written to the history.
         every: validate after every so many epochs, and after the last.
-        stopping: ends the run when its metric no longer gets better; the state returned is then the best one.
-        checkpoint: where to save; a run that is killed and called again with the same arguments goes on from there,
-            and ends bit-identical to one that was never interrupted.
+        stopping: ends the run when its metric no longer improves; the state returned is then the best one.
+        checkpoint: where to save. If the run is killed, the same call resumes it, and on CPU the result is bit-identical
+            to that of a run that was never interrupted.
         callbacks: called after each epoch with the state and the epoch's record.
         progress: show a bar.
 
@@ -139,85 +164,140 @@ def fit(
         The state (the best one if `stopping` is given, else the last) and the `History`.
 
     Raises:
-        DivergenceError: a `ValueError`, for a loss that is not finite; names epoch and step and carries the last good
-            state. The checkpoint keeps the last epoch saved.
-        TypeError: for a `train`, `stopping` or `checkpoint` of another type.
-        ValueError: for a model in the partials of `objective` that has fewer users or items than `train`, a sampler,
-            `seen` or margins there that are for other sizes, a `state` of another optimiser or model, `stopping`
-            without `validate`, a metric that `validate` does not give, or a checkpoint of another run: other data,
-            batch size, key, objective, model or kind of optimiser. (The values inside `tx`, such as its learning rate,
-            cannot be compared.)
+        DivergenceError: a `ValueError`, for a loss that is not finite, and for a metric of `stopping` that was NaN at
+            every validation. It carries the last good state. The checkpoint keeps the last epoch saved.
+        Interrupted: a `KeyboardInterrupt`, for Ctrl-C. It carries the last state and the history, and the checkpoint
+            has them too.
+        TypeError: for a `train`, `stopping` or `checkpoint` of another type, and a model with an array among its
+            attributes.
+        ValueError: for numbers that are no integers or too small, negative or non-finite weights; a model in the
+            partials of `objective` that has fewer users or items than `train`; a sampler, `seen` or margins there that
+            are for other sizes; a loss that does not give one value a comparison; a `touched` with another sampler than
+            the objective's; a `state` of another optimiser or model; `stopping` without `validate`; a metric that
+            `validate` does not give; a checkpoint that another run made (other data, batch size, key, objective,
+            optimiser or stopping rule), that another process uses, or that is damaged.
     """
     check_fit(state, train, epochs, batch_size, group, every, validate, stopping)
     check_optimizer(state, tx, touched)
+    check_touched(objective, touched)
     if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
         raise TypeError(f"checkpoint={checkpoint!r}; give jaxrec.train.Checkpoint(directory)")
-    if checkpoint is None and int(state.epoch) >= epochs:
-        warnings.warn(
-            f"state has done {int(state.epoch)} epochs and epochs={epochs} is their total number: nothing is trained",
-            stacklevel=2,
-        )
-    run = Progress(state, state, {} if stopping is None else stopping.init(), History())
-    if checkpoint is not None:
-        description = _description(state, objective, train, batch_size, group)
-        run = checkpoint.restore(run, description)
-    arrays, static = partition((objective, touched))
+    data = examples(train, group)
+    arrays, static = partition((objective, touched, tx))
     check_covers(static.leaves, train)
     check_bound((objective, touched), train)
-    arrays, data = jax.device_put((arrays, examples(train, group)))
-    first = int(run.state.epoch)
-    stopped = stopping is not None and stopping.done(run.stopping)
+    state, placed = as_auto(state), state
+    run = Progress(state, state, {} if stopping is None else stopping.init(), History())
+    with contextlib.ExitStack() as stack:
+        save = None
+        if checkpoint is not None:
+            stack.enter_context(checkpoint.reserved())
+            description = _description(state, objective, tx, train, batch_size, group, touched, every, stopping)
+            run = checkpoint.restore(run, description)
+            save = functools.partial(checkpoint.save, description=description)
+        if int(run.state.epoch) > epochs or (int(run.state.epoch) == epochs and checkpoint is None):
+            where = "the state" if checkpoint is None else str(checkpoint.folder)
+            warnings.warn(
+                f"{where} has done {int(run.state.epoch)} epochs and epochs={epochs} is their total number: nothing is "
+                "trained; give a larger number to continue",
+                stacklevel=2,
+            )
+        advance = functools.partial(_advance, jax.device_put(arrays), jax.device_put(data), batch_size)
+        loop = {"epochs": epochs, "validate": validate, "every": every, "stopping": stopping, "callbacks": callbacks}
+        saving = {"save": save, "save_every": 0 if checkpoint is None else checkpoint.every}
+        run = _epochs(run, advance, static, **loop, **saving, progress=progress)
+    wrong = None if stopping is None else stopping.never_a_number(run.stopping)
+    if wrong is not None:
+        raise DivergenceError(f"{wrong}. The error's .state is the last one", run.state, run.history)
+    return placed_like(run.best, placed), run.history
+
+
+def _epochs(
+    run: Progress,
+    advance: Callable[[State, Static], tuple[State, np.ndarray]],
+    static: Static,
+    *,
+    epochs: int,
+    validate: Callable | None,
+    every: int,
+    stopping: EarlyStopping | None,
+    callbacks: Sequence[Callable],
+    save: Callable[[Progress], None] | None,
+    save_every: int,
+    progress: bool,
+) -> Progress:
+    """Epochs until they are all done or `stopping` says so. `run` is replaced only by a whole epoch."""
+    first = saved = int(run.state.epoch)
+    done = stopping is not None and stopping.done(run.stopping)
     bar = tqdm(range(first + 1, epochs + 1), total=epochs, initial=first, disable=not progress, desc="epochs")
-    for epoch in bar:
-        if stopped:
-            break
-        began = time.perf_counter()
-        new, values = _epoch(run.state, arrays, data, static=static, tx=tx, batch_size=batch_size)
-        values = np.asarray(values)
-        if not np.isfinite(values).all():
-            raise _divergence(epoch, values, run.state, checkpoint)
-        record = {"epoch": epoch, "loss": float(values.mean()), "seconds": time.perf_counter() - began}
-        run = run._replace(state=new, best=run.best if stopping else new)
-        if validate is not None and (epoch % every == 0 or epoch == epochs):
-            record |= figures_of(validate(new.variables))
-            if stopping is not None:
-                follow, improved = stopping.update(run.stopping, record)
-                run = run._replace(stopping=follow, best=new if improved else run.best)
-                stopped = stopping.done(follow)
-        run = run._replace(history=run.history.append(record))
-        for callback in callbacks:
-            callback(new, record)
-        if checkpoint is not None and (epoch % checkpoint.every == 0 or epoch == epochs or stopped):
-            checkpoint.save(run, description)
-        bar.set_postfix({name: f"{value:.4g}" for name, value in record.items() if name not in ("epoch", "seconds")})
-    return run.best, run.history
+    try:
+        for epoch in bar:
+            if done:
+                break
+            began = time.perf_counter()
+            state, values = advance(run.state, static.again())
+            if not np.isfinite(values).all():
+                raise _divergence(epoch, values, run, saved if save else None)
+            record = {"epoch": epoch, "loss": float(values.mean()), "seconds": time.perf_counter() - began}
+            best, follow = (run.best, run.stopping) if stopping else (state, run.stopping)
+            if validate is not None and (epoch % every == 0 or epoch == epochs):
+                record |= figures_of(validate(state.variables))
+                if stopping is not None:
+                    follow, improved = stopping.update(run.stopping, record)
+                    best, done = state if improved else run.best, stopping.done(follow)
+            run = Progress(state, best, follow, run.history.append(record))
+            for callback in callbacks:
+                callback(state, record)
+            if save is not None and (epoch % save_every == 0 or epoch == epochs or done):
+                save(run)
+                saved = epoch
+            bar.set_postfix({name: f"{value:.4g}" for name, value in record.items() if name not in ("epoch", "seconds")})
+    except KeyboardInterrupt as stop:
+        if save is not None and int(run.state.epoch) > saved:
+            save(run)
+        raise Interrupted(run.state, run.history) from stop
+    return run
 
 
-def _divergence(epoch: int, values: np.ndarray, state: State, checkpoint: Checkpoint | None) -> DivergenceError:
+def _advance(arrays: list, data: Examples, batch_size: int, state: State, static: Static) -> tuple[State, np.ndarray]:
+    state, values = _epoch(state, arrays, data, static=static, batch_size=batch_size)
+    return state, np.asarray(values)
+
+
+def _divergence(epoch: int, values: np.ndarray, run: Progress, saved: int | None) -> DivergenceError:
     step = int(np.flatnonzero(~np.isfinite(values))[0])
-    kept = "" if checkpoint is None else f"; {checkpoint.directory} keeps the last epoch saved, a good one"
+    kept = f"; the checkpoint keeps epoch {saved}, a good one" if saved else ""
     return DivergenceError(
         f"the loss is {values[step]} at epoch {epoch}, step {step + 1} of {len(values)}; lower the learning rate, clip "
         f"gradients (optax.clip_by_global_norm), or look for NaN in weights (jax_debug_nans){kept}. "
         "The error's .state is the last good one",
-        state,
+        run.state,
+        run.history,
     )
 
 
-def _description(state, objective, train, batch_size, group) -> dict[str, Any]:
+def _description(state, objective, tx, train, batch_size, group, touched, every, stopping) -> dict[str, Any]:
     """What a checkpoint must match to be this run's."""
-    key = np.asarray(jax.random.key_data(state.key)).tolist()
-    description = {"batch_size": batch_size, "train": train.fingerprint(), "key": key}
-    return description | {"objective": _described(objective)} | ({} if group is None else {"group": group})
+    return {
+        "batch_size": int(batch_size),
+        "group": None if group is None else int(group),
+        "every": int(every),
+        "train": train.fingerprint(),
+        "key": np.asarray(jax.random.key_data(state.key)).tolist(),
+        "objective": f"{_described(objective)} #{digest(objective)}",
+        "optimizer": f"#{digest(tx)}",
+        "touched": None if touched is None else f"{_described(touched)} #{digest(touched)}",
+        "stopping": None if stopping is None else repr(stopping),
+    }
 
 
 def _described(value: Any) -> str:
-    """Names and values of nested partials, the same in every process."""
+    """Names and values of nested partials in words; `digest` tells apart what looks the same here."""
     if isinstance(value, functools.partial):
         keywords = [f"{name}={_described(item)}" for name, item in sorted(value.keywords.items())]
         return f"{_described(value.func)}({', '.join([*map(_described, value.args), *keywords])})"
-    if isinstance(value, Interactions):
-        return f"Interactions({value.fingerprint()})"
+    if isinstance(value, jax.Array | np.ndarray) and np.ndim(value):
+        return f"{value.dtype}{list(np.shape(value))}"
     plain = re.sub(r" at 0x[0-9a-f]+|# attributes", "", repr(value))
     return getattr(value, "__qualname__", None) or " ".join(plain.split())
 
@@ -265,7 +345,13 @@ def examples(train: Interactions, group: int | None = None) -> Examples:
     Args:
         train: the positives.
         group: as `fit` has it.
+
+    Raises:
+        ValueError: for negative or non-finite weights, weights that are all 0, and a `group` that is no integer of 0 or
+            more.
     """
+    check_weights(train=train)
+    group = None if group is None else integer("group", group, least=0)
     users, items = train.pairs()
     if group is None:
         return Examples(users, None, None, items, train.weights, None)
@@ -278,9 +364,9 @@ def examples(train: Interactions, group: int | None = None) -> Examples:
     return Examples(owner, first, length, items, train.weights, np.arange(group, dtype=np.int32)[None])
 
 
-@functools.partial(jax.jit, static_argnames=("static", "tx", "batch_size"))
-def _epoch(state, arrays, data, *, static, tx, batch_size):
-    objective, touched = combine(arrays, static)
+@functools.partial(jax.jit, static_argnames=("static", "batch_size"))
+def _epoch(state, arrays, data, *, static, batch_size):
+    objective, touched, tx = combine(arrays, static)
     return epoch(state, objective, tx, data, touched=touched, batch_size=batch_size)
 
 
@@ -293,7 +379,7 @@ def epoch(
     batch_size: int,
     touched: Callable[[Key, Batch], Mapping[str, Array]] | None = None,
 ) -> tuple[State, Array]:
-    """All examples once, in random order: what `fit` jits, for loops of one's own under `jit`, `vmap` or `scan`.
+    """All examples once, in random order: what `fit` jits, for your own loops under `jit`, `vmap` or `scan`.
 
     Args:
         state: from `init`, or from the epoch before.
@@ -322,7 +408,7 @@ def epoch(
 
     def step(carry, number):
         params, opt_state = carry
-        places = number * batch_size + jnp.arange(batch_size)
+        places = number * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
         chosen = jnp.where(places < n, sampling.permuted(order_key, jnp.minimum(places, n - 1), n=n), n)
         batch = data.batch(chosen, state.epoch * steps + number)
         key = jax.random.fold_in(step_key, number)
@@ -339,11 +425,12 @@ def epoch(
             loss, params, opt_state = tx.step(value, params, opt_state)
         else:
             loss, gradients = jax.value_and_grad(value)(params)
-            extra = {} if touched is None else {"touched": touched(key, batch)}
+            extra = {"value": loss, "grad": gradients, "value_fn": value}
+            extra |= {} if touched is None else {"touched": touched(key, batch)}
             updates, opt_state = optax.with_extra_args_support(tx).update(gradients, opt_state, params, **extra)
             params = optax.apply_updates(params, updates)
         return (params, opt_state), loss
 
     carry = state.variables["params"], state.opt_state
-    (params, opt_state), values = jax.lax.scan(step, carry, jnp.arange(steps))
+    (params, opt_state), values = jax.lax.scan(step, carry, jnp.arange(steps, dtype=jnp.int32))
     return State({**state.variables, "params": params}, opt_state, state.key, state.epoch + 1), values

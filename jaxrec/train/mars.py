@@ -209,7 +209,7 @@ def objective(
     """
     _check_single(batch)
     _check_has(model, "parts", "MARS")
-    users, items, weights, where = batch.users, batch.items, batch.weights, batch.where
+    users, items, weights, where = batch.users, batch.items, batch.weights, batch.mask
     sample_key, positive_key = jax.random.split(key)
     if positives is not None:
         users, items = positives(positive_key, users.shape)

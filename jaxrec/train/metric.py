@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxrec import losses
 from jaxrec.lookup import lookup
 from jaxrec.train.loop import Batch
-from jaxrec.train.objectives import _check_has
+from jaxrec.train.objectives import _check_has, compared
 from jaxrec.typing import Array, Key, Loss, Model, Sampler, Scalar, Variables
 
 
@@ -31,7 +31,7 @@ def covariance_objective(variables: Variables, key: Key, batch: Batch) -> Array:
     Differs: the released code takes the whole tables in each step.
     """
     del key
-    where = batch.where.reshape(len(batch.users), -1)
+    where = batch.mask.reshape(len(batch.users), -1)
     users = lookup(variables["params"]["user"], batch.users)
     items = lookup(variables["params"]["item"], batch.items.reshape(-1))
     rows = jnp.concatenate([users, items])
@@ -59,14 +59,15 @@ def sml_objective(
     negatives = sample(jax.random.split(key)[0], batch.users)
     u = lookup(params["user"], batch.users)[:, None]
     v, w = lookup(params["item"], items), lookup(params["item"], negatives)
-    values = loss(
+    values = compared(
+        loss,
         _distance(u, v),
         _distance(u, w)[:, None],
         between=_distance(v[:, :, None], w[:, None]),
         user_margin=params["user_margin"][batch.users][:, None],
         item_margin=params["item_margin"][items],
     )
-    return losses.mean(values.reshape(batch.items.shape), where=batch.where, weights=batch.weights)
+    return losses.mean(values.reshape(batch.items.shape), where=batch.mask, weights=batch.weights)
 
 
 def relation_objective(
@@ -86,8 +87,8 @@ def relation_objective(
     negatives = sample(jax.random.split(key)[0], batch.users)
     pos = model.apply(variables, users, items)
     neg = model.apply(variables, users[..., None], negatives[:, None], items[..., None])
-    values = loss(pos, neg).reshape(batch.items.shape)
-    return losses.mean(values, where=batch.where, weights=batch.weights)
+    values = compared(loss, pos, neg).reshape(batch.items.shape)
+    return losses.mean(values, where=batch.mask, weights=batch.weights)
 
 
 def translation_objective(
@@ -128,8 +129,8 @@ def translation_objective(
     both = jnp.concatenate([items.astype(negatives.dtype), negatives], axis=1)
     scores, near = model.apply(variables, users, both, method="regularised")
     pos, neg = jnp.split(scores, [items.shape[1]], axis=1)
-    values = loss(pos, neg[:, None]) - distance_weight * pos + neighbourhood_weight * near[:, : items.shape[1]]
-    return losses.mean(values.reshape(batch.items.shape), where=batch.where, weights=batch.weights)
+    values = compared(loss, pos, neg[:, None]) - distance_weight * pos + neighbourhood_weight * near[:, : items.shape[1]]
+    return losses.mean(values.reshape(batch.items.shape), where=batch.mask, weights=batch.weights)
 
 
 def _distance(x: Array, y: Array) -> Array:

@@ -6,7 +6,9 @@ user, `items` [B, P]; the negatives of a user are then drawn and scored once for
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +52,8 @@ def pairwise_objective(
             history for the negatives too, as its released code does.
 
     Raises:
-        ValueError: for `leave_out` with groups, and `hardest` above the size of the pool.
+        ValueError: for `leave_out` with groups, `hardest` above the size of the pool, and a loss that does not give one
+            value a positive.
     """
     column = batch.users[:, None]
     grouped = batch.items.ndim > 1
@@ -74,8 +77,8 @@ def pairwise_objective(
         neg = model.apply(variables, column, negatives, **options)
     pos = pos if grouped else pos[:, 0]
     further = {} if arguments is None else arguments(variables, batch, negatives)
-    values = loss(pos, neg[:, None, :] if grouped else neg, **further)
-    return losses.mean(values, where=batch.where, weights=batch.weights)
+    values = compared(loss, pos, neg[:, None, :] if grouped else neg, **further)
+    return losses.mean(values, where=batch.mask, weights=batch.weights)
 
 
 def log_q(variables: Variables, batch: Batch, negatives: Array, *, table: Array) -> dict[str, Array]:
@@ -130,11 +133,12 @@ def in_batch_objective(
     """
     _check_single(batch)
     options = {"rngs": {"dropout": key}} if getattr(model, "dropout", 0) else {}
-    where = sampling.in_batch(batch.users, batch.items, seen=seen) & batch.where[None]
+    where = sampling.in_batch(batch.users, batch.items, seen=seen) & batch.mask[None]
     pos = model.apply(variables, batch.users, batch.items, **options)
     neg = model.apply(variables, batch.users[:, None], batch.items[None, :], **options)
     further = {} if log_q is None else {"log_q_pos": log_q[batch.items], "log_q_neg": log_q[batch.items][None, :]}
-    return losses.mean(loss(pos, neg, where=where, **further), where=batch.where, weights=batch.weights)
+    values = compared(loss, pos, neg, where=where, **further)
+    return losses.mean(values, where=batch.mask, weights=batch.weights)
 
 
 def rows_objective(variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Loss) -> Array:
@@ -154,8 +158,8 @@ def rows_objective(variables: Variables, key: Key, batch: Batch, *, model: Model
     del key
     scores = model.apply(variables, batch.users, method="rows")
     items = batch.items.reshape(len(batch.users), -1)
-    values = loss(jnp.take_along_axis(scores, items, axis=1), scores[:, None, :])
-    return losses.mean(values.reshape(batch.items.shape), where=batch.where, weights=batch.weights)
+    values = compared(loss, jnp.take_along_axis(scores, items, axis=1), scores[:, None, :])
+    return losses.mean(values.reshape(batch.items.shape), where=batch.mask, weights=batch.weights)
 
 
 def vectors_objective(
@@ -178,7 +182,7 @@ def vectors_objective(
     _check_single(batch)
     _check_has(model, "vectors", "MF")
     users, items = model.apply(variables, method="vectors")
-    return loss(users[batch.users], items[batch.items], where=batch.where)
+    return loss(users[batch.users], items[batch.items], where=batch.mask)
 
 
 def gram_objective(
@@ -207,8 +211,8 @@ def gram_objective(
     own = users[batch.users]
     own = own[:, None] if batch.items.ndim > 1 else own
     pos = (own * items[batch.items]).sum(-1)
-    values = loss(pos, own, gram, items.sum(0), n_items=len(items), where=batch.where)
-    return losses.mean(values, where=batch.where, weights=batch.weights)
+    values = loss(pos, own, gram, items.sum(0), n_items=len(items), where=batch.mask)
+    return losses.mean(values, where=batch.mask, weights=batch.weights)
 
 
 def combined_objective(
@@ -230,6 +234,48 @@ def combined_objective(
     if not parts:
         raise ValueError("parts is empty; give at least one pair (weight, objective)")
     return sum(weight * objective(variables, key, batch) for weight, objective in parts)
+
+
+def compared(loss: Loss, pos: Array, neg: Array, **further: Array) -> Array:
+    """`loss(pos, neg, **further)` [...], known to be a value a positive for any numbers of positives and negatives.
+
+    A loss that forgets `pos[..., None]` compares every positive with every user's negatives. With one negative, or as
+    many as positives, the shape of its result is right all the same. So its shapes are traced a second time, with sizes
+    that do not broadcast against each other.
+
+    Raises:
+        ValueError: for a loss of another shape.
+    """
+    values = loss(pos, neg, **further)
+    tried = [(pos, neg, jnp.shape(values) == jnp.shape(pos), f"gives {list(jnp.shape(values))}")]
+    n = neg.shape[-1]
+    if n == 1 or n in pos.shape:
+        sizes = [size for size in (7, 11, 13, 17) if size != n][: pos.ndim]
+        unlike = functools.partial(_unlike, pos=pos, neg=neg, sizes=sizes, n=5 if n == 1 else n)
+        probe = jax.ShapeDtypeStruct(sizes, pos.dtype), unlike(neg)
+        try:
+            found = jax.eval_shape(loss, *probe, **jax.tree.map(unlike, further)).shape
+            tried.append((*probe, found == probe[0].shape, f"gives {list(found)}"))
+        except Exception as error:  # whatever the user's loss makes of shapes that it does not expect
+            tried.append((*probe, False, f"fails ({str(error).splitlines()[0]})"))
+    if not all(right for _, _, right, _ in tried):
+        what = "; ".join(f"pos {list(p.shape)} and neg {list(n.shape)} {how}" for p, n, _, how in tried)
+        raise ValueError(
+            f"the loss has the wrong shape: with {what}. It takes pos [...] and neg [..., n] and gives [...]: compare "
+            "neg with pos[..., None], and reduce the last axis alone"
+        )
+    return values
+
+
+def _unlike(x: Array, *, pos: Array, neg: Array, sizes: Sequence[int], n: int) -> jax.ShapeDtypeStruct:
+    """The shape of a loss's argument if positives had the shape `sizes`, each against n negatives."""
+    shape = list(jnp.shape(x))
+    if len(shape) == neg.ndim and shape[-1] == neg.shape[-1]:
+        shape[-1] = n
+    if len(shape) in (pos.ndim, neg.ndim):
+        same = zip(shape, pos.shape, sizes)
+        shape[: pos.ndim] = [other if own == its and own > 1 else own for own, its, other in same]
+    return jax.ShapeDtypeStruct(tuple(shape), jnp.result_type(x))
 
 
 def _check_has(model: Model, method: str, such_as: str) -> None:

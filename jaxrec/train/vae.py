@@ -67,7 +67,7 @@ def objective(
         TypeError: for a model without `bound`.
         ValueError: for batches of positives, and for a `micro_batch` that does not divide the batch.
     """
-    if batch.where.ndim != 1 or batch.items.ndim != 2 or batch.items.shape[1] != 0:
+    if batch.mask.ndim != 1 or batch.items.ndim != 2 or batch.items.shape[1] != 0:
         raise ValueError(f"batch.items has shape {batch.items.shape}; users alone are needed: call fit with group=0")
     size = len(batch.users) if micro_batch is None else min(micro_batch, len(batch.users))
     if size < 1 or len(batch.users) % size:
@@ -82,10 +82,10 @@ def objective(
         nll, divergence = (jnp.where(where, half, 0).sum() for half in halves)
         return nll + annealed(batch.step, cap=cap, total=total).astype(nll.dtype) * divergence
 
-    count = jnp.maximum(batch.where.sum(), 1).astype(jnp.result_type(float))
+    count = jnp.maximum(batch.mask.sum(), 1).astype(jnp.result_type(float))
     if size == len(batch.users):
-        return part(batch.users, batch.where) / count
-    parts = jax.tree.map(lambda x: x.reshape(-1, size), (batch.users, batch.where))
+        return part(batch.users, batch.mask) / count
+    parts = jax.tree.map(lambda x: x.reshape(-1, size), (batch.users, batch.mask))
     return jax.lax.map(jax.checkpoint(lambda one: part(*one)), parts).sum() / count
 
 
