@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec._numerics import integer, number
 from jaxrec.als._run import check_input, run
-from jaxrec.history import EarlyStopping, History
+from jaxrec.history import EarlyStopping, History, Interrupted
 from jaxrec.interactions import Interactions, spmm
 from jaxrec.keys import check_key
 from jaxrec.partials import Static, combine, partition
@@ -77,8 +78,10 @@ def fit(
 
     Raises:
         ValueError: for towers that do not give [M, K] and [N, K], an objective that is not finite, a train set without
-            pairs or with negative weights, `steps`, `cg_steps` or `every` below 1, a `regularization` that is negative
-            or not finite, a `cg_tolerance` outside [0, 1), and `stopping` without `validate`.
+            pairs or with weights that are negative or not finite, `steps`, `cg_steps` or `every` that is not an integer
+            of 1 or more, a `regularization` or `tolerance` that is negative or not finite, a `cg_tolerance` outside
+            [0, 1), `stopping` without `validate`, and a metric of `stopping` that is never a number.
+        Interrupted: at Ctrl-C; it carries the parameters after the last step, and the history.
 
     Differs: appendix D has errors of sign, factor and shape. `als.rg2` minimises the same squares, larger by a constant
     of the data, under another regulariser: λ (Σ aᵤ ‖pᵤ‖² / 2|D| + ‖Q‖² / 2N), which scales with the rows' weights. Here
@@ -92,21 +95,25 @@ def fit(
     >>> bool(history.records[-1]["objective"] < history.records[0]["objective"] < 0.5)
     True
     """
-    _check(towers, params, train, regularization, steps, cg_steps, cg_tolerance)
+    steps, cg_steps = integer("steps", steps), integer("cg_steps", cg_steps)
+    regularization, cg_tolerance = _check(towers, params, train, regularization, cg_tolerance)
     arrays, static = partition((towers,))
     data = jax.device_put((arrays, train, train.transpose()))
 
     def step(params: Params) -> tuple[Params, Mapping[str, Array]]:
         params, figures = _step(params, *data, regularization, cg_tolerance, static=static, cg_steps=cg_steps)
-        if not np.isfinite(figures["objective"]):
+        if not np.isfinite(value := float(figures["objective"])):
             raise ValueError(
-                f"the objective is {figures['objective']}; look for NaN in params, in the features of the towers "
+                f"the objective is {value}; look for NaN in params, in the features of the towers "
                 "and in train.weights (all 0?), or start from smaller params"
             )
         return params, figures
 
     how = {"validate": validate, "every": every, "stopping": stopping, "progress": progress, "unit": "steps"}
-    variables, history = run(step, params, sweeps=steps, tolerance=tolerance, **how)
+    try:
+        variables, history = run(step, params, sweeps=steps, tolerance=tolerance, **how)
+    except Interrupted as stopped:
+        raise Interrupted(stopped.state["params"], stopped.history) from None
     return variables["params"], history
 
 
@@ -218,12 +225,9 @@ def _user_weights(train: Interactions, transposed: Interactions, dtype: Any) -> 
     return spmm(train, transposed, jnp.ones((train.n_items, 1), dtype))[:, 0]
 
 
-def _check(towers, params, train, regularization, steps, cg_steps, cg_tolerance) -> None:
+def _check(towers, params, train, regularization, cg_tolerance) -> tuple[float, float]:
     check_input(train, 1, regularization=regularization)  # towers may be wider than the matrix: no dim to check
-    for name, value in (("steps", steps), ("cg_steps", cg_steps)):
-        if value < 1:
-            raise ValueError(f"{name}={value}; give 1 or more")
-    if not 0 <= cg_tolerance < 1:
+    if float(number("cg_tolerance", cg_tolerance, least=0)) >= 1:
         raise ValueError(f"cg_tolerance={cg_tolerance}; give 0 or more and less than 1")
     shapes = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(towers, params))]
     rows = [train.n_users, train.n_items]
@@ -232,6 +236,7 @@ def _check(towers, params, train, regularization, steps, cg_steps, cg_tolerance)
             f"towers gives tables of shapes {shapes}; give one of {rows[0]} users and one of {rows[1]} items, of as "
             "many columns (are there features for each of them?)"
         )
+    return float(regularization), float(cg_tolerance)
 
 
 # ---------------------------------------------------------------------- towers
@@ -275,11 +280,15 @@ def init_two_towers(
         hidden: width of the hidden layers.
         scale: standard deviation of the vectors' coordinates, about.
 
+    Raises:
+        ValueError: for a seed in place of a key, sizes that are not integers of 1 or more, and a negative scale.
+
     >>> towers = init_two_towers(jax.random.key(0), jnp.ones((5, 3)), jnp.ones((4, 2)), dim=6, hidden=7)
     >>> {name: leaf.shape for name, leaf in towers["user"].items()}
     {'W': (3, 7), 'b': (7,), 'V': (7, 6), 'c': (6,)}
     """
     check_key(key)
+    dim, hidden, scale = integer("dim", dim), integer("hidden", hidden), float(number("scale", scale, least=0))
     keys = jax.random.split(key, 4)
 
     def one(first: Key, second: Key, features: Features) -> Params:

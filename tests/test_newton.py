@@ -258,10 +258,10 @@ def test_the_run_ends_where_it_no_longer_gains_or_validation_says():
     [
         ({"regularization": -1.0}, "regularization=-1.0; give"),
         ({"regularization": float("nan")}, "regularization=nan; give"),
-        ({"steps": 0}, "steps=0; give 1"),
-        ({"cg_steps": 0}, "cg_steps=0; give 1"),
+        ({"steps": 0}, "steps=0; give an integer of 1 or more"),
+        ({"cg_steps": 0}, "cg_steps=0; give an integer of 1 or more"),
         ({"cg_tolerance": 1.0}, "cg_tolerance=1.0; give"),
-        ({"every": 0}, "every=0; give 1"),
+        ({"every": 0}, "every=0; give an integer of 1 or more"),
         ({"stopping": jr.train.EarlyStopping("ndcg@10")}, "pass validate="),
         ({"params": tables(n_users=29, n_items=30, dim=4)}, r"towers gives tables of shapes \[\(29, 4\), \(30, 4\)\]"),
         ({"towers": lambda params: (params["user"], params["item"][:, :2])}, "of as many columns"),

@@ -39,6 +39,8 @@ def alternate(
 ) -> tuple[Variables, History]:
     """Users and items in turn, by `solver`; `loop` is what `_run.run` takes, and what it returns is returned."""
     parts = 1 if mesh is None else mesh.size
+    if not callable(solver):
+        raise TypeError(f"solver={solver!r}; give ials.cholesky, conjugate_gradient or subspace, arguments bound")
     users, items = sides(train, chunk=max(CHUNK // dim, 1), parts=parts, spare=spare_pairs(dim))
     buckets, places = (users.buckets, items.buckets), {"user": users.place, "item": items.place}
     state = _first_state(first_factors(key, train, dim, scale), users, items)
@@ -130,6 +132,7 @@ def _local_sweep(state: _State, buckets, weighting: Weighting, arrays: list[Arra
     (users, items), (n_users, n_items) = buckets, shape.sizes
     together, gathered = _over(shape.mesh)
     user, item, basis = state
+    weighting = weighting.of_type(basis.dtype)
 
     def half_step(own, start, other, n_other):
         spectrum, basis = eigenbasis(together(sum(_einsum("cbk,cbm->km", part, part) for part in other)))

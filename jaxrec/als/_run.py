@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxrec.history import EarlyStopping, History, figures_of
+from jaxrec._numerics import as_integer, integer, number
+from jaxrec.history import EarlyStopping, History, Interrupted, figures_of
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.keys import check_key
 from jaxrec.typing import Array, Key, Variables
@@ -20,33 +21,89 @@ Factors = Mapping[str, Array]
 State = TypeVar("State")
 
 
-def check_input(train: Interactions, dim: int, **not_negative: float) -> None:
-    """Refuses what no solver can work on.
+def check_weights(**given: Interactions) -> None:
+    """`ValueError` for interactions with a weight that is negative or not finite; names it. Traced weights pass."""
+    for name, interactions in given.items():
+        if interactions.weights is None or isinstance(interactions.weights, jax.core.Tracer):
+            continue
+        weights = np.asarray(interactions.weights)
+        wrong = np.flatnonzero(~((weights >= 0) & (weights < np.inf)))
+        if wrong.size:
+            raise ValueError(
+                f"{name}.weights[{wrong[0]}] is {weights[wrong[0]]}; weights of implicit feedback are 0 or more and "
+                "finite: drop these pairs, or leave weights out"
+            )
+
+
+def check_input(train: Interactions, dim: int, **not_negative: float) -> int:
+    """Refuses what no solver can work on, and returns `dim` as a Python int.
 
     Raises:
         TypeError: for anything but `Interactions`.
-        ValueError: for a set without pairs, weights that are negative or not finite, dim outside 1 .. min(M, N), and
-            hyperparameters that are negative or not finite.
+        ValueError: for a set without pairs, weights that are negative, not finite or all 0, a dim that is no integer in
+            1 .. min(M, N), and hyperparameters that are negative or not finite.
     """
     check_interactions(train=train)
     if train.n_pairs == 0:
         raise ValueError("train has no pairs; there is nothing to factorise")
-    if train.weights is not None:
-        weights = np.asarray(train.weights)
-        if not (weights >= 0).all():
-            place = int(np.flatnonzero(~(weights >= 0))[0])
-            raise ValueError(f"train.weights[{place}] is {weights[place]}; weights of implicit feedback are 0 or more")
-    smaller = min(train.n_users, train.n_items)
-    if not 1 <= dim <= smaller:
-        raise ValueError(f"dim={dim} with {train.n_users} users and {train.n_items} items; give 1 to {smaller}")
+    check_weights(train=train)
+    if train.weights is not None and not np.any(train.weights):
+        raise ValueError("train.weights are all 0, so that there is nothing to factorise; leave weights out")
     for name, value in not_negative.items():
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"{name}={value}; give a finite number of 0 or more")
+        number(name, value, least=0)
+    found, smaller = as_integer(dim), min(train.n_users, train.n_items)
+    if found is None or not 1 <= found <= smaller:
+        raise ValueError(
+            f"dim={dim} with {train.n_users} users and {train.n_items} items; give 1 to {smaller}, an integer"
+        )
+    return found
+
+
+def check_factors(variables: Variables, given: str, **sizes: int) -> list[jax.Array]:
+    """The tables [M, K] and [N, K] in the variables that a solver returns.
+
+    Args:
+        variables: {"params": {"user": [M, K], "item": [N, K]}}; "user" may be missing where it is not asked for.
+        given: what the tables are for, such as "train has".
+        sizes: which tables are needed, and of how many rows: "user" of M, "item" of N.
+
+    Raises:
+        ValueError: for variables of another form, such as those of a model with biases, facets or a graph, which the
+            solver's formula would not fit.
+    """
+    form = 'variables of a solver are {"params": {"user": [M, K], "item": [N, K]}}'
+    if not isinstance(variables, Mapping):
+        raise ValueError(f"variables is a {type(variables).__name__}; {form}: give what fit returned")
+    params = variables.get("params")
+    names = set(params) if isinstance(params, Mapping) else set()
+    if set(variables) != {"params"} or not {*sizes, "item"} <= names <= {"user", "item"}:
+        found = {name: sorted(part) if isinstance(part, Mapping) else "..." for name, part in variables.items()}
+        raise ValueError(f"variables has {found}; {form}, and those of another model do not fit")
+    tables = {name: jnp.asarray(params[name]) for name in sorted(names)}
+    shapes = {name: list(table.shape) for name, table in tables.items()}
+    if any(len(shape) != 2 for shape in shapes.values()) or len({width for _, width in shapes.values()}) > 1:
+        raise ValueError(f"variables has tables of shapes {shapes}; {form}, and those of another model do not fit")
+    for name, size in sizes.items():
+        if shapes[name][0] != size:
+            raise ValueError(f"{given} {size} {name}s and variables {shapes[name][0]}; use one id map")
+    return [tables[name] for name in sizes]
+
+
+def check_solved(vectors: Array) -> Array:
+    """The vectors; `ValueError` where one is not finite, unless they are traced."""
+    if not isinstance(vectors, jax.core.Tracer) and not np.isfinite(vectors).all():
+        row = int(np.flatnonzero(~np.isfinite(vectors).all(1))[0])
+        raise ValueError(
+            f"the vector of row {row} is not finite: its normal equations are singular, or variables has NaN; raise "
+            "regularization (with 0, no row may have fewer pairs than dim)"
+        )
+    return vectors
 
 
 def first_factors(key: Key, train: Interactions, dim: int, scale: float) -> Factors:
     """Items from N(0, scale² / K), users zero: the first half step is theirs."""
     check_key(key)
+    number("scale", scale, least=0)
     item = scale / np.sqrt(dim) * jax.random.normal(key, (train.n_items, dim))
     return {"user": jnp.zeros((train.n_users, dim), item.dtype), "item": item}
 
@@ -82,40 +139,51 @@ def run(
         `MF`'s variables, {"params": {"user": [M, K], "item": [N, K]}}, and the `History`.
 
     Raises:
-        ValueError: for `sweeps` or `every` below 1, `stopping` without `validate`, and factors that are not finite.
+        TypeError: for a `stopping` of another type.
+        ValueError: for `sweeps` or `every` that is not an integer of 1 or more, a `tolerance` that is negative or not
+            finite, `stopping` without `validate`, an objective that is not finite, and a metric of `stopping` that no
+            validation gave as a number.
+        Interrupted: at Ctrl-C, once a sweep is finished; it carries the variables after the last one, and the history.
     """
-    for name, value in (("sweeps", sweeps), ("every", every)):
-        if value < 1:
-            raise ValueError(f"{name}={value}; give 1 or more")
+    sweeps, every = integer("sweeps", sweeps), integer("every", every)
+    if tolerance is not None:
+        number("tolerance", tolerance, least=0)
+    if stopping is not None and not isinstance(stopping, EarlyStopping):
+        raise TypeError(f"stopping={stopping!r}; give jaxrec.train.EarlyStopping(metric)")
     if stopping is not None and validate is None:
         raise ValueError(f"stopping watches {stopping.metric!r}, but there is no validate to give it; pass validate=")
-    history, previous, best = History(), None, state
+    history, previous, best, last = History(), None, state, state
     watch = None if stopping is None else stopping.init()
     bar = tqdm(range(1, sweeps + 1), disable=not progress, desc=unit)
-    for number in bar:
-        began = time.perf_counter()
-        state, figures = sweep(state)
-        record = {"epoch": number, **{name: float(value) for name, value in figures.items()}}
-        record["seconds"] = time.perf_counter() - began
-        objective = record["objective"]
-        if not np.isfinite(objective):
-            raise ValueError(
-                f"the objective is {objective} at sweep {number}: a system of normal equations is singular or nearly; "
-                "raise regularization (with 0, no system may have fewer equations than dim)"
-            )
-        settled = None not in (tolerance, previous) and previous - objective <= tolerance * abs(previous)
-        done, previous = settled or number == sweeps, objective
-        improved = True
-        if validate is not None and (number % every == 0 or done):
-            record |= figures_of(validate({"params": factors(state)}))
-            if stopping is not None:
-                watch, improved = stopping.update(watch, record)
-                done = done or stopping.done(watch)
-        elif stopping is not None:
-            improved = False
-        best = state if improved else best
-        history = history.append(record)
-        bar.set_postfix({name: f"{value:.6g}" for name, value in record.items() if name not in ("epoch", "seconds")})
-        if done:
-            break
+    try:
+        for count in bar:
+            began = time.perf_counter()
+            state, figures = sweep(last)
+            record = {"epoch": count, **{name: float(value) for name, value in figures.items()}}
+            record["seconds"] = time.perf_counter() - began
+            objective = record["objective"]
+            if not np.isfinite(objective):
+                raise ValueError(
+                    f"the objective is {objective} at sweep {count}: a system of normal equations is singular or "
+                    "nearly; raise regularization (with 0, no system may have fewer equations than dim)"
+                )
+            settled = None not in (tolerance, previous) and previous - objective <= tolerance * abs(previous)
+            done, previous = settled or count == sweeps, objective
+            improved = stopping is None
+            if validate is not None and (count % every == 0 or done):
+                record |= figures_of(validate({"params": factors(state)}))
+                if stopping is not None:
+                    watch, improved = stopping.update(watch, record)
+                    done = done or stopping.done(watch)
+            best = state if improved else best
+            history, last = history.append(record), state
+            bar.set_postfix({name: f"{x:.6g}" for name, x in record.items() if name not in ("epoch", "seconds")})
+            if done:
+                break
+    except KeyboardInterrupt:
+        if not history.records:
+            raise
+        raise Interrupted({"params": factors(last)}, history) from None
+    if stopping is not None and (wrong := stopping.never_a_number(watch)):
+        raise ValueError(wrong)
     return {"params": factors(best)}, history

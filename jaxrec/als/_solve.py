@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxrec._numerics import as_integer, integer
 from jaxrec.als._rows import Bucket
 from jaxrec.typing import Array, Scalar
 
@@ -37,6 +38,10 @@ class Weighting(NamedTuple):
     shift: Scalar
     regularization: Scalar
     nu: Scalar
+
+    def of_type(self, dtype: Any) -> Weighting:
+        """The same numbers in the type of the tables, whatever type of number they were given as."""
+        return Weighting(*(jnp.asarray(x, dtype) for x in self))
 
     def penalties(self, totals: Array, n_other: int) -> Array:
         """λ_u [...] of rows with Σ r = `totals` [...]."""
@@ -235,10 +240,9 @@ def conjugate_gradient(half: Half, start: list[Array], *, steps: int = 3) -> tup
         steps: with K, or with a row's number of pairs and one, the solution is exact but for rounding.
 
     Raises:
-        ValueError: for steps below 1.
+        ValueError: for steps that are not an integer of 1 or more.
     """
-    if steps < 1:
-        raise ValueError(f"steps={steps}; give 1 or more")
+    steps = integer("steps", steps)
 
     def solve(system, diagonal, p):
         inverse = 1 / diagonal
@@ -282,11 +286,12 @@ def subspace(half: Half, start: list[Array], *, block: int) -> tuple[list[Array]
         block: dimensions of a block, 1 to K; the last block may have fewer. With K it is `cholesky`.
 
     Raises:
-        ValueError: for a block outside 1 .. K.
+        ValueError: for a block that is not an integer in 1 .. K.
     """
     dim = half.table.shape[1]
-    if not 1 <= block <= dim:
-        raise ValueError(f"block={block} with dim={dim}; give 1 to {dim}")
+    if as_integer(block) is None or not 1 <= block <= dim:
+        raise ValueError(f"block={block} with dim={dim}; give 1 to {dim}, an integer")
+    block = integer("block", block)
 
     def solve(system, diagonal, start):
         def improved(first, size, p, scores):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec._numerics import as_integer, integer, number
 from jaxrec.als._run import check_input
 from jaxrec.interactions import Interactions, spmm
 from jaxrec.keys import check_key
@@ -40,12 +42,18 @@ class Problem(NamedTuple):
 
 
 def problem_of(train: Interactions) -> Problem:
-    """Made once, on the host."""
+    """Made once, on the host.
+
+    Raises:
+        ValueError: for weights that are all 0, since the loss is a mean over what they count.
+    """
     users, items = train.pairs()
     weights = np.ones(train.n_pairs) if train.weights is None else np.asarray(train.weights, np.float64)
     a = np.bincount(users, weights, train.n_users)
     inverse = np.divide(1, a, out=np.zeros_like(a), where=a > 0)
     total = a.sum()
+    if total == 0:
+        raise ValueError("train.weights are all 0, so that the loss, a mean over them, has no value; leave weights out")
     squares = np.bincount(users, weights**2, train.n_users) @ inverse
     dtype = jnp.zeros(()).dtype  # float32, or float64 in x64
     popularity = np.bincount(items, weights, train.n_items) / total
@@ -94,10 +102,12 @@ def decompose(
         passes: at most.
 
     Raises:
-        ValueError: as `fit`.
+        ValueError: as `fit`; also for `oversample` below 0 and `passes` below 1, and where they are no integers.
     """
-    check_input(train, dim, tolerance=tolerance)
+    dim = check_input(train, dim, tolerance=tolerance)
     check_key(key)
+    passes = integer("passes", passes)
+    oversample = None if oversample is None else integer("oversample", oversample, least=0)
     width = min(dim + (max(10, dim // 4) if oversample is None else oversample), train.n_users, train.n_items)
     start = jax.random.normal(key, (train.n_items, width))
     problem = jax.device_put(problem_of(train))
@@ -116,15 +126,17 @@ def shrink(decomposition: Decomposition, *, regularization: Scalar, dim: int | N
         `models.MF`'s variables, balanced as `fit`'s fixed point is.
 
     Raises:
-        ValueError: for a dim that the decomposition does not reach.
+        ValueError: for a regularization that is negative or not finite, and a dim that is not an integer from 1 to
+            the decomposition's.
     """
     reached = decomposition.values.shape[0]
-    dim = reached if dim is None else dim
-    if not 1 <= dim <= reached:
+    dim = reached if dim is None else as_integer(dim)
+    number("regularization", regularization, least=0)
+    if dim is None or not 1 <= dim <= reached:
         raise ValueError(f"dim={dim}, and the decomposition has {reached}; give 1 to {reached}, or decompose anew")
     n_items = decomposition.item.shape[0]
-    kept = jnp.maximum(decomposition.values[:dim] - regularization / np.sqrt(2), 0)
-    balance = np.sqrt(np.sqrt(2) * n_items)
+    kept = jnp.maximum(decomposition.values[:dim] - regularization / math.sqrt(2), 0)
+    balance = math.sqrt(math.sqrt(2) * n_items)
     warm = decomposition.scale > 0
     scale = jnp.where(warm, 1 / jnp.where(warm, decomposition.scale, 1), 0)
     return {

@@ -28,13 +28,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxrec._numerics import number
 from jaxrec.als._alternate import CHUNK, alternate, eigenbasis, joined
 from jaxrec.als._rows import Side, side, spare_pairs
-from jaxrec.als._run import Factors, check_input
+from jaxrec.als._run import Factors, check_factors, check_input, check_solved, check_weights
 from jaxrec.als._solve import Half, Weighting, cholesky, conjugate_gradient, subspace
 from jaxrec.history import EarlyStopping, History
 from jaxrec.interactions import Interactions, check_interactions
-from jaxrec.typing import Array, Key, Variables
+from jaxrec.typing import Array, Key, Scalar, Variables
 
 __all__ = [
     "cholesky",
@@ -101,9 +102,12 @@ def fit(
         "objective" are the objective after each half of a sweep.
 
     Raises:
-        ValueError: for no pairs, negative weights, dim above min(M, N), negative hyperparameters, and a
-            regularization too small (0) for rows with fewer pairs than dim; a mesh of more axes than one or of more
-            devices than users.
+        TypeError: for anything but `Interactions`, and for a solver that is no function.
+        ValueError: for no pairs, weights that are negative or not finite, sizes that are not integers, a dim above
+            min(M, N), hyperparameters that are negative or not finite, a regularization too small (0) for rows with
+            fewer pairs than dim, a metric of `stopping` that is never a number, and a mesh of more than one axis or
+            of more devices than users.
+        Interrupted: at Ctrl-C; it carries the variables after the last sweep, and the history.
 
     >>> train = Interactions.from_pairs([0, 0, 1, 2, 2], [0, 1, 1, 0, 2])
     >>> variables, history = fit(
@@ -112,7 +116,8 @@ def fit(
     >>> variables["params"]["item"].shape, history.names
     ((3, 2), ['after_users', 'objective', 'seconds'])
     """
-    check_input(train, dim, regularization=regularization, unobserved_weight=unobserved_weight, nu=nu, scale=scale)
+    numbers = dict(regularization=regularization, unobserved_weight=unobserved_weight, nu=nu, scale=scale)
+    dim = check_input(train, dim, **numbers)
     weighting = Weighting(unobserved_weight, 1.0, 0.0, regularization, nu)
     loop = dict(sweeps=sweeps, tolerance=tolerance, validate=validate, every=every, stopping=stopping)
     return alternate(
@@ -155,7 +160,7 @@ def wrmf(
         mesh: see `fit`.
         progress: see `fit`.
     """
-    check_input(train, dim, regularization=regularization, alpha=alpha, scale=scale)
+    dim = check_input(train, dim, regularization=regularization, alpha=alpha, scale=scale)
     weighting = Weighting(1.0, alpha, 1.0, regularization, 0.0)
     loop = dict(sweeps=sweeps, tolerance=tolerance, validate=validate, every=every, stopping=stopping)
     return alternate(
@@ -166,15 +171,27 @@ def wrmf(
 def objective(
     variables: Variables, train: Interactions, *, regularization: float, unobserved_weight: float, nu: float = 1.0
 ) -> Array:
-    """What `fit` minimises, of the given factors []: by Gram matrices, with no [M, N] array."""
-    weighting = Weighting(unobserved_weight, 1.0, 0.0, regularization, nu)
-    return _objective(variables["params"], train, weighting)
+    """What `fit` minimises, of the given factors []: by Gram matrices, with no [M, N] array.
+
+    Args:
+        variables: {"params": {"user": [M, K], "item": [N, K]}}, as `fit` returns them.
+        train: the positives, of M users and N items.
+        regularization: λ.
+        unobserved_weight: α0.
+        nu: ν.
+
+    Raises:
+        ValueError: for variables of another form or of other sizes, weights that are negative or not finite, and
+            hyperparameters that are negative or not finite.
+    """
+    _check_numbers(regularization=regularization, unobserved_weight=unobserved_weight, nu=nu)
+    return _objective(variables, train, Weighting(unobserved_weight, 1.0, 0.0, regularization, nu))
 
 
 def wrmf_objective(variables: Variables, train: Interactions, *, regularization: float, alpha: float) -> Array:
-    """What `wrmf` minimises, of the given factors []."""
-    weighting = Weighting(1.0, alpha, 1.0, regularization, 0.0)
-    return _objective(variables["params"], train, weighting)
+    """What `wrmf` minimises, of the given factors []; it raises what `objective` raises."""
+    _check_numbers(regularization=regularization, alpha=alpha)
+    return _objective(variables, train, Weighting(1.0, alpha, 1.0, regularization, 0.0))
 
 
 def fold_in(
@@ -182,8 +199,12 @@ def fold_in(
 ) -> Array:
     """Vectors of users whom training never saw: their exact half step.
 
+    The item vectors must come from `fit`, since the half step is that of its objective. Variables of a
+    `models.MF` that was trained by gradients, or by another solver, have the same form and cannot be told apart:
+    their vectors would be wrong without an error.
+
     Args:
-        variables: from `fit`.
+        variables: what `fit` returned.
         histories: [B, N], what is known of B users; a user without items gets 0.
         regularization: as in training.
         unobserved_weight: as in training.
@@ -193,37 +214,50 @@ def fold_in(
         [B, K]; `{"params": {"user": vectors, "item": variables["params"]["item"]}}` are variables of MF for them.
 
     Raises:
-        ValueError: for histories over another number of items.
+        ValueError: for variables of another form, such as those of a model with facets, biases or a graph, histories
+            over another number of items, weights or hyperparameters that are negative or not finite, and a
+            regularization too small (0) for rows with fewer pairs than dim.
     """
+    _check_numbers(regularization=regularization, unobserved_weight=unobserved_weight, nu=nu)
     return _fold_in(variables, histories, Weighting(unobserved_weight, 1.0, 0.0, regularization, nu))
 
 
 def wrmf_fold_in(variables: Variables, histories: Interactions, *, regularization: float, alpha: float) -> Array:
-    """`fold_in` of `wrmf`."""
+    """`fold_in` of `wrmf`: the variables must come from `wrmf`."""
+    _check_numbers(regularization=regularization, alpha=alpha)
     return _fold_in(variables, histories, Weighting(1.0, alpha, 1.0, regularization, 0.0))
 
 
 # ---------------------------------------------------------------------- given factors
 
 
-def _objective(params: Factors, train: Interactions, weighting: Weighting) -> Array:
+def _check_numbers(**given: Scalar) -> None:
+    for name, value in given.items():
+        number(name, value, least=0)
+
+
+def _objective(variables: Variables, train: Interactions, weighting: Weighting) -> Array:
     check_interactions(train=train)
+    check_weights(train=train)
+    user, item = check_factors(variables, "train has", user=train.n_users, item=train.n_items)
     users, items = train.pairs()
     ratings = np.ones(train.n_pairs, np.float32) if train.weights is None else np.asarray(train.weights)
     totals = np.bincount(users, ratings, train.n_users), np.bincount(items, ratings, train.n_items)
-    return _objective_of(params, (users, items, ratings), totals, weighting)
+    return _objective_of({"user": user, "item": item}, (users, items, ratings), totals, weighting)
 
 
 @jax.jit
 def _objective_of(params: Factors, pairs: tuple[Array, ...], totals: tuple[Array, Array], weighting: Weighting):
-    user, item = jnp.asarray(params["user"]), jnp.asarray(params["item"])
+    user, item = params["user"], params["item"]
+    weighting = weighting.of_type(item.dtype)
 
     def loss(pair):
         u, i, rating = pair
         score, w = (user[u] * item[i]).sum(), weighting.gain * rating.astype(user.dtype)
         return (w + weighting.shift) * (1 - 2 * score) + w * score**2
 
-    observed = jax.lax.map(loss, pairs, batch_size=min(CHUNK // user.shape[1] + 1, len(pairs[0]))).sum()
+    batch_size = max(min(CHUNK // user.shape[1] + 1, len(pairs[0])), 1)
+    observed = jax.lax.map(loss, pairs, batch_size=batch_size).sum()
     grams = (_einsum("nk,nm->km", table, table) for table in (user, item))
     everything = weighting.unobserved * functools.reduce(jnp.multiply, grams).sum()
     ridges = [
@@ -235,18 +269,18 @@ def _objective_of(params: Factors, pairs: tuple[Array, ...], totals: tuple[Array
 
 def _fold_in(variables: Variables, histories: Interactions, weighting: Weighting) -> Array:
     check_interactions(histories=histories)
-    item = jnp.asarray(variables["params"]["item"])
-    if histories.n_items != item.shape[0]:
-        raise ValueError(f"histories have {histories.n_items} items and variables {item.shape[0]}; use one id map")
+    check_weights(histories=histories)
+    (item,) = check_factors(variables, "histories have", item=histories.n_items)
     if histories.n_pairs == 0:
         return jnp.zeros((histories.n_users, item.shape[1]), item.dtype)
     own = side(histories, chunk=max(CHUNK // item.shape[1], 1), spare=spare_pairs(item.shape[1]))
-    return _solved_alone(own, item, weighting)
+    return check_solved(_solved_alone(own, item, weighting))
 
 
 @jax.jit
 def _solved_alone(own: Side, table: Array, weighting: Weighting) -> Array:
     """The exact rows [R, K] of one side over the other's table [n, K]."""
+    weighting = weighting.of_type(table.dtype)
     spectrum, basis = eigenbasis(_einsum("nk,nm->km", table, table))
     half = Half(own.buckets, _einsum("nk,km->nm", table, basis), weighting.unobserved * spectrum, weighting, len(table))
     start = [jnp.zeros((*bucket.rows.shape, table.shape[1]), table.dtype) for bucket in own.buckets]

@@ -20,16 +20,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from jaxrec._numerics import integer, number
 from jaxrec.als._conjugate import Rows, conjugate, scores
 from jaxrec.als._mesh import check_mesh, dealt, spread
-from jaxrec.als._run import check_input, first_factors, run
+from jaxrec.als._run import check_factors, check_input, check_solved, check_weights, first_factors, run
 from jaxrec.als._spectrum import Decomposition, Problem, decompose, dot, problem_of, shrink
 from jaxrec.history import EarlyStopping, History
 from jaxrec.interactions import Interactions, check_interactions, spmm
@@ -83,18 +84,19 @@ def fit(
         "objective" are L after each half of a sweep.
 
     Raises:
-        ValueError: for no pairs, negative weights, dim above min(M, N), a negative regularization, and a
-            regularization too small (0) for factors whose Gram matrix is singular; a mesh of more axes than one or
-            of more devices than users.
+        ValueError: for no pairs, weights that are negative, not finite or all 0, sizes that are not integers, a dim
+            above min(M, N), hyperparameters that are negative or not finite, a regularization too small (0) for
+            factors whose Gram matrix is singular, a metric of `stopping` that is never a number, and a mesh of more
+            than one axis or of more devices than users.
+        Interrupted: at Ctrl-C; it carries the variables after the last sweep, and the history.
 
     >>> train = Interactions.from_pairs([0, 0, 1, 2, 2], [0, 1, 1, 0, 2])
     >>> variables, history = fit(train, dim=2, regularization=0.1, key=jax.random.key(0), progress=False)
     >>> variables["params"]["item"].shape
     (3, 2)
     """
-    check_input(train, dim, regularization=regularization, alpha=alpha)
-    if steps < 1:
-        raise ValueError(f"steps={steps}; give 1 or more")
+    dim = check_input(train, dim, regularization=regularization, alpha=alpha)
+    steps = integer("steps", steps)
     settings, steps = _Settings(regularization, alpha), steps if _given(alpha) else 0
     first = first_factors(key, train, dim, scale)
     solve = None if steps else jnp.eye(dim, dtype=first["item"].dtype)
@@ -114,10 +116,23 @@ def fit(
 
 
 def objective(variables: Variables, train: Interactions, *, regularization: Scalar, alpha: Scalar = 0.0) -> Array:
-    """L of the given factors [], by Gram matrices: no [M, N] array, one sparse product. Differentiable."""
+    """L of the given factors [], by Gram matrices: no [M, N] array, one sparse product. Differentiable.
+
+    Args:
+        variables: {"params": {"user": [M, K], "item": [N, K]}}, as `fit` and `solve` return them.
+        train: the positives, of M users and N items.
+        regularization: λ.
+        alpha: α.
+
+    Raises:
+        ValueError: for variables of another form or of other sizes, weights that are negative, not finite or all 0,
+            and hyperparameters that are negative or not finite.
+    """
     check_interactions(train=train)
-    settings = _Settings(regularization, alpha)
-    return _objective_of(variables["params"], problem_of(train), settings, pairwise=_given(alpha))
+    check_weights(train=train)
+    user, item = check_factors(variables, "train has", user=train.n_users, item=train.n_items)
+    settings = _settings(regularization, alpha)
+    return _objective_of({"user": user, "item": item}, problem_of(train), settings, pairwise=_given(alpha))
 
 
 def fold_in(
@@ -130,8 +145,12 @@ def fold_in(
 ) -> Array:
     """Vectors of users whom training never saw: their half step.
 
+    The item vectors must come from `fit` or `solve`, since the half step is that of their objective. Variables of a
+    `models.MF` that was trained by gradients, or by another solver, have the same form and cannot be told apart:
+    their vectors would be wrong without an error.
+
     Args:
-        variables: from `fit` or `solve`.
+        variables: what `fit` or `solve` returned.
         histories: [B, N], what is known of B users; a user without items gets 0.
         regularization: as in training.
         alpha: as in training. With 0 a vector is the mean of item vectors times a K x K matrix.
@@ -141,14 +160,17 @@ def fold_in(
         [B, K]; `{"params": {"user": vectors, "item": variables["params"]["item"]}}` are variables of MF for them.
 
     Raises:
-        ValueError: for histories over another number of items.
+        ValueError: for variables of another form, such as those of a model with facets, biases or a graph, histories
+            over another number of items, weights or hyperparameters that are negative or not finite, steps that are
+            not an integer of 1 or more, and a regularization too small (0) for the items' Gram matrix.
     """
     check_interactions(histories=histories)
-    item = variables["params"]["item"]
-    if histories.n_items != item.shape[0]:
-        raise ValueError(f"histories have {histories.n_items} items and variables {item.shape[0]}; use one id map")
-    settings = _Settings(regularization, alpha)
-    return _fold_in(problem_of(histories), item, settings, steps=steps if _given(alpha) else 0)
+    check_weights(histories=histories)
+    (item,) = check_factors(variables, "histories have", item=histories.n_items)
+    steps, settings = integer("steps", steps), _settings(regularization, alpha)
+    if not np.any(np.ones(histories.n_pairs) if histories.weights is None else np.asarray(histories.weights)):
+        return jnp.zeros((histories.n_users, item.shape[1]), item.dtype)
+    return check_solved(_fold_in(problem_of(histories), item, settings, steps=steps if _given(alpha) else 0))
 
 
 def _given(alpha: Scalar) -> bool:
@@ -165,7 +187,7 @@ def solve(train: Interactions, *, dim: int, regularization: Scalar, key: Key, to
     ... )
     True
     """
-    check_input(train, dim, regularization=regularization)
+    dim = check_input(train, dim, regularization=regularization)
     return shrink(decompose(train, dim=dim, key=key, tolerance=tolerance), regularization=regularization)
 
 
@@ -187,6 +209,14 @@ class _State(NamedTuple):
 class _Settings(NamedTuple):
     regularization: Scalar
     alpha: Scalar
+
+    def of_type(self, dtype: Any) -> _Settings:
+        """The same numbers in the type of the tables, whatever type of number they were given as."""
+        return _Settings(*(jnp.asarray(x, dtype) for x in self))
+
+
+def _settings(regularization: Scalar, alpha: Scalar) -> _Settings:
+    return _Settings(number("regularization", regularization, least=0), number("alpha", alpha, least=0))
 
 
 def _factors(state: _State) -> dict[str, Array]:
@@ -237,6 +267,7 @@ def _sweep(problem: Problem, state: _State, settings: _Settings, *, steps: int, 
     objective costs no further product.
     """
     together = (lambda x: jax.lax.psum(x, axis)) if axis else (lambda x: x)
+    settings = settings.of_type(state.item.dtype)
     if not steps:
         return _shared_sweep(problem, state, settings, together)
     n_items, (regularization, alpha) = state.item.shape[0], settings
@@ -314,7 +345,8 @@ def _user_step(problem: Problem, item: Array, gram: Array, settings: _Settings, 
 
 @functools.partial(jax.jit, static_argnames="pairwise")
 def _objective_of(factors: Mapping[str, Array], problem: Problem, settings: _Settings, pairwise: bool) -> Array:
-    (regularization, alpha), user, item = settings, factors["user"], factors["item"]
+    user, item = factors["user"], factors["item"]
+    regularization, alpha = settings.of_type(item.dtype)
     weighted = problem.share[:, None] * user
     gram_users, gram_items = dot(user.T, weighted), dot(item.T, item) / item.shape[0]
     agreement = (user * spmm(problem.matrix, problem.transposed, item)).sum() / problem.total
@@ -330,5 +362,5 @@ def _objective_of(factors: Mapping[str, Array], problem: Problem, settings: _Set
 
 @functools.partial(jax.jit, static_argnames="steps")
 def _fold_in(problem: Problem, item: Array, settings: _Settings, steps: int) -> Array:
-    start = jnp.zeros((problem.matrix.n_users, item.shape[1]), item.dtype)
+    start, settings = jnp.zeros((problem.matrix.n_users, item.shape[1]), item.dtype), settings.of_type(item.dtype)
     return _user_step(problem, item, dot(item.T, item) / item.shape[0], settings, start, steps)[0]

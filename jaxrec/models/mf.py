@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -12,8 +13,12 @@ import jax
 import jax.numpy as jnp
 import scipy.sparse
 
+from jaxrec._numerics import integer, number
+from jaxrec.als._run import check_weights
 from jaxrec.interactions import Interactions, check_interactions
+from jaxrec.keys import check_key
 from jaxrec.lookup import lookup
+from jaxrec.partials import check_static
 from jaxrec.typing import Array, Key, Variables
 
 
@@ -58,17 +63,53 @@ def dropped(vectors: Array, rate: float, key: Key) -> Array:
     return jnp.where(kept.reshape(vectors.shape), vectors / (1 - rate), 0)
 
 
-def check_sizes(model: nn.Module, *names: str) -> None:
-    """`ValueError` for an attribute below 1."""
+def check_sizes(model: nn.Module, *names: str, least: int = 1) -> None:
+    """Makes Python ints of the model's sizes; `ValueError` for anything but integers of `least` or more."""
     for name in names:
-        if getattr(model, name) < 1:
-            raise ValueError(f"{name}={getattr(model, name)}; give 1 or more")
+        setattr(model, name, integer(name, getattr(model, name), least=least))
+
+
+def check_numbers(model: nn.Module, *names: str, **bounds: float) -> None:
+    """Makes Python floats of NumPy and JAX numbers, and lets traced ones pass.
+
+    Raises:
+        ValueError: for anything but finite numbers within `bounds`, which are those of `_numerics.number`.
+    """
+    for name in names:
+        value = number(name, getattr(model, name), **bounds)
+        if not isinstance(value, jax.core.Tracer) and type(value) not in (int, float):
+            setattr(model, name, float(value))
+
+
+def check_rate(model: nn.Module, name: str) -> None:
+    """`check_numbers` of a share of entries to drop, which is 0 or more and below 1."""
+    check_numbers(model, name, least=0)
+    rate = getattr(model, name)
+    if not isinstance(rate, jax.core.Tracer) and rate >= 1:
+        raise ValueError(f"{name}={rate}; give a rate of 0 or more and below 1")
 
 
 def check_function(model: nn.Module, name: str, instead: str) -> None:
     """`TypeError` for an attribute that cannot be called, such as the name of a function."""
     if not callable(getattr(model, name)):
         raise TypeError(f"{name}={getattr(model, name)!r}; give a function: {instead}")
+
+
+def check_attributes(model: nn.Module) -> None:
+    """`TypeError` for an attribute that jit cannot key on, such as an array; traced numbers pass.
+
+    A constructor calls it last, when sizes and numbers are Python's.
+    """
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name, None)
+        if field.name not in ("parent", "name") and not isinstance(value, jax.core.Tracer):
+            check_static(value, f"{type(model).__name__}.{field.name}")
+
+
+def as_ids(*ids: Array) -> list[jax.Array]:
+    """Integers as int32, in which places and draws are computed whatever the type of the ids."""
+    chex.assert_type(ids, int)
+    return [jnp.asarray(x).astype(jnp.int32) for x in ids]
 
 
 def products(u: Array, v: Array) -> Array:
@@ -117,7 +158,7 @@ class MF(nn.Module):
 
     Raises:
         TypeError: for a score that is no function.
-        ValueError: for sizes below 1.
+        ValueError: for sizes that are not integers of 1 or more, a negative scale, and a dropout outside [0, 1).
 
     >>> model = MF(3, 5, dim=2)
     >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
@@ -136,7 +177,10 @@ class MF(nn.Module):
 
     def __post_init__(self) -> None:
         check_sizes(self, "n_users", "n_items", "dim")
+        check_numbers(self, "scale", least=0)
+        check_rate(self, "dropout")
         check_function(self, "score", "jaxrec.models.dot, cosine, or one of that form")
+        check_attributes(self)
         super().__post_init__()
 
     def setup(self) -> None:  # noqa: D102
@@ -152,7 +196,7 @@ class MF(nn.Module):
             v = v[items]
         else:
             u, v = self.score(lookup(self.user, users), lookup(self.item, items))
-        if self.dropout and self.has_rng("dropout"):
+        if (isinstance(self.dropout, jax.core.Tracer) or self.dropout > 0) and self.has_rng("dropout"):
             u = dropped(u, self.dropout, self.make_rng("dropout"))
         return products(u, v)
 
@@ -183,22 +227,25 @@ def nmf(
     Args:
         train: the interactions; pairs without weights weigh 1.
         dim: D.
-        key: of the start.
+        key: typed key of the start.
         regularization: λ.
         iterations: at most so many; scikit-learn warns where they do not suffice.
         tolerance: ends it where the gradient has fallen to that share of its first norm.
 
     Raises:
         ImportError: where scikit-learn is missing.
-        ValueError: for a dim or a number of iterations below 1, or a negative regularization.
+        ValueError: for a seed in place of a key, weights that are negative or not finite, a dim or a number of
+            iterations that is not an integer of 1 or more, and a regularization or tolerance below 0 or not finite.
 
     Differs: scikit-learn scales its penalties by N and M since version 1.0; here they are those of the formula, as they
     were when the papers that compare with it were written.
     """
     check_interactions(train=train)
-    for name, value, least in (("dim", dim, 1), ("iterations", iterations, 1), ("regularization", regularization, 0)):
-        if value < least:
-            raise ValueError(f"{name}={value}; give {least} or more")
+    check_weights(train=train)
+    check_key(key)
+    dim, iterations = integer("dim", dim), integer("iterations", iterations)
+    for name, value in (("regularization", regularization), ("tolerance", tolerance)):
+        number(name, value, least=0)
     try:
         decomposition = importlib.import_module("sklearn.decomposition")
     except ImportError as error:
@@ -206,11 +253,11 @@ def nmf(
     solver = decomposition.NMF(
         dim,
         init="random",
-        tol=tolerance,
+        tol=float(tolerance),
         max_iter=iterations,
-        random_state=int(jax.random.bits(key)),
-        alpha_W=regularization / train.n_items,
-        alpha_H=regularization / train.n_users,
+        random_state=int(jax.random.bits(key, dtype=jnp.uint32)),
+        alpha_W=float(regularization) / train.n_items,
+        alpha_H=float(regularization) / train.n_users,
     )
     users = solver.fit_transform(scipy.sparse.csr_matrix(train.to_scipy()))
     return {"params": {"user": jnp.asarray(users), "item": jnp.asarray(solver.components_.T)}}
