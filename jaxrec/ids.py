@@ -177,22 +177,15 @@ def checked_timestamps(values: ArrayLike) -> np.ndarray:
         ValueError: for a missing time, and for one that does not fit int32.
     """
     given = _flat("timestamps", _array("timestamps", values))
-    dates = given.dtype.kind == "M"
-    if given.dtype.kind == "O":
-        missing = np.array([_is_missing(time) for time in given], bool)
-        dates = all(isinstance(time, datetime.datetime) for time in given[~missing])
-        seconds = [np.nan if gone else _seconds(time) for time, gone in zip(given, missing)] if dates else given
-    elif dates:
-        seconds = np.where(np.isnat(given), np.nan, given.astype("datetime64[s]").astype(np.int64).astype(np.float64))
-    else:
-        seconds = given
+    dates = as_seconds(given)
+    seconds = given if dates is None else dates
     seconds = _numbers("timestamps", seconds)
     bad = ~(np.abs(seconds) <= INT32_MAX)
     if bad.any():
         at = _first(bad)
         if not np.isfinite(seconds[at]):
             remedy = "drop rows without a time"
-        elif not dates and abs(seconds[at]) >= _MILLISECONDS:
+        elif dates is None and abs(seconds[at]) >= _MILLISECONDS:
             remedy = "these look like milliseconds or finer: divide milliseconds by 1000"
         else:
             remedy = (
@@ -205,9 +198,23 @@ def checked_timestamps(values: ArrayLike) -> np.ndarray:
     return np.floor(seconds).astype(np.int32)
 
 
-def _seconds(time: datetime.datetime) -> float:
-    """Since 1970; UTC where there is no time zone, as in NumPy."""
-    return (time if time.tzinfo else time.replace(tzinfo=datetime.UTC)).timestamp()
+def as_seconds(column: np.ndarray) -> np.ndarray | None:
+    """Datetimes as float64 seconds since 1970, NaN where one is missing; None for anything but datetimes.
+
+    Datetimes without a time zone are UTC, as in NumPy.
+    """
+    if column.dtype.kind == "M":
+        seconds = column.astype("datetime64[s]").astype(np.int64).astype(np.float64)
+        return np.where(np.isnat(column), np.nan, seconds)
+    if column.dtype.kind != "O" or not len(column):
+        return None
+    missing = np.array([is_missing(time) for time in column], bool)
+    if not all(isinstance(time, datetime.datetime) for time in column[~missing]):
+        return None
+    utc = ((time if time.tzinfo else time.replace(tzinfo=datetime.UTC)) for time in column[~missing])
+    seconds = np.full(len(column), np.nan)
+    seconds[~missing] = [time.timestamp() for time in utc]
+    return seconds
 
 
 # ---------------------------------------------------------------------- labels
@@ -253,7 +260,7 @@ def _of_one_kind(name: str, labels: np.ndarray) -> np.ndarray:
     kinds = {of: _kind_of(of) for of in set(map(type, entries))}
     unsure = {of for of, kind in kinds.items() if kind not in ("integers", "booleans", "strings", "bytes")}
     if unsure:
-        _refuse_missing(name, np.array([type(label) in unsure and _is_missing(label) for label in entries], bool))
+        _refuse_missing(name, np.array([type(label) in unsure and is_missing(label) for label in entries], bool))
     if len(set(kinds.values())) > 1:
         first = {kinds[type(label)]: label for label in reversed(entries)}
         such = ", ".join(f"{kind} such as {_short(label)}" for kind, label in sorted(first.items()))
@@ -301,7 +308,8 @@ def _kind(labels: np.ndarray) -> str:
     return named.get(labels.dtype.kind, str(labels.dtype))
 
 
-def _is_missing(label: object) -> bool:
+def is_missing(label: object) -> bool:
+    """Whether an object stands for nothing: None, NaN, NaT or pandas.NA."""
     try:
         return label is None or bool(label != label)
     except TypeError:  # pandas.NA refuses to be a bool

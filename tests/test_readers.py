@@ -118,7 +118,7 @@ def test_blank_lines_spaces_byte_order_mark_carriage_returns_and_gzip(tmp_path):
 
 
 def test_chunks_join_and_count_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr(_text, "CHUNK", 2)
+    monkeypatch.setattr(_text, "BLOCK", 9)
     text = "".join(f"{n}::{n}::1::{n}\n" for n in range(7))
     assert readers.movielens(write(tmp_path / "r.dat", text)).users.tolist() == list(range(7))
     with pytest.raises(ValueError, match=r"r2\.dat, line 9: found '8::9'"):
@@ -244,12 +244,12 @@ def test_separator_must_be_told_where_the_suffix_does_not(tmp_path):
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        ({}, dict(user="nobody"), "user='nobody' is not a column of the frame"),
+        ({}, dict(user="nobody"), "user='nobody' is not a column of"),
         ({"u": [1, None]}, {}, r"u\[1\] is missing \(1 such rows\)"),
         ({"i": ["a", None]}, {}, r"i\[1\] is missing"),
         ({"w": ["good", "bad"]}, {}, "w does not hold numbers"),
         ({"t": pd.to_datetime(["2020-01-01", None])}, {}, r"t\[1\] is missing"),
-        ({}, dict(minimum=6), "minimum=6 keeps none of 2 rows; the frame has weights 3 to 5"),
+        ({}, dict(minimum=6), "minimum=6 keeps none of 2 rows; .* has weights 3 to 5"),
     ],
 )
 def test_dataframe_refuses(tmp_path, change, options, message):
@@ -274,12 +274,17 @@ def test_files_that_are_no_text(tmp_path):
         readers.movielens(tmp_path / "nowhere.dat")
 
 
-def test_a_missing_extra_says_what_to_install(monkeypatch):
-    frame = pd.DataFrame({"u": [1], "i": [1]})
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    for read in (readers.dataframe, readers.parquet):
+def test_a_missing_extra_says_what_to_install(monkeypatch, tmp_path):
+    text, lines = write(tmp_path / "x.dat", "1::2::3::4\n"), write(tmp_path / "x.json", '{"u": 1, "i": 2}\n')
+    for module in ("pyarrow", "pyarrow.csv", "pyarrow.json", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for read in (
+        lambda: readers.movielens(text),
+        lambda: readers.json_lines(lines, user="u", item="i"),
+        lambda: readers.parquet(text, user="u", item="i"),
+    ):
         with pytest.raises(ImportError, match=r'pip install "jaxrec\[data\]"'):
-            read(frame, user="u", item="i")
+            read()
 
 
 def test_minimum_keeps_the_boundary_and_drops_the_weights():

@@ -1,51 +1,112 @@
-"""Text files of one interaction a line: their lines, fields and columns, and errors that name the line."""
+"""Text files of one interaction a line: pyarrow parses blocks of lines, and errors name the line.
+
+A block that pyarrow does not take as expected is parsed once more, line by line in Python. That pass decides what is an
+error and which line it is in.
+"""
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import csv
+import functools
 import gzip
-import itertools
+import importlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import NamedTuple
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-CHUNK = 1 << 12  # rows that are text at one time
+from jaxrec.ids import labels_of
 
-Values = tuple[np.ndarray | None, ...]  # labels of users and items as text [n], weights and timestamps float64 [n]
+BLOCK = 1 << 24  # bytes that are parsed at one time
+_SPACES = " \t"
+_UNIT = b"\x1f"  # stands for a separator of several bytes, which pyarrow does not know
+_LONGEST = 2**31 - 1  # the csv module's default of 128 kB is less than a label may have
+
+Values = tuple[np.ndarray | None, ...]  # labels of users and items [n], weights float64 [n], timestamps int64 [n]
 
 
 class Layout(NamedTuple):
-    """How a text file is written; `places` are the positions of user, item, weight and timestamp in a row."""
+    """How a delimited file is written; `places` are the positions of user, item, weight and timestamp in a row."""
 
     separator: str
     header: bool
     width: int
     places: tuple[int | None, ...]
     expected: str
+    quoted: bool = True
+
+    @property
+    def quotes(self) -> bool:
+        """Whether a field may be quoted; between separators of several characters a quote is a character."""
+        return self.quoted and len(self.separator) == 1
 
 
-def lines_of(path: str | os.PathLike) -> Iterator[str]:
-    """The lines of a UTF-8 file, which may end in `.gz`."""
-    opener = gzip.open if str(path).endswith(".gz") else open
+class _Unexpected(ValueError):
+    """A block is not as the quick way expects it."""
+
+
+def optional(module: str, *, extra: str = "data") -> Any:
+    """Imports a module of an optional extra, or says how to install it."""
     try:
-        with opener(path, "rt", encoding="utf-8-sig") as file:
-            yield from file
-    except (UnicodeDecodeError, EOFError) as error:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f'{module} cannot be imported ({error}); pip install "jaxrec[{extra}]"') from error
+
+
+# ---------------------------------------------------------------------- bytes and lines
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    try:
+        with open(path, "rb") as raw:
+            magic = raw.peek(2)[:2]
+            if magic == b"\x1f\x8b":
+                with gzip.open(raw) as file:
+                    yield file
+            elif magic and str(path).endswith(".gz"):
+                raise ValueError(f"{path} is no gzip file, though it ends in .gz; rename it or fetch it again")
+            else:
+                yield raw
+    except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is cut off or not UTF-8 text ({error}); fetch it again or convert it") from None
 
 
-def first_line(path: str | os.PathLike) -> str:
-    """The first line that is not blank."""
-    first = next((line.rstrip("\n") for line in lines_of(path) if line.strip()), None)
-    if first is None:
-        raise ValueError(f"{path} is empty; there must be one interaction at least")
-    return first
+def blocks(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
+    """Whole lines of a UTF-8 file, each ended by a newline, and the number of the first; gzip is unpacked."""
+    with _opened(path) as file:
+        number, rest, first = 1, b"", True
+        while chunk := file.read(BLOCK):
+            rest += chunk
+            block, newline, rest = rest.rpartition(b"\n")
+            if newline:
+                block = _normal(block + newline, first)
+                yield number, block
+                number, first = number + block.count(b"\n"), False
+        if rest:
+            yield number, _normal(rest + b"\n", first)
+
+
+def _normal(block: bytes, first: bool) -> bytes:
+    block = block.removeprefix(b"\xef\xbb\xbf") if first else block
+    block.decode()  # refuses what is not UTF-8
+    return block.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in block else block
+
+
+def first_line(path: str | os.PathLike) -> tuple[int, str]:
+    """The first line that is not blank, and its number."""
+    for number, block in blocks(path):
+        for at, line in enumerate(block.decode().split("\n"), number):
+            if line.strip(" "):
+                return at, line
+    raise ValueError(f"{path} is empty; there must be one interaction at least")
 
 
 def malformed(path: str | os.PathLike, number: int, found: str, expected: str) -> ValueError:
@@ -54,74 +115,435 @@ def malformed(path: str | os.PathLike, number: int, found: str, expected: str) -
     return ValueError(f"{path}, line {number}: found {found!r}, expected {expected}")
 
 
-def fields_of(line: str, separator: str) -> list[str]:
-    """The fields of a line; between commas they may be quoted."""
-    if separator == "," and '"' in line:
+def _filled(number: int, block: bytes) -> Iterator[tuple[int, str]]:
+    """The lines of a block that are not blank, with their numbers."""
+    return ((at, line) for at, line in enumerate(block.decode().split("\n"), number) if line.strip(" "))
+
+
+def _without_blanks(block: bytes) -> bytes:
+    if block.startswith((b"\n", b" ")) or b"\n\n" in block or b"\n " in block:
+        return re.sub(rb"(?m)^ *\n", b"", block)
+    return block
+
+
+def _without_header(number: int, block: bytes) -> tuple[int, bytes, bool]:
+    """The lines after the first that is not blank, the number of the first of them, and whether there was one."""
+    blank = re.match(rb"(?: *\n)*", block).end()
+    end = block.find(b"\n", blank) + 1 if blank < len(block) else len(block)
+    return number + block.count(b"\n", 0, end), block[end:], blank < len(block)
+
+
+# ---------------------------------------------------------------------- delimited
+
+
+def fields_of(line: str, separator: str, quoted: bool = True) -> list[str]:
+    """The fields of a line, without spaces at their ends; a line whose quotes do not fit is one field."""
+    if quoted and len(separator) == 1 and '"' in line:
         try:
-            return next(csv.reader([line], strict=True, skipinitialspace=True))
-        except csv.Error:
+            (fields,) = _rows_of([line], separator)
+        except (csv.Error, ValueError):
             return [line]
-    return line.rstrip("\n").split(separator)
+    else:
+        fields = line.split(separator)
+    return [field.strip(_SPACES) for field in fields]
 
 
-def values_of(line: str, names: list[str]) -> list[str]:
-    """The named values of an object, or the line itself where it is none; text stands for whatever a field holds."""
+def _rows_of(lines: list[str], separator: str) -> list[list[str]]:
+    before = csv.field_size_limit(_LONGEST)
     try:
-        values = json.loads(line)
-    except ValueError:
-        try:
-            values = ast.literal_eval(line.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return [line.rstrip("\n")]
-    if not isinstance(values, dict) or not set(names) <= set(values):
-        return [line.rstrip("\n")]
-    return [str(values[name]) for name in names]
+        return list(csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=separator != " "))
+    finally:
+        csv.field_size_limit(before)
 
 
-def read(path: str | os.PathLike, layout: Layout, fields: Callable[[str], list[str]] | None = None) -> Values:
-    """The wanted columns of a file, whose lines `fields` takes apart."""
-    fields = fields or partial(fields_of, separator=layout.separator)
-    filled = ((number, line) for number, line in enumerate(lines_of(path), 1) if line.strip(" \n"))
-    rows, chunks = itertools.islice(filled, int(layout.header), None), []
-    while chunk := list(itertools.islice(rows, CHUNK)):
-        numbers, lines = zip(*chunk)
-        chunks.append(_values(path, layout, numbers, [fields(line) for line in lines]))
-    if not chunks:
-        raise ValueError(f"{path} holds no rows; there must be one interaction at least")
-    return tuple(None if parts[0] is None else np.concatenate(parts) for parts in zip(*chunks))
+def delimited(path: str | os.PathLike, layout: Layout) -> Values:
+    """The wanted columns of a file of fields between separators."""
+    optional("pyarrow.csv")
+    parts, header = [], layout.header
+    for number, block in blocks(path):
+        if header:
+            number, block, found = _without_header(number, block)
+            header = not found
+        filled = _without_blanks(block)
+        if filled:
+            try:
+                parts.append(_converted(_parsed(filled, layout)))
+            except _Unexpected:
+                parts.append(_by_line(path, number, block, layout))
+    return _joined(path, parts)
 
 
-def _values(path: str | os.PathLike, layout: Layout, numbers: Sequence[int], rows: list[list[str]]) -> Values:
-    """The wanted columns of some rows; `numbers` are their lines."""
-
-    def bad(at: int, expected: str) -> ValueError:
-        return malformed(path, numbers[at], layout.separator.join(rows[at]), expected)
-
-    if set(map(len, rows)) != {layout.width}:
-        at = next(at for at, row in enumerate(rows) if len(row) != layout.width)
-        raise bad(at, layout.expected)
-    columns = (None if place is None else [row[place] for row in rows] for place in layout.places)
-    texts = [None if column is None else np.strings.strip(np.array(column)) for column in columns]
-    for name, labels in zip(("user", "item"), texts):
-        if (labels == "").any():
-            raise bad(int(np.argmax(labels == "")), f"a label of the {name}")
-    return (*texts[:2], *(None if column is None else _finite(column, bad) for column in texts[2:]))
-
-
-def _finite(texts: np.ndarray, bad: Callable[[int, str], ValueError]) -> np.ndarray:
+def _parsed(block: bytes, layout: Layout) -> list[Any]:
+    """The wanted columns as Arrow strings; `_Unexpected` where pyarrow may not take them as Python does."""
+    pyarrow = optional("pyarrow")
+    quotes = layout.quotes and b'"' in block
+    if quotes and not _well_quoted(layout.separator).fullmatch(block):
+        return _parsed_quotes(block, layout)
+    separator = layout.separator.encode()
+    if len(separator) > 1:
+        if _UNIT in block:
+            raise _Unexpected
+        block, separator = block.replace(separator, _UNIT), _UNIT
+    arrow_csv, names = optional("pyarrow.csv"), [str(place) for place in range(layout.width)]
+    wanted = [str(place) for place in dict.fromkeys(layout.places) if place is not None]
     try:
-        values = texts.astype(np.float64)
-        wrong = ~np.isfinite(values)
+        table = arrow_csv.read_csv(
+            pyarrow.BufferReader(block),
+            read_options=arrow_csv.ReadOptions(column_names=names, block_size=len(block) + 1),
+            parse_options=arrow_csv.ParseOptions(delimiter=separator.decode(), quote_char='"' if quotes else False),
+            convert_options=arrow_csv.ConvertOptions(
+                include_columns=wanted, column_types=dict.fromkeys(wanted, pyarrow.string()), check_utf8=False
+            ),
+        )
+    except pyarrow.ArrowInvalid as error:
+        raise _Unexpected from error
+    if table.num_rows != block.count(b"\n"):
+        raise _Unexpected
+    return [None if place is None else table[str(place)].combine_chunks() for place in layout.places]
+
+
+@functools.lru_cache
+def _well_quoted(separator: str) -> re.Pattern:
+    """Lines that pyarrow and csv take alike: no space before quotes, no text behind them, no line break inside."""
+    one = re.escape(separator.encode())
+    field = rb"""(?:"[^"\n]*+(?:""[^"\n]*+)*+"| *+[^" %b\n][^%b\n]*+| *+)""" % (one, one)
+    return re.compile(rb"(?:%b(?:%b|\n))*+" % (field, one))
+
+
+def _parsed_quotes(block: bytes, layout: Layout) -> list[Any]:
+    pyarrow, lines = optional("pyarrow"), block.decode().split("\n")[:-1]
+    try:
+        rows = _rows_of(lines, layout.separator)
+    except csv.Error as error:
+        raise _Unexpected from error
+    if len(rows) != len(lines) or set(map(len, rows)) != {layout.width}:
+        raise _Unexpected
+    columns = list(zip(*rows))
+    return [None if place is None else pyarrow.array(columns[place], pyarrow.string()) for place in layout.places]
+
+
+def _by_line(path: str | os.PathLike, number: int, block: bytes, layout: Layout) -> Values:
+    pyarrow, columns = optional("pyarrow"), [[] for _ in layout.places]
+    for at, line in _filled(number, block):
+        row = fields_of(line, layout.separator, layout.quoted)
+        if len(row) != layout.width:
+            quotes = layout.quotes and '"' in line
+            more = " (no line breaks inside quotes; quotes that are text: readers.delimited with quoted=False)"
+            raise malformed(path, at, line, layout.expected + more * quotes)
+        for kind, place, column in zip(_KINDS, layout.places, columns):
+            if place is not None:
+                if not _fits(kind, row[place]):
+                    raise malformed(path, at, line, _wanted(kind, row[place]))
+                column.append(row[place])
+    texts = [None if place is None else column for place, column in zip(layout.places, columns)]
+    try:
+        return _converted([None if text is None else pyarrow.array(text, pyarrow.string()) for text in texts])
+    except _Unexpected:
+        raise ValueError(f"{path} cannot be read from line {number} on; expected {layout.expected}") from None
+
+
+_KINDS = ("user", "item", "weight", "timestamp")
+
+
+def _fits(kind: str, text: str) -> bool:
+    """Whether a field holds what its column must hold."""
+    if kind in ("user", "item"):
+        return text != ""
+    try:
+        return "_" not in text and abs(float(text)) < (2.0**63 if kind == "timestamp" else math.inf)
     except ValueError:
-        wrong = np.array([not _is_finite(text) for text in texts])
-    if wrong.any():
-        at = int(np.argmax(wrong))
-        raise bad(at, f"a finite number, not {str(texts[at])!r} (dates: give readers.dataframe a pandas frame)")
+        return False
+
+
+def _wanted(kind: str, found: object) -> str:
+    if kind in ("user", "item"):
+        return f"a label of the {kind}"
+    return f"a finite number, not {str(found)[:80]!r} (dates: give readers.dataframe a pandas frame)"
+
+
+def _converted(texts: list[Any]) -> Values:
+    """Arrow strings as labels and numbers; `_Unexpected` where one does not fit."""
+    from pyarrow import compute
+
+    trimmed = [None if text is None else compute.utf8_trim(text, _SPACES) for text in texts]
+    for labels in trimmed[:2]:
+        if compute.any(compute.equal(labels, "")).as_py():
+            raise _Unexpected
+    users, items, weights, timestamps = trimmed
+    return (
+        _labels(users),
+        _labels(items),
+        None if weights is None else _floats("weight", weights),
+        None if timestamps is None else _whole(timestamps),
+    )
+
+
+def _labels(texts: Any) -> np.ndarray:
+    """int64 where all labels are integers as Python writes them, else objects that share what is equal."""
+    import pyarrow
+    from pyarrow import compute
+
+    with contextlib.suppress(pyarrow.ArrowInvalid):
+        numbers = compute.cast(texts, pyarrow.int64())
+        if compute.all(compute.equal(compute.cast(numbers, pyarrow.string()), texts)).as_py():
+            return numbers.to_numpy()
+    encoded = texts.dictionary_encode()
+    return encoded.dictionary.to_numpy(zero_copy_only=False)[encoded.indices.to_numpy()]
+
+
+def _floats(kind: str, texts: Any) -> np.ndarray:
+    import pyarrow
+    from pyarrow import compute
+
+    try:
+        values = compute.cast(texts, pyarrow.float64()).to_numpy()
+    except pyarrow.ArrowInvalid:  # Python reads more, such as "+1"
+        entries = texts.to_pylist()
+        if not all(_fits(kind, text) for text in entries):
+            raise _Unexpected from None
+        values = np.array([float(text) for text in entries], np.float64)
+    if not (np.abs(values) < (2.0**63 if kind == "timestamp" else np.inf)).all():
+        raise _Unexpected
     return values
 
 
-def _is_finite(text: str) -> bool:
+def _whole(texts: Any) -> np.ndarray:
+    """Timestamps as int64: exact if they are integers, else rounded down."""
+    import pyarrow
+    from pyarrow import compute
+
     try:
-        return math.isfinite(float(text))
+        return compute.cast(texts, pyarrow.int64()).to_numpy()
+    except pyarrow.ArrowInvalid:
+        return np.floor(_floats("timestamp", texts)).astype(np.int64)
+
+
+def _joined(path: str | os.PathLike, parts: Sequence[Values]) -> Values:
+    if not parts:
+        raise ValueError(f"{path} holds no rows; there must be one interaction at least")
+    users, items, *numbers = zip(*parts)
+    return (
+        joined_labels(users),
+        joined_labels(items),
+        *(None if column[0] is None else np.concatenate(column) for column in numbers),
+    )
+
+
+def joined_labels(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Labels of all blocks: int64 or uint64 if all are integers that fit, else str as objects."""
+    if all(part.dtype == np.int64 for part in parts):
+        return np.concatenate(parts)
+    labels = np.concatenate([part if _holds_texts(part) else _written(part) for part in parts])
+    with contextlib.suppress(ValueError):
+        if str(int(labels[0])) == labels[0]:
+            distinct = {label: int(label) for label in set(labels.tolist())}
+            if all(str(number) == label for label, number in distinct.items()):
+                numbers = labels_of("labels", [distinct[label] for label in labels.tolist()])
+                return labels if numbers.dtype == object else numbers
+    return labels
+
+
+def _holds_texts(part: np.ndarray) -> bool:
+    return part.dtype == object and isinstance(part[0], str)
+
+
+def _written(part: np.ndarray) -> np.ndarray:
+    return np.array([str(label) for label in part.tolist()], object)
+
+
+# ---------------------------------------------------------------------- objects
+
+
+def objects(path: str | os.PathLike, names: Sequence[str | None], expected: str) -> Values:
+    """The named fields of one object a line: JSON, or a Python dictionary."""
+    number, line = first_line(path)
+    first = _object_of(line, _pattern(names), names)
+    if first is None:
+        raise malformed(path, number, line, expected)
+    kinds = [type(first.get(name)) for name in names]
+    parts = []
+    for number, block in blocks(path):
+        try:
+            parts.append(_parsed_json(_without_blanks(block), names, kinds))
+        except _Unexpected:
+            rows = _objects_by_line(path, number, block, names, kinds, expected)
+            if rows[0]:
+                parts.append(_columns_of(rows))
+    return _joined(path, parts)
+
+
+def _parsed_json(block: bytes, names: Sequence[str | None], kinds: list[type]) -> Values:
+    pyarrow, arrow_json = optional("pyarrow"), optional("pyarrow.json")
+    if not block.startswith(b"{"):
+        raise _Unexpected
+    known = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
+    schema = {name: known.get(kind) for name, kind in zip(names, kinds) if name is not None}
+    if names[2] is not None and kinds[2] is int:
+        schema[names[2]] = known[float]
+    twice = len(schema) < sum(name is not None for name in names)
+    if None in schema.values() or float in kinds[:2] or twice:
+        raise _Unexpected
+    try:
+        table = arrow_json.read_json(
+            pyarrow.BufferReader(block),
+            read_options=arrow_json.ReadOptions(block_size=len(block) + 1),
+            parse_options=arrow_json.ParseOptions(
+                explicit_schema=pyarrow.schema(schema.items()), unexpected_field_behavior="ignore"
+            ),
+        )
+    except pyarrow.ArrowInvalid as error:
+        raise _Unexpected from error
+    columns = [None if name is None else table[name].combine_chunks() for name in names]
+    if table.num_rows != block.count(b"\n") or any(column is not None and column.null_count for column in columns):
+        raise _Unexpected
+    labels = [_texts_of(column) if kind is str else column.to_numpy() for column, kind in zip(columns[:2], kinds)]
+    weights, timestamps = columns[2:]
+    if weights is not None:
+        weights = _floats("weight", weights)
+    if timestamps is not None:
+        timestamps = _whole(timestamps)
+    return (*labels, weights, timestamps)
+
+
+def _texts_of(column: Any) -> np.ndarray:
+    from pyarrow import compute
+
+    if compute.any(compute.equal(column, "")).as_py():
+        raise _Unexpected
+    return _labels(column)
+
+
+def _objects_by_line(path, number, block, names, kinds, expected) -> list[list]:
+    pattern, columns = _pattern(names), [[] for _ in names]
+    for at, line in _filled(number, block):
+        found = _object_of(line, pattern, names)
+        if found is None:
+            raise malformed(path, at, line, expected)
+        for kind, name, first, column in zip(_KINDS, names, kinds, columns):
+            if name is None:
+                continue
+            value = _plain(kind, found[name], first is str)
+            if value is None:
+                raise malformed(path, at, line, _wanted_value(kind, found[name]))
+            column.append(value)
+    return columns
+
+
+def _wanted_value(kind: str, found: object) -> str:
+    if found is None or found == "":
+        return f"a {kind}, which is missing"
+    if kind in ("user", "item"):
+        return f"a label of the {kind}: a string or a whole number, and the same kind in all lines"
+    return _wanted(kind, found)
+
+
+def _plain(kind: str, value: object, text: bool) -> object:
+    """A field's value as its column keeps it; None where it does not fit."""
+    if kind in ("user", "item"):
+        if text:
+            return value if isinstance(value, str) and value else None
+        if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:  # JSON has one kind of numbers
+            return int(value)
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+    if isinstance(value, str):
+        fits = _fits(kind, value)
+    else:
+        most = 2.0**63 if kind == "timestamp" else math.inf
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < most
+    if not fits:
+        return None
+    if kind == "weight":
+        return float(value)
+    try:
+        return int(value) if isinstance(value, int | str) else math.floor(value)
     except ValueError:
-        return False
+        return math.floor(float(value))
+
+
+def _columns_of(columns: list[list]) -> Values:
+    users, items, weights, timestamps = columns
+    labels = (joined_labels([labels_of(name, column)]) for name, column in (("users", users), ("items", items)))
+    return (
+        *labels,
+        np.array(weights, np.float64) if weights else None,
+        np.array(timestamps, np.int64) if timestamps else None,
+    )
+
+
+def _object_of(line: str, pattern: re.Pattern, names: Sequence[str | None]) -> dict[str, object] | None:
+    """The object of a line; None where it is none, or lacks a name."""
+    line = line.strip()
+    try:
+        found = pattern.fullmatch(line) if line.startswith(("{'", "{u'")) else None
+        if found and None not in found.groups():
+            wanted = dict.fromkeys(name for name in names if name is not None)
+            values = {name: _literal(text) for name, text in zip(wanted, found.groups())}
+        else:
+            values = _json_or_python(line)
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return None
+    there = isinstance(values, dict) and all(name is None or name in values for name in names)
+    return values if there else None
+
+
+def _json_or_python(line: str) -> object:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return ast.literal_eval(line)
+
+
+@functools.lru_cache(1 << 16)
+def _literal(text: str) -> object:
+    if text.isdecimal() and text.isascii() and text[0] != "0":
+        return int(text)
+    if text[0] in "'\"" and "\\" not in text:
+        return text[1:-1]
+    return ast.literal_eval(text)
+
+
+@functools.lru_cache
+def _pattern_of(names: tuple[str, ...]) -> re.Pattern:
+    """Finds named values in a Python dictionary of strings, numbers and lists, ten times as quick as its parser."""
+    string = r"""[uU]?+(?:'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+")"""
+    value = rf"""(?:{string}|True|False|None|[-+]?+[.\d][-+.\w]*+|\[(?:{string}|[^\[\]'"])*+\])"""
+    wanted = (rf"[uU]?+(?:'{re.escape(name)}'|\"{re.escape(name)}\"): *+({value})" for name in names)
+    return re.compile(rf"\{{(?:(?>{'|'.join((*wanted, f'{string}: *+{value}'))})(?:, *+|(?=\}}$)))++\}}")
+
+
+def _pattern(names: Sequence[str | None]) -> re.Pattern:
+    return _pattern_of(tuple(dict.fromkeys(name for name in names if name is not None)))
+
+
+# ---------------------------------------------------------------------- adjacency
+
+
+def adjacency(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs int64 of lines `user item item ...`."""
+    users, items = [], []
+    for number, block in blocks(path):
+        rows = [line.split() for line in block.split(b"\n")]
+        try:
+            if b"_" in block:
+                raise ValueError("int takes 1_0 for 10")
+            numbers = np.array([int(field) for row in rows for field in row], np.int64)
+        except (ValueError, OverflowError):
+            raise _not_integers(path, number, block) from None
+        lengths = np.array([len(row) for row in rows if row], np.int64)
+        starts = np.cumsum(lengths) - lengths
+        users.append(np.repeat(numbers[starts], lengths - 1))
+        items.append(np.delete(numbers, starts))
+    if not sum(map(len, users)):
+        raise ValueError(f"{path} holds no pairs; expected lines of: user item item ...")
+    return np.concatenate(users), np.concatenate(items)
+
+
+def _not_integers(path: str | os.PathLike, number: int, block: bytes) -> ValueError:
+    for at, line in _filled(number, block):
+        try:
+            if "_" in line:
+                raise ValueError
+            np.array([int(field) for field in line.encode().split()], np.int64)
+        except (ValueError, OverflowError):
+            return malformed(path, at, line.rstrip(), "integers: user item item ...")
+    raise AssertionError("a block is wrong and none of its lines")

@@ -1,29 +1,34 @@
-"""Readers of the usual file formats; each gives four columns with the caller's own labels.
+"""Readers of the usual file formats; each gives four columns with your own labels.
 
-`Interactions.from_labels(*readers.movielens(path))` makes the matrix. Text files are UTF-8 and may end in `.gz`; blank
-lines and spaces around a field are skipped. A malformed line raises a `ValueError` that names file, line, what was
-found and what was expected.
+`Interactions.from_labels(*readers.movielens(path))` makes the matrix. The readers need the extra `data` (pyarrow).
+
+Text files are UTF-8. They may be compressed by gzip, have a byte order mark and end their lines in either way. Blank
+lines are skipped, and spaces and tabs at both ends of a delimited field are dropped. A malformed line raises a
+`ValueError` that names file, line, what was found and what was expected. So does a missing label: an empty field, JSON
+null, NaN or None.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import pathlib
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxrec._numerics import number
 from jaxrec.data import _text
+from jaxrec.data._text import optional as optional
+from jaxrec.ids import as_seconds, column_of, is_missing, labels_of
 
 
 class Columns(NamedTuple):
     """What every reader returns; one entry a row of the file, in its order.
 
     Attributes:
-        users: labels [n], int64 where all are integers, else str.
+        users: labels [n]: int64 (or uint64) if all are integers as Python writes them, so that "7" is 7 and "007" is
+            not; else str, as objects.
         items: labels [n], likewise.
         weights: float64 [n], such as ratings or counts, or None.
         timestamps: int64 [n], fractions cut off, or None.
@@ -48,16 +53,16 @@ def movielens(path: str | os.PathLike, *, minimum: float | None = None) -> Colum
     Raises:
         ValueError: for another first line, a malformed line, and a `minimum` that keeps nothing.
     """
-    first = _text.first_line(path)
+    number, first = _text.first_line(path)
     names = ["userId", "movieId", "rating", "timestamp"]
     separator = next((separator for separator in ("::", "\t", ",") if separator in first), ",")
     header = separator == ","
     if header and _text.fields_of(first, ",") != names:
         expected = "user::item::rating::timestamp, the same with tabs, or " + ",".join(names)
-        raise _text.malformed(path, 1, first, expected)
+        raise _text.malformed(path, number, first, expected)
     expected = separator.join(("user", "item", "rating", "timestamp"))
     layout = _text.Layout(separator, header, 4, (0, 1, 2, 3), expected)
-    return at_least(_read(path, layout), minimum, source=path)
+    return at_least(Columns(*_text.delimited(path, layout)), minimum, source=path)
 
 
 def recbole(path: str | os.PathLike, *, minimum: float | None = None) -> Columns:
@@ -72,15 +77,16 @@ def recbole(path: str | os.PathLike, *, minimum: float | None = None) -> Columns
     Raises:
         ValueError: for a header without types or without ids, a malformed line, and a `minimum` that keeps nothing.
     """
-    header = _text.first_line(path).split("\t")
+    number, first = _text.first_line(path)
+    header = _text.fields_of(first, "\t")
     names = [field.partition(":")[0] for field in header]
     if not all(":" in field for field in header) or not {"user_id", "item_id"} <= set(names):
         expected = "a typed header such as user_id:token<tab>item_id:token<tab>rating:float (other names: delimited)"
-        raise _text.malformed(path, 1, "\t".join(header), expected)
+        raise _text.malformed(path, number, first, expected)
     wanted = ("user_id", "item_id", "rating", "timestamp")
-    places = tuple(names.index(name) if name in names else None for name in wanted)
+    places = tuple(_place(path, name, name, names) if name in names else None for name in wanted)
     layout = _text.Layout("\t", True, len(names), places, f"{len(names)} fields between tabs: {', '.join(names)}")
-    return at_least(_read(path, layout), minimum, source=path)
+    return at_least(Columns(*_text.delimited(path, layout)), minimum, source=path)
 
 
 def adjacency(path: str | os.PathLike) -> Columns:
@@ -91,17 +97,7 @@ def adjacency(path: str | os.PathLike) -> Columns:
     Raises:
         ValueError: for anything but integers.
     """
-    rows = []
-    for number, line in enumerate(_text.lines_of(path), 1):
-        try:
-            rows.append(np.array(line.split(), np.int64))
-        except (ValueError, OverflowError):
-            raise _text.malformed(path, number, line.rstrip(), "integers: user item item ...") from None
-    rows = [row for row in rows if len(row) > 1]
-    if not rows:
-        raise ValueError(f"{path} holds no pairs; expected lines of: user item item ...")
-    users = np.repeat([row[0] for row in rows], [len(row) - 1 for row in rows])
-    return Columns(users, np.concatenate([row[1:] for row in rows]))
+    return Columns(*_text.adjacency(path))
 
 
 def delimited(
@@ -113,9 +109,13 @@ def delimited(
     timestamp: str | int | None = None,
     separator: str | None = None,
     header: bool = True,
+    quoted: bool = True,
     minimum: float | None = None,
 ) -> Columns:
-    """Reads chosen columns of any delimited text; between commas, fields may be quoted (no line breaks inside).
+    """Reads chosen columns of any delimited text.
+
+    Between separators of one character a field may stand in double quotes, where a doubled quote is one quote. There
+    must be no line break inside the quotes.
 
     Args:
         path: the file.
@@ -125,27 +125,28 @@ def delimited(
         timestamp: column of numbers, likewise, or None.
         separator: of any length; by default a comma in `.csv` and a tab in `.tsv`.
         header: whether the first line names the columns.
+        quoted: whether a quote at the start of a field opens a quoted field. If False, quotes are text.
         minimum: keep the rows of this weight or more, and drop the weights.
 
     Raises:
-        ValueError: for a column that is not there, a malformed line, and a `minimum` that keeps nothing.
+        ImportError: if pyarrow is missing.
+        ValueError: for a column that is not there or there twice, a malformed line, a missing label, and a `minimum`
+            that keeps nothing.
     """
     if separator is None:
         suffix = pathlib.Path(str(path).removesuffix(".gz")).suffix
         separator = {".csv": ",", ".tsv": "\t"}.get(suffix)
         if separator is None:
             raise ValueError(f"separator cannot be told from the suffix {suffix!r} of {path}; give separator=")
-    first = [field.strip() for field in _text.fields_of(_text.first_line(path), separator)]
-    places = []
-    for argument, column in (("user", user), ("item", item), ("weight", weight), ("timestamp", timestamp)):
-        known = first if header else range(len(first))
-        if column is not None and column not in known:
-            remedy = "" if header else "; without a header, columns go by position"
-            raise ValueError(f"{argument}={column!r} is not a column of {path}; it has {list(known)}{remedy}")
-        places.append(None if column is None else list(known).index(column))
-    expected = f"{len(first)} fields between {separator!r}"
-    layout = _text.Layout(separator, header, len(first), tuple(places), expected)
-    return at_least(_read(path, layout), minimum, source=path)
+    if separator == "" or set(separator) & set('"\r\n'):
+        raise ValueError(f"separator={separator!r}; give one or more characters, no quotes and no line breaks")
+    fields = _text.fields_of(_text.first_line(path)[1], separator, quoted)
+    known = fields if header else list(range(len(fields)))
+    wanted = (("user", user), ("item", item), ("weight", weight), ("timestamp", timestamp))
+    places = tuple(None if name is None else _place(path, argument, name, known) for argument, name in wanted)
+    expected = f"{len(fields)} fields between {separator!r}"
+    layout = _text.Layout(separator, header, len(fields), places, expected, quoted)
+    return at_least(Columns(*_text.delimited(path, layout)), minimum, source=path)
 
 
 def json_lines(
@@ -159,22 +160,26 @@ def json_lines(
 ) -> Columns:
     """Reads chosen fields of one object a line: JSON, or a Python dictionary as in the older files of McAuley et al.
 
+    Labels are strings or whole numbers, the same in all lines, so that 7 and "7" are not mixed. Strings are kept as
+    they are, spaces at their ends included; only if all are integers as Python writes them, they become integers.
+
     Args:
         path: the file.
         user: name of the field of user labels.
         item: name of the field of item labels.
-        weight: name of a field of numbers, or None.
-        timestamp: name of a field of numbers, or None.
+        weight: name of a field of numbers, or of strings that are numbers, or None.
+        timestamp: likewise.
         minimum: keep the rows of this weight or more, and drop the weights.
 
     Raises:
-        ValueError: for a line that is no such object or lacks a field, and a `minimum` that keeps nothing.
+        ImportError: if pyarrow is missing.
+        ValueError: for a line that is no such object or lacks a field, a missing label (null, an empty string), and a
+            `minimum` that keeps nothing.
     """
     wanted = (user, item, weight, timestamp)
-    names = [name for name in wanted if name is not None]
-    places = tuple(None if name is None else names.index(name) for name in wanted)
-    layout = _text.Layout(", ", False, len(names), places, f"an object with the fields {', '.join(names)}")
-    return at_least(_read(path, layout, partial(_text.values_of, names=names)), minimum, source=path)
+    names = ", ".join(name for name in wanted if name is not None)
+    found = _text.objects(path, wanted, f"an object with the fields {names}")
+    return at_least(Columns(*found), minimum, source=path)
 
 
 def parquet(
@@ -189,13 +194,20 @@ def parquet(
     """Reads named columns of a Parquet file; see `dataframe`.
 
     Raises:
-        ImportError: where pandas or pyarrow is missing.
-        ValueError: as `dataframe`.
+        ImportError: if pyarrow is missing.
+        ValueError: as `dataframe`, and for a file that is damaged or no Parquet.
     """
-    pandas, schema = optional("pandas"), optional("pyarrow.parquet").read_schema(path)
-    wanted = [name for name in (user, item, weight, timestamp) if name is not None and name in schema.names]
-    frame = pandas.read_parquet(path, columns=list(dict.fromkeys(wanted)))
-    return dataframe(frame, user=user, item=item, weight=weight, timestamp=timestamp, minimum=minimum)
+    arrow = optional("pyarrow.parquet")
+    wanted = (("user", user), ("item", item), ("weight", weight), ("timestamp", timestamp))
+    try:
+        names = arrow.read_schema(path).names
+        for argument, name in wanted:
+            if name is not None:
+                _place(path, argument, name, names)
+        table = arrow.read_table(path, columns=list(dict.fromkeys(name for _, name in wanted if name is not None)))
+    except optional("pyarrow").ArrowInvalid as error:
+        raise ValueError(f"{path} is damaged or no Parquet file ({error}); fetch it again") from None
+    return at_least(_columns_of({name: table[name] for name in table.column_names}, wanted), minimum, source=path)
 
 
 def dataframe(
@@ -211,35 +223,30 @@ def dataframe(
 
     Args:
         frame: the table.
-        user: name of the column of user labels; labels other than integers become str.
+        user: name of the column of user labels. Integers of any dtype and whole floats become int64 (uint64 where they
+            do not fit), and so do strings that all are integers; other labels become str.
         item: name of the column of item labels, likewise.
         weight: name of a column of numbers, or None.
         timestamp: name of a column of numbers or datetimes (which become seconds since 1970), or None.
         minimum: keep the rows of this weight or more, and drop the weights.
 
     Raises:
-        ImportError: where pandas is missing.
-        ValueError: for a column that the frame lacks, a missing value, weights that are no numbers, and a `minimum`
-            that keeps nothing.
+        ValueError: for a column that the frame lacks or has twice, a missing value, labels of several kinds, floats too
+            large to tell whole numbers apart, weights that are no finite numbers, and a `minimum` that keeps nothing.
     """
-    columns = []
-    for argument, name in (("user", user), ("item", item), ("weight", weight), ("timestamp", timestamp)):
-        if name is not None and name not in frame.columns:
-            raise ValueError(f"{argument}={name!r} is not a column of the frame; it has {list(frame.columns)}")
-        columns.append(None if name is None else _complete(name, frame[name].to_numpy()))
-    weights = None if weight is None else _floats(weight, columns[2])
-    timestamps = None if timestamp is None else np.floor(_floats(timestamp, columns[3])).astype(np.int64)
-    users, items = _labels(columns[0]), _labels(columns[1])
-    return at_least(Columns(users, items, weights, timestamps), minimum, source="the frame")
+    wanted = (("user", user), ("item", item), ("weight", weight), ("timestamp", timestamp))
+    frame = {name: column_of(frame, argument, name) for argument, name in wanted if name is not None}
+    return at_least(_columns_of(frame, wanted), minimum, source="the frame")
 
 
 def at_least(columns: Columns, minimum: float | None, *, source: object = "these columns") -> Columns:
-    """Makes implicit feedback of ratings: the rows whose weight is `minimum` or more, without the weights.
+    """Turns ratings into implicit feedback: keeps the rows whose weight is `minimum` or more, and drops the weights.
 
     With `minimum=None` the columns come back as they are. `source` names them in errors.
 
     Raises:
-        ValueError: where there are no weights, or none is that large.
+        ValueError: for a `minimum` that is no finite number, if there are no weights, if one is NaN, or if none is that
+            large.
 
     >>> at_least(Columns(np.array([1, 2]), np.array([7, 8]), np.array([3.0, 5.0])), 4)
     Columns(users=array([2]), items=array([8]), weights=None, timestamps=None)
@@ -248,6 +255,10 @@ def at_least(columns: Columns, minimum: float | None, *, source: object = "these
         return columns
     if columns.weights is None:
         raise ValueError(f"minimum={minimum} needs weights, and {source} has none; leave minimum out")
+    number("minimum", minimum)
+    if np.isnan(columns.weights).any():
+        at = int(np.argmax(np.isnan(columns.weights)))
+        raise ValueError(f"weights[{at}] of {source} is missing; drop rows without a weight, or leave minimum out")
     keep = columns.weights >= minimum
     if not keep.any():
         low, high = columns.weights.min(), columns.weights.max()
@@ -256,48 +267,72 @@ def at_least(columns: Columns, minimum: float | None, *, source: object = "these
     return Columns(columns.users[keep], columns.items[keep], None, timestamps)
 
 
-def optional(module: str, *, extra: str = "data") -> Any:
-    """Imports a module of an optional extra, or says how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f'{module} cannot be imported ({error}); pip install "jaxrec[{extra}]"') from error
-
-
 # ---------------------------------------------------------------------- inside
 
 
-def _read(path: str | os.PathLike, layout: _text.Layout, fields: Callable[[str], list[str]] | None = None) -> Columns:
-    users, items, weights, timestamps = _text.read(path, layout, fields)
-    timestamps = None if timestamps is None else np.floor(timestamps).astype(np.int64)
-    return Columns(_labels(users), _labels(items), weights, timestamps)
+def _place(path: str | os.PathLike, argument: str, name: str | int, known: list) -> int:
+    """Where a column is in a row; `ValueError` unless it is there once."""
+    if known.count(name) != 1:
+        what = "is the name of several columns" if name in known else "is not a column"
+        remedy = "; without a header, columns go by position" if known[:1] == [0] else ""
+        raise ValueError(f"{argument}={name!r} {what} of {path}; it has {known}{remedy}")
+    return known.index(name)
 
 
-def _labels(values: np.ndarray) -> np.ndarray:
-    """int64 where every label is an integer as Python writes it, else str: "007" and "7" stay apart."""
-    if values.dtype.kind in "iuf" and (values == np.floor(values)).all():
-        return values.astype(np.int64)
-    texts = values.astype(np.str_)
-    try:
-        numbers = texts.astype(np.int64)
-    except (ValueError, OverflowError):
-        return texts
-    return numbers if (numbers.astype(texts.dtype) == texts).all() else texts
+def _columns_of(frame: Mapping[str, Any], wanted: Sequence[tuple[str, str | None]]) -> Columns:
+    user, item, weight, timestamp = (name for _, name in wanted)
+    return Columns(
+        _labels(user, frame[user]),
+        _labels(item, frame[item]),
+        None if weight is None else _floats(weight, np.asarray(frame[weight])),
+        None if timestamp is None else _whole(timestamp, np.asarray(frame[timestamp])),
+    )
 
 
-def _complete(name: str, values: np.ndarray) -> np.ndarray:
-    missing = optional("pandas").isna(values)
-    if missing.any():
-        raise ValueError(f"{name}[{int(np.argmax(missing))}] is missing ({missing.sum()} such rows); drop them first")
-    return values
+def _labels(name: str, column: Any) -> np.ndarray:
+    labels = labels_of(name, column)
+    kind = labels.dtype.kind
+    if kind in "iu":
+        fits = kind == "i" or labels.max(initial=0) <= np.iinfo(np.int64).max
+        return labels.astype(np.int64 if fits else np.uint64)
+    if kind == "f" and (labels == np.floor(labels)).all():
+        return labels.astype(np.int64)
+    if kind == "O" and len(labels) and isinstance(labels[0], bytes):
+        try:
+            labels = labels_of(name, [label.decode() for label in labels])
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name} holds bytes that are not UTF-8 text ({error}); decode them first") from None
+    return _text.joined_labels([labels]) if len(labels) else labels
 
 
 def _floats(name: str, values: np.ndarray) -> np.ndarray:
-    if values.dtype.kind == "M":
-        return values.astype("datetime64[s]").astype(np.float64)
-    if values.dtype.kind == "O":
-        values = [value.timestamp() if hasattr(value, "timestamp") else value for value in values]
+    """Numbers, or seconds for datetimes, as float64; `ValueError` for what is missing or infinite."""
+    seconds = as_seconds(values)
     try:
-        return np.asarray(values, np.float64)
+        if seconds is None and values.dtype.kind in "cm":
+            raise TypeError(values.dtype.name)
+        numbers = np.asarray(values if seconds is None else seconds, np.float64)
     except (TypeError, ValueError) as error:
+        _complete(name, np.array([is_missing(value) for value in values], bool))
         raise ValueError(f"{name} does not hold numbers ({error}); convert it first") from None
+    _complete(name, np.isnan(numbers))
+    if np.isinf(numbers).any():
+        at = int(np.argmax(np.isinf(numbers)))
+        raise ValueError(f"{name}[{at}] is {numbers[at]}; give finite numbers")
+    return numbers
+
+
+def _whole(name: str, values: np.ndarray) -> np.ndarray:
+    """Timestamps as int64: exact if they are integers, else rounded down."""
+    if values.dtype.kind == "i":
+        return values.astype(np.int64)
+    numbers = np.floor(_floats(name, values))
+    if (np.abs(numbers) >= 2.0**63).any():
+        at = int(np.argmax(np.abs(numbers) >= 2.0**63))
+        raise ValueError(f"{name}[{at}] is {values[at]}; timestamps must fit int64")
+    return numbers.astype(np.int64)
+
+
+def _complete(name: str, missing: np.ndarray) -> None:
+    if missing.any():
+        raise ValueError(f"{name}[{int(np.argmax(missing))}] is missing ({missing.sum()} such rows); drop them first")
