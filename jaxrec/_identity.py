@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxrec.interactions import Interactions
+
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), enum.Enum, np.generic, np.dtype)
 _LONG = 10_000  # entries from which a container is hashed whole, not entry by entry
 
@@ -31,7 +33,8 @@ def reads(*values: Any) -> tuple:
     """A hashable key of what functions read beside their arguments: globals, closures, defaults, attributes.
 
     It goes through partials, containers, dataclasses, user-defined classes, and functions that functions call. Functions
-    of installed packages count by name, with their closures. NumPy arrays count by content, JAX arrays by identity.
+    of installed packages count by name, with their closures. NumPy arrays count by content; JAX arrays and
+    `Interactions`, which do not change, by identity.
 
     >>> def scaled(by):
     ...     return lambda x: by[0] * x
@@ -69,6 +72,8 @@ class _Same:
 
 
 def _content(value: Any) -> Any:
+    if isinstance(value, Interactions):
+        return "interactions", value.fingerprint()
     if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
         if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
             return "key", _bytes(np.asarray(jax.random.key_data(value)))
@@ -134,6 +139,9 @@ class _Walk:
         except Exception:
             return self.leaf(value)
 
+    def of_interactions(self, value: Interactions) -> Any:
+        return self.leaf(value)
+
     def of_array(self, value: np.ndarray) -> tuple:
         return _bytes(value)
 
@@ -173,6 +181,7 @@ class _Walk:
 
 
 _KINDS = (
+    (Interactions, _Walk.of_interactions),
     (np.ndarray, _Walk.of_array),
     (functools.partial, _Walk.of_partial),
     (types.MethodType, _Walk.of_method),
@@ -198,17 +207,22 @@ def _contents(cell: Any) -> Any:
 
 @functools.lru_cache(4096)
 def _named(code: types.CodeType) -> tuple[frozenset, frozenset]:
-    """Names of globals, and of attributes, that a function or one inside it looks up."""
-    names, attributes = set(), set()
+    """Names of globals, and of attributes, that a function or one inside it looks up.
+
+    A global that the function itself assigns, such as a counter, is its state and no input.
+    """
+    names, attributes, own = set(), set(), set()
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             names.add(instruction.argval)
         elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
             attributes.add(instruction.argval)
+        elif instruction.opname == "STORE_GLOBAL":
+            own.add(instruction.argval)
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
             names, attributes = (mine | its for mine, its in zip((names, attributes), _named(inner)))
-    return frozenset(names), frozenset(attributes)
+    return frozenset(names - own), frozenset(attributes)
 
 
 class _Code(NamedTuple):

@@ -15,14 +15,17 @@ def as_auto(tree: Any) -> Any:
     goes; under Auto axes XLA decides.
     """
 
-    def one(x: Any) -> Any:
+    def is_explicit(x: Any) -> bool:
         sharding = getattr(x, "sharding", None)
-        if not isinstance(sharding, NamedSharding) or AxisType.Explicit not in sharding.mesh.axis_types:
-            return x
-        mesh = Mesh(sharding.mesh.devices, sharding.mesh.axis_names)
-        return jax.device_put(x, NamedSharding(mesh, sharding.spec))
+        return isinstance(sharding, NamedSharding) and AxisType.Explicit in sharding.mesh.axis_types
 
-    return jax.tree.map(one, tree)
+    def one(x: Any) -> Any:
+        if not is_explicit(x):
+            return x
+        mesh = Mesh(x.sharding.mesh.devices, x.sharding.mesh.axis_names)
+        return jax.device_put(x, NamedSharding(mesh, x.sharding.spec))
+
+    return jax.tree.map(one, tree) if any(map(is_explicit, jax.tree.leaves(tree))) else tree
 
 
 def placed_like(tree: Any, like: Any) -> Any:

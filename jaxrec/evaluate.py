@@ -17,8 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import metrics
+from jaxrec._identity import reads
+from jaxrec._mesh import as_auto
+from jaxrec._numerics import as_integer, integer
 from jaxrec.interactions import DataWarning, Interactions, check_interactions
 from jaxrec.ranking import apart, area, given_ids, ranked
+from jaxrec.partials import check_static
 from jaxrec.report import Report
 from jaxrec.typing import Array, ArrayLike, Key, Model, Variables
 
@@ -49,7 +53,8 @@ class _Scorer:
 def scorer(fn: Callable[[Variables, Array], Array]) -> Model:
     """Makes a model of any `fn(variables, users [B]) -> scores [B, N]`, for the functions of this module.
 
-    Define `fn` once and pass what it needs as `variables`: a new function compiles anew.
+    Define `fn` once and pass what it needs as `variables`: a new function compiles anew, and so does one that reads a
+    global or a closure whose value has changed.
 
     >>> model = scorer(lambda table, users: table[users])
     >>> top_k(model, jnp.array([[0.1, 0.9, 0.5]]), [0], k=2)[1].tolist()
@@ -238,12 +243,11 @@ def sampled_ranking(
     if not fits or negatives.size == 0:
         shapes = f"users {list(users.shape)}, items {list(items.shape)}, negatives {list(negatives.shape)}"
         raise ValueError(f"{shapes}; give [T], [T] and [T, n], T and n at least 1")
-    n_users, n_items = getattr(model, "n_users", np.inf), getattr(model, "n_items", np.inf)
+    n_users, n_items = getattr(model, "n_users", None), getattr(model, "n_items", None)
     for name, ids, n in (("users", users, n_users), ("items", items, n_items), ("negatives", negatives, n_items)):
-        if ids.dtype.kind not in "iu" or ids.min() < 0:
-            raise ValueError(f"{name} is {ids.dtype} and begins at {ids.min()}; give integer ids from 0")
-        if ids.max() >= n:
-            raise ValueError(f"{name} run to {ids.max()}; ids of the model are 0 .. {n - 1}")
+        given_ids(name, ids.reshape(-1), n)
+    check_static(model)
+    variables, block = as_auto(variables), integer("block", block)
     among = f"{negatives.shape[1]} given negatives"
     if train is not None:
         check_interactions(train=train)
@@ -262,7 +266,8 @@ def sampled_ranking(
     for start in range(0, len(users), block):
         stop = min(start + block, len(users))
         take = np.minimum(np.arange(start, start + block), len(users) - 1)
-        part = _sampled_ranks(model, variables, users[take].astype(np.int32), candidates[take], valid[take])
+        inputs = users[take].astype(np.int32), candidates[take], valid[take]
+        part = _sampled_ranks(variables, *inputs, model=model, reads=reads(model))
         ranks.append(np.asarray(part)[: stop - start])
     rank = np.concatenate(ranks)
     if np.isnan(rank).any():
@@ -282,7 +287,9 @@ def sampled_ranking(
 
 
 def _lengths(ks: Sequence[int] | int) -> tuple[int, ...]:
-    return tuple(sorted({ks} if isinstance(ks, int) else set(ks)))
+    """The lengths of lists, ascending, each once."""
+    given = [ks] if as_integer(ks) is not None or isinstance(ks, str) else np.asarray(ks).reshape(-1).tolist()
+    return tuple(sorted({integer("ks", k) for k in given}))
 
 
 def _evaluated_users(train: Interactions, test: Interactions, users: ArrayLike | None) -> np.ndarray:
@@ -347,9 +354,10 @@ def _list_metrics(items, users, test, degrees, *, ks):
     return per_user, {f"{m.__name__}@{k}": m(items[:, :k], n_items=test.n_items) for m in whole for k in ks}
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _sampled_ranks(model, variables, users, candidates, valid):
+@functools.partial(jax.jit, static_argnames=("model", "reads"))
+def _sampled_ranks(variables, users, candidates, valid, *, model, reads):
     """How many valid negatives score at least as high as the first candidate, float32 [B]; NaN if a score is."""
+    del reads
     scores = model.apply(variables, users[:, None], candidates)
     rank = (valid & (scores[:, 1:] >= scores[:, :1])).sum(-1).astype(jnp.float32)
     return jnp.where(jnp.isnan(scores).any(-1), jnp.nan, rank)

@@ -10,8 +10,16 @@ from jaxrec._numerics import integer, number
 
 
 def figures_of(found: Any) -> dict[str, float]:
-    """What a `validate` gave, as named numbers: those of a mapping, or the `means` of a `Report`."""
-    return {name: float(value) for name, value in getattr(found, "means", found).items()}
+    """What a `validate` gave, as named numbers: those of a mapping, or the `means` of a `Report`.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    numbers = getattr(found, "means", found)
+    try:
+        return {name: float(value) for name, value in numbers.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise TypeError(f"validate gives {found!r:.200}; give name -> number, or a Report ({error})") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +137,8 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C during training. It carries what was trained, so that nothing is lost.
 
     Attributes:
-        state: the last state whose epoch (or sweep) was finished, in the form that the interrupted function returns.
-        history: its `History`.
+        state: the last state whose epoch was finished, in the form that the interrupted function returns.
+        history: its `History`; empty for a sweep, whose runs have their own.
     """
 
     def __init__(self, state: Any, history: History):
@@ -138,7 +146,4 @@ class Interrupted(KeyboardInterrupt):
         self.state, self.history = state, history
 
     def __str__(self) -> str:
-        return (
-            f"interrupted after {len(self.history.records)} epochs; catch jaxrec.train.Interrupted: its .state and "
-            ".history hold them"
-        )
+        return "training was interrupted; .state and .history of this jaxrec.train.Interrupted hold what was trained"

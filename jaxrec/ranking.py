@@ -12,20 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import metrics
+from jaxrec._identity import reads
+from jaxrec._mesh import as_auto
+from jaxrec._numerics import as_integer, integer
 from jaxrec.interactions import DataWarning, Interactions
 from jaxrec.keys import check_key
+from jaxrec.partials import check_static
 from jaxrec.typing import Array, ArrayLike, Key, Model, Variables
 
 _GROUP = 32  # items a group in the first stage of top-k
 
 
 def given_ids(name: str, ids: ArrayLike, n: int | None) -> np.ndarray:
-    """Ids as int32 [U]; `ValueError` unless they are integers, at least one, and below `n` if given."""
+    """Ids as int32 [U]; `ValueError` unless they are integers, at least one, below 2³¹ − 1, and below `n` if given."""
     ids = np.asarray(ids)
     if ids.ndim != 1 or len(ids) == 0 or ids.dtype.kind not in "iu":
         raise ValueError(f"{name} is {ids.dtype}{list(ids.shape)}; give a column of integer ids, at least one")
-    if ids.min() < 0 or (n is not None and ids.max() >= n):
-        raise ValueError(f"{name} run from {ids.min()} to {ids.max()}; ids are 0 .. {'' if n is None else n - 1}")
+    largest = int(np.iinfo(np.int32).max if n is None else n) - 1
+    if ids.min() < 0 or ids.max() > largest:
+        raise ValueError(f"{name} run from {ids.min()} to {ids.max()}; ids are 0 .. {largest}")
     return ids.astype(np.int32)
 
 
@@ -65,7 +70,12 @@ def ranked(
     """
     if hasattr(variables, "variables"):
         raise TypeError(f"variables is a {type(variables).__name__}; give its .variables")
-    n_items = jax.eval_shape(functools.partial(_rows, model), variables, users[:1]).shape[1]
+    check_static(model)
+    variables = as_auto(variables)
+    row = jax.eval_shape(functools.partial(_rows, model), variables, users[:1])
+    if not jnp.issubdtype(row.dtype, jnp.floating):
+        raise TypeError(f"the model's scores are {row.dtype}; give floats, such as scores.astype(jnp.float32)")
+    n_items = row.shape[1]
     for interactions in (seen, demoted):
         if interactions is not None and interactions.n_items != n_items:
             raise ValueError(f"the model scores {n_items} items, the interactions hold {interactions.n_items}")
@@ -74,13 +84,15 @@ def ranked(
         n_users = jax.eval_shape(functools.partial(model.apply, method="vectors"), variables)[0].shape[0]
     given_ids("users", users, n_users)
     _warn_of_empty_histories(model, variables, users)
-    if not isinstance(k, int | np.integer) or not 1 <= k <= n_items:
-        raise ValueError(f"k={k!r}, but the catalogue has {n_items} items; ask for an int of 1 .. {n_items}")
+    if as_integer(k) is None or not 1 <= k <= n_items:
+        raise ValueError(f"k={k!r}, but the catalogue has {n_items} items; ask for an integer of 1 .. {n_items}")
+    k = int(k)
     if key is not None:
         check_key(key)
     if block is None:
         cells = 2**22 if jax.default_backend() == "cpu" else 2**27
         block = max(cells // n_items, 1)
+    block = integer("block", block)
     block = min(-(-max(block, 8) // 8) * 8, -(-len(users) // 8) * 8)
     n_blocks = -(-len(users) // block)
     padded = np.resize(users, n_blocks * block).reshape(n_blocks, block)
@@ -90,7 +102,8 @@ def ranked(
     allowed[slice(n_items) if candidates is None else places[given_ids("items", candidates, n_items)]] = True
     inputs = padded, _edges(seen, padded, places), _edges(demoted, padded, places)
     lower = key is None and demoted is not None
-    found = _blocks(model, variables, order.astype(np.int32), allowed, inputs, k=k, lower=lower, judge=judge)
+    how = {"model": model, "k": k, "lower": lower, "judge": judge, "reads": reads(model)}
+    found = _blocks(variables, order.astype(np.int32), allowed, inputs, **how)
     scores, items, judged = found
     scores = np.asarray(scores).reshape(-1, k)[: len(users)]
     items = np.asarray(items).reshape(-1, k)[: len(users)]
@@ -174,12 +187,14 @@ def _rows(model: Model, variables: Variables, users: Array) -> Array:
         return model.apply(variables, users, method="rows")
 
 
-@functools.partial(jax.jit, static_argnames=("model", "k", "lower", "judge"))
-def _blocks(model, variables, order, allowed, inputs, *, k, lower, judge):
+@functools.partial(jax.jit, static_argnames=("model", "k", "lower", "judge", "reads"))
+def _blocks(variables, order, allowed, inputs, *, model, k, lower, judge, reads):
     """Scores and items [n_blocks, B, k]; the columns stand in the random `order` [N], which breaks ties.
 
-    They are padded with columns that are not `allowed`, bool.
+    They are padded with columns that are not `allowed`, bool. `reads` is what the model's functions read, for which the
+    program is compiled.
     """
+    del reads
     n_items, width = order.shape[0], allowed.shape[0]
     tables = None
     if hasattr(model, "vectors"):
@@ -210,9 +225,13 @@ def _blocks(model, variables, order, allowed, inputs, *, k, lower, judge):
 
 
 def _one_lower(x: Array) -> Array:
-    """The next float below, or the one after it; not `nextafter`, whose step from 0 is a denormal that CPUs flush."""
+    """The next float below, or the one after it; not `nextafter`, whose step from 0 is a denormal that CPUs flush.
+
+    Below +inf comes the largest finite number; −inf, which is what is masked, stays.
+    """
     info = jnp.finfo(x.dtype)
-    return jnp.where(jnp.isfinite(x), x - jnp.maximum(jnp.abs(x) * info.eps, info.tiny), x)
+    lower = jnp.where(jnp.isfinite(x), x - jnp.maximum(jnp.abs(x) * info.eps, info.tiny), x)
+    return jnp.where(x == jnp.inf, jnp.asarray(info.max, x.dtype), lower)
 
 
 def _grouped_top_k(scores: Array, k: int) -> tuple[Array, Array]:

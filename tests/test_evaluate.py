@@ -83,7 +83,7 @@ def test_separate_ranking_equals_the_brute_force():
             gains = np.where(ranks <= k, 1 / np.log2(1 + ranks), 0)
             assert report.per_user[f"recall@{k}"][place] == pytest.approx((ranks <= k).mean(), rel=1e-6)
             assert report.per_user[f"ndcg@{k}"][place] == pytest.approx(gains.mean(), rel=1e-5)
-    with pytest.raises(ValueError, match=re.escape("ks=(0, 5)")):
+    with pytest.raises(ValueError, match="ks=0; give an integer of 1 or more"):
         evaluate.separate_ranking(TABLE, SCORES, *WORLD, ks=(5, 0))
 
 
@@ -400,7 +400,7 @@ NOTHING = WORLD[1].select(np.zeros(WORLD[1].n_pairs, bool))
     "how, message",
     [
         ({"ks": (5, 41)}, "k=41, but the catalogue has 40 items"),
-        ({"ks": (0,)}, "k=0"),
+        ({"ks": (0,)}, "ks=0; give an integer of 1 or more"),
         ({"ks": ()}, "k=0"),
         ({"users": [0, 30]}, r"users run from 0 to 30; ids are 0 \.\. 29"),
         ({"users": [-1, 2]}, "users run from -1 to 2"),
@@ -596,7 +596,7 @@ def test_sampled_ranking_refuses_nan():
     ("users", "items", "negatives", "message"),
     [
         ([], [], np.zeros((0, 3), int), "at least 1"),
-        ([0], [-1], [[1]], "items is int64 and begins at -1"),
+        ([0], [-1], [[1]], "items run from -1 to -1; ids are 0"),
         ([0], [1], [[0.5]], "negatives is float64"),
     ],
 )
@@ -619,9 +619,9 @@ def test_ids_beyond_a_model_are_refused(model):
     with pytest.raises(ValueError, match=r"users run from 0 to 3; ids are 0 \.\. 2"):
         evaluate.top_k(model, variables, [0, 3], k=2)
     for pairs, negatives, message in (
-        (([3], [0]), [[1]], r"users run to 3; ids of the model are 0 \.\. 2"),
-        (([0], [5]), [[1]], r"items run to 5; ids of the model are 0 \.\. 4"),
-        (([0], [0]), [[6]], r"negatives run to 6; ids of the model are 0 \.\. 4"),
+        (([3], [0]), [[1]], r"users run from 3 to 3; ids are 0 \.\. 2"),
+        (([0], [5]), [[1]], r"items run from 5 to 5; ids are 0 \.\. 4"),
+        (([0], [0]), [[6]], r"negatives run from 6 to 6; ids are 0 \.\. 4"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate.sampled_ranking(model, variables, pairs, negatives)

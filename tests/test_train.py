@@ -377,7 +377,7 @@ def test_what_is_no_rule_or_checkpoint_is_named():
     ):
         with pytest.raises(TypeError, match=message):
             fit(model_of(), **options)
-    with pytest.raises(ValueError, match="every=0; give 1"):
+    with pytest.raises(ValueError, match="every=0; give an integer of 1 or more"):
         jr.train.Checkpoint("folder", every=0)
 
 
@@ -430,7 +430,7 @@ def test_a_model_with_fewer_users_or_items_than_train_is_refused():
 @pytest.mark.parametrize("name", ["epochs", "batch_size", "every"])
 @pytest.mark.parametrize("value", [0, 1.5, 1e3, "3"])
 def test_numbers_that_are_no_ints_are_named(name, value):
-    with pytest.raises(ValueError, match=f"{name}={value!r}; give 1 or more, an int"):
+    with pytest.raises(ValueError, match=f"{name}={value!r}; give an integer of 1 or more"):
         fit(model_of(), **{name: value})
 
 
@@ -600,17 +600,21 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
     checkpoint = jr.train.Checkpoint(tmp_path / "run")
     fit(model_of(), checkpoint=checkpoint)
     for options, message in (
-        ({"batch_size": 64}, "batch_size=128, this one has 64"),
+        ({"batch_size": 64}, "batch_size=128 where this one has 64"),
+        ({"group": 4}, "group=None where this one has 4"),
+        ({"every": 2}, "every=1 where this one has 2"),
         ({"train": TEST}, "with train="),
-        ({"tx": optax.sgd(0.1)}, "another model or optimiser"),
+        ({"tx": optax.sgd(0.1)}, "with optimizer="),
+        ({"tx": optax.adam(0.02)}, "with optimizer="),
+        ({"validate": lambda _: {"a": 1.0}, "stopping": jr.train.EarlyStopping("a")}, "stopping=None where this one has .*patience=5"),
     ):
         with pytest.raises(ValueError, match=message):
             fit(model_of(), checkpoint=checkpoint, **options)
     with pytest.raises(ValueError, match="with key="):
         fit(model_of(), seed=1, checkpoint=checkpoint)
-    with pytest.raises(ValueError, match=r"objective='pairwise_objective\(loss=bpr.*this one has .*\(loss=hinge"):
+    with pytest.raises(ValueError, match=r"objective='pairwise_objective\(loss=bpr.*where this one has .*\(loss=hinge"):
         fit(model_of(), jr.losses.hinge, checkpoint=checkpoint)
-    with pytest.raises(ValueError, match=r"dim = 8 .*this one has .* dim = 4 "):
+    with pytest.raises(ValueError, match=r"dim = 8 .*where this one has .* dim = 4 "):
         fit(model_of(dim=4), checkpoint=checkpoint)
 
 
@@ -641,7 +645,7 @@ import jax, numpy as np, optax
 import jaxrec as jr
 from jaxrec.data import synthetic
 
-folder, die_at, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+folder, os.environ["DIE_AT"], out = sys.argv[1:]
 train, _ = synthetic.checkerboard(30)
 model = jr.models.MF(30, 30, dim=8, scale=0.1)
 calls = 0
@@ -649,7 +653,7 @@ calls = 0
 def count(_):
     global calls
     calls += 1
-    if calls == die_at:
+    if calls == int(os.environ["DIE_AT"]):
         os.kill(os.getpid(), signal.SIGKILL)
 
 def objective(variables, key, batch):

@@ -10,7 +10,9 @@ import jax
 import numpy as np
 import scipy.stats
 
-from jaxrec.history import History
+from jaxrec._numerics import as_integer, integer
+from jaxrec.history import History, figures_of
+from jaxrec.report import Report
 from jaxrec.train.loop import State
 from jaxrec.typing import Variables
 
@@ -33,6 +35,10 @@ class Lane(NamedTuple):
     epoch: int
     figures: Mapping[str, float]
     diverged: str | None
+
+
+class Setting(dict):
+    """Name -> value of one setting of one sweep; by it `Sweep.compare` knows the settings of another sweep."""
 
 
 class Row(NamedTuple):
@@ -104,8 +110,7 @@ class Sweep:
 
     def state(self, lane: int) -> State:
         """The state of one lane, ready to be evaluated or for `fit` to go on with (that lane's optimiser bound)."""
-        if not 0 <= lane < len(self.lanes):
-            raise ValueError(f"lane={lane}; there are lanes 0 to {len(self.lanes) - 1}")
+        lane = integer("lane", lane, least=0, most=len(self.lanes) - 1)
         return jax.device_put(jax.tree.map(lambda leaf: leaf[lane], self.states))
 
     def values(self, figure: str | None = None) -> np.ndarray:
@@ -150,20 +155,33 @@ class Sweep:
         return int(np.nanargmax(means))
 
     def compare(
-        self, figure: str | None, first: int | Mapping[str, Any], second: int | Mapping[str, Any]
+        self,
+        figure: str | None,
+        first: int | Mapping[str, Any],
+        second: int | Mapping[str, Any],
+        *,
+        other: Sweep | None = None,
     ) -> PairedSeeds:
         """Paired tests over seeds between two settings: a key's initial values and draws serve both.
 
         Args:
             figure: name, or None for the first shown.
             first: a setting, by index or by as many of its values as single it out.
-            second: another.
+            second: another setting.
+            other: the sweep that `second` is a setting of, if it is not this one. It must have the same keys.
 
         Raises:
-            ValueError: for an unknown figure or setting, or fewer than 2 seeds under which neither diverged.
+            ValueError: for an unknown figure or setting, twice the same setting, a setting of another sweep without
+                `other`, another sweep with other keys, or fewer than 2 seeds under which neither diverged.
         """
+        theirs = self if other is None else other
+        place, against = self._place(first, "first"), theirs._place(second, "second")
+        if theirs is self and place == against:
+            raise ValueError(f"first and second are both setting {place}, {dict(self.settings[place])}; give two")
+        if not np.array_equal(self._keys(place), theirs._keys(against)):
+            raise ValueError("other was trained under other keys; a paired test needs the same keys in both sweeps")
         values = self.values(figure)
-        difference = values[self._place(first)] - values[self._place(second)]
+        difference = values[place] - theirs.values(self.shown[0] if figure is None else figure)[against]
         difference = difference[~np.isnan(difference)]
         n = len(difference)
         if n < 2:
@@ -175,30 +193,37 @@ class Sweep:
         wilcoxon = float(scipy.stats.wilcoxon(signed).pvalue) if len(signed) >= 6 else np.nan
         return PairedSeeds(mean, stderr, t, p, wilcoxon, n)
 
-    def _place(self, which: int | Mapping[str, Any]) -> int:
+    def _keys(self, place: int) -> np.ndarray:
+        """Data of the keys of a setting's runs."""
+        return np.asarray(jax.random.key_data(self.states.key))[place * self.n_seeds : (place + 1) * self.n_seeds]
+
+    def _place(self, which: int | Mapping[str, Any], argument: str) -> int:
+        if isinstance(which, Setting) and not any(which is own for own in self.settings):
+            raise ValueError(f"{argument}={dict(which)} is a setting of another sweep; give that sweep as other=")
         if isinstance(which, Mapping):
             found = [place for place, setting in enumerate(self.settings) if _agrees(setting, which)]
             if len(found) != 1:
                 raise ValueError(f"{dict(which)} is {len(found)} of the settings; name one of {list(self.settings)}")
             return found[0]
-        if not 0 <= which < len(self.settings):
-            raise ValueError(f"setting {which}; there are settings 0 to {len(self.settings) - 1}")
-        return int(which)
+        place = as_integer(which)
+        if place is None or not 0 <= place < len(self.settings):
+            raise ValueError(f"{argument}={which!r}; give a setting, or its place from 0 to {len(self.settings) - 1}")
+        return place
 
-    def evaluate(self, fn: Callable[[Variables], Mapping[str, float]], *, prefix: str = "test ") -> Sweep:
-        """A sweep with the figures `fn(variables)` of each lane added, such as a report on test data.
+    def evaluate(self, fn: Callable[[Variables], Mapping[str, float] | Report], *, prefix: str = "test ") -> Sweep:
+        """A sweep with the numbers `fn(variables)` of each run added, such as a report on test data.
 
-        Their names get the prefix, so that `best` goes on to choose by validation. Lanes that diverged are left out.
+        Their names get the prefix, so that `best` still chooses by validation. Runs that diverged are left out.
 
         Args:
-            fn: host function, like `validate`.
-            prefix: of the new names; "" replaces figures of the same name.
+            fn: host function, like `validate`: it gives named numbers, or a `Report`, whose means are taken.
+            prefix: of the new names; "" replaces numbers of the same name.
         """
         lanes, added = [], {}
         for number, lane in enumerate(self.lanes):
             if lane.diverged is None:
-                found = fn(self.state(number).variables).items()
-                added = {prefix + name: float(value) for name, value in found}
+                found = figures_of(fn(self.state(number).variables))
+                added = {prefix + name: value for name, value in found.items()}
                 lane = lane._replace(figures={**lane.figures, **added})
             lanes.append(lane)
         matching = prefix + self.shown[0]

@@ -209,7 +209,7 @@ def fit(
     wrong = None if stopping is None else stopping.never_a_number(run.stopping)
     if wrong is not None:
         raise DivergenceError(f"{wrong}. The error's .state is the last one", run.state, run.history)
-    return placed_like(run.best, placed), run.history
+    return run.best if state is placed else placed_like(run.best, placed), run.history
 
 
 def _epochs(
@@ -228,14 +228,22 @@ def _epochs(
 ) -> Progress:
     """Epochs until they are all done or `stopping` says so. `run` is replaced only by a whole epoch."""
     first = saved = int(run.state.epoch)
+    changed = False
     done = stopping is not None and stopping.done(run.stopping)
     bar = tqdm(range(first + 1, epochs + 1), total=epochs, initial=first, disable=not progress, desc="epochs")
     try:
         for epoch in bar:
             if done:
                 break
-            began = time.perf_counter()
-            state, values = advance(run.state, static.again())
+            began, now = time.perf_counter(), static.again()
+            if now != static and not changed:
+                warnings.warn(
+                    "a value that the objective or the optimiser reads from a global or a closure has changed during "
+                    "training; the epoch is compiled again with the new value, and so it is whenever one changes",
+                    stacklevel=3,
+                )
+            changed, static = changed or now != static, now
+            state, values = advance(run.state, static)
             if not np.isfinite(values).all():
                 raise _divergence(epoch, values, run, saved if save else None)
             record = {"epoch": epoch, "loss": float(values.mean()), "seconds": time.perf_counter() - began}

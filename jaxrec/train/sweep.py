@@ -17,12 +17,13 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from jaxrec.history import History, figures_of
+from jaxrec._numerics import integer
+from jaxrec.history import History, Interrupted, figures_of
 from jaxrec.interactions import Interactions
 from jaxrec.partials import combine, partition
 from jaxrec.train import loop
 from jaxrec.train._checks import check_bound, check_covers, check_fit
-from jaxrec.train.lanes import Lane, Sweep, shown
+from jaxrec.train.lanes import Lane, Setting, Sweep, shown
 from jaxrec.typing import Array, Key, Objective, Variables
 
 
@@ -105,9 +106,11 @@ def sweep(
         progress: show a bar.
 
     Warns:
-        DivergenceWarning: once, at the end, naming the lanes that diverged.
+        DivergenceWarning: once, at the end, naming the lanes that diverged; and where the figure `select` was NaN at
+            every validation of a lane.
 
     Raises:
+        Interrupted: a `KeyboardInterrupt`, for Ctrl-C. Its `.state` is the `Sweep` of what was trained.
         ValueError: for keys that are no typed keys [S], none, or repeated; settings of different lengths or no numbers;
             a model with fewer users or items than `train`, samplers for other sizes; `select` without `validate`, or
             of a figure that it does not give.
@@ -123,9 +126,9 @@ def sweep(
     """
     _check_keys(keys)
     points, columns = _points(settings)
-    for name, value in (("at_once", at_once), ("width", width)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}; give 1 or more, or None")
+    at_once, width = (
+        None if value is None else integer(name, value) for name, value in (("at_once", at_once), ("width", width))
+    )
     if select is not None and validate is None:
         raise ValueError(f"select={select!r}, but there is no validate to give it; pass validate=")
     arrays, static = partition((setup,))
@@ -137,32 +140,57 @@ def sweep(
     runs = [_Run(point, seed) for point in points for seed in range(len(keys))]
     n = len(runs)
     width, waves = _parts(n, at_once, width)
-    workers = _cores() if jax.default_backend() == "cpu" else 1
+
+    def started(first: int) -> _Program:
+        places = np.minimum(np.arange(first, first + width), n - 1)
+        values = _take(columns, places // len(keys))
+        state = _init_of_lanes(keys[places % len(keys)], values, arrays, static=static)
+        return _Program(runs[first : first + width], state, state, values)
+
+    def found(programs: list[_Program]) -> Sweep:
+        states = [jax.tree.map(_on_host, program.final(select)) for program in programs]
+        lanes = tuple(run.lane() for run in runs)
+        last = next((list(lane.figures)[-1] for lane in lanes if lane.figures), "loss")
+        joined = jax.tree.map(lambda *parts: _joined(parts)[:n], *states)
+        return Sweep(lanes, joined, tuple(points), (last if select is None else select,))
+
     bar = tqdm(total=len(waves) * epochs, disable=not progress, desc="epochs")
-    states = []
-    with bar, concurrent.futures.ThreadPoolExecutor(workers) as threads:
-        for wave in waves:
-            programs = []
-            for first in wave:
-                places = np.minimum(np.arange(first, first + width), n - 1)
-                values = _take(columns, places // len(keys))
-                state = _init_of_lanes(keys[places % len(keys)], values, arrays, static=static)
-                programs.append(_Program(runs[first : first + width], state, state, values))
-            # Compiled here, as JAX's context managers do not reach the threads that run it.
-            one = _epoch_of_lanes.lower(state, values, arrays, data, static=static, batch_size=batch_size).compile()
-            advance = functools.partial(_side_by_side, threads, one, arrays, data)
-            for epoch in range(1, epochs + 1):
-                validated = validate if epoch % every == 0 or epoch == epochs else None
-                _advance(programs, advance, epoch, validated, select)
-                losses = [run.records[-1]["loss"] for program in programs for run in program.runs if run.records]
-                bar.set_postfix(loss=f"{np.mean(losses):.4g}" if losses else "diverged")
-                bar.update()
-            states += [jax.tree.map(_on_host, program.final(select)) for program in programs]
-    _warn(runs)
-    lanes = tuple(run.lane() for run in runs)
-    last = next((list(lane.figures)[-1] for lane in lanes if lane.figures), "loss")
-    joined = jax.tree.map(lambda *parts: _joined(parts)[:n], *states)
-    return Sweep(lanes, joined, tuple(points), (last if select is None else select,))
+    ended: list[_Program] = []
+    programs: list[_Program] = []
+    workers = _cores() if jax.default_backend() == "cpu" else 1
+    try:
+        with bar, concurrent.futures.ThreadPoolExecutor(workers) as threads:
+            for wave in waves:
+                programs = [started(first) for first in wave]
+                one = None
+                for epoch in range(1, epochs + 1):
+                    if one is None or static != static.again():
+                        static = static.again()
+                        one = _compiled(programs[0], arrays, data, static=static, batch_size=batch_size)
+                    advance = functools.partial(_side_by_side, threads, one, arrays, data)
+                    validated = validate if epoch % every == 0 or epoch == epochs else None
+                    _advance(programs, advance, epoch, validated, select)
+                    losses = [run.records[-1]["loss"] for program in programs for run in program.runs if run.records]
+                    bar.set_postfix(loss=f"{np.mean(losses):.4g}" if losses else "diverged")
+                    bar.update()
+                ended, programs = ended + programs, []
+    except KeyboardInterrupt as stop:
+        ended += programs
+        ended += [started(first) for first in range(len(ended) * width, n, width)]
+        for run in runs:
+            if run.chosen is None and run.diverged is None:
+                run.diverged = "interrupted before its first epoch"
+        raise Interrupted(found(ended), History()) from stop
+    _warn(runs, select)
+    return found(ended)
+
+
+def _compiled(program: _Program, arrays: list, data: Any, **options: Any) -> Callable:
+    """An epoch of a program, compiled in this thread, as JAX's context managers do not reach the threads that run it."""
+    given = program.states, program.settings, arrays, data
+    if jax.config.jax_disable_jit:
+        return functools.partial(_epoch_of_lanes, **options)
+    return _epoch_of_lanes.lower(*given, **options).compile()
 
 
 def _check_sizes(recipe: tuple, train: Interactions) -> None:
@@ -197,7 +225,7 @@ def _points(settings: Mapping[str, Any] | None) -> tuple[list[dict[str, Any]], d
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
         raise ValueError(f"settings have lengths {lengths}; give one value a setting (train.grid makes combinations)")
     n = next(iter(lengths.values()), 1)
-    points = [{name: c[i].item() if c.ndim == 1 else c[i] for name, c in columns.items()} for i in range(n)]
+    points = [Setting((name, c[i].item() if c.ndim == 1 else c[i]) for name, c in columns.items()) for i in range(n)]
     return points, columns
 
 
@@ -303,7 +331,15 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _warn(runs: list[_Run]) -> None:
+def _warn(runs: list[_Run], select: str | None) -> None:
+    blank = [run for run in runs if run.diverged is None and select is not None and np.isnan(run.chosen[select])]
+    if blank:
+        warnings.warn(
+            f"{select} was not a number at any validation of {len(blank)} of {len(runs)} runs, which are NaN in the "
+            "tables; look for NaN in what validate computes",
+            DivergenceWarning,
+            stacklevel=3,
+        )
     lost = [(number, run) for number, run in enumerate(runs) if run.diverged is not None]
     if not lost:
         return
