@@ -167,15 +167,15 @@ def test_parts_share_ids_and_rows_stay_together(folders):
         test=TEST,
         train_ratings=[5, 1, 4],
         test_ratings=[3, 4, 5],
-        negatives=[[13, 14], [23, 24], [33, 34]],
+        negatives=[[0, 1], [1, 2], [2, 3]],
     )
     dataset = datasets.load("ciao")
     assert dataset.interactions is None and dataset.valid is None and dataset.features == {}
     assert dataset.train.to_scipy().toarray().tolist() == [[4, 5, 0, 0], [1, 0, 0, 0]]
     assert dataset.test.to_scipy().toarray().tolist() == [[0, 0, 5, 0], [0, 0, 4, 3]]
-    assert dataset.negatives.tolist() == [[33, 34], [23, 24], [13, 14]]
+    assert dataset.negatives.tolist() == [[2, 3], [1, 2], [0, 1]]
     kept = datasets.load("ciao", minimum=4)
-    assert kept.train.n_pairs == 2 and kept.test.n_pairs == 2 and kept.negatives.tolist() == [[33, 34], [23, 24]]
+    assert kept.train.n_pairs == 2 and kept.test.n_pairs == 2 and kept.negatives.tolist() == [[2, 3], [1, 2]]
 
 
 def test_data_comes_before_cache_and_neither_is_written(folders, tmp_path):
@@ -214,6 +214,10 @@ def test_unknown_and_absent_sets_say_where_to_put_them(folders, tmp_path, monkey
         (dict(interactions=TRAIN, item_title=["x"]), "item_title has 1 entries; there are 2 items"),
         (dict(train=TRAIN, test=TEST, negatives=[[1], [2]]), r"negatives is int64\[2, 1\], not integers \[3, n\]"),
         (dict(interactions=np.array([None])), "is damaged or no npz archive"),
+        (dict(interactions=np.array([[0, 2**31]])), "item ids run to 2147483648; ids must fit int32"),
+        (dict(interactions=TRAIN, user_ids=["a", ""]), r"users\[1\] is missing"),
+        (dict(train=TRAIN, test=TEST, negatives=[[1], [2**32 + 1], [0]]), "negatives run from 0 to 4294967297; items"),
+        (dict(train=TRAIN, test=TEST, negatives=[[1], [-1], [0]]), "negatives run from -1 to 1; items are 0 to 3"),
     ],
 )
 def test_malformed_archives_are_named(folders, arrays, message):
@@ -271,3 +275,24 @@ def test_the_cache_is_where_the_system_keeps_caches(folders, monkeypatch, tmp_pa
     fake = types.SimpleNamespace(os_cache=lambda name: tmp_path / "home" / name)
     monkeypatch.setitem(sys.modules, "pooch", fake)
     assert isinstance(datasets.load("ciao").interactions, Interactions)
+
+
+def test_unsigned_ids_of_few_bits_are_taken(folders):
+    folders("citeulike-a", interactions=np.array([[0, 0], [1, 255]], np.uint8))
+    assert datasets.load("citeulike-a").interactions.n_items == 256
+
+
+def test_a_damaged_archive_is_named_or_gives_the_same(folders):
+    """Every byte of a small archive is changed once, and the archive is cut off at every length."""
+    path = folders("citeulike-a", interactions=np.array([[0, 0], [1, 1], [2, 0]], np.int32))
+    good, expected = path.read_bytes(), datasets.load("citeulike-a").interactions.fingerprint()
+    flipped = [good[:at] + bytes([good[at] ^ mask]) + good[at + 1 :] for at in range(len(good)) for mask in (1, 255)]
+    named = 0
+    for content in flipped + [good[:length] for length in range(len(good))]:
+        path.write_bytes(content)
+        try:
+            assert datasets.load("citeulike-a").interactions.fingerprint() == expected
+        except ValueError as error:
+            assert str(path) in str(error)
+            named += 1
+    assert named > len(good)

@@ -8,7 +8,7 @@ once it lies in either place. `data.npz` holds arrays:
     interactions, or train, test and perhaps valid     [n, 2]: user, item, ids from 0
     ratings, ratings_x2, rating_level, timestamps      [n], of interactions; of a part: train_ratings, test_timestamps
     negatives                                          [n_test, k], items for each row of test
-    user_ids, item_ids                                 [M], [N]: original labels
+    user_ids, item_ids                                 [M], [N]: original labels; strings as JSON in user_ids.json
     item_category, item_title, ...                     [N]: features
 
 To add a set, add a record to `SETS`.
@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import os
 import pathlib
-import zipfile
-import zlib
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxrec.data import download, readers
+from jaxrec.ids import INT32_MAX
 from jaxrec.interactions import IdMap, Interactions
 
 _GROUPLENS = "https://files.grouplens.org/datasets/movielens"
@@ -104,11 +103,12 @@ def load(name: str, *, minimum: float | None = None) -> Dataset:
     if name not in SETS:
         raise ValueError(f"name={name!r} is not a known set; known are {', '.join(names())}")
     path = _find(name, SETS[name])
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged or no npz archive ({error}); delete it and fetch it again") from None
+    with open(path, "rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = download.unpacked({key: archive[key] for key in archive.files})
+        except Exception as error:  # one changed byte makes zipfile and NumPy raise almost anything
+            raise ValueError(f"{path} is damaged or no npz archive ({error}); delete it and fetch it again") from None
     return _dataset(name, arrays, minimum, SETS[name], path)
 
 
@@ -137,22 +137,35 @@ def _dataset(name: str, arrays: download.Arrays, minimum: float | None, record: 
     for part in parts:
         if arrays[part].ndim != 2 or arrays[part].shape[1] != 2 or arrays[part].dtype.kind not in "iu":
             raise ValueError(f"{path}: {part} is {arrays[part].dtype}{list(arrays[part].shape)}, not integers [n, 2]")
-    labels = []
-    for column, kind in enumerate(("user", "item")):
-        size = 1 + max(int(arrays[part][:, column].max(initial=-1)) for part in parts)
-        labels.append(arrays.get(f"{kind}_ids", np.arange(size) + record.first_label))
-    id_map = IdMap(*labels)
+    try:
+        id_map = IdMap(*(_names(arrays, parts, column, record) for column in (0, 1)))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     features = {key[5:]: array for key, array in arrays.items() if key.startswith("item_") and key != "item_ids"}
     for key, array in features.items():
         if len(array) != len(id_map.items):
             raise ValueError(f"{path}: item_{key} has {len(array)} entries; there are {len(id_map.items)} items")
     try:
         built = {part: _part(arrays, part, id_map, minimum, record) for part in parts}
-        negatives = _negatives(arrays, minimum) if "negatives" in arrays else None
+        negatives = _negatives(arrays, minimum, len(id_map.items)) if "negatives" in arrays else None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     whole, *split = (built.get(part) for part in ("interactions", "train", "valid", "test"))
     return Dataset(name, whole, *split, negatives, id_map, features, record.about)
+
+
+def _names(arrays: download.Arrays, parts: list[str], column: int, record: Record) -> np.ndarray:
+    """Labels of users (column 0) or items (column 1)."""
+    kind = ("user", "item")[column]
+    if f"{kind}_ids" in arrays:
+        return arrays[f"{kind}_ids"]
+    ids = [arrays[part][:, column] for part in parts if len(arrays[part])]
+    if not ids:
+        raise ValueError("users and items are empty; a set has at least one pair")
+    largest = max(int(column.max()) for column in ids)
+    if largest >= INT32_MAX:
+        raise ValueError(f"{kind} ids run to {largest}; ids must fit int32")
+    return np.arange(largest + 1) + record.first_label
 
 
 def _part(arrays: download.Arrays, part: str, id_map: IdMap, minimum: float | None, record: Record) -> Interactions:
@@ -190,11 +203,13 @@ def _places(users: np.ndarray) -> np.ndarray:
     return places
 
 
-def _negatives(arrays: download.Arrays, minimum: float | None) -> np.ndarray:
+def _negatives(arrays: download.Arrays, minimum: float | None, n_items: int) -> np.ndarray:
     """The rows of negatives in the order of `test.pairs()`, which is sorted by user and item."""
     test, negatives = arrays["test"], arrays["negatives"]
     if negatives.ndim != 2 or len(negatives) != len(test) or negatives.dtype.kind not in "iu":
         raise ValueError(f"negatives is {negatives.dtype}{list(negatives.shape)}, not integers [{len(test)}, n]")
+    if negatives.size and (negatives.min() < 0 or negatives.max() >= n_items):
+        raise ValueError(f"negatives run from {negatives.min()} to {negatives.max()}; items are 0 to {n_items - 1}")
     order = np.lexsort((test[:, 1], test[:, 0]))
     if minimum is not None:
         order = order[_weights(arrays, "test")[order] >= minimum]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import re
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxrec.data import readers
+from jaxrec.ids import factorised
 
 Arrays = dict[str, np.ndarray]
 
@@ -70,9 +72,35 @@ def keep(source: Source, files: pathlib.Path, folder: pathlib.Path) -> pathlib.P
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="incoming-") as incoming:
         written = pathlib.Path(incoming) / "data.npz"
-        np.savez_compressed(written, **arrays)
+        np.savez_compressed(written, **packed(arrays))
         os.replace(written, folder / "data.npz")
     return folder / "data.npz"
+
+
+def packed(arrays: Arrays) -> Arrays:
+    """The arrays with strings as JSON text, for an npz file: neither pickled nor of a fixed width.
+
+    >>> packed({"user_ids": np.array(["ann", "bob"], object)})["user_ids.json"].tobytes()
+    b'["ann", "bob"]'
+    """
+
+    def text(array: np.ndarray) -> np.ndarray:
+        return np.frombuffer(json.dumps(array.tolist()).encode(), np.uint8)
+
+    pairs = ((f"{name}.json", text(a)) if a.dtype == object else (name, a) for name, a in arrays.items())
+    return dict(pairs)
+
+
+def unpacked(arrays: Arrays) -> Arrays:
+    """The arrays that `packed` was given."""
+    found = {}
+    for name, array in arrays.items():
+        if name.endswith(".json"):
+            entries = json.loads(array.tobytes())
+            array = np.empty(len(entries), object)
+            array[:] = entries
+        found[name.removesuffix(".json")] = array
+    return found
 
 
 def movielens(archive: str, *, ratings: str, movies: str, encoding: str) -> Callable[[pathlib.Path], Arrays]:
@@ -101,8 +129,8 @@ def _movie(line: str) -> tuple[int, tuple[str, int, str]]:
 
 def pair_arrays(columns: readers.Columns) -> Arrays:
     """The arrays of `data.npz` from pairs by label."""
-    user_ids, users = np.unique(columns.users, return_inverse=True)
-    item_ids, items = np.unique(columns.items, return_inverse=True)
+    user_ids, users = factorised("users", columns.users)
+    item_ids, items = factorised("items", columns.items)
     arrays = {"interactions": np.stack([users, items], axis=1).astype(np.int32), "user_ids": user_ids}
     arrays |= {"item_ids": item_ids, "timestamps": columns.timestamps}
     arrays |= {"ratings": None if columns.weights is None else columns.weights.astype(np.float32)}
