@@ -1,3 +1,4 @@
+import datetime
 import functools
 import warnings
 
@@ -220,6 +221,8 @@ def test_what_draws_wants_one_typed_key(key):
     model, table = jr.models.MF(3, 3, dim=2), jr.evaluate.scorer(lambda table, users: table[users])
     for draw in (
         lambda: splits.ratio(train, order=functools.partial(splits.random_order, key=key)),
+        lambda: splits.sample_users(key, train, n=1),
+        lambda: splits.held_out_users(key, train, n_valid=1, n_test=1, order=at_random),
         lambda: jr.train.init(key, model, optax.sgd(0.1)),
         lambda: jr.als.rg2.fit(train, dim=2, regularization=0.1, alpha=0.1, key=key),
         lambda: jr.als.ials.fit(train, dim=2, regularization=0.1, unobserved_weight=0.1, key=key),
@@ -236,7 +239,7 @@ def test_time_quantiles():
     assert splits.time_quantiles(interactions, (0.0, 0.5, 0.75, 1.0)) == (1, 5, 9, 9)
     valid_from, test_from = splits.time_quantiles(user_of(100), (0.8, 0.9))
     assert sizes(splits.global_time(user_of(100), valid_from=valid_from, test_from=test_from)) == (80, 10, 10)
-    with pytest.raises(ValueError, match=r"fractions=\(0.5, 80\); they lie between 0 and 1"):
+    with pytest.raises(ValueError, match=r"fractions=\(0.5, 80.0\); they lie between 0 and 1"):
         splits.time_quantiles(interactions, (0.5, 80))
 
 
@@ -328,7 +331,10 @@ UNTIMED = Interactions.from_pairs([0, 0, 0], [0, 1, 2])
     [
         (lambda: splits.ratio(UNTIMED, (0.8, 0.1), order=at_random), r"fractions=\(0.8, 0.1\); give three"),
         (lambda: splits.ratio(UNTIMED, (0.8, 0.1, 0.2), order=at_random), "fractions=.* with sum 1"),
-        (lambda: splits.ratio(UNTIMED, (1.2, -0.1, -0.1), order=at_random), "fractions=.* none negative"),
+        (
+            lambda: splits.ratio(UNTIMED, (1.2, -0.1, -0.1), order=at_random),
+            r"fractions\[1\]=-0.1; give",
+        ),
         (lambda: splits.ratio(UNTIMED, (0.0, 0.5, 0.5), order=at_random), "fractions="),
         (
             lambda: splits.ratio(UNTIMED, order=by_time),
@@ -345,6 +351,24 @@ UNTIMED = Interactions.from_pairs([0, 0, 0], [0, 1, 2])
         (lambda: splits.global_time(user_of(9), valid_from=5, test_from=3), "valid_from=5 comes after test_from=3"),
         (lambda: splits.time_quantiles(UNTIMED, (0.5,)), "has no timestamps"),
         (lambda: splits.k_core(UNTIMED), "users=5, items=5 leave nothing of Interactions"),
+        (
+            lambda: splits.ratio(UNTIMED, (0.8, np.nan, 0.2), order=at_random),
+            r"fractions\[1\]=nan; give",
+        ),
+        (lambda: splits.ratio(UNTIMED, (0.8, 0.1, 0.1), order=lambda x: x.indices * np.nan), "order gives NaN for 3"),
+        (lambda: splits.in_turn(UNTIMED, valid=np.nan, order=at_random), "valid=nan; give a finite number"),
+        (lambda: splits.in_turn(UNTIMED, test=-0.1, order=at_random), "test=-0.1; give a finite number of 0 or more"),
+        (
+            lambda: splits.global_time(user_of(9), valid_from=np.nan, test_from=5),
+            "valid_from=nan; give",
+        ),
+        (lambda: splits.global_time(user_of(9), valid_from="NaT", test_from=5), "valid_from=NaT; give a time"),
+        (lambda: splits.time_quantiles(user_of(9), (np.nan,)), r"fractions\[0\]=nan"),
+        (lambda: splits.time_quantiles(user_of(2).select(np.zeros(2, bool)), (0.5,)), "has no pairs"),
+        (lambda: splits.global_time(user_of(2).select(np.zeros(2, bool)), valid_from=1, test_from=2), "has no pairs"),
+        (lambda: splits.sample_users(KEY, UNTIMED, n=1.0), "n=1.0; give an integer of 0 or more"),
+        (lambda: splits.sample_users(KEY, UNTIMED, n=1, min_pairs=1.5), "min_pairs=1.5; give an integer"),
+        (lambda: splits.k_core(UNTIMED, users=2.5), "users=2.5; give an integer"),
         (lambda: splits.compact(UNTIMED, IdMap(np.arange(2), np.arange(3))), "does not belong to"),
     ],
 )
@@ -353,10 +377,29 @@ def test_bad_input_is_named(call, message):
         call()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, jax.numpy.float32])
+def test_fractions_of_any_dtype_are_the_numbers_they_show(dtype):
+    """0.29 in 32 bits is a little less than 0.29, and 100 times that is below 29."""
+    fractions = [dtype(fraction) for fraction in (0.42, 0.29, 0.29)]
+    assert sizes(splits.ratio(user_of(100), fractions, order=by_time)) == (42, 29, 29)
+    assert sizes(splits.in_turn(user_of(100), test=dtype(0.29), valid=dtype(0), order=by_time)) == (71, 0, 29)
+
+
+def test_sizes_are_numpy_integers_too():
+    x, n = Interactions.from_pairs([0, 0, 1, 2, 2], [0, 1, 0, 0, 1]), np.arange(4)
+    assert splits.sample_users(KEY, x, n=n[2], min_pairs=n[2]).tolist() == [True, False, True]
+    assert splits.k_core(x, users=n[2], items=n[2]).n_pairs == 4
+
+
 def test_dates_are_seconds_since_1970():
     x = Interactions.from_pairs([0] * 3, range(3), timestamps=[0, 86_400, 2 * 86_400])
-    split = splits.global_time(x, valid_from="1970-01-02", test_from=np.datetime64("1970-01-03"))
-    assert [part.indices.tolist() for part in split] == [[0], [1], [2]]
+    second, third = (
+        datetime.datetime(1970, 1, 2),
+        datetime.datetime(1970, 1, 3, 2, tzinfo=zoneinfo.ZoneInfo("Etc/GMT-2")),
+    )
+    for times in (("1970-01-02", np.datetime64("1970-01-03")), (second, third), (second.date(), third.date())):
+        split = splits.global_time(x, valid_from=times[0], test_from=times[1])
+        assert [part.indices.tolist() for part in split] == [[0], [1], [2]]
 
 
 # ---------------------------------------------------------------------- a large set

@@ -122,6 +122,14 @@ def test_one_key_gives_one_set_whatever_the_block(make, sizes, monkeypatch):
     assert make(KEY, **sizes)[0].fingerprint() == interactions.fingerprint()
 
 
+@pytest.mark.parametrize("make", [np.int32, np.uint16, jax.numpy.int32])
+def test_sizes_of_narrow_dtypes_do_not_overflow(make):
+    """60,000² is more than int32 holds; keys of pairs are user · N + item."""
+    found = synthetic.power_law(KEY, n_users=make(60_000), n_items=make(60_000), n_pairs=make(50))
+    expected = synthetic.power_law(KEY, n_users=60_000, n_items=60_000, n_pairs=50)
+    assert found.n_pairs == 50 and found.fingerprint() == expected.fingerprint()
+
+
 def test_power_law_has_the_pairs_asked_for_and_degrees_that_fall():
     sizes = dict(n_users=400, n_items=300, n_pairs=6000)
     interactions = synthetic.power_law(KEY, **sizes)
@@ -137,19 +145,24 @@ def test_power_law_has_the_pairs_asked_for_and_degrees_that_fall():
 @pytest.mark.parametrize(
     ("make", "sizes", "message"),
     [
-        (synthetic.power_law, dict(n_users=4, n_items=4, n_pairs=0), "n_pairs=0; it must be 1 or more"),
+        (synthetic.power_law, dict(n_users=4, n_items=4, n_pairs=0), "n_pairs=0; give an integer"),
         (synthetic.power_law, dict(n_users=4, n_items=4, n_pairs=5), "n_pairs=5 is more than a quarter of 4 x 4"),
         (synthetic.power_law, dict(n_users=4, n_items=4, n_pairs=2, exponents=(0, 2)), "two numbers of 0 or more"),
-        (synthetic.low_rank, LOW_RANK | dict(dim=0), "dim=0; it must be 1 or more"),
+        (synthetic.low_rank, LOW_RANK | dict(dim=0), "dim=0; give an integer"),
         (synthetic.low_rank, LOW_RANK | dict(pairs_per_user=61), "pairs_per_user=61 is more than n_items=60"),
-        (synthetic.low_rank, LOW_RANK | dict(sharpness=-1.0), "sharpness=-1.0; it is a standard deviation"),
-        (synthetic.facets, FACETS | dict(n_users=0), "n_users=0; it must be 1 or more"),
-        (synthetic.facets, FACETS | dict(n_facets=62), "n_facets=62, .* give n_facets <= n_items=61"),
-        (synthetic.facets, FACETS | dict(noise=1.5), "noise=1.5; give"),
-        (synthetic.facets, FACETS | dict(concentration=0.0), "concentration=0.0, noise=0.05; give"),
-        (synthetic.facet_spaces, SPACES | dict(dim=0), "dim=0; it must be 1 or more"),
-        (synthetic.facet_spaces, SPACES | dict(concentration=0.0), "concentration=0.0, sharpness=8.0; give above 0"),
-        (synthetic.facet_spaces, SPACES | dict(sharpness=-1.0), "sharpness=-1.0; give above 0, and 0 or more"),
+        (synthetic.low_rank, LOW_RANK | dict(sharpness=-1.0), "sharpness=-1.0; give a finite number of 0 or more"),
+        (synthetic.facets, FACETS | dict(n_users=0), "n_users=0; give an integer"),
+        (synthetic.facets, FACETS | dict(n_facets=62), "n_facets=62; give an integer from 1 to 61"),
+        (synthetic.facets, FACETS | dict(noise=1.5), "noise=1.5; it is a share"),
+        (synthetic.facets, FACETS | dict(concentration=0.0), "concentration=0.0; give a finite number above 0"),
+        (synthetic.low_rank, LOW_RANK | dict(n_users=4.0), "n_users=4.0; give an integer"),
+        (synthetic.low_rank, LOW_RANK | dict(sharpness=np.nan), "sharpness=nan; give a finite number"),
+        (synthetic.power_law, dict(n_users=4, n_items=2**31, n_pairs=2), "n_items=2147483648; give an integer from 1"),
+        (synthetic.power_law, dict(n_users=4, n_items=4, n_pairs=2, exponents=(0, np.nan)), "exponents=nan"),
+        (synthetic.facets, FACETS | dict(noise=np.nan), "noise=nan; give a finite number"),
+        (synthetic.facet_spaces, SPACES | dict(dim=0), "dim=0; give an integer"),
+        (synthetic.facet_spaces, SPACES | dict(concentration=0.0), "concentration=0.0; give a finite number above 0"),
+        (synthetic.facet_spaces, SPACES | dict(sharpness=-1.0), "sharpness=-1.0; give a finite number of 0 or more"),
     ],
 )
 def test_bad_sizes_are_named(make, sizes, message):
@@ -158,7 +171,7 @@ def test_bad_sizes_are_named(make, sizes, message):
 
 
 def test_small_checkerboards_and_raw_keys_are_refused():
-    with pytest.raises(ValueError, match="n=3; a checkerboard needs 4"):
+    with pytest.raises(ValueError, match="n=3; give an integer of 4 or more"):
         synthetic.checkerboard(3)
     with pytest.raises(ValueError, match="give one typed key"):
         synthetic.low_rank(0, **LOW_RANK)

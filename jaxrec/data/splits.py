@@ -13,6 +13,7 @@ Strong generalisation, where users are held out rather than pairs, is `held_out_
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
@@ -20,8 +21,9 @@ from typing import NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from jaxrec._numerics import as_integer, integer, number
 from jaxrec.interactions import DataWarning, IdMap, Interactions, check_interactions
-from jaxrec.keys import generator
+from jaxrec.keys import check_key, generator
 from jaxrec.typing import ArrayLike, Key
 
 
@@ -59,12 +61,12 @@ Pairs = TypeVar("Pairs", Interactions, Split)
 
 
 def random_order(interactions: Interactions, *, key: Key) -> np.ndarray:
-    """Ranks int [nnz] of the pairs in a random order."""
+    """Ranks int64 [nnz] of the pairs in a random order."""
     return generator(key).permutation(interactions.n_pairs)
 
 
 def temporal_order(interactions: Interactions, *, key: Key) -> np.ndarray:
-    """Ranks int [nnz] of the pairs in order of time; equal times are put in random order, never in that of item ids.
+    """Ranks int64 [nnz] of the pairs in order of time; equal times are put in random order, never in that of item ids.
 
     Raises:
         ValueError: where there are no timestamps.
@@ -129,8 +131,9 @@ def ratio(
     [8, 1, 1]
     """
     check_interactions(interactions=interactions)
-    if len(fractions) != 3 or min(fractions) < 0 or fractions[0] <= 0 or not np.isclose(sum(fractions), 1):
-        raise ValueError(f"fractions={tuple(fractions)}; give three (train, valid, test), none negative, with sum 1")
+    fractions = _fractions(fractions)
+    if len(fractions) != 3 or fractions[0] <= 0 or not np.isclose(sum(fractions), 1):
+        raise ValueError(f"fractions={fractions}; give three (train, valid, test), none negative, with sum 1")
     degrees = np.asarray(interactions.user_degrees)
     spare = np.maximum(degrees - 1, 0)
     n_test = np.minimum(_share(degrees, fractions[2]), spare)
@@ -162,7 +165,8 @@ def in_turn(
         ValueError: for shares not in [0, 1), an order with ties inside a user, and a `who` of other shape or dtype.
     """
     check_interactions(interactions=interactions)
-    if not (0 <= test < 1 and 0 <= valid < 1):
+    test, valid = _fraction("test", test), _fraction("valid", valid)
+    if max(test, valid) >= 1:
         raise ValueError(f"test={test}, valid={valid}; give shares of 0 or more, below 1")
     degrees = np.asarray(interactions.user_degrees)
     n_test = _floor(degrees * test)
@@ -204,6 +208,8 @@ def held_out_users(
     >>> [part.n_pairs for part in held_out_users(jax.random.key(0), x, n_valid=1, n_test=2, order=order)]
     [30, 4, 1, 8, 2]
     """
+    check_key(key)
+    share = _fraction("share", share)
     if not 0 < share < 1:
         raise ValueError(f"share={share}; give a share between 0 and 1")
     valid_key, test_key = jax.random.split(key)
@@ -243,8 +249,8 @@ def leave_one_out(interactions: Interactions, *, order: Order, who: ArrayLike | 
 def global_time(
     interactions: Interactions,
     *,
-    valid_from: float | str | np.datetime64,
-    test_from: float | str | np.datetime64,
+    valid_from: float | str | datetime.date | np.datetime64,
+    test_from: float | str | datetime.date | np.datetime64,
     who: ArrayLike | None = None,
 ) -> Split:
     """Splits all users at the same times: no training pair is later than a held-out one (unless `who` keeps it).
@@ -253,8 +259,8 @@ def global_time(
 
     Args:
         interactions: the whole set, with timestamps.
-        valid_from: pairs of this time and later, up to `test_from`, are valid: a number, or a date in UTC, such as
-            "2020-01-31", where timestamps are seconds since 1970.
+        valid_from: pairs of this time and later, up to `test_from`, are valid. Give a number, or a date in UTC, such as
+            "2020-01-31", if the timestamps are seconds since 1970.
         test_from: pairs of this time and later are test. `time_quantiles` gives both.
         who: bool [M], users whose pairs may be held out; None means all.
 
@@ -263,10 +269,9 @@ def global_time(
             wrong order, and a `who` of other shape or dtype.
     """
     times = _timestamps(interactions)
-    valid_from, test_from = (
-        int(np.datetime64(t, "s").astype(np.int64)) if isinstance(t, str | np.datetime64) else t
-        for t in (valid_from, test_from)
-    )
+    if len(times) == 0:
+        raise ValueError(f"{interactions} has no pairs to split")
+    valid_from, test_from = _seconds("valid_from", valid_from), _seconds("test_from", test_from)
     if valid_from > test_from:
         raise ValueError(f"valid_from={valid_from} comes after test_from={test_from}; exchange them")
     if valid_from <= times.min() or test_from > times.max():
@@ -288,9 +293,11 @@ def time_quantiles(interactions: Interactions, fractions: Sequence[float]) -> tu
     >>> time_quantiles(x, (0.8, 0.9))
     (108, 109)
     """
-    times = np.sort(_timestamps(interactions))
-    if min(fractions) < 0 or max(fractions) > 1:
-        raise ValueError(f"fractions={tuple(fractions)}; they lie between 0 and 1")
+    times, fractions = np.sort(_timestamps(interactions)), _fractions(fractions)
+    if max(fractions, default=0) > 1:
+        raise ValueError(f"fractions={fractions}; they lie between 0 and 1")
+    if len(times) == 0:
+        raise ValueError(f"{interactions} has no pairs, and so no times")
     places = np.minimum(_floor(len(times) * np.asarray(fractions)), len(times) - 1)
     return tuple(times[places].tolist())
 
@@ -305,8 +312,10 @@ def sample_users(key: Key, interactions: Interactions, *, n: int, min_pairs: int
         ValueError: where there are fewer such users.
     """
     check_interactions(interactions=interactions)
+    check_key(key)
+    n, min_pairs = integer("n", n, least=0), integer("min_pairs", min_pairs, least=0)
     known = np.flatnonzero(np.asarray(interactions.user_degrees) >= min_pairs)
-    if not 0 <= n <= len(known):
+    if n > len(known):
         raise ValueError(f"n={n}; {len(known)} users have {min_pairs} or more pairs")
     chosen = np.zeros(interactions.n_users, bool)
     chosen[generator(key).choice(known, n, replace=False)] = True
@@ -329,6 +338,7 @@ def k_core(interactions: Interactions, *, users: int = 5, items: int = 5) -> Int
         ValueError: where nothing is left.
     """
     check_interactions(interactions=interactions)
+    users, items = integer("users", users, least=0), integer("items", items, least=0)
     rows, columns = interactions.pairs()
     keep, before = np.ones(len(rows), bool), -1
     while keep.sum() != before:
@@ -369,8 +379,9 @@ def compact(data: Pairs, id_map: IdMap) -> tuple[Pairs, IdMap]:
     (Interactions(1 users x 1 items, 1 pairs, density 100.0000%), IdMap(1 users, 1 items))
     """
     parts = (data,) if isinstance(data, Interactions) else data
-    if (len(id_map.users), len(id_map.items)) != (parts[0].n_users, parts[0].n_items):
-        raise ValueError(f"{id_map} does not belong to {parts[0]}; give the map that came with it")
+    for part in parts:
+        if (len(id_map.users), len(id_map.items)) != (part.n_users, part.n_items):
+            raise ValueError(f"{id_map} does not belong to {part}; give the map that came with it")
     users = np.flatnonzero(sum(np.asarray(part.user_degrees) for part in parts))
     items = np.flatnonzero(sum(part.item_degrees for part in parts))
     dense = [_renumbered(part, users, items) for part in parts]
@@ -379,6 +390,29 @@ def compact(data: Pairs, id_map: IdMap) -> tuple[Pairs, IdMap]:
 
 
 # ---------------------------------------------------------------------- inside
+
+
+def _fraction(name: str, value: float) -> float:
+    """A number of 0 or more as a Python float; 0.29 in 32 bits is 0.29, so that 100 pairs give 29."""
+    number(name, value, least=0)
+    return float(str(value)) if hasattr(value, "dtype") else float(value)
+
+
+def _fractions(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(_fraction(f"fractions[{at}]", value) for at, value in enumerate(values))
+
+
+def _seconds(name: str, time: float | str | datetime.date | np.datetime64) -> float:
+    """A point in time as timestamps are kept; dates are UTC."""
+    if isinstance(time, datetime.datetime) and time.tzinfo:
+        return time.timestamp()
+    if isinstance(time, str | datetime.date | np.datetime64):
+        seconds = np.datetime64(time, "s")
+        if np.isnat(seconds):
+            raise ValueError(f"{name}={time}; give a time")
+        return int(seconds.astype(np.int64))
+    whole = as_integer(time)
+    return float(number(name, time)) if whole is None else whole
 
 
 def _floor(values: np.ndarray) -> np.ndarray:
@@ -415,6 +449,8 @@ def _last(interactions: Interactions, order: Order, who: ArrayLike | None, n_val
     """Holds out the last `n_test` [M] pairs of each user and the `n_valid` [M] before them."""
     users, _ = interactions.pairs()
     ranks = np.asarray(order(interactions))
+    if ranks.dtype.kind == "f" and np.isnan(ranks).any():
+        raise ValueError(f"order gives NaN for {np.isnan(ranks).sum()} pairs; it must give each pair a rank")
     if ranks.shape != users.shape:
         raise ValueError(f"order gives shape {list(ranks.shape)}; it must give one rank for each of {len(users)} pairs")
     by_rank = np.lexsort((ranks, users))

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxrec._numerics import integer, number
+from jaxrec.ids import INT32_MAX
 from jaxrec.interactions import Interactions
 from jaxrec.keys import generator
 from jaxrec.typing import Key
@@ -74,8 +76,7 @@ def checkerboard(n: int, *, hold_out: bool = True) -> tuple[Interactions, Intera
     >>> train.to_scipy().toarray().astype(int).tolist()
     [[0, 0, 1, 0], [0, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, 0]]
     """
-    if n < 4:
-        raise ValueError(f"n={n}; a checkerboard needs 4 users and items at least")
+    n = integer("n", n, least=4)
     users, items = np.nonzero(np.add.outer(np.arange(n), np.arange(n)) % 2 == 0)
     whole = Interactions.from_pairs(users, items, n_users=n, n_items=n)
     diagonal = users == items
@@ -100,11 +101,10 @@ def low_rank(
     Raises:
         ValueError: for sizes that are not positive, more pairs than items, and a negative sharpness.
     """
-    _check_sizes(n_users=n_users, n_items=n_items, dim=dim, pairs_per_user=pairs_per_user)
-    if sharpness < 0:
-        raise ValueError(f"sharpness={sharpness}; it is a standard deviation: give 0 or more")
+    n_users, n_items, pairs_per_user = _sizes(n_users, n_items, pairs_per_user)
+    dim = integer("dim", dim)
     rng = generator(key)
-    scale = np.sqrt(sharpness / np.sqrt(dim))
+    scale = np.sqrt(float(number("sharpness", sharpness, least=0)) / np.sqrt(dim))
     users = (scale * rng.standard_normal((n_users, dim))).astype(np.float32)
     items = (scale * rng.standard_normal((n_items, dim))).astype(np.float32)
     return _draw(rng, lambda block: users[block] @ items.T, n_users, n_items, pairs_per_user), LowRank(users, items)
@@ -137,12 +137,12 @@ def facets(
     Raises:
         ValueError: for numbers outside these ranges.
     """
-    _check_sizes(n_users=n_users, n_items=n_items, n_facets=n_facets, pairs_per_user=pairs_per_user)
-    if n_facets > n_items or concentration <= 0 or not 0 <= noise <= 1:
-        raise ValueError(
-            f"n_facets={n_facets}, concentration={concentration}, noise={noise}; give n_facets <= n_items={n_items}, "
-            "concentration > 0 and 0 <= noise <= 1"
-        )
+    n_users, n_items, pairs_per_user = _sizes(n_users, n_items, pairs_per_user)
+    n_facets = integer("n_facets", n_facets, most=n_items)
+    concentration = float(number("concentration", concentration, above=0))
+    noise = float(number("noise", noise, least=0))
+    if noise > 1:
+        raise ValueError(f"noise={noise}; it is a share of the draws: give 0 to 1")
     rng = generator(key)
     of_item = rng.permutation(np.arange(n_items, dtype=np.int32) % n_facets)
     mixtures = rng.dirichlet(np.full(n_facets, concentration), n_users).astype(np.float32)
@@ -185,9 +185,10 @@ def facet_spaces(
     Raises:
         ValueError: for numbers outside these ranges.
     """
-    _check_sizes(n_users=n_users, n_items=n_items, n_facets=n_facets, dim=dim, pairs_per_user=pairs_per_user)
-    if concentration <= 0 or sharpness < 0:
-        raise ValueError(f"concentration={concentration}, sharpness={sharpness}; give above 0, and 0 or more")
+    n_users, n_items, pairs_per_user = _sizes(n_users, n_items, pairs_per_user)
+    n_facets, dim = integer("n_facets", n_facets), integer("dim", dim)
+    concentration = float(number("concentration", concentration, above=0))
+    sharpness = float(number("sharpness", sharpness, least=0))
     rng = generator(key)
     mixtures = rng.dirichlet(np.full(n_facets, concentration), n_users).astype(np.float32)
     points = [rng.standard_normal((n, n_facets, dim)).astype(np.float32) for n in (n_users, n_items)]
@@ -216,15 +217,17 @@ def power_law(
     Raises:
         ValueError: for sizes that are not positive, too many pairs, and exponents outside the range.
     """
-    _check_sizes(n_users=n_users, n_items=n_items, n_pairs=n_pairs)
+    n_users, n_items = integer("n_users", n_users, most=INT32_MAX), integer("n_items", n_items, most=INT32_MAX)
+    n_pairs = integer("n_pairs", n_pairs, most=INT32_MAX)
     if n_pairs > n_users * n_items / 4:
         raise ValueError(f"n_pairs={n_pairs} is more than a quarter of {n_users} x {n_items}; give fewer")
-    if not all(0 <= exponent < 2 for exponent in exponents):
+    exponents = tuple(float(number("exponents", exponent, least=0)) for exponent in exponents)
+    if len(exponents) != 2 or max(exponents) >= 2:
         raise ValueError(f"exponents={exponents}; give two numbers of 0 or more, below 2")
     rng = generator(key)
     sides = []
     for size, exponent in zip((n_users, n_items), exponents):
-        shares = np.arange(1, size + 1) ** -float(exponent)
+        shares = np.arange(1, size + 1) ** -exponent
         sides.append((rng.permutation(size), np.cumsum(shares) / shares.sum()))
     pairs = np.zeros(0, np.int64)
     while len(pairs) < n_pairs:
@@ -235,12 +238,11 @@ def power_law(
     return Interactions.from_pairs(*np.divmod(pairs, n_items), n_users=n_users, n_items=n_items)
 
 
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name}={size}; it must be 1 or more")
-    if sizes.get("pairs_per_user", 0) > sizes["n_items"]:
-        raise ValueError(f"pairs_per_user={sizes['pairs_per_user']} is more than n_items={sizes['n_items']}")
+def _sizes(n_users: int, n_items: int, pairs_per_user: int) -> tuple[int, int, int]:
+    n_users, n_items = integer("n_users", n_users, most=INT32_MAX), integer("n_items", n_items, most=INT32_MAX)
+    if integer("pairs_per_user", pairs_per_user) > n_items:
+        raise ValueError(f"pairs_per_user={pairs_per_user} is more than n_items={n_items}; give fewer")
+    return n_users, n_items, integer("pairs_per_user", pairs_per_user)
 
 
 def _draw(
@@ -253,5 +255,5 @@ def _draw(
         scores = log_odds(slice(start, min(start + step, n_users)))
         scores = scores + rng.gumbel(size=scores.shape)
         rows.append(np.argpartition(-scores, pairs_per_user - 1, axis=1)[:, :pairs_per_user])
-    users = np.repeat(np.arange(n_users), pairs_per_user)
+    users = np.repeat(np.arange(n_users, dtype=np.int64), pairs_per_user)
     return Interactions.from_pairs(users, np.concatenate(rows).ravel(), n_users=n_users, n_items=n_items)
