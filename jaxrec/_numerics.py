@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxrec.typing import Array
+from jaxrec.typing import Array, ArrayLike
 
 
 def as_integer(value: Any) -> int | None:
@@ -52,7 +53,7 @@ def integer(name: str, value: Any, *, least: int = 1, most: int | None = None) -
     return found
 
 
-def number(name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf) -> Any:
+def number(name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf) -> Any:
     """The argument itself, checked where its value is known; a traced number passes.
 
     Args:
@@ -60,6 +61,7 @@ def number(name: str, value: Any, *, least: float = -math.inf, above: float = -m
         value: a Python, NumPy or JAX number.
         least: smallest value allowed.
         above: bound that the value must exceed.
+        most: largest value allowed.
 
     Raises:
         ValueError: for anything but a finite number within the bounds.
@@ -74,8 +76,9 @@ def number(name: str, value: Any, *, least: float = -math.inf, above: float = -m
         known = float(value)
     except (TypeError, ValueError):
         known = math.nan
-    if not (math.isfinite(known) and known >= least and known > above):
+    if not (math.isfinite(known) and least <= known <= most and known > above):
         bound = f" above {above:g}" if above > -math.inf else f" of {least:g} or more" if least > -math.inf else ""
+        bound = f" from {least:g} to {most:g}" if most < math.inf else bound
         raise ValueError(f"{name}={value}; give a finite number{bound}")
     return value
 
@@ -89,3 +92,18 @@ def accumulated(x: Array) -> jax.Array:
     x = jnp.asarray(x)
     narrow = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits < 32
     return x.astype(jnp.float32) if narrow else x
+
+
+def as_ids(ids: ArrayLike) -> jax.Array:
+    """Ids as int32. What int32 does not hold becomes the nearest int32, which is nobody's id, and never wraps round.
+
+    >>> import numpy as np
+    >>> as_ids(np.array([3, 2**32 + 1, -(2**40)])).tolist()
+    [3, 2147483647, -2147483648]
+    """
+    if not isinstance(ids, jax.Array):
+        ids = np.asarray(ids)
+    given, held = np.iinfo(ids.dtype), np.iinfo(np.int32)
+    if given.max > held.max:  # a cast, or JAX without x64, would cut the upper bits off
+        ids = ids.clip(max(given.min, held.min), held.max)
+    return jnp.asarray(ids, jnp.int32)

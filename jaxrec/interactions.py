@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse
 from jax.experimental import sparse
 
-from jaxrec._numerics import integer
+from jaxrec._numerics import accumulated, as_ids, integer
 from jaxrec.ids import INT32_MAX, checked_ids, checked_timestamps, checked_weights, column_of, factorised
 from jaxrec.ids import IdMap as IdMap
 from jaxrec.typing import Array, ArrayLike
@@ -350,71 +350,86 @@ class Interactions:
 
     # ------------------------------------------------------------------ under jit
 
-    @jax.jit
     def contains(self, users: Array, items: Array) -> Array:
         """Whether each pair is stored; `users` and `items` (integers) broadcast, the answer has their shape.
 
-        A binary search in the user's row: log₂ N steps and no [M, N] array. Items outside 0 .. N-1 are not stored.
+        It searches the user's row by halves, in log₂ N steps, and forms no [M, N] array. A pair with a user outside
+        0 .. M-1 or an item outside 0 .. N-1 is not stored.
         """
         chex.assert_type([users, items], int)
-        users, items = jnp.broadcast_arrays(jnp.asarray(users), jnp.asarray(items))
-        indptr, indices = jnp.asarray(self.indptr), jnp.asarray(self.indices)
-        end = indptr[users + 1]
-
-        def halve(_, bounds):
-            low, high = bounds
-            middle = (low + high) // 2
-            right = (low < high) & (indices.at[middle].get(mode="clip") < items)
-            return jnp.where(right, middle + 1, low), jnp.where(right | (low >= high), high, middle)
-
-        steps = max(self.n_items, 1).bit_length() + 1
-        if self.n_pairs == 0:
-            return jnp.zeros(users.shape, bool)
-        low, _ = jax.lax.fori_loop(0, steps, halve, (indptr[users], end))
-        return (low < end) & (indices.at[low].get(mode="clip") == items)
+        return _contains(self, as_ids(users), as_ids(items))
 
     def rows(self, users: Array, *, length: int) -> tuple[Array, Array]:
         """The items of a block of users, padded.
 
         Args:
-            users: integers [...].
+            users: integers [...]; one outside 0 .. M-1 has no items.
             length: static; the first `length` items of each user are given.
 
         Returns:
             items int32 [..., length], 0 where padded, and where bool [..., length], True for real entries.
         """
         chex.assert_type(users, int)
-        indptr, indices = jnp.asarray(self.indptr), jnp.asarray(self.indices)
-        users = jnp.asarray(users)[..., None]
-        places = indptr[users] + jnp.arange(length, dtype=jnp.int32).reshape((1,) * (users.ndim - 1) + (-1,))
-        where = places < indptr[users + 1]
+        length = integer("length", length, least=0)
+        first, degrees = _row_bounds(self, as_ids(users)[..., None])
+        number = jnp.arange(length, dtype=jnp.int32).reshape((1,) * (first.ndim - 1) + (-1,))
+        where = number < degrees
         if self.n_pairs == 0:
-            return jnp.zeros(places.shape, jnp.int32), where
-        return jnp.where(where, indices.at[places].get(mode="clip"), 0), where
+            return jnp.zeros(where.shape, jnp.int32), where
+        return jnp.where(where, jnp.asarray(self.indices).at[first + number].get(mode="clip"), 0), where
 
     def flat_rows(self, users: Array, *, capacity: int) -> tuple[Array, Array, Array]:
         """The items of a block of users as one list of pairs, one user's after another's: padded once, not by user.
 
         Args:
-            users: integers [B].
-            capacity: static C; pairs beyond it are left out, so that it must be their number at least.
+            users: integers [B]; one outside 0 .. M-1 has no items.
+            capacity: static C, at least the number of pairs of these users; any beyond C are left out.
 
         Returns:
             rows int32 [C], places in `users`, B where padded; items int32 [C], 0 there; degrees int32 [B].
         """
         chex.assert_type(users, int)
         chex.assert_rank(users, 1)
-        indptr, indices = jnp.asarray(self.indptr), jnp.asarray(self.indices)
-        users = jnp.asarray(users)
-        degrees = indptr[users + 1] - indptr[users]
-        ends = jnp.cumsum(degrees)
+        capacity = integer("capacity", capacity, least=0)
+        first, degrees = _row_bounds(self, as_ids(users))
+        ends = jnp.cumsum(degrees, dtype=jnp.int32)
         number = jnp.arange(capacity, dtype=jnp.int32)
         rows = jnp.searchsorted(ends, number, side="right").astype(jnp.int32)
-        if self.n_pairs == 0:
+        if self.n_pairs == 0 or not len(first):
             return rows, jnp.zeros(capacity, jnp.int32), degrees
-        row = jnp.minimum(rows, len(users) - 1)
-        places = indptr[users[row]] + number - (ends - degrees)[row]
-        return rows, jnp.where(rows < len(users), indices.at[places].get(mode="clip"), 0), degrees
+        row = jnp.minimum(rows, len(first) - 1)
+        places = (first - ends + degrees)[row] + number
+        return rows, jnp.where(rows < len(first), jnp.asarray(self.indices).at[places].get(mode="clip"), 0), degrees
+
+
+def _row_bounds(matrix: Interactions, users: Array) -> tuple[Array, Array]:
+    """Where the rows of `users` (int32) start in `indices`, and their lengths; 0 for a user outside 0 .. M-1."""
+    if matrix.n_users == 0:
+        return jnp.zeros_like(users), jnp.zeros_like(users)
+    indptr = jnp.asarray(matrix.indptr)
+    known = (users >= 0) & (users < matrix.n_users)
+    users = jnp.where(known, users, 0)
+    first = indptr[users]
+    return first, jnp.where(known, indptr[users + 1] - first, 0)
+
+
+@jax.jit
+def _contains(matrix: Interactions, users: Array, items: Array) -> Array:
+    users, items = jnp.broadcast_arrays(users, items)
+    if matrix.n_pairs == 0:
+        return jnp.zeros(users.shape, bool)
+    first, degrees = _row_bounds(matrix, users)
+    indices, end = jnp.asarray(matrix.indices), first + degrees
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = low + (high - low) // 2  # low + high passes 2³¹
+        right = (low < high) & (indices.at[middle].get(mode="clip") < items)
+        return jnp.where(right, middle + 1, low), jnp.where(right | (low >= high), high, middle)
+
+    steps = max(matrix.n_items, 1).bit_length() + 1
+    low, _ = jax.lax.fori_loop(0, steps, halve, (first, end))
+    return (low < end) & (indices.at[low].get(mode="clip") == items)
 
 
 _AS_TEXT = {"nan", "NaN", "NaT", "None", "null", "<NA>"}
@@ -512,26 +527,53 @@ def check_interactions(**given: Any) -> None:
         raise TypeError(f"{name} is a {type(value).__name__}; give Interactions: {instead}")
 
 
-@jax.custom_vjp
-def spmm(matrix: Interactions, transposed: Interactions, x: Array) -> Array:
+def spmm(matrix: Interactions, transposed: Interactions | None, x: Array) -> Array:
     """Product of the sparse matrix with a dense table: [M, N] @ [N, D] -> [M, D].
 
-    Differentiable in `x` only. The gradient is the product with `transposed`, which the caller makes once by
-    `matrix.transpose()`: autodiff through the sparse product would scatter instead.
+    It is differentiable in `x` and in `matrix.weights`, any number of times, in reverse mode. On CPU the product is
+    that of `jax.experimental.sparse.BCSR`, elsewhere a gather and a `segment_sum`. Tables of half precision are summed
+    in float32.
 
-    On CPU the product is `jax.experimental.sparse.BCSR`'s, elsewhere a gather and a `segment_sum`.
+    Args:
+        matrix: [M, N].
+        transposed: `matrix.transpose()`, made once by the caller: the gradient in `x` is a product with it. Where the
+            weights are differentiated too, or with None, the gradient sorts the pairs by item instead, which takes
+            longer. `transposed.weights` gets no gradient of its own.
+        x: floats [N, D].
+
+    Raises:
+        ValueError: for a `transposed` of another shape or number of pairs, or where only one of the two has weights.
 
     >>> a = Interactions.from_pairs([0, 0, 1], [0, 2, 1])
     >>> spmm(a, a.transpose(), jnp.eye(3)).tolist()
     [[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
     """
-    del transposed
     chex.assert_shape(x, (matrix.n_items, None))
-    weights = jnp.ones(matrix.n_pairs, x.dtype) if matrix.weights is None else jnp.asarray(matrix.weights, x.dtype)
-    args = weights, jnp.asarray(matrix.indices), jnp.asarray(matrix.indptr), x
+    chex.assert_type(x, float)
+    if transposed is not None and _form(matrix) != _form(transposed, turned=True):
+        raise ValueError(
+            f"transposed is {transposed!r}, matrix {matrix!r}; give matrix.transpose(), or None where the weights "
+            "are not those that it was made with"
+        )
+    return _product(False, matrix, transposed, jnp.asarray(x))
+
+
+def _form(matrix: Interactions, turned: bool = False) -> tuple[Any, ...]:
+    sizes = matrix.n_users, matrix.n_items
+    return *(sizes[::-1] if turned else sizes), matrix.n_pairs, matrix.weights is None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(turned, matrix, transposed, x):
+    """A x, or Aᵀ x where `turned`; all derivatives in the weights go to `matrix`, none to `transposed`."""
+    if turned:
+        matrix = _turned(matrix) if transposed is None else transposed
+    table = accumulated(x)
+    weights = np.ones(matrix.n_pairs, np.float32) if matrix.weights is None else matrix.weights
+    args = jnp.asarray(weights, table.dtype), jnp.asarray(matrix.indices), jnp.asarray(matrix.indptr), table
     product = functools.partial(_spmm_bcsr, n_users=matrix.n_users)
     gathered = functools.partial(_spmm_segments, n_users=matrix.n_users)
-    return jax.lax.platform_dependent(*args, cpu=product, default=gathered)
+    return jax.lax.platform_dependent(*args, cpu=product, default=gathered).astype(x.dtype)
 
 
 def _spmm_bcsr(weights, indices, indptr, x, *, n_users):
@@ -539,17 +581,75 @@ def _spmm_bcsr(weights, indices, indptr, x, *, n_users):
 
 
 def _spmm_segments(weights, indices, indptr, x, *, n_users):
-    rows = jnp.repeat(jnp.arange(n_users), indptr[1:] - indptr[:-1], total_repeat_length=indices.shape[0])
+    users = jnp.arange(n_users, dtype=jnp.int32)
+    rows = jnp.repeat(users, indptr[1:] - indptr[:-1], total_repeat_length=indices.shape[0])
     return jax.ops.segment_sum(weights[:, None] * x[indices], rows, num_segments=n_users, indices_are_sorted=True)
 
 
-def _spmm_forward(matrix, transposed, x):
-    return spmm(matrix, transposed, x), (matrix, transposed)
+def _product_forward(turned, matrix, transposed, x):
+    """Where the weights are differentiated, x is kept, and `transposed`, which knows other weights, is not used."""
+    moved = matrix.weights is not None and matrix.weights.perturbed
+    matrix, transposed, x = jax.tree.map(lambda leaf: leaf.value, (matrix, transposed, x))
+    transposed = None if moved else transposed
+    return _product(turned, matrix, transposed, x), (matrix, transposed, x if moved else None)
 
 
-def _spmm_backward(residuals, cotangent):
-    matrix, transposed = residuals
-    return None, None, spmm(transposed, matrix, cotangent)
+def _product_backward(turned, residuals, cotangent):
+    matrix, transposed, x = residuals
+    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
+        cotangent = jnp.zeros(cotangent.shape, cotangent.dtype)
+    for_matrix = None
+    if x is not None:
+        along = _along_pairs(dataclasses.replace(matrix, weights=None), *((x, cotangent) if turned else (cotangent, x)))
+        along = along.astype(matrix.weights.dtype)
+        for_matrix = dataclasses.replace(matrix, indptr=None, indices=None, timestamps=None, weights=along)
+    return for_matrix, None, _product(not turned, matrix, transposed, cotangent)
 
 
-spmm.defvjp(_spmm_forward, _spmm_backward)
+_product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
+
+
+def _owners(matrix: Interactions) -> Array:
+    """The user of each pair, int32 [nnz], under jit."""
+    users, degrees = jnp.arange(matrix.n_users, dtype=jnp.int32), jnp.asarray(matrix.user_degrees)
+    return jnp.repeat(users, degrees, total_repeat_length=matrix.n_pairs)
+
+
+def _turned(matrix: Interactions) -> Interactions:
+    """`transpose` under jit."""
+    order = jnp.argsort(jnp.asarray(matrix.indices), stable=True)
+    indices, bounds = jnp.asarray(matrix.indices)[order], jnp.arange(matrix.n_items + 1, dtype=jnp.int32)
+    return Interactions(
+        indptr=jnp.searchsorted(indices, bounds).astype(jnp.int32),
+        indices=_owners(matrix)[order],
+        weights=None if matrix.weights is None else jnp.asarray(matrix.weights)[order],
+        timestamps=None,
+        n_users=matrix.n_items,
+        n_items=matrix.n_users,
+    )
+
+
+_PAIRS = 1 << 13  # pairs at a time: what is gathered stays in the cache
+
+
+@jax.custom_vjp
+def _along_pairs(matrix: Interactions, rows: Array, columns: Array) -> Array:
+    """The dot product of the two vectors of each pair, [nnz], without an array [nnz, D]."""
+
+    def product(pair):
+        return (accumulated(rows[pair[0]]) * accumulated(columns[pair[1]])).sum()
+
+    return jax.lax.map(product, (_owners(matrix), jnp.asarray(matrix.indices)), batch_size=_PAIRS)
+
+
+def _along_pairs_forward(matrix, rows, columns):
+    return _along_pairs(matrix, rows, columns), (matrix, rows, columns)
+
+
+def _along_pairs_backward(residuals, cotangent):
+    matrix, rows, columns = residuals
+    matrix = dataclasses.replace(matrix, weights=cotangent)
+    return None, _product(False, matrix, None, columns), _product(True, matrix, None, rows)
+
+
+_along_pairs.defvjp(_along_pairs_forward, _along_pairs_backward)

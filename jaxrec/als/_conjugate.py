@@ -20,7 +20,6 @@ class Rows(NamedTuple):
     """The rows x of one side: x (gram + ridge I) + gain Σᵢ rᵢ (x·yᵢ) yᵢ = its right-hand side, y the other side's."""
 
     matrix: Interactions
-    transposed: Interactions
     ridge: Array
     gain: Array
 
@@ -36,7 +35,7 @@ def conjugate(own: Rows, table: Array, gram: Array, sides: Array, start: Array, 
 
     def product(x):
         seen = dataclasses.replace(own.matrix, weights=scores(own.matrix, x, table))
-        return diagonal * x + own.gain[:, None] * together(spmm(seen, own.transposed, table))
+        return diagonal * x + own.gain[:, None] * together(spmm(seen, None, table))
 
     def inner(x, y):
         return (x * y).sum(1, keepdims=True)

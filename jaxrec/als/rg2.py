@@ -279,7 +279,7 @@ def _sweep(problem: Problem, state: _State, settings: _Settings, *, steps: int, 
 
     gain = 2 * alpha * n_items
     ridge = regularization * (1 + gain * problem.popularity)
-    own = Rows(problem.transposed, problem.matrix, ridge, jnp.full(n_items, gain / problem.total))
+    own = Rows(problem.transposed, ridge, jnp.full(n_items, gain / problem.total))
     sides = (1 + 2 * alpha) * n_items * sums - mean_users[None]
     item, match = conjugate(own, user, gram_users, sides, state.item, steps, together)
 
@@ -339,7 +339,7 @@ def _user_step(problem: Problem, item: Array, gram: Array, settings: _Settings, 
     if not steps:
         return dot(sides, _inverse(gram, regularization)), sides
     ridge = jnp.full(1, regularization * (1 + 2 * alpha))
-    own = Rows(problem.matrix, problem.transposed, ridge, 2 * alpha * problem.inverse)
+    own = Rows(problem.matrix, ridge, 2 * alpha * problem.inverse)
     return conjugate(own, item, gram, sides, start, steps, lambda x: x)
 
 
@@ -357,7 +357,7 @@ def _objective_of(factors: Mapping[str, Array], problem: Problem, settings: _Set
     if not pairwise:
         return value
     seen = dataclasses.replace(problem.matrix, weights=scores(problem.matrix, user, item))
-    return value + alpha * ((user * spmm(seen, problem.transposed, item)).sum() / problem.total - 2 * agreement + 1)
+    return value + alpha * ((user * spmm(seen, None, item)).sum() / problem.total - 2 * agreement + 1)
 
 
 @functools.partial(jax.jit, static_argnames="steps")

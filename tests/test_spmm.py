@@ -1,0 +1,159 @@
+"""The sparse product's derivatives of every order, against those of the dense product."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec.interactions import Interactions, spmm
+
+DENSE = np.random.default_rng(0).random((7, 5)) < 0.4
+DENSE[3] = DENSE[:, 2] = False
+MATRIX = Interactions.from_pairs(*DENSE.nonzero(), n_users=7, n_items=5)
+USERS, ITEMS = MATRIX.pairs()
+RNG = np.random.default_rng(1)
+WEIGHTS, TABLE = RNG.normal(size=MATRIX.n_pairs), RNG.normal(size=(5, 3))
+MOVES, FACTORS = (
+    (RNG.normal(size=WEIGHTS.shape), RNG.normal(size=TABLE.shape)),
+    RNG.normal(size=(7, 3)),
+)
+
+
+def weighted(weights):
+    return dataclasses.replace(MATRIX, weights=weights)
+
+
+def by_spmm(transposed):
+    return lambda weights, x: (jnp.sin(spmm(weighted(weights), transposed, x)) * FACTORS).sum()
+
+
+def by_dense(weights, x):
+    return (jnp.sin(jnp.zeros((7, 5)).at[USERS, ITEMS].set(weights) @ x) * FACTORS).sum()
+
+
+def derivatives(f):
+    """Gradients in weights and table, their derivatives along MOVES, each by the other argument alone, the third."""
+
+    def gradients(weights, x):
+        return jax.grad(f, (0, 1))(weights, x)
+
+    def curvature(weights, x):
+        return jax.grad(lambda *at: sum(map(jnp.vdot, gradients(*at), MOVES)), (0, 1))(weights, x)
+
+    def of_weights(weights, x):
+        return jax.grad(lambda w: jnp.vdot(jax.grad(f, 1)(w, x), MOVES[1]))(weights)
+
+    def of_table(weights, x):
+        return jax.grad(lambda x: jnp.vdot(jax.grad(f, 0)(weights, x), MOVES[0]))(x)
+
+    def third(weights, x):
+        return jax.grad(lambda w: jnp.vdot(curvature(w, x)[0], MOVES[0]))(weights)
+
+    return jax.jit(lambda *at: (gradients(*at), curvature(*at), of_weights(*at), of_table(*at), third(*at)))
+
+
+@pytest.mark.parametrize("transposed", ["given", "none", "stale"])
+def test_derivatives_of_every_order_are_those_of_the_dense_product(transposed):
+    """Where the weights are differentiated, nothing depends on the weights that `transposed` was made with."""
+    transposed = {
+        "given": weighted(WEIGHTS).transpose(),
+        "none": None,
+        "stale": weighted(0 * WEIGHTS).transpose(),
+    }[transposed]
+    with jax.enable_x64(True):
+        found, expected = (jax.tree.leaves(derivatives(f)(WEIGHTS, TABLE)) for f in (by_spmm(transposed), by_dense))
+        if transposed is not None and not transposed.weights.any():  # here the table's gradient alone is asked for
+            found, expected = found[:4] + found[5:], expected[:4] + expected[5:]
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-12)
+
+
+def test_gradients_under_vmap_are_those_one_by_one():
+    tables = RNG.normal(size=(4, *TABLE.shape))
+    several = RNG.normal(size=(4, len(WEIGHTS)))
+    with jax.enable_x64(True):
+        found = jax.vmap(jax.grad(by_spmm(None), (0, 1)))(several, tables)
+        expected = jax.vmap(jax.grad(by_dense, (0, 1)))(several, tables)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-12)
+
+
+def test_the_gradient_of_a_matrix_has_zeros_for_its_integers_and_none_for_the_transposed():
+    x = TABLE.astype(np.float32)
+    matrix = weighted(WEIGHTS.astype(np.float32))
+    for_matrix, for_transposed = jax.grad(lambda a, b: spmm(a, b, x).sum(), (0, 1), allow_int=True)(
+        matrix, matrix.transpose()
+    )
+    np.testing.assert_allclose(for_matrix.weights, x.sum(1)[ITEMS], rtol=1e-5)
+    assert for_matrix.indices.dtype == for_matrix.indptr.dtype == jax.dtypes.float0
+    assert for_transposed.weights.shape == WEIGHTS.shape and not np.any(for_transposed.weights)
+
+
+def test_a_transpose_of_the_transpose_of_the_product_is_the_product():
+    transposed = MATRIX.transpose()
+    _, pull = jax.vjp(lambda x: spmm(MATRIX, transposed, x), TABLE.astype(np.float32))
+    _, push = jax.vjp(lambda cotangent: pull(cotangent)[0], jnp.zeros((7, 3), jnp.float32))
+    np.testing.assert_allclose(push(TABLE.astype(np.float32))[0], DENSE @ TABLE, rtol=1e-5, atol=1e-6)
+
+
+def test_training_of_a_table_does_not_pay_for_the_gradient_of_weights():
+    """The jaxpr of the table's gradient gathers no pairs and sorts nothing; that of the weights' does."""
+    f = by_spmm(weighted(WEIGHTS).transpose())
+    with jax.enable_x64(True):
+        texts = [str(jax.make_jaxpr(jax.grad(f, at))(WEIGHTS, TABLE)) for at in (1, 0)]
+    assert ["scan" in text or "sort[" in text for text in texts] == [False, True]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_summed_in_float32(dtype):
+    """4000 ones: bfloat16 would stop at 256, float16 at 2048."""
+    row = Interactions.from_pairs(np.zeros(4000, int), np.arange(4000))
+    x = jnp.ones((4000, 1), dtype)
+    product, pull = jax.vjp(lambda x: spmm(row, row.transpose(), x), x)
+    assert product.dtype == dtype and product.tolist() == [[4000.0]]
+    assert pull(product)[0].dtype == dtype
+
+
+def test_a_transposed_that_is_not_the_transpose_is_refused():
+    for wrong in (
+        MATRIX,
+        weighted(WEIGHTS).transpose(),
+        MATRIX.transpose().select(np.arange(MATRIX.n_pairs) > 0),
+    ):
+        with pytest.raises(ValueError, match=r"transposed is Interactions.*give matrix.transpose\(\), or None"):
+            spmm(MATRIX, wrong, TABLE)
+
+
+# ---------------------------------------------------------------------- rows by users' ids
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint32, np.int64, np.uint64])
+def test_ids_of_any_integer_type_find_their_rows_and_ids_of_nobody_find_none(dtype):
+    held = np.iinfo(dtype)
+    outside = [x for x in (-1, -2, 7, 127, 255, 2**32 + 1, -(2**32)) if held.min <= x <= held.max]
+    users = np.array([0, 6, *outside], dtype)
+    expected = np.concatenate([DENSE[[0, 6]], np.zeros((len(outside), 5), bool)])
+    items = np.arange(5, dtype=dtype)
+    np.testing.assert_array_equal(MATRIX.contains(users[:, None], items[None]), expected)
+    assert not np.asarray(MATRIX.contains(items[:1], np.array(outside, dtype))).any()
+    found, where = MATRIX.rows(users, length=5)
+    np.testing.assert_array_equal(where, np.arange(5) < expected.sum(1, keepdims=True))
+    np.testing.assert_array_equal(np.asarray(found)[np.asarray(where)], expected.nonzero()[1])
+    rows, items, degrees = MATRIX.flat_rows(users, capacity=12)
+    assert rows.dtype == items.dtype == degrees.dtype == found.dtype == jnp.int32
+    n = expected.sum()
+    np.testing.assert_array_equal(degrees, expected.sum(1))
+    np.testing.assert_array_equal(np.stack([rows, items])[:, :n], expected.nonzero())
+    assert (np.asarray(rows)[n:] == len(users)).all() and not np.asarray(items)[n:].any()
+
+
+def test_rows_near_the_largest_place_that_int32_holds():
+    """The sum of two such places, or of one and a length, passes 2³¹. Places beyond `indices` read its last entry."""
+    last = 2**31 - 1
+    far = dataclasses.replace(MATRIX, indptr=np.array([0, last - 5, last], np.int32), n_users=2)
+    assert far.contains(np.array([1]), np.arange(5)).tolist() == (np.arange(5) == ITEMS[-1]).tolist()
+    rows, _, degrees = far.flat_rows(np.array([1], np.int32), capacity=5)
+    assert rows.tolist() == [0] * 5 and degrees.tolist() == [5]
+    assert far.rows(np.array([1]), length=9)[1].tolist() == [[True] * 5 + [False] * 4]
