@@ -1,3 +1,6 @@
+import sys
+import warnings
+
 import jax
 import numpy as np
 import pytest
@@ -17,6 +20,12 @@ def clean():
     whole = jr.Interactions.from_scipy(draw.random((40, 60)) < 0.4)
     held_out = draw.random(whole.n_pairs) < 0.2
     return whole.select(~held_out), whole.select(held_out)
+
+
+def quiet(*parts, **how):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jr.interactions.DataWarning)  # negatives that do not count
+        return jr.data.audit(*parts, **how)
 
 
 def test_random_split_is_clean(clean):
@@ -116,14 +125,67 @@ def test_random_split_of_ciao_shows_no_order(data_root):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((pairs([0], [1]), jr.Interactions.from_pairs([0], [1])), "split one set"),
+        ((pairs([0], [1]), jr.Interactions.from_pairs([0], [1], n_items=2)), "split one set"),
+        ((pairs([0], [1]).select(np.array([False])), pairs([0], [1])), "train has no pairs"),
         ((pairs([0], [1]), pairs([0], [1]).select(np.array([False]))), "test has no pairs"),
-        ((pairs([0], [1]), pairs([0], [2]), [[1], [2]]), r"give \[1, n\]"),
+        ((pairs([0], [1]), pairs([0], [2]), [[1], [2]]), r"give integers \[1, n\]"),
+        ((pairs([0], [1]), pairs([0], [2]), [[1.0]]), r"negatives is float64\[1, 1\]; give integers"),
+        ((pairs([0], [1]), pairs([0], [2]), [[2**32 + 1]]), "negatives run from 4294967297 to .*; items are 0 to 59"),
+        ((pairs([0], [1]), pairs([0], [2]), [[-1]]), "negatives run from -1 to -1"),
     ],
 )
 def test_bad_input_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         jr.data.audit(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("users", "message"),
+    [
+        ([1, 2], "none of the users has a test pair"),
+        ([40], r"users\[0\] is 40; it must be below n_users=40"),
+        (0, "users=0; give an integer of 1 or more"),
+        (2.0, r"users has shape \[\]"),
+    ],
+)
+def test_users_that_cannot_be_audited_are_named(users, message):
+    with pytest.raises(ValueError, match=message):
+        jr.data.audit(pairs([0], [1]), pairs([0], [2]), users=users)
+
+
+def test_a_catalogue_of_few_items_is_audited_with_shorter_lists():
+    train = jr.Interactions.from_pairs([0, 1, 2], [0, 1, 2], n_users=3, n_items=4)
+    test = jr.Interactions.from_pairs([0, 1], [3, 3], n_users=3, n_items=4)
+    report = jr.data.audit(train, test)
+    assert set(report.rankers["random"]) == {"hit_rate@4", "ndcg@4"}
+    assert report.rankers["item id, descending"] == {"hit_rate@4": 1.0, "ndcg@4": 1.0}  # item 3 comes first
+    assert "hit_rate@4 1.0000, ndcg@4 1.0000" in repr(report)
+    among = jr.data.audit(train, test, [[0, 2], [0, 2]])
+    assert among.rankers["item id"]["hit_rate@4"] == 1.0
+
+
+@pytest.mark.parametrize("among", [False, True])
+def test_the_rankers_are_evaluated_on_the_users_asked_for(clean, among):
+    train, test = clean
+    negatives = np.random.default_rng(3).integers(0, 60, (test.n_pairs, 5)) if among else None
+    audit = lambda **how: quiet(train, test, negatives, **how)  # noqa: E731
+    whole, some = audit(), audit(users=[7, 3, 3, 5])
+    assert [f.count for f in some.findings] == [f.count for f in whole.findings]  # on all pairs all the same
+    assert "test users" not in whole.protocol and some.protocol.endswith("on 3 of 40 test users")
+    rows = np.isin(test.pairs()[0], [3, 5, 7])
+    alone = quiet(train, test.select(rows), negatives if negatives is None else negatives[rows])
+    assert some.rankers == alone.rankers != whole.rankers
+    five, again = audit(users=np.int64(5)), audit(users=5, key=jax.random.key(0))
+    assert five.rankers == again.rankers and five.protocol.endswith("on 5 of 40 test users")
+    assert audit(users=5, key=jax.random.key(1)).rankers != five.rankers
+    assert audit(users=40).rankers == audit(users=100).rankers == whole.rankers
+
+
+def test_many_test_users_are_sampled_by_default(clean, monkeypatch):
+    monkeypatch.setattr(sys.modules["jaxrec.data.audit"], "_MOST_USERS", 6)
+    report = jr.data.audit(*clean)
+    assert report.protocol.endswith("on 6 of 40 test users") and report["overlap"].total == clean[1].n_pairs
+    assert report.rankers == jr.data.audit(*clean, users=6).rankers
 
 
 def test_unknown_finding_names_those_there_are(clean):

@@ -1,4 +1,4 @@
-"""What a reader must know of a split before trusting figures measured on it."""
+"""What a reader must know of a split before trusting results measured on it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ import numpy as np
 import scipy.special
 
 from jaxrec import evaluate, models
+from jaxrec._numerics import as_integer, integer
+from jaxrec.ids import checked_ids
 from jaxrec.interactions import Interactions, check_interactions
-from jaxrec.typing import Array, ArrayLike, Variables
+from jaxrec.keys import generator
+from jaxrec.typing import Array, ArrayLike, Key, Variables
 
 _CUT = 10
+_MOST_USERS = 10_000  # their mean of a hit rate has a standard error of .005 at most
 
 
 class Finding(NamedTuple):
@@ -25,7 +29,7 @@ class Finding(NamedTuple):
         name: short, stable.
         count: how many of `total` show it.
         total: of how many.
-        serious: whether figures on this split need a word about it.
+        serious: whether results on this split need a word about it.
         message: in words.
         rankers: names of the trivial rankers (keys of `Audit.rankers`) that exploit it.
     """
@@ -44,8 +48,9 @@ class Audit:
 
     Attributes:
         findings: all that was looked at, serious or not.
-        rankers: ranker -> metric -> mean: random, popularity, item id both ways, and the next id.
-        protocol: of the rankers' figures.
+        rankers: ranker -> metric -> mean: random, popularity, item id both ways, and the next id. The metrics are the
+            hit rate and the NDCG of lists of 10 items, or of all items where there are fewer.
+        protocol: how the rankers were evaluated, and on how many of the test users.
     """
 
     findings: tuple[Finding, ...]
@@ -67,17 +72,27 @@ class Audit:
         lines = [f"Audit: {len(self.serious)} of {len(self.findings)} findings are serious (!)"]
         for finding in self.findings:
             lines.append(f"{'!' if finding.serious else ' '} {finding.name}: {finding.message}")
-            lines += [f"    ranking by {name} scores {self._figures(name)}" for name in finding.rankers]
+            lines += [f"    ranking by {name} scores {self._values(name)}" for name in finding.rankers]
         lines.append(f"  Trivial rankers ({self.protocol}):")
-        lines += [f"    {name:<24}{self._figures(name)}" for name in self.rankers]
+        lines += [f"    {name:<24}{self._values(name)}" for name in self.rankers]
         return "\n".join(lines)
 
-    def _figures(self, name: str) -> str:
+    def _values(self, name: str) -> str:
         return ", ".join(f"{metric} {value:.4f}" for metric, value in self.rankers[name].items())
 
 
-def audit(train: Interactions, test: Interactions, negatives: ArrayLike | None = None) -> Audit:
-    """Looks a split over: overlap, cold users and items, ids that choose, popularity, time, and sampled negatives.
+def audit(
+    train: Interactions,
+    test: Interactions,
+    negatives: ArrayLike | None = None,
+    *,
+    users: ArrayLike | int | None = None,
+    key: Key | None = None,
+) -> Audit:
+    """Looks for overlap, cold users and items, ids that decide, popularity, time leaks, and faults of the negatives.
+
+    The findings are counted on all pairs. The trivial rankers are evaluated on the users given; by default on all test
+    users up to 10,000, and on a random 10,000 of them if there are more, which `protocol` says.
 
     Duplicate pairs are none of its findings: `Interactions` has merged them, and said how many, when it was made.
 
@@ -86,29 +101,60 @@ def audit(train: Interactions, test: Interactions, negatives: ArrayLike | None =
         test: held-out pairs over the same ids, T of them.
         negatives: item ids [T, n], row t for pair t of `test.pairs()`; if given, the trivial rankers are measured among
             them, else on the full catalogue.
+        users: ids of the users on whom the trivial rankers are evaluated, or the number of test users to sample; if
+            there are no more than that, all are taken.
+        key: typed key of the sample; by default `jax.random.key(0)`.
 
     Raises:
-        ValueError: for train and test of different shapes, an empty test, or negatives whose rows do not fit.
+        ValueError: for train and test of different shapes or without pairs, negatives whose rows do not fit or that are
+            no items, and users of whom none has a test pair.
     """
     check_interactions(train=train, test=test)
     if (train.n_users, train.n_items) != (test.n_users, test.n_items):
         raise ValueError(f"train is {train}, test is {test}; split one set of Interactions")
-    if test.n_pairs == 0:
-        raise ValueError("test has no pairs; there is nothing to audit")
+    for name, part in (("train", train), ("test", test)):
+        if part.n_pairs == 0:
+            raise ValueError(f"{name} has no pairs; there is nothing to audit")
     if negatives is not None:
-        negatives = np.asarray(negatives)
-        if negatives.ndim != 2 or len(negatives) != test.n_pairs:
-            raise ValueError(
-                f"negatives is {list(negatives.shape)}; give [{test.n_pairs}, n], a row for each test pair"
-            )
+        negatives = _checked_negatives(negatives, test)
+    chosen, tested = _chosen_users(test, users, key)
     findings = [_overlap(train, test), _cold_users(train, test), _cold_items(train, test)]
     findings += [_id_order(train, test), _id_places(train, test), _popularity(train, test)]
     if train.timestamps is not None and test.timestamps is not None:
         findings += [_time_of_user(train, test), _time_overall(train, test)]
     if negatives is not None:
         findings += _negatives(train, test, negatives)
-    rankers, protocol = _trivial(train, test, negatives)
+    rankers, protocol = _trivial(train, test, negatives, chosen)
+    if len(chosen) < tested:
+        protocol += f", on {len(chosen)} of {tested} test users"
     return Audit(tuple(findings), rankers, protocol)
+
+
+def _checked_negatives(negatives: ArrayLike, test: Interactions) -> np.ndarray:
+    negatives = np.asarray(negatives)
+    if negatives.ndim != 2 or len(negatives) != test.n_pairs or negatives.dtype.kind not in "iu":
+        found = f"{negatives.dtype}{list(negatives.shape)}"
+        raise ValueError(f"negatives is {found}; give integers [{test.n_pairs}, n], a row for each test pair")
+    if negatives.size and (negatives.min() < 0 or negatives.max() >= test.n_items):
+        raise ValueError(
+            f"negatives run from {negatives.min()} to {negatives.max()}; items are 0 to {test.n_items - 1}"
+        )
+    return negatives.astype(np.int32)
+
+
+def _chosen_users(test: Interactions, users: ArrayLike | int | None, key: Key | None) -> tuple[np.ndarray, int]:
+    """The users to evaluate, ascending, and how many have a test pair."""
+    tested = np.flatnonzero(np.asarray(test.user_degrees) > 0)
+    if users is not None and as_integer(users) is None:
+        chosen = np.intersect1d(checked_ids("users", users, test.n_users), tested)
+        if len(chosen) == 0:
+            raise ValueError("none of the users has a test pair; give ids of users with test pairs")
+        return chosen, len(tested)
+    most = _MOST_USERS if users is None else integer("users", users)
+    if most < len(tested):
+        draw = generator(jax.random.key(0) if key is None else key)
+        return np.sort(draw.choice(tested, most, replace=False)), len(tested)
+    return tested, len(tested)
 
 
 # ---------------------------------------------------------------------- the split
@@ -252,8 +298,8 @@ def _time_overall(train: Interactions, test: Interactions) -> Finding:
 def _negatives(train: Interactions, test: Interactions, negatives: np.ndarray) -> list[Finding]:
     users, items = test.pairs()
     own = negatives == items[:, None]
-    trained = np.asarray(train.contains(users[:, None], negatives.astype(np.int32)))
-    tested = np.asarray(test.contains(users[:, None], negatives.astype(np.int32))) & ~own
+    trained = np.asarray(train.contains(users[:, None], negatives))
+    tested = np.asarray(test.contains(users[:, None], negatives)) & ~own
     ordered = np.sort(negatives, axis=1)
     repeated = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
     findings = []
@@ -288,8 +334,8 @@ def _next_id(last: Variables, users: Array) -> Array:
     return -jnp.where(gap > 0, gap, gap + 2 * gap.shape[1]).astype(jnp.float32)
 
 
-def _trivial(train: Interactions, test: Interactions, negatives: np.ndarray | None):
-    last = {"last": jnp.asarray(_last_items(train)), "items": jnp.arange(train.n_items)}
+def _trivial(train: Interactions, test: Interactions, negatives: np.ndarray | None, chosen: np.ndarray):
+    last = {"last": jnp.asarray(_last_items(train), jnp.int32), "items": jnp.arange(train.n_items, dtype=jnp.int32)}
     rankers = {
         "random": models.random(jax.random.key(0), train.n_items),
         "popularity": models.popularity(train),
@@ -297,12 +343,17 @@ def _trivial(train: Interactions, test: Interactions, negatives: np.ndarray | No
         "item id, descending": models.item_id(train.n_items, descending=True),
         "next id": (evaluate.scorer(_next_id), last),
     }
-    names = (f"hit_rate@{_CUT}", f"ndcg@{_CUT}")
-    figures, report = {}, None
+    cut = min(_CUT, train.n_items)
+    names = (f"hit_rate@{cut}", f"ndcg@{cut}")
+    users, items = test.pairs()
+    kept = np.isin(users, chosen)
+    values, report = {}, None
     for name, (model, variables) in rankers.items():
         if negatives is None:
-            report = evaluate.full_ranking(model, variables, train, test, ks=(_CUT,), key=jax.random.key(0))
+            options = {"ks": (cut,), "users": chosen, "key": jax.random.key(0)}
+            report = evaluate.full_ranking(model, variables, train, test, **options)
         else:
-            report = evaluate.sampled_ranking(model, variables, test.pairs(), negatives, ks=(_CUT,))
-        figures[name] = {metric: report.means[metric] for metric in names}
-    return figures, report.protocol
+            pairs = users[kept], items[kept]
+            report = evaluate.sampled_ranking(model, variables, pairs, negatives[kept], ks=(cut,))
+        values[name] = {metric: report.means[metric] for metric in names}
+    return values, report.protocol
