@@ -12,7 +12,6 @@ import dis
 import enum
 import functools
 import hashlib
-import inspect
 import pickle
 import re
 import sys
@@ -32,8 +31,8 @@ _LONG = 10_000  # entries from which a container is hashed whole, not entry by e
 def reads(*values: Any) -> tuple:
     """A hashable key of what functions read beside their arguments: globals, closures, defaults, attributes.
 
-    It goes through partials, containers, dataclasses, user-defined classes, and functions that functions call. Functions
-    of installed packages count by name, with their closures. NumPy arrays count by content; JAX arrays and
+    It goes through partials, containers, dataclasses, user-defined classes, and functions that functions call.
+    Functions of installed packages count by name, with their closures. NumPy arrays count by content; JAX arrays and
     `Interactions`, which do not change, by identity.
 
     >>> def scaled(by):

@@ -15,7 +15,7 @@ import scipy.stats
 import jaxrec as jr
 from jaxrec.data import synthetic
 from jaxrec.history import History
-from jaxrec.train.lanes import Lane, Sweep
+from jaxrec.train.lanes import Lane, Setting, Sweep
 from jaxrec.train.loop import State
 from jaxrec.train.sweep import _parts
 
@@ -302,14 +302,15 @@ def test_validates_every_so_many_epochs_and_after_the_last_and_keeps_the_last():
 
 def made(values, shown=("ndcg",)):
     """A sweep with these figures [settings, seeds]; NaN diverged."""
-    settings = tuple({"rate": 0.1 * (place + 1)} for place in range(len(values)))
+    settings = tuple(Setting(rate=0.1 * (place + 1)) for place in range(len(values)))
     lanes = tuple(
         Lane(setting, seed, History(), 1, {} if np.isnan(value) else {"ndcg": value}, "so" if np.isnan(value) else None)
         for setting, row in zip(settings, values)
         for seed, value in enumerate(row)
     )
     n = len(lanes)
-    states = State({"params": {"x": np.arange(n)}}, (), jax.random.split(jax.random.key(0), n), np.ones(n, np.int32))
+    keys = jnp.tile(jax.random.split(jax.random.key(0), len(values[0])), len(values))
+    states = State({"params": {"x": np.arange(n)}}, (), keys, np.ones(n, np.int32))
     return Sweep(lanes, states, settings, shown)
 
 
@@ -357,6 +358,53 @@ def test_paired_test_by_hand_and_at_its_edges():
     for which in (2, -1, {"rate": 0.7}, {"margin": 0.1}, {}):
         with pytest.raises(ValueError, match="settings"):
             made([[1.0, 2.0], [1.0, 2.0]]).compare(None, 0, which)
+
+
+def test_another_sweep_is_compared_or_refused():
+    mine, other = made([[1.0, 2.0, 4.0], [2.0, 2.0, 2.0]]), made([[0.0, 0.0, 0.0], [5.0, 5.0, 5.0]])
+    assert mine.compare(None, 0, 1, other=other).difference == pytest.approx(7 / 3 - 5)
+    assert mine.compare(None, 0, other.settings[0], other=other).difference == pytest.approx(7 / 3)
+    assert mine.compare(None, mine.settings[0], np.int64(1)).difference == pytest.approx(7 / 3 - 2)
+    with pytest.raises(ValueError, match="is a setting of another sweep; give that sweep as other="):
+        mine.compare(None, 0, other.settings[1])
+    with pytest.raises(ValueError, match="first and second are both setting 0"):
+        mine.compare(None, 0, {"rate": 0.1})
+    strange = dataclasses.replace(other, states=other.states._replace(key=jax.random.split(jax.random.key(1), 6)))
+    with pytest.raises(ValueError, match="other was trained under other keys"):
+        mine.compare(None, 0, 1, other=strange)
+
+
+def test_evaluate_takes_a_report():
+    report = jr.report.Report(np.arange(2), {"ndcg": np.array([0.25, 0.75])}, {"coverage": 0.5}, None, "made")
+    tested = made([[0.1, 0.2]]).evaluate(lambda _: report)
+    assert tested.lanes[0].figures == {"ndcg": 0.1, "test ndcg": 0.5, "test coverage": 0.5}
+    with pytest.raises(TypeError, match="validate gives None; give name -> number, or a Report"):
+        made([[0.1, 0.2]]).evaluate(lambda _: None)
+
+
+@pytest.mark.parametrize("at_once", [None, 2])
+def test_an_interrupted_sweep_carries_what_was_trained(at_once):
+    calls = iter(range(100))
+
+    def validate(_):
+        if next(calls) == 5:  # in the second epoch of the first part
+            raise KeyboardInterrupt
+        return {"score": 1.0}
+
+    with pytest.raises(jr.train.Interrupted) as stop:
+        sweep([0.3, 0.2], validate=validate, epochs=3, at_once=at_once)
+    found = stop.value.state
+    lengths = [len(lane.history.records) for lane in found.lanes]
+    whole = sweep([0.3, 0.2], epochs=max(lengths))
+    assert len(found.lanes) == 4 and max(lengths) > 0
+    assert [lane.diverged is None for lane in found.lanes] == [n > 0 for n in lengths]
+    assert found.lanes[0].history.column("loss")[1] == whole.lanes[0].history.column("loss")[1][: lengths[0]]
+
+
+def test_a_selected_figure_that_is_never_a_number_is_said():
+    with pytest.warns(jr.train.DivergenceWarning, match="score was not a number at any validation of 2 of 2 runs"):
+        found = sweep(validate=lambda _: {"score": math.nan}, select="score")
+    assert np.isnan(found.values()).all()
 
 
 def test_evaluate_adds_test_figures_and_selection_stays_with_validation():
@@ -410,9 +458,9 @@ def test_prints_settings_that_are_vectors():
         ({"select": "score"}, "no validate to give it; pass validate="),
         ({"select": "scare", "validate": lambda _: {"score": 1.0}}, "select='scare', but validate gives .'score'"),
         ({"select": "loss", "validate": lambda _: {"score": 1.0}}, "select='loss', but validate gives .'score'"),
-        ({"at_once": 0}, "at_once=0; give 1 or more"),
-        ({"width": 0}, "width=0; give 1 or more"),
-        ({"epochs": 0}, "epochs=0; give 1 or more"),
+        ({"at_once": 0}, "at_once=0; give an integer of 1 or more"),
+        ({"width": 0}, "width=0; give an integer of 1 or more"),
+        ({"epochs": 0}, "epochs=0; give an integer of 1 or more"),
         ({"train": TRAIN.select(np.zeros(TRAIN.n_pairs, bool))}, "train has no pairs"),
         (
             {"setup": lambda **_: (jr.models.MF(12, 11, dim=4), objective(), optax.sgd(0.1))},
@@ -442,5 +490,5 @@ def test_unknown_names_say_what_there_is():
         with pytest.raises(ValueError, match=r"figure='mrr'; the lanes have \['ndcg'\]"):
             ask("mrr")
     for lane in (2, -1):
-        with pytest.raises(ValueError, match="there are lanes 0 to 1"):
+        with pytest.raises(ValueError, match=f"lane={lane}; give an integer from 0 to 1"):
             found.state(lane)

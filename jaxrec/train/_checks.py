@@ -97,8 +97,8 @@ def check_weights(**given: Interactions) -> None:
         if bad.any():
             at = int(np.flatnonzero(bad)[0])
             raise ValueError(
-                f"{name}.weights[{at}] is {weights[at]} ({bad.sum()} such); weights of implicit feedback are finite and "
-                "0 or more: drop these pairs, or leave weights out"
+                f"{name}.weights[{at}] is {weights[at]} ({bad.sum()} such); weights of implicit feedback are finite "
+                "and 0 or more: drop these pairs, or leave weights out"
             )
         if not weights.any():
             raise ValueError(f"{name}.weights are all 0, so that there is nothing to learn from; leave weights out")

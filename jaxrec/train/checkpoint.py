@@ -135,9 +135,7 @@ class Checkpoint:
                     damage.append(f"the checkpoint of epoch {step} in {self.folder} is damaged ({error})")
                     continue
                 if damage:
-                    warnings.warn(
-                        f"{'; '.join(damage)}; the run resumes from epoch {step}", DataWarning, stacklevel=4
-                    )
+                    warnings.warn(f"{'; '.join(damage)}; the run resumes from epoch {step}", DataWarning, stacklevel=4)
                 return found
         if damage:
             raise ValueError(f"{'; '.join(damage)}, and none is intact; remove the folder to start the run again")

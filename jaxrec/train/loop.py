@@ -72,7 +72,7 @@ class Batch(NamedTuple):
 
 
 class DivergenceError(ValueError):
-    """Training has come to nothing that could be returned: a loss that is not finite, or a metric that never was a number.
+    """Training has nothing to return: the loss is not finite, or the metric of early stopping never was a number.
 
     Attributes:
         state: the last good state: that of the beginning of the epoch whose loss is not finite, or the last one.
@@ -132,9 +132,9 @@ def fit(
     """Trains until `epochs` epochs are done, counted from the start of the run.
 
     One program serves all batches of all epochs: the last batch of an epoch is padded and masked. Arrays inside the
-    `functools.partial`s of `objective` are arguments of it. An array that a lambda reads from its closure is compiled in
-    as a constant, which is slow for large arrays. Values that functions read from globals or closures are looked at
-    before each epoch, and the program is compiled anew where one has changed.
+    `functools.partial`s of `objective` are arguments of it. An array that a lambda reads from its closure is compiled
+    in as a constant, which is slow for large arrays. Values that functions read from globals or closures are checked
+    before each epoch. If one has changed, the program is compiled again, and a warning says so.
 
     Args:
         state: from `init`, or from an earlier `fit` to continue.
@@ -155,8 +155,8 @@ def fit(
             `lambda v: full_ranking(model, v, train, valid, ks=(10,))`. They are written to the history.
         every: validate after every so many epochs, and after the last.
         stopping: ends the run when its metric no longer improves; the state returned is then the best one.
-        checkpoint: where to save. If the run is killed, the same call resumes it, and on CPU the result is bit-identical
-            to that of a run that was never interrupted.
+        checkpoint: where to save. If the run is killed, the same call resumes it, and on CPU the result is
+            bit-identical to that of a run that was never interrupted.
         callbacks: called after each epoch with the state and the epoch's record.
         progress: show a bar.
 
@@ -259,7 +259,9 @@ def _epochs(
             if save is not None and (epoch % save_every == 0 or epoch == epochs or done):
                 save(run)
                 saved = epoch
-            bar.set_postfix({name: f"{value:.4g}" for name, value in record.items() if name not in ("epoch", "seconds")})
+            bar.set_postfix(
+                {name: f"{value:.4g}" for name, value in record.items() if name not in ("epoch", "seconds")}
+            )
     except KeyboardInterrupt as stop:
         if save is not None and int(run.state.epoch) > saved:
             save(run)

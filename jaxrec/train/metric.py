@@ -129,7 +129,9 @@ def translation_objective(
     both = jnp.concatenate([items.astype(negatives.dtype), negatives], axis=1)
     scores, near = model.apply(variables, users, both, method="regularised")
     pos, neg = jnp.split(scores, [items.shape[1]], axis=1)
-    values = compared(loss, pos, neg[:, None]) - distance_weight * pos + neighbourhood_weight * near[:, : items.shape[1]]
+    values = (
+        compared(loss, pos, neg[:, None]) - distance_weight * pos + neighbourhood_weight * near[:, : items.shape[1]]
+    )
     return losses.mean(values.reshape(batch.items.shape), where=batch.mask, weights=batch.weights)
 
 

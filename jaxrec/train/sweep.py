@@ -186,7 +186,7 @@ def sweep(
 
 
 def _compiled(program: _Program, arrays: list, data: Any, **options: Any) -> Callable:
-    """An epoch of a program, compiled in this thread, as JAX's context managers do not reach the threads that run it."""
+    """An epoch, compiled in this thread: JAX's context managers do not reach the threads that run it."""
     given = program.states, program.settings, arrays, data
     if jax.config.jax_disable_jit:
         return functools.partial(_epoch_of_lanes, **options)

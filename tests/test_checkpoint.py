@@ -1,0 +1,286 @@
+import functools
+import itertools
+import math
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import warnings
+from functools import partial
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax.core import FrozenDict
+from jax.sharding import NamedSharding, PartitionSpec
+
+import jaxrec as jr
+from jaxrec.data import synthetic
+from jaxrec.interactions import DataWarning
+
+pytestmark = pytest.mark.usefixtures("hurried")
+
+TRAIN, _ = synthetic.checkerboard(8)
+MODEL = jr.models.MF(8, 8, dim=2, scale=0.1)
+TX = optax.sgd(0.1, momentum=0.9)
+
+
+def pull(variables, key, batch, *, by=1.0):
+    del key
+    users = batch.users.reshape(-1, *[1] * (batch.items.ndim - 1))
+    return by * -MODEL.apply(variables, users, batch.items).mean()
+
+
+def fit(epochs=3, objective=pull, tx=TX, state=None, **options):
+    state = jr.train.init(jax.random.key(0), MODEL, tx) if state is None else state
+    options = {"batch_size": 16, "progress": False} | options
+    return jr.train.fit(state, objective, tx, TRAIN, epochs=epochs, **options)
+
+
+def leaves(state):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves((state.variables, state.opt_state))]
+
+
+def same(a, b):
+    return all(map(np.array_equal, leaves(a), leaves(b)))
+
+
+@functools.cache
+def whole(epochs):
+    return fit(epochs)
+
+
+# ---------------------------------------------------------------------- what identifies a run
+
+
+def other_rule(metric="a", **more):
+    return {"validate": lambda _: {"a": 0.5, "b": 0.5}, "stopping": jr.train.EarlyStopping(metric, **more)}
+
+
+DIFFERENT = {
+    "group": ({}, {"group": 4}),
+    "no group": ({"group": 4}, {}),
+    "every": ({"validate": lambda _: {"a": 1.0}}, {"validate": lambda _: {"a": 1.0}, "every": 2}),
+    "stopping added": ({}, other_rule()),
+    "stopping's metric": (other_rule("a"), other_rule("b")),
+    "stopping's mode": (other_rule(), other_rule(mode="min")),
+    "stopping's patience": (other_rule(), other_rule(patience=9)),
+    "lambdas": (
+        {"objective": lambda variables, key, batch: pull(variables, key, batch)},
+        {"objective": lambda variables, key, batch: 2 * pull(variables, key, batch)},
+    ),
+    "learning rate": ({}, {"tx": optax.sgd(0.2, momentum=0.9)}),
+    "batch size": ({}, {"batch_size": 8}),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_another_run_is_refused(name, tmp_path):
+    first, second = DIFFERENT[name]
+    checkpoint = jr.train.Checkpoint(tmp_path)
+    fit(1, checkpoint=checkpoint, **first)
+    with pytest.raises(ValueError, match=r"holds another run, with .* where this one has"):
+        fit(2, checkpoint=checkpoint, **second)
+    assert len(fit(2, checkpoint=checkpoint, **first)[1].records) == 2
+
+
+def scaled(variables, key, batch, *, table):
+    return table.sum() * pull(variables, key, batch)
+
+
+def test_one_entry_of_a_large_array_makes_another_run(tmp_path):
+    checkpoint = jr.train.Checkpoint(tmp_path)
+    table = np.full(2000, 1e-3, np.float32)
+    fit(1, partial(scaled, table=table), checkpoint=checkpoint)
+    table = table.copy()
+    table[1000] = 0
+    with pytest.raises(ValueError, match=r"objective='scaled\(table=float32\[2000\]\) #"):
+        fit(2, partial(scaled, table=table), checkpoint=checkpoint)
+
+
+# ---------------------------------------------------------------------- damage
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with the checkpoints of epochs 2 and 3."""
+    folder = tmp_path_factory.mktemp("saved")
+    fit(3, checkpoint=jr.train.Checkpoint(folder))
+    return folder
+
+
+def files(folder, step="3"):
+    return sorted(path.relative_to(folder) for path in (folder / step).rglob("*") if path.is_file())
+
+
+def resumes_rightly(folder):
+    """Resumes to epoch 4: gives what was said, once the result is that of the whole run, or the error."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            state, log = fit(4, checkpoint=jr.train.Checkpoint(folder))
+        except ValueError as error:
+            assert "damaged" in str(error), error
+            return str(error)
+    assert same(state, whole(4)[0]), "resumed to another result in silence"
+    assert log.column("loss") == whole(4)[1].column("loss")
+    return "; ".join(str(one.message) for one in said if issubclass(one.category, DataWarning))
+
+
+def removed(path, rng):
+    path.unlink()
+
+
+def emptied(path, rng):
+    path.write_bytes(b"")
+
+
+def truncated(path, rng):
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def flipped(path, rng):
+    data = bytearray(path.read_bytes())
+    if data:
+        data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+    path.write_bytes(bytes(data))
+
+
+# What orbax leaves behind in threads of its own when a file cannot be read.
+LEFT = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@LEFT
+@pytest.mark.parametrize("harm", [removed, emptied, truncated, flipped], ids=lambda f: f.__name__)
+def test_every_file_of_a_checkpoint_may_be_harmed(harm, saved, tmp_path):
+    """The result is that of a whole run, or a named error; where the newest checkpoint is of no use, that is said."""
+    said, rng = [], np.random.default_rng(0)
+    for number, file in enumerate(files(saved)):
+        folder = tmp_path / str(number)
+        shutil.copytree(saved, folder)
+        harm(folder / file, rng)
+        said.append(resumes_rightly(folder))
+    assert any("the checkpoint of epoch 3" in one and "resumes from epoch 2" in one for one in said), said
+
+
+@LEFT
+@pytest.mark.slow
+def test_flipped_bits_never_change_a_result_in_silence(saved, tmp_path):
+    rng, paths = np.random.default_rng(1), files(saved)
+    sizes = np.array([(saved / path).stat().st_size for path in paths])
+    for number in range(60):
+        folder = tmp_path / str(number)
+        shutil.copytree(saved, folder)
+        flipped(folder / paths[rng.choice(len(paths), p=sizes / sizes.sum())], rng)
+        resumes_rightly(folder)
+
+
+def test_a_checkpoint_without_its_arrays_gives_way_to_the_one_before(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "3" / "arrays")
+    assert "the checkpoint of epoch 3 in" in resumes_rightly(tmp_path / "run")
+    assert resumes_rightly(tmp_path / "run") == ""  # it has been written again
+
+
+def test_where_all_are_damaged_an_error_says_so(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "run")
+    for step in ("2", "3"):
+        shutil.rmtree(tmp_path / "run" / step / "arrays")
+    with pytest.raises(ValueError, match=r"epoch 3 .* is damaged .*epoch 2 .* is damaged .*none is intact; remove"):
+        fit(4, checkpoint=jr.train.Checkpoint(tmp_path / "run"))
+
+
+# ---------------------------------------------------------------------- the rest
+
+
+def test_the_best_state_is_written_once_where_it_is_the_last(tmp_path):
+    def size(name, metric):
+        values = itertools.count()
+        validate = lambda _: {"a": metric * next(values)}  # noqa: E731
+        fit(2, checkpoint=jr.train.Checkpoint(tmp_path / name, keep=1), validate=validate, stopping=rule)
+        return sum(path.stat().st_size for path in (tmp_path / name / "2" / "arrays").rglob("*") if path.is_file())
+
+    rule = jr.train.EarlyStopping("a")
+    assert size("last", 1.0) < 0.8 * size("first", -1.0)
+
+
+def test_a_run_with_a_best_state_resumes(tmp_path):
+    def run(epochs, **more):
+        values = iter([0.1, 0.9, 0.3, 0.2, 0.1])
+        validate = lambda _: {"a": next(values)}  # noqa: E731
+        return fit(epochs, validate=validate, stopping=jr.train.EarlyStopping("a", patience=9), **more)
+
+    checkpoint = jr.train.Checkpoint(tmp_path)
+    run(3, checkpoint=checkpoint)
+    values = iter([0.2, 0.1])
+    rule = jr.train.EarlyStopping("a", patience=9)
+    resumed, log = fit(5, checkpoint=checkpoint, validate=lambda _: {"a": next(values)}, stopping=rule)
+    assert int(resumed.epoch) == 2 and same(resumed, whole(2)[0])
+    assert log.column("a")[1] == [0.1, 0.9, 0.3, 0.2, 0.1]
+
+
+def test_a_second_process_in_a_folder_is_refused(tmp_path):
+    code = (
+        "import sys, jax; from jaxrec.train import Checkpoint\n"
+        "with Checkpoint(sys.argv[1]).reserved():\n    print('held', flush=True); sys.stdin.read()"
+    )
+    held = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert held.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match=f"{tmp_path} is in use by another run"):
+            fit(1, checkpoint=jr.train.Checkpoint(tmp_path))
+    finally:
+        held.kill()
+        held.wait()
+        held.stdin.close(), held.stdout.close()
+    assert int(fit(1, checkpoint=jr.train.Checkpoint(tmp_path))[0].epoch) == 1  # killed, it has given the folder back
+
+
+def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert jr.train.Checkpoint("~/run").folder == pathlib.Path(tmp_path) / "run"
+    assert jr.train.Checkpoint("run").folder == pathlib.Path(os.getcwd()) / "run"
+
+
+def test_fewer_epochs_than_are_saved_is_said(tmp_path):
+    checkpoint = jr.train.Checkpoint(tmp_path)
+    fit(2, checkpoint=checkpoint)
+    with pytest.warns(UserWarning, match=f"{tmp_path} has done 2 epochs and epochs=1 is their total number"):
+        state, _ = fit(1, checkpoint=checkpoint)
+    assert int(state.epoch) == 2
+
+
+def test_a_resumed_state_lies_where_the_given_one_does(tmp_path):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("rows",))
+    rows = NamedSharding(mesh, PartitionSpec("rows"))
+    state = jr.train.init(jax.random.key(0), MODEL, TX)
+    state = jax.tree.map(lambda x: jax.device_put(x, rows) if x.ndim == 2 else x, state)
+    checkpoint = jr.train.Checkpoint(tmp_path)
+    fit(1, state=state, checkpoint=checkpoint)
+    resumed, _ = fit(1, state=state, checkpoint=checkpoint)
+    assert all(leaf.sharding == rows for leaf in jax.tree.leaves(resumed.variables))
+    assert same(resumed, whole(1)[0])
+
+
+def test_frozen_variables_resume(tmp_path):
+    checkpoint, state = jr.train.Checkpoint(tmp_path), jr.train.init(jax.random.key(0), MODEL, TX)
+    variables = FrozenDict(state.variables)
+    frozen = state._replace(variables=variables, opt_state=TX.init(variables["params"]))
+    fit(1, state=frozen, checkpoint=checkpoint)
+    assert same(fit(2, state=frozen, checkpoint=checkpoint)[0], whole(2)[0])
+
+
+def test_an_interrupted_run_is_saved_and_resumes(tmp_path):
+    def stop(state, record):
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    checkpoint = jr.train.Checkpoint(tmp_path, every=10)
+    with pytest.raises(jr.train.Interrupted) as caught:
+        fit(4, checkpoint=checkpoint, callbacks=[stop])
+    assert same(caught.value.state, whole(2)[0]) and len(caught.value.history.records) == 2
+    state, log = fit(4, checkpoint=checkpoint)
+    assert same(state, whole(4)[0]) and math.isclose(len(log.records), 4)
