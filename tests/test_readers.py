@@ -1,9 +1,14 @@
+import datetime
 import gzip
 import re
 import sys
+import time
+import tracemalloc
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -317,3 +322,287 @@ def test_ciao_as_delimited_text(data_root):
     assert len(columns.users) == 133_476 and columns.users.max() == 6759
     negatives = readers.adjacency(data_root / "raw" / "delicious-LOONegatives.dat")
     assert len(negatives.users) == 105_000 and np.bincount(negatives.users).tolist() == [100] * 1050
+
+
+# ---------------------------------------------------------------------- labels of every kind
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|", " ", "¦"])
+def test_quotes_are_taken_off_between_any_separators_of_one_character(tmp_path, separator):
+    text = separator.join(['"u"', '"i"', "w"]) + "\n" + separator.join(['"7"', f'"a{separator}""b"""', "1"]) + "\n"
+    columns = readers.delimited(write(tmp_path / "x", text), user="u", item="i", weight="w", separator=separator)
+    assert [column.tolist() for column in columns[:3]] == [[7], [f'a{separator}"b"'], [1]]
+    text = text.replace('""b""', "b")
+    columns = readers.delimited(write(tmp_path / "x", text), user="u", item="i", separator=separator)
+    assert columns.items.tolist() == [f"a{separator}b"]
+
+
+def test_quotes_inside_a_field_and_between_longer_separators_are_text(tmp_path):
+    path = write(tmp_path / "x", '5" pipe\tx\na\t"y\n')
+    with pytest.raises(ValueError, match=r"line 2: found 'a\\t\"y', .*readers.delimited with quoted=False"):
+        readers.delimited(path, user=0, item=1, separator="\t", header=False)
+    columns = readers.delimited(path, user=0, item=1, separator="\t", header=False, quoted=False)
+    assert columns.users.tolist() == ['5" pipe', "a"] and columns.items.tolist() == ["x", '"y']
+    assert readers.movielens(write(tmp_path / "y", '"a"::b"::3::4\n')).users.tolist() == ['"a"']
+
+
+@pytest.mark.parametrize("line", ['"a"b,x', '"a,x\n"b,y', 'a,"x" y', 'a,"x\ny"'])
+def test_quotes_that_do_not_fit_are_refused_by_line(tmp_path, line):
+    path = write(tmp_path / "x.csv", 'u,i\n"ok","fine"\n' + line + "\nc,z\n")
+    with pytest.raises(ValueError, match=r"x\.csv, line 3: found .*, expected 2 fields between ','.*line breaks"):
+        readers.delimited(path, user="u", item="i")
+
+
+def test_spaces_before_quotes_are_dropped(tmp_path):
+    path = write(tmp_path / "x.csv", '"u", "i"\n"a", "b, c"\n b , "d"\n')
+    columns = readers.delimited(path, user="u", item="i")
+    assert columns.users.tolist() == ["a", "b"] and columns.items.tolist() == ["b, c", "d"]
+
+
+def test_large_integers_stay_apart_in_every_reader(tmp_path):
+    large = [2**63 + 5, 2**63 + 6, 2**53 + 1]
+    frame = pd.DataFrame({"u": np.array(large, np.uint64), "i": [1, 2, 3]})
+    frame.to_parquet(tmp_path / "x.parquet")
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    frame.to_json(tmp_path / "x.json", orient="records", lines=True)
+    found = [
+        readers.dataframe(frame, user="u", item="i"),
+        readers.parquet(tmp_path / "x.parquet", user="u", item="i"),
+        readers.delimited(tmp_path / "x.csv", user="u", item="i"),
+        readers.json_lines(tmp_path / "x.json", user="u", item="i"),
+    ]
+    for columns in found:
+        assert columns.users.dtype == np.uint64 and columns.users.tolist() == large
+        assert interactions.Interactions.from_labels(*columns[:2])[1].users.tolist() == sorted(large)
+    with pytest.raises(ValueError, match=r"u\[1\] is 9007199254740992.0; float64 of this size does not tell"):
+        readers.dataframe(pd.DataFrame({"u": [1.0, 2.0**53], "i": [1, 2]}), user="u", item="i")
+
+
+MISSING = {
+    "json null": ("x.json", '{"u": "a", "i": 1}\n{"u": null, "i": 2}\n'),
+    "json empty": ("x.json", '{"u": "a", "i": 1}\n{"u": "", "i": 2}\n'),
+    "json number": ("x.json", '{"u": 1, "i": 1}\n{"u": NaN, "i": 2}\n'),
+    "python None": ("x.json", "{'u': 'a', 'i': 1}\n{'u': None, 'i': 2}\n"),
+    "csv": ("x.csv", "a,1\n ,2\n"),
+    "quoted csv": ("x.csv", 'a,1\n"",2\n'),
+    "tsv": ("x.tsv", "a\t1\n\t2\n"),
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_missing_labels_of_text_are_refused_with_their_line(tmp_path, name):
+    file, text = MISSING[name]
+    path = write(tmp_path / file, text)
+    with pytest.raises(ValueError, match=r"x\.\w+, line 2: found .*, expected a (label of the )?user"):
+        if file.endswith("json"):
+            readers.json_lines(path, user="u", item="i")
+        else:
+            readers.delimited(path, user=0, item=1, header=False)
+
+
+@pytest.mark.parametrize("value", [None, np.nan, pd.NA, pd.NaT, ""])
+def test_missing_labels_of_frames_are_refused_by_row(tmp_path, value):
+    frame = pd.DataFrame({"u": pd.Series(["a", value, value], dtype=object), "i": [1, 2, 3]})
+    with pytest.raises(ValueError, match=r"u\[1\] is missing \(2 such rows\)"):
+        readers.dataframe(frame, user="u", item="i")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "labels"),
+    [
+        ("Int64", [3, 2**62 + 1]),
+        ("string", ["a", "7"]),
+        ("category", ["a", "7"]),
+        ("string[pyarrow]", ["a", "7"]),
+        (pd.ArrowDtype(pa.int64()), [3, 2**62 + 1]),
+        (pd.ArrowDtype(pa.string()), ["a", "7"]),
+        ("uint8", [3, 255]),
+        ("float32", [3, 5]),
+    ],
+    ids=str,
+)
+def test_frames_of_pandas_own_dtypes(tmp_path, dtype, labels):
+    frame = pd.DataFrame({"u": pd.Series(labels).astype(dtype), "i": [1, 2], "w": pd.array([1.5, 2], "Float64")})
+    frame.to_parquet(tmp_path / "x.parquet")
+    for columns in (
+        readers.dataframe(frame, user="u", item="i", weight="w"),
+        readers.parquet(tmp_path / "x.parquet", user="u", item="i", weight="w"),
+    ):
+        assert columns.users.tolist() == labels and columns.weights.tolist() == [1.5, 2]
+        assert columns.users.dtype == (object if isinstance(labels[0], str) else np.int64)
+    frame["w"] = pd.array([1.5, None], "Float64")
+    with pytest.raises(ValueError, match=r"w\[1\] is missing"):
+        readers.dataframe(frame, user="u", item="i", weight="w")
+
+
+def test_parquet_of_bytes_dictionaries_and_dates(tmp_path):
+    table = pa.table(
+        {
+            "u": pa.array([b"a", "ü".encode()]),
+            "i": pa.array(["x", "x"]).dictionary_encode(),
+            "t": pa.array([0, 86_400_000_000], pa.timestamp("us", tz="UTC")),
+        }
+    )
+    pa.parquet.write_table(table, tmp_path / "x.parquet")
+    columns = readers.parquet(tmp_path / "x.parquet", user="u", item="i", timestamp="t")
+    assert [column.tolist() for column in (*columns[:2], columns.timestamps)] == [["a", "ü"], ["x", "x"], [0, 86400]]
+
+
+def test_mixed_kinds_of_labels_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="u mixes types: integers such as 7, strings such as '7'"):
+        readers.dataframe(pd.DataFrame({"u": pd.Series([7, "7"], dtype=object), "i": [1, 2]}), user="u", item="i")
+    for other in ('"7"', "7.5", "true", "[7]"):
+        path = write(tmp_path / "x.json", '{"u": 7, "i": 1}\n{"u": ' + other + ', "i": 2}\n')
+        with pytest.raises(ValueError, match=r"x\.json, line 2: .*expected a label of the user: a string or a whole"):
+            readers.json_lines(path, user="u", item="i")
+    path = write(tmp_path / "y.json", '{"u": 7, "i": 1}\n{"u": 8.0, "i": 2}\n')  # JSON has one kind of numbers
+    assert readers.json_lines(path, user="u", item="i").users.tolist() == [7, 8]
+
+
+def test_one_label_of_much_text_takes_little_memory(tmp_path):
+    long = "é" * 300_000
+    text = "".join(f"{n}\t{n}\n" for n in range(3000)) + f"{long}\tx\n"
+    tracemalloc.start()
+    columns = readers.delimited(write(tmp_path / "x.tsv", text), user=0, item=1, header=False)
+    matrix, id_map = interactions.Interactions.from_labels(*columns[:2])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert matrix.n_users == 3001 and id_map.users[-1] == long and peak < 3e7
+    quoted = write(tmp_path / "y.csv", f'"{long}",x\n')
+    assert readers.delimited(quoted, user=0, item=1, header=False).users.tolist() == [long]
+
+
+@pytest.mark.parametrize("line", ['"a"b,1', "a,b,c"])
+def test_errors_count_lines_over_blocks_blank_lines_and_the_header(tmp_path, monkeypatch, line):
+    text = "\n u,i\n\n" + "a,1\n\n" * 6 + line + "\n"
+    for block in (1, 7, 1 << 20):
+        monkeypatch.setattr(_text, "BLOCK", block)
+        with pytest.raises(ValueError, match=f"x.csv, line 16: found '{line}'"):
+            readers.delimited(write(tmp_path / "x.csv", text), user="u", item="i")
+        good = write(tmp_path / "y.csv", text.removesuffix(line + "\n") + '"b",2')
+        columns = readers.delimited(good, user="u", item="i")
+        assert columns.users.tolist() == ["a"] * 6 + ["b"] and columns.items.tolist() == [1] * 6 + [2]
+
+
+def test_blocks_of_integers_and_of_text_are_one_column(tmp_path, monkeypatch):
+    monkeypatch.setattr(_text, "BLOCK", 8)
+    lines = [f"{label},{n}\n" for n, label in enumerate([1, 22, "x", 2**64 - 1, "007"])]
+    columns = readers.delimited(write(tmp_path / "x.csv", "".join(lines)), user=0, item=1, header=False)
+    assert columns.users.tolist() == ["1", "22", "x", str(2**64 - 1), "007"] and columns.items.dtype == np.int64
+    columns = readers.delimited(
+        write(tmp_path / "x.csv", "".join(lines[:2] + lines[3:4])), user=0, item=1, header=False
+    )
+    assert columns.users.dtype == np.uint64 and columns.users.tolist() == [1, 22, 2**64 - 1]
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"), [("+1", 1), ("1e3", 1000), (".5", 0.5), ("1_0", None), ("inf", None), ("", None)]
+)
+def test_numbers_are_those_of_python_without_underscores(tmp_path, weight, expected):
+    path = write(tmp_path / "x.csv", f"a,1,1\nb,2,{weight}\n")
+    read = lambda: readers.delimited(path, user=0, item=1, weight=2, header=False).weights.tolist()  # noqa: E731
+    if expected is None:
+        with pytest.raises(ValueError, match=r"x\.csv, line 2: .* expected a finite number, not"):
+            read()
+    else:
+        assert read() == [1, expected]
+
+
+def test_timestamps_are_exact_to_int64_and_refused_beyond(tmp_path):
+    path = write(tmp_path / "x.csv", f"a,1,{2**62 + 1}\nb,2,{-(2**62) - 1}\n")
+    columns = readers.delimited(path, user=0, item=1, timestamp=2, header=False)
+    assert columns.timestamps.tolist() == [2**62 + 1, -(2**62) - 1]
+    path = write(tmp_path / "x.csv", "a,1,5\nb,2,1e19\n")
+    with pytest.raises(ValueError, match=r"x\.csv, line 2: .* expected a finite number"):
+        readers.delimited(path, user=0, item=1, timestamp=2, header=False)
+    with pytest.raises(ValueError, match=r"t\[0\] is 1e\+19; timestamps must fit int64"):
+        readers.dataframe(pd.DataFrame({"u": [1], "i": [1], "t": [1e19]}), user="u", item="i", timestamp="t")
+
+
+def test_datetimes_without_a_zone_are_utc_in_objects_too(monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        days = pd.Series([datetime.datetime(1970, 1, 2), datetime.datetime(1970, 1, 3)], dtype=object)
+        frame = pd.DataFrame({"u": [1, 2], "i": [1, 2], "t": days})
+        assert readers.dataframe(frame, user="u", item="i", timestamp="t").timestamps.tolist() == [86400, 172800]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    path = write(tmp_path / "x.csv", "u,i,u\n1,2,3\n")
+    with pytest.raises(ValueError, match="user='u' is the name of several columns"):
+        readers.delimited(path, user="u", item="i")
+    frame = pd.DataFrame([[1, 2, 3]], columns=["u", "i", "u"])
+    with pytest.raises(ValueError, match="user='u' is the name of 2 columns of the frame"):
+        readers.dataframe(frame, user="u", item="i")
+
+
+def test_broken_files_are_named(tmp_path):
+    packed = gzip.compress(b"1::2::3::4\n" * 1000)
+    broken = {
+        "cut.gz": packed[:-20],
+        "flipped.gz": packed[:40] + bytes([packed[40] ^ 255]) + packed[41:],
+        "plain.gz": b"1::2::3::4\n",
+        "magic.gz": b"\x1f\x8b" + b"\x00" * 30,
+        "binary.dat": bytes(range(256)) * 9,
+        "utf16.dat": "1::2::3::4\n".encode("utf-16"),
+    }
+    for name, content in broken.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=re.escape(str(tmp_path / name))):
+            readers.movielens(tmp_path / name)
+        with pytest.raises(ValueError, match=re.escape(str(tmp_path / name))):
+            readers.parquet(tmp_path / name, user="u", item="i")
+    (tmp_path / "named otherwise").write_bytes(packed)
+    assert len(readers.movielens(tmp_path / "named otherwise").users) == 1000
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{'x': 'it\\'s', 'u': 'a', 'i': 'b'}",
+        "{u'u': u'a', u'i': u'b', 'x': [1, 2, 'i'], 'y': True}",
+        "{'x': \"'u': 'z'\", 'u': \"a\", 'i': 'b'}",
+        "{'i': 'b', 'deep': {'u': 'z'}, 'u': 'a'}",
+        "{'u': '\\x61', 'i': 'b', 'n': -1.5e3}",
+        "{'u': 'z', 'i': 'b', 'u': 'a'}",
+        "  {'u':'a','i':'b'} ",
+    ],
+)
+def test_python_dictionaries_are_read_as_python_reads_them(tmp_path, line):
+    columns = readers.json_lines(write(tmp_path / "x", line + "\n"), user="u", item="i")
+    assert [column.tolist() for column in columns[:2]] == [["a"], ["b"]]
+
+
+def test_json_that_pyarrow_reads_otherwise(tmp_path):
+    """Two objects in a line, lone surrogates, spaces in labels, numbers as text and integers beyond 64 bits."""
+    path = write(tmp_path / "x", '{"u": "a", "i": 1}{"u": "b", "i": 2}\n')
+    with pytest.raises(ValueError, match="x, line 1: found"):
+        readers.json_lines(path, user="u", item="i")
+    lines = [
+        '{"u": "\\ud800", "i": " a", "w": "1.5"}',
+        '{"u": "b", "i": "a", "w": 2}',
+        '{"u": "a\\u0000", "i": "a ", "w": 3}',
+    ]
+    columns = readers.json_lines(write(tmp_path / "x", "\n".join(lines)), user="u", item="i", weight="w")
+    assert columns.users.tolist() == ["\ud800", "b", "a\0"] and columns.items.tolist() == [" a", "a", "a "]
+    assert columns.weights.tolist() == [1.5, 2, 3]
+    path = write(tmp_path / "x", '{"u": 1, "i": 1}\n{"u": ' + str(2**70) + ', "i": 2}\n')
+    assert readers.json_lines(path, user="u", item="i").users.tolist() == ["1", str(2**70)]
+
+
+@pytest.mark.parametrize("separator", ["", '"', "\n", "a\r"])
+def test_separators_that_cannot_be_are_refused(tmp_path, separator):
+    with pytest.raises(ValueError, match=r"separator=.*; give one or more characters"):
+        readers.delimited(write(tmp_path / "x", "1,2\n"), user=0, item=1, header=False, separator=separator)
+
+
+def test_a_minimum_is_a_number_and_weights_are_there():
+    columns = readers.Columns(np.array([1, 2]), np.array([4, 5]), np.array([3.0, np.nan]))
+    with pytest.raises(ValueError, match=r"weights\[1\] of these columns is missing"):
+        readers.at_least(columns, 3)
+    with pytest.raises(ValueError, match="minimum=nan; give a finite number"):
+        readers.at_least(columns, np.nan)

@@ -176,10 +176,9 @@ def delimited(path: str | os.PathLike, layout: Layout) -> Values:
 def _parsed(block: bytes, layout: Layout) -> list[Any]:
     """The wanted columns as Arrow strings; `_Unexpected` where pyarrow may not take them as Python does."""
     pyarrow = optional("pyarrow")
-    quotes = layout.quotes and b'"' in block
-    if quotes and not _well_quoted(layout.separator).fullmatch(block):
+    separator, quotes = layout.separator.encode(), layout.quotes and b'"' in block
+    if quotes and (len(separator) > 1 or not _well_quoted(separator).fullmatch(block)):
         return _parsed_quotes(block, layout)
-    separator = layout.separator.encode()
     if len(separator) > 1:
         if _UNIT in block:
             raise _Unexpected
@@ -203,9 +202,9 @@ def _parsed(block: bytes, layout: Layout) -> list[Any]:
 
 
 @functools.lru_cache
-def _well_quoted(separator: str) -> re.Pattern:
+def _well_quoted(separator: bytes) -> re.Pattern:
     """Lines that pyarrow and csv take alike: no space before quotes, no text behind them, no line break inside."""
-    one = re.escape(separator.encode())
+    one = re.escape(separator)
     field = rb"""(?:"[^"\n]*+(?:""[^"\n]*+)*+"| *+[^" %b\n][^%b\n]*+| *+)""" % (one, one)
     return re.compile(rb"(?:%b(?:%b|\n))*+" % (field, one))
 
