@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks._tables import origin, rows_of
+from benchmarks._tables import ENDS, origin, rows_of, setting_of
 
 PAPER_GAINS = "+0.8 % AUC, +21.7 % HR@50 and +29.6 % NDCG@50 of DUI over one λ on MovieLens-10M"
 FIGURES = {"auc": "AUC", "recall@50": "HR@50", "ndcg@50": "NDCG@50"}
@@ -14,7 +14,7 @@ def learned_regularisation(found: dict) -> str:
     for data, fingerprint in found["data"].items():
         cases = {name.partition(": ")[2]: case for name, case in found["cases"].items() if name.startswith(f"{data}: ")}
         epochs, batch = found["budget"][data]
-        rows = [_row(label, case) for label, case in cases.items()]
+        rows = [_row(found, data, label, case) for label, case in cases.items()]
         head = [
             "ranker",
             *FIGURES.values(),
@@ -38,7 +38,7 @@ def learned_regularisation(found: dict) -> str:
         "of Λ besides. Search is the settings compared on seed 0 and the CPU seconds of them all. Means over seeds ± "
         "standard error; differences are paired by seed, those of LightGCN and facets with their own fixed λ. Facets "
         "are MARS's projected ones on no sphere, as on one a penalty does nothing. "
-        f"The poster has {PAPER_GAINS}.\n\n"
+        f"{ENDS} The poster has {PAPER_GAINS}.\n\n"
         "**What this shows.** On ml-100k and ml-1m DUI leads one λ "
         "by many standard errors in each figure and DU by fewer, in AUC by about two, while D stays with it. DI does "
         "so in NDCG@50 there, but falls behind in AUC on ml-1m. Neither the penalty that the look-ahead has (of whole "
@@ -56,13 +56,13 @@ def learned_regularisation(found: dict) -> str:
     )
 
 
-def _row(label: str, case: dict) -> list[str]:
+def _row(found: dict, data: str, label: str, case: dict) -> list[str]:
     figures = [_figure(case, name) for name in (*FIGURES, "full ndcg@50")]
     gain, error = case.get("ndcg@50_gain"), case.get("ndcg@50_gain_stderr")
     less = "" if gain is None or label.endswith("one λ") else f"{gain:+.4f}" + (f" ± {error:.4f}" if error else "")
     if "setting" not in case:
         return [label, *figures, "", "", ""]
-    setting = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in case["setting"].items())
+    setting = setting_of(found, data, label, case["setting"])
     search = f"{case['lanes']}, {case['search_cpu_s']:.0f} s"
     return [label, *figures, less, f"{setting} ({case['seeds']})", search]
 

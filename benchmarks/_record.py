@@ -40,7 +40,7 @@ def ends(setting: Mapping[str, Any], compared: Iterable[Mapping[str, Any]]) -> l
     compared = list(compared)
     found = []
     for name, value in setting.items():
-        values = {other[name] for other in compared}
+        values = {other[name] for other in compared if name in other}
         if len(values) > 1 and value != 0 and value in (min(values), max(values)):
             found.append(name)
     return found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from benchmarks import _record
+
 
 def origin(found: dict) -> str:
     """One line: where a record's figures come from."""
@@ -33,6 +35,16 @@ def rows_of(found: dict, data: str, head: list[str], rows: list[list[str]]) -> s
     old = [f"{data}: {row[0]}" in found.get("stale", {}) for row in rows]
     marked = [[row[0] + " !" * each, *row[1:]] for row, each in zip(rows, old)]
     return table(head, marked) + f"\n\n{OLDER}" * any(old)
+
+
+ENDS = "* marks an end of the values that were compared, beyond which better may lie."
+
+
+def setting_of(found: dict, data: str, row: str, setting: dict) -> str:
+    """A chosen setting; a star marks values at an end of those compared."""
+    ends = _record.ends(setting, found.get("compared", {}).get(f"{data}: {row}", []))
+    stars = {name: "*" * (name in ends and name != "draw") for name in setting}  # draws have no order
+    return ", ".join(f"{name.replace('_', ' ')} {value:g}{stars[name]}" for name, value in setting.items())
 
 
 def older(found: dict) -> list[str]:
@@ -89,14 +101,16 @@ def losses(found: dict) -> str:
             if source != data:
                 continue
             if "epochs" not in case:
-                rows.append([label, f"{case['metric']:.4f}", f"{case['ndcg@20']:.4f}", "", "", "", ""])
+                rows.append([label, f"{case['metric']:.4f}", f"{case['ndcg@20']:.4f}", *[""] * 5])
                 continue
             spread = (f" ± {case[key]:.4f}" if case[key] else "" for key in ("stderr", "ndcg_stderr"))
             recall, ndcg = (f"{case[key]:.4f}{s}" for key, s in zip(("metric", "ndcg@20"), spread))
             best = f"{case['best_on_test_recall@20']:.4f} / {case['best_on_test_ndcg@20']:.4f}"
             budget = f"{case['epochs']} epochs, {case['steps']:,} steps"
-            rows.append([label, recall, ndcg, best, budget, f"{case['cpu_s'] / 60:.1f}", str(len(case["seeds"]))])
-        head = ["ranker", "Recall@20", "NDCG@20", "best-on-test", "budget", "CPU minutes a run", "seeds"]
+            rate = setting_of(found, data, label, {"learning_rate": case["learning_rate"]})
+            minutes = f"{case['cpu_s'] / 60:.1f}"
+            rows.append([label, recall, ndcg, best, budget, rate.split()[-1], minutes, str(len(case["seeds"]))])
+        head = ["ranker", "Recall@20", "NDCG@20", "best-on-test", "budget", "rate", "CPU minutes a run", "seeds"]
         parts.append(
             f"### {data}\n\nPublished, each chosen on the test set: {published}.\n\n{rows_of(found, data, head, rows)}"
         )
@@ -116,7 +130,7 @@ def losses(found: dict) -> str:
         "group; other cases take CCL's of their kind of negatives, and the long runs half of that. The last epoch of a "
         "fixed number is reported, and but for one thing nothing was chosen on test: CCL's runs were lengthened after "
         "the shorter ones, which are all shown, had missed their targets there, so how long the longest are is no "
-        "blind choice. Means ± standard error over seeds; one seed is no claim. The papers' budget is "
+        f"blind choice. {ENDS} Means ± standard error over seeds; one seed is no claim. The papers' budget is "
         "100 epochs of 3,165 (Gowalla) and 2,417 (Yelp2018) steps.\n\n"
         + "\n\n".join(parts)
         + f"\n\n{_untuned(found['cases'])}\n\nMML over CCL at these settings, seed by seed: "
@@ -150,7 +164,8 @@ def solvers(found: dict) -> str:
             if source == data:
                 spread = [f" ± {case[f'{m}_stderr']:.4f}" if case[f"{m}_stderr"] else "" for m in metrics]
                 figures = [f"{case[m]:.4f}{s}" for m, s in zip(metrics, spread)]
-                rows.append([label, *figures, _with_ends(case), str(case.get("seeds", ""))])
+                setting = setting_of(found, data, label, case.get("setting", {}))
+                rows.append([label, *figures, setting, str(case.get("seeds", ""))])
                 notes += _overdecayed(label, case, *found["sizes"][data])
         head = [
             "ranker",
@@ -166,17 +181,10 @@ def solvers(found: dict) -> str:
         "epoch is the best of each run's; the test part is judged once. Gowalla is the LightGCN split: a tenth of its "
         "train part chose, then all of it was trained on. λ of the closed form is a share of √2 σ₁. The paper's own "
         "figures come from its released code, which is RG2 with α. On ml-1m the grid of what is trained by SGD is "
-        "two by two, or smaller. * marks an end of the values that were compared, beyond "
-        "which better may lie.\n\n"
+        f"two by two, or smaller. {ENDS}\n\n"
         + "\n\n".join(parts)
         + f"\n\n![NDCG@10 against seconds](benchmarks/results/rg2.png)\n\n{origin(found)}"
     )
-
-
-def _with_ends(case: dict) -> str:
-    """The chosen setting; a star marks values at an end of those compared."""
-    setting = case.get("setting", {})
-    return ", ".join(f"{k.replace('_', ' ')} {v:g}{'*' * (k in case['ends'])}" for k, v in setting.items())
 
 
 LIGHTGCN_DECAY = 1e-4  # the paper's, of ½ ‖e‖² of the batch's users, positives and negatives, divided by its size
@@ -290,7 +298,7 @@ def planted_facets(found: dict) -> str:
         rows = [
             [label, *(_with_error(case, name) for name in ("metric", "difference", "narrow_difference"))]
             + [_agreement(case, side) for side in ("users", "items")]
-            + [", ".join(f"{name} {value:g}" for name, value in case.get("setting", {}).items())]
+            + [setting_of(found, data, label, case.get("setting", {}))]
             for label, case in cases.items()
         ]
         head = ["ranker", "NDCG@10", f"less {best}'s", "less 9 dimensions'", "users' facet", "items' facet", "chosen"]
@@ -308,7 +316,8 @@ def planted_facets(found: dict) -> str:
         "single space compared with is the best on test of those with as many dimensions. Agreement is the share whose "
         "facet is the planted one under the best matching of names, in brackets for shuffled labels. Settings are "
         "those best on set 0's validation part, epochs each run's. MARS and K = 1 are under the full softmax with "
-        "Riemannian Adam, facets apart with `separation` too.\n\n**What this shows.** In spaces, MARS finds the users' "
+        f"Riemannian Adam, facets apart with `separation` too. {ENDS}\n\n"
+        "**What this shows.** In spaces, MARS finds the users' "
         "facets if it learns θ, and not if θ is fixed, nor by its own loss, whose rate is at the edge of its grid; "
         "one run ended in a poor optimum, and with facets apart runs differ less. It is then better than one space of "
         "as many dimensions, and not better than one of the 9 planted. In clusters, where a product of as many "
@@ -348,7 +357,7 @@ def metric_learning(found: dict) -> str:
         ]
         head = ["ranker", "HR@10", "HR@20", "NDCG@10", "NDCG@20"]
         head += ["best-on-test"] if protocols == ["sampled"] else ["NDCG@10, all items", "Recall@10, all items"]
-        rows = [[label, *_sampled_and_full(label, cases), _setting(label, cases)] for label in cases[0]]
+        rows = [[label, *_sampled_and_full(label, cases), _setting(found, data, label, cases)] for label in cases[0]]
         parts.append(f"### {data}\n\n{rows_of(found, data, [*head, 'chosen (seeds)'], rows)}")
     return (
         "## MAR, MARS and metric learning\n\n"
@@ -361,7 +370,7 @@ def metric_learning(found: dict) -> str:
         "that of popularity by which negatives are drawn; composed is facets on spheres under `losses.bsl`, with "
         "row-wise Riemannian Adam and 1,024 shared negatives. The paper's rule on free facets is its objective and "
         "step; its own facets are projections of one vector (equations 1 and 2), which no row here has. MAR and MARS "
-        "had one setting or two to choose from, and their rivals up to six."
+        f"had one setting or two to choose from, and their rivals up to six. {ENDS}"
         "\n\n"
         "**What this shows.** The published splits hold out each user's items of the largest ids, which are rare, so "
         "that sorting by id beats MARS on Ciao, and negatives drawn by popularity, which teach a model to prefer rare "
@@ -417,9 +426,9 @@ def _with_spread(case: dict, name: str) -> str:
     return f"{case[name]:.4f}" + (f" ± {spread:.4f}" if spread else "")
 
 
-def _setting(label: str, cases: list[dict]) -> str:
+def _setting(found: dict, data: str, label: str, cases: list[dict]) -> str:
     texts = []
-    for case in [found[label] for found in cases if "setting" in found[label]]:
-        setting = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in case["setting"].items())
+    for case in [rows[label] for rows in cases if "setting" in rows[label]]:
+        setting = setting_of(found, data, label, case["setting"])
         texts.append(f"{setting} ({case['seeds']})".strip())
     return "; ".join(dict.fromkeys(texts))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks._tables import origin, rows_of, table
+from benchmarks._tables import ENDS, origin, rows_of, setting_of, table
 
 FIGURES = ("recall@20", "recall@50", "ndcg@20", "ndcg@50")
 
@@ -18,7 +18,9 @@ def interests(found: dict) -> str:
                 spread = (f" ± {case[f'{f}_stderr']:.4f}" if case[f"{f}_stderr"] else "" for f in FIGURES)
                 figures = [f"{case[f]:.4f}{s}" for f, s in zip(FIGURES, spread)]
                 validation = f"{case['validation']:.4f}" if "validation" in case else ""
-                rows.append([label, validation, *figures, _chosen(case), str(case.get("seeds", ""))])
+                rows.append(
+                    [label, validation, *figures, _chosen(found, data, label, case), str(case.get("seeds", ""))]
+                )
         titles = (figure.replace("recall", "Recall").replace("ndcg", "NDCG") for figure in FIGURES)
         head = ["ranker", "Recall@20, validation", *titles, "chosen", "seeds"]
         parts.append(f"### {data}\n\n{rows_of(found, data, head, rows)}")
@@ -34,8 +36,8 @@ def interests(found: dict) -> str:
         "## Interests (VALID)\n\n"
         "By the VALID paper's protocol: 64 dimensions (MultVAE and RecVAE have their released 200), 4 interests; train "
         "masked, validation's items stay candidates; recall over all relevant items. The setting with the best "
-        "Recall@20 on seed 0's validation, the best epoch on each run's; * marks an end of the grid, beyond which "
-        f"better may lie. Validation looks every {found['every']} epochs and ends a run "
+        "Recall@20 on seed 0's validation, the best epoch on each run's. "
+        f"{ENDS} Validation looks every {found['every']} epochs and ends a run "
         f"after {found['patience']} looks without a gain, unless the row says after how many epochs; it looks at "
         "RecVAE every epoch, of four passes, and at ALS every sweep, with a patience of three. VALID has two "
         "blocks where it does not say, and its released gradient stop. Rows that say after how many epochs had mostly "
@@ -72,11 +74,10 @@ def _verdict(tests: dict) -> str:
     return f"By Recall@20, in standard errors over users, VALID is {', and '.join(said)}."
 
 
-def _chosen(case: dict) -> str:
+def _chosen(found: dict, data: str, label: str, case: dict) -> str:
     if "setting" not in case:
         return ""
-    ends = case["ends"]
-    setting = [f"{name.replace('_', ' ')} {value:g}{'*' * (name in ends)}" for name, value in case["setting"].items()]
+    setting = [setting_of(found, data, label, case["setting"])] if case["setting"] else []
     return ", ".join([*setting, f"epochs {' '.join(str(int(epoch)) for epoch in case['epochs'])}"])
 
 

@@ -57,13 +57,19 @@ def committed() -> dict[str, str]:
         return {name: files.extractfile(name).read().decode() for name in names}
 
 
+def cells_of(texts: Mapping[str, str]) -> dict[str, list[_stale.Cell]]:
+    """What each study's records compared, and what its grids hold today; a study without records is left out."""
+    found = {}
+    for study, module in STUDIES.items():
+        if records := [json.loads(text) for path, text in texts.items() if _is_run(path, study)]:
+            found[study] = list(module.cells(records))
+    return found
+
+
 def stale(texts: Mapping[str, str]) -> dict[tuple[str, str, str], str]:
     """(study, data set, method) -> what is wrong, where records are not those of the method's grid of today."""
     found: dict[tuple[str, str, str], str] = {}
-    for study, module in STUDIES.items():
-        if not (records := [json.loads(text) for path, text in texts.items() if _is_run(path, study)]):
-            continue
-        cells = list(module.cells(records))
+    for study, cells in cells_of(texts).items():
         found |= _stale.stale(study, cells)
         known = {(cell.data, cell.method) for cell in cells}
         rows = _tables.chosen_rows(json.loads(texts.get(f"benchmarks/results/{study}.json", '{"cases": {}}')))
@@ -89,6 +95,9 @@ def written(texts: Mapping[str, str], older: Mapping[tuple[str, str, str], str])
     records = {name: json.loads(texts[path]) for name, path in paths.items() if path in texts}
     for (study, data, method), reason in older.items():
         records.get(study, {}).setdefault("stale", {})[f"{data}: {method}"] = reason
+    for study, cells in cells_of(texts).items():
+        compared = {f"{cell.data}: {cell.method}": cell.compared for cell in cells}
+        records.get(study, {})["compared"] = compared  # which says what lies at an end
     tables = [
         section(*(records[name] for name in of_section))
         for section, of_section in SECTIONS.items()

@@ -205,9 +205,7 @@ def table() -> tuple[dict[str, dict[str, Any]], dict[str, str], dict[str, tuple[
         part = prepare(data, 0)
         cases |= {f"{data}: {name}": case for name, case in trivial(data, part).items()}
         for name, runs in rows.items():
-            tried = json.loads((RUNS / _record.slug("select", data, name)).read_text())["tried"]
-            ends = _record.ends(runs[0]["setting"], [setting for setting, _ in tried])
-            cases[f"{data}: {name}"] = case_of(runs, data) | {"ends": ends}
+            cases[f"{data}: {name}"] = case_of(runs, data)
         fingerprints[data] = next(iter(rows.values()))[0]["fingerprint"]
         sizes[data] = part.train.n_users, part.train.n_items
     return cases, fingerprints, sizes

@@ -180,11 +180,6 @@ def chosen(data: str, name: str, limit: int | None) -> dict[str, Any] | None:
     return max(records, key=lambda record: best_of(record)[2])["setting"]
 
 
-def ends_of(name: str, setting: dict[str, Any]) -> list[str]:
-    """The hyperparameters whose chosen value is an end of the method's grid."""
-    return _record.ends(setting, settings_of(name))
-
-
 def point(name: str, what: str, value: int) -> tuple[str, dict[str, Any]]:
     """The method and the setting of a study's point: with one block all are MacridVAE, and defaults are not said."""
     if (what, value) == ("n_blocks", 1):
@@ -290,8 +285,7 @@ def table() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, s
         for limit in limits:
             rows = {name: records_of(data, name, setting, limit) for name, setting in all_chosen(data, limit)}
             for name, found in rows.items():
-                ends = ends_of(name, found[0]["setting"])
-                cases[f"{data}: {name}{after(limit)}"] = case_of(found) | {"ends": ends}
+                cases[f"{data}: {name}{after(limit)}"] = case_of(found)
             if {"VALID", "MacridVAE"} <= set(rows):
                 tests[f"{data}{after(limit)}"] = paired(part, rows["VALID"], rows["MacridVAE"])
             if found := studied(data, limit):

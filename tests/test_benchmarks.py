@@ -195,6 +195,16 @@ def test_ends_are_of_what_was_compared_and_no_decay_is_no_end():
     assert len(compared) == 6
     assert _record.ends({"rate": 1.0, "l2": 0.0, "dim": 64}, compared) == ["rate"]
     assert _record.ends({"rate": 0.3, "l2": 1e-5, "dim": 64}, compared) == ["l2"]
+    assert _record.ends({"rate": 0.3, "new": 1}, compared) == []
+
+
+def test_chosen_values_at_an_end_have_a_star():
+    from benchmarks import _tables
+
+    found = {"compared": {"set: M": [{"rate": 0.1, "draw": 0}, {"rate": 0.3, "draw": 1}, {"rate": 1.0, "draw": 2}]}}
+    assert _tables.setting_of(found, "set", "M", {"rate": 1.0, "draw": 2}) == "rate 1*, draw 2"
+    assert _tables.setting_of(found, "set", "M", {"rate": 0.3, "draw": 0}) == "rate 0.3, draw 0"
+    assert _tables.setting_of(found, "set", "other", {"learning_rate": 1.0}) == "learning rate 1"
 
 
 def test_lightgcn_has_a_note_where_its_decay_is_far_above_the_papers():
@@ -466,12 +476,6 @@ def test_the_table_of_interests_is_of_all_records():
 
     found = json.loads((valid.RUNS.parent / "valid.json").read_text())
     assert found["records"] == len(list(valid.RUNS.glob("*.json")))
-
-
-def test_ends_of_a_grid_are_named():
-    from benchmarks import valid
-
-    assert valid.ends_of("MF, CCL", {"margin": 0.4, "weight": 50.0}) == ["margin"]
 
 
 @pytest.mark.slow
