@@ -636,3 +636,59 @@ def test_users_beyond_the_vectors_of_a_model_without_sizes_are_refused():
 
     with pytest.raises(ValueError, match=r"users run from 0 to 3; ids are 0 \.\. 2"):
         evaluate.top_k(Tables(), (jnp.ones((3, 2)), jnp.ones((5, 2))), [0, 3], k=2)
+
+
+# ---------------------------------------------------------------------- nothing wrong in silence
+
+
+FACTOR = 1.0
+
+
+def flipped_by_a_global(table, users):
+    return FACTOR * table[users]
+
+
+def test_a_scorer_that_reads_a_global_is_compiled_for_its_value(monkeypatch):
+    table, model = jnp.array([[0.1, 0.9, 0.5]]), evaluate.scorer(flipped_by_a_global)
+    assert evaluate.top_k(model, table, [0], k=1)[1].item() == 1
+    negatives = np.array([[1, 2]])
+    assert evaluate.sampled_ranking(model, table, ([0], [0]), negatives, ks=1).means["hit_rate@1"] == 0
+    monkeypatch.setitem(globals(), "FACTOR", -1.0)
+    assert evaluate.top_k(model, table, [0], k=1)[1].item() == 0
+    assert evaluate.sampled_ranking(model, table, ([0], [0]), negatives, ks=1).means["hit_rate@1"] == 1
+
+
+@pytest.mark.parametrize("ks", [np.int64(5), np.array([5]), [np.int32(5), 5], jnp.int32(5)], ids=repr)
+def test_lengths_are_integers_of_any_kind(ks):
+    report = evaluate.full_ranking(TABLE, SCORES, *WORLD, ks=ks)
+    assert report.means["recall@5"] == evaluate.full_ranking(TABLE, SCORES, *WORLD, ks=5).means["recall@5"]
+
+
+@pytest.mark.parametrize("ks", [2.0, "5", [2.5], np.float32(3)], ids=repr)
+def test_lengths_that_are_no_integers_are_named(ks):
+    with pytest.raises(ValueError, match=r"ks=.*; give an integer of 1 or more"):
+        evaluate.full_ranking(TABLE, SCORES, *WORLD, ks=ks)
+
+
+@pytest.mark.parametrize("user", [2**31, 2**32 + 1, np.uint64(2**63)])
+def test_ids_beyond_int32_do_not_wrap(user):
+    table = evaluate.scorer(lambda scores, users: scores[users])
+    with pytest.raises(ValueError, match=rf"users run from {user} to {user}; ids are 0 \.\. "):
+        evaluate.top_k(table, jnp.ones((3, 4)), np.array([user]), k=1)
+    with pytest.raises(ValueError, match=rf"users run from {user} to {user}"):
+        evaluate.sampled_ranking(table, jnp.ones((3, 4)), (np.array([user]), [1]), [[0]])
+
+
+def test_ties_at_infinity_rank_the_test_item_last():
+    scores = jnp.full((1, 6), jnp.inf).at[0, 5].set(-1.0)
+    none = Interactions.from_pairs([0], [5], n_users=1, n_items=6)
+    model = evaluate.scorer(lambda table, users: table[users])
+    for item in range(5):
+        test = Interactions.from_pairs([0], [item], n_users=1, n_items=6)
+        means = evaluate.full_ranking(model, scores, none, test, ks=(4, 5)).means
+        assert (means["hit_rate@4"], means["hit_rate@5"]) == (0, 1)
+
+
+def test_scores_that_are_no_floats_are_refused():
+    with pytest.raises(TypeError, match=r"the model's scores are int32; give floats, such as scores.astype"):
+        evaluate.top_k(evaluate.scorer(lambda table, users: table[users]), jnp.ones((2, 3), jnp.int32), [0], k=1)

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import pathlib
 import pickle
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.core import FrozenDict
 
 import jaxrec as jr
 from jaxrec.data import synthetic
@@ -606,7 +608,10 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
         ({"train": TEST}, "with train="),
         ({"tx": optax.sgd(0.1)}, "with optimizer="),
         ({"tx": optax.adam(0.02)}, "with optimizer="),
-        ({"validate": lambda _: {"a": 1.0}, "stopping": jr.train.EarlyStopping("a")}, "stopping=None where this one has .*patience=5"),
+        (
+            {"validate": lambda _: {"a": 1.0}, "stopping": jr.train.EarlyStopping("a")},
+            "stopping=None where this one has .*patience=5",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             fit(model_of(), checkpoint=checkpoint, **options)
@@ -694,3 +699,189 @@ def test_run_killed_in_the_middle_of_an_epoch_resumes_bit_for_bit(tmp_path):
     assert expected.files == found.files
     for name in expected.files:
         np.testing.assert_array_equal(expected[name], found[name])
+
+
+# ---------------------------------------------------------------------- nothing wrong in silence
+
+
+SCALE = 1.0
+
+
+def scaled_bpr(pos, neg, *, where=None):
+    return SCALE * jr.losses.bpr(pos, neg, where=where)
+
+
+def test_a_global_that_changes_is_compiled_for(monkeypatch):
+    first = fit(model_of(), scaled_bpr, epochs=1)[1].records[0]["loss"]
+    monkeypatch.setitem(globals(), "SCALE", 3.0)
+    assert fit(model_of(), scaled_bpr, epochs=1)[1].records[0]["loss"] == pytest.approx(3 * first, rel=0.1)
+
+
+def test_a_global_that_changes_during_training_is_said(monkeypatch):
+    def change(state, record):
+        monkeypatch.setitem(globals(), "SCALE", SCALE * 3)
+
+    with pytest.warns(UserWarning, match="reads from a global or a closure has changed during training") as said:
+        _, log = fit(model_of(), scaled_bpr, epochs=3, callbacks=[change])
+    losses = log.column("loss")[1]
+    assert len(said) == 1 and losses[1] > 2 * losses[0] and losses[2] > 2 * losses[1]
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint8])
+def test_sizes_of_numpy_integers_are_checked(kind):
+    small = jr.models.MF(kind(20), kind(30), dim=kind(4))
+    with pytest.raises(ValueError, match="the model's n_users is 20, train's 30"):
+        fit(small)
+    sample = partial(jr.sampling.uniform, n_items=kind(10), n=2)
+    with pytest.raises(ValueError, match="n_items of uniform is for n_items=10, train has 30"):
+        jr.train.fit(
+            jr.train.init(jax.random.key(0), model_of(), TX),
+            partial(jr.train.pairwise_objective, model=model_of(), loss=jr.losses.bpr, sample=sample),
+            TX,
+            TRAIN,
+            epochs=1,
+        )
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0, -2.0], r"train.weights\[1\] is -2.0 \(1 such\); .* finite and 0 or more"),
+        ([np.nan, np.nan], r"train.weights\[0\] is nan \(2 such\)"),
+        ([np.inf, 1.0], r"train.weights\[0\] is inf"),
+        ([0.0, 0.0], "train.weights are all 0"),
+    ],
+)
+def test_weights_that_would_spoil_the_loss_are_refused(weights, message):
+    train = dataclasses.replace(
+        jr.Interactions.from_pairs([0, 1], [0, 1], n_users=30, n_items=30), weights=np.float32(weights)
+    )
+    for call in (lambda: fit(model_of(), train=train), lambda: jr.train.examples(train)):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_a_metric_that_is_never_a_number_is_an_error_that_carries_the_state():
+    rule = jr.train.EarlyStopping("a", patience=2)
+    with pytest.raises(jr.train.DivergenceError, match="a was not a number at any of 2 validations") as error:
+        fit(model_of(), epochs=5, validate=lambda _: {"a": np.nan}, stopping=rule)
+    assert same(error.value.state, fit(model_of(), epochs=2)[0]) and len(error.value.history.records) == 2
+    values = iter([np.nan, 0.5, np.nan])
+    state, _ = fit(model_of(), validate=lambda _: {"a": next(values)}, stopping=rule)
+    assert int(state.epoch) == 2
+
+
+def test_ctrl_c_carries_state_and_history():
+    def validate(_):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return {"a": 1.0}
+
+    calls = []
+    with pytest.raises(jr.train.Interrupted, match=r"training was interrupted; \.state and .history") as error:
+        fit(model_of(), epochs=5, validate=validate)
+    assert same(error.value.state, fit(model_of(), epochs=2)[0])
+    assert [record["epoch"] for record in error.value.history.records] == [1, 2]
+    again = pickle.loads(pickle.dumps(error.value))
+    assert same(again.state, error.value.state)
+
+
+def test_a_divergence_error_crosses_processes():
+    with pytest.raises(jr.train.DivergenceError) as error:
+        fit(model_of(), lambda pos, neg, *, where=None: pos * jnp.nan)
+    again = pickle.loads(pickle.dumps(error.value))
+    assert str(again) == str(error.value) and same(again.state, error.value.state)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.chain(optax.sgd(0.5), optax.contrib.reduce_on_plateau(patience=0, cooldown=1, factor=0.5)),
+        optax.polyak_sgd(max_learning_rate=0.1),
+        optax.lbfgs(memory_size=2),
+    ],
+    ids=["reduce_on_plateau", "polyak_sgd", "lbfgs"],
+)
+@pytest.mark.usefixtures("hurried")
+def test_transformations_get_the_value_the_gradient_and_the_function(tx):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        _, log = fit(model_of(), tx=tx, epochs=4)
+    losses = log.column("loss")[1]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_batch_without_a_mask_is_all_of_it():
+    model, users, items = model_of(), *map(jnp.asarray, TRAIN.pairs())
+    variables = model.init(jax.random.key(0), users[:1], items[:1])
+    batch = jr.train.Batch(users[:8], items[:8])
+    masked = batch._replace(where=jnp.ones(8, bool))
+    sample = partial(jr.sampling.uniform, n_items=30, n=3)
+    vae = jr.models.MultDAE(TRAIN, dim=2)
+    mars = jr.models.MARS(30, 30, dim=2, n_facets=2)
+    alone = jr.train.Batch(users[:8:2], jnp.zeros((4, 0), jnp.int32))
+    all_of_it = alone._replace(where=jnp.ones(4, bool))
+    of_vae, of_mars = (one.init(jax.random.key(0), users[:1], items[:1]) for one in (vae, mars))
+    for how, known, one, other in (
+        (partial(jr.train.in_batch_objective, model=model, loss=jr.losses.softmax), variables, batch, masked),
+        (jr.train.covariance_objective, variables, batch, masked),
+        (partial(jr.train.gram_objective, model=model), variables, batch, masked),
+        (partial(jr.train.mars.objective, model=mars, sample=sample, margin=0.5), of_mars, batch, masked),
+        (partial(jr.train.vae.objective, model=vae), of_vae, alone, all_of_it),
+    ):
+        key = jax.random.key(1)
+        assert how(known, key, one) == how(known, key, other)
+    rows = jr.train.lambda_opt.pairwise_rows
+    jax.tree.map(np.testing.assert_array_equal, *(rows(jax.random.key(1), b, sample=sample) for b in (batch, masked)))
+
+
+WRONG = {
+    "every positive against every user": lambda pos, neg, *, where=None: jax.nn.softplus(neg - pos).mean(-1),
+    "a mean of its own": lambda pos, neg, *, where=None: jr.losses.bpr(pos, neg).mean(),
+    "no reduction": lambda pos, neg, *, where=None: jax.nn.softplus(neg - pos[..., None]),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("n", [1, 128])
+def test_a_loss_of_the_wrong_shape_is_refused(name, n):
+    """With one negative, or as many as positives, its shape is right by accident."""
+    sample = partial(jr.sampling.uniform, n_items=30, n=n)
+    how = partial(jr.train.pairwise_objective, model=model_of(), loss=WRONG[name], sample=sample)
+    with (
+        jax.numpy_rank_promotion("allow"),
+        pytest.raises(ValueError, match=r"the loss has the wrong shape: with pos \[128\] and neg"),
+    ):
+        jr.train.fit(jr.train.init(jax.random.key(0), model_of(), TX), how, TX, TRAIN, epochs=1, batch_size=128)
+
+
+def test_rows_of_another_sampler_than_the_objectives_are_refused():
+    tx = jr.optim.rowwise.dense_adam(0.1)
+    touched = partial(jr.train.pairwise_rows, sample=partial(jr.sampling.uniform, n_items=30, n=5))
+    with pytest.raises(ValueError, match="touched has another sampler than the objective"):
+        fit(model_of(), tx=tx, touched=touched)
+
+
+def test_frozen_variables_train():
+    model = model_of()
+    state = jr.train.init(jax.random.key(0), model, TX)
+    variables = FrozenDict(state.variables)
+    frozen = state._replace(variables=variables, opt_state=TX.init(variables["params"]))
+    trained, _ = jr.train.fit(frozen, objective(model), TX, TRAIN, epochs=3, batch_size=128, progress=False)
+    assert same(trained, fit(model)[0])
+
+
+def test_tables_on_an_explicit_mesh_train():
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Explicit,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
+    model = model_of()
+    state = jr.train.init(jax.random.key(0), model, TX)
+    variables = jax.tree.map(lambda x: jax.device_put(x, rows), state.variables)
+    sharded = state._replace(variables=variables, opt_state=TX.init(variables["params"]))
+    trained, _ = jr.train.fit(sharded, objective(model), TX, TRAIN, epochs=3, batch_size=128, progress=False)
+    for a, b in zip(jax.tree.leaves(trained.variables), jax.tree.leaves(fit(model)[0].variables)):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+        assert a.sharding == rows
+    judge = partial(jr.evaluate.full_ranking, model, train=TRAIN, test=TEST, ks=3)
+    assert judge(trained.variables).means == pytest.approx(judge(fit(model)[0].variables).means)
