@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy as np
 
 from jaxrec.typing import Array, ArrayLike
 
@@ -18,7 +19,6 @@ def as_integer(value: Any) -> int | None:
 
     A traced integer gives None too: its value is not known.
 
-    >>> import numpy as np
     >>> as_integer(np.int64(3)), as_integer(3.0), as_integer("3")
     (3, None, None)
     """
@@ -58,7 +58,7 @@ def number(name: str, value: Any, *, least: float = -math.inf, above: float = -m
 
     Args:
         name: of the argument, for the error.
-        value: a Python, NumPy or JAX number.
+        value: a Python, NumPy or JAX number, or an array of numbers, which must all be within the bounds.
         least: smallest value allowed.
         above: bound that the value must exceed.
         most: largest value allowed.

@@ -38,6 +38,9 @@ def test_numbers_out_of_bounds_are_named(value):
 
 
 def test_numbers_within_bounds_and_traced_ones_pass():
+    assert number("t", np.array([0.5, 1.0]), above=0).tolist() == [0.5, 1.0]
+    with pytest.raises(ValueError, match=r"t=\[0.5 0. \]; give a finite number above 0"):
+        number("t", np.array([0.5, 0.0]), above=0)
     assert number("t", np.float32(0.5), above=0) == np.float32(0.5) and number("t", 0, least=0) == 0
     assert jax.jit(lambda t: number("t", t, above=0))(-1.0) == -1
 
