@@ -258,6 +258,9 @@ def _of_one_kind(name: str, labels: np.ndarray) -> np.ndarray:
     """Objects [n] as an array of their own dtype where there is one; `ValueError` for several kinds."""
     entries = labels.tolist()
     kinds = {of: _kind_of(of) for of in set(map(type, entries))}
+    several = {"list", "tuple", "dict", "set", "ndarray"} & set(kinds.values())
+    if several:
+        raise ValueError(f"{name} holds {several.pop()}s; labels are strings or numbers, one for each row")
     unsure = {of for of, kind in kinds.items() if kind not in ("integers", "booleans", "strings", "bytes")}
     if unsure:
         _refuse_missing(name, np.array([type(label) in unsure and is_missing(label) for label in entries], bool))

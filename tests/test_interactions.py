@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import pickle
 import subprocess
 import sys
 
@@ -16,7 +17,8 @@ import scipy.sparse
 from hypothesis.extra import numpy as hnp
 
 import jaxrec as jr
-from jaxrec.interactions import DataWarning, IdMap, Interactions, _spmm_segments, spmm
+from jaxrec.ids import factorised
+from jaxrec.interactions import DataWarning, IdMap, Interactions, _offsets, _spmm_segments, spmm
 
 pytestmark = pytest.mark.usefixtures("hurried")
 
@@ -325,6 +327,96 @@ def test_fingerprints_name_shape_pairs_and_weights():
     assert len(variants[0].fingerprint()) == 12
 
 
+# ---------------------------------------------------------------------- dtypes and kinds
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "bool", "int32", "uint64", "float32", "float64"])
+@pytest.mark.parametrize("layout", ["coo", "csr", "csc"])
+def test_what_a_sparse_matrix_stores_twice_is_added_in_float64(dtype, layout):
+    zeros = np.zeros(200, int)
+    matrix = scipy.sparse.coo_matrix((np.ones(200, dtype), (zeros, zeros)), shape=(2, 3))
+    if layout != "coo":  # compressed, with all 200 entries
+        kind = getattr(scipy.sparse, f"{layout}_matrix")
+        indptr = [0, 200, 200] if layout == "csr" else [0, 200, 200, 200]
+        matrix = kind((np.ones(200, dtype), zeros, indptr), shape=(2, 3))
+    found = Interactions.from_scipy(matrix)
+    assert found.weights.tolist() == [200.0] and found.pairs()[1].tolist() == [0]
+    assert matrix.nnz == 200 and (found.n_users, found.n_items) == (2, 3)
+
+
+def test_sparse_matrices_that_are_none_of_users_by_items_are_refused():
+    for matrix, found in (
+        (scipy.sparse.coo_array(np.ones(3)), r"float64\[3\]"),
+        (scipy.sparse.csr_array(np.ones((2, 2), complex)), r"complex128\[2, 2\]"),
+    ):
+        with pytest.raises(ValueError, match=f"matrix is {found}; give real numbers, users by items"):
+            Interactions.from_scipy(matrix)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.float16, np.float32, np.uint64, bool, object])
+def test_weights_of_any_dtype_are_added_in_float64(dtype):
+    with pytest.warns(DataWarning, match="merged 299 duplicate pairs"):
+        matrix = Interactions.from_pairs(np.zeros(300, int), np.zeros(300, int), weights=np.ones(300, dtype))
+    assert matrix.weights.tolist() == [300.0] and matrix.weights.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"weights": np.ones(2, complex)}, "weights holds complex128 that are not numbers"),
+        ({"weights": np.ones(2, "m8[s]")}, r"weights holds timedelta64\[s\] that are not numbers"),
+        ({"weights": np.ma.array([1, 2], mask=[False, True])}, r"weights\[1\] is masked \(1 such rows\)"),
+        ({"users": np.ma.array([0, 1], mask=[True, True])}, r"users\[0\] is masked \(2 such rows\)"),
+        ({"users": np.array([0, 2048], np.float16)}, r"users\[1\] is 2048.0; float16 does not tell neighbouring ids"),
+        ({"items": np.array([2.0**24, 0], np.float32)}, r"items\[0\] is 16777216.0; float32 does not tell"),
+        ({"n_users": np.float64(4)}, "n_users=.*4.0.*; give an integer from 1"),
+        ({"n_users": np.int64(1)}, r"users\[1\] is 1; it must be below n_users=1"),
+        ({"n_items": 2**31}, "n_items=2147483648; give an integer from 1 to 2147483647"),
+        ({"n_users": "4"}, "n_users='4'; give an integer"),
+        (
+            {"timestamps": np.array(["2040-01-01", "2000-01-01"], "M8[s]")},
+            r"is 2040-.*that fit int32.* in minutes or days",
+        ),
+        (
+            {"timestamps": [datetime.datetime(2040, 1, 1), datetime.datetime(2000, 1, 1)]},
+            r"is 2040-.* in minutes or days",
+        ),
+        ({"timestamps": [2**31, 0]}, r"timestamps\[0\] is 2147483648; .*in minutes or days"),
+    ],
+)
+def test_columns_that_would_wrap_or_merge_are_refused(columns, message):
+    good = {"users": [0, 1], "items": [0, 1]}
+    with pytest.raises(ValueError, match=message) as caught:
+        Interactions.from_pairs(**good | columns)
+    assert "millisecond" not in str(caught.value)
+
+
+def test_sums_that_float32_cannot_hold_are_refused():
+    message = r"weights of user 0, item 1 add up to 4e\+38, more than float32 holds; divide"
+    with pytest.warns(DataWarning, match="merged"), pytest.raises(ValueError, match=message):
+        Interactions.from_pairs([0, 0, 1], [1, 1, 0], weights=[2e38, 2e38, 1])
+    with pytest.warns(DataWarning, match="merged"):  # in float32 1 would be lost between them
+        matrix = Interactions.from_pairs([0, 0, 0], [0, 0, 0], weights=[1e10, 1, -1e10])
+    assert matrix.weights.tolist() == [1.0]
+
+
+def test_more_pairs_than_int32_counts_are_refused_by_name():
+    assert _offsets(np.array([0, 2**31 - 1])).dtype == np.int32
+    with pytest.raises(ValueError, match="2147483648 pairs are more than the 2147483647 that int32 can count"):
+        _offsets(np.array([0, 2**31]))
+
+
+@pytest.mark.parametrize("size", [np.int64, np.uint8, jnp.int32])
+def test_sizes_are_any_integers(size):
+    matrix = Interactions.from_pairs([0, 1], [0, 1], n_users=size(4), n_items=size(3))
+    assert (matrix.n_users, matrix.n_items) == (4, 3) and type(matrix.n_users) is type(matrix.n_items) is int
+
+
+def test_fingerprints_do_not_depend_on_where_the_arrays_are():
+    with jax.enable_x64(True):
+        assert jax.device_put(MATRIX).fingerprint() == MATRIX.fingerprint()
+
+
 # ---------------------------------------------------------------------- labels
 
 
@@ -370,11 +462,123 @@ def test_unknown_labels_and_ids_are_refused():
         (np.array(["2020", "NaT"], "M8[D]"), r"users\[1\] is missing"),
         (np.array(["a", 1], object), "users mixes types"),
         (["a"], "items has 2 entries and users has 1"),
+        (["a", float("nan")], r"users\[1\] is missing"),
+        (["a", ""], r"users\[1\] is missing"),
+        ([None, None], r"users\[0\] is missing \(2 such rows\)"),
+        (np.array(["a", ""]), r"users\[1\] is missing"),
+        (np.ma.array([1, 2], mask=[False, True]), r"users\[1\] is masked"),
+        ([7, "7"], "users mixes types: integers such as 7, strings such as '7'; turn all"),
+        ([True, 1], "users mixes types: booleans such as True, integers such as 1"),
+        ([1, 1.0], "users mixes types: floats such as 1.0, integers such as 1"),
+        (["a", b"a"], "users mixes types: bytes such as b'a', strings such as 'a'"),
+        ([2.0**53, 1.0], r"users\[0\] is 9007199254740992.0; float64 of this size does not tell whole numbers apart"),
+        (np.array([2048, 1], np.float16), r"users\[0\] is 2048.0; float16 of this size"),
+        ([float("inf"), 1.0], r"users\[0\] is inf"),
+        (np.ones(2, complex), "users holds complex128; labels are strings or numbers"),
+        ([[1], [1, 2]], "users holds lists; labels are strings or numbers"),
+        ([[1, 2]], r"users has shape \[1, 2\]; give a column"),
     ],
 )
 def test_labels_that_are_missing_or_mixed_are_refused(users, message):
     with pytest.raises(ValueError, match=message):
         Interactions.from_labels(users, [1, 2])
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["a", "a\0", "a\0\0"],
+        [2**63 + 5, 2**63 + 6, 1],
+        [2**53, 2**53 + 1, -(2**62)],
+        [2**70, 2**70 + 1, -1],
+        [2**63, -1, 0],
+        np.array([2**63 + 5, 2**63 + 6, 1], np.uint64),
+        [np.uint64(2**63 + 5), np.uint64(2**63 + 6), np.int8(1)],
+        ["é", "e\u0301", "e"],
+        [b"a", b"a\0", b"b"],
+        ["\ud800", "\ud801", "a"],
+    ],
+)
+def test_labels_never_merge_and_come_back(labels):
+    matrix, id_map = Interactions.from_labels(labels, [0, 1, 2])
+    plain = list(labels) if isinstance(labels, list) else labels.tolist()
+    assert matrix.n_users == 3 and id_map.users.tolist() == sorted(plain)
+    assert id_map.user_labels(id_map.user_ids(labels)).tolist() == plain
+    with pytest.raises(ValueError, match=r"users has no label .* \(1 such\)"):
+        id_map.user_ids([max(plain) + max(plain) if isinstance(plain[0], str | bytes) else max(plain) + 1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "other", "message"),
+    [
+        ([1, 2], ["1"], "users has integers for labels, such as 1; it has none such as '1', which are strings"),
+        ([1, 2], [1.0], "users has integers for labels, .* which are floats: convert"),
+        ([1, 2], [True], "which are booleans"),
+        (["a", "b"], [1], "users has strings for labels"),
+        (["a", "b"], [None], r"users\[0\] is missing"),
+        (["a", "b"], ["c"], r"users has no label 'c' \(1 such\); it has such as 'a'"),
+    ],
+)
+def test_labels_of_another_kind_are_not_looked_up(labels, other, message):
+    _, id_map = Interactions.from_labels(labels, [0, 1])
+    for look_up in (
+        lambda: id_map.user_ids(other),
+        lambda: Interactions.from_labels(other, [0], id_map=id_map),
+    ):
+        with pytest.raises(ValueError, match=message):
+            look_up()
+
+
+def test_look_ups_build_their_index_once_and_find_any_shape():
+    id_map = IdMap(["b", "a"], np.array([3, 1, 2], np.uint8))
+    assert id_map.user_ids([["a", "b"], ["b", "b"]]).tolist() == [[1, 0], [0, 0]]
+    assert id_map._user_places is id_map._user_places
+    assert id_map.user_ids("a").shape == () and id_map.user_ids([]).tolist() == []
+    assert id_map.item_ids([2, 9, 3], unknown=-1).tolist() == [2, -1, 0]
+    back = pickle.loads(pickle.dumps(id_map))
+    assert back.user_ids(["a"]).tolist() == [1] and back.users.tolist() == ["b", "a"]
+    with pytest.raises(ValueError, match="users of this id_map has the label 'a' twice"):
+        IdMap(["a", "b", "a"], [1]).user_ids(["b"])
+    with pytest.raises(ValueError, match="users mixes types"):
+        IdMap(["a", 1], [1])
+    for ids in ([True], [0.0]):
+        with pytest.raises(ValueError, match=r"users ids are .*; give integers"):
+            id_map.user_labels(ids)
+
+
+@pytest.mark.parametrize("text", ["nan", "None", "<NA>", "null"])
+def test_missing_values_turned_into_text_are_said(text):
+    with pytest.warns(DataWarning, match=f"users has the label '{text}' in 2 rows, which looks like a missing value"):
+        assert Interactions.from_labels([text, "a", text], [1, 2, 3])[0].n_users == 2
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_labels_become_the_same_ids_with_and_without_pyarrow(monkeypatch, hidden):
+    if hidden:
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+    numbers = np.random.default_rng(0).integers(0, 3000, 20_000).tolist()
+    labels = [f"é{n}\0" if n % 3 else f"\U0001f600{n}" for n in numbers]
+    distinct, places = factorised("users", labels)
+    assert distinct.tolist() == sorted(set(labels)) and distinct.dtype == object
+    assert distinct[places].tolist() == labels and places.dtype == np.int64
+
+
+KINDS = ["Int64", "UInt8", "string", "category", "int64[pyarrow]", "string[pyarrow]", "object"]
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+def test_columns_of_pandas_own_dtypes(dtype):
+    pd = pytest.importorskip("pandas")
+    text = dtype in ("string", "category", "string[pyarrow]", "object")
+    labels = ["b", "a", "b"] if text else [20, 10, 20]
+    frame = pd.DataFrame({"u": pd.Series(labels).astype(dtype), "i": [1, 1, 2], "w": pd.array([1, 2, 3], "Float32")})
+    frame["t"] = pd.array([5, 6, 7], "Int32")
+    matrix, id_map = Interactions.from_dataframe(frame, user="u", item="i", weight="w", timestamp="t")
+    assert id_map.users.tolist() == sorted(set(labels)) and id_map.user_ids(frame["u"]).tolist() == [1, 0, 1]
+    assert matrix.weights.tolist() == [2, 1, 3] and matrix.timestamps.tolist() == [6, 5, 7]
+    twice = pd.concat([frame, frame[["u"]]], axis=1)
+    with pytest.raises(ValueError, match="user='u' is the name of 2 columns of the frame"):
+        Interactions.from_dataframe(twice, user="u", item="i")
 
 
 def test_dataframes_by_column_name():
