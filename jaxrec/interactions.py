@@ -423,7 +423,7 @@ def _contains(matrix: Interactions, users: Array, items: Array) -> Array:
 
     def halve(_, bounds):
         low, high = bounds
-        middle = low + (high - low) // 2  # low + high passes 2³¹
+        middle = low + ((high - low) >> 1)  # low + high may pass 2³¹
         right = (low < high) & (indices.at[middle].get(mode="clip") < items)
         return jnp.where(right, middle + 1, low), jnp.where(right | (low >= high), high, middle)
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec._numerics import as_integer, integer, number
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.typing import Array, Key, Sampler
 
@@ -20,10 +21,18 @@ from jaxrec.typing import Array, Key, Sampler
 def uniform(key: Key, users: Array, *, n_items: int, n: int = 1) -> Array:
     """Draws n items for each user, uniformly from all, with replacement; the user's own items may be among them.
 
+    Args:
+        key: consumed.
+        users: [...].
+        n_items: N, at least 1; it may be traced.
+        n: static.
+
     >>> uniform(jax.random.key(0), jnp.zeros(3, jnp.int32), n_items=10, n=4).shape
     (3, 4)
     """
-    return jax.random.randint(key, (*jnp.shape(users), n), 0, n_items, dtype=jnp.int32)
+    if not isinstance(n_items, jax.core.Tracer):
+        n_items = integer("n_items", n_items, most=np.iinfo(np.int32).max)
+    return jax.random.randint(key, (*jnp.shape(users), integer("n", n)), 0, n_items, dtype=jnp.int32)
 
 
 class AliasTable(NamedTuple):
@@ -45,10 +54,19 @@ def popularity_table(train: Interactions, *, power: float = 1.0) -> AliasTable:
 
     `power` 1 is popularity, 0.75 is word2vec's (Mikolov et al. 2013, arXiv 1310.4546), 0 is uniform over the items
     that have a training pair. Items without one are never drawn.
+
+    Raises:
+        ValueError: for a set without pairs, and a power that is not finite or too far from 0 for float64.
     """
     check_interactions(train=train)
+    number("power", power)
+    if not train.n_pairs:
+        raise ValueError(f"train has no pairs: {train!r}; no item can be drawn from it")
     degrees = train.item_degrees.astype(np.float64)
-    mass = np.where(degrees > 0, np.maximum(degrees, 1) ** power, 0)
+    with np.errstate(over="ignore"):
+        mass = np.where(degrees > 0, np.maximum(degrees, 1) ** power, 0)
+    if not 0 < mass.sum() < np.inf:
+        raise ValueError(f"power={power} of up to {int(degrees.max())} users is no float64; give a power nearer to 0")
     mass = mass / mass.sum()
     keep, alias = mass * len(mass), np.arange(len(mass))
     small, large = list(np.flatnonzero(keep < 1)), list(np.flatnonzero(keep >= 1))
@@ -65,13 +83,13 @@ def popularity_table(train: Interactions, *, power: float = 1.0) -> AliasTable:
 
 def popularity(key: Key, users: Array, *, table: AliasTable, n: int = 1) -> Array:
     """Draws n items for each user from `popularity_table`, with replacement; the user's own items may be among them."""
-    return _from_table(key, (*jnp.shape(users), n), table)
+    return _from_table(key, (*jnp.shape(users), integer("n", n)), table)
 
 
 def _from_table(key: Key, shape: tuple[int, ...], table: AliasTable) -> Array:
     item_key, keep_key = jax.random.split(key)
     items = jax.random.randint(item_key, shape, 0, table.keep.shape[0], dtype=jnp.int32)
-    kept = jax.random.uniform(keep_key, shape) < jnp.asarray(table.keep)[items]
+    kept = jax.random.uniform(keep_key, shape, jnp.float32) < jnp.asarray(table.keep)[items]
     return jnp.where(kept, items, jnp.asarray(table.alias)[items])
 
 
@@ -90,12 +108,19 @@ def explorative(key: Key, shape: tuple[int, ...], *, train: Interactions, table:
     Returns:
         users and items, int32.
 
+    Raises:
+        ValueError: for a table of another number of users than `train` has.
+
     >>> train = Interactions.from_pairs([0, 0, 2], [1, 3, 0])
     >>> users, items = explorative(jax.random.key(0), (9,), train=train, table=popularity_table(train.transpose()))
     >>> bool(train.contains(users, items).all())
     True
     """
     check_interactions(train=train)
+    if len(table.keep) != train.n_users:
+        raise ValueError(
+            f"table is of {len(table.keep)} users, train has {train.n_users}; give popularity_table(train.transpose())"
+        )
     user_key, item_key = jax.random.split(key)
     users = _from_table(user_key, shape, table)
     first, end = jnp.asarray(train.indptr)[users], jnp.asarray(train.indptr)[users + 1]
@@ -113,7 +138,7 @@ def reject_seen(key: Key, users: Array, *, sample: Sampler, seen: Interactions, 
         users: [...].
         sample: a sampler, its hyperparameters bound.
         seen: the interactions to avoid.
-        rounds: static.
+        rounds: static, at least 0.
 
     >>> train = Interactions.from_pairs([0, 0, 1], [0, 1, 2])
     >>> def draw(key, users):
@@ -122,6 +147,7 @@ def reject_seen(key: Key, users: Array, *, sample: Sampler, seen: Interactions, 
     [[2, 2, 2, 2, 2]]
     """
     check_interactions(seen=seen)
+    rounds = integer("rounds", rounds, least=0)
     keys = jax.random.split(key, rounds + 1)
 
     def again(key, items):
@@ -135,7 +161,7 @@ def reject_seen(key: Key, users: Array, *, sample: Sampler, seen: Interactions, 
         count, items = state
         return count + 1, again(keys[count], items)
 
-    return jax.lax.while_loop(unfinished, draw, (1, sample(keys[0], users)))[1]
+    return jax.lax.while_loop(unfinished, draw, (jnp.int32(1), sample(keys[0], users)))[1]
 
 
 def shared(key: Key, users: Array, *, sample: Sampler) -> Array:
@@ -165,6 +191,8 @@ def in_batch(users: Array, items: Array, *, seen: Interactions | None = None) ->
     >>> in_batch(jnp.array([0, 1, 2]), jnp.array([5, 5, 7])).tolist()
     [[False, False, True], [False, False, True], [True, True, False]]
     """
+    chex.assert_rank([users, items], 1)
+    chex.assert_equal_shape([users, items])
     where = items[:, None] != items[None, :]
     if seen is None:
         return where
@@ -186,30 +214,42 @@ def hardest(scores: Array, negatives: Array, *, n: int) -> Array:
     >>> hardest(jnp.array([[0.1, 0.9, 0.5]]), jnp.array([[7, 8, 9]]), n=2).tolist()
     [[8, 9]]
     """
-    if not 1 <= n <= scores.shape[-1]:
+    kept = as_integer(n)
+    if kept is None or not 1 <= kept <= scores.shape[-1]:
         raise ValueError(f"n={n} of a pool of {scores.shape[-1]}; give 1 to {scores.shape[-1]}, or draw a larger pool")
-    places = jax.lax.top_k(scores, n)[1]
+    places = jax.lax.top_k(scores, kept)[1]
     return jnp.take_along_axis(jnp.broadcast_to(negatives, scores.shape), places, axis=-1)
+
+
+_SHUFFLED = 128  # up to here a shuffle takes no longer than the network of a batch
 
 
 def permuted(key: Key, places: Array, *, n: int) -> Array:
     """Images of places under a random permutation of 0 .. n-1, each found by itself: to shuffle, nothing is sorted.
 
-    A Feistel network of ten rounds (Luby and Rackoff 1988, 10.1137/0217022) with additions modulo a and b permutes
+    Up to n = 128 the permutation is `jax.random.permutation`, so that each of the n! comes with the same chance. Above,
+    a Feistel network of ten rounds (Luby and Rackoff 1988, 10.1137/0217022) with additions modulo a and b permutes
     the pairs of Z_a × Z_b, where a ≈ √n and ab is hardly above n; what falls on n or above goes through it again
-    (Black and Rogaway 2002, 10.1007/3-540-45760-7_9). The ten round keys are drawn from `key`.
+    (Black and Rogaway 2002, 10.1007/3-540-45760-7_9). The ten round keys are drawn from `key`. It reaches few of the n!
+    permutations, but neither single images nor pairs of them come unevenly.
 
     Args:
         key: typed key; one key is one permutation.
         places: integers [...] of 0 .. n-1.
-        n: static.
+        n: static, at least 1.
+
+    Returns:
+        int32 [...].
 
     >>> sorted(permuted(jax.random.key(0), jnp.arange(5), n=5).tolist())
     [0, 1, 2, 3, 4]
     """
     chex.assert_type(places, int)
-    rows = math.isqrt(max(n - 1, 0)) + 1
-    columns, round_keys = -(-n // rows), jax.random.bits(key, (10,))
+    n = integer("n", n, most=np.iinfo(np.int32).max)
+    if n <= _SHUFFLED:
+        return jax.random.permutation(key, jnp.arange(n, dtype=jnp.int32))[jnp.asarray(places)]
+    rows = math.isqrt(n - 1) + 1
+    columns, round_keys = -(-n // rows), jax.random.bits(key, (10,), jnp.uint32)
 
     def moved(x: Array, other: Array, round_key: Array, size: int) -> Array:
         y = (other ^ round_key) * jnp.uint32(0x85EBCA6B)
@@ -230,7 +270,7 @@ def permuted(key: Key, places: Array, *, n: int) -> Array:
     def again(x: Array) -> Array:
         return jnp.where(x >= n, network(x), x)
 
-    return jax.lax.while_loop(outside, again, network(places.astype(jnp.uint32))).astype(jnp.int32)
+    return jax.lax.while_loop(outside, again, network(jnp.asarray(places).astype(jnp.uint32))).astype(jnp.int32)
 
 
 def uniform_at(key: Key, rows: Array, columns: Array) -> tuple[Array, Array]:
@@ -267,10 +307,10 @@ def _threefry(key: Array, left: Array, right: Array) -> tuple[Array, Array]:
     schedule = (key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(0x1BD11BDA))
     rotations = ((13, 15, 26, 6), (17, 29, 16, 24))
     left, right = left + schedule[0], right + schedule[1]
-    for number in range(5):
-        for by in rotations[number % 2]:
+    for turn in range(5):
+        for by in rotations[turn % 2]:
             left = left + right
             right = left ^ ((right << by) | (right >> (32 - by)))
-        left = left + schedule[(number + 1) % 3]
-        right = right + schedule[(number + 2) % 3] + jnp.uint32(number + 1)
+        left = left + schedule[(turn + 1) % 3]
+        right = right + schedule[(turn + 2) % 3] + jnp.uint32(turn + 1)
     return left, right

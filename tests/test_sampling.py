@@ -183,7 +183,8 @@ def test_permuted_is_as_random_as_a_shuffle():
 
 def test_explorative_users_come_by_a_power_of_their_items_and_bring_one_of_them_evenly():
     degrees = np.array([0, 1, 2, 8, 0, 5])
-    train = Interactions.from_pairs(np.repeat(np.arange(6), degrees), np.concatenate([np.arange(d) for d in degrees]))
+    items = np.concatenate([np.arange(d) for d in degrees])
+    train = Interactions.from_pairs(np.repeat(np.arange(6), degrees), items, n_users=6)
     table = sampling.popularity_table(train.transpose(), power=0.8)
     draw = jax.jit(partial(sampling.explorative, shape=(500, 40)), static_argnames="shape")
     users, items = draw(jax.random.key(0), train=train, table=table)

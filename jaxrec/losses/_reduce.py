@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxrec._numerics import accumulated, number
 from jaxrec.typing import Array, Loss, Scalar
 
 Negatives = Literal["mean", "sum"]
@@ -18,12 +19,13 @@ Negatives = Literal["mean", "sum"]
 def mean(values: Array, *, where: Array | None = None, weights: Array | None = None) -> Array:
     """Mean over all entries: the only reduction from losses [...] to a scalar.
 
-    Σ w v / Σ w over the entries where `where` is True; 0 where nothing is valid.
+    Σ w v / Σ w over the entries where `where` is True; 0 where nothing is valid. Half precision is summed in float32.
 
     Args:
         values: losses [...].
         where: bool [...], True = use.
-        weights: non-negative [...], such as counts.
+        weights: [...], such as counts. They must be finite and at least 0; their values are not checked here, as they
+            are unknown under `jit`. With weights that sum to 0 or less the mean is 0.
 
     Raises:
         ValueError: for shapes that differ, as those of a loss that took the mean itself.
@@ -37,6 +39,7 @@ def mean(values: Array, *, where: Array | None = None, weights: Array | None = N
                 f"the loss has shape {list(jnp.shape(values))}, {name} {list(jnp.shape(beside))}; "
                 "a loss gives one value a comparison, not their mean"
             )
+    values = accumulated(values)
     weights = jnp.ones_like(values) if weights is None else jnp.asarray(weights, values.dtype)
     if where is not None:
         chex.assert_type(where, bool)
@@ -55,7 +58,7 @@ def combine(pos: Array, neg: Array, *, where: Array | None = None, parts: Sequen
         parts: pairs (weight, loss); weights may be traced, hyperparameters are set by `functools.partial`.
 
     Raises:
-        ValueError: for no parts.
+        ValueError: for no parts, and for a weight that is not finite.
 
     >>> square = lambda pos, neg, *, where: pos**2
     >>> float(combine(jnp.array(3.0), jnp.array([0.0]), parts=((1.0, square), (0.5, square))))
@@ -63,15 +66,21 @@ def combine(pos: Array, neg: Array, *, where: Array | None = None, parts: Sequen
     """
     if not parts:
         raise ValueError("parts is empty; give at least one pair (weight, loss)")
-    return sum(weight * loss(pos, neg, where=where) for weight, loss in parts)
+
+    def weighted(weight: Scalar, loss: Loss) -> Array:
+        values = accumulated(loss(pos, neg, where=where))
+        return jnp.asarray(number("weight", weight), values.dtype) * values
+
+    return sum(weighted(weight, loss) for weight, loss in parts)
 
 
 def masked(pos: Array, neg: Array, where: Array | None) -> tuple[Array, Array, Array, Array]:
     """Checks the shapes of a comparison; returns `pos` and `neg` with 0 where masked, `where` as bool, and its `any`.
 
-    Masked entries leave through a constant, so that not even a NaN in them reaches value or gradient.
+    Masked entries leave through a constant, so that not even a NaN in them reaches value or gradient. Scores of half
+    precision become float32: a float16 holds no square of 300, and a bfloat16 no sum of 300 ones.
     """
-    pos, neg = jnp.asarray(pos), jnp.asarray(neg)
+    pos, neg = accumulated(pos), accumulated(neg)
     chex.assert_rank(neg, pos.ndim + 1)
     chex.assert_type([pos, neg], float)
     if where is None:
@@ -97,8 +106,13 @@ def over_negatives(values: Array, where: Array, negatives: Negatives) -> Array:
         return total
     if negatives != "mean":
         raise ValueError(f'negatives={negatives!r}; give "mean" or "sum"')
-    count = jnp.broadcast_to(where, values.shape).sum(-1)
+    count = jnp.broadcast_to(where, values.shape).sum(-1, dtype=jnp.int32)
     return total / jnp.maximum(count, 1).astype(values.dtype)
+
+
+def known(name: str, value: Array | Scalar, **bounds: float) -> Array | Scalar:
+    """`number` for what may be an array as well: arrays pass as they are, for their entries may be masked."""
+    return value if jnp.ndim(value) else number(name, value, **bounds)
 
 
 def logsumexp(values: Array, where: Array, any_valid: Array) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import chex
 import jax.numpy as jnp
 
+from jaxrec._numerics import accumulated
 from jaxrec.typing import Array
 
 
@@ -19,6 +20,7 @@ def kl_standard(mean: Array, log_variance: Array) -> Array:
     1.0
     """
     chex.assert_equal_shape([mean, log_variance])
+    mean, log_variance = accumulated(mean), accumulated(log_variance)
     return 0.5 * (jnp.exp(log_variance) + mean**2 - 1 - log_variance).sum(-1)
 
 
@@ -33,4 +35,5 @@ def kl_normalised(log_variance: Array) -> Array:
     >>> float(kl_normalised(jnp.zeros(3)))
     0.0
     """
+    log_variance = accumulated(log_variance)
     return 0.5 * (jnp.exp(log_variance) - log_variance - 1).sum(-1)

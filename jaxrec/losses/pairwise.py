@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import chex
 import jax
 import jax.numpy as jnp
 
+from jaxrec._numerics import accumulated, number
 from jaxrec.losses._reduce import Negatives, by_positive, masked, over_negatives
 from jaxrec.typing import Array, Scalar
 
@@ -38,6 +40,7 @@ def hinge(
     >>> float(hinge(jnp.array(2.0), jnp.array([0.0, 1.5])))
     0.25
     """
+    number("margin", margin)
     return _over_differences(lambda gap: jax.nn.relu(margin + gap), pos, neg, where, negatives)
 
 
@@ -59,6 +62,8 @@ def warp(pos: Array, neg: Array, *, where: Array | None = None, margin: Scalar =
     >>> round(float(warp(jnp.array(2.0), jnp.array([0.0, 1.5]), n_items=10)), 4)
     0.8959
     """
+    number("margin", margin)
+    number("n_items", n_items, least=1)
 
     def compare(pos: Array, neg: Array, where: Array | None) -> Array:
         pos, neg, where, any_valid = masked(pos, neg, where)
@@ -92,6 +97,8 @@ def ccl(
     >>> round(float(ccl(jnp.array(0.8), jnp.array([0.95, 0.1]))), 4)
     3.95
     """
+    number("margin", margin)
+    number("weight", weight, least=0)
     return mml(pos, neg, where=where, margins=(margin,), weights=(1.0,), negative_weight=weight, negatives=negatives)
 
 
@@ -123,17 +130,26 @@ def mml(
         negatives: average (as the released code) or sum over the negatives.
 
     Raises:
-        ValueError: for margins and weights of different lengths.
+        ValueError: for no margins, margins and weights of different lengths, margins that are not finite numbers, and
+            weights that are not finite or below 0.
 
     Differs: equation 7 of the paper lacks the negative weight; this is the released code's place for it.
 
     >>> round(float(mml(jnp.array(0.8), jnp.array([0.95, 0.72, 0.5, -0.2]))), 4)
     12.6
     """
-    if len(margins) != len(weights):
+    if len(margins) != len(weights) or not len(margins):
         raise ValueError(f"{len(margins)} margins and {len(weights)} weights; give one weight for each margin")
+    for margin, weight in zip(margins, weights):
+        chex.assert_rank([margin, weight], 0)
+        number("margin", margin)
+        number("weight", weight, least=0)
+    number("positive_weight", positive_weight, least=0)
+    number("negative_weight", negative_weight, least=0)
     pos, neg, where, any_valid = masked(pos, neg, where)
-    penalty = sum(weights[k] * jax.nn.relu(neg - margins[k]) for k in range(len(margins)))
+    penalty = sum(
+        accumulated(weight) * jax.nn.relu(neg - accumulated(margin)) for margin, weight in zip(margins, weights)
+    )
     values = positive_weight * jax.nn.relu(1 - pos) + negative_weight * over_negatives(penalty, where, negatives)
     return jnp.where(any_valid, values, 0)
 

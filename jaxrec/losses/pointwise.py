@@ -8,7 +8,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxrec.losses._reduce import Negatives, by_positive, masked, over_negatives
+from jaxrec._numerics import accumulated, number
+from jaxrec.losses._reduce import Negatives, by_positive, known, masked, over_negatives
 from jaxrec.typing import Array, Scalar
 
 
@@ -59,14 +60,18 @@ def uib(
         neg: scores [..., n].
         where: bool [..., n], True = use.
         boundary: a learnt score of the user, [...] or a scalar.
-        alpha: weight of the negatives, in (0, 1).
+        alpha: weight of the negatives, from 0 to 1.
         negatives: average or sum over the negatives.
+
+    Raises:
+        ValueError: for an alpha outside 0 .. 1 and a scalar boundary that is not finite.
 
     >>> round(float(uib(jnp.array(0.0), jnp.array([0.0]))), 4)
     0.6931
     """
+    number("alpha", alpha, least=0, most=1)
     pos, neg, where, any_valid = masked(pos, neg, where)
-    boundary = jnp.where(any_valid, boundary, 0)
+    boundary = jnp.where(any_valid, accumulated(known("boundary", boundary)), 0)
 
     def above(boundary: Array, neg: Array, where: Array) -> Array:
         return over_negatives(jax.nn.softplus(neg - boundary[..., None]), where, negatives)

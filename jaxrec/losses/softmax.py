@@ -7,10 +7,15 @@ positives of `bsl`. `multinomial` and `sparsemax` take `scores` and `targets` [.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxrec._numerics import accumulated, number
 from jaxrec.losses._reduce import Negatives, logsumexp, masked
 from jaxrec.typing import Array, Scalar
 
@@ -25,11 +30,13 @@ def _log_ratio(
     negatives: Negatives = "sum",
 ) -> tuple[Array, Array, Array]:
     """log((Σⱼ eⁿʲ + positive_share · eᵖ) / eᵖ), the one log-sum-exp of this family; also p and the valid rows."""
+    number("temperature", temperature, above=0)
+    number("positive_share", positive_share, least=0)
     pos, neg, where, any_valid = masked(pos, neg, where)
     p = pos / temperature
     partition = logsumexp(neg / temperature, where, any_valid)
     if negatives == "mean":
-        count = jnp.broadcast_to(where, neg.shape).sum(-1)
+        count = jnp.broadcast_to(where, neg.shape).sum(-1, dtype=jnp.int32)
         partition = partition - jnp.log(jnp.maximum(count, 1).astype(partition.dtype))
     elif negatives != "sum":
         raise ValueError(f'negatives={negatives!r}; give "mean" or "sum"')
@@ -76,6 +83,9 @@ def sampled_softmax(
         log_q_neg: log q of the negatives, [..., n] or a scalar; a constant cancels against `log_q_pos`.
         temperature: divides the scores, not log q.
     """
+    number("temperature", temperature, above=0)
+    chex.assert_type([pos, neg], float)
+    pos, neg, log_q_pos, log_q_neg = (accumulated(x) for x in (pos, neg, log_q_pos, log_q_neg))
     return softmax(pos / temperature - log_q_pos, neg / temperature - log_q_neg, where=where)
 
 
@@ -106,6 +116,7 @@ def infonce_plus(
     >>> round(float(infonce_plus(jnp.array(0.0), jnp.array([0.0]), exponent=1.0)), 4)
     0.6931
     """
+    number("exponent", exponent, least=0)
     how = {"temperature": temperature, "positive_share": positive_share, "negatives": negatives}
     ratio, p, any_valid = _log_ratio(pos, neg, where, **how)
     return jnp.where(any_valid, exponent * ratio + (exponent - 1) * p, 0)
@@ -176,11 +187,14 @@ def pooled(pos: Array, users: Array, *, where: Array | None = None, temperature:
     >>> [round(float(p), 4) for p in pooled(pos, users, temperature=1.0)]
     [4.325, 3.0, 4.325]
     """
+    number("temperature", temperature, above=0)
     where = jnp.ones(jnp.shape(pos), bool) if where is None else where
     chex.assert_rank(pos, 1)
     chex.assert_equal_shape([pos, users, where])
     chex.assert_type([pos, users, where], [float, int, bool])
-    n_rows = len(pos)
+    if not isinstance(users, jax.Array):  # whose 64 bits JAX would cut, so that users become one
+        users = np.unique(users, return_inverse=True)[1].astype(np.int32)
+    pos, n_rows = accumulated(pos), len(pos)
     order = jnp.argsort(users)
     ordered = jnp.asarray(users)[order]
     is_next_user = jnp.concatenate([jnp.zeros(min(1, n_rows), bool), ordered[1:] != ordered[:-1]])
@@ -203,7 +217,8 @@ def _checked_rows(scores: Array, targets: Array, where: Array | None) -> tuple[A
     if where is None:
         where = jnp.ones(scores.shape, bool)
     chex.assert_type(where, bool)
-    return jnp.where(where, scores, 0), jnp.where(where, targets.astype(scores.dtype), 0), where
+    scores = accumulated(scores)
+    return jnp.where(where, scores, 0), jnp.where(where, jnp.asarray(targets, scores.dtype), 0), where
 
 
 def multinomial(scores: Array, targets: Array, *, where: Array | None = None) -> Array:
@@ -227,8 +242,8 @@ def multinomial(scores: Array, targets: Array, *, where: Array | None = None) ->
 def sparsemax(scores: Array, targets: Array, *, where: Array | None = None) -> Array:
     """Sparsemax loss of a row (Martins and Astudillo 2016, arXiv 1602.02068), a quadratic kin of the softmax.
 
-    maxₚ (p·s − ½‖p‖²) + ½‖y‖² − s·y over the simplex, y = targets scaled to sum 1. Its gradient is
-    sparsemax(s) − y, written out; there is none for the targets, and no forward mode.
+    maxₚ (p·s − ½‖p‖²) + ½‖y‖² − s·y over the simplex, y = targets scaled to sum 1. Its gradient in the scores is
+    sparsemax(s) − y and in y it is y − s; both are written out, and both modes of differentiation work.
 
     Args:
         scores: [..., N].
@@ -244,22 +259,18 @@ def sparsemax(scores: Array, targets: Array, *, where: Array | None = None) -> A
     return jnp.where(total[..., 0] > 0, values, 0)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _fenchel_young(scores: Array, targets: Array, where: Array) -> Array:
-    return _fenchel_young_forward(scores, targets, where)[0]
-
-
-def _fenchel_young_forward(scores: Array, targets: Array, where: Array) -> tuple[Array, Array]:
     p = _simplex_projection(scores, where)
-    values = (p * scores).sum(-1) - 0.5 * (p**2).sum(-1) + 0.5 * (targets**2).sum(-1) - (scores * targets).sum(-1)
-    return values, p - targets
+    return (p * scores).sum(-1) - 0.5 * (p**2).sum(-1) + 0.5 * (targets**2).sum(-1) - (scores * targets).sum(-1)
 
 
-def _fenchel_young_backward(difference: Array, cotangent: Array) -> tuple[Array, None, None]:
-    return cotangent[..., None] * difference, None, None
-
-
-_fenchel_young.defvjp(_fenchel_young_forward, _fenchel_young_backward)
+@partial(_fenchel_young.defjvp, symbolic_zeros=True)
+def _fenchel_young_tangent(primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    scores, targets, where = primals
+    slopes = _simplex_projection(scores, where) - targets, targets - scores
+    moved = [s * t for s, t in zip(slopes, tangents) if not isinstance(t, jax.custom_derivatives.SymbolicZero)]
+    return _fenchel_young(*primals), sum(moved).sum(-1)
 
 
 def _simplex_projection(scores: Array, where: Array) -> Array:
@@ -272,7 +283,7 @@ def _simplex_projection(scores: Array, where: Array) -> Array:
     shifted = jnp.where(where, scores - jnp.where(jnp.isfinite(top), top, 0), -jnp.inf)
 
     def threshold(support: Array) -> Array:
-        size = jnp.maximum(support.sum(-1, keepdims=True), 1).astype(scores.dtype)
+        size = jnp.maximum(support.sum(-1, keepdims=True, dtype=jnp.int32), 1).astype(scores.dtype)
         return (jnp.where(support, shifted, 0).sum(-1, keepdims=True) - 1) / size
 
     def step(state: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import chex
 import jax.numpy as jnp
 
+from jaxrec._numerics import accumulated, number
 from jaxrec.losses._reduce import Negatives, masked, over_negatives
 from jaxrec.typing import Array
 
@@ -46,7 +47,9 @@ def rg2(pos: Array, users: Array, gram: Array, total: Array, *, n_items: int, wh
     """
     chex.assert_rank(users, jnp.ndim(pos) + 1)
     chex.assert_type([pos, users, gram, total], float)
-    dim = jnp.shape(users)[-1]
+    number("n_items", n_items, least=1)
+    pos, users, gram, total = (accumulated(x) for x in (pos, users, gram, total))
+    dim = users.shape[-1]
     chex.assert_shape([gram, total], [(dim, dim), (dim,)])
     if where is not None:
         chex.assert_type(where, bool)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import chex
 import jax.numpy as jnp
 
+from jaxrec._numerics import accumulated, number
 from jaxrec.losses._reduce import logsumexp, over_negatives
 from jaxrec.typing import Array, Scalar
 
@@ -19,7 +20,7 @@ def alignment(users: Array, items: Array) -> Array:
     """
     chex.assert_equal_shape([users, items])
     chex.assert_type([users, items], float)
-    return ((_normalised(users) - _normalised(items)) ** 2).sum(-1)
+    return ((_normalised(accumulated(users)) - _normalised(accumulated(items))) ** 2).sum(-1)
 
 
 def uniformity(x: Array, *, where: Array | None = None, scale: Scalar = 2.0) -> Array:
@@ -39,6 +40,8 @@ def uniformity(x: Array, *, where: Array | None = None, scale: Scalar = 2.0) -> 
     -4.0
     """
     chex.assert_type(x, float)
+    number("scale", scale, above=0)
+    x = accumulated(x)
     where = jnp.ones(x.shape[:-1], bool) if where is None else where
     chex.assert_type(where, bool)
     chex.assert_shape(where, x.shape[:-1])
@@ -51,7 +54,7 @@ def uniformity(x: Array, *, where: Array | None = None, scale: Scalar = 2.0) -> 
     pairs = (where[..., :, None] & where[..., None, :] & upper).reshape(*x.shape[:-2], n_rows**2)
     any_pair = pairs.any(-1)
     total = logsumexp(-scale * squared.reshape(pairs.shape), pairs, any_pair)
-    return total - jnp.log(jnp.maximum(pairs.sum(-1), 1).astype(total.dtype))
+    return total - jnp.log(jnp.maximum(pairs.sum(-1, dtype=jnp.int32), 1).astype(total.dtype))
 
 
 def directau(users: Array, items: Array, *, where: Array | None = None, weight: Scalar = 1.0) -> Array:
@@ -71,6 +74,8 @@ def directau(users: Array, items: Array, *, where: Array | None = None, weight: 
     -2.0
     """
     chex.assert_equal_shape([users, items])
+    chex.assert_type([users, items], float)
+    number("weight", weight, least=0)
     where = jnp.ones(users.shape[:-1], bool) if where is None else where
     chex.assert_type(where, bool)
     chex.assert_shape(where, users.shape[:-1])
@@ -102,8 +107,8 @@ def covariance(x: Array, *, where: Array | None = None) -> Array:
     where = jnp.ones(x.shape[:-1], bool) if where is None else where
     chex.assert_type(where, bool)
     chex.assert_shape(where, x.shape[:-1])
-    where = where[..., None]
-    count = jnp.maximum(where.sum(-2, keepdims=True), 1).astype(x.dtype)
+    x, where = accumulated(x), jnp.asarray(where)[..., None]
+    count = jnp.maximum(where.sum(-2, keepdims=True, dtype=jnp.int32), 1).astype(x.dtype)
     x = jnp.where(where, x, 0)
     x = jnp.where(where, x - x.sum(-2, keepdims=True) / count, 0)
     moments = jnp.einsum("...bd,...be->...de", x, x, precision="highest") / count
