@@ -73,10 +73,10 @@ def number(name: str, value: Any, *, least: float = -math.inf, above: float = -m
     if isinstance(value, jax.core.Tracer):
         return value
     try:
-        known = float(value)
+        known = np.asarray(value, np.float64)
     except (TypeError, ValueError):
-        known = math.nan
-    if not (math.isfinite(known) and least <= known <= most and known > above):
+        known = np.array(math.nan)
+    if not (np.isfinite(known) & (known >= least) & (known <= most) & (known > above)).all():
         bound = f" above {above:g}" if above > -math.inf else f" of {least:g} or more" if least > -math.inf else ""
         bound = f" from {least:g} to {most:g}" if most < math.inf else bound
         raise ValueError(f"{name}={value}; give a finite number{bound}")
