@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy as np
 
 from jaxrec.typing import Array, ArrayLike
 
