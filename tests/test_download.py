@@ -176,6 +176,24 @@ def test_a_set_is_made_of_the_file_that_its_user_fetched(tmp_path, monkeypatch, 
     assert datasets.load("steam").interactions.fingerprint() == loaded.interactions.fingerprint()
 
 
+def test_labels_of_any_text_are_kept_without_fixed_width(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXREC_DATA", str(tmp_path))
+    monkeypatch.setenv("JAXREC_CACHE", str(tmp_path / "cache"))
+    folder, names = tmp_path / "steam", ["a", "a\0", "é" * 100_000, "7"]
+    folder.mkdir()
+    with gzip.open(folder / "steam_reviews.json.gz", "wt") as file:
+        file.writelines(f"{ {'username': name, 'product_id': str(2**63 + n)} }\n" for n, name in enumerate(names))
+    for _ in range(2):  # read from the file, then from the cache
+        found = datasets.load("steam")
+        assert found.id_map.users.tolist() == sorted(names) and found.interactions.n_pairs == 4
+        assert found.id_map.items.tolist() == [2**63 + n for n in range(4)]
+        users, items = found.interactions.pairs()
+        labelled = dict(zip(found.id_map.item_labels(items).tolist(), found.id_map.user_labels(users).tolist()))
+        assert labelled == {2**63 + n: name for n, name in enumerate(names)}
+        (folder / "steam_reviews.json.gz").unlink(missing_ok=True)
+    assert (tmp_path / "cache" / "steam" / "data.npz").stat().st_size < 1e5
+
+
 def test_electronics_has_stars_and_seconds(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXREC_DATA", str(tmp_path))
     monkeypatch.setenv("JAXREC_CACHE", str(tmp_path / "cache"))
