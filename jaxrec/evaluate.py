@@ -21,8 +21,8 @@ from jaxrec._identity import reads
 from jaxrec._mesh import as_auto
 from jaxrec._numerics import as_integer, integer
 from jaxrec.interactions import DataWarning, Interactions, check_interactions
-from jaxrec.ranking import apart, area, given_ids, ranked
 from jaxrec.partials import check_static
+from jaxrec.ranking import apart, area, given_ids, ranked
 from jaxrec.report import Report
 from jaxrec.typing import Array, ArrayLike, Key, Model, Variables
 

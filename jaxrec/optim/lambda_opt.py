@@ -18,6 +18,7 @@ import optax
 
 from jaxrec.optim.regularization import TABLES, Rows, coefficients, penalty
 from jaxrec.optim.rowwise import TouchedOnly
+from jaxrec.optim.step import gradient_step
 from jaxrec.typing import Array
 
 Value = Callable[[Any, Any], Array]
@@ -134,9 +135,7 @@ def hypergradient(
 def _stepped(tx: Any, value: Callable[[Any], Array], params: Any, state: Any) -> tuple[Array, Any, Any]:
     if isinstance(tx, TouchedOnly):
         return tx.step(value, params, state)
-    loss, gradients = jax.value_and_grad(value)(params)
-    updates, state = tx.update(gradients, state, params)
-    return loss, optax.apply_updates(params, updates), state
+    return gradient_step(tx, value, params, state)
 
 
 def _check_steps(steps: int, first_order: bool, tx: Any, batches: Any) -> None:

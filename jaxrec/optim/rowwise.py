@@ -176,7 +176,7 @@ def touched_only(tx: optax.GradientTransformation) -> TouchedOnly:
         gradients = jax.tree.unflatten(tree, [at.summed(slope) for at, slope in zip(places, slopes)])
         rows = jax.tree.map(lambda table, at: at.take(table), params, of_params)
         old = jax.tree.map(lambda table, at: at.take(table), state, of_state)
-        updates, new = tx.update(gradients, old, rows)
+        updates, new = optax.with_extra_args_support(tx).update(gradients, old, rows, value=loss)
         params = jax.tree.map(lambda table, at, update: at.moved(table, update), params, of_params, updates)
         return loss, params, jax.tree.map(lambda table, at, row: at.put(table, row), state, of_state, new)
 

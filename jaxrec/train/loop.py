@@ -24,6 +24,7 @@ from jaxrec.history import EarlyStopping, History, Interrupted, figures_of
 from jaxrec.interactions import Interactions
 from jaxrec.keys import check_key
 from jaxrec.optim import lambda_opt, rowwise
+from jaxrec.optim.step import gradient_step
 from jaxrec.partials import Static, check_static, combine, partition
 from jaxrec.train._checks import check_bound, check_covers, check_fit, check_optimizer, check_touched, check_weights
 from jaxrec.train.checkpoint import Checkpoint, Progress
@@ -434,11 +435,8 @@ def epoch(
         elif isinstance(tx, rowwise.TouchedOnly):
             loss, params, opt_state = tx.step(value, params, opt_state)
         else:
-            loss, gradients = jax.value_and_grad(value)(params)
-            extra = {"value": loss, "grad": gradients, "value_fn": value}
-            extra |= {} if touched is None else {"touched": touched(key, batch)}
-            updates, opt_state = optax.with_extra_args_support(tx).update(gradients, opt_state, params, **extra)
-            params = optax.apply_updates(params, updates)
+            further = {} if touched is None else {"touched": touched(key, batch)}
+            loss, params, opt_state = gradient_step(tx, value, params, opt_state, **further)
         return (params, opt_state), loss
 
     carry = state.variables["params"], state.opt_state
