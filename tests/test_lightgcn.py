@@ -100,7 +100,7 @@ def test_pairs_of_any_shape_broadcast(users, items):
     model = LightGCN(TRAIN, dim=DIM)
     variables = model.init(jax.random.key(0), ZERO, ZERO)
     scores = model.apply(variables, users, items)
-    assert scores.shape == np.broadcast_shapes(users.shape, items.shape) and scores.dtype == jnp.float32
+    assert scores.shape == np.broadcast_shapes(users.shape, items.shape) and scores.dtype == jnp.result_type(float)
     rows = np.asarray(model.apply(variables, np.arange(N_USERS), method="rows"))
     np.testing.assert_allclose(scores, rows[users, items], rtol=1e-5, atol=1e-7)
 

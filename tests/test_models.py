@@ -70,7 +70,7 @@ def test_pairs_rows_and_vectors_give_the_formula(factorised):
 def test_pairs_of_any_shape_broadcast(factorised, users, items):
     model, variables, expected = factorised
     scores = jax.jit(model.apply)(variables, users, items)
-    assert scores.shape == np.broadcast_shapes(users.shape, items.shape) and scores.dtype == jnp.float32
+    assert scores.shape == np.broadcast_shapes(users.shape, items.shape) and scores.dtype == jnp.result_type(float)
     np.testing.assert_allclose(scores, expected[users, items], rtol=1e-5, atol=1e-6)
 
 
@@ -101,7 +101,7 @@ def test_parameters_have_the_stated_shapes_and_scale():
         parameters = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))["params"]
         assert {name: table.shape for name, table in parameters.items()} == {"user": (300, 50), "item": (200, 50)}
         for table in parameters.values():
-            assert table.dtype == jnp.float32
+            assert table.dtype == jnp.result_type(float)
             assert float(table.std()) == pytest.approx(scale, rel=0.03) and abs(table.mean()) < 0.05 * scale
     again = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))["params"]
     np.testing.assert_array_equal(again["user"], parameters["user"])
@@ -139,7 +139,7 @@ RANKERS = {
 def test_pairs_are_rows_for_trivial_rankers(ranker):
     model, variables = ranker()
     rows = np.asarray(model.apply(variables, np.array([2, 0, 1]), method="rows"))
-    assert rows.shape == (3, 4) and rows.dtype == np.float32
+    assert rows.shape == (3, 4) and rows.dtype == jnp.result_type(float)
     items = np.array([[3, 1], [0, 0], [2, 1]])
     pairs = model.apply(variables, np.array([[2], [0], [1]]), items)
     np.testing.assert_array_equal(pairs, np.take_along_axis(rows, items, axis=1))
@@ -195,7 +195,7 @@ def test_dropout_follows_the_normalisation_keeps_the_mean_and_needs_a_key():
 
 @pytest.mark.parametrize("name", ["n_users", "n_items", "dim"])
 def test_mf_refuses_sizes_below_one(name):
-    with pytest.raises(ValueError, match=f"^{name}=0; give 1 or more"):
+    with pytest.raises(ValueError, match=f"^{name}=0; give an integer of 1 or more"):
         models.MF(**{"n_users": 2, "n_items": 2, "dim": 2, name: 0})
 
 

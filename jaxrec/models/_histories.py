@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ import numpy as np
 
 from jaxrec import sampling
 from jaxrec.interactions import Interactions, check_interactions
+from jaxrec.models.mf import as_ids, check_attributes
 from jaxrec.typing import Array, ArrayLike, Key, Variables
 
 
@@ -60,7 +60,8 @@ class Pairs:
             return values
         k = values.shape[-1]
         halves = -(-k // 2)
-        lanes = spread(self.users, self.rows)[:, None] * halves + jnp.arange(halves, dtype=jnp.int32)[None]
+        users = spread(self.users, self.rows).astype(jnp.int32)
+        lanes = users[:, None] * halves + jnp.arange(halves, dtype=jnp.int32)[None]
         drawn = sampling.uniform_at(jax.random.fold_in(self.key, draw), lanes, self.items[:, None])
         kept = jnp.concatenate(drawn, axis=-1)[:, :k] >= rate
         return jnp.where(kept, values / (1 - rate), 0)
@@ -106,7 +107,7 @@ def on_histories(
 
     n, longest = len(users), max(int(degrees.max(initial=0)), 1)
     if not isinstance(users, jax.core.Tracer):
-        return found(max(int(degrees[np.asarray(users)].sum()), 1))
+        return found(max(int(degrees[np.asarray(users)].sum(dtype=np.int64)), 1))
     drawn = degrees[degrees > 0] if degrees.any() else degrees  # training draws from those who have items
     usual, most = surpassed(drawn, n, odds=1e-12), n * longest
     if most <= 2 * usual:
@@ -131,17 +132,46 @@ def surpassed(degrees: np.ndarray, n: int, *, odds: float) -> int:
 
 
 def checked_items(items: ArrayLike, where: ArrayLike | None, n_items: int) -> tuple[jax.Array, jax.Array]:
-    """Padded histories [B, L] of users never seen, once shapes and, where known, the real ids are found in order."""
-    items = jnp.asarray(items)
-    where = jnp.ones(items.shape, bool) if where is None else jnp.asarray(where)
-    chex.assert_type([items, where], [int, bool])
-    chex.assert_equal_shape([items, where])
-    chex.assert_rank(items, 2)
+    """Padded histories [B, L] of users never seen, as int32 and bool, with L of at least 1.
+
+    Raises:
+        ValueError: for ids that are not integers [B, L], rows of different lengths, a `where` that is not bool [B, L],
+            and, where they are known, real ids outside 0 .. N - 1.
+    """
+    items = _block("items", items)
+    where = jnp.ones(items.shape, bool) if where is None else _block("where", where)
+    if items.size == 0:  # such as [[]], a list without a type
+        items, where = items.astype(np.int32), where.astype(bool)
+    if not jnp.issubdtype(items.dtype, jnp.integer):
+        raise ValueError(f"items are {items.dtype}; give ids, integers [B, L]")
+    if where.dtype != bool or where.shape != items.shape:
+        raise ValueError(
+            f"where is {where.dtype}{list(where.shape)} and items are {list(items.shape)}; give a bool for each of "
+            "them, True for real ids"
+        )
     if not any(isinstance(x, jax.core.Tracer) for x in (items, where)):
         ids = np.asarray(items)[np.asarray(where)]
         if ids.size and not 0 <= ids.min() <= ids.max() < n_items:
             raise ValueError(f"items run from {ids.min()} to {ids.max()}; ids are 0 .. {n_items - 1}")
-    return items, where
+    if items.shape[1] == 0:
+        items, where = np.zeros((len(items), 1), np.int32), np.zeros((len(items), 1), bool)
+    return jnp.asarray(items).astype(jnp.int32), jnp.asarray(where)
+
+
+def _block(name: str, x: ArrayLike) -> Array:
+    """An array [B, L], on the host if it is not JAX's: so that large ids are seen before they are made int32."""
+    try:
+        x = x if isinstance(x, jax.Array) else np.asarray(x)
+    except jax.errors.TracerArrayConversionError:  # a list of traced numbers
+        x = jnp.asarray(x)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} has rows of different lengths; pad them to one length [B, L] with any id, and give where, False "
+            "for padding, such as Interactions.rows gives both"
+        ) from error
+    if x.ndim != 2:
+        raise ValueError(f"{name} has shape {list(x.shape)}; give [B, L], a row for each user")
+    return x
 
 
 def all_pairs(items: Array, where: Array) -> Pairs:
@@ -159,15 +189,15 @@ def all_pairs(items: Array, where: Array) -> Pairs:
 class HistoryModel(nn.Module):
     """A model whose users are their histories, which travel as the untrained collection "history".
 
-    A subclass makes its parameters in a `setup` that calls this one's, and scores pairs in `_of_pairs`,
-    padded histories in `_of_histories`. Variables
-    over histories of another size are a `ValueError`.
+    A subclass makes its parameters in a `setup` that calls this one's, and scores pairs in `_of_pairs`, padded
+    histories in `_of_histories`. Variables with histories of another size raise `ValueError`.
     """
 
     history: Interactions
 
     def __post_init__(self) -> None:
         check_interactions(history=self.history)
+        check_attributes(self)
         super().__post_init__()
 
     @property
@@ -192,8 +222,7 @@ class HistoryModel(nn.Module):
 
     def __call__(self, users: Array, items: Array) -> Array:
         """Scores of the pairs, ids that broadcast; without noise."""
-        chex.assert_type([users, items], int)
-        users, items = jnp.asarray(users), jnp.asarray(items)
+        users, items = as_ids(users, items)
         if self.is_initializing():  # `setup` has made all parameters, and a pass would take seconds to compile
             return jnp.zeros(jnp.broadcast_shapes(users.shape, items.shape))
         return self._of_pairs(users, items)
@@ -202,11 +231,13 @@ class HistoryModel(nn.Module):
         """Scores of all items for users never seen, from their histories [B, L], such as `Interactions.rows` gives.
 
         Args:
-            items: integers [B, L], an item once: where it comes again it may count again.
+            items: integers [B, L], each item once: an item that is repeated may count again. [[]] is one user without
+                items.
             where: bool [B, L], True for real entries; None is all.
 
         Raises:
-            ValueError: for real ids outside 0 .. N - 1, except under `jit`, where they are not known.
+            ValueError: for rows of different lengths, ids that are not integers, a `where` that is not bool [B, L], and
+                real ids outside 0 .. N - 1, except under `jit`, where they are not known.
         """
         return self._of_histories(*checked_items(items, where, self.n_items))
 
@@ -216,9 +247,9 @@ class HistoryModel(nn.Module):
 
     def _on(self, users: Array, fn: Callable[..., Any], key: Key | None = None, at_random: bool = False) -> Any:
         """`fn(pairs, degrees [B])` of users [B]."""
-        chex.assert_type(users, int)
+        (users,) = as_ids(users)
         degrees = np.asarray(self.history.user_degrees)
-        return on_histories(fn, self.known, degrees, jnp.asarray(users), key=key, at_random=at_random)
+        return on_histories(fn, self.known, degrees, users, key=key, at_random=at_random)
 
 
 def on_device(history: Interactions) -> Interactions:

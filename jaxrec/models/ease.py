@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import lapack
 
+from jaxrec._numerics import integer, number
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.models._histories import HistoryModel, on_device
 from jaxrec.typing import Array, Variables
@@ -66,8 +67,8 @@ def ease(train: Interactions, *, regularization: float, max_items: int = 20_000)
     [[0.0, 0.5], [0.5, 0.0]]
     """
     check_interactions(train=train)
-    if not regularization > 0:
-        raise ValueError(f"regularization={regularization}; give a number above 0")
+    regularization = float(number("regularization", regularization, above=0))
+    max_items = integer("max_items", max_items)
     if train.n_items > max_items:
         raise ValueError(
             f"train has {train.n_items} items, and two tables of {train.n_items} x {train.n_items} are needed; "

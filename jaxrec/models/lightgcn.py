@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.interactions import Interactions, check_interactions, spmm
-from jaxrec.models.mf import products
+from jaxrec.models.mf import check_attributes, check_numbers, check_sizes, products
 from jaxrec.typing import Array
 
 
@@ -36,7 +36,8 @@ class LightGCN(nn.Module):
         scale: standard deviation of the initial vectors.
 
     Raises:
-        ValueError: for a dim below 1, or layers below 0.
+        ValueError: for a dim that is not an integer of 1 or more, layers that are not one of 0 or more, and a scale
+            that is negative or not finite.
 
     Differs: the paper's L2 is on the rows of E⁽⁰⁾ in a batch, 1e-4 · ½ (‖u‖² + ‖i‖² + ‖j‖²) averaged over the batch;
     `optax.chain(optax.add_decayed_weights(l2), optax.adam(1e-3))` decays the whole tables, as elsewhere here. A user
@@ -56,9 +57,10 @@ class LightGCN(nn.Module):
 
     def __post_init__(self) -> None:
         check_interactions(graph=self.graph)
-        for name, value, least in (("dim", self.dim, 1), ("layers", self.layers, 0)):
-            if value < least:
-                raise ValueError(f"{name}={value}; give {least} or more")
+        check_sizes(self, "dim")
+        check_sizes(self, "layers", least=0)
+        check_numbers(self, "scale", least=0)
+        check_attributes(self)
         super().__post_init__()
 
     @property
@@ -103,7 +105,7 @@ class LightGCN(nn.Module):
 def _normalised(graph: Interactions) -> Interactions:
     """The graph with weights 1 / √(dᵤ dᵢ), on the host."""
     users, items = graph.pairs()
-    degrees = np.diff(np.asarray(graph.indptr))[users] * graph.item_degrees[items]
+    degrees = np.diff(np.asarray(graph.indptr))[users] * graph.item_degrees[items].astype(np.int64)
     return dataclasses.replace(graph, weights=1 / np.sqrt(degrees), timestamps=None)
 
 

@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec._numerics import as_integer
 from jaxrec.losses import kl_normalised
 from jaxrec.models import _mixture
 from jaxrec.models._histories import HistoryModel, Pairs, all_pairs
 from jaxrec.models._mixture import Noise
 from jaxrec.models.attention import Attention
 from jaxrec.models.implicit import Gradient, detach
-from jaxrec.models.mf import _unit, check_function, check_sizes
+from jaxrec.models.mf import _unit, check_function, check_numbers, check_rate, check_sizes
 from jaxrec.typing import Array, Key
 
 _XAVIER = nn.initializers.glorot_normal()
@@ -69,7 +70,8 @@ class VALID(HistoryModel):
 
     Raises:
         TypeError: for a gradient or an attention that is no function.
-        ValueError: for sizes below 1, temperatures or a deviation not above 0, a dropout outside [0, 1).
+        ValueError: for sizes that are not integers of 1 or more, temperatures or a deviation that are not finite
+            numbers above 0, and a dropout outside [0, 1).
 
     Differs: from the paper as the released code does: updates take unit vectors and their result is normalised, biases
     are there, KL leaves out the constant ‖μ‖² / 2σ₀². The padding item and user of RecBole are not there.
@@ -99,11 +101,8 @@ class VALID(HistoryModel):
         check_function(self, "gradient", "one of jaxrec.models.implicit")
         if self.attention is not None:
             check_function(self, "attention", "one of jaxrec.models.attention, or None")
-        for name in ("temperature", "decoder_temperature", "deviation"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}; give a number above 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout}; give a rate of 0 or more and below 1")
+        check_numbers(self, "temperature", "decoder_temperature", "deviation", above=0)
+        check_rate(self, "dropout")
         super().__post_init__()
 
     def setup(self) -> None:  # noqa: D102
@@ -249,7 +248,7 @@ class MacridVAE(VALID):
     recbole: bool = False
 
     def __post_init__(self) -> None:
-        if self.n_blocks != 1:
+        if as_integer(self.n_blocks) != 1:
             raise ValueError(f"n_blocks={self.n_blocks}; MacridVAE has 1, VALID has any number")
         super().__post_init__()
 

@@ -12,7 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.lookup import lookup
-from jaxrec.models.mf import _unit, check_function, check_sizes, dot, negative_squared_distance, products
+from jaxrec.models.mf import (
+    _unit,
+    check_attributes,
+    check_function,
+    check_numbers,
+    check_sizes,
+    dot,
+    negative_squared_distance,
+    products,
+)
 from jaxrec.typing import Array, Key, Scalar
 
 Lookup = Callable[..., Array]
@@ -138,7 +147,7 @@ class MARS(nn.Module):
 
     Raises:
         TypeError: for facets, a score or a place that is no function.
-        ValueError: for sizes below 1.
+        ValueError: for sizes that are not integers of 1 or more, and scales that are negative or not finite.
 
     Differs: the released code has free facets, which the paper's equations have not.
 
@@ -160,9 +169,11 @@ class MARS(nn.Module):
 
     def __post_init__(self) -> None:
         check_sizes(self, "n_users", "n_items", "dim", "n_facets")
+        check_numbers(self, "theta_scale", "scale", least=0)
         check_function(self, "facets", "jaxrec.models.mars.free, projected or hybrid")
         check_function(self, "score", "jaxrec.models.dot, negative_squared_distance, or one of that form")
         check_function(self, "place", "jaxrec.models.mars.unit, calibrated_unit or into_ball")
+        check_attributes(self)
         super().__post_init__()
 
     def setup(self) -> None:  # noqa: D102

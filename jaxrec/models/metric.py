@@ -22,7 +22,14 @@ import jax.numpy as jnp
 
 from jaxrec.interactions import Interactions, check_interactions, spmm
 from jaxrec.lookup import lookup
-from jaxrec.models.mf import against_all, check_sizes, negative_squared_distance, products
+from jaxrec.models.mf import (
+    against_all,
+    check_attributes,
+    check_numbers,
+    check_sizes,
+    negative_squared_distance,
+    products,
+)
 from jaxrec.typing import Array
 
 
@@ -45,7 +52,7 @@ class TransCF(nn.Module):
         scale: standard deviation of the initial vectors.
 
     Raises:
-        ValueError: for a dim below 1.
+        ValueError: for a dim that is not an integer of 1 or more, and a scale that is negative or not finite.
 
     Differs: the released code projects onto the unit ball once an epoch, not after each step.
 
@@ -63,6 +70,8 @@ class TransCF(nn.Module):
     def __post_init__(self) -> None:
         check_interactions(graph=self.graph)
         check_sizes(self, "dim")
+        check_numbers(self, "scale", least=0)
+        check_attributes(self)
         super().__post_init__()
 
     @property
@@ -147,7 +156,7 @@ class LRML(nn.Module):
         scale: standard deviation of the initial parameters.
 
     Raises:
-        ValueError: for sizes below 1.
+        ValueError: for sizes that are not integers of 1 or more, and a scale that is negative or not finite.
 
     Differs: the released excerpt clips the rows that it looks up to the unit ball in the forward pass; here that is
     left to the optimiser, as for the others. Its initial values and settings are not released: `scale` is ours.
@@ -166,6 +175,8 @@ class LRML(nn.Module):
 
     def __post_init__(self) -> None:
         check_sizes(self, "n_users", "n_items", "dim", "slots")
+        check_numbers(self, "scale", least=0)
+        check_attributes(self)
         super().__post_init__()
 
     def setup(self) -> None:  # noqa: D102

@@ -9,8 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxrec._numerics import as_integer
 from jaxrec.lookup import lookup
-from jaxrec.models.mf import against_all, check_sizes
+from jaxrec.models.mf import against_all, check_attributes, check_numbers, check_sizes
 from jaxrec.typing import Array
 
 
@@ -34,7 +35,8 @@ class NeuMF(nn.Module):
             uniform; biases start at 0.
 
     Raises:
-        ValueError: for sizes below 1, fewer than two layers, or a first one that is odd.
+        ValueError: for sizes that are not integers of 1 or more, fewer than two layers, a first one that is odd, and a
+            scale that is negative or not finite.
 
     Differs: the paper's better figures start from the parameters of a GMF and an MLP trained alone, their output
     weights halved; nothing is pretrained here. The released code averages the cross-entropy over positives and
@@ -53,9 +55,13 @@ class NeuMF(nn.Module):
     scale: float = 0.01
 
     def __post_init__(self) -> None:
-        if len(self.layers) < 2 or min(self.layers) < 1 or self.layers[0] % 2:
-            raise ValueError(f"layers={self.layers}; give two or more sizes of at least 1, the first even")
+        layers = [as_integer(size) or 0 for size in self.layers]
+        if len(layers) < 2 or min(layers) < 1 or layers[0] % 2:
+            raise ValueError(f"layers={self.layers}; give two or more integers of at least 1, the first even")
+        self.layers = tuple(layers)
         check_sizes(self, "n_users", "n_items", "dim")
+        check_numbers(self, "scale", least=0)
+        check_attributes(self)
         super().__post_init__()
 
     def setup(self) -> None:  # noqa: D102

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ import numpy as np
 
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.models._histories import checked_items
-from jaxrec.models.mf import _unit, dropped, products
+from jaxrec.models.mf import _unit, as_ids, check_attributes, check_numbers, check_rate, check_sizes, dropped, products
 from jaxrec.typing import Array, ArrayLike
 
 _XAVIER = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
@@ -51,8 +50,8 @@ class SelfAttention(nn.Module):
     @nn.compact
     def keys(self, items: Array) -> Array:
         """w·tanh(W e + b) [..., 1]."""
-        hidden = nn.tanh(nn.Dense(items.shape[-1], kernel_init=_XAVIER, name="hidden")(items))
-        return nn.Dense(1, use_bias=False, kernel_init=_XAVIER, name="query")(hidden)
+        hidden = nn.tanh(nn.Dense(items.shape[-1], kernel_init=_XAVIER, param_dtype=items.dtype, name="hidden")(items))
+        return nn.Dense(1, use_bias=False, kernel_init=_XAVIER, param_dtype=items.dtype, name="query")(hidden)
 
 
 class UserAttention(nn.Module):
@@ -65,7 +64,7 @@ class UserAttention(nn.Module):
     @nn.compact
     def keys(self, items: Array) -> Array:
         """tanh(W e + b) [..., D]."""
-        return nn.tanh(nn.Dense(items.shape[-1], kernel_init=_XAVIER, name="hidden")(items))
+        return nn.tanh(nn.Dense(items.shape[-1], kernel_init=_XAVIER, param_dtype=items.dtype, name="hidden")(items))
 
 
 class SimpleX(nn.Module):
@@ -95,7 +94,8 @@ class SimpleX(nn.Module):
             `apply(..., rngs={"dropout": key})`; nothing is dropped without that key, nor in `rows` and `vectors`.
 
     Raises:
-        ValueError: for sizes below 1, a gate outside [0, 1], a dropout outside [0, 1), another padding.
+        ValueError: for sizes that are not integers of 1 or more, a gate outside [0, 1], a dropout outside [0, 1), a
+            scale that is negative or not finite, and another padding.
 
     Differs: the released code leaves the positive out of the history also when it scores the negatives, which here is
     `left_out=positives[:, None]`; its 1e-9 in denominators is below the resolution of float32.
@@ -121,15 +121,14 @@ class SimpleX(nn.Module):
 
     def __post_init__(self) -> None:
         check_interactions(history=self.history)
-        for name, value in (("dim", self.dim), ("length", self.length)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}; give 1 or more")
-        if not 0 <= self.gate <= 1:
+        check_sizes(self, "dim", *(() if self.length is None else ("length",)))
+        check_numbers(self, "gate", "scale", least=0)
+        if self.gate > 1:
             raise ValueError(f"gate={self.gate}; give 0 (history alone) .. 1 (the user's own vector alone)")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout}; give a rate of 0 or more and below 1")
+        check_rate(self, "dropout")
         if self.padding not in ("proper", "released"):
             raise ValueError(f"padding={self.padding!r}; give 'proper' or 'released'")
+        check_attributes(self)
         super().__post_init__()
 
     @property
@@ -169,8 +168,7 @@ class SimpleX(nn.Module):
             left_out: integers [...], the items left out of the histories; by default `items`. -1 leaves out nothing.
         """
         left_out = items if left_out is None else left_out
-        chex.assert_type([users, items, left_out], int)
-        users, items, left_out = map(jnp.asarray, (users, items, left_out))
+        users, items, left_out = as_ids(users, items, left_out)
         u = _unit(self._mixed(users, left_out))
         if self.dropout > 0 and self.has_rng("dropout"):
             u *= dropped(jnp.ones((*users.shape, self.dim), u.dtype), self.dropout, self.make_rng("dropout"))
@@ -178,8 +176,8 @@ class SimpleX(nn.Module):
 
     def rows(self, users: Array) -> Array:
         """Scores of all items for users [B] -> [B, N], from their whole histories: nothing is left out."""
-        chex.assert_type(users, int)
-        return jnp.einsum("bd,nd->bn", _unit(self._mixed(jnp.asarray(users), None)), _unit(self.item))
+        (users,) = as_ids(users)
+        return jnp.einsum("bd,nd->bn", _unit(self._mixed(users, None)), _unit(self.item))
 
     def fold_in(self, items: ArrayLike, where: ArrayLike | None = None) -> Array:
         """Scores of all items for users never seen, from their histories [B, L], such as `Interactions.rows` gives.
@@ -188,17 +186,18 @@ class SimpleX(nn.Module):
         all scores are 0.
 
         Args:
-            items: integers [B, L].
+            items: integers [B, L]. [[]] is one user without items.
             where: bool [B, L], True for real entries; None is all.
 
         Raises:
-            ValueError: for real ids outside 0 .. N - 1, except under `jit`, where they are not known.
+            ValueError: for rows of different lengths, ids that are not integers, a `where` that is not bool [B, L], and
+                real ids outside 0 .. N - 1, except under `jit`, where they are not known.
         """
         items, where = checked_items(items, where, self.n_items)
         own = jnp.zeros((*items.shape[:-1], self.dim), self.user.dtype)
         if self.gate < 1:
             logits, values = self._block(own, items)
-            own = (1 - self.gate) * self._aggregate(_sums(logits, values, where), where.sum(-1))
+            own = (1 - self.gate) * self._aggregate(_sums(logits, values, where), where.sum(-1, dtype=jnp.int32))
         return jnp.einsum("bd,nd->bn", _unit(own), _unit(self.item))
 
     def vectors(self) -> tuple[Array, Array]:
@@ -229,7 +228,7 @@ class SimpleX(nn.Module):
         if one_a_user:
             if left_out is not None:
                 where &= items != jnp.broadcast_to(left_out, users.shape)[..., None]
-            pooled = self._aggregate(_sums(logits, values, where), where.sum(-1))
+            pooled = self._aggregate(_sums(logits, values, where), where.sum(-1, dtype=jnp.int32))
         else:
             pooled = self._one_less(own, users, left_out, items, where, logits, values)
         return self.gate * own + (1 - self.gate) * pooled
@@ -251,16 +250,16 @@ class SimpleX(nn.Module):
         """
         last = jnp.where(where, items, -1).max(-1)
         member = self.known.contains(users, left_out) & (left_out <= last)
-        top = jnp.where(where, logits, -jnp.inf).argmax(-1, keepdims=True)
+        top = jnp.where(where, logits, -jnp.inf).argmax(-1, keepdims=True).astype(jnp.int32)
         is_top = member & (left_out == jnp.take_along_axis(items, top, axis=-1)[..., 0])
         is_other = member & ~is_top
-        rest = where & (jnp.arange(items.shape[-1]).reshape((1,) * users.ndim + (-1,)) != top)
+        rest = where & (jnp.arange(items.shape[-1], dtype=jnp.int32).reshape((1,) * users.ndim + (-1,)) != top)
         sums, without_top = _sums(logits, values, where), _sums(logits, values, rest)
 
         keys = _looked_up(self.pool.keys, self.history_item, left_out)
         logit = jnp.zeros(member.shape, own.dtype) if keys is None else products(self.pool.queries(own), keys)
         term = jnp.exp(jnp.where(is_other, logit - sums.shift, -jnp.inf))
-        count = where.sum(-1)
+        count = where.sum(-1, dtype=jnp.int32)
         scale = self._scale(sums._replace(total=sums.total - term), count - is_other.astype(count.dtype))
         top_scale = self._scale(without_top, count - 1)
 

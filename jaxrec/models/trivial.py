@@ -8,9 +8,10 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxrec.interactions import Interactions, check_interactions
+from jaxrec.keys import check_key
+from jaxrec.models.mf import as_ids, check_sizes
 from jaxrec.typing import Array, Key, Variables
 
 
@@ -18,6 +19,10 @@ class ItemRanker(nn.Module):
     """One score for each item, the same for all users."""
 
     n_items: int
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "n_items")
+        super().__post_init__()
 
     def setup(self) -> None:  # noqa: D102
         self.item = self.param("item", nn.initializers.zeros, (self.n_items,))
@@ -36,17 +41,26 @@ class RandomRanker(nn.Module):
 
     n_items: int
 
+    def __post_init__(self) -> None:
+        check_sizes(self, "n_items")
+        super().__post_init__()
+
     def setup(self) -> None:  # noqa: D102
-        self.seed = self.param("seed", jax.random.bits)
+        self.seed = self.param("seed", _seed)
 
     def __call__(self, users: Array, items: Array) -> Array:
         """Scores of the pairs, uniform on [0, 1)."""
+        users, items = as_ids(users, items)
         hashed = _mixed(_mixed(self.seed ^ users.astype(jnp.uint32)) ^ items.astype(jnp.uint32))
-        return (hashed >> 8).astype(jnp.float32) / 2**24
+        return (hashed >> 8).astype(jnp.result_type(float)) / 2**24
 
     def rows(self, users: Array) -> Array:
         """Scores of all items for users [B] -> [B, N]."""
-        return self(users[:, None], jnp.arange(self.n_items)[None, :])
+        return self(jnp.asarray(users)[:, None], jnp.arange(self.n_items, dtype=jnp.int32)[None, :])
+
+
+def _seed(key: Key) -> jax.Array:
+    return jax.random.bits(key, dtype=jnp.uint32)
 
 
 def _mixed(x: Array) -> Array:
@@ -59,15 +73,17 @@ def _mixed(x: Array) -> Array:
 def popularity(train: Interactions) -> tuple[ItemRanker, Variables]:
     """Ranks items by their number of training users."""
     check_interactions(train=train)
-    return ItemRanker(train.n_items), {"params": {"item": jnp.asarray(train.item_degrees.astype(np.float32))}}
+    return ItemRanker(train.n_items), {"params": {"item": jnp.asarray(train.item_degrees, float)}}
 
 
 def item_id(n_items: int, *, descending: bool = False) -> tuple[ItemRanker, Variables]:
     """Ranks items by their id: what it scores shows how far ids leak the split."""
-    ids = jnp.arange(n_items, dtype=jnp.float32)
-    return ItemRanker(n_items), {"params": {"item": ids if descending else -ids}}
+    model = ItemRanker(n_items)
+    ids = jnp.arange(model.n_items, dtype=float)
+    return model, {"params": {"item": ids if descending else -ids}}
 
 
 def random(key: Key, n_items: int) -> tuple[RandomRanker, Variables]:
     """Ranks items at random, anew for each user."""
-    return RandomRanker(n_items), {"params": {"seed": jax.random.bits(key)}}
+    check_key(key)
+    return RandomRanker(n_items), {"params": {"seed": _seed(key)}}

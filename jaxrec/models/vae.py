@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxrec.losses import kl_standard
 from jaxrec.models._histories import HistoryModel, Pairs, all_pairs
-from jaxrec.models.mf import check_sizes
+from jaxrec.models.mf import check_numbers, check_rate, check_sizes
 from jaxrec.typing import Array, Key
 
 _XAVIER = nn.initializers.xavier_uniform()
@@ -33,8 +33,7 @@ class _Autoencoder(HistoryModel):
 
     def __post_init__(self) -> None:
         check_sizes(self, *(name for name in ("dim", "width") if hasattr(self, name)))
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout}; give a rate of 0 or more and below 1")
+        check_rate(self, "dropout")
         super().__post_init__()
 
     def _of_pairs(self, users: Array, items: Array) -> Array:
@@ -96,7 +95,7 @@ class MultDAE(_Autoencoder):
         dropout: rate for the normalised row.
 
     Raises:
-        ValueError: for a dim below 1, and a dropout outside [0, 1).
+        ValueError: for a dim that is not an integer of 1 or more, and a dropout outside [0, 1).
 
     >>> import jaxrec as jr
     >>> train = jr.Interactions.from_pairs([0, 0, 2], [1, 3, 0])
@@ -139,7 +138,7 @@ class MultVAE(_Autoencoder):
         dropout: rate for the normalised row.
 
     Raises:
-        ValueError: for sizes below 1, and a dropout outside [0, 1).
+        ValueError: for sizes that are not integers of 1 or more, and a dropout outside [0, 1).
 
     >>> import jaxrec as jr
     >>> train = jr.Interactions.from_pairs([0, 0, 2], [1, 3, 0])
@@ -196,7 +195,8 @@ class RecVAE(_Autoencoder):
         divergence_weight: γ.
 
     Raises:
-        ValueError: for sizes below 1, a dropout outside [0, 1), and a negative `divergence_weight`.
+        ValueError: for sizes that are not integers of 1 or more, a dropout outside [0, 1), and a `divergence_weight`
+            that is negative or not finite.
 
     Differs: the first old encoder is the encoder itself, not another draw, and biases begin at 0.
 
@@ -214,8 +214,7 @@ class RecVAE(_Autoencoder):
     divergence_weight: float = 0.005
 
     def __post_init__(self) -> None:
-        if not self.divergence_weight >= 0:
-            raise ValueError(f"divergence_weight={self.divergence_weight}; give 0 or more")
+        check_numbers(self, "divergence_weight", least=0)
         super().__post_init__()
 
     def setup(self) -> None:  # noqa: D102
