@@ -594,6 +594,17 @@ def test_json_that_pyarrow_reads_otherwise(tmp_path):
     assert readers.json_lines(path, user="u", item="i").users.tolist() == ["1", str(2**70)]
 
 
+@pytest.mark.parametrize(
+    "value", ["1e400", "1" + "0" * 400, "NaN", "null", '""', "true", '"x"', '"1e400"', "[1]", "{}"]
+)
+@pytest.mark.parametrize("field", ["w", "t"])
+def test_numbers_that_are_none_are_refused_in_json(tmp_path, field, value):
+    good = '{"u": 1, "i": 1, "w": 1, "t": 1}\n'
+    path = write(tmp_path / "x", good + good.replace(f'"{field}": 1', f'"{field}": {value}'))
+    with pytest.raises(ValueError, match=r"x, line 2: found .*, expected a (finite number|\w+, which is missing)"):
+        readers.json_lines(path, user="u", item="i", weight="w", timestamp="t")
+
+
 @pytest.mark.parametrize("separator", ["", '"', "\n", "a\r"])
 def test_separators_that_cannot_be_are_refused(tmp_path, separator):
     with pytest.raises(ValueError, match=r"separator=.*; give one or more characters"):

@@ -6,13 +6,11 @@ error and which line it is in.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import csv
 import functools
 import gzip
 import importlib
-import json
 import math
 import os
 import re
@@ -48,7 +46,7 @@ class Layout(NamedTuple):
         return self.quoted and len(self.separator) == 1
 
 
-class _Unexpected(ValueError):
+class Unexpected(ValueError):
     """A block is not as the quick way expects it."""
 
 
@@ -115,12 +113,12 @@ def malformed(path: str | os.PathLike, number: int, found: str, expected: str) -
     return ValueError(f"{path}, line {number}: found {found!r}, expected {expected}")
 
 
-def _filled(number: int, block: bytes) -> Iterator[tuple[int, str]]:
+def filled_lines(number: int, block: bytes) -> Iterator[tuple[int, str]]:
     """The lines of a block that are not blank, with their numbers."""
     return ((at, line) for at, line in enumerate(block.decode().split("\n"), number) if line.strip(" "))
 
 
-def _without_blanks(block: bytes) -> bytes:
+def without_blanks(block: bytes) -> bytes:
     if block.startswith((b"\n", b" ")) or b"\n\n" in block or b"\n " in block:
         return re.sub(rb"(?m)^ *\n", b"", block)
     return block
@@ -164,24 +162,24 @@ def delimited(path: str | os.PathLike, layout: Layout) -> Values:
         if header:
             number, block, found = _without_header(number, block)
             header = not found
-        filled = _without_blanks(block)
+        filled = without_blanks(block)
         if filled:
             try:
                 parts.append(_converted(_parsed(filled, layout)))
-            except _Unexpected:
+            except Unexpected:
                 parts.append(_by_line(path, number, block, layout))
-    return _joined(path, parts)
+    return joined(path, parts)
 
 
 def _parsed(block: bytes, layout: Layout) -> list[Any]:
-    """The wanted columns as Arrow strings; `_Unexpected` where pyarrow may not take them as Python does."""
+    """The wanted columns as Arrow strings; `Unexpected` where pyarrow may not take them as Python does."""
     pyarrow = optional("pyarrow")
     separator, quotes = layout.separator.encode(), layout.quotes and b'"' in block
     if quotes and (len(separator) > 1 or not _well_quoted(separator).fullmatch(block)):
         return _parsed_quotes(block, layout)
     if len(separator) > 1:
         if _UNIT in block:
-            raise _Unexpected
+            raise Unexpected
         block, separator = block.replace(separator, _UNIT), _UNIT
     arrow_csv, names = optional("pyarrow.csv"), [str(place) for place in range(layout.width)]
     wanted = [str(place) for place in dict.fromkeys(layout.places) if place is not None]
@@ -195,9 +193,9 @@ def _parsed(block: bytes, layout: Layout) -> list[Any]:
             ),
         )
     except pyarrow.ArrowInvalid as error:
-        raise _Unexpected from error
+        raise Unexpected from error
     if table.num_rows != block.count(b"\n"):
-        raise _Unexpected
+        raise Unexpected
     return [None if place is None else table[str(place)].combine_chunks() for place in layout.places]
 
 
@@ -214,37 +212,37 @@ def _parsed_quotes(block: bytes, layout: Layout) -> list[Any]:
     try:
         rows = _rows_of(lines, layout.separator)
     except csv.Error as error:
-        raise _Unexpected from error
+        raise Unexpected from error
     if len(rows) != len(lines) or set(map(len, rows)) != {layout.width}:
-        raise _Unexpected
+        raise Unexpected
     columns = list(zip(*rows))
     return [None if place is None else pyarrow.array(columns[place], pyarrow.string()) for place in layout.places]
 
 
 def _by_line(path: str | os.PathLike, number: int, block: bytes, layout: Layout) -> Values:
     pyarrow, columns = optional("pyarrow"), [[] for _ in layout.places]
-    for at, line in _filled(number, block):
+    for at, line in filled_lines(number, block):
         row = fields_of(line, layout.separator, layout.quoted)
         if len(row) != layout.width:
             quotes = layout.quotes and '"' in line
             more = " (no line breaks inside quotes; quotes that are text: readers.delimited with quoted=False)"
             raise malformed(path, at, line, layout.expected + more * quotes)
-        for kind, place, column in zip(_KINDS, layout.places, columns):
+        for kind, place, column in zip(KINDS, layout.places, columns):
             if place is not None:
-                if not _fits(kind, row[place]):
-                    raise malformed(path, at, line, _wanted(kind, row[place]))
+                if not fits(kind, row[place]):
+                    raise malformed(path, at, line, expected_of(kind, row[place]))
                 column.append(row[place])
     texts = [None if place is None else column for place, column in zip(layout.places, columns)]
     try:
         return _converted([None if text is None else pyarrow.array(text, pyarrow.string()) for text in texts])
-    except _Unexpected:
+    except Unexpected:
         raise ValueError(f"{path} cannot be read from line {number} on; expected {layout.expected}") from None
 
 
-_KINDS = ("user", "item", "weight", "timestamp")
+KINDS = ("user", "item", "weight", "timestamp")
 
 
-def _fits(kind: str, text: str) -> bool:
+def fits(kind: str, text: str) -> bool:
     """Whether a field holds what its column must hold."""
     if kind in ("user", "item"):
         return text != ""
@@ -254,30 +252,30 @@ def _fits(kind: str, text: str) -> bool:
         return False
 
 
-def _wanted(kind: str, found: object) -> str:
+def expected_of(kind: str, found: object) -> str:
     if kind in ("user", "item"):
         return f"a label of the {kind}"
     return f"a finite number, not {str(found)[:80]!r} (dates: give readers.dataframe a pandas frame)"
 
 
 def _converted(texts: list[Any]) -> Values:
-    """Arrow strings as labels and numbers; `_Unexpected` where one does not fit."""
+    """Arrow strings as labels and numbers; `Unexpected` where one does not fit."""
     from pyarrow import compute
 
     trimmed = [None if text is None else compute.utf8_trim(text, _SPACES) for text in texts]
     for labels in trimmed[:2]:
         if compute.any(compute.equal(labels, "")).as_py():
-            raise _Unexpected
+            raise Unexpected
     users, items, weights, timestamps = trimmed
     return (
-        _labels(users),
-        _labels(items),
-        None if weights is None else _floats("weight", weights),
-        None if timestamps is None else _whole(timestamps),
+        as_labels(users),
+        as_labels(items),
+        None if weights is None else as_floats("weight", weights),
+        None if timestamps is None else as_whole(timestamps),
     )
 
 
-def _labels(texts: Any) -> np.ndarray:
+def as_labels(texts: Any) -> np.ndarray:
     """int64 where all labels are integers as Python writes them, else objects that share what is equal."""
     import pyarrow
     from pyarrow import compute
@@ -290,7 +288,7 @@ def _labels(texts: Any) -> np.ndarray:
     return encoded.dictionary.to_numpy(zero_copy_only=False)[encoded.indices.to_numpy()]
 
 
-def _floats(kind: str, texts: Any) -> np.ndarray:
+def as_floats(kind: str, texts: Any) -> np.ndarray:
     import pyarrow
     from pyarrow import compute
 
@@ -298,15 +296,15 @@ def _floats(kind: str, texts: Any) -> np.ndarray:
         values = compute.cast(texts, pyarrow.float64()).to_numpy()
     except pyarrow.ArrowInvalid:  # Python reads more, such as "+1"
         entries = texts.to_pylist()
-        if not all(_fits(kind, text) for text in entries):
-            raise _Unexpected from None
+        if not all(fits(kind, text) for text in entries):
+            raise Unexpected from None
         values = np.array([float(text) for text in entries], np.float64)
     if not (np.abs(values) < (2.0**63 if kind == "timestamp" else np.inf)).all():
-        raise _Unexpected
+        raise Unexpected
     return values
 
 
-def _whole(texts: Any) -> np.ndarray:
+def as_whole(texts: Any) -> np.ndarray:
     """Timestamps as int64: exact if they are integers, else rounded down."""
     import pyarrow
     from pyarrow import compute
@@ -314,10 +312,10 @@ def _whole(texts: Any) -> np.ndarray:
     try:
         return compute.cast(texts, pyarrow.int64()).to_numpy()
     except pyarrow.ArrowInvalid:
-        return np.floor(_floats("timestamp", texts)).astype(np.int64)
+        return np.floor(as_floats("timestamp", texts)).astype(np.int64)
 
 
-def _joined(path: str | os.PathLike, parts: Sequence[Values]) -> Values:
+def joined(path: str | os.PathLike, parts: Sequence[Values]) -> Values:
     if not parts:
         raise ValueError(f"{path} holds no rows; there must be one interaction at least")
     users, items, *numbers = zip(*parts)
@@ -350,170 +348,6 @@ def _written(part: np.ndarray) -> np.ndarray:
     return np.array([str(label) for label in part.tolist()], object)
 
 
-# ---------------------------------------------------------------------- objects
-
-
-def objects(path: str | os.PathLike, names: Sequence[str | None], expected: str) -> Values:
-    """The named fields of one object a line: JSON, or a Python dictionary."""
-    number, line = first_line(path)
-    first = _object_of(line, _pattern(names), names)
-    if first is None:
-        raise malformed(path, number, line, expected)
-    kinds = [type(first.get(name)) for name in names]
-    parts = []
-    for number, block in blocks(path):
-        try:
-            parts.append(_parsed_json(_without_blanks(block), names, kinds))
-        except _Unexpected:
-            rows = _objects_by_line(path, number, block, names, kinds, expected)
-            if rows[0]:
-                parts.append(_columns_of(rows))
-    return _joined(path, parts)
-
-
-def _parsed_json(block: bytes, names: Sequence[str | None], kinds: list[type]) -> Values:
-    pyarrow, arrow_json = optional("pyarrow"), optional("pyarrow.json")
-    if not block.startswith(b"{"):
-        raise _Unexpected
-    known = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
-    schema = {name: known.get(kind) for name, kind in zip(names, kinds) if name is not None}
-    if names[2] is not None and kinds[2] is int:
-        schema[names[2]] = known[float]
-    twice = len(schema) < sum(name is not None for name in names)
-    if None in schema.values() or float in kinds[:2] or twice:
-        raise _Unexpected
-    try:
-        table = arrow_json.read_json(
-            pyarrow.BufferReader(block),
-            read_options=arrow_json.ReadOptions(block_size=len(block) + 1),
-            parse_options=arrow_json.ParseOptions(
-                explicit_schema=pyarrow.schema(schema.items()), unexpected_field_behavior="ignore"
-            ),
-        )
-    except pyarrow.ArrowInvalid as error:
-        raise _Unexpected from error
-    columns = [None if name is None else table[name].combine_chunks() for name in names]
-    if table.num_rows != block.count(b"\n") or any(column is not None and column.null_count for column in columns):
-        raise _Unexpected
-    labels = [_texts_of(column) if kind is str else column.to_numpy() for column, kind in zip(columns[:2], kinds)]
-    weights, timestamps = columns[2:]
-    if weights is not None:
-        weights = _floats("weight", weights)
-    if timestamps is not None:
-        timestamps = _whole(timestamps)
-    return (*labels, weights, timestamps)
-
-
-def _texts_of(column: Any) -> np.ndarray:
-    from pyarrow import compute
-
-    if compute.any(compute.equal(column, "")).as_py():
-        raise _Unexpected
-    return _labels(column)
-
-
-def _objects_by_line(path, number, block, names, kinds, expected) -> list[list]:
-    pattern, columns = _pattern(names), [[] for _ in names]
-    for at, line in _filled(number, block):
-        found = _object_of(line, pattern, names)
-        if found is None:
-            raise malformed(path, at, line, expected)
-        for kind, name, first, column in zip(_KINDS, names, kinds, columns):
-            if name is None:
-                continue
-            value = _plain(kind, found[name], first is str)
-            if value is None:
-                raise malformed(path, at, line, _wanted_value(kind, found[name]))
-            column.append(value)
-    return columns
-
-
-def _wanted_value(kind: str, found: object) -> str:
-    if found is None or found == "":
-        return f"a {kind}, which is missing"
-    if kind in ("user", "item"):
-        return f"a label of the {kind}: a string or a whole number, and the same kind in all lines"
-    return _wanted(kind, found)
-
-
-def _plain(kind: str, value: object, text: bool) -> object:
-    """A field's value as its column keeps it; None where it does not fit."""
-    if kind in ("user", "item"):
-        if text:
-            return value if isinstance(value, str) and value else None
-        if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:  # JSON has one kind of numbers
-            return int(value)
-        return value if isinstance(value, int) and not isinstance(value, bool) else None
-    if isinstance(value, str):
-        fits = _fits(kind, value)
-    else:
-        most = 2.0**63 if kind == "timestamp" else math.inf
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < most
-    if not fits:
-        return None
-    if kind == "weight":
-        return float(value)
-    try:
-        return int(value) if isinstance(value, int | str) else math.floor(value)
-    except ValueError:
-        return math.floor(float(value))
-
-
-def _columns_of(columns: list[list]) -> Values:
-    users, items, weights, timestamps = columns
-    labels = (joined_labels([labels_of(name, column)]) for name, column in (("users", users), ("items", items)))
-    return (
-        *labels,
-        np.array(weights, np.float64) if weights else None,
-        np.array(timestamps, np.int64) if timestamps else None,
-    )
-
-
-def _object_of(line: str, pattern: re.Pattern, names: Sequence[str | None]) -> dict[str, object] | None:
-    """The object of a line; None where it is none, or lacks a name."""
-    line = line.strip()
-    try:
-        found = pattern.fullmatch(line) if line.startswith(("{'", "{u'")) else None
-        if found and None not in found.groups():
-            wanted = dict.fromkeys(name for name in names if name is not None)
-            values = {name: _literal(text) for name, text in zip(wanted, found.groups())}
-        else:
-            values = _json_or_python(line)
-    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-        return None
-    there = isinstance(values, dict) and all(name is None or name in values for name in names)
-    return values if there else None
-
-
-def _json_or_python(line: str) -> object:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return ast.literal_eval(line)
-
-
-@functools.lru_cache(1 << 16)
-def _literal(text: str) -> object:
-    if text.isdecimal() and text.isascii() and text[0] != "0":
-        return int(text)
-    if text[0] in "'\"" and "\\" not in text:
-        return text[1:-1]
-    return ast.literal_eval(text)
-
-
-@functools.lru_cache
-def _pattern_of(names: tuple[str, ...]) -> re.Pattern:
-    """Finds named values in a Python dictionary of strings, numbers and lists, ten times as quick as its parser."""
-    string = r"""[uU]?+(?:'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+")"""
-    value = rf"""(?:{string}|True|False|None|[-+]?+[.\d][-+.\w]*+|\[(?:{string}|[^\[\]'"])*+\])"""
-    wanted = (rf"[uU]?+(?:'{re.escape(name)}'|\"{re.escape(name)}\"): *+({value})" for name in names)
-    return re.compile(rf"\{{(?:(?>{'|'.join((*wanted, f'{string}: *+{value}'))})(?:, *+|(?=\}}$)))++\}}")
-
-
-def _pattern(names: Sequence[str | None]) -> re.Pattern:
-    return _pattern_of(tuple(dict.fromkeys(name for name in names if name is not None)))
-
-
 # ---------------------------------------------------------------------- adjacency
 
 
@@ -538,7 +372,7 @@ def adjacency(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _not_integers(path: str | os.PathLike, number: int, block: bytes) -> ValueError:
-    for at, line in _filled(number, block):
+    for at, line in filled_lines(number, block):
         try:
             if "_" in line:
                 raise ValueError

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrec._numerics import number
-from jaxrec.data import _text
+from jaxrec.data import _objects, _text
 from jaxrec.data._text import optional as optional
 from jaxrec.ids import as_seconds, column_of, is_missing, labels_of
 
@@ -178,7 +178,7 @@ def json_lines(
     """
     wanted = (user, item, weight, timestamp)
     names = ", ".join(name for name in wanted if name is not None)
-    found = _text.objects(path, wanted, f"an object with the fields {names}")
+    found = _objects.objects(path, wanted, f"an object with the fields {names}")
     return at_least(Columns(*found), minimum, source=path)
 
 
