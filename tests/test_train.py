@@ -787,6 +787,19 @@ def test_ctrl_c_carries_state_and_history():
     assert same(again.state, error.value.state)
 
 
+def test_a_last_step_that_goes_too_far_is_not_a_good_state():
+    """Its loss is taken before the step, so that all losses of the epoch are finite."""
+    blown = optax.GradientTransformation(
+        lambda params: jnp.zeros((), jnp.int32),
+        lambda grads, count, params: (jax.tree.map(lambda g: jnp.where(count == 7, jnp.inf, 0 * g), grads), count + 1),
+    )
+    with pytest.raises(jr.train.DivergenceError, match="parameters are not finite after the last step of epoch 2") as e:
+        fit(model_of(), tx=blown)  # four steps an epoch
+    assert len(e.value.history.records) == 1 and all(
+        np.isfinite(leaf).all() for leaf in jax.tree.leaves(e.value.state.variables)
+    )
+
+
 def test_a_divergence_error_crosses_processes():
     with pytest.raises(jr.train.DivergenceError) as error:
         fit(model_of(), lambda pos, neg, *, where=None: pos * jnp.nan)

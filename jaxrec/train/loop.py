@@ -32,7 +32,7 @@ from jaxrec.typing import Array, Key, Objective, Variables
 
 
 class State(NamedTuple):
-    """All that a run needs to go on.
+    """All that a run needs to continue.
 
     Attributes:
         variables: of the model; the collection "params" is trained.
@@ -215,7 +215,7 @@ def fit(
 
 def _epochs(
     run: Progress,
-    advance: Callable[[State, Static], tuple[State, np.ndarray]],
+    advance: Callable[[State, Static], tuple[State, np.ndarray, bool]],
     static: Static,
     *,
     epochs: int,
@@ -244,8 +244,8 @@ def _epochs(
                     stacklevel=3,
                 )
             changed, static = changed or now != static, now
-            state, values = advance(run.state, static)
-            if not np.isfinite(values).all():
+            state, values, finite = advance(run.state, static)
+            if not finite:
                 raise _divergence(epoch, values, run, saved if save else None)
             record = {"epoch": epoch, "loss": float(values.mean()), "seconds": time.perf_counter() - began}
             best, follow = (run.best, run.stopping) if stopping else (state, run.stopping)
@@ -270,18 +270,24 @@ def _epochs(
     return run
 
 
-def _advance(arrays: list, data: Examples, batch_size: int, state: State, static: Static) -> tuple[State, np.ndarray]:
-    state, values = _epoch(state, arrays, data, static=static, batch_size=batch_size)
-    return state, np.asarray(values)
+def _advance(arrays: list, data: Examples, batch_size: int, state: State, static: Static) -> tuple:
+    state, values, finite = _epoch(state, arrays, data, static=static, batch_size=batch_size)
+    return state, np.asarray(values), bool(finite)
+
+
+def diverged(epoch: int, values: np.ndarray) -> str:
+    """What happened in an epoch after which a loss or a parameter is not finite."""
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if len(wrong) == 0:  # the last step had a finite loss and went too far
+        return f"parameters are not finite after the last step of epoch {epoch}"
+    return f"the loss is {values[wrong[0]]} at epoch {epoch}, step {wrong[0] + 1} of {len(values)}"
 
 
 def _divergence(epoch: int, values: np.ndarray, run: Progress, saved: int | None) -> DivergenceError:
-    step = int(np.flatnonzero(~np.isfinite(values))[0])
     kept = f"; the checkpoint keeps epoch {saved}, a good one" if saved else ""
     return DivergenceError(
-        f"the loss is {values[step]} at epoch {epoch}, step {step + 1} of {len(values)}; lower the learning rate, clip "
-        f"gradients (optax.clip_by_global_norm), or look for NaN in weights (jax_debug_nans){kept}. "
-        "The error's .state is the last good one",
+        f"{diverged(epoch, values)}; lower the learning rate, clip gradients (optax.clip_by_global_norm), or look for "
+        f"NaN in weights (jax_debug_nans){kept}. The error's .state is the last good one",
         run.state,
         run.history,
     )
@@ -378,7 +384,14 @@ def examples(train: Interactions, group: int | None = None) -> Examples:
 @functools.partial(jax.jit, static_argnames=("static", "batch_size"))
 def _epoch(state, arrays, data, *, static, batch_size):
     objective, touched, tx = combine(arrays, static)
-    return epoch(state, objective, tx, data, touched=touched, batch_size=batch_size)
+    state, values = epoch(state, objective, tx, data, touched=touched, batch_size=batch_size)
+    return state, values, all_finite(values, state)
+
+
+def all_finite(values: Array, state: State) -> Array:
+    """Whether the losses of an epoch and the parameters after it are finite: bool []."""
+    leaves = [values, *jax.tree.leaves(state.variables["params"])]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
 def epoch(

@@ -294,15 +294,14 @@ def _advance(programs: list[_Program], advance: Callable, epoch: int, validate: 
     results = advance(alive)
     going = [run for program in alive for run in program.runs if run.diverged is None]
     seconds = (time.perf_counter() - began) / max(len(going), 1)
-    for program, (states, losses) in zip(alive, results):
+    for program, (states, losses, finite) in zip(alive, results):
         program.states = states
         improved = set()
         for place, (run, value) in enumerate(zip(program.runs, losses)):
             if run.diverged is not None:
                 continue
-            if not np.isfinite(value).all():
-                step = int(np.flatnonzero(~np.isfinite(value))[0])
-                run.diverged = f"the loss is {value[step]} at epoch {epoch}, step {step + 1} of {len(value)}"
+            if not finite[place]:
+                run.diverged = loop.diverged(epoch, value)
                 continue
             record = {"epoch": epoch, "loss": float(value.mean()), "seconds": seconds}
             if validate is not None:
@@ -320,9 +319,9 @@ def _advance(programs: list[_Program], advance: Callable, epoch: int, validate: 
 def _side_by_side(threads, one: Callable, arrays: Any, data: Any, programs: list[_Program]) -> list[tuple]:
     """An epoch of each program, one a thread: the CPU works off in turn what a single thread dispatches."""
 
-    def wait(program: _Program) -> tuple[loop.State, np.ndarray]:
-        states, losses = one(program.states, program.settings, arrays, data)
-        return states, np.asarray(losses)
+    def wait(program: _Program) -> tuple[loop.State, np.ndarray, np.ndarray]:
+        states, losses, finite = one(program.states, program.settings, arrays, data)
+        return states, np.asarray(losses), np.asarray(finite)
 
     return list(threads.map(wait, programs))
 
@@ -395,7 +394,8 @@ def _epoch_of_lanes(states, settings, arrays, data, *, static, batch_size):
     def one(state, setting):
         _, objective, tx, touched, _ = _recipe(arrays, static, setting)
         new, values = loop.epoch(state, objective, tx, data, touched=touched, batch_size=batch_size)
-        return jax.tree.map(functools.partial(jnp.where, jnp.isfinite(values).all()), new, state), values
+        finite = loop.all_finite(values, new)
+        return jax.tree.map(functools.partial(jnp.where, finite), new, state), values, finite
 
     return _each_lane(one, states, settings)
 
