@@ -37,6 +37,7 @@ def integer(name: str, value: Any, *, least: int = 1, most: int | None = None) -
         most: largest value allowed, or None.
 
     Raises:
+        TypeError: for a traced integer, whose value is not known.
         ValueError: for anything but an integer from `least` to `most`.
 
     >>> integer("dim", jnp.int32(8))
@@ -45,6 +46,8 @@ def integer(name: str, value: Any, *, least: int = 1, most: int | None = None) -
     Traceback (most recent call last):
     ValueError: dim=8.0; give an integer of 1 or more
     """
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(f"{name} is traced, and must be known while tracing; bind it by functools.partial instead")
     found = as_integer(value)
     if found is None or found < least or (most is not None and found > most):
         bounds = f"of {least} or more" if most is None else f"from {least} to {most}"

@@ -152,10 +152,10 @@ def _apart(scores: Array, places: tuple[Array, Array], where: Array, *, ks: tupl
         return found | {f"ndcg@{k}": metrics.ndcg_alone(rank, k=k) for k in ks}
 
     def of_rows(values: Array) -> Array:
-        return jnp.zeros(len(scores)).at[places[0]].add(values, mode="drop")
+        return jnp.zeros(len(scores), jnp.float32).at[places[0]].add(values, mode="drop")
 
     found = jax.lax.map(figures, places, batch_size=64)
-    n = jnp.maximum(of_rows(jnp.ones(len(places[0]))), 1)
+    n = jnp.maximum(of_rows(jnp.ones(len(places[0]), jnp.float32)), 1)
     return {name: of_rows(values) / n for name, values in found.items()}
 
 

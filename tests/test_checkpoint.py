@@ -87,7 +87,7 @@ def test_another_run_is_refused(name, tmp_path):
 
 
 def scaled(variables, key, batch, *, table):
-    return table.sum() * pull(variables, key, batch)
+    return table.sum().astype(variables["params"]["item"].dtype) * pull(variables, key, batch)
 
 
 def test_one_entry_of_a_large_array_makes_another_run(tmp_path):

@@ -24,6 +24,11 @@ def test_a_traced_integer_is_not_known():
     assert jax.jit(lambda n: jnp.int32(as_integer(n) is None))(3) == 1
 
 
+def test_a_traced_integer_is_named():
+    with pytest.raises(TypeError, match="n is traced, and must be known while tracing"):
+        jax.jit(lambda n: jnp.zeros(integer("n", n)))(3)
+
+
 def test_bounds_are_named():
     with pytest.raises(ValueError, match="k=9; give an integer from 2 to 8"):
         integer("k", 9, least=2, most=8)

@@ -63,7 +63,7 @@ def test_a_graph_is_gone_over_once_for_positives_and_negatives(batch):
     class Counted:
         def apply(self, variables, users, items):
             calls.append(items.shape)
-            return (users + items).astype(jnp.float32)
+            return users.astype(jnp.float32) + items.astype(jnp.float32)
 
     jr.train.pairwise_objective({}, KEY, batch, model=Counted(), loss=jr.losses.bpr, sample=drawn())
     assert calls == [(3, 1 + 4) if batch is BATCH else (2, 3 + 4)]

@@ -346,7 +346,8 @@ class Examples(NamedTuple):
         real = chosen < self.users.shape[0]
         chosen = jnp.minimum(chosen, self.users.shape[0] - 1)
         if self.group is not None and self.group.size == 0:
-            users = self.users[jnp.where(real, chosen, jnp.argmin(self.length))]  # whose history costs least
+            shortest = jnp.argmin(self.length).astype(chosen.dtype)  # whose history costs least
+            users = self.users[jnp.where(real, chosen, shortest)]
             return Batch(users, jnp.zeros((len(chosen), 0), jnp.int32), None, real, step)
         places = chosen
         if self.group is not None:
