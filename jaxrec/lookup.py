@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
+from jaxrec._numerics import as_ids
 from jaxrec.typing import Array
 
 _LANES = 8
@@ -17,9 +17,13 @@ def lookup(table: Array, ids: Array) -> Array:
     the rows after it are fetched meanwhile. Where a row does not divide, and for anything but an array, it is
     `table[ids]`.
 
+    >>> import jax.numpy as jnp
     >>> lookup(jnp.arange(32.0).reshape(2, 16), jnp.array([1, 1, 0])).shape
     (3, 16)
     """
-    if not isinstance(table, jax.Array) or table.ndim < 2 or table.shape[-1] % _LANES:
+    if not isinstance(table, jax.Array):
         return table[ids]
-    return table.reshape(len(table), -1, _LANES)[ids].reshape(*jnp.shape(ids), *table.shape[1:])
+    ids = as_ids(ids)
+    if table.ndim < 2 or table.shape[-1] % _LANES:
+        return table[ids]
+    return table.reshape(len(table), -1, _LANES)[ids].reshape(*ids.shape, *table.shape[1:])

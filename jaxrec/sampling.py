@@ -247,7 +247,7 @@ def permuted(key: Key, places: Array, *, n: int) -> Array:
     chex.assert_type(places, int)
     n = integer("n", n, most=np.iinfo(np.int32).max)
     if n <= _SHUFFLED:
-        return jax.random.permutation(key, jnp.arange(n, dtype=jnp.int32))[jnp.asarray(places)]
+        return jax.random.permutation(key, jnp.arange(n, dtype=jnp.int32))[jnp.asarray(places, jnp.int32)]
     rows = math.isqrt(n - 1) + 1
     columns, round_keys = -(-n // rows), jax.random.bits(key, (10,), jnp.uint32)
 

@@ -24,3 +24,11 @@ def test_ids_out_of_range_are_treated_as_by_indexing():
     table = jnp.arange(32.0).reshape(2, 16)
     ids = jnp.array([-1, 7])
     np.testing.assert_array_equal(lookup(table, ids), table[ids])
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint32])
+def test_ids_of_any_integer_type(dtype):
+    table = jnp.arange(300 * 16.0).reshape(300, 16)
+    ids = np.array([0, 127, 5], dtype)
+    np.testing.assert_array_equal(lookup(table, ids), np.asarray(table)[ids])
+    np.testing.assert_array_equal(lookup(table, 7), table[7])

@@ -523,6 +523,80 @@ def test_mean_refuses_a_float_mask_and_shapes_that_differ():
             losses.mean(wrong, **how)
 
 
+@pytest.mark.parametrize(
+    "name, how, message",
+    [
+        *((name, {"margin": math.nan}, "margin=nan") for name in ("hinge", "ccl", "contrastive", "triplet", "metricf")),
+        ("warp", {"margin": math.inf, "n_items": 9}, "margin=inf"),
+        ("warp", {"n_items": 0}, "n_items=0; give a finite number of 1 or more"),
+        ("ccl", {"weight": -1.0}, "weight=-1.0; give a finite number of 0 or more"),
+        ("mml", {"margins": (0.5, math.nan), "weights": (0.5, 0.5)}, "margin=nan"),
+        ("mml", {"margins": (0.5,), "weights": (np.float32(-1),)}, "weight=-1.0"),
+        ("mml", {"negative_weight": math.inf}, "negative_weight=inf"),
+        ("mml", {"positive_weight": -2}, "positive_weight=-2"),
+        ("mml", {"margins": (), "weights": ()}, "0 margins and 0 weights"),
+        ("metricf", {"positive_weight": -1.0}, "positive_weight=-1.0"),
+        *((name, {"temperature": 0.0}, "temperature=0.0; give a finite number above 0") for name in ("softmax", "bsl")),
+        ("sampled_softmax", {"temperature": -0.1}, "temperature=-0.1"),
+        ("infonce_plus", {"temperature": jnp.float32(0)}, "temperature=0.0"),
+        ("infonce_plus", {"positive_share": -0.1}, "positive_share=-0.1"),
+        ("infonce_plus", {"exponent": math.nan}, "exponent=nan"),
+        ("mine", {"exponent": -1.0}, "exponent=-1.0"),
+        ("uib", {"alpha": 1.5}, "alpha=1.5; give a finite number from 0 to 1"),
+        ("uib", {"alpha": -0.5}, "alpha=-0.5"),
+        ("uib", {"boundary": math.nan}, "boundary=nan"),
+        ("combine", {"parts": ((math.nan, losses.bpr),)}, "weight=nan"),
+    ],
+)
+def test_hyperparameters_without_a_meaning_are_refused(name, how, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        getattr(losses, name)(*SCORES, **how)
+
+
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ({"weight": -0.1}, "weight=-0.1"),
+        ({"margin_weight": math.inf}, "margin_weight=inf"),
+        ({"user_margin": math.nan}, "user_margin=nan"),
+        ({"item_margin": math.nan}, "item_margin=nan"),
+    ],
+)
+def test_sml_refuses_hyperparameters_without_a_meaning(how, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        sml_of_half(*SCORES, **how)
+
+
+def test_mml_refuses_margins_that_are_no_numbers():
+    with pytest.raises(AssertionError):
+        losses.mml(*SCORES, margins=np.ones((2, 3), np.float32), weights=(0.5, 0.5))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_means_of_half_precision_are_taken_in_float32(dtype):
+    """float16 ends at 65504 and bfloat16 counts to 256."""
+    values, weights = jnp.full(70_000, 3, dtype), jnp.full(70_000, 2, dtype)
+    for how in ({}, {"weights": weights}, {"where": np.ones(70_000, bool), "weights": np.ones(70_000, np.int8)}):
+        mean, gradient = jax.value_and_grad(lambda v, how=how: losses.mean(v, **how))(values)
+        assert mean == 3 and mean.dtype == jnp.float32
+        assert gradient.dtype == dtype and float(gradient[0]) == float(jnp.asarray(1 / 70_000, dtype))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_margins_and_boundaries_of_half_precision_are_their_numbers(dtype):
+    pos, neg = SCORES
+    for loss, names in (
+        (sml_of_half, ("user_margin", "item_margin")),
+        (losses.uib, ("boundary",)),
+        (losses.mml, ("margins", "weights")),
+    ):
+        how = {name: np.array([0.5, 0.25, 0.75, 1.0], np.float32) for name in names}
+        half = {name: jnp.asarray(value, dtype) for name, value in how.items()}
+        found = loss(pos, neg, where=WHERE, **half)
+        assert found.dtype == jnp.float32
+        np.testing.assert_array_equal(found, loss(pos, neg, where=WHERE, **how))
+
+
 # ---------------------------------------------------------------------- LOSSES.md
 
 TABLE = (pathlib.Path(__file__).parents[1] / "LOSSES.md").read_text()

@@ -148,3 +148,29 @@ def test_wrong_rows_are_refused(loss, formula):
         loss(ROWS, TARGETS, where=ROW_WHERE.astype(np.float32))
     with pytest.raises(AssertionError):
         loss(TARGETS, TARGETS)
+
+
+def test_gradient_of_sparsemax_in_its_targets_in_both_modes_and_twice():
+    rng = np.random.default_rng(3)
+    scores, targets, where = rng.normal(size=(3, 4)), rng.random((3, 4)), rng.random((3, 4)) < 0.8
+    where[0] = True
+    moves = rng.normal(size=(2, 3, 4))
+    with jax.enable_x64(True):
+
+        def loss(s, t):
+            return losses.sparsemax(s, t, where=where)
+
+        def by_hand(t):
+            return np.array([sparsemax(s[w], x[w]) if w.any() else 0.0 for s, x, w in zip(scores, t, where)])
+
+        gradient = jax.grad(lambda t: loss(scores, t).sum())(targets)
+        np.testing.assert_allclose(gradient, _differences(by_hand, targets), atol=1e-8)
+        both = jax.grad(lambda s, t: loss(s, t).sum(), (0, 1))
+        _, along = jax.jvp(loss, (scores, targets), tuple(moves))
+        expected = sum((g * m).sum(-1) for g, m in zip(both(scores, targets), moves))
+        np.testing.assert_allclose(along, expected, atol=1e-12)
+        _, turn = jax.jvp(both, (scores, targets), tuple(moves))
+        step = 1e-6
+        ends = [both(scores + sign * step * moves[0], targets + sign * step * moves[1]) for sign in (1, -1)]
+        for one, up, down in zip(turn, *ends):
+            np.testing.assert_allclose(one, (up - down) / (2 * step), atol=1e-7)

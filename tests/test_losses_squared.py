@@ -145,3 +145,8 @@ def test_wrong_shapes_are_refused():
     ):
         with pytest.raises(AssertionError):
             losses.rg2(*args, n_items=N_ITEMS, where=where)
+
+
+def test_a_catalogue_without_items_is_refused():
+    with pytest.raises(ValueError, match=r"^n_items=0; give a finite number of 1 or more"):
+        losses.rg2(jnp.array(1.0), jnp.ones(2), jnp.eye(2), jnp.ones(2), n_items=0)

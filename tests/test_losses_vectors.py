@@ -161,3 +161,10 @@ def test_wrong_vectors_are_refused():
     ):
         with pytest.raises(AssertionError):
             wrong()
+
+
+def test_scales_and_weights_without_a_meaning_are_refused():
+    with pytest.raises(ValueError, match=r"^scale=0.0; give a finite number above 0"):
+        losses.uniformity(jnp.eye(2), scale=0.0)
+    with pytest.raises(ValueError, match=r"^weight=-1.0; give a finite number of 0 or more"):
+        losses.directau(jnp.eye(2), jnp.eye(2), weight=-1.0)

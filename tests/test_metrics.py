@@ -137,6 +137,30 @@ def test_wrong_input_is_refused(name):
         metric(hits, jnp.ones(3), k=2)
 
 
+@pytest.mark.parametrize("name", ON_HITS)
+def test_k_is_any_integer_and_nothing_else(name):
+    metric, case = getattr(metrics, name), (jnp.array([False, True, False]), jnp.array(3))
+    assert metric(*case, k=np.int64(2)) == metric(*case, k=2) == metric(*case, k=jnp.int32(2))
+    for k in (2.0, np.float32(2), "2", None):
+        with pytest.raises(ValueError, match=r"^k=.*, but the lists hold 3"):
+            metric(*case, k=k)
+
+
+@pytest.mark.parametrize("name", [*ON_HITS, "auc", "rank_alone", "ndcg_alone", "coverage", "gini", "popularity"])
+def test_metrics_are_float32_with_x64_on(name):
+    with jax.enable_x64(True):
+        metric, lists = getattr(metrics, name), np.array([[0, 2], [1, -1]])
+        value = {
+            "auc": lambda: metric(np.array([0.5, 0.1]), np.array([True, False])),
+            "rank_alone": lambda: metric(np.array(0.5), np.array([0.1, 0.7])),
+            "ndcg_alone": lambda: metric(np.array([1, 2]), k=1),
+            "coverage": lambda: metric(lists, n_items=3),
+            "gini": lambda: metric(lists, n_items=3),
+            "popularity": lambda: metric(lists, np.array([3, 2, 1])),
+        }.get(name, lambda: metric(np.array([False, True]), np.array(3), k=2))()
+    assert value.dtype == jnp.float32
+
+
 @pytest.mark.parametrize("metric", [metrics.recall, metrics.average_precision])
 def test_an_unknown_denominator_is_refused(metric):
     with pytest.raises(ValueError, match="denominator='k'"):
@@ -172,6 +196,28 @@ def test_auc_equals_the_comparison_of_all_pairs():
 def test_auc_ignores_what_masked_entries_hold():
     scores, relevant = jnp.array([3.0, jnp.nan, 1.0, 2.0]), jnp.array([False, True, False, True])
     assert metrics.auc(scores, relevant, where=jnp.array([True, False, True, True])) == 0.5
+
+
+def test_auc_of_rows_whose_pairs_pass_int32():
+    n = 140_000
+    relevant = np.arange(n) < n // 2
+    assert metrics.auc(np.where(relevant, 1, 0).astype(np.float32), relevant) == 1
+    scores = np.random.default_rng(0).normal(size=n).astype(np.float32)
+    ranks = np.empty(n)
+    ranks[scores.argsort()] = np.arange(1, n + 1)
+    m = n // 2
+    expected = (ranks[relevant].sum() - m * (m + 1) / 2) / (m * m)
+    assert float(metrics.auc(scores, relevant)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_score_of_nan_gives_nan_and_no_good_rank():
+    scores, relevant = jnp.array([[3.0, jnp.nan, 1.0], [3.0, 2.0, 1.0]]), jnp.array([[False, True, False]] * 2)
+    assert np.isnan(metrics.auc(scores, relevant)).tolist() == [True, False]
+    ranks = metrics.rank_alone(jnp.array([jnp.nan, 1.0, 1.0]), jnp.array([[0.0], [jnp.nan], [0.0]]))
+    assert np.isnan(ranks).tolist() == [True, True, False]
+    assert metrics.recall_alone(ranks, k=1).tolist() == metrics.ndcg_alone(ranks, k=1).tolist() == [0, 0, 1]
+    hidden = metrics.rank_alone(jnp.array([1.0]), jnp.array([[jnp.nan, 2.0]]), where=jnp.array([[False, True]]))
+    assert hidden.tolist() == [2]
 
 
 def test_auc_refuses_scores_and_relevance_that_differ_in_shape_or_are_not_bool():
@@ -233,3 +279,19 @@ def test_gini_by_hand():
 def test_popularity_by_hand():
     values = metrics.popularity(LISTS, np.array([10, 4, 1, 100, 0]))
     np.testing.assert_allclose(values, [5, 7, 10, 0])
+
+
+@pytest.mark.parametrize("wrong", [5, 2**32 + 1])
+def test_lists_with_items_that_nobody_has_are_refused(wrong):
+    lists = np.array([[0, wrong]])
+    for call in (
+        lambda: metrics.coverage(lists, n_items=5),
+        lambda: metrics.gini(lists, n_items=5),
+        lambda: metrics.popularity(lists, np.ones(5)),
+    ):
+        with pytest.raises(ValueError, match=r"items has id \d+ of 5 items"):
+            call()
+    assert np.isnan(jax.jit(metrics.popularity)(np.array([[0, 5]]), np.ones(5, np.float32))).all()
+    for n_items in (0, 5.0):
+        with pytest.raises(ValueError, match=f"n_items={n_items}"):
+            metrics.coverage(np.array([[0]]), n_items=n_items)

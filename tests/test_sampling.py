@@ -1,5 +1,6 @@
 """Samplers: what they draw, how often, and that one key draws one thing."""
 
+import math
 from functools import partial
 
 import jax
@@ -168,6 +169,36 @@ def test_permuted_is_a_permutation_and_each_place_finds_its_image_by_itself(n):
     np.testing.assert_array_equal(sampling.permuted(jax.random.key(7), some, n=n), images[np.asarray(some)])
 
 
+PERMUTATIONS = jax.jit(
+    lambda keys, n: jax.vmap(lambda key: sampling.permuted(key, jnp.arange(n, dtype=jnp.int32), n=n))(keys),
+    static_argnums=1,
+)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_every_order_of_few_comes_equally_often(n, x64):
+    with jax.enable_x64(x64):
+        images = np.asarray(PERMUTATIONS(jax.random.split(jax.random.key(n), 100 * math.factorial(n)), n))
+    counts = np.unique(images @ (10 ** np.arange(n)), return_counts=True)[1]
+    assert len(counts) == math.factorial(n)
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("n", [9, 25])
+def test_half_of_the_permutations_are_odd(n):
+    """A network of odd rounds on n = odd² gives even ones only."""
+    images = np.asarray(PERMUTATIONS(jax.random.split(jax.random.key(0), 400), n))
+    inversions = (images[:, :, None] > images[:, None, :])[:, *np.triu_indices(n, 1)].sum(1)
+    assert abs((inversions % 2).mean() - 0.5) < 0.1  # 4 standard deviations
+
+
+def test_large_permutations_are_those_of_earlier_releases():
+    """Training shuffles by them, so that they may not change."""
+    images = sampling.permuted(jax.random.key(7), jnp.arange(6, dtype=jnp.int32), n=1_000_000)
+    assert images.tolist() == [563472, 270473, 133500, 391539, 927479, 644242]
+
+
 @pytest.mark.slow
 def test_permuted_is_as_random_as_a_shuffle():
     """Over keys: each place goes anywhere alike, two neighbours do not stay so, all orders of three come."""
@@ -252,3 +283,48 @@ def test_uniforms_at_places_are_uniform_and_independent():
         assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.025  # 30 000 pairs, sd .006
     with pytest.raises(AssertionError):
         sampling.uniform_at(jax.random.key(0), jnp.array(0.0), jnp.array(1))
+
+
+# ---------------------------------------------------------------------- wrong input
+
+USERS, BY_ITEM = np.zeros(2, np.int32), sampling.popularity_table(TRAIN)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda k: sampling.uniform(k, USERS, n_items=0), "n_items=0; give an integer from 1 to 2147483647"),
+        (lambda k: sampling.uniform(k, USERS, n_items=5.0), "n_items=5.0"),
+        (lambda k: sampling.uniform(k, USERS, n_items=2**31), "n_items=2147483648"),
+        (lambda k: sampling.uniform(k, USERS, n_items=5, n=0), "n=0; give an integer of 1 or more"),
+        (lambda k: sampling.popularity(k, USERS, table=BY_ITEM, n=-1), "n=-1"),
+        (lambda k: sampling.popularity_table(TRAIN, power=np.nan), "power=nan"),
+        (lambda k: sampling.popularity_table(TRAIN, power=np.inf), "power=inf"),
+        (lambda k: sampling.popularity_table(TRAIN, power=1e4), "power=10000.0 of up to"),
+        (lambda k: sampling.popularity_table(TRAIN.select(np.zeros(TRAIN.n_pairs, bool))), "train has no pairs"),
+        (lambda k: sampling.reject_seen(k, USERS, sample=None, seen=TRAIN, rounds=-1), "rounds=-1"),
+        (lambda k: sampling.reject_seen(k, USERS, sample=None, seen=TRAIN, rounds=1.5), "rounds=1.5"),
+        (
+            lambda k: sampling.explorative(k, (2,), train=TRAIN, table=sampling.popularity_table(TRAIN)),
+            "table is of 12",
+        ),
+        (lambda k: sampling.permuted(k, USERS, n=0), "n=0; give an integer from 1"),
+        (lambda k: sampling.permuted(k, USERS, n=2**31), "n=2147483648"),
+        (lambda k: sampling.hardest(jnp.ones((2, 3)), jnp.ones((2, 3), jnp.int32), n=1.0), "n=1.0 of a pool of 3"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(jax.random.key(0))
+
+
+def test_in_batch_refuses_users_and_items_of_different_lengths():
+    with pytest.raises(AssertionError):
+        sampling.in_batch(np.zeros(1, np.int32), np.zeros(3, np.int32))
+
+
+def test_a_traced_number_of_items_is_drawn_from():
+    draw = jax.jit(lambda key, n_items: sampling.uniform(key, jnp.zeros(9, jnp.int32), n_items=n_items, n=5))
+    np.testing.assert_array_equal(
+        draw(jax.random.key(0), 4), sampling.uniform(jax.random.key(0), np.zeros(9), n_items=np.int64(4), n=np.int8(5))
+    )

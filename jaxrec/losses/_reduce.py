@@ -66,6 +66,7 @@ def combine(pos: Array, neg: Array, *, where: Array | None = None, parts: Sequen
     """
     if not parts:
         raise ValueError("parts is empty; give at least one pair (weight, loss)")
+    pos, neg = accumulated(pos), accumulated(neg)  # once, so that the gradients of the parts are added in float32
 
     def weighted(weight: Scalar, loss: Loss) -> Array:
         values = accumulated(loss(pos, neg, where=where))

@@ -79,7 +79,7 @@ def directau(users: Array, items: Array, *, where: Array | None = None, weight: 
     where = jnp.ones(users.shape[:-1], bool) if where is None else where
     chex.assert_type(where, bool)
     chex.assert_shape(where, users.shape[:-1])
-    users, items = jnp.where(where[..., None], users, 0), jnp.where(where[..., None], items, 0)
+    users, items = (jnp.where(where[..., None], accumulated(x), 0) for x in (users, items))
     spread = uniformity(users, where=where) + uniformity(items, where=where)
     return over_negatives(alignment(users, items), where, "mean") + weight * spread / 2
 
