@@ -569,7 +569,7 @@ def _product(turned, matrix, transposed, x):
     if turned:
         matrix = _turned(matrix) if transposed is None else transposed
     table = accumulated(x)
-    weights = np.ones(matrix.n_pairs, np.float32) if matrix.weights is None else matrix.weights
+    weights = jnp.ones(matrix.n_pairs, table.dtype) if matrix.weights is None else matrix.weights
     args = jnp.asarray(weights, table.dtype), jnp.asarray(matrix.indices), jnp.asarray(matrix.indptr), table
     product = functools.partial(_spmm_bcsr, n_users=matrix.n_users)
     gathered = functools.partial(_spmm_segments, n_users=matrix.n_users)
