@@ -132,7 +132,7 @@ def test_shares_are_a_softmax_over_facets(scale, largest):
 
 @pytest.mark.parametrize("name", ["n_users", "n_items", "dim", "n_facets"])
 def test_sizes_below_one_are_named(name):
-    with pytest.raises(ValueError, match=f"{name}=0; give 1 or more"):
+    with pytest.raises(ValueError, match=f"{name}=0; give an integer of 1 or more"):
         MARS(**({"n_users": 3, "n_items": 3} | {name: 0}))
 
 

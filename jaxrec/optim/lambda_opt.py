@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxrec._numerics import integer
 from jaxrec.optim.regularization import TABLES, Rows, coefficients, penalty
 from jaxrec.optim.rowwise import TouchedOnly
 from jaxrec.optim.step import gradient_step
@@ -60,8 +61,8 @@ def lookahead(
         The parameters after S steps, to be differentiated in Λ in reverse mode.
 
     Raises:
-        ValueError: for fewer steps than 1, leaves without an axis of that length, or `first_order` of several steps
-            with touched rows, whose optimiser takes no gradients of others.
+        ValueError: for steps that are not an integer of 1 or more, leaves without an axis of that length, or
+            `first_order` of several steps with touched rows, whose optimiser takes no gradients of others.
 
     Differs: the released code takes the gradient of the training loss with the penalty of the batch in it, so that this
     counts twice, by 1/B; and it corrects Adam's bias by the number of the step before.
@@ -139,8 +140,7 @@ def _stepped(tx: Any, value: Callable[[Any], Array], params: Any, state: Any) ->
 
 
 def _check_steps(steps: int, first_order: bool, tx: Any, batches: Any) -> None:
-    if steps < 1:
-        raise ValueError(f"steps={steps}; give 1 or more")
+    steps = integer("steps", steps)
     if steps > 1 and first_order and isinstance(tx, TouchedOnly):
         raise ValueError("first_order=True needs gradients of whole tables; simulate with an optax transformation")
     sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)} if steps > 1 else set()
@@ -234,13 +234,13 @@ def alternate(
         shared: of `penalty`.
 
     Raises:
-        ValueError: for another scope, and for `every` below 1. `init` refuses a `tx` without `simulated` that has no
-            derivative where a gradient is 0, as it is in rows outside a batch: `optax.adam` and its like.
+        ValueError: for another scope, and for `every` or `steps` that is not an integer of 1 or more. `init` refuses a
+            `tx` without `simulated` that has no derivative where a gradient is 0, as it is in rows outside a batch:
+            `optax.adam` and its like.
     """
     if scope not in ("full", "exact"):
         raise ValueError(f"scope={scope!r}; give 'full' or 'exact'")
-    if every < 1:
-        raise ValueError(f"every={every}; give 1 or more")
+    every, steps = integer("every", every), integer("steps", steps)
     options = {"steps": steps, "first_order": first_order, "shared": shared}
 
     def init(params: Any) -> AlternatingState:

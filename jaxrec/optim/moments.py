@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrec._numerics import number
 from jaxrec.typing import Array
 
 
@@ -29,7 +30,11 @@ def smooth_adam(
         b1: β₁.
         b2: β₂.
         eps: ε. `optax.adam` with `eps_root` adds it to v̂ = v / (1 − β₂ᵗ), which damps less while t is small.
+
+    Raises:
+        ValueError: for hyperparameters that are not finite numbers.
     """
+    _check(learning_rate, b1, b2, eps)
 
     def direction(mu: Array, nu: Array, time: Array) -> Array:
         return mu / (1 - b1**time) / jnp.sqrt((nu + eps) / (1 - b2**time))
@@ -56,7 +61,11 @@ def amsgrad(
         b1: β₁.
         b2: β₂.
         eps: ε.
+
+    Raises:
+        ValueError: for hyperparameters that are not finite numbers.
     """
+    _check(learning_rate, b1, b2, eps)
 
     def direction(mu: Array, nu_max: Array, time: Array) -> Array:
         return mu / (1 - b1**time) / (jnp.sqrt(nu_max / (1 - b2**time)) + eps)
@@ -69,6 +78,13 @@ def amsgrad(
 
     scale = optax.GradientTransformation(optax.scale_by_amsgrad().init, update)
     return optax.chain(scale, optax.scale_by_learning_rate(learning_rate))
+
+
+def _check(learning_rate: optax.ScalarOrSchedule, b1: float, b2: float, eps: float) -> None:
+    if not callable(learning_rate):
+        number("learning_rate", learning_rate)
+    for name, value in (("b1", b1), ("b2", b2), ("eps", eps)):
+        number(name, value, least=0)
 
 
 def _moments(gradients: Any, state: Any, b1: float, b2: float) -> tuple[Array, Any, Any]:

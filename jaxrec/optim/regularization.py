@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from jaxrec._numerics import number
 from jaxrec.lookup import lookup
 from jaxrec.typing import Array, Scalar
 
@@ -51,8 +52,8 @@ def coefficients(
         tables: names of the tables of users and items; `shared` of `penalty`, where it is not the default.
 
     Raises:
-        ValueError: for another granularity, a negative value, tables that are not there, and "D" for tables whose
-            dimensions differ.
+        ValueError: for another granularity, a value that is negative or not finite, tables that are not there, and "D"
+            for tables whose dimensions differ.
 
     Differs: the released code holds the side that "U" or "I" leaves out at the starting value; here it has no penalty,
     which is the same from 0.
@@ -63,8 +64,7 @@ def coefficients(
     """
     if granularity not in get_args(Granularity):
         raise ValueError(f"granularity={granularity!r}; give one of {', '.join(get_args(Granularity))}")
-    if isinstance(value, int | float) and not value >= 0:
-        raise ValueError(f"value={value}; give 0 or more, coefficients are not negative")
+    number("value", value, least=0)
     users, items = (_named(params, name) for name in tables)
 
     def filled(table: Array, axes: str) -> Array:
@@ -106,7 +106,7 @@ def penalty(
     1.5
     """
     named = lambdas if isinstance(lambdas, Mapping) else dict.fromkeys(shared, lambdas)
-    total = jnp.zeros(())
+    total = 0.0
     for name, own in named.items():
         part, met = _named(params, name), (rows or {}).get(name)
         if isinstance(part, Mapping):
@@ -115,13 +115,14 @@ def penalty(
             total += (_broadcasting(name, own, part) * part**2).sum()
         else:
             total += _of_rows(_broadcasting(name, own, part), part, *met)
-    return total
+    return jnp.asarray(total)
 
 
 def _of_rows(own: Array, table: Array, ids: Array, weights: Array) -> Array:
     own = lookup(own, ids) if own.ndim and own.shape[0] > 1 else own
     found = lookup(table, ids)
-    return (weights.reshape(-1, *[1] * (found.ndim - 1)) * own * found**2).sum()
+    weights = jnp.asarray(weights, found.dtype).reshape(-1, *[1] * (found.ndim - 1))
+    return (weights * own * found**2).sum()
 
 
 def _named(params: Mapping[str, Any], name: str) -> Any:
@@ -132,7 +133,8 @@ def _named(params: Mapping[str, Any], name: str) -> Any:
 
 def _broadcasting(name: str, own: Array, table: Any) -> Array:
     # Asked for its own shape, a table whose look-ups are watched would count as used whole.
-    own, (shape,) = jnp.asarray(own), [leaf.shape for leaf in jax.tree.leaves(table)]
+    ((shape, dtype),) = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(table)]
+    own = jnp.asarray(own, dtype)
     fits = own.ndim in (0, len(shape)) and all(a in (1, b) for a, b in zip(own.shape, shape))
     if not fits:
         raise ValueError(f"lambdas for {name!r} are {own.shape}, it is {shape}; give (), or a size or 1 for each axis")

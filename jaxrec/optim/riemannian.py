@@ -10,11 +10,16 @@ as well as [M, K, D]. Each row is treated by itself: `optax.partition` and `opta
 `optim.rowwise.touched_only` makes the same step on the touched rows alone, and tables may be sharded by rows.
 
 A row whose gradient is 0 does not move by a bit. All can be differentiated through, such rows included.
+
+`init` of `tangent` and `retract_to_sphere`, and so of all that is built from them, refuses rows that are not unit
+vectors: the first step would normalise them in silence. It looks at known values alone, so that under `jit` and `vmap`
+nothing is checked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -22,7 +27,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrec._numerics import number
 from jaxrec.typing import Array, Scalar
+
+_ROUNDING = 1e-2  # what a unit vector's length may be off, in half precision too
 
 Retraction = Callable[..., Array]
 
@@ -58,11 +66,14 @@ def tangent(*, axis: int = -1) -> optax.GradientTransformation:
     Args:
         axis: the axis of a row's D numbers.
 
+    Raises:
+        ValueError: by `init`, for rows that are not unit vectors.
+
     >>> x, tx = jnp.array([1.0, 0.0]), tangent()
     >>> print(tx.update(jnp.array([3.0, 2.0]), tx.init(x), x)[0])
     [0. 2.]
     """
-    return _at_points(lambda gradient, point: _along_sphere(gradient, point, axis))
+    return _at_points(lambda gradient, point: _along_sphere(gradient, point, axis), partial(_check_unit, axis=axis))
 
 
 def normalisation(point: Array, step: Array, *, axis: int = -1) -> Array:
@@ -96,6 +107,9 @@ def retract_to_sphere(method: Retraction = normalisation, *, axis: int = -1) -> 
         method: `normalisation` or `exponential`, or any (x, z, *, axis) -> R_x(z).
         axis: the axis of a row's D numbers.
 
+    Raises:
+        ValueError: by `init`, for rows that are not unit vectors.
+
     >>> x, tx = jnp.array([[1.0, 0.0], [0.0, 1.0]]), retract_to_sphere()
     >>> z = jnp.array([[0.0, 0.75], [0.0, 0.0]])
     >>> moved = optax.apply_updates(x, tx.update(z, tx.init(x), x)[0])
@@ -106,7 +120,7 @@ def retract_to_sphere(method: Retraction = normalisation, *, axis: int = -1) -> 
     def change(step: Array, point: Array) -> Array:
         return jnp.where((step != 0).any(axis, keepdims=True), method(point, step, axis=axis) - point, 0)
 
-    return _at_points(change)
+    return _at_points(change, partial(_check_unit, axis=axis))
 
 
 def project_to_ball(radius: Scalar = 1.0, *, axis: int = -1) -> optax.GradientTransformation:
@@ -120,22 +134,21 @@ def project_to_ball(radius: Scalar = 1.0, *, axis: int = -1) -> optax.GradientTr
         axis: the axis of a row's D numbers.
 
     Raises:
-        ValueError: for a radius not above 0.
+        ValueError: for a radius that is not a finite number above 0.
 
     >>> x, tx = jnp.ones((2, 2)), project_to_ball()
     >>> moved = optax.apply_updates(x, tx.update(0 * x, tx.init(x), x)[0])
     >>> [[round(v, 4) for v in row] for row in moved.tolist()]
     [[0.7071, 0.7071], [0.7071, 0.7071]]
     """
-    if isinstance(radius, int | float) and not radius > 0:
-        raise ValueError(f"radius={radius}; give a number above 0")
+    number("radius", radius, above=0)
 
     def change(step: Array, point: Array) -> Array:
-        moved = point + step
+        moved, limit = point + step, jnp.asarray(radius, point.dtype)
         norm = _norm(moved, axis)
         # A row on the boundary is outside by its rounding, and must not creep while nothing moves it.
-        outside = norm > radius * (1 + 8 * float(jnp.finfo(norm.dtype).eps))
-        return jnp.where(outside, moved * radius / jnp.where(outside, norm, 1) - point, step)
+        outside = norm > limit * (1 + 8 * float(jnp.finfo(norm.dtype).eps))
+        return jnp.where(outside, moved * limit / jnp.where(outside, norm, 1) - point, step)
 
     return _at_points(change)
 
@@ -156,6 +169,9 @@ def riemannian_sgd(
         calibrated: with the factor (see `calibrate`, also for what the loss must be).
         method: `normalisation` or `exponential`.
         axis: the axis of a row's D numbers.
+
+    Raises:
+        ValueError: for a learning rate that is not a finite number; by `init`, for rows that are not unit vectors.
 
     >>> x, tx = jnp.array([1.0, 0.0]), riemannian_sgd(0.1)
     >>> updates, _ = tx.update(jnp.array([-0.6, -0.8]), tx.init(x), x)
@@ -210,6 +226,9 @@ def riemannian_adam(
         method: `normalisation` or `exponential`.
         axis: the axis of a row's D numbers.
 
+    Raises:
+        ValueError: for hyperparameters that are not finite numbers; by `init`, for rows that are not unit vectors.
+
     >>> x, tx = jnp.array([1.0, 0.0]), riemannian_adam(0.1, method=exponential)
     >>> updates, _ = tx.update(jnp.array([0.0, -7.0]), tx.init(x), x)
     >>> round(float(jnp.arctan2(*optax.apply_updates(x, updates)[::-1])), 4)
@@ -219,6 +238,8 @@ def riemannian_adam(
 
 
 def _descent(scale: Any, learning_rate: Any, calibrated: bool, method: Retraction, axis: int) -> Any:
+    if not callable(learning_rate):
+        number("learning_rate", learning_rate)
     factor = calibrate(axis=axis) if calibrated else optax.identity()
     rate = optax.scale_by_learning_rate(learning_rate)
     return optax.chain(factor, tangent(axis=axis), scale, rate, retract_to_sphere(method, axis=axis))
@@ -226,6 +247,8 @@ def _descent(scale: Any, learning_rate: Any, calibrated: bool, method: Retractio
 
 def _scale_by_moments(b1: float, b2: float, eps: float, axis: int) -> optax.GradientTransformation:
     """Tangent gradients become the directions of `riemannian_adam`, tangent too."""
+    for name, value in (("b1", b1), ("b2", b2), ("eps", eps)):
+        number(name, value, least=0)
 
     def init(params: Any) -> RiemannianAdamState:
         def one(dtype: Any = None) -> Any:
@@ -254,14 +277,43 @@ def _scale_by_moments(b1: float, b2: float, eps: float, axis: int) -> optax.Grad
     return optax.GradientTransformation(init, update)
 
 
-def _at_points(rule: Callable[[Array, Array], Array]) -> optax.GradientTransformation:
-    """The transformation without state that maps each update and its parameter to a new update of the same shape."""
+def _at_points(
+    rule: Callable[[Array, Array], Array], check: Callable[[Any], None] = lambda params: None
+) -> optax.GradientTransformation:
+    """The transformation without state that maps each update and its parameter to a new update of the same shape.
+
+    Args:
+        rule: (update, parameter) -> update.
+        check: refuses parameters, by `init`.
+    """
 
     def checked(update: Array, point: Array) -> Array:
         chex.assert_equal_shape([update, point])
         return rule(update, point)
 
-    return optax.stateless(lambda updates, params: jax.tree.map(checked, updates, _given(params)))
+    def init(params: Any) -> optax.EmptyState:
+        check(params)
+        return optax.EmptyState()
+
+    def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
+        return jax.tree.map(checked, updates, _given(params)), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _check_unit(params: Any, axis: int) -> None:
+    """`ValueError` for rows whose length is known and not 1."""
+    for path, table in jax.tree_util.tree_leaves_with_path(params):
+        if isinstance(table, jax.core.Tracer) or not jnp.size(table):
+            continue
+        lengths = _norm(jnp.asarray(table), axis)
+        off = float(jnp.abs(lengths - 1).max())
+        if not off <= _ROUNDING:
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)} has rows of lengths {float(lengths.min()):.3g} to "
+                f"{float(lengths.max()):.3g}, which a step on the sphere would normalise; give it unit vectors, or "
+                "choose the parameters by optax.partition or optax.masked"
+            )
 
 
 def _given(params: Any) -> Any:

@@ -7,6 +7,7 @@ transformation) are another algorithm: they move only the rows that a step touch
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxrec._numerics import number
 from jaxrec.lookup import lookup
 from jaxrec.typing import Array, Scalar
 
@@ -54,7 +56,11 @@ def dense_adam(
         b1: decay of the first moment.
         b2: decay of the second moment.
         eps: added to the root of the second moment.
+
+    Raises:
+        ValueError: for hyperparameters that are not finite numbers.
     """
+    _check_adam(learning_rate, b1, b2, eps)
 
     def init(params: Any) -> DenseAdamState:
         def zeros() -> Any:
@@ -73,18 +79,19 @@ def dense_adam(
     ) -> tuple[Any, DenseAdamState]:
         del params
         step = state.count + 1
-        time = step.astype(jnp.float32)
 
         def table(path, gradient, last, mu, nu):
             ids = (touched or {}).get(getattr(path[-1], "key", None))
             if ids is None or ids.size >= gradient.shape[0]:
                 ids = slice(None)
+            time, rate = step.astype(mu.dtype), jnp.asarray(learning_rate, mu.dtype)
+            power = functools.partial(_power, dtype=mu.dtype)
             age = step - last[ids]
-            mu = mu.at[ids].set(_by_row(_power(b1, age), mu[ids]) + (1 - b1) * gradient[ids])
-            nu = nu.at[ids].set(_by_row(_power(b2, age), nu[ids]) + (1 - b2) * gradient[ids] ** 2)
+            mu = mu.at[ids].set(_by_row(power(b1, age), mu[ids]) + (1 - b1) * gradient[ids])
+            nu = nu.at[ids].set(_by_row(power(b2, age), nu[ids]) + (1 - b2) * gradient[ids] ** 2)
             last = last.at[ids].set(step)
-            m = _by_row(_power(b1, step - last) * (-learning_rate / (1 - b1**time)), mu)
-            v = _by_row(_power(b2, step - last) / (1 - b2**time), nu)
+            m = _by_row(power(b1, step - last) * (-rate / (1 - b1**time)), mu)
+            v = _by_row(power(b2, step - last) / (1 - b2**time), nu)
             return m / (jnp.sqrt(v) + eps), last, mu, nu
 
         together = jax.tree_util.tree_map_with_path(table, gradients, state.last, state.mu, state.nu)
@@ -96,9 +103,15 @@ def dense_adam(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _power(rate: float, age: Array) -> Array:
+def _check_adam(learning_rate: Scalar, b1: float, b2: float, eps: float) -> None:
+    number("learning_rate", learning_rate)
+    for name, value in (("b1", b1), ("b2", b2), ("eps", eps)):
+        number(name, value, least=0)
+
+
+def _power(rate: float, age: Array, dtype: Any) -> Array:
     """rateᵃᵍᵉ by the exponential, which vectorises on CPU; the power does not."""
-    return jnp.exp(age.astype(jnp.float32) * jnp.log(rate))
+    return jnp.exp(age.astype(dtype) * jnp.log(jnp.asarray(rate, dtype)))
 
 
 def _by_row(factor: Array, rows: Array) -> Array:
@@ -149,7 +162,9 @@ def touched_only(tx: optax.GradientTransformation) -> TouchedOnly:
         tables, tree = jax.tree.flatten(params)
         shapes = _looked_up(value, tables, tree)
         zeros = [
-            jnp.zeros_like(table) if found is None else [jnp.zeros((*shape, *table.shape[1:])) for shape in found]
+            jnp.zeros_like(table)
+            if found is None
+            else [jnp.zeros((*shape, *table.shape[1:]), table.dtype) for shape in found]
             for table, found in zip(tables, shapes)
         ]
 
@@ -163,7 +178,7 @@ def touched_only(tx: optax.GradientTransformation) -> TouchedOnly:
             return loss, [None if found is None else table.log.ids for table, found in zip(seen, shapes)]
 
         (loss, ids), slopes = jax.value_and_grad(shifted, has_aux=True)(zeros)
-        places = [_Whole() if i is None else _Places(i, table.shape) for table, i in zip(tables, ids)]
+        places = [_Whole() if i is None else _Places(i, table) for table, i in zip(tables, ids)]
         of_params = jax.tree.unflatten(tree, places)
         of_state = optax.tree_utils.tree_map_params(
             tx,
@@ -193,7 +208,11 @@ def adam(learning_rate: Scalar, *, b1: float = 0.9, b2: float = 0.999, eps: floa
 
     A row's moments are averages over the steps that touched it, so that rare rows keep their momentum until they come
     again; see `touched_only`.
+
+    Raises:
+        ValueError: for hyperparameters that are not finite numbers.
     """
+    _check_adam(learning_rate, b1, b2, eps)
     return touched_only(optax.chain(_scale_by_adam(b1, b2, eps), optax.scale_by_learning_rate(learning_rate)))
 
 
@@ -216,7 +235,7 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
 
     def update(gradients: Any, state: _Moments, params: Any = None) -> tuple[Any, _Moments]:
         del params
-        time = (state.count + 1).astype(jnp.float32)
+        count = state.count + 1
 
         def new(gradient: Array, old: Array) -> Array:
             place, gradient = axis(gradient), jnp.expand_dims(gradient, axis(gradient))
@@ -227,16 +246,18 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
 
         def direction(gradient: Array, moments: Array) -> Array:
             mu, nu = jnp.moveaxis(moments, axis(gradient), 0)
+            time = count.astype(mu.dtype)
             return mu / (1 - b1**time) / (jnp.sqrt(nu / (1 - b2**time)) + eps)
 
         moments = jax.tree.map(new, gradients, state.moments)
-        return jax.tree.map(direction, gradients, moments), _Moments(state.count + 1, moments)
+        return jax.tree.map(direction, gradients, moments), _Moments(count, moments)
 
     return optax.GradientTransformation(init, update)
 
 
 def sgd(learning_rate: Scalar) -> TouchedOnly:
     """Stochastic gradient descent on the rows that a step touches; without momentum it equals `optax.sgd`."""
+    number("learning_rate", learning_rate)
     return touched_only(optax.sgd(learning_rate))
 
 
@@ -323,9 +344,10 @@ class _Whole:
 class _Places:
     """Where R ids, some perhaps the same, stand for rows of a table: the last of the same stands for all of them."""
 
-    def __init__(self, ids: list[Array], shape: tuple[int, ...]):
-        size, *self.row = shape
-        self.ids = jnp.concatenate([part.reshape(-1) for part in ids]) if ids else jnp.zeros(0, jnp.int32)
+    def __init__(self, ids: list[Array], table: Array):
+        (size, *self.row), self.dtype = table.shape, table.dtype
+        flat = [part.reshape(-1).astype(jnp.int32) for part in ids]
+        self.ids = jnp.concatenate([jnp.zeros(0, jnp.int32), *flat])
         order = jnp.arange(self.ids.size, dtype=jnp.int32)
         self.slot = jnp.zeros(size, jnp.int32).at[self.ids].max(order)[self.ids]
         self.target = jnp.where(self.slot == order, self.ids, size + order)  # past the end: dropped
@@ -341,5 +363,5 @@ class _Places:
 
     def summed(self, slopes: list[Array]) -> Array:
         """The gradients of the ids, each id's added up where its last occurrence stands."""
-        flat = jnp.concatenate([jnp.zeros((0, *self.row)), *(slope.reshape(-1, *self.row) for slope in slopes)])
+        flat = jnp.concatenate([jnp.zeros((0, *self.row), self.dtype), *(x.reshape(-1, *self.row) for x in slopes)])
         return jnp.zeros_like(flat).at[self.slot].add(flat)

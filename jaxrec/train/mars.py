@@ -17,6 +17,7 @@ import optax
 import scipy.sparse
 
 from jaxrec import losses, sampling
+from jaxrec._numerics import number
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.optim import riemannian
 from jaxrec.train.loop import Batch
@@ -25,6 +26,8 @@ from jaxrec.typing import Array, Key, Sampler, Scalar, Variables
 
 Score = Callable[[Array, Array], tuple[Array, Array]]
 _CELLS = 1 << 22
+_FACETS = frozenset({"user", "item"})
+_PROJECTIONS = frozenset({"user_projection", "item_projection"})
 
 
 class Ranking(Protocol):
@@ -159,10 +162,10 @@ def adaptive_margin(train: Interactions, *, count: Literal["union", "sum"] = "un
     if count not in ("union", "sum"):
         raise ValueError(f"count={count!r}; give 'union' or 'sum'")
     check_interactions(train=train)
-    matrix = train.to_scipy().astype(np.int32)
+    matrix = train.to_scipy().astype(np.int64)  # int32 would overflow: the sum counts a user once an item
     matrix.data[:] = 1
     if count == "sum":
-        reached = matrix @ train.item_degrees
+        reached = matrix @ train.item_degrees.astype(np.int64)
     else:
         rows, users_of = max(_CELLS // train.n_users, 1), scipy.sparse.csr_array(matrix.T)
         blocks = (matrix[start : start + rows] @ users_of for start in range(0, train.n_users, rows))
@@ -216,9 +219,10 @@ def objective(
         weights = None
     drawn = jnp.concatenate([items[:, None], sample(sample_key, users)], axis=1)
     theta, u, v = model.apply(variables, users, drawn, method="parts")
-    margins = jnp.asarray(margin)[users] if jnp.ndim(margin) else jnp.full(users.shape, margin)
+    margin = jnp.asarray(margin, theta.dtype)
+    margins = margin[users] if margin.ndim else jnp.broadcast_to(margin, users.shape)
     values = ranking(theta, u, v, score=model.score, margin=margins, pull_weight=pull_weight)
-    values = values if weights is None else weights * values
+    values = values if weights is None else weights.astype(values.dtype) * values
     return jnp.where(where, values, 0).sum() + facet_weight * separate(u, v[:, 0], score=model.score, where=where)
 
 
@@ -250,18 +254,56 @@ def optimizer(
     Both rates are those of a sum over the batch. At the facets' rate θ tends to fall on one facet a user; a fiftieth of
     it, or 0, keeps them all. It may be put into `optim.rowwise.touched_only`.
 
+    Facets of `models.free` and `models.hybrid` are parameters, so that a step can keep them on the sphere or in the
+    ball. Facets of `models.projected` are no parameters: the model places xᵀφ^k there whenever it is called. Vectors
+    and projections are then to move freely, by `step=optax.sgd`. The model's `place=models.mars.calibrated_unit` makes
+    that the calibrated step of eq. 21.
+
     Args:
         learning_rate: of the facets.
         theta_learning_rate: of `theta`.
         step: for MARS `optim.riemannian.riemannian_sgd`, with or without calibration, or `sphere_sgd`; for MAR
             `ball_sgd`; `optax.sgd` for facets of `models.projected`.
+
+    Raises:
+        ValueError: by `init` and `update`, for parameters other than those of MARS, and for projections where `step`
+            bounds the length of rows: it would normalise the projections in silence. By `init`, for rows that are not
+            unit vectors where `step` is one on the sphere.
     """
+    number("theta_learning_rate", theta_learning_rate)
     rules = {"theta": optax.sgd(theta_learning_rate), "facets": step(learning_rate)}
 
-    def label(path: tuple, _: Any) -> str:
-        return "theta" if path and getattr(path[-1], "key", None) == "theta" else "facets"
+    def labels(params: Any) -> Any:
+        names = [getattr(path[-1], "key", None) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        unknown = set(names) - {"theta", *_FACETS, *_PROJECTIONS}
+        if unknown:
+            raise ValueError(
+                f"params has {sorted(map(str, unknown))}, which are no parameters of MARS; give each a rule of its own "
+                "by optax.partition"
+            )
+        if set(names) & _PROJECTIONS and _bounds_rows(step):
+            raise ValueError(
+                f"params has {sorted(set(names) & _PROJECTIONS)}, and step keeps rows on the sphere or in the ball, "
+                "which would normalise the projections; give step=optax.sgd, and for the calibrated step of MARS the "
+                "model place=jaxrec.models.mars.calibrated_unit"
+            )
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: "theta" if getattr(path[-1], "key", None) == "theta" else "facets", params
+        )
 
-    return optax.partition(rules, lambda params: jax.tree_util.tree_map_with_path(label, params))
+    return optax.partition(rules, labels)
+
+
+def _bounds_rows(step: Callable[[Scalar], Any]) -> bool:
+    """Whether a step shortens a row of length 2, or refuses it, as those on the sphere and in the ball do."""
+    with jax.ensure_compile_time_eval():
+        row, slope = jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 1.0]])
+        tx = optax.with_extra_args_support(step(1e-3))
+        try:
+            updates, _ = tx.update(slope, tx.init(row), row)
+        except ValueError:
+            return True
+        return float(jnp.linalg.norm(row + updates)) < 1.5
 
 
 def sphere_sgd(learning_rate: Scalar) -> optax.GradientTransformation:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 from tqdm import tqdm
 
-from jaxrec.history import EarlyStopping, History, figures_of
+from jaxrec._numerics import as_integer, integer, number
+from jaxrec.history import EarlyStopping, History, Interrupted, figures_of
 from jaxrec.interactions import Interactions
 from jaxrec.train.loop import Batch, State, fit, init
 from jaxrec.train.objectives import _check_has
@@ -30,13 +31,14 @@ def annealed(step: Array, *, cap: Scalar = 1.0, total: Scalar = 20_000) -> Array
         float32 [...].
 
     Raises:
-        ValueError: for a total of 0 or less, except one that is traced.
+        ValueError: for a `total` that is not a finite number above 0, and a `cap` that is negative or not finite.
+            Traced numbers pass.
 
     >>> float(annealed(1999, cap=0.2, total=10_000))
     0.20000000298023224
     """
-    if isinstance(total, int | float) and total <= 0:
-        raise ValueError(f"total={total}; give a number of steps above 0")
+    number("total", total, above=0)
+    cap, total = (jnp.asarray(x, jnp.float32) for x in (number("cap", cap, least=0), total))
     return jnp.minimum(cap, (jnp.asarray(step, jnp.float32) + 1) / total)
 
 
@@ -65,11 +67,13 @@ def objective(
 
     Raises:
         TypeError: for a model without `bound`.
-        ValueError: for batches of positives, and for a `micro_batch` that does not divide the batch.
+        ValueError: for batches of positives, and for a `micro_batch` that is not an integer of 1 or more or does not
+            divide the batch.
     """
-    if batch.mask.ndim != 1 or batch.items.ndim != 2 or batch.items.shape[1] != 0:
+    where = batch.mask
+    if where.ndim != 1 or batch.items.ndim != 2 or batch.items.shape[1] != 0:
         raise ValueError(f"batch.items has shape {batch.items.shape}; users alone are needed: call fit with group=0")
-    size = len(batch.users) if micro_batch is None else min(micro_batch, len(batch.users))
+    size = len(batch.users) if micro_batch is None else min(as_integer(micro_batch) or 0, len(batch.users))
     if size < 1 or len(batch.users) % size:
         raise ValueError(
             f"micro_batch={micro_batch} does not divide the batch of {len(batch.users)} users; give one that does"
@@ -82,11 +86,13 @@ def objective(
         nll, divergence = (jnp.where(where, half, 0).sum() for half in halves)
         return nll + annealed(batch.step, cap=cap, total=total).astype(nll.dtype) * divergence
 
-    count = jnp.maximum(batch.mask.sum(), 1).astype(jnp.result_type(float))
+    count = jnp.maximum(where.sum(dtype=jnp.int32), 1)
     if size == len(batch.users):
-        return part(batch.users, batch.mask) / count
-    parts = jax.tree.map(lambda x: x.reshape(-1, size), (batch.users, batch.mask))
-    return jax.lax.map(jax.checkpoint(lambda one: part(*one)), parts).sum() / count
+        value = part(batch.users, where)
+        return value / count.astype(value.dtype)
+    parts = jax.tree.map(lambda x: x.reshape(-1, size), (batch.users, where))
+    value = jax.lax.map(jax.checkpoint(lambda one: part(*one)), parts).sum()
+    return value / count.astype(value.dtype)
 
 
 def alternating(
@@ -123,12 +129,14 @@ def alternating(
         The state, whose `epoch` counts passes, and the `History`, where "loss" is the decoder's.
 
     Raises:
-        TypeError: for a model without an encoder and an old one.
-        ValueError: for numbers below 1, and `stopping` without `validate`.
+        TypeError: for a model without an encoder and an old one, and a `stopping` of another type.
+        ValueError: for numbers that are not integers of 1 or more, `stopping` without `validate`, and a metric of
+            `stopping` that no validation gave as a number.
+        Interrupted: at Ctrl-C, once an epoch is finished; it carries the state after the last one, and the history.
     """
-    for name, value in (("epochs", epochs), ("encoder_passes", encoder_passes)):
-        if value < 1:
-            raise ValueError(f"{name}={value}; give 1 or more")
+    epochs, encoder_passes = integer("epochs", epochs), integer("encoder_passes", encoder_passes)
+    if stopping is not None and not isinstance(stopping, EarlyStopping):
+        raise TypeError(f"stopping={stopping!r}; give jaxrec.train.EarlyStopping(metric)")
     if stopping is not None and validate is None:
         raise ValueError(f"stopping watches {stopping.metric!r}, but there is no validate to give it; pass validate=")
     state = init(key, model, tx)
@@ -141,17 +149,24 @@ def alternating(
     }
     state = state._replace(opt_state={name: part[1].init(state.variables["params"]) for name, part in parts.items()})
     best, history, followed = state, History(), {} if stopping is None else stopping.init()
-    for epoch in tqdm(range(1, epochs + 1), disable=not progress, desc="epochs"):
-        state, record = _in_turn(state, parts, train, batch_size)
-        record = {"epoch": epoch, **record}
-        if validate is not None:
-            record |= figures_of(validate(state.variables))
-        history, improved = history.append(record), True
-        if stopping is not None:
-            followed, improved = stopping.update(followed, record)
-        best = state if improved else best
-        if stopping is not None and stopping.done(followed):
-            break
+    try:
+        for epoch in tqdm(range(1, epochs + 1), disable=not progress, desc="epochs"):
+            new, record = _in_turn(state, parts, train, batch_size)
+            record = {"epoch": epoch, **record}
+            if validate is not None:
+                record |= figures_of(validate(new.variables))
+            improved = True
+            if stopping is not None:
+                followed, improved = stopping.update(followed, record)
+            state, history, best = new, history.append(record), new if improved else best
+            if stopping is not None and stopping.done(followed):
+                break
+    except KeyboardInterrupt:
+        if not history.records:
+            raise
+        raise Interrupted(state, history) from None
+    if stopping is not None and (wrong := stopping.never_a_number(followed)):
+        raise ValueError(wrong)
     return best, history
 
 
