@@ -386,6 +386,14 @@ def test_hyperparameters_may_be_traced(loss, sweep):
         _close(swept[i], loss(*SCORES, **{name: values[i] for name, values in sweep.items()}))
 
 
+@every_fn
+def test_hyperparameters_of_float64_do_not_widen_a_loss(loss):
+    """As those of a sweep are with x64 on, or NumPy's."""
+    how = {name: np.float64(value) for name, value in getattr(loss, "keywords", {}).items() if isinstance(value, float)}
+    with jax.enable_x64(True):
+        assert loss(*SCORES, where=WHERE, **how).dtype == jnp.float32
+
+
 # ---------------------------------------------------------------------- identities between losses
 
 

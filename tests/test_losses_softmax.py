@@ -140,7 +140,7 @@ def test_pooling_distinct_users_changes_nothing():
     pos = np.array([1.0, -1e4, 1e4, 0.3], np.float32)
     values, vjp = jax.vjp(lambda p: losses.pooled(p, np.array([3, 1, 2, 0]), temperature=0.11), pos)
     np.testing.assert_allclose(values, pos, rtol=1e-6)
-    np.testing.assert_allclose(*vjp(jnp.arange(4.0)), np.arange(4.0), rtol=1e-6)
+    np.testing.assert_allclose(*vjp(jnp.arange(4, dtype=jnp.float32)), np.arange(4.0), rtol=1e-6)
 
 
 def test_pooling_is_stable_and_the_released_bsl():

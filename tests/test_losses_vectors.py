@@ -120,7 +120,7 @@ def test_rows_of_zeros_and_equal_rows_have_finite_gradients():
     for users, items in ((x, x), (x, x[::-1])):
         values, vjp = jax.vjp(jax.jit(losses.alignment), users, items)
         _close(values, alignment(users, items), atol=1e-6)
-        assert all(np.isfinite(g).all() and (g[0] == 0).all() for g in vjp(jnp.ones(4)))
+        assert all(np.isfinite(g).all() and (g[0] == 0).all() for g in vjp(jnp.ones(4, jnp.float32)))
 
 
 @pytest.mark.parametrize("size", [1e-4, 1e4])

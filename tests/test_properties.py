@@ -266,7 +266,7 @@ def rows_of(rng, name, where):
         u, v = drawn(rng, (4, 3)), drawn(rng, (4, 3))
         near = ((unit(u) - unit(v)) ** 2).sum(-1)[where].mean() if where.any() else 0
         value = near + 0.25 * (uniformity(u, where) + uniformity(v, where))
-        return (u, v), losses.directau, {"where": where, "weight": np.float32(0.5)}, value
+        return (u, v), losses.directau, {"where": where, "weight": 0.5}, value
     if name in ("uniformity", "covariance"):
         x, formula = drawn(rng, (4, 3)), {"uniformity": uniformity, "covariance": covariance}[name]
         return (x,), getattr(losses, name), {"where": where}, formula(x, where)
@@ -305,7 +305,6 @@ def check_others(name, seed, dtype):
     value = _compiled(loss)([jnp.asarray(x, jnp.float32) for x in args], how)[0]
     close(value, expected, 10 + size, jnp.float32)
     with jax.enable_x64(True):
-        how = {k: np.float64(v) if k == "weight" else v for k, v in how.items()}
         close(loss(*(jnp.asarray(x, jnp.float64) for x in args), **how), expected, 10 + size, jnp.float64)
     if max(np.abs(x).max() for x in args) < 6e4:  # all but the sums of rg2, which float16 may not hold
         check_half(loss, dtype, [np.asarray(jnp.asarray(x, dtype), np.float64) for x in args], how)

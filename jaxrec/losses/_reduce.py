@@ -111,9 +111,14 @@ def over_negatives(values: Array, where: Array, negatives: Negatives) -> Array:
     return total / jnp.maximum(count, 1).astype(values.dtype)
 
 
-def known(name: str, value: Array | Scalar, **bounds: float) -> Array | Scalar:
-    """`number` for what may be an array as well: arrays pass as they are, for their entries may be masked."""
-    return value if jnp.ndim(value) else number(name, value, **bounds)
+def setting(name: str, value: Array | Scalar, scores: Array, **bounds: float) -> Array:
+    """A hyperparameter in the precision of the loss, which a float64 would widen; a scalar is checked by `number`.
+
+    The entries of an array are not checked, for they may be masked.
+    """
+    dtype = jnp.result_type(scores)
+    wide = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 32
+    return jnp.asarray(value if jnp.ndim(value) else number(name, value, **bounds), dtype if wide else jnp.float32)
 
 
 def logsumexp(values: Array, where: Array, any_valid: Array) -> Array:

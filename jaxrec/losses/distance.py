@@ -13,8 +13,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrec._numerics import accumulated, number
-from jaxrec.losses._reduce import Negatives, by_positive, known, masked, over_negatives
+from jaxrec._numerics import accumulated
+from jaxrec.losses._reduce import Negatives, by_positive, masked, over_negatives, setting
 from jaxrec.typing import Array, Loss, Scalar
 
 
@@ -28,7 +28,7 @@ def contrastive(
     >>> float(contrastive(jnp.array(2.0), jnp.array([0.0, 3.0])))
     2.25
     """
-    number("margin", margin)
+    margin = setting("margin", margin, pos)
     pos, neg, where, any_valid = masked(pos, neg, where)
     values = 0.5 * pos**2 + 0.5 * over_negatives(jax.nn.relu(margin - neg) ** 2, where, negatives)
     return jnp.where(any_valid, values, 0)
@@ -46,7 +46,7 @@ def triplet(
     >>> float(triplet(jnp.array(1.0), jnp.array([1.0, 2.0])))
     0.5
     """
-    number("margin", margin)
+    margin = setting("margin", margin, pos)
 
     def compare(pos: Array, neg: Array, where: Array | None) -> Array:
         pos, neg, where, any_valid = masked(pos, neg, where)
@@ -83,8 +83,8 @@ def metricf(
     >>> float(metricf(jnp.array(1.0), jnp.array([1.0, 2.0]), positive_weight=1.0))
     1.125
     """
-    number("margin", margin)
-    number("positive_weight", positive_weight, least=0)
+    margin = setting("margin", margin, pos)
+    positive_weight = setting("positive_weight", positive_weight, pos, least=0)
     pos, neg, where, any_valid = masked(pos, neg, where)
     values = positive_weight * pos**4 + over_negatives(jax.nn.relu(margin - neg**2) ** 2, where, negatives)
     return jnp.where(any_valid, values, 0)
@@ -125,10 +125,9 @@ def sml(
     >>> float(sml(jnp.array(1.0), jnp.array([1.0]), between=jnp.array([2.0]), margin_weight=0.25))
     0.5
     """
-    number("weight", weight, least=0)
-    number("margin_weight", margin_weight, least=0)
-    known("user_margin", user_margin)
-    known("item_margin", item_margin)
+    weight = setting("weight", weight, pos, least=0)
+    margin_weight = setting("margin_weight", margin_weight, pos, least=0)
+    user_margin, item_margin = setting("user_margin", user_margin, pos), setting("item_margin", item_margin, pos)
 
     def compare(
         pos: Array,
@@ -140,8 +139,8 @@ def sml(
     ) -> Array:
         pos, neg, where, any_valid = masked(pos, neg, where)
         chex.assert_rank(between, jnp.ndim(neg))
-        between = jnp.where(where, accumulated(between), 0)
-        user_margin, item_margin = (jnp.where(any_valid, accumulated(m), 0) for m in (user_margin, item_margin))
+        between = jnp.where(where, jnp.asarray(between, neg.dtype), 0)
+        user_margin, item_margin = (jnp.where(any_valid, margin, 0) for margin in (user_margin, item_margin))
         to_user = _lead(pos, neg, user_margin[..., None], where, negatives)
         to_item = _lead(pos, between, item_margin[..., None], where, negatives)
         return jnp.where(any_valid, to_user + weight * to_item - margin_weight * (user_margin + item_margin), 0)

@@ -14,8 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrec._numerics import accumulated, number
-from jaxrec.losses._reduce import Negatives, by_positive, masked, over_negatives
+from jaxrec.losses._reduce import Negatives, by_positive, masked, over_negatives, setting
 from jaxrec.typing import Array, Scalar
 
 
@@ -40,7 +39,7 @@ def hinge(
     >>> float(hinge(jnp.array(2.0), jnp.array([0.0, 1.5])))
     0.25
     """
-    number("margin", margin)
+    margin = setting("margin", margin, pos)
     return _over_differences(lambda gap: jax.nn.relu(margin + gap), pos, neg, where, negatives)
 
 
@@ -62,14 +61,13 @@ def warp(pos: Array, neg: Array, *, where: Array | None = None, margin: Scalar =
     >>> round(float(warp(jnp.array(2.0), jnp.array([0.0, 1.5]), n_items=10)), 4)
     0.8959
     """
-    number("margin", margin)
-    number("n_items", n_items, least=1)
+    margin, n_items = setting("margin", margin, pos), setting("n_items", n_items, pos, least=1)
 
     def compare(pos: Array, neg: Array, where: Array | None) -> Array:
         pos, neg, where, any_valid = masked(pos, neg, where)
         gap = margin - pos[..., None] + neg
         fraction = over_negatives((gap > 0).astype(gap.dtype), where, "mean")
-        rank = jax.lax.stop_gradient(jnp.asarray(n_items, gap.dtype) * fraction)
+        rank = jax.lax.stop_gradient(n_items * fraction)
         worst = jnp.where(where, gap, -jnp.inf).max(-1)
         return jnp.where(any_valid, jnp.log1p(rank) * jax.nn.relu(worst), 0)
 
@@ -97,8 +95,7 @@ def ccl(
     >>> round(float(ccl(jnp.array(0.8), jnp.array([0.95, 0.1]))), 4)
     3.95
     """
-    number("margin", margin)
-    number("weight", weight, least=0)
+    weight = setting("weight", weight, pos, least=0)
     return mml(pos, neg, where=where, margins=(margin,), weights=(1.0,), negative_weight=weight, negatives=negatives)
 
 
@@ -140,16 +137,13 @@ def mml(
     """
     if len(margins) != len(weights) or not len(margins):
         raise ValueError(f"{len(margins)} margins and {len(weights)} weights; give one weight for each margin")
-    for margin, weight in zip(margins, weights):
-        chex.assert_rank([margin, weight], 0)
-        number("margin", margin)
-        number("weight", weight, least=0)
-    number("positive_weight", positive_weight, least=0)
-    number("negative_weight", negative_weight, least=0)
+    chex.assert_rank([*margins, *weights], 0)
+    margins = [setting("margin", margin, pos) for margin in margins]
+    weights = [setting("weight", weight, pos, least=0) for weight in weights]
+    positive_weight = setting("positive_weight", positive_weight, pos, least=0)
+    negative_weight = setting("negative_weight", negative_weight, pos, least=0)
     pos, neg, where, any_valid = masked(pos, neg, where)
-    penalty = sum(
-        accumulated(weight) * jax.nn.relu(neg - accumulated(margin)) for margin, weight in zip(margins, weights)
-    )
+    penalty = sum(weight * jax.nn.relu(neg - margin) for margin, weight in zip(margins, weights))
     values = positive_weight * jax.nn.relu(1 - pos) + negative_weight * over_negatives(penalty, where, negatives)
     return jnp.where(any_valid, values, 0)
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxrec._numerics import accumulated, number
-from jaxrec.losses._reduce import Negatives, by_positive, known, masked, over_negatives
+from jaxrec.losses._reduce import Negatives, by_positive, masked, over_negatives, setting
 from jaxrec.typing import Array, Scalar
 
 
@@ -69,9 +68,9 @@ def uib(
     >>> round(float(uib(jnp.array(0.0), jnp.array([0.0]))), 4)
     0.6931
     """
-    number("alpha", alpha, least=0, most=1)
+    alpha, boundary = setting("alpha", alpha, pos, least=0, most=1), setting("boundary", boundary, pos)
     pos, neg, where, any_valid = masked(pos, neg, where)
-    boundary = jnp.where(any_valid, accumulated(known("boundary", boundary)), 0)
+    boundary = jnp.where(any_valid, boundary, 0)
 
     def above(boundary: Array, neg: Array, where: Array) -> Array:
         return over_negatives(jax.nn.softplus(neg - boundary[..., None]), where, negatives)

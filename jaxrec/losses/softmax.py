@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec._numerics import accumulated, number
-from jaxrec.losses._reduce import Negatives, logsumexp, masked
+from jaxrec._numerics import accumulated
+from jaxrec.losses._reduce import Negatives, logsumexp, masked, setting
 from jaxrec.typing import Array, Scalar
 
 
@@ -30,8 +30,8 @@ def _log_ratio(
     negatives: Negatives = "sum",
 ) -> tuple[Array, Array, Array]:
     """log((Σⱼ eⁿʲ + positive_share · eᵖ) / eᵖ), the one log-sum-exp of this family; also p and the valid rows."""
-    number("temperature", temperature, above=0)
-    number("positive_share", positive_share, least=0)
+    temperature = setting("temperature", temperature, pos, above=0)
+    share = setting("positive_share", positive_share, pos, least=0)
     pos, neg, where, any_valid = masked(pos, neg, where)
     p = pos / temperature
     partition = logsumexp(neg / temperature, where, any_valid)
@@ -41,9 +41,8 @@ def _log_ratio(
     elif negatives != "sum":
         raise ValueError(f'negatives={negatives!r}; give "mean" or "sum"')
     gap = partition - p
-    shared = jnp.asarray(positive_share, gap.dtype) > 0
-    log_share = jnp.log(jnp.where(shared, jnp.asarray(positive_share, gap.dtype), 1))
-    return jnp.where(shared, log_share + jax.nn.softplus(gap - log_share), gap), p, any_valid
+    log_share = jnp.log(jnp.where(share > 0, share, 1))
+    return jnp.where(share > 0, log_share + jax.nn.softplus(gap - log_share), gap), p, any_valid
 
 
 def softmax(pos: Array, neg: Array, *, where: Array | None = None, temperature: Scalar = 1.0) -> Array:
@@ -83,10 +82,10 @@ def sampled_softmax(
         log_q_neg: log q of the negatives, [..., n] or a scalar; a constant cancels against `log_q_pos`.
         temperature: divides the scores, not log q.
     """
-    number("temperature", temperature, above=0)
+    temperature = setting("temperature", temperature, pos, above=0)
     chex.assert_type([pos, neg], float)
-    pos, neg, log_q_pos, log_q_neg = (accumulated(x) for x in (pos, neg, log_q_pos, log_q_neg))
-    return softmax(pos / temperature - log_q_pos, neg / temperature - log_q_neg, where=where)
+    pos, neg = (accumulated(x) / temperature for x in (pos, neg))
+    return softmax(pos - jnp.asarray(log_q_pos, pos.dtype), neg - jnp.asarray(log_q_neg, neg.dtype), where=where)
 
 
 def infonce_plus(
@@ -116,7 +115,7 @@ def infonce_plus(
     >>> round(float(infonce_plus(jnp.array(0.0), jnp.array([0.0]), exponent=1.0)), 4)
     0.6931
     """
-    number("exponent", exponent, least=0)
+    exponent = setting("exponent", exponent, pos, least=0)
     how = {"temperature": temperature, "positive_share": positive_share, "negatives": negatives}
     ratio, p, any_valid = _log_ratio(pos, neg, where, **how)
     return jnp.where(any_valid, exponent * ratio + (exponent - 1) * p, 0)
@@ -187,7 +186,7 @@ def pooled(pos: Array, users: Array, *, where: Array | None = None, temperature:
     >>> [round(float(p), 4) for p in pooled(pos, users, temperature=1.0)]
     [4.325, 3.0, 4.325]
     """
-    number("temperature", temperature, above=0)
+    temperature = setting("temperature", temperature, pos, above=0)
     where = jnp.ones(jnp.shape(pos), bool) if where is None else where
     chex.assert_rank(pos, 1)
     chex.assert_equal_shape([pos, users, where])

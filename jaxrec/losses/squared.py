@@ -5,8 +5,8 @@ from __future__ import annotations
 import chex
 import jax.numpy as jnp
 
-from jaxrec._numerics import accumulated, number
-from jaxrec.losses._reduce import Negatives, masked, over_negatives
+from jaxrec._numerics import accumulated
+from jaxrec.losses._reduce import Negatives, masked, over_negatives, setting
 from jaxrec.typing import Array
 
 
@@ -47,7 +47,7 @@ def rg2(pos: Array, users: Array, gram: Array, total: Array, *, n_items: int, wh
     """
     chex.assert_rank(users, jnp.ndim(pos) + 1)
     chex.assert_type([pos, users, gram, total], float)
-    number("n_items", n_items, least=1)
+    n_items = setting("n_items", n_items, pos, least=1)
     pos, users, gram, total = (accumulated(x) for x in (pos, users, gram, total))
     dim = users.shape[-1]
     chex.assert_shape([gram, total], [(dim, dim), (dim,)])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import chex
 import jax.numpy as jnp
 
-from jaxrec._numerics import accumulated, number
-from jaxrec.losses._reduce import logsumexp, over_negatives
+from jaxrec._numerics import accumulated
+from jaxrec.losses._reduce import logsumexp, over_negatives, setting
 from jaxrec.typing import Array, Scalar
 
 
@@ -40,7 +40,7 @@ def uniformity(x: Array, *, where: Array | None = None, scale: Scalar = 2.0) -> 
     -4.0
     """
     chex.assert_type(x, float)
-    number("scale", scale, above=0)
+    scale = setting("scale", scale, x, above=0)
     x = accumulated(x)
     where = jnp.ones(x.shape[:-1], bool) if where is None else where
     chex.assert_type(where, bool)
@@ -75,7 +75,7 @@ def directau(users: Array, items: Array, *, where: Array | None = None, weight: 
     """
     chex.assert_equal_shape([users, items])
     chex.assert_type([users, items], float)
-    number("weight", weight, least=0)
+    weight = setting("weight", weight, users, least=0)
     where = jnp.ones(users.shape[:-1], bool) if where is None else where
     chex.assert_type(where, bool)
     chex.assert_shape(where, users.shape[:-1])
