@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -229,3 +230,184 @@ def test_fold_in_refuses_ids_beyond_the_items_but_not_in_padding(make):
     np.testing.assert_array_equal(model.apply(variables, [[0, 2]], method="fold_in"), whole)
     padded = model.apply(variables, items, jnp.array([[True, False]]), method="fold_in")
     np.testing.assert_array_equal(padded, model.apply(variables, items.at[0, 1].set(0), items == 0, method="fold_in"))
+
+
+MAKE = {
+    "MF": partial(models.MF, n_users=3, n_items=4),
+    "MARS": partial(models.MARS, n_users=3, n_items=4),
+    "LRML": partial(models.LRML, n_users=3, n_items=4),
+    "NeuMF": partial(models.NeuMF, n_users=3, n_items=4),
+    "TransCF": partial(models.TransCF, HISTORY),
+    "LightGCN": partial(models.LightGCN, HISTORY),
+    "SimpleX": partial(models.SimpleX, HISTORY),
+    "MultVAE": partial(models.MultVAE, HISTORY),
+    "RecVAE": partial(models.RecVAE, HISTORY),
+    "VALID": partial(models.VALID, HISTORY),
+    "MacridVAE": partial(models.MacridVAE, HISTORY),
+}
+SIZES = [
+    *((name, "dim") for name in MAKE),
+    *((name, size) for name in ("MF", "MARS", "LRML", "NeuMF") for size in ("n_users", "n_items")),
+    ("MARS", "n_facets"),
+    ("LRML", "slots"),
+    ("LightGCN", "layers"),
+    ("SimpleX", "length"),
+    ("MultVAE", "width"),
+    *(("VALID", size) for size in ("n_interests", "n_blocks", "width", "chunk")),
+]
+
+
+@pytest.mark.parametrize(("name", "size"), SIZES)
+def test_sizes_are_integers_of_any_library(name, size):
+    for value in (np.int64(2), np.uint8(2), jnp.int32(2), np.array(2)):
+        model = MAKE[name](**{size: value})
+        assert type(getattr(model, size)) is int and model == MAKE[name](**{size: 2})
+    for value in (2.0, np.float32(2), "2", -1, np.int64(-1), None if size != "length" else -2):
+        with pytest.raises(ValueError, match=f"^{size}=.*; give an integer of [01] or more"):
+            MAKE[name](**{size: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "wrong"),
+    [
+        *((name, "scale", -1.0) for name in ("MF", "MARS", "LRML", "NeuMF", "TransCF", "LightGCN", "SimpleX")),
+        *((name, "dropout", 1.0) for name in ("MF", "SimpleX", "MultVAE", "RecVAE", "VALID")),
+        ("MARS", "theta_scale", -1.0),
+        ("SimpleX", "gate", 1.5),
+        ("RecVAE", "divergence_weight", -1.0),
+        *(("VALID", name, 0.0) for name in ("temperature", "decoder_temperature", "deviation")),
+    ],
+)
+def test_numbers_are_finite_and_within_their_bounds(name, number, wrong):
+    for value in (np.float32(0.5), np.float64(0.5), jnp.float32(0.5)):
+        model = MAKE[name](**{number: value})
+        assert type(getattr(model, number)) is float and model == MAKE[name](**{number: 0.5})
+    for value in (float("nan"), float("inf"), wrong, np.float32(wrong), "much", np.ones(2)):
+        with pytest.raises(ValueError, match=rf"(?s)^{number}=.*; give "):
+            MAKE[name](**{number: value})
+
+
+def test_attributes_that_jit_cannot_key_on_are_named():
+    with pytest.raises(TypeError, match=r"SimpleX.pool is a ndarray.*keep arrays in variables"):
+        models.SimpleX(HISTORY, pool=np.ones(3))
+    with pytest.raises(TypeError, match=r"VALID.history is a|history is a ndarray; give Interactions"):
+        models.VALID(np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"layers=\(64, 3.5\); give two or more integers"):
+        models.NeuMF(3, 4, layers=(64, 3.5))
+    model = models.NeuMF(3, 4, layers=[np.int64(4), jnp.int32(2)])
+    assert hash(model) == hash(models.NeuMF(3, 4, layers=(4, 2)))
+    traced = jax.vmap(lambda scale: models.MF(3, 4, scale=scale).init(jax.random.key(0), 0, 0)["params"]["user"])
+    first, second = traced(jnp.array([1.0, 2.0]))
+    np.testing.assert_allclose(2 * first, second, rtol=1e-6)
+
+
+WITH_HISTORIES = {
+    "SimpleX": models.SimpleX(HISTORY, dim=2),
+    "attention": models.SimpleX(HISTORY, dim=2, pool=models.SelfAttention(), padding="released"),
+    "EASE": models.EASE(HISTORY),
+    "VALID": models.VALID(HISTORY, dim=2, width=2),
+    "MacridVAE": models.MacridVAE(HISTORY, dim=2, width=2),
+    "MultDAE": models.MultDAE(HISTORY, dim=2),
+    "MultVAE": models.MultVAE(HISTORY, dim=2, width=2),
+    "RecVAE": models.RecVAE(HISTORY, dim=2, width=2),
+}
+
+
+@pytest.fixture(scope="module", params=WITH_HISTORIES)
+def of_histories(request):
+    model = WITH_HISTORIES[request.param]
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
+    return model, variables
+
+
+def test_users_without_items_fold_in(of_histories):
+    model, variables = of_histories
+    fold_in = partial(model.apply, variables, method="fold_in")
+    expected = fold_in(np.zeros((1, 2), int), np.zeros((1, 2), bool))
+    assert expected.shape == (1, HISTORY.n_items) and np.isfinite(expected).all()
+    for items, where in (([[]], None), (np.zeros((1, 0), int), None), ([[]], [[]])):
+        np.testing.assert_array_equal(fold_in(items, where), expected)
+    np.testing.assert_array_equal(fold_in([[], []]), np.repeat(expected, 2, 0))
+
+
+def test_fold_in_takes_integers_of_any_type_and_names_the_rest(of_histories):
+    model, variables = of_histories
+    fold_in = partial(model.apply, variables, method="fold_in")
+    expected = fold_in([[0, 2]])
+    for dtype in (np.int64, np.uint8, np.int16, np.uint32):
+        np.testing.assert_array_equal(fold_in(np.array([[0, 2]], dtype)), expected)
+    for items, where, message in (
+        ([[0, 1], [2]], None, "items has rows of different lengths; pad them to one length"),
+        ([[0.0, 1.0]], None, "items are float"),
+        ([0, 1], None, r"items has shape \[2\]; give \[B, L\]"),
+        ([[0, 1]], [[1, 0]], "where is int.*; give a bool for each"),
+        ([[0, 1]], [[True]], "where is bool.*; give a bool for each"),
+        (np.array([[2**32 + 1]]), None, "items run from 4294967297 to 4294967297"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fold_in(items, where)
+
+
+def test_variables_may_be_frozen(of_histories):
+    model, variables = of_histories
+    frozen = flax.core.freeze(variables)
+    users = np.array([0, 1])
+    np.testing.assert_array_equal(
+        model.apply(frozen, users, method="rows"), model.apply(variables, users, method="rows")
+    )
+    np.testing.assert_array_equal(
+        model.apply(frozen, [[0, 2]], method="fold_in"), model.apply(variables, [[0, 2]], method="fold_in")
+    )
+    if "user" not in variables["params"]:
+        other = Interactions.from_pairs([0, 0], [0, 1], n_users=3, n_items=3)
+        again, moved = models.for_users(model, frozen, other)
+        expected = model.apply(variables, [[0, 1]], method="fold_in")
+        np.testing.assert_allclose(again.apply(moved, np.array([0]), method="rows"), expected, atol=1e-6)
+
+
+def test_ids_of_eight_bits_do_not_wrap():
+    """The history of user 255 ends at the place 256."""
+    train = Interactions.from_pairs(np.arange(256), np.arange(256) % 7, n_users=256, n_items=7)
+    model = models.MultDAE(train, dim=2)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
+    expected = model.apply(variables, [[255 % 7]], method="fold_in")
+    for dtype in (np.uint8, np.int64):
+        found = model.apply(variables, np.array([255], dtype), method="rows")
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_integer_draws_are_the_same_in_double_precision():
+    users, items = np.arange(3)[:, None], np.arange(5)[None]
+    found = {}
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            model, variables = models.random(jax.random.key(3), 5)
+            assert variables["params"]["seed"].dtype == np.uint32
+            assert jax.eval_shape(model.init, jax.random.key(0), 0, 0)["params"]["seed"].dtype == np.uint32
+            found[x64] = np.asarray(model.apply(variables, users, items))
+    np.testing.assert_array_equal(found[False], found[True])
+    np.testing.assert_allclose(found[False][0, :2], [0.5409576, 0.3136879], atol=1e-7)
+
+
+def test_nmf_is_the_same_in_double_precision_and_names_wrong_values():
+    train = Interactions.from_pairs([0, 0, 1, 2, 2], [0, 1, 1, 0, 2])
+    found = {}
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            found[x64] = models.nmf(train, dim=np.int64(2), key=jax.random.key(0), iterations=30, tolerance=1e-2)
+    jax.tree.map(np.testing.assert_array_equal, found[False], found[True])
+    make = partial(models.nmf, train, dim=2, key=jax.random.key(0))
+    for name, value in (
+        ("dim", 2.0),
+        ("iterations", 0),
+        ("regularization", float("nan")),
+        ("regularization", np.float32(-1)),
+        ("tolerance", float("nan")),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}=.*; give"):
+            make(**{name: value})
+    with pytest.raises(ValueError, match="key is int"):
+        make(key=0)
+    negative = Interactions.from_pairs([0, 1], [0, 1], weights=[1.0, -2.0])
+    with pytest.raises(ValueError, match=r"train.weights\[1\] is -2.0"):
+        models.nmf(negative, dim=1, key=jax.random.key(0))

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxrec import sampling
 from jaxrec.interactions import Interactions, check_interactions
-from jaxrec.models.mf import as_ids, check_attributes
+from jaxrec.models.mf import check_attributes, checked_ids
 from jaxrec.typing import Array, ArrayLike, Key, Variables
 
 
@@ -222,7 +222,7 @@ class HistoryModel(nn.Module):
 
     def __call__(self, users: Array, items: Array) -> Array:
         """Scores of the pairs, ids that broadcast; without noise."""
-        users, items = as_ids(users, items)
+        users, items = checked_ids(users, items)
         if self.is_initializing():  # `setup` has made all parameters, and a pass would take seconds to compile
             return jnp.zeros(jnp.broadcast_shapes(users.shape, items.shape))
         return self._of_pairs(users, items)
@@ -247,7 +247,7 @@ class HistoryModel(nn.Module):
 
     def _on(self, users: Array, fn: Callable[..., Any], key: Key | None = None, at_random: bool = False) -> Any:
         """`fn(pairs, degrees [B])` of users [B]."""
-        (users,) = as_ids(users)
+        (users,) = checked_ids(users)
         degrees = np.asarray(self.history.user_degrees)
         return on_histories(fn, self.known, degrees, users, key=key, at_random=at_random)
 

@@ -11,9 +11,10 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import scipy.sparse
 
-from jaxrec._numerics import integer, number
+from jaxrec._numerics import as_ids, integer, number
 from jaxrec.als._run import check_weights
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.keys import check_key
@@ -77,6 +78,8 @@ def check_numbers(model: nn.Module, *names: str, **bounds: float) -> None:
     """
     for name in names:
         value = number(name, getattr(model, name), **bounds)
+        if np.ndim(value):
+            raise ValueError(f"{name}={value}; give one number, an array cannot be a model's attribute")
         if not isinstance(value, jax.core.Tracer) and type(value) not in (int, float):
             setattr(model, name, float(value))
 
@@ -106,10 +109,10 @@ def check_attributes(model: nn.Module) -> None:
             check_static(value, f"{type(model).__name__}.{field.name}")
 
 
-def as_ids(*ids: Array) -> list[jax.Array]:
-    """Integers as int32, in which places and draws are computed whatever the type of the ids."""
+def checked_ids(*ids: Array) -> list[jax.Array]:
+    """Integers of any type as int32, in which places and draws are computed; `AssertionError` for others."""
     chex.assert_type(ids, int)
-    return [jnp.asarray(x).astype(jnp.int32) for x in ids]
+    return [as_ids(x) for x in ids]
 
 
 def products(u: Array, v: Array) -> Array:

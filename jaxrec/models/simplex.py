@@ -13,7 +13,16 @@ import numpy as np
 
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.models._histories import checked_items
-from jaxrec.models.mf import _unit, as_ids, check_attributes, check_numbers, check_rate, check_sizes, dropped, products
+from jaxrec.models.mf import (
+    _unit,
+    check_attributes,
+    check_numbers,
+    check_rate,
+    check_sizes,
+    checked_ids,
+    dropped,
+    products,
+)
 from jaxrec.typing import Array, ArrayLike
 
 _XAVIER = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
@@ -168,7 +177,7 @@ class SimpleX(nn.Module):
             left_out: integers [...], the items left out of the histories; by default `items`. -1 leaves out nothing.
         """
         left_out = items if left_out is None else left_out
-        users, items, left_out = as_ids(users, items, left_out)
+        users, items, left_out = checked_ids(users, items, left_out)
         u = _unit(self._mixed(users, left_out))
         if self.dropout > 0 and self.has_rng("dropout"):
             u *= dropped(jnp.ones((*users.shape, self.dim), u.dtype), self.dropout, self.make_rng("dropout"))
@@ -176,7 +185,7 @@ class SimpleX(nn.Module):
 
     def rows(self, users: Array) -> Array:
         """Scores of all items for users [B] -> [B, N], from their whole histories: nothing is left out."""
-        (users,) = as_ids(users)
+        (users,) = checked_ids(users)
         return jnp.einsum("bd,nd->bn", _unit(self._mixed(users, None)), _unit(self.item))
 
     def fold_in(self, items: ArrayLike, where: ArrayLike | None = None) -> Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.keys import check_key
-from jaxrec.models.mf import as_ids, check_sizes
+from jaxrec.models.mf import check_sizes, checked_ids
 from jaxrec.typing import Array, Key, Variables
 
 
@@ -50,7 +50,7 @@ class RandomRanker(nn.Module):
 
     def __call__(self, users: Array, items: Array) -> Array:
         """Scores of the pairs, uniform on [0, 1)."""
-        users, items = as_ids(users, items)
+        users, items = checked_ids(users, items)
         hashed = _mixed(_mixed(self.seed ^ users.astype(jnp.uint32)) ^ items.astype(jnp.uint32))
         return (hashed >> 8).astype(jnp.result_type(float)) / 2**24
 
