@@ -17,9 +17,22 @@ def figures_of(found: Any) -> dict[str, float]:
     """
     numbers = getattr(found, "means", found)
     try:
-        return {name: float(value) for name, value in numbers.items()}
+        return {str(name): float(value) for name, value in numbers.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise TypeError(f"validate gives {found!r:.200}; give name -> number, or a Report ({error})") from None
+
+
+def extended(record: Mapping[str, float], found: Any) -> dict[str, float]:
+    """A record with what a `validate` gave; see `figures_of`.
+
+    Raises:
+        ValueError: for a name that the record has already.
+    """
+    figures = figures_of(found)
+    taken = sorted(set(record) & set(figures))
+    if taken:
+        raise ValueError(f"validate gives {taken[0]!r}, which the record has already; give it another name")
+    return {**record, **figures}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +111,11 @@ class EarlyStopping:
     def __post_init__(self) -> None:
         if self.mode not in ("max", "min"):
             raise ValueError(f'mode={self.mode!r}; give "max" or "min"')
-        integer("patience", self.patience)
-        number("min_delta", self.min_delta)
+        if not isinstance(self.metric, str):
+            raise TypeError(f'metric={self.metric!r}; give a name, such as "ndcg@10"')
+        number("min_delta", self.min_delta, least=0)
+        for name, value in (("patience", integer("patience", self.patience)), ("min_delta", float(self.min_delta))):
+            object.__setattr__(self, name, value)
 
     def init(self) -> dict[str, float]:
         """Nothing seen yet."""
@@ -139,11 +155,12 @@ class Interrupted(KeyboardInterrupt):
     Attributes:
         state: the last state whose epoch was finished, in the form that the interrupted function returns.
         history: its `History`; empty for a sweep, whose runs have their own.
+        best: the best state so far, where early stopping watched a metric; None where no run has one.
     """
 
-    def __init__(self, state: Any, history: History):
-        super().__init__(state, history)
-        self.state, self.history = state, history
+    def __init__(self, state: Any, history: History, best: Any = None):
+        super().__init__(state, history, best)
+        self.state, self.history, self.best = state, history, best
 
     def __str__(self) -> str:
         return "training was interrupted; .state and .history of this jaxrec.train.Interrupted hold what was trained"

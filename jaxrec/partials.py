@@ -27,9 +27,9 @@ class Static(NamedTuple):
     leaves: tuple
     reads: tuple
 
-    def again(self) -> Static:
-        """The same functions with what they read now."""
-        return self._replace(reads=reads(*self.leaves))
+    def again(self, *, forget: bool = True) -> Static:
+        """The same functions with what they read now; see `jaxrec._identity.reads`."""
+        return self._replace(reads=reads(*self.leaves, forget=forget))
 
 
 class _Hole:

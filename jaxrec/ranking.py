@@ -14,7 +14,7 @@ import numpy as np
 from jaxrec import metrics
 from jaxrec._identity import reads
 from jaxrec._mesh import as_auto
-from jaxrec._numerics import as_integer, integer
+from jaxrec._numerics import accumulated, as_integer, integer
 from jaxrec.interactions import DataWarning, Interactions
 from jaxrec.keys import check_key
 from jaxrec.partials import check_static
@@ -199,12 +199,13 @@ def _blocks(variables, order, allowed, inputs, *, model, k, lower, judge, reads)
     tables = None
     if hasattr(model, "vectors"):
         user_table, item_table = model.apply(variables, method="vectors")
+        user_table, item_table = accumulated(user_table), accumulated(item_table)
         tables = user_table, jnp.pad(item_table[order], ((0, width - n_items), (0, 0)))
         user_is_bad = ~jnp.isfinite(user_table).all(axis=1) | ~jnp.isfinite(item_table).all()
 
     def scored(users):
         if tables is None:
-            rows = _rows(model, variables, users)
+            rows = accumulated(_rows(model, variables, users))
             return jnp.pad(rows[:, order], ((0, 0), (0, width - n_items))), jnp.isnan(rows).any(axis=1)
         return jnp.matmul(tables[0][users], tables[1].T, precision="highest"), user_is_bad[users]
 

@@ -61,9 +61,12 @@ class Report:
         """Paired comparison with another report on the users that both hold; users are the unit.
 
         Raises:
-            ValueError: for a metric that one of them lacks, or no user in common.
+            TypeError: for anything but a `Report`.
+            ValueError: for a metric that one of them lacks or that is not finite, or fewer than 2 users in common.
         """
         for report in (self, other):
+            if not isinstance(report, Report):
+                raise TypeError(f"other is a {type(report).__name__}; give a Report")
             if metric not in report.per_user:
                 raise ValueError(f"no metric {metric!r} for each user; there are {sorted(report.per_user)}")
             if len(np.unique(report.users)) != len(report.users):
@@ -72,6 +75,8 @@ class Report:
         if len(common) < 2:
             raise ValueError(f"the reports share {len(common)} users; a paired comparison needs at least 2")
         difference = self.per_user[metric][mine] - other.per_user[metric][theirs]
+        if not np.isfinite(difference).all():
+            raise ValueError(f"{metric} is not finite for {(~np.isfinite(difference)).sum()} of {len(common)} users")
         mean, stderr = difference.mean(), difference.std(ddof=1) / np.sqrt(len(common))
         p_value = 2 * scipy.stats.t.sf(abs(mean / stderr), len(common) - 1) if stderr > 0 else float(mean == 0)
         return Comparison(float(mean), float(stderr), float(p_value), len(common))

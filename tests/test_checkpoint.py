@@ -100,6 +100,44 @@ def test_one_entry_of_a_large_array_makes_another_run(tmp_path):
         fit(2, partial(scaled, table=table), checkpoint=checkpoint)
 
 
+def test_another_start_is_another_run_and_a_later_state_of_the_run_is_not(tmp_path):
+    checkpoint, state = jr.train.Checkpoint(tmp_path), jr.train.init(jax.random.key(0), MODEL, TX)
+    larger = state._replace(variables=jax.tree.map(lambda x: 100 * x, state.variables))
+    two, _ = fit(2, state=state, checkpoint=checkpoint)
+    with pytest.raises(ValueError, match="holds the epochs 0 to 2 of a run that started with other variables"):
+        fit(3, state=larger, checkpoint=checkpoint)
+    assert same(fit(3, state=two, checkpoint=checkpoint)[0], whole(3)[0])
+    five, _ = fit(5, state=state)
+    with pytest.raises(ValueError, match="than this state of epoch 5"):
+        fit(6, state=five, checkpoint=checkpoint)
+
+
+def test_settings_inside_objects_of_optax_identify_a_run(tmp_path):
+    def accumulated(rate, every):
+        return optax.MultiSteps(optax.sgd(rate), every).gradient_transformation()
+
+    checkpoint = jr.train.Checkpoint(tmp_path)
+    with jax.numpy_dtype_promotion("standard"):
+        fit(1, tx=accumulated(0.1, 1), checkpoint=checkpoint)
+        with pytest.raises(ValueError, match="holds another run, with optimizer="):
+            fit(2, tx=accumulated(0.2, 1), checkpoint=checkpoint)
+
+
+def test_numpy_numbers_of_a_rule_are_the_same_rule(tmp_path):
+    checkpoint, validate = jr.train.Checkpoint(tmp_path, keep=np.int64(1)), lambda _: {"a": 1.0}
+    rule = jr.train.EarlyStopping("a", patience=np.int64(5), min_delta=np.float32(0))
+    fit(1, checkpoint=checkpoint, validate=validate, stopping=rule)
+    fit(2, checkpoint=checkpoint, validate=validate, stopping=jr.train.EarlyStopping("a"))
+
+
+@pytest.mark.parametrize(
+    ("directory", "error"), [(None, TypeError), (3, TypeError), ("", ValueError), ("gs://bucket/run", ValueError)]
+)
+def test_what_is_no_folder_is_named(directory, error):
+    with pytest.raises(error, match=r"directory=.*; give the path of a"):
+        jr.train.Checkpoint(directory)
+
+
 # ---------------------------------------------------------------------- damage
 
 

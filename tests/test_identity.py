@@ -1,9 +1,13 @@
+import argparse
+import collections
 import functools
 import subprocess
 import sys
 import types
+import typing
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -62,7 +66,57 @@ class Scaled(nn.Module):
         return SCALE * jnp.ones(users.shape)
 
 
+SETTINGS = argparse.Namespace(scale=1.0)
+QUEUE = collections.deque([1.0])
+
+
+def in_settings(x):
+    return SETTINGS.scale * x
+
+
+def in_queue(x):
+    return QUEUE[0] * x
+
+
+@jax.jit
+def jitted(x):
+    return SCALE * x
+
+
+@jax.custom_vjp
+def reversed_gradient(x):
+    return x
+
+
+reversed_gradient.defvjp(lambda x: (x, None), lambda _, slope: (SCALE * slope,))
+
+
+def with_attribute(x):
+    return with_attribute.scale * x
+
+
+with_attribute.scale = 1.0
+
+
+class WithSlots:
+    __slots__ = ("scale",)
+
+    def __init__(self):
+        self.scale = 1.0
+
+    def __call__(self, x):
+        return self.scale * x
+
+
+class WithTable:
+    table: typing.ClassVar = [1.0]
+
+    def __call__(self, x):
+        return self.table[0] * x
+
+
 CLOSED, SET_CLOSED = closure()
+SLOTS = WithSlots()
 READERS = {
     "global": (helper, lambda new: globals().update(SCALE=new)),
     "global of a called function": (calls_helper, lambda new: globals().update(SCALE=new)),
@@ -71,6 +125,13 @@ READERS = {
     "attribute": (in_space, lambda new: setattr(SPACE, "scale", new)),
     "entry of an array": (in_table, lambda new: TABLE.__setitem__(1500, new)),
     "closure": (CLOSED, SET_CLOSED),
+    "namespace of arguments": (in_settings, lambda new: setattr(SETTINGS, "scale", new)),
+    "queue": (in_queue, lambda new: QUEUE.__setitem__(0, new)),
+    "jitted function": (jitted, lambda new: globals().update(SCALE=new)),
+    "gradient of its own": (reversed_gradient, lambda new: globals().update(SCALE=new)),
+    "attribute of the function": (with_attribute, lambda new: setattr(with_attribute, "scale", new)),
+    "slot": (SLOTS, lambda new: setattr(SLOTS, "scale", new)),
+    "attribute of the class": (WithTable(), lambda new: WithTable.table.__setitem__(0, new)),
     "partial": (functools.partial(max, helper), lambda new: globals().update(SCALE=new)),
     "method of a model": (Scaled(), lambda new: globals().update(SCALE=new)),
     "schedule of an optimiser": (optax.sgd(helper), lambda new: globals().update(SCALE=new)),
@@ -146,3 +207,40 @@ def test_an_array_among_a_models_attributes_is_named():
 
     with pytest.raises(TypeError, match=r"Weighted.weights is a ndarray, .*keep arrays in variables"):
         partition((functools.partial(max, model=Weighted(np.ones(2))),))
+
+
+class Stateless:
+    def __call__(self, x):
+        return x
+
+
+class Odd:
+    def __init__(self):
+        self.known = {}
+
+    def __getattr__(self, name):
+        return self.known[name]
+
+    def __repr__(self):
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize("value", [Stateless(), Odd(), np.random.default_rng(0)], ids=lambda x: type(x).__name__)
+def test_objects_of_every_kind_are_taken(value):
+    assert reads(value) == reads(value) and digest(value) == digest(value)
+
+
+def test_deep_values_end():
+    deep = []
+    for _ in range(3000):
+        deep = [deep]
+    assert reads(deep) == reads(deep)
+
+
+def test_a_jitted_function_inside_another_is_traced_anew():
+    outer = jax.jit(lambda x, static: jitted(x), static_argnums=1)
+    assert float(outer(1.0, reads(jitted))) == 1
+    globals().update(SCALE=5.0)
+    found = float(outer(1.0, reads(jitted)))
+    globals().update(SCALE=1.0)
+    assert found == 5

@@ -399,6 +399,7 @@ def test_an_interrupted_sweep_carries_what_was_trained(at_once):
     whole = sweep([0.3, 0.2], epochs=max(lengths))
     assert len(found.lanes) == 4 and max(lengths) > 0
     assert [lane.diverged is None for lane in found.lanes] == [n > 0 for n in lengths]
+    assert [int(found.state(lane).epoch) for lane in range(4)] == lengths
     assert found.lanes[0].history.column("loss")[1] == whole.lanes[0].history.column("loss")[1][: lengths[0]]
 
 

@@ -19,7 +19,7 @@ from flax.core import FrozenDict
 import jaxrec as jr
 from jaxrec.data import synthetic
 from jaxrec.train import loop
-from jaxrec.train.checkpoint import Progress
+from jaxrec.train.checkpoint import Progress, start_of
 
 TRAIN, TEST = synthetic.checkerboard(30)
 
@@ -565,7 +565,7 @@ def test_divergence_names_epoch_and_step_and_keeps_the_last_good_state(tmp_path)
     assert isinstance(error.value, ValueError)
     assert int(error.value.state.epoch) == 2
     assert np.isfinite(error.value.state.variables["params"]["x"]).all()
-    kept = checkpoint.restore(Progress(start, start, {}, jr.train.History()), {})
+    kept = checkpoint.restore(Progress(start, start, {}, jr.train.History(), start_of(start)), {})
     assert int(kept.state.epoch) == 2
 
 
@@ -718,6 +718,22 @@ def test_a_global_that_changes_is_compiled_for(monkeypatch):
     assert fit(model_of(), scaled_bpr, epochs=1)[1].records[0]["loss"] == pytest.approx(3 * first, rel=0.1)
 
 
+def test_what_the_objective_itself_writes_down_is_not_said_and_not_compiled_for():
+    shapes = []
+
+    def noted(pos, neg, *, where=None):
+        shapes.append(pos.shape)
+        return jr.losses.bpr(pos, neg, where=where)
+
+    fit(model_of(), noted, epochs=3)
+    assert len(shapes) <= 3  # one tracing, of whatever passes
+
+
+def test_names_that_a_record_has_are_refused():
+    with pytest.raises(ValueError, match="validate gives 'loss', which the record has already"):
+        fit(model_of(), validate=lambda _: {"loss": 1.0})
+
+
 def test_a_global_that_changes_during_training_is_said(monkeypatch):
     def change(state, record):
         monkeypatch.setitem(globals(), "SCALE", SCALE * 3)
@@ -785,7 +801,7 @@ def test_ctrl_c_carries_state_and_history():
     assert same(error.value.state, fit(model_of(), epochs=2)[0])
     assert [record["epoch"] for record in error.value.history.records] == [1, 2]
     again = pickle.loads(pickle.dumps(error.value))
-    assert same(again.state, error.value.state)
+    assert same(again.state, error.value.state) and same(again.best, error.value.best)
 
 
 def test_a_last_step_that_goes_too_far_is_not_a_good_state():

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxrec._numerics import as_integer, integer, number
-from jaxrec.history import EarlyStopping, History, Interrupted, figures_of
+from jaxrec.history import EarlyStopping, History, Interrupted, extended
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.keys import check_key
 from jaxrec.typing import Array, Key, Variables
@@ -171,7 +171,7 @@ def run(
             done, previous = settled or count == sweeps, objective
             improved = stopping is None
             if validate is not None and (count % every == 0 or done):
-                record |= figures_of(validate({"params": factors(state)}))
+                record = extended(record, validate({"params": factors(state)}))
                 if stopping is not None:
                     watch, improved = stopping.update(watch, record)
                     done = done or stopping.done(watch)

@@ -23,12 +23,16 @@ from jaxrec.interactions import DataWarning
 
 
 class Progress(NamedTuple):
-    """A run between two epochs: its state, the best one, what early stopping has seen, and the history."""
+    """A run between two epochs: its state, the best one, what early stopping has seen, the history, and its start.
+
+    `start` is epoch and checksum of the state with which the run started, by `start_of`, where it is saved.
+    """
 
     state: Any
     best: Any
     stopping: Mapping[str, float]
     history: History
+    start: tuple[int, str] | None = None
 
 
 class _Damaged(Exception):
@@ -48,7 +52,8 @@ class Checkpoint:
         keep: how many of the latest checkpoints to keep.
 
     Raises:
-        ValueError: for `every` or `keep` below 1.
+        TypeError: for a `directory` that is no path.
+        ValueError: for `every` or `keep` below 1, and a `directory` that is empty or an address.
     """
 
     directory: str | os.PathLike
@@ -56,8 +61,12 @@ class Checkpoint:
     keep: int = 2
 
     def __post_init__(self) -> None:
+        if not isinstance(self.directory, str | os.PathLike):
+            raise TypeError(f"directory={self.directory!r}; give the path of a folder")
+        if not str(self.directory) or "://" in str(self.directory):
+            raise ValueError(f"directory={str(self.directory)!r}; give the path of a local folder")
         for name in ("every", "keep"):
-            integer(name, getattr(self, name))
+            object.__setattr__(self, name, integer(name, getattr(self, name)))
 
     @property
     def folder(self) -> pathlib.Path:
@@ -98,6 +107,7 @@ class Checkpoint:
         arrays = _named((run.state,) if alike else (run.state, run.best))
         facts = {
             "description": dict(description),
+            "start": run.start,
             "stopping": dict(run.stopping),
             "records": run.history.records,
             "arrays": [(name, array.dtype.name, array.shape, _checksum(array)) for name, array in arrays.items()],
@@ -114,6 +124,8 @@ class Checkpoint:
 
     def restore(self, run: Progress, description: Mapping[str, Any]) -> Progress:
         """The latest intact run of this folder, or `run` itself where none was saved.
+
+        The state given is that with which the run started, or one that the run has come to since.
 
         Args:
             run: gives the structure, shapes, dtypes and shardings to expect.
@@ -152,6 +164,13 @@ class Checkpoint:
             raise ValueError(
                 f"{self.folder} holds another run, with {'; '.join(differing)}; give each run a folder of its own"
             )
+        epoch, checksum = start_of(run.state)
+        first, written = facts["start"]
+        if epoch < first or epoch > step or (epoch == first and checksum != written):
+            raise ValueError(
+                f"{self.folder} holds the epochs {first} to {step} of a run that started with other variables than "
+                f"this state of epoch {epoch}; give the state that the run started with, or each run its own folder"
+            )
         arrays = _arrays(manager, step, facts["arrays"])
         like = _named((run.state, run.best))
         alike = not any(name.startswith("[1]") for name in arrays)
@@ -165,7 +184,7 @@ class Checkpoint:
                 raise ValueError(self._other(f"{name} is {there} there and {here} here"))
         state = _from_named(arrays, run.state, "[0]")
         best = state if alike else _from_named(arrays, run.best, "[1]")
-        return Progress(state, best, facts["stopping"], History(tuple(facts["records"])))
+        return Progress(state, best, facts["stopping"], History(tuple(facts["records"])), tuple(facts["start"]))
 
     def _other(self, detail: str) -> str:
         return f"{self.folder} holds a run of another model or optimiser ({detail}); give each run a folder of its own"
@@ -175,6 +194,14 @@ class Checkpoint:
 
         options = ocp.CheckpointManagerOptions(max_to_keep=self.keep, enable_async_checkpointing=False)
         return ocp.CheckpointManager(self.folder, options=options)
+
+
+def start_of(state: Any) -> tuple[int, str]:
+    """Epoch and checksum of a state's variables."""
+    digest = hashlib.sha256()
+    for array in _named(state.variables).values():
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return int(state.epoch), digest.hexdigest()
 
 
 def _facts(manager: Any, step: int) -> dict[str, Any]:

@@ -20,14 +20,14 @@ from jaxrec import sampling
 from jaxrec._identity import digest
 from jaxrec._mesh import as_auto, placed_like
 from jaxrec._numerics import integer
-from jaxrec.history import EarlyStopping, History, Interrupted, figures_of
+from jaxrec.history import EarlyStopping, History, Interrupted, extended
 from jaxrec.interactions import Interactions
 from jaxrec.keys import check_key
 from jaxrec.optim import lambda_opt, rowwise
 from jaxrec.optim.step import gradient_step
 from jaxrec.partials import Static, check_static, combine, partition
 from jaxrec.train._checks import check_bound, check_covers, check_fit, check_optimizer, check_touched, check_weights
-from jaxrec.train.checkpoint import Checkpoint, Progress
+from jaxrec.train.checkpoint import Checkpoint, Progress, start_of
 from jaxrec.typing import Array, Key, Objective, Variables
 
 
@@ -167,8 +167,8 @@ def fit(
     Raises:
         DivergenceError: a `ValueError`, for a loss that is not finite, and for a metric of `stopping` that was NaN at
             every validation. It carries the last good state. The checkpoint keeps the last epoch saved.
-        Interrupted: a `KeyboardInterrupt`, for Ctrl-C. It carries the last state and the history, and the checkpoint
-            has them too.
+        Interrupted: a `KeyboardInterrupt`, for Ctrl-C. It carries the last state, the best one and the history, and
+            the checkpoint has them too.
         TypeError: for a `train`, `stopping` or `checkpoint` of another type, and a model with an array among its
             attributes.
         ValueError: for numbers that are no integers or too small, negative or non-finite weights; a model in the
@@ -183,6 +183,7 @@ def fit(
     check_touched(objective, touched)
     if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
         raise TypeError(f"checkpoint={checkpoint!r}; give jaxrec.train.Checkpoint(directory)")
+    epochs, batch_size, every = int(epochs), int(batch_size), int(every)
     data = examples(train, group)
     arrays, static = partition((objective, touched, tx))
     check_covers(static.leaves, train)
@@ -194,7 +195,7 @@ def fit(
         if checkpoint is not None:
             stack.enter_context(checkpoint.reserved())
             description = _description(state, objective, tx, train, batch_size, group, touched, every, stopping)
-            run = checkpoint.restore(run, description)
+            run = checkpoint.restore(run._replace(start=start_of(state)), description)
             save = functools.partial(checkpoint.save, description=description)
         if int(run.state.epoch) > epochs or (int(run.state.epoch) == epochs and checkpoint is None):
             where = "the state" if checkpoint is None else str(checkpoint.folder)
@@ -229,7 +230,7 @@ def _epochs(
 ) -> Progress:
     """Epochs until they are all done or `stopping` says so. `run` is replaced only by a whole epoch."""
     first = saved = int(run.state.epoch)
-    changed = False
+    known, changed = static.reads, False
     done = stopping is not None and stopping.done(run.stopping)
     bar = tqdm(range(first + 1, epochs + 1), total=epochs, initial=first, disable=not progress, desc="epochs")
     try:
@@ -237,24 +238,27 @@ def _epochs(
             if done:
                 break
             began, now = time.perf_counter(), static.again()
-            if now != static and not changed:
-                warnings.warn(
-                    "a value that the objective or the optimiser reads from a global or a closure has changed during "
-                    "training; the epoch is compiled again with the new value, and so it is whenever one changes",
-                    stacklevel=3,
-                )
-            changed, static = changed or now != static, now
+            if now.reads != known:
+                if not changed:
+                    warnings.warn(
+                        "a value that the objective or the optimiser reads from a global or a closure has changed "
+                        "during training; the epoch is compiled again with the new value, and so it is whenever one "
+                        "changes",
+                        stacklevel=3,
+                    )
+                changed, static = True, now
             state, values, finite = advance(run.state, static)
+            known = static.again(forget=False).reads  # what the epoch itself has changed, such as a list of shapes
             if not finite:
                 raise _divergence(epoch, values, run, saved if save else None)
             record = {"epoch": epoch, "loss": float(values.mean()), "seconds": time.perf_counter() - began}
             best, follow = (run.best, run.stopping) if stopping else (state, run.stopping)
             if validate is not None and (epoch % every == 0 or epoch == epochs):
-                record |= figures_of(validate(state.variables))
+                record = extended(record, validate(state.variables))
                 if stopping is not None:
                     follow, improved = stopping.update(run.stopping, record)
                     best, done = state if improved else run.best, stopping.done(follow)
-            run = Progress(state, best, follow, run.history.append(record))
+            run = Progress(state, best, follow, run.history.append(record), run.start)
             for callback in callbacks:
                 callback(state, record)
             if save is not None and (epoch % save_every == 0 or epoch == epochs or done):
@@ -266,7 +270,7 @@ def _epochs(
     except KeyboardInterrupt as stop:
         if save is not None and int(run.state.epoch) > saved:
             save(run)
-        raise Interrupted(run.state, run.history) from stop
+        raise Interrupted(run.state, run.history, run.best) from stop
     return run
 
 

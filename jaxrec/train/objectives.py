@@ -7,10 +7,12 @@ user, `items` [B, P]; the negatives of a user are then drawn and scored once for
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrec import losses, sampling
 from jaxrec.interactions import Interactions
@@ -252,11 +254,15 @@ def compared(loss: Loss, pos: Array, neg: Array, **further: Array) -> Array:
         sizes = [size for size in (7, 11, 13, 17) if size != n][: pos.ndim]
         unlike = functools.partial(_unlike, pos=pos, neg=neg, sizes=sizes, n=5 if n == 1 else n)
         probe = jax.ShapeDtypeStruct(sizes, pos.dtype), unlike(neg)
-        try:
-            found = jax.eval_shape(loss, *probe, **jax.tree.map(unlike, further)).shape
+        arrays = {name: x for name, x in further.items() if isinstance(x, jax.Array | np.ndarray)}
+        fixed = functools.partial(loss, **{name: x for name, x in further.items() if name not in arrays})
+        try:  # a function of its own, as JAX keeps what it has traced by the function
+            found = jax.eval_shape(lambda *a, **k: fixed(*a, **k), *probe, **jax.tree.map(unlike, arrays)).shape
             tried.append((*probe, found == probe[0].shape, f"gives {list(found)}"))
-        except Exception as error:  # whatever the user's loss makes of shapes that it does not expect
-            tried.append((*probe, False, f"fails ({str(error).splitlines()[0]})"))
+        except (TypeError, ValueError) as error:
+            broadcasts = re.search("broadcast|incompatible shapes|rank_promotion", str(error), re.IGNORECASE)
+            if broadcasts:  # any other error is of a loss that is made for this number of negatives
+                tried.append((*probe, False, f"fails ({str(error).splitlines()[0]})"))
     if not all(right for _, _, right, _ in tried):
         what = "; ".join(f"pos {list(p.shape)} and neg {list(n.shape)} {how}" for p, n, _, how in tried)
         raise ValueError(
@@ -269,9 +275,9 @@ def compared(loss: Loss, pos: Array, neg: Array, **further: Array) -> Array:
 def _unlike(x: Array, *, pos: Array, neg: Array, sizes: Sequence[int], n: int) -> jax.ShapeDtypeStruct:
     """The shape of a loss's argument if positives had the shape `sizes`, each against n negatives."""
     shape = list(jnp.shape(x))
-    if len(shape) == neg.ndim and shape[-1] == neg.shape[-1]:
-        shape[-1] = n
-    if len(shape) in (pos.ndim, neg.ndim):
+    if len(shape) >= neg.ndim and shape[neg.ndim - 1] == neg.shape[-1]:
+        shape[neg.ndim - 1] = n
+    if len(shape) >= pos.ndim:
         same = zip(shape, pos.shape, sizes)
         shape[: pos.ndim] = [other if own == its and own > 1 else own for own, its, other in same]
     return jax.ShapeDtypeStruct(tuple(shape), jnp.result_type(x))

@@ -18,7 +18,7 @@ import optax
 from tqdm import tqdm
 
 from jaxrec._numerics import integer
-from jaxrec.history import History, Interrupted, figures_of
+from jaxrec.history import History, Interrupted, extended, figures_of
 from jaxrec.interactions import Interactions
 from jaxrec.partials import combine, partition
 from jaxrec.train import loop
@@ -52,10 +52,16 @@ class DivergenceWarning(UserWarning):
 def grid(**values: Sequence[Any]) -> dict[str, np.ndarray]:
     """All combinations, as `settings` of a sweep; the last name varies fastest.
 
+    Raises:
+        ValueError: for what is not a sequence of at least one value.
+
     >>> {name: column.tolist() for name, column in grid(rate=[1, 2], margin=[0.5, 0.7]).items()}
     {'rate': [1, 1, 2, 2], 'margin': [0.5, 0.7, 0.5, 0.7]}
     """
     columns = {name: np.asarray(column) for name, column in values.items()}
+    for name, column in columns.items():
+        if column.ndim == 0 or len(column) == 0:
+            raise ValueError(f"{name}={values[name]!r}; give a sequence of at least one value")
     places = np.indices([len(column) for column in columns.values()]).reshape(len(columns), -1)
     return {name: column[place] for (name, column), place in zip(columns.items(), places)}
 
@@ -134,6 +140,7 @@ def sweep(
     arrays, static = partition((setup,))
     shape = jax.eval_shape(functools.partial(_init_of_lanes, static=static), keys[:1], _take(columns, [0]), arrays)
     check_fit(shape, train, epochs, batch_size, group, every, None, None)
+    epochs, batch_size, every = int(epochs), int(batch_size), int(every)
     jax.eval_shape(lambda setting: _check_sizes(_recipe(arrays, static, setting), train), _take(columns, 0))
     arrays, data = jax.device_put((arrays, loop.examples(train, group)))
 
@@ -294,24 +301,29 @@ def _advance(programs: list[_Program], advance: Callable, epoch: int, validate: 
     results = advance(alive)
     going = [run for program in alive for run in program.runs if run.diverged is None]
     seconds = (time.perf_counter() - began) / max(len(going), 1)
+    records = {}
     for program, (states, losses, finite) in zip(alive, results):
-        program.states = states
-        improved = set()
         for place, (run, value) in enumerate(zip(program.runs, losses)):
-            if run.diverged is not None:
-                continue
-            if not finite[place]:
-                run.diverged = loop.diverged(epoch, value)
+            if run.diverged is not None or not finite[place]:
                 continue
             record = {"epoch": epoch, "loss": float(value.mean()), "seconds": seconds}
             if validate is not None:
                 found = figures_of(validate(_lane(states.variables, np.int32(place))))
                 if select is not None and select not in found:
                     raise ValueError(f"select={select!r}, but validate gives {sorted(found)}")
-                record |= found
-            run.records.append(record)
-            if (validate is not None or select is None) and run.choose(record, select):
-                improved.add(id(run))
+                record = extended(record, found)
+            records[id(run)] = record
+    # Only now, as `validate` may be interrupted, and states and records belong together.
+    for program, (states, losses, finite) in zip(alive, results):
+        improved = set()
+        for place, (run, value) in enumerate(zip(program.runs, losses)):
+            if run.diverged is None and not finite[place]:
+                run.diverged = loop.diverged(epoch, value)
+            if run.diverged is None:
+                run.records.append(records[id(run)])
+                if (validate is not None or select is None) and run.choose(records[id(run)], select):
+                    improved.add(id(run))
+        program.states = states
         if select is not None:
             program.best = _choose(program.mask(lambda run, found=improved: id(run) in found), states, program.best)
 

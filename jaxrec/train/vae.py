@@ -12,7 +12,7 @@ import optax
 from tqdm import tqdm
 
 from jaxrec._numerics import as_integer, integer, number
-from jaxrec.history import EarlyStopping, History, Interrupted, figures_of
+from jaxrec.history import EarlyStopping, History, Interrupted, extended
 from jaxrec.interactions import Interactions
 from jaxrec.train.loop import Batch, State, fit, init
 from jaxrec.train.objectives import _check_has
@@ -154,7 +154,7 @@ def alternating(
             new, record = _in_turn(state, parts, train, batch_size)
             record = {"epoch": epoch, **record}
             if validate is not None:
-                record |= figures_of(validate(new.variables))
+                record = extended(record, validate(new.variables))
             improved = True
             if stopping is not None:
                 followed, improved = stopping.update(followed, record)
