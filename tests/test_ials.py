@@ -1,5 +1,6 @@
 """iALS and WRMF: against dense float64 algebra, solver against solver, buckets, and one device against four."""
 
+import dataclasses
 import re
 from functools import partial
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh
 
 import jaxrec as jr
-from jaxrec.als import _alternate, _rows, _solve, ials
+from jaxrec.als import _alternate, _rows, _solve, ials, rg2
 from jaxrec.als._run import first_factors
 from jaxrec.data import synthetic
 
@@ -447,3 +448,127 @@ def test_gowalla_reaches_what_the_library_implicit_does(data_root):
     assert float(ials.objective(variables, data.train, **numbers)) == pytest.approx(objectives[-1], rel=1e-5)
     for pairs in (data.train, data.train.transpose()):
         assert sum(bucket.ids.size for bucket in _rows.side(pairs, chunk=8192).buckets) < 1.5 * pairs.n_pairs
+
+
+# ---------------------------------------------------------------------- variables, metrics and interruptions
+
+FOLDS = {
+    "ials": (partial(ials.fold_in, **IALS), partial(ials.objective, **IALS)),
+    "wrmf": (partial(ials.wrmf_fold_in, **WRMF), partial(ials.wrmf_objective, **WRMF)),
+    "rg2": (partial(rg2.fold_in, regularization=0.1), partial(rg2.objective, regularization=0.1)),
+}
+TABLES = {"user": jnp.ones((M, 2)), "item": jnp.ones((N, 2))}
+
+
+@pytest.mark.parametrize("solver", FOLDS)
+@pytest.mark.parametrize(
+    ("variables", "found"),
+    [
+        ({"params": TABLES, "graph": {}}, "graph"),
+        ({"params": TABLES | {"bias": jnp.ones(N)}}, "bias"),
+        ({"params": {"user": jnp.ones((M, 3, 2)), "item": jnp.ones((N, 3, 2)), "theta": jnp.ones((M, 3))}}, "theta"),
+        ({"params": {"user": jnp.ones((M, 3, 2)), "item": jnp.ones((N, 3, 2))}}, r"\[23, 3, 2\]"),
+        ({"params": {"user": jnp.ones((M, 3)), "item": jnp.ones((N, 2))}}, r"\[37, 3\]"),
+        ({"params": {"item": jnp.ones(N)}}, r"item"),
+        (TABLES, "user"),
+        (jr.train.State({"params": TABLES}, None, KEY, 0), "State"),
+    ],
+)
+def test_variables_of_other_models_are_refused(solver, variables, found):
+    for function in FOLDS[solver]:
+        with pytest.raises(ValueError, match=rf'^variables (has|is) .*{found}.*\{{"params": \{{"user": \[M, K\]'):
+            function(variables, interactions())
+
+
+@pytest.mark.parametrize("solver", FOLDS)
+def test_given_factors_are_of_the_size_of_the_interactions_and_weights_of_feedback(solver):
+    fold_in, objective = FOLDS[solver]
+    with pytest.raises(ValueError, match="train has 37 users and variables 36; use one id map"):
+        objective({"params": TABLES | {"user": jnp.ones((M - 1, 2))}}, interactions())
+    for value in (-1.0, np.float32(-1), float("nan")):
+        with pytest.raises(ValueError, match=r"^regularization=.*; give a finite number of 0 or more"):
+            fold_in({"params": TABLES}, interactions(), regularization=value)
+        with pytest.raises(ValueError, match=r"^regularization=.*; give a finite number of 0 or more"):
+            objective({"params": TABLES}, interactions(), regularization=value)
+    negative = jr.Interactions.from_pairs([0, 1], [0, 1], weights=[1.0, -2.0], n_users=M, n_items=N)
+    with pytest.raises(ValueError, match=r"histories.weights\[1\] is -2.0"):
+        fold_in({"params": TABLES}, negative)
+    with pytest.raises(ValueError, match=r"train.weights\[1\] is -2.0"):
+        objective({"params": TABLES}, negative)
+    infinite = dataclasses.replace(negative, weights=np.array([np.inf, 1.0], np.float32))
+    with pytest.raises(ValueError, match=r"histories.weights\[0\] is inf"):
+        fold_in({"params": TABLES}, infinite)
+    if solver == "ials":
+        with pytest.raises(ValueError, match=r"the vector of row 0 is not finite.*raise regularization"):
+            fold_in({"params": TABLES}, interactions(), regularization=0.0, unobserved_weight=0.0)
+
+
+FITS = {
+    "ials": partial(ials.fit, dim=2, key=KEY, progress=False, **IALS),
+    "wrmf": partial(ials.wrmf, dim=2, key=KEY, progress=False, **WRMF),
+    "rg2": partial(rg2.fit, dim=2, key=KEY, progress=False, regularization=0.1),
+}
+
+
+@pytest.mark.parametrize("solver", FITS)
+def test_a_metric_that_is_never_a_number_is_said(solver):
+    """Zero factors came back in silence."""
+    fit = partial(FITS[solver], interactions(), sweeps=4, tolerance=None, stopping=jr.train.EarlyStopping("x"))
+    with pytest.raises(ValueError, match=r"^x was not a number at any of 4 validations"):
+        fit(validate=lambda variables: {"x": float("nan")})
+    values = iter([float("nan"), 0.3, float("nan"), 0.1])
+    seen = []
+    variables, history = fit(validate=lambda variables: seen.append(variables) or {"x": next(values)})
+    assert len(history.records) == 4
+    jax.tree.map(np.testing.assert_array_equal, variables, seen[1])
+
+
+@pytest.mark.parametrize("solver", FITS)
+def test_an_interrupted_run_carries_its_last_sweep(solver):
+    after = {}
+
+    def validate(variables):
+        if len(after) == 2:
+            raise KeyboardInterrupt
+        after[len(after)] = variables
+        return {"x": 0.0}
+
+    with pytest.raises(jr.train.Interrupted) as stopped:
+        FITS[solver](interactions(), sweeps=5, tolerance=None, validate=validate)
+    assert len(stopped.value.history.records) == 2
+    jax.tree.map(np.testing.assert_array_equal, stopped.value.state, after[1])
+
+
+@pytest.mark.parametrize("solver", FITS)
+def test_sizes_of_any_library_and_nothing_else(solver):
+    fit = partial(FITS[solver], interactions(), tolerance=None)
+    one = fit(dim=np.int64(2), sweeps=np.int32(2), every=np.int64(5))
+    jax.tree.map(np.testing.assert_array_equal, one[0], fit(dim=2, sweeps=2)[0])
+    for name, value in (("sweeps", 2.0), ("sweeps", "2"), ("every", 0.5), ("dim", 2.0), ("dim", "2")):
+        with pytest.raises(ValueError, match=f"^{name}=.*integer"):
+            fit(**{name: value})
+    for value in (float("nan"), -1e-3):
+        with pytest.raises(ValueError, match=r"^tolerance=.*; give a finite number of 0 or more"):
+            fit(tolerance=value)
+    with pytest.raises(ValueError, match=r"^regularization=nan"):
+        fit(regularization=np.float32("nan"))
+    nothing = jr.Interactions.from_pairs([0, 1], [0, 1], weights=[0.0, 0.0], n_users=M, n_items=N)
+    with pytest.raises(ValueError, match=r"train.weights are all 0"):
+        FITS[solver](nothing)
+    with pytest.raises(TypeError, match="stopping='ndcg@10'; give"):
+        fit(stopping="ndcg@10", validate=lambda variables: {})
+
+
+def test_a_solver_is_a_function():
+    with pytest.raises(TypeError, match=r"solver='cholesky'; give ials.cholesky"):
+        FITS["ials"](interactions(), solver="cholesky")
+
+
+def test_numbers_of_single_precision_serve_in_double():
+    train, single = interactions(), {name: np.float32(0.25) for name in IALS}
+    double = dict.fromkeys(IALS, 0.25)
+    with jax.enable_x64(True):
+        fits = [ials.fit(train, dim=2, key=KEY, sweeps=1, progress=False, **numbers)[0] for numbers in (single, double)]
+        jax.tree.map(np.testing.assert_array_equal, *fits)
+        np.testing.assert_array_equal(ials.fold_in(fits[0], train, **single), ials.fold_in(fits[0], train, **double))
+        assert ials.objective(fits[0], train, **single) == ials.objective(fits[0], train, **double)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.optimize
+from jax.test_util import check_grads
 
 import jaxrec as jr
 from jaxrec.data import datasets, synthetic
@@ -561,3 +562,55 @@ def test_presets_are_keywords_of_whom_they_are_for(preset):
     params = jax.eval_shape(model.init, jax.random.key(0), ZERO, ZERO)["params"]
     assert jax.eval_shape(step, jax.random.key(0), params) == params
     mars.adaptive_margin(BOARD, **preset["margin"])
+
+
+# ---------------------------------------------------------------------- which parameters lie on spheres
+
+
+@pytest.mark.parametrize("step", [mars.sphere_sgd, mars.ball_sgd, jr.optim.riemannian.riemannian_adam])
+def test_projections_are_not_put_on_the_sphere(step):
+    """Also where values are not known, as under jit and vmap."""
+    model = MARS(3, 5, dim=2, n_facets=4, facets=projected)
+    tx = mars.optimizer(0.1, theta_learning_rate=0.1, step=step)
+    params = initial(model)["params"]
+    for init in (tx.init, jax.jit(tx.init), jax.vmap(tx.init), jr.optim.rowwise.touched_only(tx).init):
+        given = jax.tree.map(lambda x: x[None], params)
+        with pytest.raises(ValueError, match=r"user_projection.*step=optax.sgd.*place=jaxrec.models.mars.calibrated"):
+            init(given)
+
+
+def test_plain_steps_move_vectors_and_projections_by_the_calibrated_gradient():
+    model = MARS(3, 5, dim=2, n_facets=4, facets=projected, place=jr.models.mars.calibrated_unit)
+    tx = mars.optimizer(0.1, theta_learning_rate=0.0, step=optax.sgd)
+    params = initial(model)["params"]
+    users, items = jnp.array([0, 2]), jnp.array([1, 4])
+    gradient = jax.grad(lambda p: -model.apply({"params": p}, users, items).sum())(params)
+    updates, _ = tx.update(gradient, tx.init(params), params)
+    np.testing.assert_allclose(updates["user_projection"], -0.1 * gradient["user_projection"], rtol=1e-6)
+    np.testing.assert_allclose(updates["user"], -0.1 * gradient["user"], rtol=1e-6)
+    lengths = norm(np.asarray(params["user_projection"] + updates["user_projection"]))
+    assert np.abs(lengths - 1).max() > 1e-3  # no step put them back on the sphere
+
+
+def test_parameters_that_are_not_of_mars_are_named():
+    tx = mars.optimizer(0.1, theta_learning_rate=0.1)
+    params = initial(MARS(3, 5, dim=2))["params"]
+    with pytest.raises(ValueError, match=r"params has \['boundary'\].*optax.partition"):
+        tx.init(params | {"boundary": jnp.zeros(3)})
+    with pytest.raises(ValueError, match="unit vectors"):
+        tx.init(params | {"user": 2 * params["user"]})
+
+
+def test_products_of_facets_have_all_their_derivatives():
+    with jax.enable_x64(True):
+        sides = tuple(jnp.asarray(x) for x in np.random.default_rng(0).normal(size=(2, 3, 2, 4)))
+        check_grads(jax.jit(jax.vmap(mars._products)), tuple(x[None] for x in sides), 2, ["rev"])
+
+
+def test_margins_of_single_precision_serve_in_double():
+    model = MARS(M, N, dim=D, n_facets=2)
+    margin = np.linspace(0.1, 0.9, M).astype(np.float32)
+    with jax.enable_x64(True):
+        params = initial(model)["params"]
+        found = [value_of(params, model=model, margin=given) for given in (margin, margin.astype(float))]
+        assert found[0].dtype == np.float64 and float(found[0]) == float(found[1])

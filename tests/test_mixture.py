@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from jaxrec.models import _mixture
 from jaxrec.models._histories import Pairs
@@ -88,3 +89,13 @@ def test_extremes_are_finite():
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     np.testing.assert_allclose(_mixture.scores(q1, q2, items), s, rtol=1e-4, atol=1e-3)
     assert all(np.isfinite(slope).all() for slope in slopes)
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_the_normaliser_has_all_its_derivatives(noisy):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        q1, q2, items = (jnp.asarray(rng.normal(size=shape)) for shape in ((1, 2, 3), (2, 2, 3), (5, 3)))
+        noise = _mixture.Noise(jax.random.key(0) if noisy else None, jnp.zeros(1, jnp.int32))
+        function = jax.jit(lambda *x: _mixture.log_normaliser(*x, noise, 2))
+        check_grads(function, (q1, q2, items), 2, ["rev"])

@@ -296,3 +296,26 @@ def test_first_towers_vary_by_their_scale_whatever_the_features():
     params = newton.init_two_towers(jax.random.key(0), **features, dim=32, hidden=64, scale=0.3)
     for table in newton.two_towers(params, **features):
         assert 0.1 < float(table.std()) < 0.3
+
+
+def test_sizes_metrics_and_interruptions():
+    for name, value in (("steps", 2.0), ("cg_steps", "3"), ("cg_tolerance", float("nan")), ("tolerance", float("nan"))):
+        with pytest.raises(ValueError, match=f"^{name}="):
+            fit(**{name: value})
+    for name in ("dim", "hidden"):
+        with pytest.raises(ValueError, match=f"^{name}=2.0; give an integer"):
+            newton.init_two_towers(jax.random.key(0), np.ones((2, 2)), np.ones((2, 2)), **{name: 2.0})
+    options = {"tolerance": None, "steps": np.int64(2)}
+    with pytest.raises(ValueError, match=r"^x was not a number at any of 2 validations"):
+        fit(validate=lambda v: {"x": float("nan")}, stopping=jr.train.EarlyStopping("x"), **options)
+    seen = []
+
+    def validate(variables):
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(variables["params"])
+        return {"x": 0.0}
+
+    with pytest.raises(jr.train.Interrupted) as stopped:
+        fit(validate=validate, **options)
+    jax.tree.map(np.testing.assert_array_equal, stopped.value.state, seen[0])

@@ -94,3 +94,16 @@ def test_names_choose_and_nest():
 def test_wrong_values_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_values_are_finite_numbers_of_any_library_and_tables_keep_their_type():
+    for value in (np.float32(-1), float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"^value=.*; give a finite number of 0 or more"):
+            coefficients(tables(D), value=value)
+    params, rows = tables(D), {"user": (jnp.array([1, 1]), jnp.array([0.5, 0.25]))}
+    expected = penalty(coefficients(params, value=0.5), params, rows)
+    with jax.enable_x64(True):
+        for lambdas in (coefficients(params, value=np.float32(0.5)), dict.fromkeys(params, 0.5)):
+            found = penalty(lambdas, params, jax.tree.map(np.asarray, rows))
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(found, expected, rtol=1e-6)

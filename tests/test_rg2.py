@@ -279,3 +279,36 @@ def test_wrong_data_are_refused():
     three = jr.Interactions.from_pairs([0, 1, 2], [0, 1, 2])
     with pytest.raises(ValueError, match="mesh has 4 devices and train 3 users"):
         rg2.fit(three, dim=1, regularization=0.1, key=KEY, mesh=mesh)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+def test_the_objective_has_the_gradient_of_finite_differences(alpha):
+    train = interactions(weighted=True)
+    rng = np.random.default_rng(1)
+    with jax.enable_x64(True):
+        point, move = ({"user": rng.normal(size=(M, 2)), "item": rng.normal(size=(N, 2))} for _ in range(2))
+
+        def along(t, regularization, alpha):
+            params = jax.tree.map(lambda x, d: x + t * d, point, move)
+            return rg2.objective({"params": params}, train, regularization=regularization, alpha=alpha)
+
+        start, step = (0.0, 0.2, alpha), 1e-5
+        slopes = jax.grad(along, argnums=(0, 1))(*start)
+        for at, slope in enumerate(slopes):
+            near = [along(*(x + sign * step * (at == n) for n, x in enumerate(start))) for sign in (1, -1)]
+            np.testing.assert_allclose(slope, (near[0] - near[1]) / (2 * step), rtol=1e-6)
+
+
+def test_sizes_of_the_closed_form_and_histories_without_weight():
+    train = interactions()
+    decomposition = rg2.decompose(train, dim=np.int64(2), key=KEY)
+    variables = rg2.shrink(decomposition, regularization=0.1, dim=np.int64(1))
+    assert variables["params"]["user"].shape == (M, 1)
+    for name, value in (("passes", 0), ("oversample", -1), ("oversample", 1.5), ("dim", 2.0)):
+        with pytest.raises(ValueError, match=f"^{name}="):
+            rg2.decompose(train, **({"dim": 2, "key": KEY} | {name: value}))
+    with pytest.raises(ValueError, match=r"^regularization=nan"):
+        rg2.shrink(decomposition, regularization=float("nan"))
+    nothing = jr.Interactions.from_pairs([0, 1], [0, 1], weights=[0.0, 0.0], n_users=2, n_items=N)
+    for histories in (nothing, nothing.select(np.zeros(2, bool))):
+        np.testing.assert_array_equal(rg2.fold_in(variables, histories, regularization=0.1), np.zeros((2, 1)))

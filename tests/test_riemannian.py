@@ -348,3 +348,28 @@ def test_masked_and_a_schedule():
 def test_a_step_starts_from_a_point():
     with pytest.raises(ValueError, match="params=None"):
         riemannian.tangent().update(X, optax.EmptyState())
+
+
+@on_sphere
+def test_rows_that_are_not_unit_vectors_are_refused_when_known(tx):
+    """A step would normalise them in silence."""
+    for rows in (2 * ROWS, ROWS + 0.5, 0 * ROWS, np.full_like(ROWS, np.nan)):
+        for rule in (tx, rowwise.touched_only(tx), optax.masked(tx, {"facet": True, "weight": False})):
+            with pytest.raises(ValueError, match=r"params\['facet'\] has rows of lengths .*; give it unit vectors"):
+                rule.init({"facet": ROWS, "weight": ROWS[:1]} | {"facet": rows})
+    tx.init({"facet": ROWS, "nothing": np.zeros((0, 3), np.float32)})
+    tx.init(jnp.asarray(ROWS, jnp.bfloat16))
+    jax.jit(tx.init)(2 * ROWS)
+    jax.vmap(tx.init)(2 * ROWS[None])
+
+
+def test_hyperparameters_are_finite_numbers():
+    for make in (riemannian_sgd, riemannian_adam):
+        with pytest.raises(ValueError, match=r"^learning_rate=nan"):
+            make(float("nan"))
+    for name in ("b1", "b2", "eps"):
+        with pytest.raises(ValueError, match=f"^{name}=-1.0"):
+            riemannian_adam(0.1, **{name: np.float32(-1)})
+    for radius in (np.float32(-1), float("nan"), 0):
+        with pytest.raises(ValueError, match=r"^radius=.*; give a finite number above 0"):
+            riemannian.project_to_ball(radius)

@@ -8,6 +8,7 @@ import pytest
 
 import jaxrec as jr
 from jaxrec.data import synthetic
+from jaxrec.optim import rowwise
 
 pytestmark = pytest.mark.usefixtures("hurried")
 
@@ -281,3 +282,41 @@ def test_no_array_of_a_table_is_made_by_a_rowwise_step():
     shapes = [(e.primitive.name, getattr(v.aval, "shape", ())) for e in jaxpr.eqns for v in e.outvars]
     whole = [name for name, shape in shapes if shape in ((50, 2), (50, 2, 2))]  # a table, and its moments
     assert len(whole) == 2 and set(whole) <= {"scatter", "scatter-add", "pjit", "jit"}
+
+
+@pytest.mark.parametrize("tx", [rowwise.adam(0.1), rowwise.sgd(0.1)], ids=["adam", "sgd"])
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.int32])
+def test_ids_and_tables_of_any_type(tx, dtype):
+    """Tables of float32 stay so in double precision, and give the same as in single."""
+    table, ids = np.linspace(-1, 1, 12, dtype=np.float32).reshape(6, 2), np.array([5, 0, 5])
+    ends = {}
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            value = partial(lambda params, ids: (params["item"][ids] ** 2).sum(), ids=jnp.asarray(ids.astype(dtype)))
+            params = {"item": jnp.asarray(table)}
+            state = tx.init(params)
+            for _ in range(2):
+                _, params, state = tx.step(value, params, state)
+            ends[x64] = params["item"]
+            assert params["item"].dtype == np.float32
+    np.testing.assert_allclose(ends[True], ends[False], atol=1e-6)
+    assert (np.asarray(ends[False]) != table).any(1).tolist() == [True, *[False] * 4, True]
+
+
+def test_dense_adam_keeps_the_type_of_tables_and_checks_its_numbers():
+    with jax.enable_x64(True):
+        for dtype in (np.float32, np.float64):
+            params = {"item": jnp.linspace(-1, 1, 12, dtype=dtype).reshape(6, 2)}
+            ends = []
+            for tx in (rowwise.dense_adam(0.1), optax.adam(0.1)):
+                end, state = params, tx.init(params)
+                for _ in range(3):
+                    with jax.numpy_dtype_promotion("standard"):  # optax raises an int32 count to a float power
+                        updates, state = tx.update(jax.tree.map(jnp.square, end), state)
+                    end = optax.apply_updates(end, updates)
+                ends.append(end["item"])
+            assert ends[0].dtype == dtype
+            np.testing.assert_allclose(*ends, atol=1e-5 if dtype == np.float32 else 1e-12)
+    for make in (rowwise.dense_adam, rowwise.adam, rowwise.sgd):
+        with pytest.raises(ValueError, match=r"^learning_rate=nan"):
+            make(float("nan"))

@@ -180,3 +180,37 @@ def test_users_held_out_whole_are_found_by_their_histories(name):
         rival = jr.evaluate.full_ranking(*popularity(parts.train), history, target, ks=(3,))
         assert len(report.users) == (4 if target is parts.valid else 10)
         assert report.means["recall@3"] == 1 and rival.means["recall@3"] < 0.7
+
+
+def test_annealing_checks_numbers_of_any_library():
+    for total in (0, np.float32(-1), float("nan"), np.int64(0)):
+        with pytest.raises(ValueError, match=r"^total=.*; give a finite number above 0"):
+            annealed(0, total=total)
+    with pytest.raises(ValueError, match=r"^cap=nan"):
+        annealed(0, cap=float("nan"))
+    with jax.enable_x64(True):
+        found = annealed(np.int64(4), cap=np.float64(0.2), total=np.int64(10))
+    assert found.dtype == np.float32 and float(found) == pytest.approx(0.2)
+
+
+def test_alternating_says_a_metric_that_is_never_a_number_and_carries_what_was_trained():
+    model = RecVAE(BOARD, dim=2, width=3)
+    run = partial(alternating, jax.random.key(0), model, TX, BOARD, **OPTIONS | {"epochs": np.int64(2)})
+    rule = train.EarlyStopping("x")
+    with pytest.raises(ValueError, match=r"^x was not a number at any of 2 validations"):
+        run(validate=lambda variables: {"x": float("nan")}, stopping=rule, encoder_passes=1)
+    seen = []
+
+    def validate(variables):
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(variables)
+        return {"x": 0.0}
+
+    with pytest.raises(train.Interrupted) as stopped:
+        run(validate=validate, encoder_passes=1)
+    assert len(stopped.value.history.records) == 1 and int(stopped.value.state.epoch) == 2
+    jax.tree.map(np.testing.assert_array_equal, stopped.value.state.variables, seen[0])
+    for name, value in (("epochs", 2.0), ("encoder_passes", "1")):
+        with pytest.raises(ValueError, match=f"^{name}=.*; give an integer"):
+            run(**{name: value})
