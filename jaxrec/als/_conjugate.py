@@ -61,7 +61,7 @@ def conjugate(own: Rows, table: Array, gram: Array, sides: Array, start: Array, 
 def scores(matrix: Interactions, rows: Array, columns: Array) -> Array:
     """r times the score of each pair [nnz]."""
     degrees = jnp.asarray(matrix.indptr[1:] - matrix.indptr[:-1])
-    owners = jnp.repeat(jnp.arange(matrix.n_users), degrees, total_repeat_length=matrix.n_pairs)
+    owners = jnp.repeat(jnp.arange(matrix.n_users, dtype=jnp.int32), degrees, total_repeat_length=matrix.n_pairs)
     pairs = owners, jnp.asarray(matrix.indices)
     scores = jax.lax.map(lambda pair: rows[pair[0]] @ columns[pair[1]], pairs, batch_size=_PAIRS)
     return scores if matrix.weights is None else jnp.asarray(matrix.weights, scores.dtype) * scores

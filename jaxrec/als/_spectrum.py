@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +41,12 @@ class Problem(NamedTuple):
     constant: Array
 
 
-def problem_of(train: Interactions) -> Problem:
-    """Made once, on the host.
+def problem_of(train: Interactions, dtype: Any = None) -> Problem:
+    """Computed once, on the host.
+
+    Args:
+        train: the interactions.
+        dtype: of the numbers, that of the factors; None is the default float.
 
     Raises:
         ValueError: for weights that are all 0, since the loss is a mean over what they count.
@@ -55,7 +59,7 @@ def problem_of(train: Interactions) -> Problem:
     if total == 0:
         raise ValueError("train.weights are all 0, so that the loss, a mean over them, has no value; leave weights out")
     squares = np.bincount(users, weights**2, train.n_users) @ inverse
-    dtype = jnp.zeros(()).dtype  # float32, or float64 in x64
+    dtype = jnp.zeros(()).dtype if dtype is None else dtype
     popularity = np.bincount(items, weights, train.n_items) / total
     numbers = (a / total, inverse, popularity, total, squares * train.n_items / (2 * total) - 0.5)
     return Problem(train, train.transpose(), *(np.asarray(number, dtype) for number in numbers))

@@ -132,7 +132,7 @@ def objective(variables: Variables, train: Interactions, *, regularization: Scal
     check_weights(train=train)
     user, item = check_factors(variables, "train has", user=train.n_users, item=train.n_items)
     settings = _settings(regularization, alpha)
-    return _objective_of({"user": user, "item": item}, problem_of(train), settings, pairwise=_given(alpha))
+    return _objective_of({"user": user, "item": item}, problem_of(train, user.dtype), settings, pairwise=_given(alpha))
 
 
 def fold_in(
@@ -170,7 +170,7 @@ def fold_in(
     steps, settings = integer("steps", steps), _settings(regularization, alpha)
     if not np.any(np.ones(histories.n_pairs) if histories.weights is None else np.asarray(histories.weights)):
         return jnp.zeros((histories.n_users, item.shape[1]), item.dtype)
-    return check_solved(_fold_in(problem_of(histories), item, settings, steps=steps if _given(alpha) else 0))
+    return check_solved(_fold_in(problem_of(histories, item.dtype), item, settings, steps=steps if _given(alpha) else 0))
 
 
 def _given(alpha: Scalar) -> bool:
