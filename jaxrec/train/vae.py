@@ -197,6 +197,6 @@ def _part(tx: optax.GradientTransformation, *, encoder: bool) -> optax.GradientT
     """`tx` for the encoder or for all else; the others stand still."""
 
     def labels(params: Variables) -> dict[str, str]:
-        return {name: "moved" if (name == "encoder") == encoder else "still" for name in params}
+        return type(params)({name: "moved" if (name == "encoder") == encoder else "still" for name in params})
 
     return optax.partition({"moved": tx, "still": optax.set_to_zero()}, labels)
