@@ -1,4 +1,4 @@
-"""What every benchmark shares: the record that backs a figure, as a file and as the last line printed."""
+"""What every benchmark shares: the runs of a study, a line of JSON each, and the record that backs a table."""
 
 from __future__ import annotations
 
@@ -13,18 +13,55 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import jax
 import numpy as np
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+IGNORED = pathlib.Path("runs")  # what git does not see
 
 
-def slug(*parts: Any) -> str:
-    """The name of a run's file: the parts in lower case, joined by hyphens, without commas and apostrophes."""
-    words = "-".join(str(part) for part in parts).lower().replace(" ", "-")
-    return words.replace(",", "").replace("'", "") + ".json"
+def runs(study: str, **fields: Any) -> list[dict[str, Any]]:
+    """The runs in results/<study>.jsonl that have these fields, in order; a field that a run lacks is None."""
+    path = RESULTS / f"{study}.jsonl"
+    if not path.exists():
+        return []
+    about = path.stat()
+    every = _read(path, about.st_mtime_ns, about.st_size)
+    return [run for run in every if all(run.get(name) == value for name, value in fields.items())]
+
+
+@lru_cache(maxsize=8)
+def _read(path: pathlib.Path, *_: int) -> list[dict[str, Any]]:
+    """The lines of a file, as long as it does not change."""
+    return lines(path.read_text(encoding="utf-8"))
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    """The runs in the text of a file."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def keep(study: str, record: Mapping[str, Any], *names: str) -> None:
+    """Adds a run to results/<study>.jsonl, in place of one that has the same values of the fields named."""
+    path, line = RESULTS / f"{study}.jsonl", _line(record)
+    older = runs(study, **{name: record.get(name) for name in names})
+    if older:
+        text = "".join(line if run in older else _line(run) for run in runs(study))
+        part = path.with_suffix(".part")
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    else:
+        RESULTS.mkdir(exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    """A run as it is written. The fields are sorted; what they hold keeps its order, such as that of a grid."""
+    return json.dumps(dict(sorted(record.items())), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def settings(grid: Mapping[str, Iterable[Any]]) -> list[dict[str, Any]]:
@@ -46,13 +83,21 @@ def ends(setting: Mapping[str, Any], compared: Iterable[Mapping[str, Any]]) -> l
     return found
 
 
-def write(name: str, cases: Mapping[str, Mapping[str, Any]], *, quick: bool, **facts: Any) -> None:
-    """Writes benchmarks/results/<name>.json (or <name>-quick.json) and prints the cases as one line of JSON.
+def write(
+    name: str,
+    cases: Mapping[str, Mapping[str, Any]],
+    *,
+    quick: bool,
+    folder: pathlib.Path = RESULTS,
+    **facts: Any,
+) -> None:
+    """Writes <name>.json to benchmarks/results/ and prints the cases as one line of JSON.
 
     Args:
         name: of the benchmark.
         cases: case -> figures.
-        quick: whether this was a shortened run.
+        quick: whether this was a shortened run, whose file goes to runs/ instead, which git ignores.
+        folder: where the file goes.
         facts: whatever else a reader needs: protocol, settings, fingerprints of the data.
     """
     record = {
@@ -68,9 +113,9 @@ def write(name: str, cases: Mapping[str, Mapping[str, Any]], *, quick: bool, **f
         **facts,
         "cases": cases,
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}{'-quick' if quick else ''}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    folder = IGNORED if quick else folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps({"benchmark": name, "cases": cases}))
 
 

@@ -16,7 +16,7 @@ DIM, USERS = 64, 512
 EVERY, PATIENCE, METRIC = 3, 5, "recall@20"  # epochs between looks, and looks without a gain that end a run
 EPOCHS = 300
 
-Trained = tuple[Any, jr.typing.Variables, list[list[float]]]  # model, variables, [epoch, seconds, METRIC]
+Trained = tuple[Any, jr.typing.Variables, list[list[float | None]]]  # model, variables, [epoch, seconds, METRIC]
 
 
 class Part(NamedTuple):
@@ -188,7 +188,7 @@ def solved(fit: Callable, part: Part, seed: int, *, limit: int | None, **setting
 def ease(part: Part, seed: int, *, regularization: float, limit: int | None) -> Trained:
     """The closed form; nothing is drawn."""
     model, variables = jr.models.ease(part.train, regularization=regularization)
-    return model, variables, [[0, float("nan"), judge(model, part)(variables).means[METRIC]]]
+    return model, variables, [[0, None, judge(model, part)(variables).means[METRIC]]]
 
 
 INTERESTS = {"n_interests": 4, "n_blocks": 2, "width": DIM}  # of VALID, where nothing else is said

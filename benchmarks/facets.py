@@ -15,7 +15,6 @@ largest of θ. An item's is the facet that gives its own users most above what i
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -101,8 +100,12 @@ def runs_of(data: str, name: str, parts: list[Planted], epochs: int, short: bool
     runs = [first, *(again(part, setups[seed](**setting), tx, seed, feed) for seed, part in enumerate(parts[1:], 1))]
     for seed, (run, part) in enumerate(zip(runs, parts)):
         variables = run.pop("variables")
-        run |= {"seed": seed, "setting": setting, "test": judged(part, model, variables), "commit": _record.commit()}
+        run |= {"data": data, "method": name, "seed": seed, "grid": method.grid, "setting": setting}
+        run |= {"fingerprint": part.train.fingerprint(), "commit": _record.commit()}
+        run |= {"test": judged(part, model, variables)}
         run |= facets_found(part, model, variables) if getattr(model, "n_facets", 1) > 1 else {}
+        if not short:
+            _record.keep("facets", run, "data", "method", "seed")
         print(f"{data}, {name}: {run}", flush=True)
     return runs
 
@@ -187,14 +190,12 @@ def cases_of(data: str, rows: Mapping[str, list[dict[str, Any]]], parts: list[Pl
 
 
 def cells(records: Sequence[Mapping[str, Any]]) -> Iterator[Cell]:
-    """What the record compared, and what is compared today."""
-    (record,) = records
-    for data, rows in record["runs"].items():
-        for name, runs in rows.items():
-            compared = _record.settings(record["grids"][data][name])
-            grid = _record.settings(METHODS[name].grid) if name in WANTED[data] else ()
-            settings = [run["setting"] for run in runs]
-            yield Cell(data, name, compared, grid, settings[0], settings)
+    """What the records in results/facets.jsonl compared, and what is compared today."""
+    for data, name in dict.fromkeys((record["data"], record["method"]) for record in records):
+        runs = [record for record in records if (record["data"], record["method"]) == (data, name)]
+        grid = _record.settings(METHODS[name].grid) if name in WANTED[data] else ()
+        settings = [run["setting"] for run in runs]
+        yield Cell(data, name, _record.settings(runs[0]["grid"]), grid, settings[0], settings)
 
 
 def main() -> None:
@@ -206,20 +207,18 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="train nothing; table the runs of the record there is")
     parser.add_argument("--quick", action="store_true", help="the same code: one small set, few epochs, no grids")
     options = parser.parse_args()
-    record = json.loads((_record.RESULTS / "facets.json").read_text()) if options.table else {}
-    recorded, grids = record.get("runs", {}), record.get("grids", {})
-    cases, fingerprints, best, runs = {}, {}, {}, {}
+    cases, fingerprints, best = {}, {}, {}
     for data in SETS:
-        seeds = 1 if options.quick else len(recorded[data]["MARS"]) if recorded else options.seeds
-        parts = [planted(data, seed, QUICK if options.quick else SIZE) for seed in range(seeds)]
-        epochs = 5 if options.quick else EPOCHS[data]
+        seeds = len(_record.runs("facets", data=data, method="MARS")) if options.table else options.seeds
+        parts = [planted(data, seed, QUICK if options.quick else SIZE) for seed in range(1 if options.quick else seeds)]
         names = (FEW if options.quick else WANTED)[data]
-        runs[data] = recorded.get(data) or {n: runs_of(data, n, parts, epochs, options.quick) for n in names}
-        grids.setdefault(data, {name: METHODS[name].grid for name in names})
-        best[data], table = cases_of(data, runs[data], parts)
+        epochs = 5 if options.quick else EPOCHS[data]
+        train = partial(runs_of, data, parts=parts, epochs=epochs, short=options.quick)
+        found = {n: _record.runs("facets", data=data, method=n) if options.table else train(n) for n in names}
+        best[data], table = cases_of(data, found, parts)
         cases |= table
         fingerprints |= {f"{data} {seed}": part.train.fingerprint() for seed, part in enumerate(parts)}
-    facts = {"epochs": EPOCHS, "size": SIZE, "facets": K, "dim": D, "single_best": best, "grids": grids, "runs": runs}
+    facts = {"epochs": EPOCHS, "size": SIZE, "facets": K, "dim": D, "single_best": best}
     _record.write("facets", cases, quick=options.quick, data=fingerprints, **facts)
 
 

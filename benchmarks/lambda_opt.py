@@ -11,14 +11,14 @@ judged once a run, with train and validation masked: by λOpt's own figures (eac
 and Recall@50 of the full ranking.
 
 `--study` runs what may be responsible for the differences (start from N(0, 1), penalty of the look-ahead), and other
-models on ml-100k. Each run leaves a record in results/lambda_opt/; tables and pictures are made of all that lie there.
+models on ml-100k. Each run leaves a record in results/lambda_opt.jsonl; tables and pictures are made of all that stand
+there.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +36,6 @@ from benchmarks._stale import Cell, same
 from jaxrec.data import datasets, splits
 from jaxrec.interactions import DataWarning
 
-RUNS = _record.RESULTS / "lambda_opt"
 BUDGET = {  # epochs of train, and positives a step
     "ml-100k": (60, 1024),
     "movielens-small": (30, 1024),
@@ -122,7 +121,7 @@ def settings_of(data: str, name: str) -> list[dict[str, float]]:
 
 
 def cells(records: Sequence[Mapping[str, Any]]) -> Iterator[Cell]:
-    """What the records in results/lambda_opt compared, on seed 0, and what is compared today."""
+    """What the records in results/lambda_opt.jsonl compared, on seed 0, and what is compared today."""
     rows: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for record in records:
         if "method" in record:  # not a trajectory
@@ -134,16 +133,9 @@ def cells(records: Sequence[Mapping[str, Any]]) -> Iterator[Cell]:
         yield Cell(data, name, compared, grid, first["setting"], [run["setting"] for run in runs])
 
 
-def path_of(data: str, name: str, seed: int) -> Any:
-    """Where a run's record lies."""
-    words = f"{data} {name} seed {seed}".lower().replace("λ", "lambda")
-    return RUNS / ("-".join("".join(c if c.isalnum() else " " for c in words).split()) + ".json")
-
-
-def record_of(data: str, name: str, seed: int) -> dict[str, Any] | None:
-    """A run's record, if it is there."""
-    path = path_of(data, name, seed)
-    return json.loads(path.read_text()) if path.exists() else None
+def record_of(data: str, name: str | None, seed: int | None) -> dict[str, Any] | None:
+    """A run's record, or for neither name nor seed the trajectory, if it is there."""
+    return next(iter(_record.runs("lambda_opt", data=data, method=name, seed=seed)), None)
 
 
 def found_by(part: Part, name: str, seed: int, settings: list[dict[str, float]]) -> dict[str, Any]:
@@ -181,7 +173,7 @@ def found_by(part: Part, name: str, seed: int, settings: list[dict[str, float]])
 
 
 def run(data: str, name: str, seed: int, *, part: Part | None = None) -> dict[str, Any]:
-    """One run's record, from its file or by training; the whole grid on seed 0, what it chose on others."""
+    """One run's record, as it was kept or by training; the whole grid on seed 0, what it chose on others."""
     settings = settings_of(data, name) if seed == 0 else [run(data, name, 0)["setting"]]
     record = record_of(data, name, seed) if part is None else None
     if record is not None and same(settings, [setting for setting, *_ in record["tried"]]):
@@ -190,7 +182,7 @@ def run(data: str, name: str, seed: int, *, part: Part | None = None) -> dict[st
     record = {"data": data, "fingerprint": whole.train.fingerprint(), "method": name, "seed": seed}
     record |= found_by(whole, name, seed, settings) | {"commit": _record.commit()}
     if part is None:
-        path_of(data, name, seed).write_text(json.dumps(record, indent=1) + "\n")
+        _record.keep("lambda_opt", record, "data", "method", "seed")
     seen = ", ".join(f"{figure} {record['test'][figure]:.4f}" for figure in PAPER)
     print(f"{data}, {name}, seed {seed}: {seen} ({record['cpu_s']:.0f} s, {record['setting']})", flush=True)
     jax.clear_caches()
@@ -199,9 +191,8 @@ def run(data: str, name: str, seed: int, *, part: Part | None = None) -> dict[st
 
 def trajectory(data: str) -> dict[str, Any]:
     """Mean Λ of users and items by their training pairs, in groups from few to many, through the chosen run of DUI."""
-    path = path_of(data, "trajectory", 0)
-    if path.exists():
-        return json.loads(path.read_text())
+    if (known := record_of(data, None, None)) is not None:
+        return known
     part = prepare(data, 0)
     recipe = METHODS["λOpt DUI"].make(part, model=factors(part), **run(data, "λOpt DUI", 0)["setting"])
     degrees = {"user": np.asarray(part.train.user_degrees), "item": np.asarray(part.train.item_degrees)}
@@ -222,7 +213,7 @@ def trajectory(data: str) -> dict[str, Any]:
     state = jr.train.init(jax.random.split(jax.random.key(0), 1)[0], recipe.model, recipe.tx)
     options = {"touched": recipe.touched, "epochs": part.epochs, "batch_size": part.batch_size, "progress": False}
     jr.train.fit(state, recipe.objective, recipe.tx, part.train, callbacks=[follow], **options)
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    _record.keep("lambda_opt", found, "data", "method", "seed")
     return found
 
 
@@ -276,8 +267,8 @@ def trivial(data: str) -> dict[str, dict[str, Any]]:
 
 
 def records_of(data: str, name: str) -> list[dict[str, Any]]:
-    """The runs of a method that lie in results/lambda_opt."""
-    return [found for seed in range(10) if (found := record_of(data, name, seed)) is not None]
+    """The runs of a method, by seed."""
+    return sorted(_record.runs("lambda_opt", data=data, method=name), key=lambda record: record["seed"])
 
 
 def learnt(data: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -305,7 +296,7 @@ def drawn() -> dict[str, dict[str, Any]]:
     for data in BUDGET:
         row = {"one": records_of(data, BEST_FIXED), "learned": records_of(data, "λOpt DUI")}
         if all(row.values()):
-            rows[data] = row | {"trajectory": record_of(data, "trajectory", 0)}
+            rows[data] = row | {"trajectory": record_of(data, None, None)}
     return rows
 
 
@@ -320,7 +311,6 @@ def quick() -> dict[str, dict[str, Any]]:
 def main() -> None:
     """Trains, and writes the table."""
     options = arguments()
-    RUNS.mkdir(parents=True, exist_ok=True)
     facts = {"dim": DIM, "learning_rate": RATE, "budget": BUDGET, "chosen_by": CHOSEN_BY}
     if options.quick:
         _record.write("lambda_opt", quick(), quick=True, data="ml-100k", **facts)

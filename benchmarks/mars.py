@@ -11,14 +11,13 @@ repeated negatives count once, items that train lacks take no part, ties go agai
 Validation chooses, for each protocol by its own figure (HR@10 sampled, NDCG@10 full), the setting on seed 0 and the
 epoch of each run. What the released code prints, the best epoch on test for each figure, is called best-on-test.
 
-Each run leaves a record in results/mars/; tables and pictures are made of all that lie there.
+Each run leaves a record in results/mars.jsonl; tables and pictures are made of all that stand there.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +35,6 @@ from benchmarks._study_pictures import Pane, picture
 from jaxrec.interactions import DataWarning
 from jaxrec.train import examples
 
-RUNS = _record.RESULTS / "mars"
 SAMPLED, FULL = ("hit_rate@10", "hit_rate@20", "ndcg@10", "ndcg@20"), ("recall@10", "ndcg@10")
 PATIENCE, LOOK = 6, 1000  # validations without a gain; users whose full rankings validation looks at
 PANES = [
@@ -117,10 +115,12 @@ def trained(part: Part, recipe: Recipe, seed: int, *, epochs: int | None = None)
     }
 
 
-def states(part: Part, recipe: Recipe, seed: int, epochs: int) -> Iterator[tuple[int, float, jr.typing.Variables]]:
+def states(
+    part: Part, recipe: Recipe, seed: int, epochs: int
+) -> Iterator[tuple[int, float | None, jr.typing.Variables]]:
     """Epoch, seconds of training so far, and variables, whenever validation is to look."""
     if recipe.objective is None:
-        yield 0, float("nan"), recipe.parameters
+        yield 0, None, recipe.parameters
         return
     state = jr.train.init(jax.random.key(seed), recipe.model, recipe.tx, parameters=recipe.parameters)
     options = {"batch_size": recipe.batch_size, "group": recipe.group, "progress": False}
@@ -142,16 +142,11 @@ def stretched(recipe: Recipe, train: jr.Interactions) -> Recipe:
     return recipe._replace(epochs=looks * every, every=every)
 
 
-def path_of(data: str, name: str, setting: dict[str, Any], seed: int) -> Any:
-    """Where a run's record lies."""
-    return RUNS / _record.slug(data, name, *(f"{key} {value:g}" for key, value in setting.items()), "seed", seed)
-
-
 def run(data: str, name: str, setting: dict[str, Any], seed: int, *, epochs: int | None = None) -> dict[str, Any]:
-    """One run's record, from its file or by training."""
-    path = path_of(data, name, setting, seed)
-    if path.exists() and epochs is None:
-        return json.loads(path.read_text())
+    """One run's record, as it was kept or by training."""
+    found = _record.runs("mars", data=data, method=name, setting=setting, seed=seed)
+    if found and epochs is None:
+        return found[0]
     part = prepare(data, seed)
     recipe = stretched(METHODS[name].make(part.train, **setting), part.train)
     record = {
@@ -164,9 +159,9 @@ def run(data: str, name: str, setting: dict[str, Any], seed: int, *, epochs: int
         "commit": _record.commit(),
     }
     if epochs is None:
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        _record.keep("mars", record, "data", "method", "setting", "seed")
     seen = [f"{figures[CHOSEN_BY[protocol]]:.4f}" for protocol, figures in record["test"].items()]
-    print(f"{path.stem}: {', '.join(seen)}", flush=True)
+    print(f"{data}, {name}, {setting}, seed {seed}: {', '.join(seen)}", flush=True)
     jax.clear_caches()
     return record
 
@@ -181,7 +176,7 @@ def settings_of(data: str, name: str) -> list[dict[str, Any]]:
 
 
 def cells(records: Sequence[Mapping[str, Any]]) -> list[Cell]:
-    """What the records in results/mars compared, and what is compared today."""
+    """What the records in results/mars.jsonl compared, and what is compared today."""
     varied: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for data, what in itertools.product(STUDIED, STUDIES):
         for name, _, setting in studied(data, what):
@@ -192,10 +187,11 @@ def cells(records: Sequence[Mapping[str, Any]]) -> list[Cell]:
 
 def chosen(data: str, name: str, protocol: str) -> dict[str, Any] | None:
     """The setting that seed 0's validation prefers; None where its runs are not all there."""
-    paths = [path_of(data, name, setting, 0) for setting in settings_of(data, name)]
-    if not all(path.exists() for path in paths):
+    settings = settings_of(data, name)
+    found = [_record.runs("mars", data=data, method=name, setting=setting, seed=0) for setting in settings]
+    if not all(found):
         return None
-    records = [json.loads(path.read_text()) for path in paths]
+    records = [record for (record,) in found]
     return max(records, key=lambda record: record["validation"][protocol]["value"])["setting"]
 
 
@@ -261,9 +257,8 @@ def trivial(data: str) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def records_of(data: str, name: str, setting: dict[str, Any]) -> list[dict[str, Any]]:
-    """The runs of a setting that lie in results/mars."""
-    paths = (path_of(data, name, setting, seed) for seed in range(10))
-    return [json.loads(path.read_text()) for path in paths if path.exists()]
+    """The runs of a setting, by seed."""
+    return sorted(_record.runs("mars", data=data, method=name, setting=setting), key=lambda record: record["seed"])
 
 
 def table() -> tuple[dict[str, dict[str, Any]], dict[str, Any], dict[str, str]]:
@@ -302,7 +297,6 @@ def quick() -> dict[str, dict[str, Any]]:
 def main() -> None:
     """Trains, and writes the table."""
     options = arguments()
-    RUNS.mkdir(parents=True, exist_ok=True)
     if options.quick:
         _record.write("mars", quick(), quick=True, data="delicious", dim=DIM)
         return

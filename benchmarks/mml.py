@@ -5,14 +5,12 @@ part and judges learning rates on the other 10 %; the runs then train on the who
 which decays exponentially over a fixed number of epochs, and report the last epoch. The best epoch on the test set,
 which is the papers' habit, stands beside it under that name. The length of the long runs is the exception: it was
 raised after the shorter ones, which stand beside them, had missed their targets on the test set. Each run leaves its
-curve and settings in results/mml/; the table is made of all that lie there.
+curve and settings in results/mml.jsonl; the table is made of all that stand there.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -28,7 +26,6 @@ from benchmarks._stale import Cell, same
 from jaxrec.data import datasets
 
 DIM, DROPOUT, SCALE, FINAL = 64, 0.1, 0.1, 0.01
-RUNS = _record.RESULTS / "mml"
 L2 = {"gowalla": 1e-8, "yelp2018": 1e-9}
 EPOCHS = {"gowalla": 1.0, "yelp2018": 2 / 3}  # Yelp2018 has 1.5 times the pairs: about as many steps
 MML = {
@@ -115,7 +112,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the runs")
     parser.add_argument("--every", type=int, default=10, help="judge after every so many epochs, and the last")
     parser.add_argument("--select", action="store_true", help="compare learning rates on validation parts, seed 0")
-    parser.add_argument("--again", action="store_true", help="repeat runs whose record lies in results/mml")
+    parser.add_argument("--again", action="store_true", help="repeat runs that have a record in results/mml.jsonl")
     parser.add_argument("--table", action="store_true", help="train nothing; table the records there are")
     parser.add_argument(
         "--quick", action="store_true", help="the same code: 2,000 users, 2 epochs, 1 seed, MML and CCL"
@@ -211,11 +208,6 @@ def _described(loss: partial) -> dict[str, Any]:
     return {"name": loss.func.__name__, **loss.keywords}
 
 
-def slug(*parts: Any) -> str:
-    """A file's name."""
-    return "-".join(str(part) for part in parts).lower().replace(",", "").replace(" ", "-")
-
-
 def chosen_rate(name: str, selections: Iterable[Mapping[str, Any]]) -> float:
     """The learning rate with the best recall on Gowalla's validation part, by the records of selection.
 
@@ -231,13 +223,13 @@ def chosen_rate(name: str, selections: Iterable[Mapping[str, Any]]) -> float:
     return CASES[name].rate
 
 
-def selections() -> list[dict[str, Any]]:
-    """The records of selection that lie in results/mml."""
-    return [json.loads(path.read_text()) for path in sorted(RUNS.glob("select-*.json"))]
+def runs_of(data: str, name: str) -> list[dict[str, Any]]:
+    """The runs of a case that chose nothing, by seed."""
+    return sorted(_record.runs("mml", data=data, case=name, select=False), key=lambda record: record["seed"])
 
 
 def cells(records: Sequence[Mapping[str, Any]]) -> Iterator[Cell]:
-    """What the records in results/mml compared, and what is compared today; a setting is all that a case states."""
+    """What the records in results/mml.jsonl compared, and what is compared today; a setting is all that a case states."""
     chose = [record for record in records if record["select"]]
     for data, name in dict.fromkeys((record["data"], record["case"]) for record in records):
         of_case = [record for record in records if (record["data"], record["case"]) == (data, name)]
@@ -251,10 +243,11 @@ def cells(records: Sequence[Mapping[str, Any]]) -> Iterator[Cell]:
         yield Cell(data, name, compared, grid, chosen, runs)
 
 
-def _is_of(path: pathlib.Path, data: str, case: Case, rate: float) -> bool:
-    """Whether a record is there, of the case as it is today."""
+def recorded(data: str, name: str, case: Case, rate: float, *, seed: int, select: bool) -> bool:
+    """Whether there is a record, of the case as it is today."""
     today = [_stated(described(data, case, rate))]
-    return path.exists() and same([_stated(json.loads(path.read_text()))], today)
+    found = _record.runs("mml", data=data, case=name, select=select, seed=seed)
+    return any(same([_stated(record)], today) for record in found)
 
 
 def _stated(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -304,16 +297,14 @@ def case_of(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(data: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Cases of all records that lie in results/mml, with the trivial rankers, and the fingerprints of the data."""
+    """Cases of all records in results/mml.jsonl, with the trivial rankers, and the fingerprints of the data."""
     cases, fingerprints = {}, {}
     for name in data:
         split = datasets.load(name)
         fingerprints[name] = split.train.fingerprint()
         cases |= {f"{name}: {ranker}": figures for ranker, figures in trivial(split).items()}
         for case in CASES:
-            paths = sorted(RUNS.glob(slug(name, case) + "-seed-*.json"))
-            records = [json.loads(path.read_text()) for path in paths]
-            if records:
+            if records := runs_of(name, case):
                 cases[f"{name}: {case}"] = case_of(records)
     return cases, fingerprints
 
@@ -324,11 +315,12 @@ def ratios() -> dict[str, dict[str, dict[str, float]]]:
     for data in sorted(L2):
         for n in ("10 a positive", "10 a group", "100 a group", "2048 shared", "2048 shared, singly"):
             pairs = []
-            for path in sorted(RUNS.glob(slug(data, f"CCL, {n}") + "-seed-*.json")):
-                other = path.with_name(path.name.replace("ccl", "mml"))
-                if other.exists():
-                    first, second = (json.loads(p.read_text())["curve"][-1] for p in (path, other))
-                    pairs.append([second[name] / first[name] for name in ("recall@20", "ndcg@20")])
+            ends = [
+                {record["seed"]: record["curve"][-1] for record in runs_of(data, f"{loss}, {n}")}
+                for loss in ("CCL", "MML")
+            ]
+            for seed in sorted(ends[0].keys() & ends[1].keys()):
+                pairs.append([ends[1][seed][name] / ends[0][seed][name] for name in ("recall@20", "ndcg@20")])
             if len(pairs) > 1:
                 mean, stderr = np.mean(pairs, 0), np.std(pairs, 0, ddof=1) / np.sqrt(len(pairs))
                 found.setdefault(data, {})[n] = {
@@ -348,9 +340,8 @@ def picture() -> None:
     figure, panes = plt.subplots(1, len(L2), figsize=(11, 4), layout="constrained")
     for pane, data in zip(panes, sorted(L2)):
         for place, name in enumerate(CASES):
-            path = RUNS / f"{slug(data, name)}-seed-0.json"
-            if path.exists():
-                curve = json.loads(path.read_text())["curve"]
+            for record in _record.runs("mml", data=data, case=name, select=False, seed=0):
+                curve = record["curve"]
                 look = {"marker": ".", "color": plt.cm.tab20(place % 20), "label": name}
                 pane.plot([p["epoch"] for p in curve], [p["recall@20"] for p in curve], **look)
         pane.set(title=data, xlabel="epoch", ylabel="Recall@20 on test", ylim=(0, None))
@@ -361,7 +352,6 @@ def picture() -> None:
 
 def train_all(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Trains what is asked for and not yet recorded; gives the quick run's cases."""
-    RUNS.mkdir(parents=True, exist_ok=True)
     quick = {}
     for data in options.data:
         split = datasets.load(data)
@@ -375,19 +365,18 @@ def train_all(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
             if options.quick:
                 quick[f"{data}: {name}"] = case_of([run(data, case._replace(epochs=2), 0, case.rate, train, test, 2)])
                 continue
-            rates = rates_of(case) if options.select else [chosen_rate(name, selections())]
+            rates = rates_of(case) if options.select else [chosen_rate(name, _record.runs("mml", select=True))]
             for seed in [0] if options.select else options.seeds:
                 for rate in rates:
-                    tail = ("rate", f"{rate:g}") if options.select else ("seed", seed)
-                    path = RUNS / f"{slug(*(['select'] if options.select else []), data, name, *tail)}.json"
-                    if not options.again and _is_of(path, data, case, rate):
+                    if not options.again and recorded(data, name, case, rate, seed=seed, select=options.select):
                         continue
                     record = {"case": name, "select": options.select}
                     record |= run(data, case, seed, rate, train, test, options.every)
-                    path.write_text(json.dumps(record, indent=1) + "\n")
+                    rate_too = ["learning_rate"] if options.select else []
+                    _record.keep("mml", record, "data", "case", "select", "seed", *rate_too)
                     last = record["curve"][-1]
                     print(
-                        f"{path.stem}: recall@20 {last['recall@20']:.4f}, ndcg@20 {last['ndcg@20']:.4f}, "
+                        f"{data}, {name}, seed {seed}: recall@20 {last['recall@20']:.4f}, ndcg@20 {last['ndcg@20']:.4f}, "
                         f"rate {rate:g}, {record['train_s']:.0f} s of training",
                         flush=True,
                     )

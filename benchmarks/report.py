@@ -15,7 +15,19 @@ import sys
 import tarfile
 from collections.abc import Mapping
 
-from benchmarks import _lambda_tables, _stale, _tables, _valid_tables, facets, lambda_opt, mars, mml, rg2, valid
+from benchmarks import (
+    _lambda_tables,
+    _record,
+    _stale,
+    _tables,
+    _valid_tables,
+    facets,
+    lambda_opt,
+    mars,
+    mml,
+    rg2,
+    valid,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 BEGIN, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of results -->"
@@ -43,8 +55,7 @@ command that made it from the records of single runs. Without `--table` that com
 
 def present() -> dict[str, str]:
     """Path -> text of the files that are read, as they are."""
-    results = (ROOT / "benchmarks" / "results").rglob("*.json")
-    paths = [ROOT / "README.md", ROOT / "RESULTS.md", *sorted(results)]
+    paths = [ROOT / "README.md", ROOT / "RESULTS.md", *sorted((ROOT / "benchmarks" / "results").glob("*.json*"))]
     return {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths if path.exists()}
 
 
@@ -53,7 +64,7 @@ def committed() -> dict[str, str]:
     archive = ["git", "archive", "HEAD", "README.md", "RESULTS.md", "benchmarks/results"]
     packed = subprocess.run(archive, cwd=ROOT, capture_output=True, check=True).stdout
     with tarfile.open(fileobj=io.BytesIO(packed)) as files:
-        names = [name for name in files.getnames() if name.endswith((".md", ".json"))]
+        names = [name for name in files.getnames() if name.endswith((".md", ".json", ".jsonl"))]
         return {name: files.extractfile(name).read().decode() for name in names}
 
 
@@ -61,7 +72,7 @@ def cells_of(texts: Mapping[str, str]) -> dict[str, list[_stale.Cell]]:
     """What each study's records compared, and what its grids hold today; a study without records is left out."""
     found = {}
     for study, module in STUDIES.items():
-        if records := [json.loads(text) for path, text in texts.items() if _is_run(path, study)]:
+        if records := _record.lines(texts.get(f"benchmarks/results/{study}.jsonl", "")):
             found[study] = list(module.cells(records))
     return found
 
@@ -75,12 +86,6 @@ def stale(texts: Mapping[str, str]) -> dict[tuple[str, str, str], str]:
         rows = _tables.chosen_rows(json.loads(texts.get(f"benchmarks/results/{study}.json", '{"cases": {}}')))
         found |= {(study, *row): "has a row, but no record of what was compared for it" for row in rows - known}
     return found
-
-
-def _is_run(path: str, study: str) -> bool:
-    """Whether a record is of a single run; the study of facets has all of them in one file."""
-    folder = "benchmarks/results/"
-    return path == f"{folder}{study}.json" if study == "facets" else path.startswith(f"{folder}{study}/")
 
 
 def written(texts: Mapping[str, str], older: Mapping[tuple[str, str, str], str]) -> dict[str, tuple[str, str]]:

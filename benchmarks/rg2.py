@@ -9,15 +9,15 @@ train part is validation, and the chosen setting is trained again on all of it f
 MovieLens-10M, Electronics and Steam, the paper's sets, are asked for by name (`--data`), where `jaxrec.data.datasets`
 finds them. The paper says that ratings below 3 are dropped from Electronics, but its counts are those of all ratings.
 
-Each run leaves its validation curve, with the seconds, in results/rg2/; the table and the picture are made of all that
-lie there.
+Each run leaves its validation curve, with the seconds, in results/rg2.jsonl; the table and the picture are made of all
+that stand there.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -31,7 +31,6 @@ from benchmarks._rg2_methods import DIM, METHODS, PATIENCE, SOLVERS, Part
 from benchmarks._stale import Cell, same
 from jaxrec.data import datasets, splits
 
-RUNS = _record.RESULTS / "rg2"
 MINIMUM = {"ml-100k": 3.0, "ml-1m": 3.0, "lastfm-2k": None, "gowalla": None}  # ratings that count
 MINIMUM |= {"ml-10m": 3.0, "amazon-electronics-5core": None, "steam": None}  # the paper's, where they can be had
 DEFAULT = ["ml-100k", "ml-1m", "lastfm-2k", "gowalla"]
@@ -46,7 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", choices=list(MINIMUM), default=DEFAULT, help="data sets")
     parser.add_argument("--method", nargs="+", choices=list(METHODS), default=list(METHODS), help="what to train")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="seeds of split and start")
-    parser.add_argument("--again", action="store_true", help="repeat what lies in results/rg2")
+    parser.add_argument("--again", action="store_true", help="repeat what stands in results/rg2.jsonl")
     parser.add_argument("--table", action="store_true", help="train nothing; table the records there are")
     parser.add_argument("--quick", action="store_true", help="the same code: ml-100k, RG2 and softmax, 1 seed")
     return parser.parse_args()
@@ -72,7 +71,7 @@ def settings_of(data: str, name: str) -> list[dict[str, float]]:
 
 
 def cells(records: Sequence[Mapping[str, Any]]) -> Iterator[Cell]:
-    """What the records in results/rg2 compared, and what is compared today."""
+    """What the records in results/rg2.jsonl compared, and what is compared today."""
     selections = {(record["data"], record["method"]): record for record in records if "tried" in record}
     runs: dict[tuple[str, str], list[Mapping[str, Any]]] = {where: [] for where in selections}
     for record in records:
@@ -90,16 +89,15 @@ def curve_of(history: jr.train.History, metric: str) -> list[list[float]]:
     for record in history.records:
         seconds += record["seconds"]
         if metric in record:
-            points.append([record["epoch"], seconds, record[metric]])
+            points.append([record["epoch"], seconds if math.isfinite(seconds) else None, record[metric]])
     return points
 
 
 def selected(data: str, name: str, metric: str, again: bool) -> dict[str, Any]:
     """The setting that is best on seed 0's validation part, from its record of the same grid or by comparing now."""
-    path, settings = RUNS / _record.slug("select", data, name), settings_of(data, name)
-    if path.exists() and not again:
-        record = json.loads(path.read_text())
-        if same(settings, [setting for setting, _ in record["tried"]]):
+    settings = settings_of(data, name)
+    for record in _record.runs("rg2", data=data, method=name, seed=None):
+        if not again and same(settings, [setting for setting, _ in record["tried"]]):
             return record["setting"]
     method, part = METHODS[name], prepare(data, 0)
     tried = []
@@ -108,7 +106,7 @@ def selected(data: str, name: str, metric: str, again: bool) -> dict[str, Any]:
         tried.append([setting, max(curve_of(history, metric), key=lambda point: point[2])])
     best = max(tried, key=lambda pair: pair[1][2])
     record = {"data": data, "method": name, "setting": best[0], "metric": metric, "tried": tried}
-    path.write_text(json.dumps(record | {"commit": _record.commit()}, indent=1) + "\n")
+    _record.keep("rg2", record | {"commit": _record.commit()}, "data", "method", "seed")
     print(f"{data}, {name}: {best[0]} ({metric} {best[1][2]:.4f} on validation)", flush=True)
     return best[0]
 
@@ -146,17 +144,18 @@ def wanted(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 def train_all(options: argparse.Namespace) -> None:
     """Trains what is asked for and not yet recorded."""
-    RUNS.mkdir(parents=True, exist_ok=True)
     for data, name in wanted(options):
         metric = "recall@20" if data == "gowalla" else "ndcg@10"
         setting = selected(data, name, metric, options.again)
         jax.clear_caches()  # so that the seconds of the first run hold its compilation
         for seed in options.seeds:
-            path = RUNS / _record.slug(data, name, "seed", seed)
-            if options.again or not path.exists() or json.loads(path.read_text())["setting"] != setting:
+            if options.again or not _record.runs("rg2", data=data, method=name, seed=seed, setting=setting):
                 record = run(data, name, seed, setting, metric)
-                path.write_text(json.dumps(record, indent=1) + "\n")
-                print(f"{path.stem}: " + ", ".join(f"{k} {v:.4f}" for k, v in record["test"].items()), flush=True)
+                _record.keep("rg2", record, "data", "method", "seed")
+                print(
+                    f"{data}, {name}, seed {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in record["test"].items()),
+                    flush=True,
+                )
         jax.clear_caches()
 
 
@@ -191,8 +190,9 @@ def case_of(records: list[dict[str, Any]], data: str) -> dict[str, Any]:
 
 
 def records_of(data: str, name: str) -> list[dict[str, Any]]:
-    """The runs that lie in results/rg2."""
-    return [json.loads(path.read_text()) for path in sorted(RUNS.glob(_record.slug(data, name, "seed", "*")))]
+    """The runs of a method, by seed."""
+    found = [record for record in _record.runs("rg2", data=data, method=name) if "seed" in record]
+    return sorted(found, key=lambda record: record["seed"])
 
 
 def table() -> tuple[dict[str, dict[str, Any]], dict[str, str], dict[str, tuple[int, int]]]:
@@ -222,7 +222,7 @@ def picture() -> None:
             runs = records_of(data, name)
             if not runs:
                 continue
-            _, seconds, values = np.array(runs[0]["curve"]).T
+            _, seconds, values = np.array(runs[0]["curve"], np.float64).T
             look = {"color": plt.cm.tab20(place), "label": name}
             if np.isfinite(seconds).all():
                 pane.semilogx(seconds, values, marker=".", **look)

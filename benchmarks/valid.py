@@ -11,14 +11,13 @@ hits over relevant items. The best setting of a grid on seed 0's validation, the
 both; validation looks every third epoch, and training ends when five looks bring no gain. Each run is judged once on
 test.
 
-Each run leaves a record in results/valid/; tables and pictures are made of all that lie there.
+Each run leaves a record in results/valid.jsonl; tables and pictures are made of all that stand there.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -35,7 +34,6 @@ from benchmarks._valid_methods import DIM, EVERY, INTERESTS, METHODS, METRIC, PA
 from jaxrec.data import datasets, splits
 from jaxrec.interactions import DataWarning, IdMap
 
-RUNS = _record.RESULTS / "valid"
 DATA = ("citeulike-a-valid", "citeulike-a-random", "gowalla-valid", "ml-1m", "ml-1m-users")
 FIGURES = ("recall@20", "recall@50", "ndcg@20", "ndcg@50")
 STUDIES = {  # what the paper's figures 2 to 5 vary, by method
@@ -93,17 +91,10 @@ def compacted(split: splits.Split) -> splits.Split:
 # ---------------------------------------------------------------------- one run
 
 
-def path_of(data: str, name: str, setting: dict[str, Any], limit: int | None, seed: int) -> Any:
-    """Where a run's record lies."""
-    words = [f"{key} {value:g}" for key, value in setting.items()] + ([f"limit {limit}"] if limit else [])
-    return RUNS / _record.slug(data, name, *words, "seed", seed)
-
-
 def run(part: Part, name: str, setting: dict[str, Any], seed: int, *, limit: int | None = None) -> dict[str, Any]:
-    """One run's record, from its file or by training; `hits` are the users' on test, of the first 20."""
-    path = path_of(part.name, name, setting, limit, seed)
-    if path.exists():
-        return json.loads(path.read_text())
+    """One run's record, as it was kept or by training; `hits` are the users' on test, of the first 20."""
+    for record in _record.runs("valid", data=part.name, method=name, setting=setting, limit=limit, seed=seed):
+        return record
     model, variables, curve = METHODS[name].train(part, seed, limit=limit, **setting)
     report = part.judged(model, variables, "test", ks=(20, 50))
     users = report.users
@@ -122,9 +113,12 @@ def run(part: Part, name: str, setting: dict[str, Any], seed: int, *, limit: int
     }
     if isinstance(model, jr.models.VALID):
         record |= looked_into(model, variables, part)
-    RUNS.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"{path.stem}: " + ", ".join(f"{value:.4f}" for value in record["test"].values()), flush=True)
+    _record.keep("valid", record, "data", "method", "setting", "limit", "seed")
+    print(
+        f"{part.name}, {name}, {setting}, seed {seed}: "
+        + ", ".join(f"{value:.4f}" for value in record["test"].values()),
+        flush=True,
+    )
     jax.clear_caches()
     return record
 
@@ -157,7 +151,7 @@ def after(limit: int | None) -> str:
 
 
 def cells(records: Sequence[Mapping[str, Any]]) -> list[Cell]:
-    """What the records in results/valid compared, and what is compared today."""
+    """What the records in results/valid.jsonl compared, and what is compared today."""
     grids, varied = {}, {}
     points = [
         point(name, what, value)
@@ -173,10 +167,11 @@ def cells(records: Sequence[Mapping[str, Any]]) -> list[Cell]:
 
 def chosen(data: str, name: str, limit: int | None) -> dict[str, Any] | None:
     """The setting that seed 0's validation prefers; None where its runs are not all there."""
-    paths = [path_of(data, name, setting, limit, 0) for setting in settings_of(name)]
-    if not all(path.exists() for path in paths):
+    of = {"data": data, "method": name, "limit": limit, "seed": 0}
+    found = [_record.runs("valid", setting=setting, **of) for setting in settings_of(name)]
+    if not all(found):
         return None
-    records = [json.loads(path.read_text()) for path in paths]
+    records = [record for (record,) in found]
     return max(records, key=lambda record: best_of(record)[2])["setting"]
 
 
@@ -227,7 +222,6 @@ def case_of(records: list[dict[str, Any]]) -> dict[str, Any]:
             "seeds": len(records),
             "epochs": [point[0] for point in best],
             "last_epochs": [record["curve"][-1][0] for record in records],
-            "seconds": float(np.median([point[1] for point in best])),
             "validation": float(np.mean([point[2] for point in best])),
         }
         for name in ("collapse", "uniformity"):
@@ -237,9 +231,9 @@ def case_of(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def records_of(data: str, name: str, setting: dict[str, Any], limit: int | None) -> list[dict[str, Any]]:
-    """The runs of a setting that lie in results/valid."""
-    paths = (path_of(data, name, setting, limit, seed) for seed in range(10))
-    return [json.loads(path.read_text()) for path in paths if path.exists()]
+    """The runs of a setting, by seed."""
+    found = _record.runs("valid", data=data, method=name, setting=setting, limit=limit)
+    return sorted(found, key=lambda record: record["seed"])
 
 
 def paired(part: Part, one: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, float]:
@@ -273,7 +267,7 @@ def trivial(part: Part) -> dict[str, dict[str, Any]]:
 
 def table() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, str]]:
     """Cases of all records with the trivial rankers, VALID less MacridVAE, studies, and fingerprints of the data."""
-    records = [json.loads(path.read_text()) for path in sorted(RUNS.glob("*.json"))]
+    records = _record.runs("valid")
     limits = sorted({record["limit"] for record in records}, key=lambda limit: (limit is not None, limit))
     cases, tests, studies, fingerprints = {}, {}, {}, {}
     for data in DATA:
@@ -345,7 +339,7 @@ def main() -> None:
         data=fingerprints,
         paired=tests,
         studies=studies,
-        records=len(list(RUNS.glob("*.json"))),
+        records=len(_record.runs("valid")),
         **facts,
     )
 

@@ -62,11 +62,54 @@ def test_committed_results_are_made_from_the_committed_records():
     assert "over 1 seeds" not in (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
-def test_records_say_what_was_run(path):
-    record = json.loads(path.read_text())
-    assert record["cases"] and record["command"].startswith("python -m benchmarks.")
-    assert {"commit", "jax", "device", "data", "date"} <= set(record)
+def strictly(text):
+    """JSON without NaN."""
+    return json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+
+
+FIELDS = {  # of every run of a study, and those that tell its runs apart
+    "mml": ("case data epochs fingerprint loss negatives steps", "select data case seed learning_rate"),
+    "rg2": ("data method setting", "data method seed"),
+    "mars": ("best_on_test curve fingerprint test validation", "data method setting seed"),
+    "facets": ("fingerprint grid setting test valid", "data method seed"),
+    "lambda_opt": ("data steps", "data method seed"),
+    "valid": ("curve fingerprint hits test", "data method setting limit seed"),
+}
+
+
+def test_records_say_what_was_run():
+    """Tables by their command and machine; runs by their fields, each once, sorted so that a change shows as a line."""
+    results = ROOT / "benchmarks" / "results"
+    for path in results.glob("*.json"):
+        record = strictly(path.read_text())
+        assert record["cases"] and record["command"].startswith("python -m benchmarks."), path
+        assert {"commit", "jax", "device", "data", "date"} <= set(record), path
+    assert {path.stem for path in results.glob("*.jsonl")} == set(FIELDS)
+    for study, (fields, apart) in FIELDS.items():
+        runs = [strictly(line) for line in (results / f"{study}.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert len(runs) > 50, study
+        for run in runs:
+            assert list(run) == sorted(run) and set(fields.split()) <= set(run), (study, run)
+        keys = [json.dumps([run.get(name) for name in apart.split()]) for run in runs]
+        assert len(set(keys)) == len(keys), study
+
+
+def test_a_run_is_kept_as_a_line_and_replaces_the_one_it_repeats(tmp_path, monkeypatch):
+    from benchmarks import _record
+
+    monkeypatch.setattr(_record, "RESULTS", tmp_path)
+    assert _record.runs("any") == []
+    for seed, value in ((0, 0.1), (1, 0.2), (0, 0.3)):
+        _record.keep(
+            "any", {"seed": seed, "method": "iALS", "test": value, "setting": {"b": 1, "a": 2}}, "method", "seed"
+        )
+    assert [run["test"] for run in _record.runs("any", method="iALS")] == [0.3, 0.2]
+    assert _record.runs("any", seed=1) == _record.runs("any", seed=1, other=None) != []
+    first = (tmp_path / "any.jsonl").read_text().splitlines()[0]
+    assert first == '{"method": "iALS", "seed": 0, "setting": {"b": 1, "a": 2}, "test": 0.3}'
+    with pytest.raises(ValueError, match="JSON compliant"):
+        _record.keep("any", {"seed": 2, "test": float("nan")}, "seed")
+    assert len(_record.runs("any")) == 2
 
 
 @pytest.fixture(scope="module")
@@ -174,17 +217,17 @@ def test_rows_of_an_older_grid_are_marked(study, data, method, texts):
 
 
 def test_rg2_chooses_anew_where_the_record_is_of_another_grid(tmp_path, monkeypatch):
-    from benchmarks import _rg2_methods, rg2
+    from benchmarks import _record, _rg2_methods, rg2
 
     def train(part, seed, metric, *, sweeps, x):
         return None, None, jr.train.History().append({"epoch": 1, "seconds": 1.0, metric: -abs(x - 3)})
 
-    monkeypatch.setattr(rg2, "RUNS", tmp_path)
+    monkeypatch.setattr(_record, "RESULTS", tmp_path)
     monkeypatch.setattr(rg2, "prepare", lambda *_: None)
     for grid, best in (((1, 2), 2), ((1, 2), 2), ((1, 2, 3), 3), ((1,), 1)):
         monkeypatch.setitem(rg2.METHODS, "iALS", _rg2_methods.Method(train, {"x": grid}))
         assert rg2.selected("ml-100k", "iALS", "ndcg@10", again=False) == {"x": best}
-    (record,) = map(json.loads, (path.read_text() for path in tmp_path.iterdir()))
+    (record,) = _record.runs("rg2")
     assert (record["data"], record["method"]) == ("ml-100k", "iALS")
 
 
@@ -218,9 +261,6 @@ def test_lightgcn_has_a_note_where_its_decay_is_far_above_the_papers():
     assert _tables._overdecayed("LightGCN, softmax", {}, 6000, 3300) == []
 
 
-RUNS = sorted((ROOT / "benchmarks" / "results" / "mml").glob("*.json"))
-
-
 def test_mml_selects_on_a_part_of_train_that_it_does_not_train_on():
     from benchmarks import mml
 
@@ -241,37 +281,35 @@ def test_what_mml_chose_on_the_test_set_is_called_best_on_test():
     assert case["best_on_test_recall@20"] == pytest.approx(0.3) and case["best_on_test_epochs"] == [2, 2]
 
 
-@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
-def test_runs_of_mml_say_what_was_trained_and_selection_had_other_data(path):
-    record = json.loads(path.read_text())
-    assert {"fingerprint", "seed", "loss", "negatives", "batch_size", "steps", "learning_rate", "commit"} <= set(record)
-    finals = [json.loads(p.read_text())["fingerprint"] for p in RUNS if p.stem.startswith(record["data"])]
-    assert (record["fingerprint"] in finals) == (not path.stem.startswith("select-"))
+def test_mml_selected_on_other_data_than_it_was_judged_on():
+    from benchmarks import _record
+
+    chose, ran = ({run["fingerprint"] for run in _record.runs("mml", select=select)} for select in (True, False))
+    assert chose and len(ran) == 2 and not chose & ran
 
 
-OF_MARS = sorted((ROOT / "benchmarks" / "results" / "mars").glob("*.json"))
-
-
-@pytest.mark.parametrize("path", OF_MARS, ids=lambda path: path.stem)
-def test_figures_of_mars_agree_with_one_another(path):
+def test_figures_of_mars_agree_with_one_another():
     """One relevant item found at places 11 to 20 adds between 1/log2(21) and 1/log2(12) to NDCG."""
-    record = json.loads(path.read_text())
-    for figures in [found for protocol, found in record["test"].items() if protocol == "sampled"]:
+    from benchmarks import _record
+
+    for record in _record.runs("mars"):
+        figures = record["test"]["sampled"]
         hits, gain = (figures[f"{name}@20"] - figures[f"{name}@10"] for name in ("hit_rate", "ndcg"))
-        assert hits / np.log2(21) - 1e-9 <= gain <= hits / np.log2(12) + 1e-9
+        assert hits / np.log2(21) - 1e-9 <= gain <= hits / np.log2(12) + 1e-9, record
         if record["best_on_test"]:
-            assert all(record["best_on_test"][name] >= value - 1e-9 for name, value in figures.items())
+            assert all(record["best_on_test"][name] >= value - 1e-9 for name, value in figures.items()), record
 
 
 def test_mars_chooses_by_validation_alone(tmp_path, monkeypatch):
-    from benchmarks import mars
+    from benchmarks import _record, mars
 
-    monkeypatch.setattr(mars, "RUNS", tmp_path)
+    monkeypatch.setattr(_record, "RESULTS", tmp_path)
     assert mars.chosen("ciao", "MARS, default", "sampled") is None
     settings = list(mars.settings_of("ciao", "MARS, default"))
     for place, setting in enumerate(settings):
-        found = {"setting": setting, "validation": {"sampled": {"value": -place}}, "test": {"sampled": place}}
-        mars.path_of("ciao", "MARS, default", setting, 0).write_text(json.dumps(found))
+        found = {"data": "ciao", "method": "MARS, default", "setting": setting, "seed": 0}
+        found |= {"validation": {"sampled": {"value": -place}}, "test": {"sampled": place}}
+        _record.keep("mars", found, "data", "method", "setting", "seed")
     assert len(settings) > 1 and mars.chosen("ciao", "MARS, default", "sampled") == settings[0]
 
 
@@ -321,12 +359,12 @@ def test_what_moves_coefficients_is_not_what_chooses(monkeypatch):
 
 
 def test_lambda_opt_takes_the_setting_of_seed_0_to_other_seeds(tmp_path, monkeypatch):
-    from benchmarks import lambda_opt
+    from benchmarks import _record, lambda_opt
 
-    monkeypatch.setattr(lambda_opt, "RUNS", tmp_path)
+    monkeypatch.setattr(_record, "RESULTS", tmp_path)
     tried = [[setting, 0.1, 1, False] for setting in lambda_opt.settings_of("ml-1m", "λOpt DUI")]
-    first = {"setting": {"lambda_rate": 0.5}, "tried": tried}
-    lambda_opt.path_of("ml-1m", "λOpt DUI", 0).write_text(json.dumps(first))
+    first = {"data": "ml-1m", "method": "λOpt DUI", "seed": 0, "setting": {"lambda_rate": 0.5}, "tried": tried}
+    _record.keep("lambda_opt", first, "data", "method", "seed")
     asked, train = [], jr.Interactions.from_pairs([0], [0])
 
     def found_by(part, name, seed, settings):
@@ -472,10 +510,10 @@ def test_the_verdict_on_interests_can_come_out_either_way():
 
 
 def test_the_table_of_interests_is_of_all_records():
-    from benchmarks import valid
+    from benchmarks import _record
 
-    found = json.loads((valid.RUNS.parent / "valid.json").read_text())
-    assert found["records"] == len(list(valid.RUNS.glob("*.json")))
+    found = json.loads((_record.RESULTS / "valid.json").read_text())
+    assert found["records"] == len(_record.runs("valid"))
 
 
 @pytest.mark.slow
@@ -513,16 +551,16 @@ def test_the_examples_of_the_readme_run():
 
 def test_studies_of_interests_take_the_runs_at_the_defaults_too(tmp_path, monkeypatch):
     """One block is MacridVAE's run, two are VALID's own; a study shows once a point of it was run."""
-    from benchmarks import _study_pictures, _valid_tables, valid
+    from benchmarks import _record, _study_pictures, _valid_tables, valid
 
     figures = dict.fromkeys(valid.FIGURES, 0.1)
 
     def leave(name, setting, uniformity):
-        record = {"setting": setting, "limit": None, "seed": 0, "curve": [[3, 1.0, 0.2]], "test": figures}
-        record |= {"collapse": 0.5, "uniformity": uniformity}
-        valid.path_of("ml-1m", name, setting, None, 0).write_text(json.dumps(record))
+        record = {"data": "ml-1m", "method": name, "setting": setting, "limit": None, "seed": 0}
+        record |= {"curve": [[3, 1.0, 0.2]], "test": figures, "collapse": 0.5, "uniformity": uniformity}
+        _record.keep("valid", record, "data", "method", "setting", "limit", "seed")
 
-    monkeypatch.setattr(valid, "RUNS", tmp_path)
+    monkeypatch.setattr(_record, "RESULTS", tmp_path)
     leave("MacridVAE", {}, -1.0)
     leave("VALID", {}, -2.0)
     assert valid.studied("ml-1m", None) == {}
@@ -545,8 +583,8 @@ def test_studies_of_facets_share_the_run_at_the_usual_values():
     from benchmarks import _tables, mars
 
     points = [point for what in mars.STUDIES for point in mars.studied("ciao", what) if point[0] == "MARS, released"]
-    paths = {mars.path_of("ciao", name, setting, 0) for name, _, setting in points}
-    assert len(points) == 16 and len(paths) == 14
+    different = {json.dumps([name, sorted(setting.items())]) for name, _, setting in points}
+    assert len(points) == 16 and len(different) == 14
     case = {"metric": 0.25, "stderr": None, "seeds": 1}
     methods = {"MARS": {"1": case | {"stderr": 0.001, "seeds": 3}, "2": case}, "MAR": {"2": case}}
     text = _tables._varied({"ciao": {"n_facets": methods}})
