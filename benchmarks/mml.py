@@ -229,7 +229,7 @@ def runs_of(data: str, name: str) -> list[dict[str, Any]]:
 
 
 def cells(records: Sequence[Mapping[str, Any]]) -> Iterator[Cell]:
-    """What the records in results/mml.jsonl compared, and what is compared today; a setting is all that a case states."""
+    """What the records compared, and what is compared today; a setting is all that a case states."""
     chose = [record for record in records if record["select"]]
     for data, name in dict.fromkeys((record["data"], record["case"]) for record in records):
         of_case = [record for record in records if (record["data"], record["case"]) == (data, name)]
@@ -376,8 +376,8 @@ def train_all(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
                     _record.keep("mml", record, "data", "case", "select", "seed", *rate_too)
                     last = record["curve"][-1]
                     print(
-                        f"{data}, {name}, seed {seed}: recall@20 {last['recall@20']:.4f}, ndcg@20 {last['ndcg@20']:.4f}, "
-                        f"rate {rate:g}, {record['train_s']:.0f} s of training",
+                        f"{data}, {name}, seed {seed}: recall@20 {last['recall@20']:.4f}, "
+                        f"ndcg@20 {last['ndcg@20']:.4f}, rate {rate:g}, {record['train_s']:.0f} s of training",
                         flush=True,
                     )
     return quick
