@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import pathlib
@@ -12,75 +11,58 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxrec import study
+
 RESULTS = pathlib.Path(__file__).parent / "results"
 IGNORED = pathlib.Path("runs")  # what git does not see
 
 
-def runs(study: str, **fields: Any) -> list[dict[str, Any]]:
-    """The runs in results/<study>.jsonl that have these fields, in order; a field that a run lacks is None."""
-    path = RESULTS / f"{study}.jsonl"
+def runs(name: str, **fields: Any) -> list[dict[str, Any]]:
+    """The runs in results/<name>.jsonl that have these fields, in order; a field that a run lacks is None."""
+    path = RESULTS / f"{name}.jsonl"
     if not path.exists():
         return []
     about = path.stat()
     every = _read(path, about.st_mtime_ns, about.st_size)
-    return [run for run in every if all(run.get(name) == value for name, value in fields.items())]
+    return [run for run in every if all(run.get(field) == value for field, value in fields.items())]
 
 
 @lru_cache(maxsize=8)
 def _read(path: pathlib.Path, *_: int) -> list[dict[str, Any]]:
     """The lines of a file, as long as it does not change."""
-    return lines(path.read_text(encoding="utf-8"))
+    return study.read(path)
 
 
-def lines(text: str) -> list[dict[str, Any]]:
-    """The runs in the text of a file."""
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def keep(study: str, record: Mapping[str, Any], *names: str) -> None:
-    """Adds a run to results/<study>.jsonl, in place of one that has the same values of the fields named."""
-    path, line = RESULTS / f"{study}.jsonl", _line(record)
-    older = runs(study, **{name: record.get(name) for name in names})
+def keep(name: str, record: Mapping[str, Any], *fields: str) -> None:
+    """Adds a run to results/<name>.jsonl, in place of one that has the same values of these fields."""
+    path, older = RESULTS / f"{name}.jsonl", runs(name, **{field: record.get(field) for field in fields})
     if older:
-        text = "".join(line if run in older else _line(run) for run in runs(study))
+        text = "".join(study.line_of(record if run in older else run) for run in runs(name))
         part = path.with_suffix(".part")
         part.write_text(text, encoding="utf-8")
         part.replace(path)
     else:
-        RESULTS.mkdir(exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line)
+        study.append(path, record)
 
 
-def _line(record: Mapping[str, Any]) -> str:
-    """A run as it is written. The fields are sorted; what they hold keeps its order, such as that of a grid."""
-    return json.dumps(dict(sorted(record.items())), ensure_ascii=False, allow_nan=False) + "\n"
+def case(row: study.Row) -> dict[str, Any]:
+    """The figures of a row: means and standard errors over seeds, and what was chosen."""
+    found: dict[str, Any] = {"seeds": len(row.seeds)}
+    for name, values in row.values.items():
+        found |= {name: float(values.mean()), f"{name}_stderr": stderr(values)}
+    return found if row.method in {each.name for each in study.TRIVIAL} else found | {"setting": row.setting}
 
 
-def settings(grid: Mapping[str, Iterable[Any]]) -> list[dict[str, Any]]:
-    """Every combination of a grid's values."""
-    return [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
-
-
-def ends(setting: Mapping[str, Any], compared: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The hyperparameters whose chosen value is the least or the greatest of several that were compared.
-
-    No decay at all is no end, since nothing lies beyond 0.
-    """
-    compared = list(compared)
-    found = []
-    for name, value in setting.items():
-        values = {other[name] for other in compared if name in other}
-        if len(values) > 1 and value != 0 and value in (min(values), max(values)):
-            found.append(name)
-    return found
+def stderr(values: Any) -> float | None:
+    """Standard error of the mean; None of one value."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 
 def write(
@@ -89,6 +71,7 @@ def write(
     *,
     quick: bool,
     folder: pathlib.Path = RESULTS,
+    derived: bool = False,
     **facts: Any,
 ) -> None:
     """Writes <name>.json to benchmarks/results/ and prints the cases as one line of JSON.
@@ -98,6 +81,7 @@ def write(
         cases: case -> figures.
         quick: whether this was a shortened run, whose file goes to runs/ instead, which git ignores.
         folder: where the file goes.
+        derived: whether `benchmarks.report` derives the cases from runs, so that the file leaves them out.
         facts: whatever else a reader needs: protocol, settings, fingerprints of the data.
     """
     record = {
@@ -111,23 +95,16 @@ def write(
         "processor": _processor(),
         "cores": cores(),
         **facts,
-        "cases": cases,
-    }
+    } | ({} if derived else {"cases": cases})
     folder = IGNORED if quick else folder
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / f"{name.rpartition('.')[2]}.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps({"benchmark": name, "cases": cases}))
 
 
 def commit() -> str:
     """The checkout's commit, with "-dirty" where anything but the records has changed since."""
-
-    def git(*arguments: str) -> str:
-        run = subprocess.run(["git", *arguments], cwd=RESULTS.parents[1], capture_output=True, text=True)
-        return run.stdout.strip()
-
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)benchmarks/results")
-    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
+    return study.commit(RESULTS) or "unknown"
 
 
 def _processor() -> str:

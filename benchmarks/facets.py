@@ -193,9 +193,9 @@ def cells(records: Sequence[Mapping[str, Any]]) -> Iterator[Cell]:
     """What the records in results/facets.jsonl compared, and what is compared today."""
     for data, name in dict.fromkeys((record["data"], record["method"]) for record in records):
         runs = [record for record in records if (record["data"], record["method"]) == (data, name)]
-        grid = _record.settings(METHODS[name].grid) if name in WANTED[data] else ()
+        grid = jr.study.settings(METHODS[name].grid) if name in WANTED[data] else ()
         settings = [run["setting"] for run in runs]
-        yield Cell(data, name, _record.settings(runs[0]["grid"]), grid, settings[0], settings)
+        yield Cell(data, name, jr.study.settings(runs[0]["grid"]), grid, settings[0], settings)
 
 
 def main() -> None:

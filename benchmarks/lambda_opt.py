@@ -117,7 +117,7 @@ def judged(model: Any, variables: jr.typing.Variables, part: Part) -> dict[str, 
 
 def settings_of(data: str, name: str) -> list[dict[str, float]]:
     """Every setting of a method's grid, the smaller one where it has one and the set is not ml-100k."""
-    return _record.settings(ALL[name].grid if data == "ml-100k" else ALL[name].few or ALL[name].grid)
+    return jr.study.settings(ALL[name].grid if data == "ml-100k" else ALL[name].few or ALL[name].grid)
 
 
 def cells(records: Sequence[Mapping[str, Any]]) -> Iterator[Cell]:

@@ -172,7 +172,7 @@ def run(data: str, name: str, setting: dict[str, Any], seed: int, *, epochs: int
 def settings_of(data: str, name: str) -> list[dict[str, Any]]:
     """Every setting of a method's grid."""
     more = {} if data in BY_ID else METHODS[name].resplit
-    return [{**setting, **more} for setting in _record.settings(METHODS[name].grid)]
+    return [{**setting, **more} for setting in jr.study.settings(METHODS[name].grid)]
 
 
 def cells(records: Sequence[Mapping[str, Any]]) -> list[Cell]:
@@ -212,7 +212,7 @@ def studied(data: str, what: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
         yield name, value, STUDIED[data] | ({} if value == USUAL[what] else {what: value})
 
 
-def study(options: argparse.Namespace) -> None:
+def vary(options: argparse.Namespace) -> None:
     """Varies one thing at a time."""
     for data, what in itertools.product(options.data, options.study or STUDIES):
         if data in STUDIED:
@@ -301,7 +301,7 @@ def main() -> None:
         _record.write("mars", quick(), quick=True, data="delicious", dim=DIM)
         return
     if not options.table:
-        (train_all if options.study is None else study)(options)
+        (train_all if options.study is None else vary)(options)
     cases, studies, fingerprints = table()
     if studies:
         picture(_record.RESULTS / "mars.png", studies, PANES)

@@ -15,19 +15,8 @@ import sys
 import tarfile
 from collections.abc import Mapping
 
-from benchmarks import (
-    _lambda_tables,
-    _record,
-    _stale,
-    _tables,
-    _valid_tables,
-    facets,
-    lambda_opt,
-    mars,
-    mml,
-    rg2,
-    valid,
-)
+from benchmarks import _lambda_tables, _stale, _tables, _valid_tables, facets, lambda_opt, mars, mml, valid
+from benchmarks.studies import rg2
 
 ROOT = pathlib.Path(__file__).parents[1]
 BEGIN, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of results -->"
@@ -72,18 +61,34 @@ def cells_of(texts: Mapping[str, str]) -> dict[str, list[_stale.Cell]]:
     """What each study's records compared, and what its grids hold today; a study without records is left out."""
     found = {}
     for study, module in STUDIES.items():
-        if records := _record.lines(texts.get(f"benchmarks/results/{study}.jsonl", "")):
-            found[study] = list(module.cells(records))
+        if runs := _runs(texts, study):
+            found[study] = list(module.cells(runs))
     return found
+
+
+def _runs(texts: Mapping[str, str], study: str) -> list[dict]:
+    return [json.loads(line) for line in texts.get(f"benchmarks/results/{study}.jsonl", "").splitlines()]
+
+
+def records_of(texts: Mapping[str, str]) -> dict[str, dict]:
+    """What backs each table; the cases of a study that gives them come from its runs."""
+    names = [name for of_section in SECTIONS.values() for name in of_section]
+    paths = {name: f"benchmarks/results/{name}.json" for name in names}
+    records = {name: json.loads(texts[path]) for name, path in paths.items() if path in texts}
+    for name in records.keys() & STUDIES.keys():
+        if hasattr(STUDIES[name], "cases"):
+            records[name]["cases"] = STUDIES[name].cases(_runs(texts, name))
+    return records
 
 
 def stale(texts: Mapping[str, str]) -> dict[tuple[str, str, str], str]:
     """(study, data set, method) -> what is wrong, where records are not those of the method's grid of today."""
     found: dict[tuple[str, str, str], str] = {}
+    records = records_of(texts)
     for study, cells in cells_of(texts).items():
         found |= _stale.stale(study, cells)
         known = {(cell.data, cell.method) for cell in cells}
-        rows = _tables.chosen_rows(json.loads(texts.get(f"benchmarks/results/{study}.json", '{"cases": {}}')))
+        rows = _tables.chosen_rows(records.get(study, {"cases": {}}))
         found |= {(study, *row): "has a row, but no record of what was compared for it" for row in rows - known}
     return found
 
@@ -95,9 +100,7 @@ def written(texts: Mapping[str, str], older: Mapping[tuple[str, str, str], str])
         texts: path -> text of README.md, RESULTS.md and the records.
         older: as `stale` gives it; these rows are marked.
     """
-    names = [name for of_section in SECTIONS.values() for name in of_section]
-    paths = {name: f"benchmarks/results/{name}.json" for name in names}
-    records = {name: json.loads(texts[path]) for name, path in paths.items() if path in texts}
+    records = records_of(texts)
     for (study, data, method), reason in older.items():
         records.get(study, {}).setdefault("stale", {})[f"{data}: {method}"] = reason
     for study, cells in cells_of(texts).items():

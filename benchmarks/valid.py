@@ -142,7 +142,7 @@ def looked_into(model: Any, variables: jr.typing.Variables, part: Part) -> dict[
 
 def settings_of(name: str) -> list[dict[str, Any]]:
     """Every setting of a method's grid."""
-    return _record.settings(METHODS[name].grid)
+    return jr.study.settings(METHODS[name].grid)
 
 
 def after(limit: int | None) -> str:

@@ -50,11 +50,15 @@ class Method(NamedTuple):
             choose the epoch. `log` is a `jaxrec.train.History`, or None.
         grid: values to try by hyperparameter. They must be numbers, strings, booleans or lists of
             these, because they are written to a file.
+        refit: `refit(train, key, log, **setting) -> (model, variables, log)` trains once more before
+            test, on train and validation together. `log` is that of `fit`, which says how long.
+            None evaluates what `fit` gave.
     """
 
     name: str
     fit: Callable[..., tuple[Any, Variables, History | None]]
     grid: Mapping[str, Sequence[Any]] = {}
+    refit: Callable[..., tuple[Any, Variables, History | None]] | None = None
 
 
 TRIVIAL = (
@@ -361,6 +365,9 @@ def _once(
         "versions": {"jax": jax.__version__, "jaxrec": _version(), "python": platform.python_version()},
     }
     for judged in ("valid", "test") if on == "test" else ("valid",):
+        if judged == "test" and method.refit is not None:
+            whole = split.train.union(split.valid)
+            model, variables, _ = method.refit(whole, jax.random.key(seed), log, **setting)
         found = evaluate(model, variables, split, judged)
         where = f"{method.name} with {dict(setting)} on {judged} of {data!r}"
         record[judged] = _finite(figures_of(found), metric, where)
@@ -514,7 +521,7 @@ class Table:
 
 def table(
     methods: Sequence[Method],
-    path: str | os.PathLike,
+    records: str | os.PathLike | Sequence[Record],
     *,
     data: Sequence[str] | None = None,
     trials: int = 20,
@@ -523,11 +530,11 @@ def table(
     key: Key | None = None,
     against: str | None = None,
 ) -> Table:
-    """The results of a study from its file. Nothing is trained.
+    """The results of a study from its records. Nothing is trained.
 
     Args:
         methods: as `run` takes them. A method without runs on test has no row.
-        path: of the file.
+        records: path of the file, or what `read` gives.
         data: data sets; None is all that are on record.
         trials: as in `run`.
         metric: as in `run`.
@@ -539,7 +546,7 @@ def table(
     Raises:
         ValueError: for `against` without a row on a data set, or a metric that is not on record.
     """
-    records, rows = read(path), []
+    records, rows = read(records) if isinstance(records, str | os.PathLike) else records, []
     for name in dict.fromkeys(record["data"] for record in records) if data is None else data:
         found = [
             _row(records, name, method, settings(method.grid, trials, key), metric) for method in _checked(methods)

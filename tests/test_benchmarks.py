@@ -17,7 +17,8 @@ import jaxrec as jr
 from jaxrec.data import datasets, splits, synthetic
 
 ROOT = pathlib.Path(__file__).parents[1]
-SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
+FILES = sorted((ROOT / "benchmarks").rglob("[!_]*.py"))
+SCRIPTS = [".".join(path.relative_to(ROOT / "benchmarks").with_suffix("").parts) for path in FILES]
 
 
 def run(*arguments):
@@ -69,7 +70,7 @@ def strictly(text):
 
 FIELDS = {  # of every run of a study, and those that tell its runs apart
     "mml": ("case data epochs fingerprint loss negatives steps", "select data case seed learning_rate"),
-    "rg2": ("data method setting", "data method seed"),
+    "rg2": ("curve data fingerprint grid method setting valid", "data method setting seed on"),
     "mars": ("best_on_test curve fingerprint test validation", "data method setting seed"),
     "facets": ("fingerprint grid setting test valid", "data method seed"),
     "lambda_opt": ("data steps", "data method seed"),
@@ -82,7 +83,9 @@ def test_records_say_what_was_run():
     results = ROOT / "benchmarks" / "results"
     for path in results.glob("*.json"):
         record = strictly(path.read_text())
-        assert record["cases"] and record["command"].startswith("python -m benchmarks."), path
+        derived = record["benchmark"].startswith("studies.")  # whose cases are those of its runs
+        assert derived or record["cases"], path
+        assert record["command"].startswith(f"python -m benchmarks.{record['benchmark']}"), path
         assert {"commit", "jax", "device", "data", "date"} <= set(record), path
     assert {path.stem for path in results.glob("*.jsonl")} == set(FIELDS)
     for study, (fields, apart) in FIELDS.items():
@@ -122,7 +125,7 @@ def texts():
 @pytest.mark.parametrize(
     ("study", "data", "method", "grid"),
     [
-        ("rg2", "ml-100k", "BPR", {"learning_rate": (3e-3, 1e-2, 3e-2), "l2": (0.0, 1e-5)}),
+        ("rg2", "ml-100k", "BPR", {"learning_rate": (3e-3, 1e-2, 3e-2), "l2": (0.0, 1e-5, 1e-3)}),
         ("mars", "ciao-random", "BPR", {"power": (0.0, 0.75), "l2": (1e-5, 1e-4, 1e-3, 1e-2)}),
         ("facets", "spaces", "MF BPR", {"rate": (0.01,), "decay": (0.1, 0.3, 1.0)}),
         ("lambda_opt", "ml-100k", "AMF", {"epsilon": (0.1, 0.5, 1.0), "regularization": (0.0, 1e-2)}),
@@ -216,29 +219,19 @@ def test_rows_of_an_older_grid_are_marked(study, data, method, texts):
     assert _tables.OLDER not in plain["RESULTS.md"][1] and "older grid" not in plain["README.md"][1]
 
 
-def test_rg2_chooses_anew_where_the_record_is_of_another_grid(tmp_path, monkeypatch):
-    from benchmarks import _record, _rg2_methods, rg2
+def test_rg2_takes_the_gowalla_solution_of_train_and_validation_for_as_long_as_validation_wanted():
+    from benchmarks.studies import rg2
 
-    def train(part, seed, metric, *, sweeps, x):
-        return None, None, jr.train.History().append({"epoch": 1, "seconds": 1.0, metric: -abs(x - 3)})
-
-    monkeypatch.setattr(_record, "RESULTS", tmp_path)
-    monkeypatch.setattr(rg2, "prepare", lambda *_: None)
-    for grid, best in (((1, 2), 2), ((1, 2), 2), ((1, 2, 3), 3), ((1,), 1)):
-        monkeypatch.setitem(rg2.METHODS, "iALS", _rg2_methods.Method(train, {"x": grid}))
-        assert rg2.selected("ml-100k", "iALS", "ndcg@10", again=False) == {"x": best}
-    (record,) = _record.runs("rg2")
-    assert (record["data"], record["method"]) == ("ml-100k", "iALS")
-
-
-def test_ends_are_of_what_was_compared_and_no_decay_is_no_end():
-    from benchmarks import _record
-
-    compared = _record.settings({"rate": (0.1, 0.3, 1.0), "l2": (0.0, 1e-5), "dim": (64,)})
-    assert len(compared) == 6
-    assert _record.ends({"rate": 1.0, "l2": 0.0, "dim": 64}, compared) == ["rate"]
-    assert _record.ends({"rate": 0.3, "l2": 1e-5, "dim": 64}, compared) == ["l2"]
-    assert _record.ends({"rate": 0.3, "new": 1}, compared) == []
+    train, _ = synthetic.checkerboard(12)
+    log = jr.train.History().append({"epoch": 1, "recall@20": 0.1}).append({"epoch": 2, "recall@20": 0.3})
+    log = log.append({"epoch": 3, "recall@20": 0.2})
+    method = next(method for method in rg2.methods("gowalla") if method.name == "iALS")
+    setting = {"unobserved_weight": 0.1, "regularization": 0.1}
+    _, variables, again = method.refit(train, jax.random.key(0), log, **setting)
+    assert len(again.records) == 2 and variables["params"]["user"].shape == (12, rg2.DIM)
+    names = {data: {method.name for method in rg2.methods(data)} for data in ("gowalla", "ml-100k", "ml-1m")}
+    assert names["ml-1m"] - names["ml-100k"] == {name for name in rg2.METHODS if name.startswith("LightGCN")}
+    assert names["gowalla"] == {"popularity", "RG2", "RG2, closed form", "RG2, alpha tuned", "WRMF", "iALS"}
 
 
 def test_chosen_values_at_an_end_have_a_star():

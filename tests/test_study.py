@@ -16,6 +16,7 @@ from jaxrec.interactions import DataWarning
 from jaxrec.study import Method
 
 METRIC = "recall@2"
+LOG = History(({"epoch": 3, "seconds": 1.0},))
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,19 @@ def test_a_study_continues_where_it_stopped_and_trains_nothing_twice(go, tmp_pat
     assert repr(go(method)) == repr(found) == repr(study.table([method], tmp_path / "study.jsonl", metric=METRIC))
     assert (tmp_path / "study.jsonl").read_bytes() == before
     assert go(method, seeds=[0, 1, 2, 3]).row("board", "M").seeds == [0, 1, 2, 3] and asked[7:] == [(3, 3)]
+
+
+def test_refit_trains_on_train_and_validation_before_test_alone(board, tmp_path):
+    def refit(train, key, log, *, x):
+        assert log is LOG and train.n_pairs == board.train.n_pairs + board.valid.n_pairs
+        return None, {"values": np.array([x, 0.75])}, None
+
+    method = fixed("M", {"x": [1, 2]}, score=lambda seed, x: (x, 0))._replace(refit=refit)
+    method = method._replace(fit=lambda *data, fit=method.fit, **setting: (*fit(*data, **setting)[:2], LOG))
+    options = {"folder": tmp_path, "metric": METRIC, "evaluate": by_hand, "progress": False}
+    row = study.run([method], {"board": board}, seeds=[0], **options).row("board", "M")
+    assert row.values[METRIC].tolist() == [1.375]
+    assert study.read(tmp_path / "study.jsonl")[-1]["valid"] == {METRIC: 1.0}
 
 
 def test_records_of_other_data_are_refused(go, board, tmp_path):
