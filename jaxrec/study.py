@@ -429,9 +429,11 @@ class Row(NamedTuple):
         trials: settings that were tried.
         marks: the characters of `MARS` that apply.
         ends: hyperparameters at an end of their grid.
-        difference: of the metric from that of the row compared with; None for that row itself.
-        p_users: of the paired t-test over users' means over seeds, after Holm's correction.
-        p_seeds: of the paired t-test over seeds, after Holm's correction.
+        over_users: paired comparison with the row compared with, over users' means over seeds; None
+            for that row itself, and for fewer than two.
+        over_seeds: the same over seeds.
+        p_users: p-value of `over_users` after Holm's correction.
+        p_seeds: p-value of `over_seeds` after Holm's correction.
     """
 
     data: str
@@ -443,7 +445,8 @@ class Row(NamedTuple):
     trials: int
     marks: str
     ends: Sequence[str]
-    difference: float | None = None
+    over_users: Comparison | None = None
+    over_seeds: Comparison | None = None
     p_users: float | None = None
     p_seeds: float | None = None
 
@@ -494,8 +497,9 @@ class Table:
         values = [f"{row.values[name].mean():.4f}{spread[name]}" for name in self.shown]
         cells = [row.data, row.method, *values, str(row.trials), chosen, epochs, str(len(row.seeds)), row.marks]
         if self.against:
-            numbers = ((row.difference, "+.4f"), (row.p_users, ".2g"), (row.p_seeds, ".2g"))
-            cells += ["" if number is None else format(number, how) for number, how in numbers]
+            test = row.over_users or row.over_seeds
+            cells.append("" if test is None else f"{test.difference:+.4f}")
+            cells += ["" if p_value is None else f"{p_value:.2g}" for p_value in (row.p_users, row.p_seeds)]
         return cells
 
     def legend(self) -> list[str]:
@@ -592,16 +596,12 @@ def _compared(found: Sequence[tuple[Row, list[Record]]], against: str, metric: s
     if base is None:
         raise ValueError(f"against={against!r} has no row on {data!r}; there are {[row.method for row, _ in found]}")
     tests = {row.method: _paired(runs, base, metric) for row, runs in found if row.method != against}
-    corrected = []
-    for kind in range(2):  # over users, over seeds
-        p_values = {name: test[kind].p_value for name, test in tests.items() if test[kind] is not None}
-        corrected.append(dict(zip(p_values, holm(list(p_values.values())))))
-    rows = []
-    for row, _ in found:
-        difference = next((t.difference for t in tests.get(row.method, ()) if t is not None), None)
-        p_values = dict(zip(("p_users", "p_seeds"), (kind.get(row.method) for kind in corrected)))
-        rows.append(row._replace(difference=difference, **p_values))
-    return rows
+    rows = {row.method: row for row, _ in found}
+    for kind, (test, p_value) in enumerate((("over_users", "p_users"), ("over_seeds", "p_seeds"))):
+        made = {name: of[kind] for name, of in tests.items() if of[kind] is not None}
+        for name, corrected in zip(made, holm([each.p_value for each in made.values()])):
+            rows[name] = rows[name]._replace(**{test: made[name], p_value: corrected})
+    return list(rows.values())
 
 
 def _paired(runs: Sequence[Record], base: Sequence[Record], metric: str) -> tuple[Comparison | None, Comparison | None]:

@@ -217,7 +217,7 @@ def test_paired_tests_are_by_users_and_by_seeds(go):
         "C": {0: (0.1, 0.1), 1: (0.2, 0.1), 2: (0.0, 0.1)},
     }
     table = go(*(fixed(name, score=lambda seed, of=of: of[seed]) for name, of in values.items()), against="B")
-    assert (table.row("board", "B").difference, table.row("board", "B").p_users) == (None, None)
+    assert (table.row("board", "B").over_users, table.row("board", "B").p_users) == (None, None)
     whole = {name: np.array([of[seed] for seed in range(3)]) for name, of in values.items()}
     whole |= dict.fromkeys(("random", "item id", "popularity"), np.zeros((3, 2)))
     others = ["random", "item id", "popularity", "A", "C"]
@@ -225,7 +225,7 @@ def test_paired_tests_are_by_users_and_by_seeds(go):
         raw = [scipy.stats.ttest_1samp((whole[name] - whole["B"]).mean(axis), 0).pvalue for name in others]
         for name, p in zip(others, study.holm(raw)):
             assert getattr(table.row("board", name), field) == pytest.approx(p, rel=1e-4)
-    assert table.row("board", "A").difference == pytest.approx(0.7 - 0.7 / 6, rel=1e-5)
+    assert table.row("board", "A").over_users.difference == pytest.approx(0.7 - 0.7 / 6, rel=1e-5)
     assert "less B" in repr(table) and "Holm" in repr(table)
     with pytest.raises(ValueError, match="against='D' has no row"):
         go(fixed("A"), against="D")
@@ -233,7 +233,7 @@ def test_paired_tests_are_by_users_and_by_seeds(go):
 
 def test_one_seed_has_no_test_over_seeds(go):
     found = go(fixed("A", score=lambda seed: (0.5, 0.9)), against="popularity", seeds=[0]).row("board", "A")
-    assert found.p_seeds is None and found.p_users < 1 and found.difference == pytest.approx(0.7)
+    assert found.p_seeds is None and found.p_users < 1 and found.over_users.difference == pytest.approx(0.7)
 
 
 def test_a_metric_that_is_not_a_number_is_refused_and_leaves_no_record(go, tmp_path):
