@@ -61,8 +61,10 @@ def case(row: study.Row) -> dict[str, Any]:
 
 
 def stderr(values: Any) -> float | None:
-    """Standard error of the mean; None of one value."""
-    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+    """Standard error of the mean, exactly 0 for equal values; None of one value."""
+    if len(values) < 2:
+        return None
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if np.ptp(values) else 0.0
 
 
 def write(

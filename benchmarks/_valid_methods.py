@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import optax
 
@@ -16,7 +15,7 @@ DIM, USERS = 64, 512
 EVERY, PATIENCE, METRIC = 3, 5, "recall@20"  # epochs between looks, and looks without a gain that end a run
 EPOCHS = 300
 
-Trained = tuple[Any, jr.typing.Variables, list[list[float | None]]]  # model, variables, [epoch, seconds, METRIC]
+Fitted = tuple[Any, jr.typing.Variables, jr.train.History | None]
 
 
 class Part(NamedTuple):
@@ -50,7 +49,7 @@ class Method(NamedTuple):
         drawn: seeds make a difference.
     """
 
-    train: Callable[..., Trained]
+    train: Callable[..., Fitted]
     grid: Mapping[str, tuple[Any, ...]] = {}
     by_history: bool = False
     drawn: bool = True
@@ -61,23 +60,13 @@ def judge(model: Any, part: Part) -> Callable[[jr.typing.Variables], jr.report.R
     return lambda variables: part.judged(model, variables, "valid", ks=(20,))
 
 
-def curve_of(history: jr.train.History) -> list[list[float]]:
-    """Epoch, seconds of training so far, and what validation saw."""
-    seconds, curve = 0.0, []
-    for record in history.records:
-        seconds += record["seconds"]
-        if METRIC in record:
-            curve.append([record["epoch"], seconds, record[METRIC]])
-    return curve
-
-
 def fitted(
-    part: Part, seed: int, model: Any, objective: Any, tx: Any, *, limit: int | None, every: int = EVERY, **options: Any
-) -> Trained:
+    part: Part, key: Any, model: Any, objective: Any, tx: Any, *, limit: int | None, every: int = EVERY, **options: Any
+) -> Fitted:
     """Trained until validation no longer gets better; or for so many epochs at most."""
     rule = jr.train.EarlyStopping(METRIC, patience=PATIENCE, ties=True)
     state, history = jr.train.fit(
-        jr.train.init(jax.random.key(seed), model, tx),
+        jr.train.init(key, model, tx),
         objective,
         tx,
         part.train,
@@ -88,7 +77,7 @@ def fitted(
         progress=False,
         **options,
     )
-    return model, state.variables, curve_of(history)
+    return model, state.variables, history
 
 
 # ---------------------------------------------------------------------- autoencoders
@@ -101,32 +90,32 @@ SETTINGS = {  # of the released configurations; sets without one take citeulike-
 
 def interests(
     part: Part,
-    seed: int,
+    key: Any,
     *,
     kind: Callable[..., Any] = jr.models.VALID,
     limit: int | None,
     **options: Any,
-) -> Trained:
+) -> Fitted:
     """VALID or MacridVAE at the released setting of the set, 512 users a step."""
     of_model, of_objective = SETTINGS.get(part.name, SETTINGS["citeulike-a"])
     model = kind(part.train, **{"dim": DIM, "width": DIM, **of_model, **options})
     objective = partial(jr.train.vae.objective, model=model, **of_objective)
-    return fitted(part, seed, model, objective, optax.adam(1e-3), limit=limit, batch_size=USERS, group=0)
+    return fitted(part, key, model, objective, optax.adam(1e-3), limit=limit, batch_size=USERS, group=0)
 
 
-def multvae(part: Part, seed: int, *, cap: float, limit: int | None) -> Trained:
+def multvae(part: Part, key: Any, *, cap: float, limit: int | None) -> Fitted:
     """At its released sizes, 500 users a step; β reaches its cap in 60 epochs, as a smaller set needs."""
     model = jr.models.MultVAE(part.train)
     total = 60 * -(-np.count_nonzero(part.train.user_degrees) // 500) / cap
     objective = partial(jr.train.vae.objective, model=model, cap=cap, total=total)
-    return fitted(part, seed, model, objective, optax.adam(1e-3), limit=limit, batch_size=500, group=0)
+    return fitted(part, key, model, objective, optax.adam(1e-3), limit=limit, batch_size=500, group=0)
 
 
-def recvae(part: Part, seed: int, *, divergence_weight: float, limit: int | None) -> Trained:
+def recvae(part: Part, key: Any, *, divergence_weight: float, limit: int | None) -> Fitted:
     """At its released sizes; an epoch is four passes."""
     model = jr.models.RecVAE(part.train, divergence_weight=divergence_weight)
     state, history = jr.train.vae.alternating(
-        jax.random.key(seed),
+        key,
         model,
         optax.adam(5e-4),
         part.train,
@@ -135,13 +124,13 @@ def recvae(part: Part, seed: int, *, divergence_weight: float, limit: int | None
         stopping=jr.train.EarlyStopping(METRIC, patience=PATIENCE, ties=True),
         progress=False,
     )
-    return model, state.variables, curve_of(history)
+    return model, state.variables, history
 
 
 # ---------------------------------------------------------------------- one vector a user, or none
 
 
-def ccl(part: Part, seed: int, *, simplex: bool, margin: float, weight: float, limit: int | None) -> Trained:
+def ccl(part: Part, key: Any, *, simplex: bool, margin: float, weight: float, limit: int | None) -> Fitted:
     """Cosines, 1,024 negatives that a batch shares; SimpleX's gate and pool are its configuration's on Gowalla."""
     train = part.train
     if simplex:
@@ -156,25 +145,25 @@ def ccl(part: Part, seed: int, *, simplex: bool, margin: float, weight: float, l
     # SimpleX leaves the positive out of the history, so that its examples are single pairs
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample, leave_out=simplex)
     options = {"batch_size": 1024} if simplex else {"batch_size": 256, "group": 16}
-    return fitted(part, seed, model, objective, optax.adam(1e-2), limit=limit, **options)
+    return fitted(part, key, model, objective, optax.adam(1e-2), limit=limit, **options)
 
 
-def lightgcn(part: Part, seed: int, *, learning_rate: float, limit: int | None) -> Trained:
+def lightgcn(part: Part, key: Any, *, learning_rate: float, limit: int | None) -> Fitted:
     """Three layers, BPR, one uniform negative, as its paper; L2 on whole tables."""
     model = jr.models.LightGCN(part.train, dim=DIM, layers=3, scale=0.1)
     sample = partial(jr.sampling.uniform, n_items=part.train.n_items, n=1)
     objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=sample)
     tx = optax.chain(optax.add_decayed_weights(1e-7), optax.adam(learning_rate))
-    return fitted(part, seed, model, objective, tx, limit=limit, batch_size=8192)
+    return fitted(part, key, model, objective, tx, limit=limit, batch_size=8192)
 
 
-def solved(fit: Callable, part: Part, seed: int, *, limit: int | None, **setting: float) -> Trained:
+def solved(fit: Callable, part: Part, key: Any, *, limit: int | None, **setting: float) -> Fitted:
     """ALS, ended by validation."""
     model = jr.models.MF(part.train.n_users, part.train.n_items, dim=DIM)
     variables, history = fit(
         part.train,
         dim=DIM,
-        key=jax.random.key(seed),
+        key=key,
         tolerance=None,
         sweeps=limit or 30,
         validate=judge(model, part),
@@ -182,13 +171,17 @@ def solved(fit: Callable, part: Part, seed: int, *, limit: int | None, **setting
         progress=False,
         **setting,
     )
-    return model, variables, curve_of(history)
+    return model, variables, history
 
 
-def ease(part: Part, seed: int, *, regularization: float, limit: int | None) -> Trained:
+def ease(part: Part, key: Any, *, regularization: float, limit: int | None) -> Fitted:
     """The closed form; nothing is drawn."""
     model, variables = jr.models.ease(part.train, regularization=regularization)
-    return model, variables, [[0, None, judge(model, part)(variables).means[METRIC]]]
+    return (
+        model,
+        variables,
+        jr.train.History().append({"epoch": 0, METRIC: judge(model, part)(variables).means[METRIC]}),
+    )
 
 
 INTERESTS = {"n_interests": 4, "n_blocks": 2, "width": DIM}  # of VALID, where nothing else is said

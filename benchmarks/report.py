@@ -15,8 +15,8 @@ import sys
 import tarfile
 from collections.abc import Mapping
 
-from benchmarks import _lambda_tables, _stale, _tables, _valid_tables, facets, lambda_opt, mars, mml, valid
-from benchmarks.studies import rg2
+from benchmarks import _lambda_tables, _stale, _tables, _valid_tables, facets, lambda_opt, mars, mml
+from benchmarks.studies import rg2, valid
 
 ROOT = pathlib.Path(__file__).parents[1]
 BEGIN, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of results -->"
@@ -71,13 +71,13 @@ def _runs(texts: Mapping[str, str], study: str) -> list[dict]:
 
 
 def records_of(texts: Mapping[str, str]) -> dict[str, dict]:
-    """What backs each table; the cases of a study that gives them come from its runs."""
+    """What backs each table; what a study derives comes from its runs."""
     names = [name for of_section in SECTIONS.values() for name in of_section]
     paths = {name: f"benchmarks/results/{name}.json" for name in names}
     records = {name: json.loads(texts[path]) for name, path in paths.items() if path in texts}
     for name in records.keys() & STUDIES.keys():
-        if hasattr(STUDIES[name], "cases"):
-            records[name]["cases"] = STUDIES[name].cases(_runs(texts, name))
+        if hasattr(STUDIES[name], "derived"):
+            records[name] |= STUDIES[name].derived(_runs(texts, name))
     return records
 
 

@@ -304,15 +304,10 @@ def chosen(records: Sequence[Record], data: str, method: str, tried: Sequence[Se
     """The setting with the best metric on validation, the first of equals; None if a trial is missing."""
     if len(tried) == 1:
         return tried[0]
-    values = [
-        [
-            run["valid"][metric]
-            for run in records
-            if _is(run, data, method, "valid") and run["setting"] == _written(each)
-        ]
-        for each in tried
-    ]
-    return max(zip(values, tried), key=lambda pair: pair[0][0])[1] if all(values) else None
+    trials = [(run["setting"], run["valid"][metric]) for run in records if _is(run, data, method, "valid")]
+    written = _written([dict(setting) for setting in tried])
+    values = [next((value for setting, value in trials if setting == each), None) for each in written]
+    return None if None in values else max(zip(values, tried), key=lambda pair: pair[0])[1]
 
 
 def _part(split: Split | Callable[[int], Split], seed: int) -> tuple[Split, str]:
@@ -424,6 +419,7 @@ class Row(NamedTuple):
         method: name of the method.
         setting: that validation chose.
         values: metric -> float64 [S], its value on test under each seed.
+        valid: the same on validation.
         seeds: of these.
         epochs: best epoch of each run by its log, or None.
         trials: settings that were tried.
@@ -440,6 +436,7 @@ class Row(NamedTuple):
     method: str
     setting: Setting
     values: Mapping[str, np.ndarray]
+    valid: Mapping[str, np.ndarray]
     seeds: Sequence[int]
     epochs: Sequence[int | None]
     trials: int
@@ -551,9 +548,13 @@ def table(
         ValueError: for `against` without a row on a data set, or a metric that is not on record.
     """
     records, rows = read(records) if isinstance(records, str | os.PathLike) else records, []
+    by_method: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        by_method.setdefault((record["data"], record["method"]), []).append(record)
     for name in dict.fromkeys(record["data"] for record in records) if data is None else data:
         found = [
-            _row(records, name, method, settings(method.grid, trials, key), metric) for method in _checked(methods)
+            _row(by_method.get((name, method.name), ()), name, method, settings(method.grid, trials, key), metric)
+            for method in _checked(methods)
         ]
         found = [pair for pair in found if pair is not None]
         rows += [row for row, _ in found] if against is None else _compared(found, against, metric, name)
@@ -580,7 +581,8 @@ def _row(
         data=data,
         method=method.name,
         setting=setting,
-        values={name: np.array([run["test"][name] for run in runs]) for name in runs[0]["test"]},
+        values=_columns(runs, "test"),
+        valid=_columns(runs, "valid"),
         seeds=[run["seed"] for run in runs],
         epochs=[None if at is None else at[0] for at in best],
         trials=sum(_is(record, data, method.name, "valid") for record in records) if old else len(tried),
@@ -588,6 +590,15 @@ def _row(
         ends=at_end,
     )
     return row, runs
+
+
+def _columns(runs: Sequence[Record], part: str) -> dict[str, np.ndarray]:
+    """The metrics that all runs have, each as an array over runs."""
+    return {
+        name: np.array([run[part][name] for run in runs])
+        for name in runs[0][part]
+        if all(name in run[part] for run in runs)
+    }
 
 
 def _compared(found: Sequence[tuple[Row, list[Record]]], against: str, metric: str, data: str) -> list[Row]:

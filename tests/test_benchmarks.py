@@ -74,7 +74,7 @@ FIELDS = {  # of every run of a study, and those that tell its runs apart
     "mars": ("best_on_test curve fingerprint test validation", "data method setting seed"),
     "facets": ("fingerprint grid setting test valid", "data method seed"),
     "lambda_opt": ("data steps", "data method seed"),
-    "valid": ("curve fingerprint hits test", "data method setting limit seed"),
+    "valid": ("curve data fingerprint grid method setting valid", "data method setting seed on"),
 }
 
 
@@ -461,34 +461,20 @@ def test_peer_of_valid_has_the_released_loss_and_gradients():
     assert peer.head.grad.norm().item() == pytest.approx(3.7477917, abs=1e-7)
 
 
-def test_valid_pairs_users_over_seeds():
-    """Recalls of two users are (1, ½) and (0, ½) in two seeds of one model, and (0, 1) in the other's second."""
-    from benchmarks import valid
-
-    test = jr.Interactions.from_pairs([0, 2, 2], [0, 0, 1], n_users=3)
-    part = valid.Part("any", test, test, test)
-    runs = ((0, "11", 0.75), (1, "01", 0.25), (1, "02", 0.5), (0, "00", 0.0))
-    records = [{"seed": seed, "hits": hits, "test": {"recall@20": value}} for seed, hits, value in runs]
-    found = valid.paired(part, records[:2], records[2:3])
-    assert found["difference"] == pytest.approx(-0.25) and found["seeds"] == 1 and found["seeds_stderr"] is None
-    assert found["users_stderr"] == pytest.approx(np.std([0, -0.5], ddof=1) / np.sqrt(2))
-    found = valid.paired(part, records[:2], records[2:])
-    assert found["difference"] == pytest.approx(0.25) and found["seeds"] == 2
-    assert found["seeds_stderr"] == pytest.approx(np.std([0.75, -0.25], ddof=1) / np.sqrt(2))
-
-
 def test_users_held_out_whole_are_judged_by_their_histories():
     """Of a user's colour the pair to be found and the diagonal are left: two items of 24 that histories tell apart."""
-    from benchmarks import _valid_methods, valid
+    from benchmarks import _valid_methods
+    from benchmarks.studies import valid
 
     pairs, _ = synthetic.checkerboard(24)
     order = partial(splits.random_order, key=jax.random.key(0))
     held = splits.held_out_users(jax.random.key(0), pairs, n_valid=6, n_test=8, share=0.1, order=order)
     histories = {"valid": held.valid_history, "test": held.test_history}
     part = valid.Part("any", held.train, held.valid, held.test, histories)
-    model, variables, curve = _valid_methods.METHODS["EASE"].train(part, 0, limit=None, regularization=10.0)
+    key = jax.random.key(0)
+    model, variables, log = _valid_methods.METHODS["EASE"].train(part, key, limit=None, regularization=10.0)
     report = part.judged(model, variables, "test", ks=(20,))
-    assert len(report.users) == 8 and curve[0][2] == report.means["recall@20"] == 1
+    assert len(report.users) == 8 and log.column("recall@20")[1] == [report.means["recall@20"]] == [1]
     assert part.judged(*jr.models.popularity(held.train), "valid", ks=(2,)).means["recall@2"] < 1
     assert part.judged(model, variables, "test", ks=(2,)).means["recall@2"] == 1
     for name, method in _valid_methods.METHODS.items():
@@ -502,13 +488,6 @@ def test_the_verdict_on_interests_can_come_out_either_way():
     said = _valid_tables._verdict({name: {"difference": d, "users_stderr": 0.01} for name, d in tests.items()})
     assert "above MacridVAE on a (+3.0), and within two errors of MacridVAE on c (+1.5); d (-1.5)" in said
     assert said.endswith("and below MacridVAE on b (-3.0).")
-
-
-def test_the_table_of_interests_is_of_all_records():
-    from benchmarks import _record
-
-    found = json.loads((_record.RESULTS / "valid.json").read_text())
-    assert found["records"] == len(_record.runs("valid"))
 
 
 @pytest.mark.slow
@@ -546,26 +525,27 @@ def test_the_examples_of_the_readme_run():
 
 def test_studies_of_interests_take_the_runs_at_the_defaults_too(tmp_path, monkeypatch):
     """One block is MacridVAE's run, two are VALID's own; a study shows once a point of it was run."""
-    from benchmarks import _record, _study_pictures, _valid_tables, valid
+    from benchmarks import _study_pictures, _valid_tables
+    from benchmarks.studies import valid
 
-    figures = dict.fromkeys(valid.FIGURES, 0.1)
+    records = []
 
-    def leave(name, setting, uniformity):
-        record = {"data": "ml-1m", "method": name, "setting": setting, "limit": None, "seed": 0}
-        record |= {"curve": [[3, 1.0, 0.2]], "test": figures, "collapse": 0.5, "uniformity": uniformity}
-        _record.keep("valid", record, "data", "method", "setting", "limit", "seed")
+    def leave(name, what, value, uniformity):
+        method = valid.method_of("ml-1m", name, None, what, value)
+        record = {"data": "ml-1m", "method": method.name, "grid": {}, "setting": {}, "seed": 0, "on": "test"}
+        figures = dict.fromkeys(("recall@20", "recall@50", "ndcg@20", "ndcg@50"), 0.1)
+        record |= {"test": figures | {"collapse": 0.5, "uniformity": uniformity}, "valid": {"recall@20": 0.2}}
+        records.append(record | {"curve": [[3, 1.0, 0.2]]})
+        return valid.derived(records)["studies"].get("ml-1m", {})
 
-    monkeypatch.setattr(_record, "RESULTS", tmp_path)
-    leave("MacridVAE", {}, -1.0)
-    leave("VALID", {}, -2.0)
-    assert valid.studied("ml-1m", None) == {}
-    leave("VALID", {"n_blocks": 3}, -3.0)
-    found = valid.studied("ml-1m", None)
+    assert leave("VALID", "n_blocks", 1, -1.0) == {} and records[0]["method"] == "MacridVAE"
+    assert leave("VALID", "n_blocks", 2, -2.0) == {} and records[1]["method"] == "VALID"
+    found = leave("VALID", "n_blocks", 3, -3.0)
     assert set(found) == {"n_blocks"}
     points = found["n_blocks"]["VALID"]
     assert {value: case["uniformity"] for value, case in points.items()} == {"1": -1, "2": -2, "3": -3}
-    leave("VALID", {"n_interests": 1}, -4.0)
-    found = valid.studied("ml-1m", None)
+    found = leave("VALID", "n_interests", 1, -4.0)
+    assert set(valid.derived(records)["cases"]) == {"ml-1m: VALID", "ml-1m: MacridVAE"}
     table = _valid_tables._studied("ml-1m", found)
     assert "| blocks | 3 | VALID | 0.1000 | 0.1000 | 0.50 | -3.00 | 3 | 1 |" in table
     assert "| interests | 1 | VALID | 0.1000 | 0.1000 |  | -4.00 | 3 | 1 |" in table
