@@ -535,7 +535,7 @@ def test_studies_of_interests_take_the_runs_at_the_defaults_too(tmp_path, monkey
         record = {"data": "ml-1m", "method": method.name, "grid": {}, "setting": {}, "seed": 0, "on": "test"}
         figures = dict.fromkeys(("recall@20", "recall@50", "ndcg@20", "ndcg@50"), 0.1)
         record |= {"test": figures | {"collapse": 0.5, "uniformity": uniformity}, "valid": {"recall@20": 0.2}}
-        records.append(record | {"curve": [[3, 1.0, 0.2]]})
+        records.append(record | {"curve": [[3, 1.0, 0.2]], "users": jr.study._packed(np.array([0.0, -uniformity]))})
         return valid.derived(records)["studies"].get("ml-1m", {})
 
     assert leave("VALID", "n_blocks", 1, -1.0) == {} and records[0]["method"] == "MacridVAE"
@@ -546,6 +546,8 @@ def test_studies_of_interests_take_the_runs_at_the_defaults_too(tmp_path, monkey
     assert {value: case["uniformity"] for value, case in points.items()} == {"1": -1, "2": -2, "3": -3}
     found = leave("VALID", "n_interests", 1, -4.0)
     assert set(valid.derived(records)["cases"]) == {"ml-1m: VALID", "ml-1m: MacridVAE"}
+    less = {"difference": 0.5, "users_stderr": pytest.approx(0.5), "seeds_stderr": None, "seeds": 1}
+    assert valid.derived(records)["paired"] == {"ml-1m": less}
     table = _valid_tables._studied("ml-1m", found)
     assert "| blocks | 3 | VALID | 0.1000 | 0.1000 | 0.50 | -3.00 | 3 | 1 |" in table
     assert "| interests | 1 | VALID | 0.1000 | 0.1000 |  | -4.00 | 3 | 1 |" in table
