@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -18,10 +19,17 @@ from typing import Any
 import jax
 import numpy as np
 
+import jaxrec as jr
 from jaxrec import study
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 IGNORED = pathlib.Path("runs")  # what git does not see
+
+
+def parser(name: str, about: str, *, defaults: bool = False) -> argparse.ArgumentParser:
+    """A reader of the command line `python -m benchmarks.<name>`; `about` is the module's docstring."""
+    how = argparse.ArgumentDefaultsHelpFormatter if defaults else argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(f"python -m benchmarks.{name}", description=about, formatter_class=how)
 
 
 def runs(name: str, **fields: Any) -> list[dict[str, Any]]:
@@ -58,6 +66,11 @@ def case(row: study.Row) -> dict[str, Any]:
     for name, values in row.values.items():
         found |= {name: float(values.mean()), f"{name}_stderr": stderr(values)}
     return found if row.method in {each.name for each in study.TRIVIAL} else found | {"setting": row.setting}
+
+
+def rankers(train: jr.Interactions, seed: int = 0) -> dict[str, tuple[Any, jr.typing.Variables]]:
+    """The rankers that learn nothing."""
+    return {each.name: each.fit(train, None, jax.random.key(seed))[:2] for each in study.TRIVIAL}
 
 
 def stderr(values: Any) -> float | None:

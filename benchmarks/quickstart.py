@@ -32,11 +32,7 @@ LOSSES = {
 
 def arguments() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.quickstart",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = _record.parser("quickstart", __doc__, defaults=True)
     parser.add_argument("--dim", type=int, default=32, help="length of the vectors")
     parser.add_argument("--negatives", type=int, default=20, help="sampled negatives for each positive")
     parser.add_argument("--epochs", type=int, default=45, help="at most so many; early stopping ends sooner")
@@ -88,11 +84,7 @@ def main() -> None:
     # The test part is ranked with training and validation pairs masked.
     known = split.train.union(split.valid)
     judge = partial(jr.evaluate.full_ranking, train=known, test=split.test, ks=(5, 10, 20))
-    reports = {
-        "random": [judge(*jr.models.random(jax.random.key(0), known.n_items))],
-        "item id": [judge(*jr.models.item_id(known.n_items))],
-        "popularity": [judge(*jr.models.popularity(split.train))],
-    }
+    reports = {name: [judge(*ranker)] for name, ranker in _record.rankers(split.train).items()}
     histories = {}
     for name in LOSSES:
         runs = [train(name, split, seed, options) for seed in range(options.seeds)]

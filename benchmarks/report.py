@@ -6,7 +6,6 @@ the committed records, whatever has been measured since, and whether each row wa
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import pathlib
@@ -15,8 +14,8 @@ import sys
 import tarfile
 from collections.abc import Mapping
 
-from benchmarks import _lambda_tables, _stale, _tables, _valid_tables, facets, lambda_opt, mars, mml
-from benchmarks.studies import rg2, valid
+from benchmarks import _record, _stale, _tables
+from benchmarks.studies import _lambda_tables, _valid_tables, facets, lambda_opt, mars, mml, rg2, valid
 
 ROOT = pathlib.Path(__file__).parents[1]
 BEGIN, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of results -->"
@@ -244,9 +243,7 @@ def _audit(cases: dict) -> str:
 
 def main() -> None:
     """Writes or checks the tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _record.parser("report", __doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is out of date")
     options = parser.parse_args()
     texts = committed() if options.check else present()
@@ -267,7 +264,7 @@ def main() -> None:
 def unexpected(older: Mapping[tuple[str, str, str], str]) -> list[str]:
     """What is wrong with stale records that `_stale.KNOWN` does not name, and with names there that are not stale."""
     new = [
-        f"{study}, {data}, {method}: not today's grid, as it {reason}; run python -m benchmarks.{study} again"
+        f"{study}, {data}, {method}: not today's grid, as it {reason}; run python -m benchmarks.studies.{study} again"
         for (study, data, method), reason in older.items()
         if (study, data, method) not in _stale.KNOWN
     ]

@@ -15,7 +15,6 @@ line.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -316,11 +315,7 @@ QUICK = {
 
 def main() -> None:
     """Trains what has no record, draws the picture and prints the figures."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.studies.rg2",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = _record.parser("studies.rg2", __doc__)
     parser.add_argument("--data", nargs="+", choices=list(MINIMUM), default=list(DEFAULT), help="data sets")
     parser.add_argument("--method", nargs="+", choices=list(METHODS), default=list(METHODS), help="what to train")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="seeds of split and start")

@@ -29,8 +29,8 @@ import numpy as np
 
 import jaxrec as jr
 from benchmarks import _record, _stale
-from benchmarks._study_pictures import Pane, picture
-from benchmarks._valid_methods import DIM, EVERY, INTERESTS, METHODS, METRIC, PATIENCE, USERS, Part
+from benchmarks.studies._study_pictures import Pane, picture
+from benchmarks.studies._valid_methods import DIM, EVERY, INTERESTS, METHODS, METRIC, PATIENCE, USERS, Part
 from jaxrec import study
 from jaxrec.data import datasets, splits
 from jaxrec.interactions import DataWarning, IdMap
@@ -52,11 +52,7 @@ PANES = (
 
 def arguments() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.studies.valid",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = _record.parser("studies.valid", __doc__)
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA), help="data sets")
     parser.add_argument("--method", nargs="+", choices=list(METHODS), default=list(METHODS), help="what to train")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the start")

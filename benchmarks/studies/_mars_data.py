@@ -1,4 +1,4 @@
-"""The splits that `benchmarks.mars` compares methods on, and the sampled items that it judges them by."""
+"""The splits that `benchmarks.studies.mars` compares methods on, and the sampled items that it judges them by."""
 
 from __future__ import annotations
 

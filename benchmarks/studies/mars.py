@@ -28,10 +28,10 @@ import numpy as np
 
 import jaxrec as jr
 from benchmarks import _record
-from benchmarks._mars_data import BY_ID, DATA, PUBLISHED, Part, prepare, protocols_of
-from benchmarks._mars_methods import DIM, METHODS, PASSES, Recipe
 from benchmarks._stale import Cell, of_runs
-from benchmarks._study_pictures import Pane, picture
+from benchmarks.studies._mars_data import BY_ID, DATA, PUBLISHED, Part, prepare, protocols_of
+from benchmarks.studies._mars_methods import DIM, METHODS, PASSES, Recipe
+from benchmarks.studies._study_pictures import Pane, picture
 from jaxrec.interactions import DataWarning
 from jaxrec.train import examples
 
@@ -56,9 +56,7 @@ STUDIED = {"ciao": {"dim": 32}, "delicious": {"dim": 32}, "ciao-random": {"dim":
 
 def arguments() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.mars", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _record.parser("studies.mars", __doc__)
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA), help="data sets")
     parser.add_argument("--method", nargs="+", choices=list(METHODS), default=list(METHODS), help="what to train")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of random split and start")
@@ -227,8 +225,8 @@ def case_of(records: list[dict[str, Any]], protocol: str) -> dict[str, Any]:
     case: dict[str, Any] = {}
     for label, name in names.items():
         values = np.array([record["test"][protocol][name] for record in records])
-        stderr = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-        case |= {label: float(values.mean()), "stderr" if label == "metric" else f"{label}_stderr": stderr}
+        error = _record.stderr(values)
+        case |= {label: float(values.mean()), "stderr" if label == "metric" else f"{label}_stderr": error}
     if "setting" in records[0]:
         case |= {
             "setting": records[0]["setting"],
@@ -245,13 +243,9 @@ def case_of(records: list[dict[str, Any]], protocol: str) -> dict[str, Any]:
 def trivial(data: str) -> dict[str, dict[str, dict[str, Any]]]:
     """The rankers that learn nothing, seed 0: name -> protocol -> case."""
     part = prepare(data, 0)
-    popularity = jr.models.popularity(part.train)
-    rankers = {
-        "random": jr.models.random(jax.random.key(0), part.train.n_items),
-        "item id": jr.models.item_id(part.train.n_items, descending=True),
-        "popularity": popularity,
-        "minus popularity": (popularity[0], jax.tree.map(lambda scores: -scores, popularity[1])),
-    }
+    rankers = _record.rankers(part.train) | {"item id": jr.models.item_id(part.train.n_items, descending=True)}
+    model, variables = rankers["popularity"]
+    rankers["minus popularity"] = model, jax.tree.map(lambda scores: -scores, variables)
     figures = {name: judged(*ranker, part, on="test") for name, ranker in rankers.items()}
     return {name: {p: case_of([{"test": found}], p) for p in found} for name, found in figures.items()}
 
@@ -298,7 +292,7 @@ def main() -> None:
     """Trains, and writes the table."""
     options = arguments()
     if options.quick:
-        _record.write("mars", quick(), quick=True, data="delicious", dim=DIM)
+        _record.write("studies.mars", quick(), quick=True, data="delicious", dim=DIM)
         return
     if not options.table:
         (train_all if options.study is None else vary)(options)
@@ -306,7 +300,7 @@ def main() -> None:
     if studies:
         picture(_record.RESULTS / "mars.png", studies, PANES)
     facts = {"dim": DIM, "passes": PASSES, "patience": PATIENCE, "studies": studies, "studied": STUDIED}
-    _record.write("mars", cases, quick=False, data=fingerprints, **facts)
+    _record.write("studies.mars", cases, quick=False, data=fingerprints, **facts)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ largest of θ. An item's is the facet that gives its own users most above what i
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -25,8 +24,8 @@ from scipy.optimize import linear_sum_assignment
 
 import jaxrec as jr
 from benchmarks import _record
-from benchmarks._facets_methods import METHODS, SETS, D, K, Planted, Setup, factors, n_steps, planted
 from benchmarks._stale import Cell
+from benchmarks.studies._facets_methods import METHODS, SETS, D, K, Planted, Setup, factors, n_steps, planted
 from jaxrec.models import MF
 
 SIZE, QUICK = {"n_users": 500, "n_items": 100}, {"n_users": 200, "n_items": 60}
@@ -140,18 +139,12 @@ def untrained(parts: list[Planted], data: str) -> dict[str, list[dict[str, Any]]
     """The rankers that learn nothing, the one that knows the truth, and for clusters the factorisation alone."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for seed, part in enumerate(parts):
-        n_items = part.train.n_items
-        rankers = {
-            "random": jr.models.random(jax.random.key(seed), n_items),
-            "item id": jr.models.item_id(n_items),
-            "popularity": jr.models.popularity(part.train),
-            "the planted truth": part.oracle,
-        }
+        rankers = {**_record.rankers(part.train, seed), "the planted truth": part.oracle}
         for name, ranker in rankers.items():
             rows.setdefault(name, []).append({"test": judged(part, *ranker)})
         if data == "clusters":
             tables = factors(part, seed)
-            model, variables = MF(part.train.n_users, n_items, dim=K), {"params": tables}
+            model, variables = MF(part.train.n_users, part.train.n_items, dim=K), {"params": tables}
             labels = [np.asarray(tables[name]).argmax(1) for name in ("user", "item")]
             truth = part.truth.user_mixtures.argmax(1), part.truth.item_facets
             found = {"users": agreement(truth[0], labels[0]), "items": agreement(truth[1], labels[1])}
@@ -162,7 +155,7 @@ def untrained(parts: list[Planted], data: str) -> dict[str, list[dict[str, Any]]
 
 def spread(values: list[float]) -> tuple[float, float | None]:
     """Mean and standard error over seeds."""
-    return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+    return float(np.mean(values)), _record.stderr(values)
 
 
 def case_of(runs: list[dict[str, Any]], others: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -200,9 +193,7 @@ def cells(records: Sequence[Mapping[str, Any]]) -> Iterator[Cell]:
 
 def main() -> None:
     """Trains all, and writes the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.facets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _record.parser("studies.facets", __doc__)
     parser.add_argument("--seeds", type=int, default=5, help="sets of each kind")
     parser.add_argument("--table", action="store_true", help="train nothing; table the runs of the record there is")
     parser.add_argument("--quick", action="store_true", help="the same code: one small set, few epochs, no grids")
@@ -219,7 +210,7 @@ def main() -> None:
         cases |= table
         fingerprints |= {f"{data} {seed}": part.train.fingerprint() for seed, part in enumerate(parts)}
     facts = {"epochs": EPOCHS, "size": SIZE, "facets": K, "dim": D, "single_best": best}
-    _record.write("facets", cases, quick=options.quick, data=fingerprints, **facts)
+    _record.write("studies.facets", cases, quick=options.quick, data=fingerprints, **facts)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pictures of `benchmarks.lambda_opt`: how Λ move, how much one λ matters, and who gains."""
+"""Pictures of `benchmarks.studies.lambda_opt`: how Λ move, how much one λ matters, and who gains."""
 
 from __future__ import annotations
 

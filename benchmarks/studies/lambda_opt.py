@@ -30,9 +30,9 @@ import numpy as np
 
 import jaxrec as jr
 from benchmarks import _record
-from benchmarks._lambda_methods import DIM, METHODS, RATE, STUDIES, Part, factors
-from benchmarks._lambda_pictures import picture
 from benchmarks._stale import Cell, same
+from benchmarks.studies._lambda_methods import DIM, METHODS, RATE, STUDIES, Part, factors
+from benchmarks.studies._lambda_pictures import picture
 from jaxrec.data import datasets, splits
 from jaxrec.interactions import DataWarning
 
@@ -50,11 +50,7 @@ BEST_FIXED, GROUPS = "MF, one λ", 5
 
 def arguments() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.lambda_opt",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = _record.parser("studies.lambda_opt", __doc__)
     parser.add_argument("--data", nargs="+", choices=list(BUDGET), default=list(BUDGET), help="data sets")
     parser.add_argument("--method", nargs="+", choices=list(ALL), help="what to train (default: all that are compared)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of halves, ties and start")
@@ -239,9 +235,12 @@ def case_of(records: list[dict[str, Any]], against: list[dict[str, Any]] | None 
     for label, name in names.items():
         values = np.array([record["test"][name] for record in records])
         less = [r["test"][name] - base[r["seed"]][name] for r in records if r.get("seed") in base]
-        case |= {label: float(values.mean()), "stderr" if label == "metric" else f"{label}_stderr": stderr(values)}
+        case |= {
+            label: float(values.mean()),
+            "stderr" if label == "metric" else f"{label}_stderr": _record.stderr(values),
+        }
         if less and label != "metric":
-            case |= {f"{label}_gain": float(np.mean(less)), f"{label}_gain_stderr": stderr(less)}
+            case |= {f"{label}_gain": float(np.mean(less)), f"{label}_gain_stderr": _record.stderr(less)}
     if "setting" in records[0]:
         case |= {key: records[0][key] for key in ("setting", "steps", "lanes")}
         case |= {"seeds": len(records), "epochs": [record["epoch"] for record in records]}
@@ -249,21 +248,11 @@ def case_of(records: list[dict[str, Any]], against: list[dict[str, Any]] | None 
     return case
 
 
-def stderr(values: Any) -> float | None:
-    """Standard error of the mean; None of one value."""
-    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-
-
 def trivial(data: str) -> dict[str, dict[str, Any]]:
     """The rankers that learn nothing, seed 0."""
     part = prepare(data, 0)
     known = part.train.union(part.learn, part.select)
-    rankers = {
-        "random": jr.models.random(jax.random.key(0), known.n_items),
-        "item id": jr.models.item_id(known.n_items),
-        "popularity": jr.models.popularity(known),
-    }
-    return {name: case_of([{"test": judged(*ranker, part)}]) for name, ranker in rankers.items()}
+    return {name: case_of([{"test": judged(*ranker, part)}]) for name, ranker in _record.rankers(known).items()}
 
 
 def records_of(data: str, name: str) -> list[dict[str, Any]]:
@@ -313,14 +302,14 @@ def main() -> None:
     options = arguments()
     facts = {"dim": DIM, "learning_rate": RATE, "budget": BUDGET, "chosen_by": CHOSEN_BY}
     if options.quick:
-        _record.write("lambda_opt", quick(), quick=True, data="ml-100k", **facts)
+        _record.write("studies.lambda_opt", quick(), quick=True, data="ml-100k", **facts)
         return
     if not options.table:
         train_all(options)
         return
     cases, fingerprints = table()
     picture(_record.RESULTS / "lambda_opt.png", drawn())
-    _record.write("lambda_opt", cases, quick=False, data=fingerprints, **facts)
+    _record.write("studies.lambda_opt", cases, quick=False, data=fingerprints, **facts)
 
 
 if __name__ == "__main__":

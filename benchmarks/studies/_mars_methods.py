@@ -1,4 +1,4 @@
-"""The methods that `benchmarks.mars` compares: how each is trained, and the grid of its hyperparameters."""
+"""The methods that `benchmarks.studies.mars` compares: how each is trained, and the grid of its hyperparameters."""
 
 from __future__ import annotations
 

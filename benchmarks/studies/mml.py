@@ -104,9 +104,7 @@ CASES = {
 
 def arguments() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.mml", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = _record.parser("studies.mml", __doc__, defaults=True)
     parser.add_argument("--data", nargs="+", choices=sorted(L2), default=sorted(L2), help="data sets")
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES), help="what to train")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the runs")
@@ -259,12 +257,7 @@ def _stated(record: Mapping[str, Any]) -> dict[str, Any]:
 def trivial(split: datasets.Dataset) -> dict[str, dict[str, float]]:
     """The rankers that learn nothing."""
     judge = partial(jr.evaluate.full_ranking, train=split.train, test=split.test, ks=(20,))
-    rankers = {
-        "random": jr.models.random(jax.random.key(0), split.train.n_items),
-        "item id": jr.models.item_id(split.train.n_items),
-        "popularity": jr.models.popularity(split.train),
-    }
-    reports = {name: judge(*ranker) for name, ranker in rankers.items()}
+    reports = {name: judge(*ranker) for name, ranker in _record.rankers(split.train).items()}
     return {
         name: {
             "metric": report.means["recall@20"],
@@ -279,12 +272,11 @@ def case_of(records: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures of one case over its seeds: last epoch, and best epoch on the test set."""
     last = {name: np.array([record["curve"][-1][name] for record in records]) for name in ("recall@20", "ndcg@20")}
     best = [max(record["curve"], key=lambda point: point["recall@20"]) for record in records]
-    n = len(records)
     return {
         "metric": float(last["recall@20"].mean()),
-        "stderr": float(last["recall@20"].std(ddof=1) / np.sqrt(n)) if n > 1 else None,
+        "stderr": _record.stderr(last["recall@20"]),
         "ndcg@20": float(last["ndcg@20"].mean()),
-        "ndcg_stderr": float(last["ndcg@20"].std(ddof=1) / np.sqrt(n)) if n > 1 else None,
+        "ndcg_stderr": _record.stderr(last["ndcg@20"]),
         "best_on_test_recall@20": float(np.mean([point["recall@20"] for point in best])),
         "best_on_test_ndcg@20": float(np.mean([point["ndcg@20"] for point in best])),
         "best_on_test_epochs": [point["epoch"] for point in best],
@@ -392,7 +384,7 @@ def main() -> None:
         picture()
     facts = {"mml_over_ccl": {} if options.quick else ratios()}
     facts |= {"data": fingerprints, "dim": DIM, "dropout": DROPOUT, "initial_scale": SCALE, "k": 20}
-    _record.write("mml", cases, quick=options.quick, **facts)
+    _record.write("studies.mml", cases, quick=options.quick, **facts)
 
 
 if __name__ == "__main__":

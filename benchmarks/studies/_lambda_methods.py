@@ -1,4 +1,4 @@
-"""The methods that `benchmarks.lambda_opt` compares: how each is trained, and the grid of its hyperparameters."""
+"""The methods that the study of λOpt compares: how each is trained, and the grid of its hyperparameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The planted sets and the models that `benchmarks.facets` compares, with the grids of their hyperparameters."""
+"""The planted sets and the models that the study of facets compares, with the grids of their hyperparameters."""
 
 from __future__ import annotations
 
