@@ -240,9 +240,10 @@ def run(
 ) -> Table:
     """Tunes every method, runs it under every seed, and keeps each run in `folder/<name>.jsonl`.
 
-    The first seed tunes: all settings of a grid are tried, or a random draw of `trials` if it has
-    more. The setting with the best `metric` on validation then runs under every seed, and test is
-    evaluated. What is on record already does not run again. The trivial rankers always take part.
+    Seed 0 tunes: all settings of a grid are tried, or a random draw of `trials` if it has more. The
+    setting with the best `metric` on validation then runs under every seed, and test is evaluated.
+    What is on record does not run again; remove its lines from the file if `fit` has changed. The
+    trivial rankers always take part.
 
     Args:
         methods: to compare, each with a name of its own.
@@ -256,12 +257,13 @@ def run(
         evaluate: `evaluate(model, variables, split, on)` with "valid" or "test" as `on`. It gives a
             `Report`, whose values for each user are kept for paired tests, or name -> value.
         key: typed key of the draws.
-        against: the row that the table compares with.
+        against: the row that the table compares with, see `table`.
         progress: whether to show a progress bar.
 
     Raises:
         ValueError: for a metric that is not finite or that `evaluate` does not give; for methods of
-            the same name; for a record of other data under the same name.
+            the same name; for `against` that is none of them; for a record of other data under the
+            same name.
 
     >>> import tempfile
     >>> from jaxrec.data import splits, synthetic
@@ -276,6 +278,8 @@ def run(
     methods, seeds = _checked(methods), [integer("seed", seed, least=0) for seed in seeds]
     if not seeds:
         raise ValueError("seeds is empty; give at least one seed")
+    if against not in (None, *(method.name for method in methods)):
+        raise ValueError(f"against={against!r} is none of {[method.name for method in methods]}")
     records = read(path)
     for data, split in splits.items():
         part = cache(partial(_part, split))
@@ -284,7 +288,7 @@ def run(
             tried = settings(method.grid, trials, key)
             if len(tried) > 1:
                 for setting in tried:
-                    once(setting, seeds[0], "valid")
+                    once(setting, 0, "valid")
             best = chosen(records, data, method.name, tried, metric)
             for seed in seeds:
                 once(best, seed, "test")
@@ -369,7 +373,7 @@ def _once(
     if on == "test" and isinstance(found, Report) and metric in found.per_user:
         sums, counts = (np.bincount(found.users, w, split.train.n_users) for w in (found.per_user[metric], None))
         with np.errstate(invalid="ignore"):
-            record["users"] = _packed(sums / counts)
+            record["users"] = {metric: _packed(sums / counts)}
     append(path, record)
     records.append(_written(record))
 
@@ -423,7 +427,7 @@ class Row(NamedTuple):
         seeds: of these.
         epochs: best epoch of each run by its log, or None.
         trials: settings that were tried.
-        marks: the characters of `MARS` that apply.
+        marks: the characters of `MARKS` that apply.
         ends: hyperparameters at an end of their grid.
         over_users: paired comparison with the row compared with, over users' means over seeds; None
             for that row itself, and for fewer than two.
@@ -553,7 +557,9 @@ def table(
         by_method.setdefault((record["data"], record["method"]), []).append(record)
     for name in dict.fromkeys(record["data"] for record in records) if data is None else data:
         found = [
-            _row(by_method.get((name, method.name), ()), name, method, settings(method.grid, trials, key), metric)
+            _row(
+                by_method.get((name, method.name), ()), name, method, settings(method.grid, trials, key), metric, shown
+            )
             for method in _checked(methods)
         ]
         found = [pair for pair in found if pair is not None]
@@ -562,12 +568,22 @@ def table(
 
 
 def _row(
-    records: Sequence[Record], data: str, method: Method, tried: Sequence[Setting], metric: str
+    records: Sequence[Record],
+    data: str,
+    method: Method,
+    tried: Sequence[Setting],
+    metric: str,
+    shown: Sequence[str],
 ) -> tuple[Row, list[Record]] | None:
     """A row with its runs; None where there is no run on test."""
     tests = [record for record in records if _is(record, data, method.name, "test")]
     if not tests:
         return None
+    for name, found in ((metric, records), *((name, tests) for name in shown)):
+        lacking = [record for record in found if name not in record[record["on"]]]
+        if lacking:
+            known = sorted(lacking[0][lacking[0]["on"]])
+            raise ValueError(f"{name!r} is not on record for {method.name!r} on {data!r}; there are {known}")
     setting = chosen(records, data, method.name, tried, metric)
     runs = [record for record in tests if setting is not None and record["setting"] == _written(dict(setting))]
     old = not runs
@@ -621,8 +637,9 @@ def _paired(runs: Sequence[Record], base: Sequence[Record], metric: str) -> tupl
     pairs = [(run, theirs[run["seed"]]) for run in runs if run["seed"] in theirs]
     seeds = np.array([one["test"][metric] - other["test"][metric] for one, other in pairs])
     users = np.zeros(0)
-    if pairs and all("users" in run for pair in pairs for run in pair):
-        by_seed = np.array([_unpacked(one["users"]) - _unpacked(other["users"]) for one, other in pairs])
+    if pairs and all(metric in run.get("users", {}) for pair in pairs for run in pair):
+        values = [[_unpacked(run["users"][metric]) for run in pair] for pair in pairs]
+        by_seed = np.array([one - other for one, other in values])
         counts = (~np.isnan(by_seed)).sum(0)
         users = np.nansum(by_seed, 0)[counts > 0] / counts[counts > 0]
     return _test(users), _test(seeds)

@@ -535,7 +535,9 @@ def test_studies_of_interests_take_the_runs_at_the_defaults_too(tmp_path, monkey
         record = {"data": "ml-1m", "method": method.name, "grid": {}, "setting": {}, "seed": 0, "on": "test"}
         figures = dict.fromkeys(("recall@20", "recall@50", "ndcg@20", "ndcg@50"), 0.1)
         record |= {"test": figures | {"collapse": 0.5, "uniformity": uniformity}, "valid": {"recall@20": 0.2}}
-        records.append(record | {"curve": [[3, 1.0, 0.2]], "users": jr.study._packed(np.array([0.0, -uniformity]))})
+        records.append(
+            record | {"curve": [[3, 1.0, 0.2]], "users": {"recall@20": jr.study._packed(np.array([0.0, -uniformity]))}}
+        )
         return valid.derived(records)["studies"].get("ml-1m", {})
 
     assert leave("VALID", "n_blocks", 1, -1.0) == {} and records[0]["method"] == "MacridVAE"

@@ -74,7 +74,7 @@ def test_a_study_finds_the_better_method_and_keeps_every_run(board, tmp_path):
         assert {"commit", "grid", "seconds", "setting", "versions"} <= set(record)
         assert record["fingerprint"].split("-") == [part.fingerprint() for part in board]
         assert ("test" in record) == (record["on"] == "test") == ("users" in record)
-    users = study._unpacked(records[-1]["users"])
+    users = study._unpacked(records[-1]["users"][METRIC])
     assert np.nanmean(users) == pytest.approx(records[-1]["test"][METRIC])
     np.testing.assert_array_equal(np.isnan(users), np.asarray(board.test.user_degrees) == 0)
     html = found._repr_html_()
@@ -135,6 +135,14 @@ def test_records_of_other_data_are_refused(go, board, tmp_path):
     other = {"board": board._replace(test=board.valid, valid=board.test)}
     with pytest.raises(ValueError, match="other data under the name 'board'"):
         study.run([fixed("M")], other, folder=tmp_path, metric=METRIC, evaluate=by_hand, progress=False)
+
+
+def test_seed_0_tunes_whatever_seeds_run(go):
+    asked = []
+    method = fixed("M", {"x": [1, 2]}, score=lambda seed, x: asked.append((seed, x)) or (x, 0))
+    go(method, seeds=[7])
+    go(method, seeds=[8, 0])
+    assert asked == [(0, 1), (0, 2), (7, 2), (8, 2), (0, 2)]
 
 
 def test_a_split_may_depend_on_the_seed(board, tmp_path):
@@ -209,7 +217,7 @@ def test_holm_is_that_of_a_worked_example():
     assert study.holm([0.5, 0.9]) == [1.0, 1.0] and study.holm([]) == []
 
 
-def test_paired_tests_are_by_users_and_by_seeds(go):
+def test_paired_tests_are_by_users_and_by_seeds(go, tmp_path):
     """Against the same values by scipy, each corrected for the two rows that are compared with random."""
     values = {
         "A": {0: (0.5, 0.7), 1: (0.6, 0.9), 2: (0.55, 0.95)},
@@ -226,9 +234,15 @@ def test_paired_tests_are_by_users_and_by_seeds(go):
         for name, p in zip(others, study.holm(raw)):
             assert getattr(table.row("board", name), field) == pytest.approx(p, rel=1e-4)
     assert table.row("board", "A").over_users.difference == pytest.approx(0.7 - 0.7 / 6, rel=1e-5)
+    path = tmp_path / "study.jsonl"
     assert "less B" in repr(table) and "Holm" in repr(table)
+    view = partial(study.table, records=study.read(path), metric=METRIC)
     with pytest.raises(ValueError, match="against='D' has no row"):
-        go(fixed("A"), against="D")
+        view([fixed("A"), fixed("B")], against="D")
+    with pytest.raises(ValueError, match="'ndcg@7' is not on record"):
+        view([fixed("A")], shown=["ndcg@7"])
+    with pytest.raises(ValueError, match="'ndcg@7' is not on record"):
+        view([fixed("A")], metric="ndcg@7")
 
 
 def test_one_seed_has_no_test_over_seeds(go):
@@ -277,6 +291,8 @@ def test_settings_are_compared_as_they_are_written(go, tmp_path):
 def test_what_is_wrong_is_said(go):
     with pytest.raises(ValueError, match="several methods are called 'M'"):
         go(fixed("M"), fixed("M"))
+    with pytest.raises(ValueError, match="against='D' is none of"):
+        go(fixed("M"), against="D")
     with pytest.raises(ValueError, match="seeds is empty"):
         go(fixed("M"), seeds=[])
     with pytest.raises(ValueError, match="trials=0"):
