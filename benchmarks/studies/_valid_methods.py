@@ -1,4 +1,4 @@
-"""The methods that `benchmarks.valid` compares: how each is trained, and the grid of its hyperparameters."""
+"""The methods that the study of VALID compares: how each is trained, and the grid of its hyperparameters."""
 
 from __future__ import annotations
 

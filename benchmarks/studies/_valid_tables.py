@@ -1,4 +1,4 @@
-"""The records of `benchmarks.valid` and `benchmarks.valid_speed` as Markdown."""
+"""The records of `benchmarks.studies.valid` and `benchmarks.valid_speed` as Markdown."""
 
 from __future__ import annotations
 
