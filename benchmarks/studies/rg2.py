@@ -337,7 +337,8 @@ def main() -> None:
     picture(records)
     parts = {data: split(data, 0) for data in tables(records)}
     sizes = {data: (part.train.n_users, part.train.n_items) for data, part in parts.items()}
-    facts = {"data": {data: part.train.fingerprint() for data, part in parts.items()}, "sizes": sizes, "dim": DIM}
+    prints = {data: part.train.union(part.valid).fingerprint() for data, part in parts.items()}
+    facts = {"data": prints, "sizes": sizes, "dim": DIM, "patience": PATIENCE}
     _record.write("studies.rg2", derived(records)["cases"], quick=False, derived=True, **facts)
 
 
