@@ -1,9 +1,9 @@
-"""What every benchmark shares: the record that backs a figure, as a file and as the last line printed."""
+"""What every benchmark shares: the runs of a study, a line of JSON each, and the record that backs a table."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import itertools
 import json
 import os
 import pathlib
@@ -12,47 +12,91 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import jax
 import numpy as np
 
+import jaxrec as jr
+from jaxrec import study
+
 RESULTS = pathlib.Path(__file__).parent / "results"
+IGNORED = pathlib.Path("runs")  # what git does not see
 
 
-def slug(*parts: Any) -> str:
-    """The name of a run's file: the parts in lower case, joined by hyphens, without commas and apostrophes."""
-    words = "-".join(str(part) for part in parts).lower().replace(" ", "-")
-    return words.replace(",", "").replace("'", "") + ".json"
+def parser(name: str, about: str, *, defaults: bool = False) -> argparse.ArgumentParser:
+    """A reader of the command line `python -m benchmarks.<name>`; `about` is the module's docstring."""
+    how = argparse.ArgumentDefaultsHelpFormatter if defaults else argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(f"python -m benchmarks.{name}", description=about, formatter_class=how)
 
 
-def settings(grid: Mapping[str, Iterable[Any]]) -> list[dict[str, Any]]:
-    """Every combination of a grid's values."""
-    return [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+def runs(name: str, **fields: Any) -> list[dict[str, Any]]:
+    """The runs in results/<name>.jsonl that have these fields, in order; a field that a run lacks is None."""
+    path = RESULTS / f"{name}.jsonl"
+    if not path.exists():
+        return []
+    about = path.stat()
+    every = _read(path, about.st_mtime_ns, about.st_size)
+    return [run for run in every if all(run.get(field) == value for field, value in fields.items())]
 
 
-def ends(setting: Mapping[str, Any], compared: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The hyperparameters whose chosen value is the least or the greatest of several that were compared.
-
-    No decay at all is no end, since nothing lies beyond 0.
-    """
-    compared = list(compared)
-    found = []
-    for name, value in setting.items():
-        values = {other[name] for other in compared if name in other}
-        if len(values) > 1 and value != 0 and value in (min(values), max(values)):
-            found.append(name)
-    return found
+@lru_cache(maxsize=8)
+def _read(path: pathlib.Path, *_: int) -> list[dict[str, Any]]:
+    """The lines of a file, as long as it does not change."""
+    return study.read(path)
 
 
-def write(name: str, cases: Mapping[str, Mapping[str, Any]], *, quick: bool, **facts: Any) -> None:
-    """Writes benchmarks/results/<name>.json (or <name>-quick.json) and prints the cases as one line of JSON.
+def keep(name: str, record: Mapping[str, Any], *fields: str) -> None:
+    """Adds a run to results/<name>.jsonl, in place of one that has the same values of these fields."""
+    path, older = RESULTS / f"{name}.jsonl", runs(name, **{field: record.get(field) for field in fields})
+    if older:
+        text = "".join(study.line_of(record if run in older else run) for run in runs(name))
+        part = path.with_suffix(".part")
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    else:
+        study.append(path, record)
+
+
+def case(row: study.Row) -> dict[str, Any]:
+    """The figures of a row: means and standard errors over seeds, and what was chosen."""
+    found: dict[str, Any] = {"seeds": len(row.seeds)}
+    for name, values in row.values.items():
+        found |= {name: float(values.mean()), f"{name}_stderr": stderr(values)}
+    return found if row.method in {each.name for each in study.TRIVIAL} else found | {"setting": row.setting}
+
+
+def rankers(train: jr.Interactions, seed: int = 0) -> dict[str, tuple[Any, jr.typing.Variables]]:
+    """The rankers that learn nothing."""
+    return {each.name: each.fit(train, None, jax.random.key(seed))[:2] for each in study.TRIVIAL}
+
+
+def stderr(values: Any) -> float | None:
+    """Standard error of the mean, exactly 0 for equal values; None of one value."""
+    if len(values) < 2:
+        return None
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if np.ptp(values) else 0.0
+
+
+def write(
+    name: str,
+    cases: Mapping[str, Mapping[str, Any]],
+    *,
+    quick: bool,
+    folder: pathlib.Path = RESULTS,
+    derived: bool = False,
+    **facts: Any,
+) -> None:
+    """Writes <name>.json to benchmarks/results/ and prints the cases as one line of JSON.
 
     Args:
         name: of the benchmark.
         cases: case -> figures.
-        quick: whether this was a shortened run.
+        quick: whether this was a shortened run, whose file goes to runs/ instead, which git ignores.
+        folder: where the file goes.
+        derived: whether `benchmarks.report` derives the cases from runs, so that the file leaves them out.
         facts: whatever else a reader needs: protocol, settings, fingerprints of the data.
     """
     record = {
@@ -66,23 +110,16 @@ def write(name: str, cases: Mapping[str, Mapping[str, Any]], *, quick: bool, **f
         "processor": _processor(),
         "cores": cores(),
         **facts,
-        "cases": cases,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}{'-quick' if quick else ''}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    } | ({} if derived else {"cases": cases})
+    folder = IGNORED if quick else folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name.rpartition('.')[2]}.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps({"benchmark": name, "cases": cases}))
 
 
 def commit() -> str:
     """The checkout's commit, with "-dirty" where anything but the records has changed since."""
-
-    def git(*arguments: str) -> str:
-        run = subprocess.run(["git", *arguments], cwd=RESULTS.parents[1], capture_output=True, text=True)
-        return run.stdout.strip()
-
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)benchmarks/results")
-    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
+    return study.commit(RESULTS) or "unknown"
 
 
 def _processor() -> str:

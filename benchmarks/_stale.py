@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxrec import study
+
 Setting = Mapping[str, Any]
 
 KNOWN = {
@@ -78,6 +80,32 @@ def of_runs(
         if record["seed"] == 0 and _key(record["setting"]) not in varies:
             compared.setdefault(where, []).append(record["setting"])
     return [Cell(*where, settings, grid.get(where, ())) for where, settings in compared.items()]
+
+
+def of_study(
+    records: Sequence[Mapping[str, Any]],
+    tables: Mapping[str, study.Table],
+    grids: Mapping[str, Mapping[str, Mapping[str, Sequence[Any]]]],
+) -> list[Cell]:
+    """Cells of the records that `jaxrec.study` keeps. What is left of another grid counts for nothing.
+
+    Args:
+        records: of a study.
+        tables: data set -> its table.
+        grids: data set -> method -> grid.
+    """
+    cells, trivial = [], {method.name for method in study.TRIVIAL}
+    for data, name in dict.fromkeys((record["data"], record["method"]) for record in records):
+        tried = [r["setting"] for r in records if (r["data"], r["method"], r["on"]) == (data, name, "valid")]
+        if name in grids[data]:
+            grid = study.settings(grids[data][name])
+            tried = grid if len(grid) == 1 else [setting for setting in tried if setting in grid]
+            chosen = study.chosen(records, data, name, grid, tables[data].metric)
+            runs = [row.setting for row in tables[data].rows if row.method == name]
+            cells.append(Cell(data, name, tried, grid, chosen, runs))
+        elif name not in trivial:
+            cells.append(Cell(data, name, tried, ()))
+    return [cell for cell in cells if cell.method not in trivial]
 
 
 def _key(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from benchmarks import _record
+from jaxrec.study import ends
 
 
 def origin(found: dict) -> str:
@@ -42,8 +42,10 @@ ENDS = "* marks an end of the values that were compared, beyond which better may
 
 def setting_of(found: dict, data: str, row: str, setting: dict) -> str:
     """A chosen setting; a star marks values at an end of those compared."""
-    ends = _record.ends(setting, found.get("compared", {}).get(f"{data}: {row}", []))
-    stars = {name: "*" * (name in ends and name != "draw") for name in setting}  # draws have no order
+    compared = found.get("compared", {}).get(f"{data}: {row}", [])
+    grid = {name: [other[name] for other in compared if name in other] for name in setting}
+    ended = ends(setting, grid, least=2)
+    stars = {name: "*" * (name in ended and name != "draw") for name in setting}  # draws have no order
     return ", ".join(f"{name.replace('_', ' ')} {value:g}{stars[name]}" for name, value in setting.items())
 
 

@@ -34,9 +34,7 @@ Timed = Callable[[], tuple[list[tuple[float, float]], np.ndarray, np.ndarray]]
 
 def arguments() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.als_speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _record.parser("als_speed", __doc__)
     parser.add_argument("--rounds", type=int, default=2, help="fits of each, of 4 sweeps, 3 of which count (default 2)")
     parser.add_argument("--quick", action="store_true", help="the same code: ml-1m, 32 dimensions, less data")
     parser.add_argument("--peak-of", nargs=3, metavar=("WHAT", "DATA", "DIM"), help="fit once; print the peak memory")

@@ -18,8 +18,8 @@ import optax
 
 import jaxrec as jr
 from benchmarks import _record
-from benchmarks._lambda_methods import Part, fixed, learned
-from benchmarks.lambda_opt import prepare
+from benchmarks.studies._lambda_methods import Part, fixed, learned
+from benchmarks.studies.lambda_opt import prepare
 from jaxrec.optim import lambda_opt
 from jaxrec.optim.moments import amsgrad, smooth_adam
 from jaxrec.train import Recipe

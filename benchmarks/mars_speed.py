@@ -41,11 +41,7 @@ Run = Callable[[int], float]
 
 def arguments() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.mars_speed",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = _record.parser("mars_speed", __doc__)
     parser.add_argument("--rounds", type=int, default=5, help="counted runs of each (default 5)")
     parser.add_argument("--share", type=int, default=2, help=f"calls of {CALL} batches in a run (default 2)")
     parser.add_argument(

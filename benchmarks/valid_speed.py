@@ -27,7 +27,7 @@ import optax
 
 import jaxrec as jr
 from benchmarks import _record
-from benchmarks.valid import prepare
+from benchmarks.studies.valid import prepare
 from jaxrec.data import datasets
 
 USERS, SETTING = 512, {"n_interests": 4, "n_blocks": 2, "dim": 64, "width": 64}
@@ -38,11 +38,7 @@ LARGE = 1_000_000
 
 def arguments() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.valid_speed",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = _record.parser("valid_speed", __doc__)
     parser.add_argument("--rounds", type=int, default=5, help="counted runs of each (default 5)")
     parser.add_argument("--steps", type=int, default=2, help="steps of a run (default 2)")
     parser.add_argument("--quick", action="store_true", help="the same code: 128 users a step, 3 rounds of 1 step")

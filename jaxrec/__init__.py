@@ -17,6 +17,7 @@ from jaxrec import (
     plotting,
     report,
     sampling,
+    study,
     train,
     typing,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "plotting",
     "report",
     "sampling",
+    "study",
     "train",
     "typing",
 ]

@@ -17,7 +17,8 @@ import jaxrec as jr
 from jaxrec.data import datasets, splits, synthetic
 
 ROOT = pathlib.Path(__file__).parents[1]
-SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
+FILES = sorted((ROOT / "benchmarks").rglob("[!_]*.py"))
+SCRIPTS = [".".join(path.relative_to(ROOT / "benchmarks").with_suffix("").parts) for path in FILES]
 
 
 def run(*arguments):
@@ -62,11 +63,55 @@ def test_committed_results_are_made_from_the_committed_records():
     assert "over 1 seeds" not in (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
-def test_records_say_what_was_run(path):
-    record = json.loads(path.read_text())
-    assert record["cases"] and record["command"].startswith("python -m benchmarks.")
-    assert {"commit", "jax", "device", "data", "date"} <= set(record)
+def strictly(text):
+    """JSON without NaN."""
+    return json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+
+
+FIELDS = {  # of every run of a study, and those that tell its runs apart
+    "mml": ("case data epochs fingerprint loss negatives steps", "select data case seed learning_rate"),
+    "rg2": ("curve data fingerprint grid method setting valid", "data method setting seed on"),
+    "mars": ("best_on_test curve fingerprint test validation", "data method setting seed"),
+    "facets": ("fingerprint grid setting test valid", "data method seed"),
+    "lambda_opt": ("data steps", "data method seed"),
+    "valid": ("curve data fingerprint grid method setting valid", "data method setting seed on"),
+}
+
+
+def test_records_say_what_was_run():
+    """Tables by their command and machine; runs by their fields, each once, sorted so that a change shows as a line."""
+    results = ROOT / "benchmarks" / "results"
+    for path in results.glob("*.json"):
+        record = strictly(path.read_text())
+        assert path.stem in ("rg2", "valid") or record["cases"], path  # of these two the runs are enough
+        assert record["command"].startswith(f"python -m benchmarks.{record['benchmark']}"), path
+        assert {"commit", "jax", "device", "data", "date"} <= set(record), path
+    assert {path.stem for path in results.glob("*.jsonl")} == set(FIELDS)
+    for study, (fields, apart) in FIELDS.items():
+        runs = [strictly(line) for line in (results / f"{study}.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert len(runs) > 50, study
+        for run in runs:
+            assert list(run) == sorted(run) and set(fields.split()) <= set(run), (study, run)
+        keys = [json.dumps([run.get(name) for name in apart.split()]) for run in runs]
+        assert len(set(keys)) == len(keys), study
+
+
+def test_a_run_is_kept_as_a_line_and_replaces_the_one_it_repeats(tmp_path, monkeypatch):
+    from benchmarks import _record
+
+    monkeypatch.setattr(_record, "RESULTS", tmp_path)
+    assert _record.runs("any") == []
+    for seed, value in ((0, 0.1), (1, 0.2), (0, 0.3)):
+        _record.keep(
+            "any", {"seed": seed, "method": "iALS", "test": value, "setting": {"b": 1, "a": 2}}, "method", "seed"
+        )
+    assert [run["test"] for run in _record.runs("any", method="iALS")] == [0.3, 0.2]
+    assert _record.runs("any", seed=1) == _record.runs("any", seed=1, other=None) != []
+    first = (tmp_path / "any.jsonl").read_text().splitlines()[0]
+    assert first == '{"method": "iALS", "seed": 0, "setting": {"b": 1, "a": 2}, "test": 0.3}'
+    with pytest.raises(ValueError, match="JSON compliant"):
+        _record.keep("any", {"seed": 2, "test": float("nan")}, "seed")
+    assert len(_record.runs("any")) == 2
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +124,7 @@ def texts():
 @pytest.mark.parametrize(
     ("study", "data", "method", "grid"),
     [
-        ("rg2", "ml-100k", "BPR", {"learning_rate": (3e-3, 1e-2, 3e-2), "l2": (0.0, 1e-5)}),
+        ("rg2", "ml-100k", "BPR", {"learning_rate": (3e-3, 1e-2, 3e-2), "l2": (0.0, 1e-5, 1e-3)}),
         ("mars", "ciao-random", "BPR", {"power": (0.0, 0.75), "l2": (1e-5, 1e-4, 1e-3, 1e-2)}),
         ("facets", "spaces", "MF BPR", {"rate": (0.01,), "decay": (0.1, 0.3, 1.0)}),
         ("lambda_opt", "ml-100k", "AMF", {"epsilon": (0.1, 0.5, 1.0), "regularization": (0.0, 1e-2)}),
@@ -101,7 +146,8 @@ def test_a_record_of_another_grid_is_found(study, data, method, grid, texts, mon
 
 
 def test_cases_of_mml_are_stale_where_their_rates_or_their_loss_have_changed(texts, monkeypatch):
-    from benchmarks import mml, report
+    from benchmarks import report
+    from benchmarks.studies import mml
 
     before = report.stale(texts)
     monkeypatch.setattr(mml, "RATES", (*mml.RATES, 4.0))
@@ -173,29 +219,21 @@ def test_rows_of_an_older_grid_are_marked(study, data, method, texts):
     assert _tables.OLDER not in plain["RESULTS.md"][1] and "older grid" not in plain["README.md"][1]
 
 
-def test_rg2_chooses_anew_where_the_record_is_of_another_grid(tmp_path, monkeypatch):
-    from benchmarks import _rg2_methods, rg2
+def test_rg2_trains_on_gowalla_once_more_for_as_long_as_validation_wanted(monkeypatch):
+    from benchmarks.studies import rg2
 
-    def train(part, seed, metric, *, sweeps, x):
-        return None, None, jr.train.History().append({"epoch": 1, "seconds": 1.0, metric: -abs(x - 3)})
+    monkeypatch.setattr(rg2, "DIM", 4)
 
-    monkeypatch.setattr(rg2, "RUNS", tmp_path)
-    monkeypatch.setattr(rg2, "prepare", lambda *_: None)
-    for grid, best in (((1, 2), 2), ((1, 2), 2), ((1, 2, 3), 3), ((1,), 1)):
-        monkeypatch.setitem(rg2.METHODS, "iALS", _rg2_methods.Method(train, {"x": grid}))
-        assert rg2.selected("ml-100k", "iALS", "ndcg@10", again=False) == {"x": best}
-    (record,) = map(json.loads, (path.read_text() for path in tmp_path.iterdir()))
-    assert (record["data"], record["method"]) == ("ml-100k", "iALS")
-
-
-def test_ends_are_of_what_was_compared_and_no_decay_is_no_end():
-    from benchmarks import _record
-
-    compared = _record.settings({"rate": (0.1, 0.3, 1.0), "l2": (0.0, 1e-5), "dim": (64,)})
-    assert len(compared) == 6
-    assert _record.ends({"rate": 1.0, "l2": 0.0, "dim": 64}, compared) == ["rate"]
-    assert _record.ends({"rate": 0.3, "l2": 1e-5, "dim": 64}, compared) == ["l2"]
-    assert _record.ends({"rate": 0.3, "new": 1}, compared) == []
+    train, _ = synthetic.checkerboard(12)
+    log = jr.train.History().append({"epoch": 1, "recall@20": 0.1}).append({"epoch": 2, "recall@20": 0.3})
+    log = log.append({"epoch": 3, "recall@20": 0.2})
+    method = next(method for method in rg2.methods("gowalla") if method.name == "iALS")
+    setting = {"unobserved_weight": 0.1, "regularization": 0.1}
+    _, variables, again = method.refit(train, jax.random.key(0), log, **setting)
+    assert len(again.records) == 2 and variables["params"]["user"].shape == (12, 4)
+    names = {data: {method.name for method in rg2.methods(data)} for data in ("gowalla", "ml-100k", "ml-1m")}
+    assert names["ml-1m"] - names["ml-100k"] == {name for name in rg2.METHODS if name.startswith("LightGCN")}
+    assert names["gowalla"] == {"popularity", "RG2", "RG2, closed form", "RG2, alpha tuned", "WRMF", "iALS"}
 
 
 def test_chosen_values_at_an_end_have_a_star():
@@ -218,11 +256,8 @@ def test_lightgcn_has_a_note_where_its_decay_is_far_above_the_papers():
     assert _tables._overdecayed("LightGCN, softmax", {}, 6000, 3300) == []
 
 
-RUNS = sorted((ROOT / "benchmarks" / "results" / "mml").glob("*.json"))
-
-
 def test_mml_selects_on_a_part_of_train_that_it_does_not_train_on():
-    from benchmarks import mml
+    from benchmarks.studies import mml
 
     train = jr.Interactions.from_pairs(*np.divmod(np.arange(5000), 50), n_users=100, n_items=50)
     kept, valid = mml.held_out(train)
@@ -232,7 +267,7 @@ def test_mml_selects_on_a_part_of_train_that_it_does_not_train_on():
 
 def test_what_mml_chose_on_the_test_set_is_called_best_on_test():
     """The figure of a case is the last epoch's, also where an earlier one is better."""
-    from benchmarks import mml
+    from benchmarks.studies import mml
 
     curve = [{"epoch": e, "recall@20": r, "ndcg@20": r / 2} for e, r in ((1, 0.1), (2, 0.3), (3, 0.2))]
     record = {"curve": curve, "seed": 0, "epochs": 3, "steps": 30, "learning_rate": [0.1, 0.001], "cpu_s": 1.0}
@@ -241,42 +276,41 @@ def test_what_mml_chose_on_the_test_set_is_called_best_on_test():
     assert case["best_on_test_recall@20"] == pytest.approx(0.3) and case["best_on_test_epochs"] == [2, 2]
 
 
-@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
-def test_runs_of_mml_say_what_was_trained_and_selection_had_other_data(path):
-    record = json.loads(path.read_text())
-    assert {"fingerprint", "seed", "loss", "negatives", "batch_size", "steps", "learning_rate", "commit"} <= set(record)
-    finals = [json.loads(p.read_text())["fingerprint"] for p in RUNS if p.stem.startswith(record["data"])]
-    assert (record["fingerprint"] in finals) == (not path.stem.startswith("select-"))
+def test_mml_selected_on_other_data_than_it_was_judged_on():
+    from benchmarks import _record
+
+    chose, ran = ({run["fingerprint"] for run in _record.runs("mml", select=select)} for select in (True, False))
+    assert chose and len(ran) == 2 and not chose & ran
 
 
-OF_MARS = sorted((ROOT / "benchmarks" / "results" / "mars").glob("*.json"))
-
-
-@pytest.mark.parametrize("path", OF_MARS, ids=lambda path: path.stem)
-def test_figures_of_mars_agree_with_one_another(path):
+def test_figures_of_mars_agree_with_one_another():
     """One relevant item found at places 11 to 20 adds between 1/log2(21) and 1/log2(12) to NDCG."""
-    record = json.loads(path.read_text())
-    for figures in [found for protocol, found in record["test"].items() if protocol == "sampled"]:
+    from benchmarks import _record
+
+    for record in _record.runs("mars"):
+        figures = record["test"]["sampled"]
         hits, gain = (figures[f"{name}@20"] - figures[f"{name}@10"] for name in ("hit_rate", "ndcg"))
-        assert hits / np.log2(21) - 1e-9 <= gain <= hits / np.log2(12) + 1e-9
+        assert hits / np.log2(21) - 1e-9 <= gain <= hits / np.log2(12) + 1e-9, record
         if record["best_on_test"]:
-            assert all(record["best_on_test"][name] >= value - 1e-9 for name, value in figures.items())
+            assert all(record["best_on_test"][name] >= value - 1e-9 for name, value in figures.items()), record
 
 
 def test_mars_chooses_by_validation_alone(tmp_path, monkeypatch):
-    from benchmarks import mars
+    from benchmarks import _record
+    from benchmarks.studies import mars
 
-    monkeypatch.setattr(mars, "RUNS", tmp_path)
+    monkeypatch.setattr(_record, "RESULTS", tmp_path)
     assert mars.chosen("ciao", "MARS, default", "sampled") is None
     settings = list(mars.settings_of("ciao", "MARS, default"))
     for place, setting in enumerate(settings):
-        found = {"setting": setting, "validation": {"sampled": {"value": -place}}, "test": {"sampled": place}}
-        mars.path_of("ciao", "MARS, default", setting, 0).write_text(json.dumps(found))
+        found = {"data": "ciao", "method": "MARS, default", "setting": setting, "seed": 0}
+        found |= {"validation": {"sampled": {"value": -place}}, "test": {"sampled": place}}
+        _record.keep("mars", found, "data", "method", "setting", "seed")
     assert len(settings) > 1 and mars.chosen("ciao", "MARS, default", "sampled") == settings[0]
 
 
 def test_mars_trains_sets_of_any_size_as_long():
-    from benchmarks import _mars_methods, mars
+    from benchmarks.studies import _mars_methods, mars
 
     train = jr.Interactions.from_pairs(*np.divmod(np.arange(3000), 30), n_users=100, n_items=30)
     short = _mars_methods.Recipe(None, None, None, epochs=150, every=5)
@@ -287,7 +321,7 @@ def test_mars_trains_sets_of_any_size_as_long():
 
 
 def test_mars_draws_items_that_the_user_has_nowhere():
-    from benchmarks import _mars_data
+    from benchmarks.studies import _mars_data
 
     known = jr.Interactions.from_pairs(*np.divmod(np.arange(0, 400, 3), 40), n_users=10, n_items=40)
     negatives = _mars_data.drawn(np.arange(10), known=known, items=np.arange(2, 40), seed=0, n=20)
@@ -298,7 +332,7 @@ def test_mars_draws_items_that_the_user_has_nowhere():
 
 def test_what_moves_coefficients_is_not_what_chooses(monkeypatch):
     """Train, both halves of validation and test share no pair, and test has the latest fifth, rounded down."""
-    from benchmarks import lambda_opt
+    from benchmarks.studies import lambda_opt
 
     rng = np.random.default_rng(0)
     users, items = np.nonzero(rng.random((30, 60)) < rng.uniform(0.1, 0.9, (30, 1)))
@@ -321,12 +355,13 @@ def test_what_moves_coefficients_is_not_what_chooses(monkeypatch):
 
 
 def test_lambda_opt_takes_the_setting_of_seed_0_to_other_seeds(tmp_path, monkeypatch):
-    from benchmarks import lambda_opt
+    from benchmarks import _record
+    from benchmarks.studies import lambda_opt
 
-    monkeypatch.setattr(lambda_opt, "RUNS", tmp_path)
+    monkeypatch.setattr(_record, "RESULTS", tmp_path)
     tried = [[setting, 0.1, 1, False] for setting in lambda_opt.settings_of("ml-1m", "λOpt DUI")]
-    first = {"setting": {"lambda_rate": 0.5}, "tried": tried}
-    lambda_opt.path_of("ml-1m", "λOpt DUI", 0).write_text(json.dumps(first))
+    first = {"data": "ml-1m", "method": "λOpt DUI", "seed": 0, "setting": {"lambda_rate": 0.5}, "tried": tried}
+    _record.keep("lambda_opt", first, "data", "method", "seed")
     asked, train = [], jr.Interactions.from_pairs([0], [0])
 
     def found_by(part, name, seed, settings):
@@ -341,7 +376,7 @@ def test_lambda_opt_takes_the_setting_of_seed_0_to_other_seeds(tmp_path, monkeyp
 
 def test_adversary_moves_each_row_by_its_length_up_the_loss():
     """Half u·v with u = (3, 4), v = (1, 0): slopes (½, 0) and (1½, 2), so that Δ is ε(1, 0) and ε(.6, .8)."""
-    from benchmarks import _lambda_methods
+    from benchmarks.studies import _lambda_methods
 
     tx = _lambda_methods.adversarial(optax.sgd(1.0), epsilon=0.5, weight=2.0, begin=1)
     params = {"user": jax.numpy.array([[3.0, 4.0], [9.0, 9.0]]), "item": jax.numpy.array([[1.0, 0.0]])}
@@ -428,34 +463,19 @@ def test_peer_of_valid_has_the_released_loss_and_gradients():
     assert peer.head.grad.norm().item() == pytest.approx(3.7477917, abs=1e-7)
 
 
-def test_valid_pairs_users_over_seeds():
-    """Recalls of two users are (1, ½) and (0, ½) in two seeds of one model, and (0, 1) in the other's second."""
-    from benchmarks import valid
-
-    test = jr.Interactions.from_pairs([0, 2, 2], [0, 0, 1], n_users=3)
-    part = valid.Part("any", test, test, test)
-    runs = ((0, "11", 0.75), (1, "01", 0.25), (1, "02", 0.5), (0, "00", 0.0))
-    records = [{"seed": seed, "hits": hits, "test": {"recall@20": value}} for seed, hits, value in runs]
-    found = valid.paired(part, records[:2], records[2:3])
-    assert found["difference"] == pytest.approx(-0.25) and found["seeds"] == 1 and found["seeds_stderr"] is None
-    assert found["users_stderr"] == pytest.approx(np.std([0, -0.5], ddof=1) / np.sqrt(2))
-    found = valid.paired(part, records[:2], records[2:])
-    assert found["difference"] == pytest.approx(0.25) and found["seeds"] == 2
-    assert found["seeds_stderr"] == pytest.approx(np.std([0.75, -0.25], ddof=1) / np.sqrt(2))
-
-
 def test_users_held_out_whole_are_judged_by_their_histories():
     """Of a user's colour the pair to be found and the diagonal are left: two items of 24 that histories tell apart."""
-    from benchmarks import _valid_methods, valid
+    from benchmarks.studies import _valid_methods, valid
 
     pairs, _ = synthetic.checkerboard(24)
     order = partial(splits.random_order, key=jax.random.key(0))
     held = splits.held_out_users(jax.random.key(0), pairs, n_valid=6, n_test=8, share=0.1, order=order)
     histories = {"valid": held.valid_history, "test": held.test_history}
     part = valid.Part("any", held.train, held.valid, held.test, histories)
-    model, variables, curve = _valid_methods.METHODS["EASE"].train(part, 0, limit=None, regularization=10.0)
+    key = jax.random.key(0)
+    model, variables, log = _valid_methods.METHODS["EASE"].train(part, key, limit=None, regularization=10.0)
     report = part.judged(model, variables, "test", ks=(20,))
-    assert len(report.users) == 8 and curve[0][2] == report.means["recall@20"] == 1
+    assert len(report.users) == 8 and log.column("recall@20")[1] == [report.means["recall@20"]] == [1]
     assert part.judged(*jr.models.popularity(held.train), "valid", ks=(2,)).means["recall@2"] < 1
     assert part.judged(model, variables, "test", ks=(2,)).means["recall@2"] == 1
     for name, method in _valid_methods.METHODS.items():
@@ -463,19 +483,12 @@ def test_users_held_out_whole_are_judged_by_their_histories():
 
 
 def test_the_verdict_on_interests_can_come_out_either_way():
-    from benchmarks import _valid_tables
+    from benchmarks.studies import _valid_tables
 
     tests = {"a": 0.03, "b": -0.03, "c": 0.015, "d": -0.015}
     said = _valid_tables._verdict({name: {"difference": d, "users_stderr": 0.01} for name, d in tests.items()})
     assert "above MacridVAE on a (+3.0), and within two errors of MacridVAE on c (+1.5); d (-1.5)" in said
     assert said.endswith("and below MacridVAE on b (-3.0).")
-
-
-def test_the_table_of_interests_is_of_all_records():
-    from benchmarks import valid
-
-    found = json.loads((valid.RUNS.parent / "valid.json").read_text())
-    assert found["records"] == len(list(valid.RUNS.glob("*.json")))
 
 
 @pytest.mark.slow
@@ -513,26 +526,30 @@ def test_the_examples_of_the_readme_run():
 
 def test_studies_of_interests_take_the_runs_at_the_defaults_too(tmp_path, monkeypatch):
     """One block is MacridVAE's run, two are VALID's own; a study shows once a point of it was run."""
-    from benchmarks import _study_pictures, _valid_tables, valid
+    from benchmarks.studies import _study_pictures, _valid_tables, valid
 
-    figures = dict.fromkeys(valid.FIGURES, 0.1)
+    records = []
 
-    def leave(name, setting, uniformity):
-        record = {"setting": setting, "limit": None, "seed": 0, "curve": [[3, 1.0, 0.2]], "test": figures}
-        record |= {"collapse": 0.5, "uniformity": uniformity}
-        valid.path_of("ml-1m", name, setting, None, 0).write_text(json.dumps(record))
+    def leave(name, what, value, uniformity):
+        method = valid.method_of("ml-1m", name, None, what, value)
+        record = {"data": "ml-1m", "method": method.name, "grid": {}, "setting": {}, "seed": 0, "on": "test"}
+        figures = dict.fromkeys(("recall@20", "recall@50", "ndcg@20", "ndcg@50"), 0.1)
+        record |= {"test": figures | {"collapse": 0.5, "uniformity": uniformity}, "valid": {"recall@20": 0.2}}
+        records.append(
+            record | {"curve": [[3, 1.0, 0.2]], "users": {"recall@20": jr.study._packed(np.array([0.0, -uniformity]))}}
+        )
+        return valid.derived(records)["studies"].get("ml-1m", {})
 
-    monkeypatch.setattr(valid, "RUNS", tmp_path)
-    leave("MacridVAE", {}, -1.0)
-    leave("VALID", {}, -2.0)
-    assert valid.studied("ml-1m", None) == {}
-    leave("VALID", {"n_blocks": 3}, -3.0)
-    found = valid.studied("ml-1m", None)
+    assert leave("VALID", "n_blocks", 1, -1.0) == {} and records[0]["method"] == "MacridVAE"
+    assert leave("VALID", "n_blocks", 2, -2.0) == {} and records[1]["method"] == "VALID"
+    found = leave("VALID", "n_blocks", 3, -3.0)
     assert set(found) == {"n_blocks"}
     points = found["n_blocks"]["VALID"]
     assert {value: case["uniformity"] for value, case in points.items()} == {"1": -1, "2": -2, "3": -3}
-    leave("VALID", {"n_interests": 1}, -4.0)
-    found = valid.studied("ml-1m", None)
+    found = leave("VALID", "n_interests", 1, -4.0)
+    assert set(valid.derived(records)["cases"]) == {"ml-1m: VALID", "ml-1m: MacridVAE"}
+    less = {"difference": 0.5, "users_stderr": pytest.approx(0.5), "seeds_stderr": None, "seeds": 1}
+    assert valid.derived(records)["paired"] == {"ml-1m": less}
     table = _valid_tables._studied("ml-1m", found)
     assert "| blocks | 3 | VALID | 0.1000 | 0.1000 | 0.50 | -3.00 | 3 | 1 |" in table
     assert "| interests | 1 | VALID | 0.1000 | 0.1000 |  | -4.00 | 3 | 1 |" in table
@@ -542,11 +559,12 @@ def test_studies_of_interests_take_the_runs_at_the_defaults_too(tmp_path, monkey
 
 
 def test_studies_of_facets_share_the_run_at_the_usual_values():
-    from benchmarks import _tables, mars
+    from benchmarks import _tables
+    from benchmarks.studies import mars
 
     points = [point for what in mars.STUDIES for point in mars.studied("ciao", what) if point[0] == "MARS, released"]
-    paths = {mars.path_of("ciao", name, setting, 0) for name, _, setting in points}
-    assert len(points) == 16 and len(paths) == 14
+    different = {json.dumps([name, sorted(setting.items())]) for name, _, setting in points}
+    assert len(points) == 16 and len(different) == 14
     case = {"metric": 0.25, "stderr": None, "seeds": 1}
     methods = {"MARS": {"1": case | {"stderr": 0.001, "seeds": 3}, "2": case}, "MAR": {"2": case}}
     text = _tables._varied({"ciao": {"n_facets": methods}})
