@@ -70,9 +70,15 @@ def ranked(
     """
     if hasattr(variables, "variables"):
         raise TypeError(f"variables is a {type(variables).__name__}; give its .variables")
+    if not hasattr(model, "apply"):
+        raise TypeError(f"model is a {type(model).__name__}; give a model, or evaluate.scorer(fn) of a function")
+    if isinstance(variables, tuple):
+        raise TypeError("variables is a tuple; unpack what the solver returned: variables, history = fit(...)")
     check_static(model)
     variables = as_auto(variables)
     row = jax.eval_shape(functools.partial(_rows, model), variables, users[:1])
+    if len(row.shape) != 2:
+        raise ValueError(f"the model gives {list(row.shape)} for users [1]; give a row of scores a user, [B, N]")
     if not jnp.issubdtype(row.dtype, jnp.floating):
         raise TypeError(f"the model's scores are {row.dtype}; give floats, such as scores.astype(jnp.float32)")
     n_items = row.shape[1]
@@ -83,6 +89,11 @@ def ranked(
     if n_users is None and hasattr(model, "vectors"):
         n_users = jax.eval_shape(functools.partial(model.apply, method="vectors"), variables)[0].shape[0]
     given_ids("users", users, n_users)
+    if seen is not None and n_users is not None and seen.n_users != n_users:
+        raise ValueError(
+            f"the model knows {n_users} users, the interactions hold {seen.n_users}, so that an id is another user; "
+            "give Interactions over the model's users"
+        )
     _warn_of_empty_histories(model, variables, users)
     if as_integer(k) is None or not 1 <= k <= n_items:
         raise ValueError(f"k={k!r}, but the catalogue has {n_items} items; ask for an integer of 1 .. {n_items}")

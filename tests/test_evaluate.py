@@ -692,3 +692,26 @@ def test_ties_at_infinity_rank_the_test_item_last():
 def test_scores_that_are_no_floats_are_refused():
     with pytest.raises(TypeError, match=r"the model's scores are int32; give floats, such as scores.astype"):
         evaluate.top_k(evaluate.scorer(lambda table, users: table[users]), jnp.ones((2, 3), jnp.int32), [0], k=1)
+
+
+def test_what_is_no_model_or_no_variables_is_named():
+    model, table = evaluate.scorer(lambda scores, users: scores[users]), jnp.ones((3, 4))
+    for call, error, message in (
+        (
+            lambda: evaluate.top_k(lambda x, users: x, table, [0], k=1),
+            TypeError,
+            "model is a function; give a model, or",
+        ),
+        (lambda: evaluate.top_k(model, (table, 1), [0], k=1), TypeError, "variables is a tuple; unpack"),
+        (lambda: evaluate.top_k(model, table[0], [0], k=1), ValueError, r"the model gives \[1\] for users \[1\]"),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_seen_items_of_other_users_are_refused():
+    model = jr.models.MF(3, 4, dim=2)
+    variables = model.init(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
+    seen = Interactions.from_pairs([0, 4], [0, 1], n_users=5, n_items=4)
+    with pytest.raises(ValueError, match="the model knows 3 users, the interactions hold 5"):
+        evaluate.top_k(model, variables, [0], k=1, seen=seen)

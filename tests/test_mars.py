@@ -529,7 +529,7 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard(kind, facets, pres
 
 @pytest.mark.slow
 def test_finds_the_facets_that_were_planted():
-    """Users' largest shares are the planted ones up to names; benchmarks/studies/facets.py says under which conditions."""
+    """Users' largest shares are the planted ones up to names; benchmarks/studies/facets.py has the conditions."""
     sizes = dict(n_users=400, n_items=100, n_facets=3)
     train, truth = synthetic.facet_spaces(
         jax.random.key(0), **sizes, dim=3, pairs_per_user=30, concentration=0.05, sharpness=8.0

@@ -915,3 +915,24 @@ def test_tables_on_an_explicit_mesh_train():
         assert a.sharding == rows
     judge = partial(jr.evaluate.full_ranking, model, train=TRAIN, test=TEST, ks=3)
     assert judge(trained.variables).means == pytest.approx(judge(fit(model)[0].variables).means)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "bpr"}, "loss='bpr'; give a function, such as jaxrec.losses.bpr"),
+        ({"loss": lambda pos, neg, *, where=None: None}, "the loss gives NoneType; return an array of floats"),
+        (
+            {"loss": lambda pos, neg, *, where=None: (neg > pos[..., None]).sum(-1, dtype=jnp.int32)},
+            "the loss gives int32; return an array of floats",
+        ),
+        ({"tx": 1e-3}, "tx is 0.001; give an optax transformation"),
+        ({"model": jr.models.MF}, "model is the class MF; give a model"),
+    ],
+)
+def test_arguments_of_another_type_are_named(options, message):
+    how = {"model": model_of()} | options
+    with pytest.raises(TypeError, match=message):
+        if how["model"] is jr.models.MF:
+            jr.train.init(jax.random.key(0), how["model"], TX)
+        fit(**how)

@@ -170,7 +170,9 @@ def fold_in(
     steps, settings = integer("steps", steps), _settings(regularization, alpha)
     if not np.any(np.ones(histories.n_pairs) if histories.weights is None else np.asarray(histories.weights)):
         return jnp.zeros((histories.n_users, item.shape[1]), item.dtype)
-    return check_solved(_fold_in(problem_of(histories, item.dtype), item, settings, steps=steps if _given(alpha) else 0))
+    return check_solved(
+        _fold_in(problem_of(histories, item.dtype), item, settings, steps=steps if _given(alpha) else 0)
+    )
 
 
 def _given(alpha: Scalar) -> bool:

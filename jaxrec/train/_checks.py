@@ -114,8 +114,15 @@ def check_touched(objective: Any, touched: Any) -> None:
         )
 
 
+def check_transformation(tx: Any) -> None:
+    """`TypeError` for what is no transformation, such as a learning rate or the function that makes one."""
+    if not callable(getattr(tx, "init", None)):
+        raise TypeError(f"tx is {tx!r:.80}; give an optax transformation, such as optax.adam(1e-3)")
+
+
 def check_optimizer(state: Any, tx: Any, touched: Callable[..., Any] | None) -> None:
     """Whether `tx` has what it needs, and the state is of it and these parameters, unless `tx.init` looks at values."""
+    check_transformation(tx)
     if isinstance(tx, lambda_opt.Alternating) and touched is None:
         raise ValueError("touched=None, and steps in turn need validation data; pass partial(lambda_opt.draws, ...)")
     try:

@@ -26,7 +26,15 @@ from jaxrec.keys import check_key
 from jaxrec.optim import lambda_opt, rowwise
 from jaxrec.optim.step import gradient_step
 from jaxrec.partials import Static, check_static, combine, partition
-from jaxrec.train._checks import check_bound, check_covers, check_fit, check_optimizer, check_touched, check_weights
+from jaxrec.train._checks import (
+    check_bound,
+    check_covers,
+    check_fit,
+    check_optimizer,
+    check_touched,
+    check_transformation,
+    check_weights,
+)
 from jaxrec.train.checkpoint import Checkpoint, Progress, start_of
 from jaxrec.typing import Array, Key, Objective, Variables
 
@@ -101,10 +109,16 @@ def init(
             `{"boundary": jnp.zeros(n_users)}` for `losses.uib`; see `arguments` of `pairwise_objective`.
 
     Raises:
-        TypeError: for a model with an array among its attributes.
+        TypeError: for a class in place of a model, a `tx` that is no transformation, and a model with an array among
+            its attributes.
         ValueError: for a seed in place of a key.
     """
     check_key(key)
+    if isinstance(model, type):
+        raise TypeError(
+            f"model is the class {model.__name__}; give a model, such as {model.__name__}(n_users, n_items)"
+        )
+    check_transformation(tx)
     check_static(model)
     model_key, run_key = jax.random.split(key)
     zero = jnp.zeros(1, jnp.int32)

@@ -245,9 +245,15 @@ def compared(loss: Loss, pos: Array, neg: Array, **further: Array) -> Array:
     that do not broadcast against each other.
 
     Raises:
+        TypeError: for a loss that is no function, or does not give floats.
         ValueError: for a loss of another shape.
     """
+    if not callable(loss):
+        raise TypeError(f"loss={loss!r:.80}; give a function, such as jaxrec.losses.bpr")
     values = loss(pos, neg, **further)
+    if not jnp.issubdtype(getattr(values, "dtype", None) or object, jnp.floating):
+        what = getattr(values, "dtype", type(values).__name__)
+        raise TypeError(f"the loss gives {what}; return an array of floats, which alone have a gradient")
     tried = [(pos, neg, jnp.shape(values) == jnp.shape(pos), f"gives {list(jnp.shape(values))}")]
     n = neg.shape[-1]
     if n == 1 or n in pos.shape:
