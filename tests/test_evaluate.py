@@ -710,7 +710,7 @@ def test_what_is_no_model_or_no_variables_is_named():
 
 
 def test_seen_items_of_other_users_are_refused():
-    model = jr.models.MF(3, 4, dim=2)
+    model = models.MF(3, 4, dim=2)
     variables = model.init(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
     seen = Interactions.from_pairs([0, 4], [0, 1], n_users=5, n_items=4)
     with pytest.raises(ValueError, match="the model knows 3 users, the interactions hold 5"):
