@@ -176,7 +176,7 @@ def test_from_shares_puts_facets_at_their_anchors():
     np.testing.assert_allclose(cosines[both], np.broadcast_to(np.eye(K), both.shape)[both], atol=0.2)
     drawn = jax.eval_shape(MARS(50, 60, dim=D, n_facets=K).init, jax.random.key(0), ZERO, ZERO)["params"]
     assert {name: (x.shape, x.dtype) for name, x in tables.items()} == {n: (x.shape, x.dtype) for n, x in drawn.items()}
-    with pytest.raises(ValueError, match="users has negative entries; give"):
+    with pytest.raises(ValueError, match="users has negative entries or NaN; give"):
         draw(jax.random.key(0), users=-users)
 
 

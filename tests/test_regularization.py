@@ -67,7 +67,7 @@ def test_rows_are_penalised_as_often_as_they_come(granularity):
     for name, table in params.items():
         share = np.bincount(ids[name], weights, len(table))[:, None]
         own = np.asarray(lambdas[name] if isinstance(lambdas, dict) else lambdas)
-        np.testing.assert_allclose(found[name], 2 * own * table * share, rtol=1e-5)
+        np.testing.assert_allclose(found[name], 2 * own * np.asarray(table) * share, rtol=1e-5)
 
 
 def test_names_choose_and_nest():

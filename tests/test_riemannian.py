@@ -206,6 +206,7 @@ def test_the_ball_is_of_a_row_not_of_the_tree():
 @pytest.mark.parametrize("radius", [1.7, jnp.float32(2.0)])
 def test_rows_end_at_the_nearest_point_of_the_ball(radius):
     tx, x, z = riemannian.project_to_ball(radius), some_rows(60, 5), some_rows(60, 5, seed=2) / 2
+    radius = float(radius)
     moved = np.float64(x) + np.float64(z)
     norm = np.linalg.norm(moved, axis=-1, keepdims=True)
     assert 5 < (norm > radius).sum() < 35

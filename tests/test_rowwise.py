@@ -96,7 +96,7 @@ def test_rows_of_a_pairwise_step_hold_every_row_with_a_gradient():
     model = jr.models.MF(30, 40, dim=4)
     sample = partial(jr.sampling.uniform, n_items=40, n=3)
     variables = model.init(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
-    batch = jr.train.Batch(jnp.array([1, 2, 1]), jnp.array([3, 4, 5]), None, jnp.ones(3, bool))
+    batch = jr.train.Batch(jnp.array([1, 2, 1], jnp.int32), jnp.array([3, 4, 5], jnp.int32), None, jnp.ones(3, bool))
     objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=sample)
     grads = jax.grad(objective)(variables, jax.random.key(7), batch)["params"]
     rows = jr.train.pairwise_rows(jax.random.key(7), batch, sample=sample)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec._numerics import integer, number
+from jaxrec.keys import check_key
 from jaxrec.lookup import lookup
 from jaxrec.models.mf import (
     _unit,
@@ -245,21 +247,26 @@ def from_shares(
         place: `unit` for `MARS`, `into_ball` for `MAR`.
 
     Raises:
-        ValueError: for negative factors.
+        ValueError: for a seed in place of a key, a dim that is not an integer of 1 or more, noise that is negative or
+            not finite, and factors that are.
 
     >>> w, h = np.ones((3, 2)), np.ones((5, 2))
     >>> tables = jax.eval_shape(lambda key: from_shares(key, w, h, dim=4), jax.random.key(0))
     >>> {name: table.shape for name, table in sorted(tables.items())}
     {'item': (5, 2, 4), 'theta': (3, 2), 'user': (3, 2, 4)}
     """
+    check_key(key)
+    dim = integer("dim", dim)
+    number("noise", noise, least=0)
     anchor_key, *noise_keys = jax.random.split(key, 3)
     anchors = nn.initializers.orthogonal()(anchor_key, (users.shape[1], dim))
     tables = {}
     for name, factors, noise_key in zip(("user", "item"), (users, items), noise_keys):
-        if (np.asarray(factors) < 0).any():
-            raise ValueError(f"{name}s has negative entries; give factors of a non-negative factorisation")
-        total = np.asarray(factors).sum(1, keepdims=True)
-        share = jnp.asarray(factors / np.where(total > 0, total, 1), jnp.float32)
+        factors = np.asarray(factors)
+        if not ((factors >= 0) & (factors < np.inf)).all():
+            raise ValueError(f"{name}s has negative entries or NaN; give factors of a non-negative factorisation")
+        total = factors.sum(1, keepdims=True)
+        share = jnp.asarray(factors / np.where(total > 0, total, 1), float)
         shift = noise * dim**-0.5 * jax.random.normal(noise_key, (*share.shape, dim))
         tables[name] = place(share[..., None] * anchors[None] + shift)
         tables.setdefault("theta", jnp.log(share + 1e-3))
