@@ -15,6 +15,7 @@ from jaxrec import metrics
 from jaxrec._identity import reads
 from jaxrec._mesh import as_auto
 from jaxrec._numerics import accumulated, as_integer, integer
+from jaxrec.history import History
 from jaxrec.interactions import DataWarning, Interactions
 from jaxrec.keys import check_key
 from jaxrec.partials import check_static
@@ -72,8 +73,8 @@ def ranked(
         raise TypeError(f"variables is a {type(variables).__name__}; give its .variables")
     if not hasattr(model, "apply"):
         raise TypeError(f"model is a {type(model).__name__}; give a model, or evaluate.scorer(fn) of a function")
-    if isinstance(variables, tuple):
-        raise TypeError("variables is a tuple; unpack what the solver returned: variables, history = fit(...)")
+    if isinstance(variables, tuple) and variables and isinstance(variables[-1], History):
+        raise TypeError("variables ends with a History; unpack what the solver returned: variables, history = fit(...)")
     check_static(model)
     variables = as_auto(variables)
     row = jax.eval_shape(functools.partial(_rows, model), variables, users[:1])

@@ -13,6 +13,7 @@ from test_metrics import ON_HITS, brute_force, pairwise_auc, second_opinion
 from jaxrec import evaluate, models, ranking
 from jaxrec.data import datasets
 from jaxrec.data.synthetic import checkerboard
+from jaxrec.history import History
 from jaxrec.interactions import DataWarning, Interactions
 
 M, N = 30, 40
@@ -702,7 +703,7 @@ def test_what_is_no_model_or_no_variables_is_named():
             TypeError,
             "model is a function; give a model, or",
         ),
-        (lambda: evaluate.top_k(model, (table, 1), [0], k=1), TypeError, "variables is a tuple; unpack"),
+        (lambda: evaluate.top_k(model, (table, History()), [0], k=1), TypeError, "variables ends with a H"),
         (lambda: evaluate.top_k(model, table[0], [0], k=1), ValueError, r"the model gives \[1\] for users \[1\]"),
     ):
         with pytest.raises(error, match=message):
