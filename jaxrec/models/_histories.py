@@ -267,7 +267,7 @@ def for_users(model: HistoryModel, variables: Variables, history: Interactions) 
         ValueError: for a model with parameters of users, and histories over another number of items.
 
     >>> from jaxrec.models import MultDAE
-    >>> train, other = Interactions.from_pairs([0, 1], [1, 3]), Interactions.from_pairs([0, 0, 4], [3, 0, 2])
+    >>> train, other = Interactions.from_pairs([0, 1], [0, 3]), Interactions.from_pairs([0, 0, 4], [3, 0, 2])
     >>> model = MultDAE(train, dim=2)
     >>> model, variables = for_users(model, model.init(jax.random.key(0), jnp.array([0]), jnp.array([0])), other)
     >>> model.apply(variables, jnp.array([4]), method="rows").shape
