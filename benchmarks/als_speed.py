@@ -54,13 +54,13 @@ def load(data: str) -> datasets.Dataset:
 def ours(what: str, train: jr.Interactions, data: str, dim: int, sweeps: int = SWEEPS) -> Timed:
     """A function that fits and gives (wall, CPU) seconds of each sweep, and the factors."""
     options = {"dim": dim, "sweeps": sweeps, "key": jax.random.key(0), "tolerance": None, "progress": False}
-    solvers = {CG: partial(jr.als.ials.conjugate_gradient, steps=3), EXACT: jr.als.ials.cholesky}
+    solvers = {CG: partial(jr.solvers.ials.conjugate_gradient, steps=3), EXACT: jr.solvers.ials.cholesky}
     if what == RG2:
-        fit = partial(jr.als.rg2.fit, train, regularization=0.5, **options)
+        fit = partial(jr.solvers.rg2.fit, train, regularization=0.5, **options)
     else:
         settings = {"regularization": REGULARIZATION, "alpha": ALPHA[data] - 1, "solver": solvers[what]}
         settings["mesh"] = jax.sharding.Mesh(np.array(jax.devices()), ("cores",))
-        fit = partial(jr.als.ials.wrmf, train, **settings, **options)
+        fit = partial(jr.solvers.wrmf.fit, train, **settings, **options)
 
     def run():
         spent, began = [], time.process_time()
@@ -154,7 +154,7 @@ def large(quick: bool) -> dict[str, float]:
 def sweep_seconds(train: jr.Interactions, dim: int, sweeps: int) -> list[float]:
     """Wall seconds of each sweep of RG2."""
     options = {"key": jax.random.key(0), "tolerance": None, "progress": False}
-    _, history = jr.als.rg2.fit(train, dim=dim, regularization=0.5, sweeps=sweeps, **options)
+    _, history = jr.solvers.rg2.fit(train, dim=dim, regularization=0.5, sweeps=sweeps, **options)
     return history.column("seconds")[1]
 
 

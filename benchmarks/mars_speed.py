@@ -33,7 +33,7 @@ from jaxrec.train import mars
 
 DIM, BATCH, EPOCH = 128, 1000, 676
 CALL = 52  # batches of an epoch of `fit`, which goes through one triple a pair; 13 make the released epoch
-PRESET = mars.RELEASED
+PRESET = jr.papers.mars.RELEASED
 PEERS = {"PyTorch, one pass": 1, "PyTorch, two passes": 2}
 
 Run = Callable[[int], float]
@@ -62,7 +62,7 @@ def ours(train: jr.Interactions) -> Run:
     """A function that trains some calls of `CALL` batches, and gives the mean loss of a batch."""
     model, tx, state = start(train)
     margin = mars.adaptive_margin(train, **PRESET["margin"])
-    draws = mars.samplers(train, **PRESET["power"])
+    draws = jr.papers.mars.samplers(train, **PRESET["power"])
     objective = partial(mars.objective, model=model, margin=margin, **draws, **PRESET["objective"])
     counted = train.select(
         np.arange(train.n_pairs) < CALL * BATCH
@@ -108,7 +108,7 @@ def theirs(train: jr.Interactions, passes: int) -> Run | None:
 
 def drawn(train: jr.Interactions) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Triples of an epoch, int32 [EPOCH, BATCH] each, by the same draws."""
-    draws = mars.samplers(train, **PRESET["power"])
+    draws = jr.papers.mars.samplers(train, **PRESET["power"])
     first, second = jax.random.split(jax.random.key(1))
     users, items = draws["positives"](first, (EPOCH, BATCH))
     return users, items, draws["sample"](second, users)[..., 0]

@@ -114,11 +114,11 @@ def main() -> None:
     _record.write("quickstart", cases, quick=options.quick, folder=folder, **facts)
 
 
-def row(name: str, runs: list[jr.report.Report], baseline: jr.report.Report) -> dict[str, float]:
+def row(name: str, runs: list[jr.evaluate.Report], baseline: jr.evaluate.Report) -> dict[str, float]:
     """Prints a line of the table; gives its figures. Users are the unit, each with the mean over its seeds."""
     per_user = {metric: np.mean([run.per_user[metric] for run in runs], axis=0) for metric in runs[0].per_user}
     catalogue = {metric: float(np.mean([run.catalogue[metric] for run in runs])) for metric in runs[0].catalogue}
-    mean = jr.report.Report(runs[0].users, per_user, catalogue, None, runs[0].protocol)
+    mean = jr.evaluate.Report(runs[0].users, per_user, catalogue, None, runs[0].protocol)
     paired = mean.compare(baseline, "ndcg@10")
     values, errors = mean.means, mean.stderr
     print(

@@ -71,7 +71,7 @@ class Ours:
         some = self.train.select(self.order[self.train.pairs()[0]] < steps * self.users)
         self.state, history = jr.train.fit(
             self.state,
-            partial(jr.train.vae.objective, model=self.model),
+            partial(jr.train.autoencoders.objective, model=self.model),
             self.tx,
             some,
             epochs=int(self.state.epoch) + 1,

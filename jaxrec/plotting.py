@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxrec.history import History
-from jaxrec.report import Report
+from jaxrec._log import History
+from jaxrec.evaluate.report import Report
 
 
 def learning_curves(histories: History | Mapping[str, History], metric: str = "loss", *, ax: Any = None) -> Any:

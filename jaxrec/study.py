@@ -30,10 +30,10 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxrec import evaluate, models
+from jaxrec._log import History, figures_of
 from jaxrec._numerics import integer
-from jaxrec.history import History, figures_of
+from jaxrec.evaluate.report import Comparison, Report
 from jaxrec.interactions import DataWarning
-from jaxrec.report import Comparison, Report
 from jaxrec.typing import Key, Variables
 
 Setting = Mapping[str, Any]

@@ -25,11 +25,11 @@ def clean():
 def quiet(*parts, **how):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", jr.interactions.DataWarning)  # negatives that do not count
-        return jr.data.audit(*parts, **how)
+        return jr.evaluate.audit(*parts, **how)
 
 
 def test_random_split_is_clean(clean):
-    report = jr.data.audit(*clean)
+    report = jr.evaluate.audit(*clean)
     assert report.serious == ()
     assert "0 of 6 findings are serious" in repr(report)
     assert set(report.rankers) == {"random", "popularity", "item id", "item id, descending", "next id"}
@@ -37,7 +37,7 @@ def test_random_split_is_clean(clean):
 
 def test_overlap_and_cold_are_counted():
     with pytest.warns(jr.interactions.DataWarning):
-        report = jr.data.audit(pairs([0, 0, 1], [1, 2, 3]), pairs([0, 0, 2], [2, 4, 3]))
+        report = jr.evaluate.audit(pairs([0, 0, 1], [1, 2, 3]), pairs([0, 0, 2], [2, 4, 3]))
     assert (report["overlap"].count, report["overlap"].serious) == (1, True)
     assert (report["cold users"].count, report["cold users"].total) == (1, 2)
     assert (report["cold items"].count, report["cold items"].total) == (1, 3)
@@ -47,7 +47,7 @@ def test_order_of_ids_is_found_and_its_ranker_measured():
     draw = np.random.default_rng(1)
     rows = [np.sort(draw.choice(60, 8, replace=False)) for _ in range(40)]
     users = np.repeat(np.arange(40), 7)
-    report = jr.data.audit(
+    report = jr.evaluate.audit(
         pairs(users, np.concatenate([row[:7] for row in rows])), pairs(range(40), [row[7] for row in rows])
     )
     finding = report["id order"]
@@ -63,7 +63,7 @@ def test_one_draw_for_all_users_of_a_size_is_found():
     users, items = np.repeat(np.arange(40), [len(row) for row in rows]), np.concatenate(rows)
     places = np.concatenate([np.arange(len(row)) for row in rows])
     chosen = np.isin(places, (2, 5))
-    report = jr.data.audit(pairs(users[~chosen], items[~chosen]), pairs(users[chosen], items[chosen]))
+    report = jr.evaluate.audit(pairs(users[~chosen], items[~chosen]), pairs(users[chosen], items[chosen]))
     finding = report["id places"]
     assert (finding.count, finding.total, finding.serious) == (38, 38, True)
     assert not report["id order"].serious
@@ -71,15 +71,15 @@ def test_one_draw_for_all_users_of_a_size_is_found():
 
 def test_one_draw_chose_the_published_split_of_citeulike(data_root):
     found = datasets.load("citeulike-a-valid")
-    finding = jr.data.audit(found.train, found.test)["id places"]
+    finding = jr.evaluate.audit(found.train, found.test)["id places"]
     assert finding.serious and finding.count > 0.99 * finding.total
 
 
 def test_time_leaks_within_users_and_overall():
     train = pairs([0, 0, 1], [0, 1, 2], timestamps=[10, 30, 5])
-    late = jr.data.audit(train, pairs([0, 1], [2, 3], timestamps=[40, 50]))
+    late = jr.evaluate.audit(train, pairs([0, 1], [2, 3], timestamps=[40, 50]))
     assert (late["time within users"].count, late["time overall"].count) == (0, 0)
-    early = jr.data.audit(train, pairs([0, 1], [2, 3], timestamps=[20, 6]))
+    early = jr.evaluate.audit(train, pairs([0, 1], [2, 3], timestamps=[20, 6]))
     assert (early["time within users"].count, early["time overall"].count) == (1, 2)
 
 
@@ -87,7 +87,7 @@ def test_negatives_that_are_positives_repeated_or_popular():
     train = pairs([*range(30), 0], [0] * 30 + [1])
     test = pairs([0, 0], [2, 3])
     with pytest.warns(jr.interactions.DataWarning, match="2 of 6 negatives do not count"):
-        report = jr.data.audit(train, test, negatives=[[2, 3, 0], [0, 0, 9]])
+        report = jr.evaluate.audit(train, test, negatives=[[2, 3, 0], [0, 0, 9]])
     counts = {finding.name: finding.count for finding in report.findings if finding.name.startswith("negatives")}
     assert counts == {
         "negatives, own item": 1,
@@ -101,7 +101,7 @@ def test_negatives_that_are_positives_repeated_or_popular():
 def test_on_ciao_it_finds_the_split_ordered_by_id(data_root):
     ciao = datasets.load("ciao")
     with pytest.warns(jr.interactions.DataWarning, match="negatives do not count"):
-        report = jr.data.audit(ciao.train, ciao.test, ciao.negatives)
+        report = jr.evaluate.audit(ciao.train, ciao.test, ciao.negatives)
     assert (report["id order"].count, report["id order"].serious) == (6760, True)
     assert report["cold items"].count == 635
     assert report["negatives, own item"].count == 37
@@ -119,7 +119,7 @@ def test_random_split_of_ciao_shows_no_order(data_root):
     whole = jr.Interactions.from_pairs(users, items, n_users=ciao.train.n_users, n_items=ciao.train.n_items)
     order = lambda x: jr.data.splits.random_order(x, key=jax.random.key(0))  # noqa: E731
     split = jr.data.splits.leave_one_out(whole, order=order)
-    assert not jr.data.audit(split.train, split.test)["id order"].serious
+    assert not jr.evaluate.audit(split.train, split.test)["id order"].serious
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_random_split_of_ciao_shows_no_order(data_root):
 )
 def test_bad_input_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        jr.data.audit(*arguments)
+        jr.evaluate.audit(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -150,17 +150,17 @@ def test_bad_input_is_named(arguments, message):
 )
 def test_users_that_cannot_be_audited_are_named(users, message):
     with pytest.raises(ValueError, match=message):
-        jr.data.audit(pairs([0], [1]), pairs([0], [2]), users=users)
+        jr.evaluate.audit(pairs([0], [1]), pairs([0], [2]), users=users)
 
 
 def test_a_catalogue_of_few_items_is_audited_with_shorter_lists():
     train = jr.Interactions.from_pairs([0, 1, 2], [0, 1, 2], n_users=3, n_items=4)
     test = jr.Interactions.from_pairs([0, 1], [3, 3], n_users=3, n_items=4)
-    report = jr.data.audit(train, test)
+    report = jr.evaluate.audit(train, test)
     assert set(report.rankers["random"]) == {"hit_rate@4", "ndcg@4"}
     assert report.rankers["item id, descending"] == {"hit_rate@4": 1.0, "ndcg@4": 1.0}  # item 3 comes first
     assert "hit_rate@4 1.0000, ndcg@4 1.0000" in repr(report)
-    among = jr.data.audit(train, test, [[0, 2], [0, 2]])
+    among = jr.evaluate.audit(train, test, [[0, 2], [0, 2]])
     assert among.rankers["item id"]["hit_rate@4"] == 1.0
 
 
@@ -182,12 +182,12 @@ def test_the_rankers_are_evaluated_on_the_users_asked_for(clean, among):
 
 
 def test_many_test_users_are_sampled_by_default(clean, monkeypatch):
-    monkeypatch.setattr(sys.modules["jaxrec.data.audit"], "_MOST_USERS", 6)
-    report = jr.data.audit(*clean)
+    monkeypatch.setattr(sys.modules["jaxrec.evaluate.audit"], "_MOST_USERS", 6)
+    report = jr.evaluate.audit(*clean)
     assert report.protocol.endswith("on 6 of 40 test users") and report["overlap"].total == clean[1].n_pairs
-    assert report.rankers == jr.data.audit(*clean, users=6).rankers
+    assert report.rankers == jr.evaluate.audit(*clean, users=6).rankers
 
 
 def test_unknown_finding_names_those_there_are(clean):
     with pytest.raises(KeyError, match="there are"):
-        jr.data.audit(*clean)["leak"]
+        jr.evaluate.audit(*clean)["leak"]

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-import test_macrid
+import test_valid
 
 import jaxrec as jr
 from jaxrec.data import datasets, splits, synthetic
@@ -245,7 +245,7 @@ def test_chosen_values_at_an_end_have_a_star():
     assert _tables.setting_of(found, "set", "other", {"learning_rate": 1.0}) == "learning rate 1"
 
 
-def test_lightgcn_has_a_note_where_its_decay_is_far_above_the_papers():
+def test_graph_has_a_note_where_its_decay_is_far_above_the_papers():
     """1e-4 of ½ ‖e‖² on a batch's rows: 1e-4 / 6000 a user and 2e-4 / 3300 an item of whole tables."""
     from benchmarks import _tables
 
@@ -428,11 +428,16 @@ def test_peer_of_mars_and_ours_go_the_same_way():
     mars, rng = jr.train.mars, np.random.default_rng(0)
     triples = np.stack([rng.integers(0, n, 12) for n in (20, 30, 30)], 1).astype(np.int32)
     margin = rng.uniform(size=20).astype(np.float32)
-    model = jr.models.MARS(20, 30, dim=8, **mars.RELEASED["model"])
-    tx = jr.optim.rowwise.touched_only(mars.optimizer(**mars.RELEASED["optimizer"]))
+    model = jr.models.MARS(20, 30, dim=8, **jr.papers.mars.RELEASED["model"])
+    tx = jr.optim.rowwise.touched_only(mars.optimizer(**jr.papers.mars.RELEASED["optimizer"]))
     state = jr.train.init(jax.random.key(0), model, tx)
     batch = jr.train.Batch(triples[:, 0], triples[:, 1], None, np.ones(12, bool))
-    options = {"model": model, "margin": margin, "sample": lambda *_: triples[:, 2:], **mars.RELEASED["objective"]}
+    options = {
+        "model": model,
+        "margin": margin,
+        "sample": lambda *_: triples[:, 2:],
+        **jr.papers.mars.RELEASED["objective"],
+    }
 
     @jax.jit
     def step(params, opt_state, batch):
@@ -450,12 +455,12 @@ def test_peer_of_mars_and_ours_go_the_same_way():
 
 
 def test_peer_of_valid_has_the_released_loss_and_gradients():
-    """The fixture of test_macrid: two blocks, β = .7."""
+    """The fixture of test_valid: two blocks, β = .7."""
     torch = pytest.importorskip("torch")
     from benchmarks._dense_valid import DenseVALID
 
-    peer = DenseVALID(test_macrid.PARAMS, blocks=2, temperature=0.5, deviation=0.1, dropout=0.5)
-    loss = peer.loss(torch.from_numpy(test_macrid.DENSE.astype(float)), 0.7, noise=False)
+    peer = DenseVALID(test_valid.PARAMS, blocks=2, temperature=0.5, deviation=0.1, dropout=0.5)
+    loss = peer.loss(torch.from_numpy(test_valid.DENSE.astype(float)), 0.7, noise=False)
     loss.backward()
     assert loss.item() == pytest.approx(15.12329788, abs=1e-8)
     assert peer.prototype.grad is None

@@ -22,7 +22,7 @@ PROCESS = """
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("users",))
     assert mesh.size == 4 and jax.local_device_count() == 2
     options = dict(dim=3, regularization=0.1, sweeps=3, key=jax.random.key(0), tolerance=None, progress=False)
-    fits = {"rg2": jr.als.rg2.fit, "ials": partial(jr.als.ials.fit, unobserved_weight=0.2)}
+    fits = {"rg2": jr.solvers.rg2.fit, "ials": partial(jr.solvers.ials.fit, unobserved_weight=0.2)}
     answer = {}
     for name, fit in fits.items():
         variables, history = fit(train, mesh=mesh, **options)

@@ -111,7 +111,7 @@ def test_a_set_is_downloaded_once(serve, tmp_path, monkeypatch):
     assert again.interactions.n_pairs == 2 and first.interactions.n_pairs == 3
 
 
-def test_lightgcn_files_and_original_ids(serve, monkeypatch):
+def test_graph_files_and_original_ids(serve, monkeypatch):
     files = {
         "train.txt": b"0 2 0\n1 1 \n",
         "test.txt": b"0 1\n1\n",

@@ -6,7 +6,8 @@ import pytest
 
 import jaxrec as jr
 from jaxrec.data import synthetic
-from jaxrec.models import EASE, ease, for_users
+from jaxrec.models import EASE, for_users
+from jaxrec.solvers import ease
 
 pytestmark = pytest.mark.usefixtures("hurried")
 
@@ -18,7 +19,7 @@ USERS = np.arange(12, dtype=np.int32)
 
 def test_the_table_is_the_optimum_of_zero_diagonal():
     """The slope XᵀX B − XᵀX + λB is 0 off the diagonal, where alone B may move; weights are not used."""
-    model, variables = ease(TRAIN, regularization=0.7)
+    model, variables = ease.fit(TRAIN, regularization=0.7)
     b, gram = np.asarray(variables["params"]["weights"], float), DENSE.T.astype(float) @ DENSE
     assert isinstance(model, EASE) and variables["params"]["weights"].dtype == np.float32 and not np.diag(b).any()
     slope = gram @ b - gram + 0.7 * b
@@ -27,7 +28,7 @@ def test_the_table_is_the_optimum_of_zero_diagonal():
 
 
 def test_pairs_rows_and_fold_in_are_products_of_rows_and_table():
-    model, variables = ease(TRAIN, regularization=0.7)
+    model, variables = ease.fit(TRAIN, regularization=0.7)
     expected = DENSE @ np.asarray(variables["params"]["weights"], float)
     close = {"rtol": 1e-5, "atol": 1e-6}
     np.testing.assert_allclose(jax.jit(lambda v: model.apply(v, USERS, method="rows"))(variables), expected, **close)
@@ -43,14 +44,14 @@ def test_pairs_rows_and_fold_in_are_products_of_rows_and_table():
 
 def test_recovers_the_diagonal_withheld_from_the_checkerboard():
     board, diagonal = synthetic.checkerboard(30)
-    report = jr.evaluate.full_ranking(*ease(board, regularization=10.0), board, diagonal, ks=(1,))
+    report = jr.evaluate.full_ranking(*ease.fit(board, regularization=10.0), board, diagonal, ks=(1,))
     assert report.means["hit_rate@1"] == 1
 
 
 def test_wrong_values_are_named():
     with pytest.raises(ValueError, match="regularization=0; give"):
-        ease(TRAIN, regularization=0)
+        ease.fit(TRAIN, regularization=0)
     with pytest.raises(ValueError, match="regularization=1e-300 is too small for float64"):
-        ease(jr.Interactions.from_pairs([0, 0], [0, 1]), regularization=1e-300)
+        ease.fit(jr.Interactions.from_pairs([0, 0], [0, 1]), regularization=1e-300)
     with pytest.raises(ValueError, match=r"train has 6 items.* raise max_items=5 if 0.0 GB"):
-        ease(TRAIN, regularization=1.0, max_items=5)
+        ease.fit(TRAIN, regularization=1.0, max_items=5)

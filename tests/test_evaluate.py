@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from test_metrics import ON_HITS, brute_force, pairwise_auc, second_opinion
 
-from jaxrec import evaluate, models, ranking
+from jaxrec import evaluate, models, papers
+from jaxrec._log import History
 from jaxrec.data import datasets
 from jaxrec.data.synthetic import checkerboard
-from jaxrec.history import History
+from jaxrec.evaluate import _kernel
 from jaxrec.interactions import DataWarning, Interactions
 
 M, N = 30, 40
@@ -73,7 +74,7 @@ def test_full_ranking_equals_the_brute_force(report):
 
 
 def test_separate_ranking_equals_the_brute_force():
-    report = evaluate.separate_ranking(TABLE, SCORES, *WORLD, ks=(5, 1), block=8)
+    report = papers.lambda_opt.separate_ranking(TABLE, SCORES, *WORLD, ks=(5, 1), block=8)
     np.testing.assert_array_equal(report.users, USERS)
     for place, u in enumerate(USERS):
         others = SCORES[u, ~TRAIN[u] & ~TEST[u]]
@@ -85,7 +86,7 @@ def test_separate_ranking_equals_the_brute_force():
             assert report.per_user[f"recall@{k}"][place] == pytest.approx((ranks <= k).mean(), rel=1e-6)
             assert report.per_user[f"ndcg@{k}"][place] == pytest.approx(gains.mean(), rel=1e-5)
     with pytest.raises(ValueError, match="ks=0; give an integer of 1 or more"):
-        evaluate.separate_ranking(TABLE, SCORES, *WORLD, ks=(5, 0))
+        papers.lambda_opt.separate_ranking(TABLE, SCORES, *WORLD, ks=(5, 0))
 
 
 def test_users_weigh_alike_however_many_items_they_test():
@@ -95,7 +96,7 @@ def test_users_weigh_alike_however_many_items_they_test():
     train = Interactions.from_pairs([0, 1], [29, 29], n_users=2, n_items=30)
     scores = np.tile(np.linspace(1, 2, 30, dtype=np.float32), (2, 1))
     scores[:, :11], scores[0, 0] = 0, 3
-    report = evaluate.separate_ranking(TABLE, scores, train, test, ks=(10,))
+    report = papers.lambda_opt.separate_ranking(TABLE, scores, train, test, ks=(10,))
     assert report.per_user["recall@10"].tolist() == [0.5, 0] and report.means["recall@10"] == 0.25
 
 
@@ -297,14 +298,14 @@ def test_a_second_call_with_other_variables_compiles_nothing():
             events.append(event)
 
     _full(model, first)
-    size = ranking._blocks._cache_size()
+    size = _kernel._blocks._cache_size()
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
         _full(model, second)
         n_second = len(events)
-        assert ranking._blocks._cache_size() == size
+        assert _kernel._blocks._cache_size() == size
         _full(model, second, ks=(6,))
-        assert ranking._blocks._cache_size() == size + 1 and len(events) > n_second  # the counters count
+        assert _kernel._blocks._cache_size() == size + 1 and len(events) > n_second  # the counters count
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
     assert n_second == 0
@@ -323,7 +324,7 @@ def test_two_stage_top_k_equals_one_stage(k):
     scores[3, 7:] = -np.inf
     scores[4] = -np.arange(4000)
     scores[5] = 1.0
-    values, at = jax.jit(ranking._grouped_top_k, static_argnums=1)(scores, k)
+    values, at = jax.jit(_kernel._grouped_top_k, static_argnums=1)(scores, k)
     np.testing.assert_array_equal(values, jax.lax.top_k(scores, k)[0])
     np.testing.assert_array_equal(np.take_along_axis(scores, np.asarray(at), axis=1), values)
     assert all(len(set(row)) == k for row in np.asarray(at).tolist())

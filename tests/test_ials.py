@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh
 
 import jaxrec as jr
-from jaxrec.als import _alternate, _rows, _solve, ials, rg2
-from jaxrec.als._run import first_factors
 from jaxrec.data import synthetic
+from jaxrec.solvers import _alternate, _rows, _solve, ials, rg2, wrmf
+from jaxrec.solvers._run import first_factors
 
 pytestmark = pytest.mark.usefixtures("hurried")
 
@@ -87,7 +87,7 @@ def reference(train, model, item, sweeps):
 
 
 def fitted(train, model="ials", sweeps=3, dim=K, **more):
-    function, numbers = {"ials": (ials.fit, IALS), "wrmf": (ials.wrmf, WRMF)}[model]
+    function, numbers = {"ials": (ials.fit, IALS), "wrmf": (wrmf.fit, WRMF)}[model]
     variables, history = function(train, dim=dim, sweeps=sweeps, **({"progress": False, "key": KEY} | numbers | more))
     halves = [record[name] for record in history.records for name in ("after_users", "objective")]
     return variables["params"]["user"], variables["params"]["item"], halves
@@ -115,7 +115,7 @@ def test_equals_dense_least_squares(model, weighted, solver):
     with jax.enable_x64(True):
         user, item, objectives = reference(train, model, start(train), 3)
         found = fitted(train, model, solver=solver)
-        own = {"ials": partial(ials.objective, **IALS), "wrmf": partial(ials.wrmf_objective, **WRMF)}[model]
+        own = {"ials": partial(ials.objective, **IALS), "wrmf": partial(wrmf.objective, **WRMF)}[model]
         own = float(own({"params": {"user": found[0], "item": found[1]}}, train))
     close = dict(rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(found[0], user, **close)
@@ -231,7 +231,7 @@ def test_observed_pairs_weigh_one_and_more_and_aim_below_one():
 def test_folding_in_is_the_users_half_step(model):
     train = interactions(weighted=True)
     item = start(train)
-    fold = {"ials": partial(ials.fold_in, **IALS), "wrmf": partial(ials.wrmf_fold_in, **WRMF)}[model]
+    fold = {"ials": partial(ials.fold_in, **IALS), "wrmf": partial(wrmf.fold_in, **WRMF)}[model]
     found = fold({"params": {"item": item}}, train)
     np.testing.assert_allclose(found, fitted(train, model, sweeps=1)[0], rtol=2e-3, atol=1e-4)
     nobody = train.select(np.zeros(train.n_pairs, bool))
@@ -403,9 +403,9 @@ def test_wrong_values_are_named(more, message):
 def test_wrong_data_are_named():
     train = jr.Interactions.from_pairs([0, 1], [1, 0], weights=[1.0, -2.0])
     with pytest.raises(ValueError, match=r"train.weights\[1\] is -2.0"):
-        ials.wrmf(train, dim=1, key=KEY, progress=False, **WRMF)
+        wrmf.fit(train, dim=1, key=KEY, progress=False, **WRMF)
     with pytest.raises(ValueError, match="alpha=-1"):
-        ials.wrmf(BOARD, dim=1, key=KEY, regularization=0.1, alpha=-1)
+        wrmf.fit(BOARD, dim=1, key=KEY, regularization=0.1, alpha=-1)
     few = jr.Interactions.from_pairs([0, 0, 1], [2, 3, 3], n_users=8, n_items=9)
     with pytest.raises(ValueError, match="raise regularization"):
         fitted(few, regularization=0.0)
@@ -454,7 +454,7 @@ def test_gowalla_reaches_what_the_library_implicit_does(data_root):
 
 FOLDS = {
     "ials": (partial(ials.fold_in, **IALS), partial(ials.objective, **IALS)),
-    "wrmf": (partial(ials.wrmf_fold_in, **WRMF), partial(ials.wrmf_objective, **WRMF)),
+    "wrmf": (partial(wrmf.fold_in, **WRMF), partial(wrmf.objective, **WRMF)),
     "rg2": (partial(rg2.fold_in, regularization=0.1), partial(rg2.objective, regularization=0.1)),
 }
 TABLES = {"user": jnp.ones((M, 2)), "item": jnp.ones((N, 2))}
@@ -505,7 +505,7 @@ def test_given_factors_are_of_the_size_of_the_interactions_and_weights_of_feedba
 
 FITS = {
     "ials": partial(ials.fit, dim=2, key=KEY, progress=False, **IALS),
-    "wrmf": partial(ials.wrmf, dim=2, key=KEY, progress=False, **WRMF),
+    "wrmf": partial(wrmf.fit, dim=2, key=KEY, progress=False, **WRMF),
     "rg2": partial(rg2.fit, dim=2, key=KEY, progress=False, regularization=0.1),
 }
 

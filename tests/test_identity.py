@@ -15,7 +15,7 @@ import pytest
 
 import jaxrec as jr
 from jaxrec._identity import digest, reads
-from jaxrec.partials import partition
+from jaxrec._partials import partition
 
 SCALE = 1.0
 BOX = {"scale": [1.0, 2.0]}

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_macrid import PARAMS, TWO, USERS, variables
+from test_valid import PARAMS, TWO, USERS, variables
 
 from jaxrec.models import implicit
 

@@ -17,8 +17,9 @@ import scipy.sparse
 from hypothesis.extra import numpy as hnp
 
 import jaxrec as jr
-from jaxrec.ids import factorised
-from jaxrec.interactions import DataWarning, IdMap, Interactions, _offsets, _spmm_segments, spmm
+from jaxrec._ids import factorised
+from jaxrec.interactions import DataWarning, IdMap, Interactions, _offsets
+from jaxrec.sparse import _spmm_segments, spmm
 
 pytestmark = pytest.mark.usefixtures("hurried")
 
@@ -740,19 +741,19 @@ def test_sizes_and_weights_that_do_not_fit_are_named(options, message):
 KEY = jax.random.key(0)
 TAKERS = {
     "fit": lambda x: jr.train.fit(jr.train.init(KEY, MF, TX), None, TX, x, epochs=1),
-    "newton": lambda x: jr.newton.fit(None, {}, x, regularization=1.0),
-    "ials": lambda x: jr.als.ials.fit(x, dim=1, regularization=1.0, unobserved_weight=1.0, key=KEY),
-    "ials.objective": lambda x: jr.als.ials.objective(TABLES, x, regularization=1.0, unobserved_weight=1.0),
-    "wrmf_objective": lambda x: jr.als.ials.wrmf_objective(TABLES, x, regularization=1.0, alpha=1.0),
-    "ials.fold_in": lambda x: jr.als.ials.fold_in(TABLES, x, regularization=1.0, unobserved_weight=1.0),
-    "rg2": lambda x: jr.als.rg2.fit(x, dim=1, regularization=1.0, key=KEY),
-    "rg2.objective": lambda x: jr.als.rg2.objective(TABLES, x, regularization=1.0),
-    "rg2.fold_in": lambda x: jr.als.rg2.fold_in(TABLES, x, regularization=1.0),
+    "newton": lambda x: jr.solvers.gauss_newton.fit(None, {}, x, regularization=1.0),
+    "ials": lambda x: jr.solvers.ials.fit(x, dim=1, regularization=1.0, unobserved_weight=1.0, key=KEY),
+    "ials.objective": lambda x: jr.solvers.ials.objective(TABLES, x, regularization=1.0, unobserved_weight=1.0),
+    "wrmf_objective": lambda x: jr.solvers.wrmf.objective(TABLES, x, regularization=1.0, alpha=1.0),
+    "ials.fold_in": lambda x: jr.solvers.ials.fold_in(TABLES, x, regularization=1.0, unobserved_weight=1.0),
+    "rg2": lambda x: jr.solvers.rg2.fit(x, dim=1, regularization=1.0, key=KEY),
+    "rg2.objective": lambda x: jr.solvers.rg2.objective(TABLES, x, regularization=1.0),
+    "rg2.fold_in": lambda x: jr.solvers.rg2.fold_in(TABLES, x, regularization=1.0),
     "full_ranking": lambda x: jr.evaluate.full_ranking(MF, TABLES, TRAIN, x),
-    "separate_ranking": lambda x: jr.evaluate.separate_ranking(MF, TABLES, x, TRAIN),
+    "separate_ranking": lambda x: jr.papers.lambda_opt.separate_ranking(MF, TABLES, x, TRAIN),
     "top_k": lambda x: jr.evaluate.top_k(MF, TABLES, [0], k=1, seen=x),
     "sampled_ranking": lambda x: jr.evaluate.sampled_ranking(MF, TABLES, ([0], [0]), [[1]], train=x),
-    "audit": lambda x: jr.data.audit(TRAIN, x),
+    "audit": lambda x: jr.evaluate.audit(TRAIN, x),
     "k_core": jr.data.splits.k_core,
     "ratio": lambda x: jr.data.splits.ratio(x, order=None),
     "in_turn": lambda x: jr.data.splits.in_turn(x, order=None),
@@ -767,9 +768,9 @@ TAKERS = {
     "in_batch": lambda x: jr.sampling.in_batch(jnp.array([0]), jnp.array([0]), seen=x),
     "draws": lambda x: jr.train.lambda_opt.draws(KEY, BATCH, train=TRAIN, valid=x, rows=None),
     "adaptive_margin": jr.train.mars.adaptive_margin,
-    "nmf": lambda x: jr.models.nmf(x, dim=1, key=KEY),
+    "nmf": lambda x: jr.solvers.nmf.fit(x, dim=1, key=KEY),
     "popularity": jr.models.popularity,
-    "ease": lambda x: jr.models.ease(x, regularization=1.0),
+    "ease": lambda x: jr.solvers.ease.fit(x, regularization=1.0),
     "LightGCN": jr.models.LightGCN,
     "TransCF": jr.models.TransCF,
     "SimpleX": jr.models.SimpleX,

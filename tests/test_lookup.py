@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.lookup import lookup
+from jaxrec._lookup import lookup
 
 
 @pytest.mark.parametrize("shape", [(5, 16), (5, 12), (5, 2, 8), (5,), (5, 0)])

@@ -13,6 +13,7 @@ from jax.test_util import check_grads
 import jaxrec as jr
 from jaxrec.data import datasets, synthetic
 from jaxrec.models import MAR, MARS, free, hybrid, projected
+from jaxrec.papers import mars as paper
 from jaxrec.train import mars
 
 pytestmark = pytest.mark.usefixtures("hurried")
@@ -307,7 +308,7 @@ def value_of(params, model=SMALL, triples=TRIPLES, batch=None, **options):
     def sample(key, users):
         return jnp.asarray(triples[:, 2:])
 
-    options = mars.RELEASED["objective"] | {"margin": MARGIN} | options
+    options = paper.RELEASED["objective"] | {"margin": MARGIN} | options
     batch = batch_of(triples) if batch is None else batch
     return mars.objective({"params": params}, jax.random.key(0), batch, model=model, sample=sample, **options)
 
@@ -318,7 +319,7 @@ def test_released_values():
     np.testing.assert_allclose(pos, [0.922248, 0.604923, 0.511283], atol=1e-5)
     np.testing.assert_allclose(neg, [0.504211, -0.004613, 0.504211], atol=1e-5)
     assert (MARGIN[TRIPLES[:, 0]] - pos + neg > 0).tolist() == [True, False, True]
-    for ranking in (mars.released, mars.push_and_pull):
+    for ranking in (paper.released, mars.push_and_pull):
         value = jax.jit(partial(value_of, PARAMS, ranking=ranking))
         push = value(pull_weight=0.0, facet_weight=0.0)
         pull = value(pull_weight=1.0, facet_weight=0.0) - push
@@ -329,7 +330,7 @@ def test_released_values():
 
 def test_released_step():
     """Trap 13."""
-    tx = mars.optimizer(0.1, theta_learning_rate=0.1, step=mars.sphere_sgd)
+    tx = mars.optimizer(0.1, theta_learning_rate=0.1, step=paper.sphere_sgd)
     rowwise = jr.optim.rowwise.touched_only(tx)
 
     def whole(params):
@@ -355,7 +356,7 @@ def along_sphere(params, gradient):
 def test_true_gradients():
     gradient, as_released = jax.jit(
         lambda params: [
-            jax.grad(partial(value_of, ranking=name))(params) for name in (mars.push_and_pull, mars.released)
+            jax.grad(partial(value_of, ranking=name))(params) for name in (mars.push_and_pull, paper.released)
         ]
     )(PARAMS)
     found = along_sphere(PARAMS["user"], gradient["user"]).reshape(4, 2)
@@ -381,7 +382,7 @@ def test_released_pull_is_on_or_off():
 
 
 @pytest.mark.parametrize(
-    ("kind", "ranking"), [(MARS, mars.push_and_pull), (MARS, mars.released), (MAR, mars.push_and_pull)]
+    ("kind", "ranking"), [(MARS, mars.push_and_pull), (MARS, paper.released), (MAR, mars.push_and_pull)]
 )
 def test_objective_is_a_sum_over_the_batch(kind, ranking):
     """Trap 5: twice the triples, twice the gradient; and a weight is a repetition."""
@@ -482,7 +483,7 @@ def test_drawn_positives_stand_for_those_of_the_batch():
 def test_samplers_draw_users_and_items_by_their_powers(power, of_user, of_item):
     """User 0 has 3 of 8 pairs; of the 7 that user 1 has not, item 0 is in 3; item 4 has no pair."""
     train = jr.Interactions.from_pairs([0, 0, 0, 2, 2, 3, 3, 1], [0, 1, 2, 0, 1, 0, 2, 3], n_users=4, n_items=5)
-    draw = mars.samplers(train, users=power, items=power, n=3)
+    draw = paper.samplers(train, users=power, items=power, n=3)
     users, items = draw["positives"](jax.random.key(0), (4000,))
     assert train.contains(users, items).all() and abs(float((users == 0).mean()) - of_user) < 0.03
     found = draw["sample"](jax.random.key(1), jnp.ones(2000, jnp.int32))
@@ -499,7 +500,7 @@ def trained(model, preset, *, tx, epochs, **options):
         mars.objective,
         model=model,
         margin=mars.adaptive_margin(BOARD, **preset["margin"]),
-        **mars.samplers(BOARD, **preset["power"]),
+        **paper.samplers(BOARD, **preset["power"]),
         **preset["objective"],
     )
     state = jr.train.init(jax.random.key(0), model, tx)
@@ -510,9 +511,9 @@ def trained(model, preset, *, tx, epochs, **options):
 @pytest.mark.parametrize(
     ("kind", "facets", "preset", "options"),
     [
-        (MARS, free, mars.RELEASED, {}),
-        (MARS, projected, mars.PAPER, {"step": optax.sgd, "learning_rate": 0.04}),
-        (MAR, free, mars.DEFAULT, {"step": mars.ball_sgd}),
+        (MARS, free, paper.RELEASED, {}),
+        (MARS, projected, paper.PAPER, {"step": optax.sgd, "learning_rate": 0.04}),
+        (MAR, free, paper.DEFAULT, {"step": mars.ball_sgd}),
     ],
     ids=["released", "projected", "MAR"],
 )
@@ -549,7 +550,7 @@ def test_finds_the_facets_that_were_planted():
     assert table[scipy.optimize.linear_sum_assignment(-table)].sum() > 0.85, "chance is about .37"
 
 
-@pytest.mark.parametrize("preset", [mars.RELEASED, mars.DEFAULT, mars.PAPER], ids=["released", "default", "paper"])
+@pytest.mark.parametrize("preset", [paper.RELEASED, paper.DEFAULT, paper.PAPER], ids=["released", "default", "paper"])
 def test_presets_are_keywords_of_whom_they_are_for(preset):
     assert set(preset) == {"model", "objective", "margin", "power", "optimizer"}
     assert preset["model"]["n_facets"] == 4 and set(preset["power"]) == {"users", "items"}
@@ -567,7 +568,7 @@ def test_presets_are_keywords_of_whom_they_are_for(preset):
 # ---------------------------------------------------------------------- which parameters lie on spheres
 
 
-@pytest.mark.parametrize("step", [mars.sphere_sgd, mars.ball_sgd, jr.optim.riemannian.riemannian_adam])
+@pytest.mark.parametrize("step", [paper.sphere_sgd, mars.ball_sgd, jr.optim.riemannian.riemannian_adam])
 def test_projections_are_not_put_on_the_sphere(step):
     """Also where values are not known, as under jit and vmap."""
     model = MARS(3, 5, dim=2, n_facets=4, facets=projected)

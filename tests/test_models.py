@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+import jaxrec as jr
 from jaxrec import models
 from jaxrec.interactions import Interactions
 
@@ -394,9 +395,11 @@ def test_nmf_is_the_same_in_double_precision_and_names_wrong_values():
     found = {}
     for x64 in (False, True):
         with jax.enable_x64(x64):
-            found[x64] = models.nmf(train, dim=np.int64(2), key=jax.random.key(0), iterations=30, tolerance=1e-2)
+            found[x64] = jr.solvers.nmf.fit(
+                train, dim=np.int64(2), key=jax.random.key(0), iterations=30, tolerance=1e-2
+            )
     jax.tree.map(np.testing.assert_array_equal, found[False], found[True])
-    make = partial(models.nmf, train, dim=2, key=jax.random.key(0))
+    make = partial(jr.solvers.nmf.fit, train, dim=2, key=jax.random.key(0))
     for name, value in (
         ("dim", 2.0),
         ("iterations", 0),
@@ -410,4 +413,4 @@ def test_nmf_is_the_same_in_double_precision_and_names_wrong_values():
         make(key=0)
     negative = Interactions.from_pairs([0, 1], [0, 1], weights=[1.0, -2.0])
     with pytest.raises(ValueError, match=r"train.weights\[1\] is -2.0"):
-        models.nmf(negative, dim=1, key=jax.random.key(0))
+        jr.solvers.nmf.fit(negative, dim=1, key=jax.random.key(0))

@@ -10,7 +10,8 @@ from test_train import TX
 
 import jaxrec as jr
 from jaxrec.data import synthetic
-from jaxrec.models import MF, NeuMF, nmf
+from jaxrec.models import MF, NeuMF
+from jaxrec.solvers import nmf
 
 pytestmark = pytest.mark.usefixtures("hurried")
 
@@ -124,7 +125,7 @@ def test_nmf_ends_where_no_entry_gains_by_moving():
     """At the optimum the slope is 0 where an entry is positive, and not below 0 where it is 0."""
     pytest.importorskip("sklearn")
     options = {"dim": 2, "regularization": 0.3, "iterations": 5000, "tolerance": 1e-7}
-    params = nmf(RATED, key=jax.random.key(0), **options)["params"]
+    params = nmf.fit(RATED, key=jax.random.key(0), **options)["params"]
     w, h = (np.asarray(params[name], np.float64) for name in ("user", "item"))
     assert w.shape == (N_USERS, 2) and h.shape == (N_ITEMS, 2) and params["user"].dtype == jnp.float32
     residual = w @ h.T - RATED.to_scipy().toarray()
@@ -132,17 +133,17 @@ def test_nmf_ends_where_no_entry_gains_by_moving():
         assert (table >= 0).all() and (table > 0.1).any()
         np.testing.assert_allclose(np.where(table > 0, slope, np.minimum(slope, 0)), 0, atol=1e-3)
     for key, same in ((0, True), (1, False)):
-        again = nmf(RATED, key=jax.random.key(key), **options)["params"]["user"]
+        again = nmf.fit(RATED, key=jax.random.key(key), **options)["params"]["user"]
         assert np.array_equal(again, params["user"]) == same
 
 
 def test_nmf_recovers_the_diagonal_withheld_from_the_checkerboard():
     pytest.importorskip("sklearn")
-    variables = nmf(BOARD, dim=2, key=jax.random.key(0), iterations=1000)
+    variables = nmf.fit(BOARD, dim=2, key=jax.random.key(0), iterations=1000)
     assert recovered(MF(30, 30, dim=2), variables) == 1
 
 
 @pytest.mark.parametrize(("name", "value"), [("dim", 0), ("iterations", 0), ("regularization", -1.0)])
 def test_nmf_names_wrong_values(name, value):
     with pytest.raises(ValueError, match=f"^{name}={value}; give"):
-        nmf(RATED, **{"key": jax.random.key(0), "dim": 2, name: value})
+        nmf.fit(RATED, **{"key": jax.random.key(0), "dim": 2, name: value})

@@ -404,7 +404,7 @@ def test_an_objective_says_what_the_model_lacks():
     lacking = {
         "vectors": [partial(jr.train.gram_objective, model=model)],
         "parts": [partial(jr.train.mars.objective, model=model, sample=draw, margin=0.5)],
-        "bound": [partial(jr.train.vae.objective, model=model)],
+        "bound": [partial(jr.train.autoencoders.objective, model=model)],
         "regularised": [
             partial(
                 jr.train.translation_objective,

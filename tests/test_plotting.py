@@ -7,7 +7,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from jaxrec import plotting
-from jaxrec.report import Report
+from jaxrec.evaluate.report import Report
 from jaxrec.train import History
 
 HISTORY = History(({"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0, "ndcg@5": 0.1}, {"epoch": 3, "loss": 1.0}))

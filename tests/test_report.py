@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxrec.report import Report
+from jaxrec.evaluate.report import Report
 
 
 def _report(users, protocol="full ranking", **per_user):

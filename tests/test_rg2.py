@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import Mesh
 
 import jaxrec as jr
-from jaxrec.als import rg2
 from jaxrec.data import synthetic
+from jaxrec.solvers import rg2
 
 M, N = 57, 41
 KEY = jax.random.key(0)
@@ -65,7 +65,7 @@ def train(request):
 def test_sweeps_equal_brute_force_weighted_least_squares(train, alpha):
     with jax.enable_x64(True):
         variables, _ = fitted(train, 0.1, 3, alpha=alpha, steps=20)
-        item = np.array(jr.als._run.first_factors(KEY, train, 6, 0.1)["item"])
+        item = np.array(jr.solvers._run.first_factors(KEY, train, 6, 0.1)["item"])
     r, w, s = dense(train)
     weight = w + alpha / r.sum() * r  # of each cell, and the weighted target
     target = w * s + alpha / r.sum() * r
@@ -93,7 +93,7 @@ def test_objective_is_the_dense_one_and_never_rises(train, regularization, alpha
             value = rg2.objective(some, train, regularization=regularization, alpha=alpha)
             np.testing.assert_allclose(value, dense_objective(some, train, regularization, alpha), rtol=1e-10)
         first, history = fitted(train, regularization, 1, alpha=alpha, steps=steps)
-        first["params"]["item"] = jr.als._run.first_factors(KEY, train, 6, 0.1)["item"]
+        first["params"]["item"] = jr.solvers._run.first_factors(KEY, train, 6, 0.1)["item"]
         expected = dense_objective(first, train, regularization, alpha)
         np.testing.assert_allclose(history.records[0]["after_users"], expected, rtol=1e-10)
     assert np.diff(values).max() < 1e-12

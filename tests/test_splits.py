@@ -224,10 +224,10 @@ def test_what_draws_wants_one_typed_key(key):
         lambda: splits.sample_users(key, train, n=1),
         lambda: splits.held_out_users(key, train, n_valid=1, n_test=1, order=at_random),
         lambda: jr.train.init(key, model, optax.sgd(0.1)),
-        lambda: jr.als.rg2.fit(train, dim=2, regularization=0.1, alpha=0.1, key=key),
-        lambda: jr.als.ials.fit(train, dim=2, regularization=0.1, unobserved_weight=0.1, key=key),
-        lambda: jr.als.rg2.decompose(train, dim=2, key=key),
-        lambda: jr.newton.init_two_towers(key, np.ones((3, 2)), np.ones((3, 2))),
+        lambda: jr.solvers.rg2.fit(train, dim=2, regularization=0.1, alpha=0.1, key=key),
+        lambda: jr.solvers.ials.fit(train, dim=2, regularization=0.1, unobserved_weight=0.1, key=key),
+        lambda: jr.solvers.rg2.decompose(train, dim=2, key=key),
+        lambda: jr.solvers.gauss_newton.init_two_towers(key, np.ones((3, 2)), np.ones((3, 2))),
         lambda: jr.evaluate.top_k(table, np.ones((3, 3)), [0], k=1, key=key),
     ):
         with pytest.raises(ValueError, match=r"key is .*; give one typed key, such as jax\.random\.key\(0\)"):

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.interactions import Interactions, spmm
+from jaxrec.interactions import Interactions
+from jaxrec.sparse import spmm
 
 DENSE = np.random.default_rng(0).random((7, 5)) < 0.4
 DENSE[3] = DENSE[:, 2] = False

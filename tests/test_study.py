@@ -10,8 +10,8 @@ import scipy.stats
 
 import jaxrec as jr
 from jaxrec import study
+from jaxrec._log import History
 from jaxrec.data import splits, synthetic
-from jaxrec.history import History
 from jaxrec.interactions import DataWarning
 from jaxrec.study import Method
 
@@ -27,7 +27,7 @@ def board():
 
 def solved(train, valid, key, *, regularization):
     model = jr.models.MF(train.n_users, train.n_items, dim=2)
-    return model, jr.als.rg2.solve(train, dim=2, regularization=regularization, key=key), None
+    return model, jr.solvers.rg2.solve(train, dim=2, regularization=regularization, key=key), None
 
 
 RG2 = Method("RG2", solved, {"regularization": [0.01, 0.1, 50.0]})
@@ -46,7 +46,7 @@ def fixed(name, grid=None, log=None, score=lambda seed, **setting: (0.5, 0.5)):
 def by_hand(model, variables, split, on):
     """The values that a fixed method has; zeros for a model."""
     values = variables["values"] if model is None else np.zeros(2)
-    return jr.report.Report(np.arange(len(values)), {METRIC: values}, {}, None, "by hand")
+    return jr.evaluate.Report(np.arange(len(values)), {METRIC: values}, {}, None, "by hand")
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 import scipy.stats
 
 import jaxrec as jr
+from jaxrec._log import History
 from jaxrec.data import synthetic
-from jaxrec.history import History
 from jaxrec.train.lanes import Lane, Setting, Sweep
 from jaxrec.train.loop import State
 from jaxrec.train.sweep import _parts
@@ -376,7 +376,7 @@ def test_another_sweep_is_compared_or_refused():
 
 
 def test_evaluate_takes_a_report():
-    report = jr.report.Report(np.arange(2), {"ndcg": np.array([0.25, 0.75])}, {"coverage": 0.5}, None, "made")
+    report = jr.evaluate.Report(np.arange(2), {"ndcg": np.array([0.25, 0.75])}, {"coverage": 0.5}, None, "made")
     tested = made([[0.1, 0.2]]).evaluate(lambda _: report)
     assert tested.lanes[0].figures == {"ndcg": 0.1, "test ndcg": 0.5, "test coverage": 0.5}
     with pytest.raises(TypeError, match="validate gives None; give name -> number, or a Report"):

@@ -396,7 +396,7 @@ def test_a_state_that_is_done_is_warned_of_and_a_report_serves_as_figures():
     sampled = jr.evaluate.sampled_ranking(model, state.variables, TEST.pairs(), negatives, ks=1)
     assert "ndcg@1" in sampled.means
     small = jr.models.MF(TRAIN.n_users, TRAIN.n_items, dim=2)
-    _, history = jr.als.ials.fit(
+    _, history = jr.solvers.ials.fit(
         TRAIN,
         dim=2,
         regularization=0.1,
@@ -510,7 +510,7 @@ def test_margins_for_other_users_are_refused():
         (TRAIN, np.ones(29, np.float32), "margin of objective is for n_users=29, train has 30"),
         (TALLER, 0.5, "seen of reject_seen is for n_users=31|train of explorative is for n_users=31"),
     ):
-        draw = jr.train.mars.samplers(data, users=0.8, items=0.0)
+        draw = jr.papers.mars.samplers(data, users=0.8, items=0.0)
         bound = partial(jr.train.mars.objective, model=model, margin=margin, **draw)
         with pytest.raises(ValueError, match=message):
             jr.train.fit(state, bound, TX, TRAIN, epochs=1, progress=False)
@@ -858,7 +858,7 @@ def test_a_batch_without_a_mask_is_all_of_it():
         (jr.train.covariance_objective, variables, batch, masked),
         (partial(jr.train.gram_objective, model=model), variables, batch, masked),
         (partial(jr.train.mars.objective, model=mars, sample=sample, margin=0.5), of_mars, batch, masked),
-        (partial(jr.train.vae.objective, model=vae), of_vae, alone, all_of_it),
+        (partial(jr.train.autoencoders.objective, model=vae), of_vae, alone, all_of_it),
     ):
         key = jax.random.key(1)
         assert how(known, key, one) == how(known, key, other)

@@ -97,10 +97,12 @@ def apart_objective(variables: Any, key: Array, batch: jr.train.Batch, *, model:
 
 def own_loss(rate: Scalar, *, part: Planted, steps: int, margin: Array) -> jr.train.Recipe:
     """The preset DEFAULT; `steps` has no meaning, as its rates are fixed."""
-    model = MARS(part.train.n_users, part.train.n_items, dim=D, **mars.DEFAULT["model"] | {"n_facets": K})
+    model = MARS(part.train.n_users, part.train.n_items, dim=D, **jr.papers.mars.DEFAULT["model"] | {"n_facets": K})
     sample = partial(jr.sampling.uniform, n_items=part.train.n_items, n=4)
-    objective = partial(mars.objective, model=model, sample=sample, margin=margin, **mars.DEFAULT["objective"])
-    tx = mars.optimizer(rate, theta_learning_rate=rate / 50, step=mars.DEFAULT["optimizer"]["step"])
+    objective = partial(
+        mars.objective, model=model, sample=sample, margin=margin, **jr.papers.mars.DEFAULT["objective"]
+    )
+    tx = mars.optimizer(rate, theta_learning_rate=rate / 50, step=jr.papers.mars.DEFAULT["optimizer"]["step"])
     return jr.train.Recipe(model, objective, tx)
 
 

@@ -167,7 +167,7 @@ def facets(
     train: jr.Interactions,
     *,
     kind: type[jr.models.MARS] = jr.models.MARS,
-    preset: Mapping[str, Mapping[str, Any]] = mars.RELEASED,
+    preset: Mapping[str, Mapping[str, Any]] = jr.papers.mars.RELEASED,
     power: float | None = None,
     dim: int = DIM,
     n_facets: int | None = None,
@@ -189,7 +189,7 @@ def facets(
         mars.objective,
         model=model,
         margin=mars.adaptive_margin(train, **preset["margin"]),
-        **mars.samplers(train, **powers),
+        **jr.papers.mars.samplers(train, **powers),
         **objective_options,
     )
     optimizer = dict(preset["optimizer"])
@@ -225,7 +225,7 @@ def composed(
 
 # The paper's objective, margins, negatives and step, on free facets. The paper's own facets are projections of one
 # vector (its equations 1 and 2), so that this is not the paper's model. It is spelt out here because the records of its
-# rows were made by it, whatever `mars.PAPER` says.
+# rows were made by it, whatever `paper.PAPER` says.
 FREE = {
     "model": {"n_facets": 4, "theta_scale": 0.0, "facets": jr.models.mars.free},
     "objective": {
@@ -249,11 +249,11 @@ METHODS = {
     "TransCF": Method(transcf, ANY, UNIFORM),
     "LRML": Method(lrml, ANY, UNIFORM),
     "SML": Method(sml, ANY | {"learning_rate": (0.1, 0.3, 1.0)}, UNIFORM),
-    "MAR": Method(partial(facets, kind=jr.models.MAR, preset=mars.DEFAULT), ANY, HALF | UNIFORM),
+    "MAR": Method(partial(facets, kind=jr.models.MAR, preset=jr.papers.mars.DEFAULT), ANY, HALF | UNIFORM),
     "MARS, released": Method(facets, {}, HALF),
     "MARS, released, 2 facets": Method(partial(facets, n_facets=2), {}, HALF),
     "MARS, released, uniform negatives": Method(partial(facets, power=0.0), {}, HALF),
-    "MARS, default": Method(partial(facets, preset=mars.DEFAULT), ANY, HALF | UNIFORM),
+    "MARS, default": Method(partial(facets, preset=jr.papers.mars.DEFAULT), ANY, HALF | UNIFORM),
     "MARS, paper's rule, free facets": Method(partial(facets, preset=FREE), ANY, HALF | UNIFORM),
     "composed, 4 facets": Method(partial(composed, n_facets=4, dim=64), WARM),
     "composed, 1 facet": Method(partial(composed, n_facets=1, dim=256), WARM),

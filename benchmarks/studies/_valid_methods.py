@@ -29,7 +29,7 @@ class Part(NamedTuple):
 
     def judged(
         self, model: Any, variables: jr.typing.Variables, split: str, *, ks: tuple[int, ...]
-    ) -> jr.report.Report:
+    ) -> jr.evaluate.Report:
         """All items ranked but those of train, or of the histories, for the users of "valid" or "test"."""
         known = self.train
         if self.histories is not None:
@@ -55,7 +55,7 @@ class Method(NamedTuple):
     drawn: bool = True
 
 
-def judge(model: Any, part: Part) -> Callable[[jr.typing.Variables], jr.report.Report]:
+def judge(model: Any, part: Part) -> Callable[[jr.typing.Variables], jr.evaluate.Report]:
     """What validation sees."""
     return lambda variables: part.judged(model, variables, "valid", ks=(20,))
 
@@ -99,7 +99,7 @@ def interests(
     """VALID or MacridVAE at the released setting of the set, 512 users a step."""
     of_model, of_objective = SETTINGS.get(part.name, SETTINGS["citeulike-a"])
     model = kind(part.train, **{"dim": DIM, "width": DIM, **of_model, **options})
-    objective = partial(jr.train.vae.objective, model=model, **of_objective)
+    objective = partial(jr.train.autoencoders.objective, model=model, **of_objective)
     return fitted(part, key, model, objective, optax.adam(1e-3), limit=limit, batch_size=USERS, group=0)
 
 
@@ -107,14 +107,14 @@ def multvae(part: Part, key: Any, *, cap: float, limit: int | None) -> Fitted:
     """At its released sizes, 500 users a step; β reaches its cap in 60 epochs, as a smaller set needs."""
     model = jr.models.MultVAE(part.train)
     total = 60 * -(-np.count_nonzero(part.train.user_degrees) // 500) / cap
-    objective = partial(jr.train.vae.objective, model=model, cap=cap, total=total)
+    objective = partial(jr.train.autoencoders.objective, model=model, cap=cap, total=total)
     return fitted(part, key, model, objective, optax.adam(1e-3), limit=limit, batch_size=500, group=0)
 
 
 def recvae(part: Part, key: Any, *, divergence_weight: float, limit: int | None) -> Fitted:
     """At its released sizes; an epoch is four passes."""
     model = jr.models.RecVAE(part.train, divergence_weight=divergence_weight)
-    state, history = jr.train.vae.alternating(
+    state, history = jr.train.autoencoders.alternating(
         key,
         model,
         optax.adam(5e-4),
@@ -176,7 +176,7 @@ def solved(fit: Callable, part: Part, key: Any, *, limit: int | None, **setting:
 
 def ease(part: Part, key: Any, *, regularization: float, limit: int | None) -> Fitted:
     """The closed form; nothing is drawn."""
-    model, variables = jr.models.ease(part.train, regularization=regularization)
+    model, variables = jr.solvers.ease.fit(part.train, regularization=regularization)
     return (
         model,
         variables,
@@ -201,9 +201,9 @@ METHODS = {
     "MF, CCL": Method(partial(ccl, simplex=False), CCL),
     "SimpleX": Method(partial(ccl, simplex=True), CCL),
     "LightGCN": Method(lightgcn, {"learning_rate": (3e-3, 1e-2)}),
-    "RG2": Method(partial(solved, jr.als.rg2.fit), {"alpha": (0.05, 0.2), "regularization": (0.03, 0.1, 0.3)}),
+    "RG2": Method(partial(solved, jr.solvers.rg2.fit), {"alpha": (0.05, 0.2), "regularization": (0.03, 0.1, 0.3)}),
     "iALS": Method(
-        partial(solved, jr.als.ials.fit),
+        partial(solved, jr.solvers.ials.fit),
         {
             "unobserved_weight": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
             "regularization": (0.001, 0.003, 0.01, 0.03),

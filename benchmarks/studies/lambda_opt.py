@@ -97,7 +97,7 @@ def validation(model: Any, part: Part) -> Any:
 def judged(model: Any, variables: jr.typing.Variables, part: Part) -> dict[str, Any]:
     """Figures on test, and λOpt's NDCG@50 by how many training pairs users have."""
     known = part.train.union(part.learn, part.select)
-    apart = quiet(jr.evaluate.separate_ranking, model, variables, known, part.test, ks=(50,))
+    apart = quiet(jr.papers.lambda_opt.separate_ranking, model, variables, known, part.test, ks=(50,))
     full = quiet(jr.evaluate.full_ranking, model, variables, known, part.test, ks=(50,))
     degrees = part.train.user_degrees[apart.users]
     groups = np.array_split(np.argsort(degrees, kind="stable"), GROUPS)

@@ -58,10 +58,12 @@ def split(data: str, seed: int) -> splits.Split:
     return splits.ratio(whole, order=partial(splits.random_order, key=jax.random.key(seed)))
 
 
-def evaluate(model: Any, variables: jr.typing.Variables, part: splits.Split, on: str) -> jr.report.Report:
+def evaluate(model: Any, variables: jr.typing.Variables, part: splits.Split, on: str) -> jr.evaluate.Report:
     """The figures that are recorded."""
     report = study.full_ranking(model, variables, part, on)
-    return jr.report.Report(report.users, {name: report.per_user[name] for name in FIGURES}, {}, None, report.protocol)
+    return jr.evaluate.Report(
+        report.users, {name: report.per_user[name] for name in FIGURES}, {}, None, report.protocol
+    )
 
 
 class Method(NamedTuple):
@@ -112,8 +114,8 @@ def solved_again(
 
 def closed_form(train: Any, valid: Any, key: Any, *, metric: str, large: bool, regularization: float) -> Fitted:
     """The optimum; λ is a share of √2 σ₁, at which nothing is left. There are no sweeps to choose."""
-    found = jr.als.rg2.decompose(train, dim=DIM, key=key, tolerance=1e-3)
-    variables = jr.als.rg2.shrink(found, regularization=float(np.sqrt(2) * found.values[0]) * regularization)
+    found = jr.solvers.rg2.decompose(train, dim=DIM, key=key, tolerance=1e-3)
+    variables = jr.solvers.rg2.shrink(found, regularization=float(np.sqrt(2) * found.values[0]) * regularization)
     seen = {} if valid is None else validation(factors(train), train, valid, metric)["validate"](variables)
     return factors(train), variables, jr.train.History().append({"epoch": 1, "seconds": float("nan"), **seen})
 
@@ -222,12 +224,14 @@ SHARES = {"regularization": (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)}
 MARGINS = {"l2": (0.0,)}
 softmax = partial(full, jr.losses.mine)  # against all items, the positive among them
 METHODS = {
-    "RG2": solver(jr.als.rg2.fit, {"regularization": (0.03, 0.1, 0.3, 0.6, 1.0)}),
+    "RG2": solver(jr.solvers.rg2.fit, {"regularization": (0.03, 0.1, 0.3, 0.6, 1.0)}),
     "RG2, closed form": Method(closed_form, SHARES, refit=closed_form_again),
-    "RG2, alpha tuned": solver(jr.als.rg2.fit, {"alpha": (0.02, 0.05, 0.1, 0.2), "regularization": (0.03, 0.1, 0.3)}),
-    "WRMF": solver(jr.als.ials.wrmf, {"alpha": (1.0, 4.0, 10.0), "regularization": (3.0, 10.0, 50.0, 200.0)}),
+    "RG2, alpha tuned": solver(
+        jr.solvers.rg2.fit, {"alpha": (0.02, 0.05, 0.1, 0.2), "regularization": (0.03, 0.1, 0.3)}
+    ),
+    "WRMF": solver(jr.solvers.wrmf.fit, {"alpha": (1.0, 4.0, 10.0), "regularization": (3.0, 10.0, 50.0, 200.0)}),
     "iALS": solver(
-        jr.als.ials.fit,
+        jr.solvers.ials.fit,
         {"unobserved_weight": (0.01, 0.03, 0.1, 0.3, 1.0), "regularization": (0.003, 0.01, 0.03, 0.1)},
     ),
     "softmax": Method(partial(sgd, softmax), RATES, FEW),

@@ -2,7 +2,7 @@
 
 citeulike-a and Gowalla have the paper's split (Gowalla's train part rebuilt, 67 pairs short): of each user's n items a
 tenth, rounded down, is validation and as many are test. On citeulike-a one draw served all users with n items, whose
-places in order of id are the same ("id places" of `jaxrec.data.audit`), so that validation and test are different
+places in order of id are the same ("id places" of `jaxrec.evaluate.audit`), so that validation and test are different
 problems there. `citeulike-a-random` is the same pairs split by the same rule with draws of their own, and so is ml-1m.
 Items without a train pair are dropped with their pairs. All items are ranked but those of train: validation's stay
 candidates on test, as the paper has it. `ml-1m-users` is strong generalisation: 1,000 users are validation and 1,000
@@ -126,12 +126,12 @@ def points(what: str) -> Iterator[tuple[str, int]]:
     return itertools.product(names, values)
 
 
-def evaluate(model: Any, variables: jr.typing.Variables, part: Part, on: str) -> jr.report.Report:
+def evaluate(model: Any, variables: jr.typing.Variables, part: Part, on: str) -> jr.evaluate.Report:
     """The figures on validation or test, and of VALID on test how its interests differ."""
     report = part.judged(model, variables, on, ks=(20, 50))
     looked = looked_into(model, variables, part) if on == "test" and isinstance(model, jr.models.VALID) else {}
     per_user = {figure: report.per_user[figure] for figure in ("recall@20", "recall@50", "ndcg@20", "ndcg@50")}
-    return jr.report.Report(report.users, per_user, looked, None, report.protocol)
+    return jr.evaluate.Report(report.users, per_user, looked, None, report.protocol)
 
 
 def looked_into(model: Any, variables: jr.typing.Variables, part: Part) -> dict[str, float]:
@@ -143,7 +143,7 @@ def looked_into(model: Any, variables: jr.typing.Variables, part: Part) -> dict[
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     near = np.exp(-2 * (2 - 2 * x @ x.T))[np.triu_indices(len(users), 1)]
     return {
-        "collapse": float(np.mean(jr.models.macrid.collapse(found.prototypes))),
+        "collapse": float(np.mean(jr.models.valid.collapse(found.prototypes))),
         "uniformity": float(np.log(near.mean())),
     }
 

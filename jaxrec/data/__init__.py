@@ -1,6 +1,6 @@
-"""From files and tables to `Interactions`, on to train, valid and test, and what to know of them first."""
+"""Data: from files and tables to `Interactions`, and on to train, valid and test."""
 
-from jaxrec.data import datasets, readers, splits, synthetic
-from jaxrec.data.audit import Audit, audit
-
-__all__ = ["Audit", "audit", "datasets", "readers", "splits", "synthetic"]
+from jaxrec.data import datasets as datasets
+from jaxrec.data import readers as readers
+from jaxrec.data import splits as splits
+from jaxrec.data import synthetic as synthetic

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxrec._ids import labels_of
 from jaxrec.data import _text
-from jaxrec.ids import labels_of
 
 
 def objects(path: str | os.PathLike, names: Sequence[str | None], expected: str) -> _text.Values:

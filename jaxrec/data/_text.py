@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from jaxrec.ids import labels_of
+from jaxrec._ids import labels_of
 
 BLOCK = 1 << 24  # bytes that are parsed at one time
 _SPACES = " \t"

@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxrec._ids import INT32_MAX
 from jaxrec.data import download, readers
-from jaxrec.ids import INT32_MAX
 from jaxrec.interactions import IdMap, Interactions
 
 _GROUPLENS = "https://files.grouplens.org/datasets/movielens"

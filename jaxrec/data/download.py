@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxrec._ids import factorised
 from jaxrec.data import readers
-from jaxrec.ids import factorised
 
 Arrays = dict[str, np.ndarray]
 

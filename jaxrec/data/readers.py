@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxrec._ids import as_seconds, column_of, is_missing, labels_of
 from jaxrec._numerics import number
 from jaxrec.data import _objects, _text
 from jaxrec.data._text import optional as optional
-from jaxrec.ids import as_seconds, column_of, is_missing, labels_of
 
 
 class Columns(NamedTuple):

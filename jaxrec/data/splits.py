@@ -21,9 +21,9 @@ from typing import NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from jaxrec._keys import check_key, generator
 from jaxrec._numerics import as_integer, integer, number
 from jaxrec.interactions import DataWarning, IdMap, Interactions, check_interactions
-from jaxrec.keys import check_key, generator
 from jaxrec.typing import ArrayLike, Key
 
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxrec._ids import INT32_MAX
+from jaxrec._keys import generator
 from jaxrec._numerics import integer, number
-from jaxrec.ids import INT32_MAX
 from jaxrec.interactions import Interactions
-from jaxrec.keys import generator
 from jaxrec.typing import Key
 
 _CELLS = 1 << 22

@@ -3,11 +3,11 @@
 from jaxrec.models import attention as attention
 from jaxrec.models import implicit as implicit
 from jaxrec.models._histories import for_users as for_users
+from jaxrec.models.autoencoders import MultDAE as MultDAE
+from jaxrec.models.autoencoders import MultVAE as MultVAE
+from jaxrec.models.autoencoders import RecVAE as RecVAE
 from jaxrec.models.ease import EASE as EASE
-from jaxrec.models.ease import ease as ease
-from jaxrec.models.lightgcn import LightGCN as LightGCN
-from jaxrec.models.macrid import VALID as VALID
-from jaxrec.models.macrid import MacridVAE as MacridVAE
+from jaxrec.models.graph import LightGCN as LightGCN
 from jaxrec.models.mars import MAR as MAR
 from jaxrec.models.mars import MARS as MARS
 from jaxrec.models.mars import free as free
@@ -19,7 +19,6 @@ from jaxrec.models.mf import MF as MF
 from jaxrec.models.mf import cosine as cosine
 from jaxrec.models.mf import dot as dot
 from jaxrec.models.mf import negative_squared_distance as negative_squared_distance
-from jaxrec.models.mf import nmf as nmf
 from jaxrec.models.neural import NeuMF as NeuMF
 from jaxrec.models.simplex import MeanPool as MeanPool
 from jaxrec.models.simplex import SelfAttention as SelfAttention
@@ -28,6 +27,5 @@ from jaxrec.models.simplex import UserAttention as UserAttention
 from jaxrec.models.trivial import item_id as item_id
 from jaxrec.models.trivial import popularity as popularity
 from jaxrec.models.trivial import random as random
-from jaxrec.models.vae import MultDAE as MultDAE
-from jaxrec.models.vae import MultVAE as MultVAE
-from jaxrec.models.vae import RecVAE as RecVAE
+from jaxrec.models.valid import VALID as VALID
+from jaxrec.models.valid import MacridVAE as MacridVAE

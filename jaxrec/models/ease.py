@@ -5,12 +5,9 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from scipy.linalg import lapack
 
-from jaxrec._numerics import integer, number
-from jaxrec.interactions import Interactions, check_interactions
-from jaxrec.models._histories import HistoryModel, on_device
-from jaxrec.typing import Array, Variables
+from jaxrec.models._histories import HistoryModel
+from jaxrec.typing import Array
 
 
 class EASE(HistoryModel):
@@ -42,56 +39,3 @@ class EASE(HistoryModel):
         x = jnp.zeros((len(places), self.history.n_items), self.weights.dtype)
         users = jnp.arange(len(places), dtype=places.dtype)[:, None]
         return x.at[users, places].set(1, mode="drop") @ self.weights
-
-
-def ease(train: Interactions, *, regularization: float, max_items: int = 20_000) -> tuple[EASE, Variables]:
-    """EASE (Steck 2019, 10.1145/3308558.3313710): the best linear map of rows to themselves without its diagonal.
-
-    B = I − P diag(1 / diag P), P = (XᵀX + λI)⁻¹, which minimises ‖X − XB‖² + λ‖B‖² under diag B = 0.
-
-    On the host, in float64, by Cholesky's factor: two tables [N, N] and a time of N³.
-
-    Args:
-        train: X; weights are not used.
-        regularization: λ, in the hundreds for common sets.
-        max_items: larger catalogues are refused; at 20 000 the tables take 6.4 GB.
-
-    Returns:
-        The model and its variables, with `weights` in float32.
-
-    Raises:
-        ValueError: for a regularization not above 0 or lost in rounding, and more than `max_items` items.
-
-    >>> model, variables = ease(Interactions.from_pairs([0, 0, 1, 1, 2, 3], [0, 1] * 3), regularization=1.0)
-    >>> variables["params"]["weights"].tolist()
-    [[0.0, 0.5], [0.5, 0.0]]
-    """
-    check_interactions(train=train)
-    regularization = float(number("regularization", regularization, above=0))
-    max_items = integer("max_items", max_items)
-    if train.n_items > max_items:
-        raise ValueError(
-            f"train has {train.n_items} items, and two tables of {train.n_items} x {train.n_items} are needed; "
-            f"compact the catalogue, or raise max_items={max_items} if {16e-9 * train.n_items**2:.1f} GB are there"
-        )
-    x = train.to_scipy()
-    x.data = np.ones(len(x.data))
-    gram = (x.T @ x).toarray(order="F")
-    gram[np.diag_indices_from(gram)] += regularization
-    half = _lower_inverse(gram, regularization)
-    del gram  # as large as all that follows
-    weights = half + half.T
-    weights /= -np.diag(half)
-    np.fill_diagonal(weights, 0)
-    return EASE(train), {"params": {"weights": jnp.asarray(weights)}, "history": {"interactions": on_device(train)}}
-
-
-def _lower_inverse(gram: np.ndarray, regularization: float) -> np.ndarray:
-    """The lower triangle of a positive definite table's inverse, float32, zeros above.
-
-    The table is overwritten if it is in Fortran's order, and copied if not.
-    """
-    factor, failed = lapack.dpotrf(gram, lower=True, overwrite_a=True)
-    if failed:
-        raise ValueError(f"regularization={regularization} is too small for float64; give a larger one")
-    return np.tril(np.float32(lapack.dpotri(factor, lower=True, overwrite_c=True)[0]))

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec._keys import check_key
+from jaxrec._lookup import lookup
 from jaxrec._numerics import integer, number
-from jaxrec.keys import check_key
-from jaxrec.lookup import lookup
 from jaxrec.models.mf import (
     _unit,
     check_attributes,

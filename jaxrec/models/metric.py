@@ -20,8 +20,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxrec.interactions import Interactions, check_interactions, spmm
-from jaxrec.lookup import lookup
+from jaxrec._lookup import lookup
+from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.models.mf import (
     against_all,
     check_attributes,
@@ -30,6 +30,7 @@ from jaxrec.models.mf import (
     negative_squared_distance,
     products,
 )
+from jaxrec.sparse import spmm
 from jaxrec.typing import Array
 
 

@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxrec._lookup import lookup
 from jaxrec._numerics import as_integer
-from jaxrec.lookup import lookup
 from jaxrec.models.mf import against_all, check_attributes, check_numbers, check_sizes
 from jaxrec.typing import Array
 

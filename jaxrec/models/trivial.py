@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxrec._keys import check_key
 from jaxrec.interactions import Interactions, check_interactions
-from jaxrec.keys import check_key
 from jaxrec.models.mf import check_sizes, checked_ids
 from jaxrec.typing import Array, Key, Variables
 

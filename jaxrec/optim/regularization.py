@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from jaxrec._lookup import lookup
 from jaxrec._numerics import number
-from jaxrec.lookup import lookup
 from jaxrec.typing import Array, Scalar
 
 Granularity = Literal["global", "D", "DD", "U", "I", "UI", "DU", "DI", "DUI"]

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxrec._lookup import lookup
 from jaxrec._numerics import number
-from jaxrec.lookup import lookup
 from jaxrec.typing import Array, Scalar
 
 

@@ -1,11 +1,11 @@
 """Training: `init` a state, `fit` it to interactions under an objective and an optax transformation."""
 
-from jaxrec.history import EarlyStopping as EarlyStopping
-from jaxrec.history import History as History
-from jaxrec.history import Interrupted as Interrupted
+from jaxrec._log import EarlyStopping as EarlyStopping
+from jaxrec._log import History as History
+from jaxrec._log import Interrupted as Interrupted
+from jaxrec.train import autoencoders as autoencoders
 from jaxrec.train import lambda_opt as lambda_opt
 from jaxrec.train import mars as mars
-from jaxrec.train import vae as vae
 from jaxrec.train.checkpoint import Checkpoint as Checkpoint
 from jaxrec.train.lanes import Sweep as Sweep
 from jaxrec.train.loop import Batch as Batch

@@ -11,11 +11,11 @@ import numpy as np
 
 from jaxrec import sampling
 from jaxrec._identity import digest
+from jaxrec._log import EarlyStopping
 from jaxrec._numerics import as_integer, integer
-from jaxrec.history import EarlyStopping
-from jaxrec.interactions import Interactions, check_interactions
+from jaxrec._partials import bound
+from jaxrec.interactions import Interactions, check_positives, check_weights
 from jaxrec.optim import lambda_opt
-from jaxrec.partials import bound
 
 
 def check_fit(
@@ -29,11 +29,9 @@ def check_fit(
     stopping: EarlyStopping | None,
 ) -> None:
     """Arguments of `fit` by themselves."""
-    check_interactions(train=train)
+    check_positives(train=train)
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("every", every)):
         integer(name, value)
-    if train.n_pairs == 0:
-        raise ValueError("train has no pairs; there is nothing to learn from")
     if stopping is not None and not isinstance(stopping, EarlyStopping):
         raise TypeError(f"stopping={stopping!r}; give jaxrec.train.EarlyStopping(metric)")
     if stopping is not None and validate is None:
@@ -84,24 +82,6 @@ def check_bound(functions: tuple, train: Interactions) -> None:
                     f"{name} of {function.__name__} is for {axis}={size}, train has {least}"
                     f"{'' if least == most else f' and the model {most}'}; make it for the ids of train"
                 )
-
-
-def check_weights(**given: Interactions) -> None:
-    """Refuses weights that are negative or not finite, which would turn a loss round or into NaN, and all 0."""
-    for name, interactions in given.items():
-        weights = interactions.weights
-        if weights is None or isinstance(weights, jax.core.Tracer) or interactions.n_pairs == 0:
-            continue
-        weights = np.asarray(weights)
-        bad = ~((weights >= 0) & (weights < np.inf))
-        if bad.any():
-            at = int(np.flatnonzero(bad)[0])
-            raise ValueError(
-                f"{name}.weights[{at}] is {weights[at]} ({bad.sum()} such); weights of implicit feedback are finite "
-                "and 0 or more: drop these pairs, or leave weights out"
-            )
-        if not weights.any():
-            raise ValueError(f"{name}.weights are all 0, so that there is nothing to learn from; leave weights out")
 
 
 def check_touched(objective: Any, touched: Any) -> None:

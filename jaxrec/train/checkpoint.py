@@ -16,9 +16,9 @@ import filelock
 import jax
 import numpy as np
 
+from jaxrec._log import History
 from jaxrec._mesh import placed_like
 from jaxrec._numerics import integer
-from jaxrec.history import History
 from jaxrec.interactions import DataWarning
 
 

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import scipy.stats
 
+from jaxrec._log import History, figures_of
 from jaxrec._numerics import as_integer, integer
-from jaxrec.history import History, figures_of
-from jaxrec.report import Report
+from jaxrec.evaluate.report import Report
 from jaxrec.train.loop import State
 from jaxrec.typing import Variables
 

@@ -18,14 +18,14 @@ from tqdm import tqdm
 
 from jaxrec import sampling
 from jaxrec._identity import digest
+from jaxrec._keys import check_key
+from jaxrec._log import EarlyStopping, History, Interrupted, extended
 from jaxrec._mesh import as_auto, placed_like
 from jaxrec._numerics import integer
-from jaxrec.history import EarlyStopping, History, Interrupted, extended
+from jaxrec._partials import Static, check_static, combine, partition
 from jaxrec.interactions import Interactions
-from jaxrec.keys import check_key
 from jaxrec.optim import lambda_opt, rowwise
 from jaxrec.optim.step import gradient_step
-from jaxrec.partials import Static, check_static, combine, partition
 from jaxrec.train._checks import (
     check_bound,
     check_covers,

@@ -1,12 +1,12 @@
-"""What MAR and MARS minimise: a push with a margin a user, a pull, and facets apart; and the presets.
+"""The objective of MAR and MARS: a push with a margin for each user, a pull, and a term that separates facets.
 
-The paper is Tan et al. 2021, arXiv 2103.14866. `models.MARS` and `models.MAR` also train under any other objective.
+The paper is Tan et al. 2021, arXiv 2103.14866; `jaxrec.papers.mars` has its presets. `models.MARS` and `models.MAR`
+also train under any other objective.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, Protocol
 
 import chex
@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import scipy.sparse
 
-from jaxrec import losses, sampling
+from jaxrec import losses
 from jaxrec._numerics import number
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.optim import riemannian
@@ -31,7 +31,7 @@ _PROJECTIONS = frozenset({"user_projection", "item_projection"})
 
 
 class Ranking(Protocol):
-    """The loss of positives against negatives, of facets; `push_and_pull` and `released` are two."""
+    """The loss of positives against negatives, of facets; such as `push_and_pull`."""
 
     def __call__(self, theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar) -> Array:
         """θ [B, K], users' facets [B, K, D], items' [B, 1 + n, K, D], the positive first, and margins [B] to [B]."""
@@ -44,37 +44,13 @@ def push_and_pull(theta: Array, u: Array, v: Array, *, score: Score, margin: Arr
     as .9, and would push the positives of MAR away.
     """
     left, right = score(u, v)
-    return _push_and_pull(jnp.einsum("bk,bkd,bnkd->bn", theta, left, right), margin, pull_weight)
+    return hinge_and_pull(jnp.einsum("bk,bkd,bnkd->bn", theta, left, right), margin, pull_weight)
 
 
-def released(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar) -> Array:
-    """The values of `push_and_pull` with the gradient that MARS's released code writes by hand: not the loss's.
-
-    In the facets it is that of Σ_k (a · cos(u^k, q^k) − m · cos(u^k, p^k)), where a is 1 in the active hinge, else 0,
-    and m is 1 where a is, and everywhere if pull_weight is not 0: θ does not weigh facets, and the pull has full
-    weight whatever its own. In θ it is the true one. `separation` has its true gradient too.
-    """
-    cosines = _cosines(u, v)
-    scores = jnp.einsum("bk,bnk->bn", theta, jax.lax.stop_gradient(cosines))
-    values = _push_and_pull(scores, margin, pull_weight)
-    known = jax.lax.stop_gradient(scores)
-    active = margin[:, None] - known[:, :1] + known[:, 1:] > 0
-    pulled = active.any(1) | ((known[:, 0] < 1) & (pull_weight != 0))
-    cosines = cosines.sum(-1)
-    moved = jnp.where(active, cosines[:, 1:], 0).mean(1) - jnp.where(pulled, cosines[:, 0], 0)
-    return values + (moved - jax.lax.stop_gradient(moved))
-
-
-def _push_and_pull(scores: Array, margin: Array, pull_weight: Scalar) -> Array:
+def hinge_and_pull(scores: Array, margin: Array, pull_weight: Scalar) -> Array:
+    """The loss of `push_and_pull` for scores [B, 1 + n], the positive first."""
     pos, neg = scores[:, 0], scores[:, 1:]
     return losses.hinge(pos, neg, margin=margin[:, None]) + pull_weight * (1 - pos)
-
-
-def _cosines(u: Array, v: Array) -> Array:
-    """Of facets [B, K, D] and [B, n, K, D] to [B, n, K]: products divided by lengths, so that no unit rows are kept."""
-    tiny = jnp.finfo(u.dtype).tiny
-    lengths = [jnp.maximum(jnp.einsum("...d,...d->...", x, x), tiny) for x in (u[:, None], v)]
-    return jnp.einsum("bkd,bnkd->bnk", u, v) * jax.lax.rsqrt(lengths[0]) * jax.lax.rsqrt(lengths[1])
 
 
 def separation(
@@ -201,7 +177,8 @@ def objective(
         margin: γ [M], such as `adaptive_margin(train)`, or one for all.
         positives: draws users and items of a shape by a key, such as `partial(sampling.explorative, ...)`; they stand
             for those of the batch, whose size alone is used, and weigh alike. An epoch draws one for each pair.
-        ranking: the loss of positives against negatives; `push_and_pull`, or `released` for the released gradient.
+        ranking: the loss of positives against negatives; `push_and_pull`, or `papers.mars.released` for the gradient of
+            the released code.
         separate: of users' facets [B, K, D] and those of their positives; `separation` with its hyperparameters bound.
         pull_weight: λ_pull.
         facet_weight: λ_facet.
@@ -226,26 +203,6 @@ def objective(
     return jnp.where(where, values, 0).sum() + facet_weight * separate(u, v[:, 0], score=model.score, where=where)
 
 
-def samplers(train: Interactions, *, users: float, items: float, n: int = 1) -> dict[str, Any]:
-    """`sample` and `positives` of `objective`: n negatives that the user has not in train, and explorative positives.
-
-    Args:
-        train: the positives.
-        users: power of the users' numbers of items by which positives are drawn (β of eq. 10).
-        items: power of the items' numbers of users by which negatives are drawn; 0 is all alike.
-        n: negatives a positive.
-
-    >>> sorted(samplers(Interactions.from_pairs([0, 1], [1, 0]), users=0.75, items=0.75))
-    ['positives', 'sample']
-    """
-    draw = partial(sampling.popularity, table=sampling.popularity_table(train, power=items), n=n)
-    table = sampling.popularity_table(train.transpose(), power=users)
-    return {
-        "sample": partial(sampling.reject_seen, sample=draw, seen=train),
-        "positives": partial(sampling.explorative, train=train, table=table),
-    }
-
-
 def optimizer(
     learning_rate: Scalar, *, theta_learning_rate: Scalar, step: Callable[[Scalar], Any] = riemannian.riemannian_sgd
 ) -> optax.GradientTransformationExtraArgs:
@@ -262,7 +219,7 @@ def optimizer(
     Args:
         learning_rate: of the facets.
         theta_learning_rate: of `theta`.
-        step: for MARS `optim.riemannian.riemannian_sgd`, with or without calibration, or `sphere_sgd`; for MAR
+        step: for MARS `optim.riemannian.riemannian_sgd`, with or without calibration; for MAR
             `ball_sgd`; `optax.sgd` for facets of `models.projected`.
 
     Raises:
@@ -306,40 +263,6 @@ def _bounds_rows(step: Callable[[Scalar], Any]) -> bool:
         return float(jnp.linalg.norm(row + updates)) < 1.5
 
 
-def sphere_sgd(learning_rate: Scalar) -> optax.GradientTransformation:
-    """Gradient descent, then back to the sphere, as the released code: the gradient's radial part is left in it."""
-    return optax.chain(optax.sgd(learning_rate), riemannian.retract_to_sphere())
-
-
 def ball_sgd(learning_rate: Scalar) -> optax.GradientTransformation:
     """Gradient descent, then back into the ball."""
     return optax.chain(optax.sgd(learning_rate), riemannian.project_to_ball())
-
-
-_AS_RELEASED = partial(separation, sign=-1.0, on="users", reduction="inside")
-_OF_ALL_ROWS = partial(separation, reduction="sum")
-_UNCALIBRATED = partial(riemannian.riemannian_sgd, calibrated=False)
-
-# Keywords by whom they are for: models.MARS, objective, adaptive_margin, samplers ("power"), optimizer. Rates of
-# DEFAULT are for K = 4: 0.01 K, and a fiftieth of that.
-RELEASED = {
-    "model": {"n_facets": 4, "theta_scale": 1.0},
-    "objective": {"ranking": released, "separate": _AS_RELEASED, "pull_weight": 0.1, "facet_weight": 0.01},
-    "margin": {"count": "union"},
-    "power": {"users": 0.75, "items": 0.75},
-    "optimizer": {"learning_rate": 0.01, "theta_learning_rate": 0.01, "step": sphere_sgd},
-}
-DEFAULT = {
-    "model": {"n_facets": 4, "theta_scale": 0.0},
-    "objective": {"ranking": push_and_pull, "separate": separation, "pull_weight": 0.1, "facet_weight": 0.01},
-    "margin": {"count": "union"},
-    "power": {"users": 0.75, "items": 0.0},
-    "optimizer": {"learning_rate": 0.04, "theta_learning_rate": 0.0008, "step": _UNCALIBRATED},
-}
-PAPER = {
-    "model": {"n_facets": 4, "theta_scale": 0.0},
-    "objective": {"ranking": push_and_pull, "separate": _OF_ALL_ROWS, "pull_weight": 0.1, "facet_weight": 0.01},
-    "margin": {"count": "union"},
-    "power": {"users": 0.8, "items": 0.0},
-    "optimizer": {"learning_rate": 0.01, "theta_learning_rate": 0.01, "step": riemannian.riemannian_sgd},
-}

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrec import losses
-from jaxrec.lookup import lookup
+from jaxrec._lookup import lookup
 from jaxrec.train.loop import Batch
 from jaxrec.train.objectives import _check_has, compared
 from jaxrec.typing import Array, Key, Loss, Model, Sampler, Scalar, Variables

@@ -17,10 +17,10 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from jaxrec._log import History, Interrupted, extended, figures_of
 from jaxrec._numerics import integer
-from jaxrec.history import History, Interrupted, extended, figures_of
+from jaxrec._partials import combine, partition
 from jaxrec.interactions import Interactions
-from jaxrec.partials import combine, partition
 from jaxrec.train import loop
 from jaxrec.train._checks import check_bound, check_covers, check_fit
 from jaxrec.train.lanes import Lane, Setting, Sweep, shown

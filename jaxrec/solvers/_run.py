@@ -11,28 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from jaxrec._keys import check_key
+from jaxrec._log import EarlyStopping, History, Interrupted, extended
 from jaxrec._numerics import as_integer, integer, number
-from jaxrec.history import EarlyStopping, History, Interrupted, extended
-from jaxrec.interactions import Interactions, check_interactions
-from jaxrec.keys import check_key
+from jaxrec.interactions import Interactions, check_positives
 from jaxrec.typing import Array, Key, Variables
 
 Factors = Mapping[str, Array]
 State = TypeVar("State")
-
-
-def check_weights(**given: Interactions) -> None:
-    """`ValueError` for interactions with a weight that is negative or not finite; names it. Traced weights pass."""
-    for name, interactions in given.items():
-        if interactions.weights is None or isinstance(interactions.weights, jax.core.Tracer):
-            continue
-        weights = np.asarray(interactions.weights)
-        wrong = np.flatnonzero(~((weights >= 0) & (weights < np.inf)))
-        if wrong.size:
-            raise ValueError(
-                f"{name}.weights[{wrong[0]}] is {weights[wrong[0]]}; weights of implicit feedback are 0 or more and "
-                "finite: drop these pairs, or leave weights out"
-            )
 
 
 def check_input(train: Interactions, dim: int, **not_negative: float) -> int:
@@ -43,12 +29,7 @@ def check_input(train: Interactions, dim: int, **not_negative: float) -> int:
         ValueError: for a set without pairs, weights that are negative, not finite or all 0, a dim that is no integer in
             1 .. min(M, N), and hyperparameters that are negative or not finite.
     """
-    check_interactions(train=train)
-    if train.n_pairs == 0:
-        raise ValueError("train has no pairs; there is nothing to factorise")
-    check_weights(train=train)
-    if train.weights is not None and not np.any(train.weights):
-        raise ValueError("train.weights are all 0, so that there is nothing to factorise; leave weights out")
+    check_positives(train=train)
     for name, value in not_negative.items():
         number(name, value, least=0)
     found, smaller = as_integer(dim), min(train.n_users, train.n_items)

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
-from jaxrec import evaluate, models
+from jaxrec import models
+from jaxrec._ids import checked_ids
+from jaxrec._keys import generator
 from jaxrec._numerics import as_integer, integer
-from jaxrec.ids import checked_ids
+from jaxrec.evaluate.ranking import full_ranking, scorer
+from jaxrec.evaluate.sampled import sampled_ranking
 from jaxrec.interactions import Interactions, check_interactions
-from jaxrec.keys import generator
 from jaxrec.typing import Array, ArrayLike, Key, Variables
 
 _CUT = 10
@@ -341,7 +343,7 @@ def _trivial(train: Interactions, test: Interactions, negatives: np.ndarray | No
         "popularity": models.popularity(train),
         "item id": models.item_id(train.n_items),
         "item id, descending": models.item_id(train.n_items, descending=True),
-        "next id": (evaluate.scorer(_next_id), last),
+        "next id": (scorer(_next_id), last),
     }
     cut = min(_CUT, train.n_items)
     names = (f"hit_rate@{cut}", f"ndcg@{cut}")
@@ -351,9 +353,9 @@ def _trivial(train: Interactions, test: Interactions, negatives: np.ndarray | No
     for name, (model, variables) in rankers.items():
         if negatives is None:
             options = {"ks": (cut,), "users": chosen, "key": jax.random.key(0)}
-            report = evaluate.full_ranking(model, variables, train, test, **options)
+            report = full_ranking(model, variables, train, test, **options)
         else:
             pairs = users[kept], items[kept]
-            report = evaluate.sampled_ranking(model, variables, pairs, negatives[kept], ks=(cut,))
+            report = sampled_ranking(model, variables, pairs, negatives[kept], ks=(cut,))
         values[name] = {metric: report.means[metric] for metric in names}
     return values, report.protocol

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.interactions import Interactions, check_interactions, spmm
+from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.models.mf import check_attributes, check_numbers, check_sizes, products
+from jaxrec.sparse import spmm
 from jaxrec.typing import Array
 
 

@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec._keys import check_key
+from jaxrec._log import EarlyStopping, History, Interrupted
 from jaxrec._numerics import integer, number
-from jaxrec.als._run import check_input, run
-from jaxrec.history import EarlyStopping, History, Interrupted
-from jaxrec.interactions import Interactions, spmm
-from jaxrec.keys import check_key
-from jaxrec.partials import Static, combine, partition
+from jaxrec._partials import Static, combine, partition
+from jaxrec.interactions import Interactions
+from jaxrec.solvers._run import check_input, run
+from jaxrec.sparse import spmm
 from jaxrec.typing import Array, Key, Scalar, Variables
 
 Params = Any

@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_macrid import PARAMS, TWO, variables
 from test_train import TX
+from test_valid import PARAMS, TWO, variables
 
 import jaxrec as jr
 from jaxrec import train
+from jaxrec._log import History
 from jaxrec.data import splits, synthetic
-from jaxrec.history import History
-from jaxrec.models import VALID, MultDAE, MultVAE, RecVAE, ease, for_users, popularity
+from jaxrec.models import VALID, MultDAE, MultVAE, RecVAE, for_users, popularity
 from jaxrec.train import loop
-from jaxrec.train.vae import _part, alternating, annealed, objective
+from jaxrec.train.autoencoders import _part, alternating, annealed, objective
 
 pytestmark = pytest.mark.usefixtures("hurried")
 
@@ -134,7 +134,7 @@ def test_the_decoder_is_trained_without_dropout(monkeypatch):
         seen.append((objective.keywords["model"].dropout, epochs - int(state.epoch)))
         return state._replace(epoch=jnp.int32(epochs)), History().append({"epoch": epochs, "loss": 1.0, "seconds": 0.0})
 
-    monkeypatch.setattr(train.vae, "fit", fit)
+    monkeypatch.setattr(train.autoencoders, "fit", fit)
     alternating(jax.random.key(0), RecVAE(BOARD, dim=2, width=3), TX, BOARD, epochs=2, progress=False)
     assert seen == [(0.5, 3), (0.0, 1)] * 2
 
@@ -169,7 +169,7 @@ def test_users_held_out_whole_are_found_by_their_histories(name):
     order = partial(splits.random_order, key=jax.random.key(0))
     parts = splits.held_out_users(jax.random.key(0), BOARD, n_valid=4, n_test=10, order=order)
     if name == "EASE":
-        model, variables = ease(parts.train, regularization=10.0)
+        model, variables = jr.solvers.ease.fit(parts.train, regularization=10.0)
     else:
         model = MultDAE(parts.train, dim=8) if name == "MultDAE" else VALID(parts.train, dim=8, n_interests=2, width=8)
         state = train.init(jax.random.key(0), model, TX)

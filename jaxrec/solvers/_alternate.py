@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxrec import partials
-from jaxrec.als._mesh import check_mesh, spread
-from jaxrec.als._rows import Bucket, Side, sides, spare_pairs
-from jaxrec.als._run import Factors, first_factors, run
-from jaxrec.als._solve import Half, Weighting
-from jaxrec.history import History
+from jaxrec._log import History
+from jaxrec._partials import Static, combine, partition
 from jaxrec.interactions import Interactions
+from jaxrec.solvers._mesh import check_mesh, spread
+from jaxrec.solvers._rows import Bucket, Side, sides, spare_pairs
+from jaxrec.solvers._run import Factors, first_factors, run
+from jaxrec.solvers._solve import Half, Weighting
 from jaxrec.typing import Array, Key, Variables
 
 CHUNK = 1 << 19
 """Numbers gathered at a time: about what a core's cache holds."""
 
 _einsum = functools.partial(jnp.einsum, precision="highest")
+
+
+class Solver(Protocol):
+    """`cholesky`, `conjugate_gradient`, `subspace`, or a `functools.partial` of one."""
+
+    def __call__(self, half: Half, start: list[Array]) -> tuple[list[Array], list[Array]]:
+        """Solutions and values of each bucket's rows; see `_solve`."""
 
 
 def alternate(
@@ -51,7 +58,7 @@ def alternate(
         mesh = Mesh(mesh.devices, mesh.axis_names)  # as Auto, under which tables can be indexed
         buckets, places = spread(mesh, buckets, axis), spread(mesh, places)
         state = _State(*spread(mesh, state[:2], axis), spread(mesh, state.basis))
-    arrays, static = partials.partition((solver,))
+    arrays, static = partition((solver,))
     shape = _Shape((train.n_users, train.n_items), static, mesh)
     step = functools.partial(_sweep, buckets=buckets, weighting=weighting, arrays=arrays, shape=shape)
     return run(step, state, factors=functools.partial(_factors, places=places, mesh=mesh), **loop)
@@ -75,7 +82,7 @@ class _Shape(NamedTuple):
     """What a sweep is compiled for: (M, N), the solver's static parts, and the mesh or None."""
 
     sizes: tuple[int, int]
-    solver: partials.Static
+    solver: Static
     mesh: Mesh | None
 
 
@@ -128,7 +135,7 @@ def _sweep(
 
 def _local_sweep(state: _State, buckets, weighting: Weighting, arrays: list[Array], *, shape: _Shape):
     """A solver's values are pᵀAp − 2pᵀb, so that the objective costs nothing more."""
-    (solver,) = partials.combine(arrays, shape.solver)
+    (solver,) = combine(arrays, shape.solver)
     (users, items), (n_users, n_items) = buckets, shape.sizes
     together, gathered = _over(shape.mesh)
     user, item, basis = state

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec._keys import check_key
 from jaxrec._numerics import as_integer, integer, number
-from jaxrec.als._run import check_input
-from jaxrec.interactions import Interactions, spmm
-from jaxrec.keys import check_key
+from jaxrec.interactions import Interactions
+from jaxrec.solvers._run import check_input
+from jaxrec.sparse import spmm
 from jaxrec.typing import Array, Key, Scalar, Variables
 
 dot = functools.partial(jnp.matmul, precision="highest")

@@ -27,13 +27,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from jaxrec._log import EarlyStopping, History
 from jaxrec._numerics import integer, number
-from jaxrec.als._conjugate import Rows, conjugate, scores
-from jaxrec.als._mesh import check_mesh, dealt, spread
-from jaxrec.als._run import check_factors, check_input, check_solved, check_weights, first_factors, run
-from jaxrec.als._spectrum import Decomposition, Problem, decompose, dot, problem_of, shrink
-from jaxrec.history import EarlyStopping, History
-from jaxrec.interactions import Interactions, check_interactions, spmm
+from jaxrec.interactions import Interactions, check_interactions, check_weights
+from jaxrec.solvers._conjugate import Rows, conjugate, scores
+from jaxrec.solvers._mesh import check_mesh, dealt, spread
+from jaxrec.solvers._run import check_factors, check_input, check_solved, first_factors, run
+from jaxrec.solvers._spectrum import Decomposition, Problem, decompose, dot, problem_of, shrink
+from jaxrec.sparse import spmm
 from jaxrec.typing import Array, Key, Scalar, Variables
 
 __all__ = ["Decomposition", "decompose", "fit", "fold_in", "objective", "shrink", "solve"]

@@ -10,11 +10,11 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import jaxrec as jr
-from jaxrec import newton
+from jaxrec._partials import partition
 from jaxrec.data import synthetic
 from jaxrec.interactions import Interactions
 from jaxrec.models import MF, LightGCN
-from jaxrec.partials import partition
+from jaxrec.solvers import gauss_newton
 
 pytestmark = pytest.mark.usefixtures("hurried")
 
@@ -41,14 +41,14 @@ def tables(key=0, n_users=N_USERS, n_items=N_ITEMS, dim=DIM, scale=1.0):
 
 
 def one_hidden_layer(features):
-    params = newton.init_two_towers(jax.random.key(0), **features, dim=DIM, hidden=3, scale=1.0)
-    return partial(newton.two_towers, **features), jax.tree.map(lambda x: np.asarray(x, np.float64) + 0.1, params)
+    params = gauss_newton.init_two_towers(jax.random.key(0), **features, dim=DIM, hidden=3, scale=1.0)
+    return partial(gauss_newton.two_towers, **features), jax.tree.map(lambda x: np.asarray(x, np.float64) + 0.1, params)
 
 
 def graph():
     model = LightGCN(TRAIN, dim=DIM, layers=2)
     variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
-    return partial(newton.vectors, model=model, variables=variables), tables()
+    return partial(gauss_newton.vectors, model=model, variables=variables), tables()
 
 
 TOWERS = {
@@ -73,7 +73,7 @@ def test_objective_and_gradient_are_those_of_dense_scores(name, train):
 
     with jax.enable_x64(True):
         towers, params = TOWERS[name]()
-        value, gradient = jax.value_and_grad(newton.objective)(
+        value, gradient = jax.value_and_grad(gauss_newton.objective)(
             params, towers, train, train.transpose(), regularization=LAMBDA
         )
         expected, by_dense = jax.value_and_grad(dense)(params, towers)
@@ -101,7 +101,7 @@ def test_product_is_the_dense_one(name):
         @jax.jit
         def columns(flat):
             data = train, train.transpose()
-            product = newton.gauss_newton_product(unravel(flat), towers, *data, regularization=LAMBDA)
+            product = gauss_newton.gauss_newton_product(unravel(flat), towers, *data, regularization=LAMBDA)
             return jax.vmap(lambda d: ravel_pytree(product(unravel(d)))[0])(jnp.eye(len(flat)))
 
         found = np.asarray(columns(flat))
@@ -117,7 +117,7 @@ def test_objective_without_a_regulariser_is_the_mean_of_the_loss_over_all_pairs(
         batch = jr.train.Batch(users, items, weights, jnp.ones(len(users), bool))
         model = MF(N_USERS, N_ITEMS, dim=DIM)
         by_batch = jr.train.gram_objective({"params": tables()}, jax.random.key(0), batch, model=model)
-        value = newton.objective(tables(), mf, WEIGHTED, WEIGHTED.transpose(), regularization=0.0)
+        value = gauss_newton.objective(tables(), mf, WEIGHTED, WEIGHTED.transpose(), regularization=0.0)
         assert float(value) == pytest.approx(float(by_batch), rel=1e-12)
 
 
@@ -130,13 +130,13 @@ def fit(towers=mf, params=None, train=BOARD, **options):
     params = tables(n_users=30, n_items=30, dim=4, scale=0.1) if params is None else params
     params = jax.tree.map(jnp.asarray, params)
     options = {"regularization": 1e-4, "steps": 8, "progress": False} | options
-    return newton.fit(towers, params, train, **options)
+    return gauss_newton.fit(towers, params, train, **options)
 
 
 def board_towers(hidden=5):
     features = {"user_features": (BOARD, BOARD.transpose()), "item_features": np.eye(30, dtype=np.float32)}
-    params = newton.init_two_towers(jax.random.key(0), **features, dim=4, hidden=hidden)
-    return partial(newton.two_towers, **features), params
+    params = gauss_newton.init_two_towers(jax.random.key(0), **features, dim=4, hidden=hidden)
+    return partial(gauss_newton.two_towers, **features), params
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_descends_to_the_diagonal_withheld_from_the_checkerboard(towers_and_para
         MF(30, 30, dim=4), {"params": {"user": users, "item": items}}, BOARD, DIAGONAL, ks=(1,)
     )
     assert report.means["hit_rate@1"] == 1
-    final = newton.objective(params, towers, BOARD, BOARD.transpose(), regularization=1e-4)
+    final = gauss_newton.objective(params, towers, BOARD, BOARD.transpose(), regularization=1e-4)
     assert float(final) == pytest.approx(values[-1], abs=1e-6)
 
 
@@ -210,27 +210,27 @@ def test_matrix_factorisation_reaches_the_closed_form():
         options = {"regularization": ridge, "steps": 300, "cg_tolerance": 1e-3, "cg_steps": 100, "tolerance": 1e-13}
         params, history = fit(bound, params, train, **options)
         found = {"params": dict(zip(("user", "item"), bound(params)))}
-        by_als = float(jr.als.rg2.objective(found, train, regularization=ridge))
+        by_als = float(jr.solvers.rg2.objective(found, train, regularization=ridge))
     reached = history.records[-1]["objective"]
     assert optimum - 1e-10 < reached < optimum + 1e-8
     assert by_als - (12 * 9 - n_pairs) / (2 * n_pairs) + 0.5 == pytest.approx(reached, rel=1e-12)
 
 
 def test_arrays_in_partials_are_arguments():
-    before = newton._step._cache_size()
+    before = gauss_newton._step._cache_size()
     towers, params = board_towers(hidden=6)
     for scale in (1.0, 2.0):
         features = dict(towers.keywords, item_features=scale * towers.keywords["item_features"])
-        fit(partial(newton.two_towers, **features), params, steps=1, regularization=scale * 1e-3)
-    assert newton._step._cache_size() == before + 1
+        fit(partial(gauss_newton.two_towers, **features), params, steps=1, regularization=scale * 1e-3)
+    assert gauss_newton._step._cache_size() == before + 1
 
 
 def test_every_dense_product_is_of_the_highest_precision():
     """Trap T17: accelerators would make Grams of bfloat16 or TF32, and Armijo's rule would compare noise."""
     features = {"user_features": (BOARD, BOARD.transpose()), "item_features": np.eye(30, dtype=np.float32)}
-    arrays, static = partition((partial(newton.two_towers, **features),))
+    arrays, static = partition((partial(gauss_newton.two_towers, **features),))
     data = arrays, BOARD, BOARD.transpose(), 1e-3, 0.1
-    text = str(newton._step.trace(board_towers()[1], *data, static=static, cg_steps=3).jaxpr)
+    text = str(gauss_newton._step.trace(board_towers()[1], *data, static=static, cg_steps=3).jaxpr)
     products = re.findall(r"= dot_general\[(.*?)preferred", text, re.DOTALL)
     assert len(products) > 20 and all("HIGHEST" in product for product in products)
 
@@ -285,7 +285,7 @@ def test_negative_weights_are_refused_and_features_of_another_width():
     towers, params = board_towers()
     narrow = dict(towers.keywords, item_features=np.eye(30, 29, dtype=np.float32))
     with pytest.raises(AssertionError):
-        fit(partial(newton.two_towers, **narrow), params)
+        fit(partial(gauss_newton.two_towers, **narrow), params)
 
 
 def test_first_towers_vary_by_their_scale_whatever_the_features():
@@ -293,8 +293,8 @@ def test_first_towers_vary_by_their_scale_whatever_the_features():
     users, items = np.divmod(rng.choice(300 * 200, 1500, replace=False), 200)
     train = Interactions.from_pairs(users, items, n_users=300, n_items=200)
     features = {"user_features": (train, train.transpose()), "item_features": 50 * rng.normal(size=(200, 20))}
-    params = newton.init_two_towers(jax.random.key(0), **features, dim=32, hidden=64, scale=0.3)
-    for table in newton.two_towers(params, **features):
+    params = gauss_newton.init_two_towers(jax.random.key(0), **features, dim=32, hidden=64, scale=0.3)
+    for table in gauss_newton.two_towers(params, **features):
         assert 0.1 < float(table.std()) < 0.3
 
 
@@ -304,7 +304,7 @@ def test_sizes_metrics_and_interruptions():
             fit(**{name: value})
     for name in ("dim", "hidden"):
         with pytest.raises(ValueError, match=f"^{name}=2.0; give an integer"):
-            newton.init_two_towers(jax.random.key(0), np.ones((2, 2)), np.ones((2, 2)), **{name: 2.0})
+            gauss_newton.init_two_towers(jax.random.key(0), np.ones((2, 2)), np.ones((2, 2)), **{name: 2.0})
     options = {"tolerance": None, "steps": np.int64(2)}
     with pytest.raises(ValueError, match=r"^x was not a number at any of 2 validations"):
         fit(validate=lambda v: {"x": float("nan")}, stopping=jr.train.EarlyStopping("x"), **options)

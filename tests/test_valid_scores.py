@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_macrid import CLOSE, DENSE, PARAMS, TRAIN, TWO, USERS, M, N, applied, interactions, variables
 from test_train import TX
+from test_valid import CLOSE, DENSE, PARAMS, TRAIN, TWO, USERS, M, N, applied, interactions, variables
 
 import jaxrec as jr
-from jaxrec import metrics, ranking
+from jaxrec import metrics
 from jaxrec.data import synthetic
+from jaxrec.evaluate import _kernel
 from jaxrec.models import VALID, MacridVAE, attention
-from jaxrec.models.macrid import collapse
+from jaxrec.models.valid import collapse
 
 pytestmark = pytest.mark.usefixtures("hurried")
 
@@ -74,7 +75,7 @@ def test_lists_in_float32_are_those_in_float64():
         sets.append(np.sort(np.argpartition(-rows, 20, axis=1)[:, :20]))
     assert (sets[0] == sets[1]).all(1).mean() >= 0.995
     assert len(np.unique(sets[0], axis=0)) > 190
-    jaxpr = jax.make_jaxpr(partial(ranking._rows, model))(variables(model, params), users)
+    jaxpr = jax.make_jaxpr(partial(_kernel._rows, model))(variables(model, params), users)
     text = str(jaxpr)
     assert text.count("dot_general") > 2 and text.count("dot_general") == text.count("precision=(Precision.HIGHEST")
 
@@ -176,7 +177,7 @@ BOARD, DIAGONAL = synthetic.checkerboard(30)
 def test_recovers_the_diagonal_withheld_from_the_checkerboard(model):
     """Of trap 2, prototypes of two blocks stay as they were drawn, and one block's move."""
     model = model(BOARD, dim=8, n_interests=2, width=8, chunk=16)
-    objective = partial(jr.train.vae.objective, model=model, cap=0.2, total=100)
+    objective = partial(jr.train.autoencoders.objective, model=model, cap=0.2, total=100)
     state = jr.train.init(jax.random.key(0), model, TX)
     start = state.variables["params"]["prototype"]
     options = {"epochs": 40, "batch_size": 10, "group": 0, "progress": False}

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrec.als._spectrum import dot
-from jaxrec.interactions import Interactions, spmm
+from jaxrec.interactions import Interactions
+from jaxrec.solvers._spectrum import dot
+from jaxrec.sparse import spmm
 from jaxrec.typing import Array
 
 _PAIRS = 1 << 13  # pairs scored at a time: what is gathered stays in the cache

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 from tqdm import tqdm
 
+from jaxrec._log import EarlyStopping, History, Interrupted, extended
 from jaxrec._numerics import as_integer, integer, number
-from jaxrec.history import EarlyStopping, History, Interrupted, extended
 from jaxrec.interactions import Interactions
 from jaxrec.train.loop import Batch, State, fit, init
 from jaxrec.train.objectives import _check_has

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrec._numerics import as_integer, integer
-from jaxrec.als._rows import Bucket
+from jaxrec.solvers._rows import Bucket
 from jaxrec.typing import Array, Scalar
 
 LONGEST = 4096

@@ -129,7 +129,7 @@ class MultVAE(_Autoencoder):
 
     Parameters are `context` [N, W] (E), `context_bias`, `head` [W, 2D], `head_bias`, `hidden` [D, W] (V),
     `hidden_bias`, `item` [N, W], `item_bias` [N]. The released code anneals KL by
-    `train.vae.objective(cap=0.2, total=200_000)`, in batches of 500 users, with Adam at 1e-3.
+    `train.autoencoders.objective(cap=0.2, total=200_000)`, in batches of 500 users, with Adam at 1e-3.
 
     Attributes:
         history: the training interactions; weights are not used.
@@ -182,7 +182,8 @@ class RecVAE(_Autoencoder):
     The encoder has five layers, h_i = LN(swish(W_i h_{i−1} + b_i + Σ_{j<i} h_j)) with h_0 = x, and (μ, lv) = W h_5 + c;
     z = μ + exp(lv / 2) ε and score = z·h + e. The prior of each coordinate is .15 N(0, 1) + .75 q_old(z | r) + .1 N(0,
     e¹⁰), where q_old is the posterior of an earlier encoder, without dropout. KL is of the one sample z,
-    γ |I_u| Σ (log q − log prior), its weight included. `train.vae.alternating` trains encoder and decoder in turn.
+    γ |I_u| Σ (log q − log prior), its weight included. `train.autoencoders.alternating` trains encoder and decoder
+    alternately.
 
     Parameters are `encoder` (a tree), `item` [N, D], `item_bias` [N]; the old encoder is the untrained collection
     "old".

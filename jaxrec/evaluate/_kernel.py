@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,12 +13,12 @@ import numpy as np
 
 from jaxrec import metrics
 from jaxrec._identity import reads
+from jaxrec._keys import check_key
+from jaxrec._log import History
 from jaxrec._mesh import as_auto
 from jaxrec._numerics import accumulated, as_integer, integer
-from jaxrec.history import History
-from jaxrec.interactions import DataWarning, Interactions
-from jaxrec.keys import check_key
-from jaxrec.partials import check_static
+from jaxrec._partials import check_static
+from jaxrec.interactions import DataWarning, Interactions, check_interactions
 from jaxrec.typing import Array, ArrayLike, Key, Model, Variables
 
 _GROUP = 32  # items a group in the first stage of top-k
@@ -33,6 +33,38 @@ def given_ids(name: str, ids: ArrayLike, n: int | None) -> np.ndarray:
     if ids.min() < 0 or ids.max() > largest:
         raise ValueError(f"{name} run from {ids.min()} to {ids.max()}; ids are 0 .. {largest}")
     return ids.astype(np.int32)
+
+
+def lengths(ks: Sequence[int] | int) -> tuple[int, ...]:
+    """The lengths of lists, ascending, each once."""
+    given = [ks] if as_integer(ks) is not None or isinstance(ks, str) else np.asarray(ks).reshape(-1).tolist()
+    return tuple(sorted({integer("ks", k) for k in given}))
+
+
+def evaluated_users(train: Interactions, test: Interactions, users: ArrayLike | None) -> np.ndarray:
+    check_interactions(train=train, test=test)
+    shapes = [(part.n_users, part.n_items) for part in (train, test)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"train is {shapes[0]}, test {shapes[1]} users by items; split one set of Interactions")
+    chosen = np.arange(test.n_users) if users is None else given_ids("users", users, test.n_users)
+    chosen = chosen[np.asarray(test.user_degrees)[chosen] > 0].astype(np.int32)
+    if len(chosen) == 0:
+        raise ValueError("none of the users has a test pair; there is nothing to evaluate")
+    both = int(np.asarray(train.contains(*test.pairs())).sum())
+    if both:
+        warnings.warn(
+            f"{both} of {test.n_pairs} test pairs are also training pairs: they are masked and count as missed",
+            DataWarning,
+            stacklevel=3,
+        )
+    cold = int((np.asarray(train.user_degrees)[chosen] == 0).sum())
+    if cold:
+        warnings.warn(
+            f"{cold} of {len(chosen)} evaluated users have no training pair; splits.drop_cold leaves them out",
+            DataWarning,
+            stacklevel=3,
+        )
+    return chosen
 
 
 def ranked(
@@ -142,33 +174,6 @@ def _warn_of_empty_histories(model: Model, variables: Variables, users: np.ndarr
 def area(scores: Array, places: tuple[Array, Array], where: Array) -> Array:
     """Area under the ROC curve of each row."""
     return metrics.auc(scores, jnp.zeros(scores.shape, bool).at[places].set(True, mode="drop"), where=where)
-
-
-@functools.cache  # one object for each ks, so that what is jitted with it stays compiled
-def apart(ks: tuple[int, ...]) -> Callable[..., dict[str, Array]]:
-    """Gives a `judge` of each relevant item alone: "auc", "recall@k", "ndcg@k"."""
-    return functools.partial(_apart, ks=ks)
-
-
-def _apart(scores: Array, places: tuple[Array, Array], where: Array, *, ks: tuple[int, ...]) -> dict[str, Array]:
-    """Figures by rank alone, means of each row's relevant items. Comparing is faster than sorting whole rows."""
-    others = where.at[places].set(False, mode="drop")
-
-    def figures(place: tuple[Array, Array]) -> dict[str, Array]:
-        row, column = place
-        row = jnp.minimum(row, len(scores) - 1)
-        beside = scores[row, column], scores[row]
-        rank = metrics.rank_alone(*beside, where=others[row])
-        found = {"auc": metrics.auc_alone(*beside, where=others[row])}
-        found |= {f"recall@{k}": metrics.recall_alone(rank, k=k) for k in ks}
-        return found | {f"ndcg@{k}": metrics.ndcg_alone(rank, k=k) for k in ks}
-
-    def of_rows(values: Array) -> Array:
-        return jnp.zeros(len(scores), jnp.float32).at[places[0]].add(values, mode="drop")
-
-    found = jax.lax.map(figures, places, batch_size=64)
-    n = jnp.maximum(of_rows(jnp.ones(len(places[0]), jnp.float32)), 1)
-    return {name: of_rows(values) / n for name, values in found.items()}
 
 
 def _edges(interactions: Interactions | None, users: np.ndarray, places: np.ndarray) -> tuple | None:

@@ -1,0 +1,129 @@
+"""Ranking of test items among sampled negatives, for comparison with papers that did the same."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec._identity import reads
+from jaxrec._mesh import as_auto
+from jaxrec._numerics import integer
+from jaxrec._partials import check_static
+from jaxrec.evaluate._kernel import given_ids, lengths
+from jaxrec.evaluate.report import Report
+from jaxrec.interactions import DataWarning, Interactions, check_interactions
+from jaxrec.typing import ArrayLike, Model, Variables
+
+
+def sampled_ranking(
+    model: Model,
+    variables: Variables,
+    test_pairs: tuple[ArrayLike, ArrayLike],
+    negatives: ArrayLike,
+    *,
+    ks: Sequence[int] | int = (10,),
+    train: Interactions | None = None,
+    block: int = 1024,
+) -> Report:
+    """Ranks each test item among its own sampled negatives, as many papers do; ties go against the test item.
+
+    Such figures depend on how the negatives were drawn and do not order models as a full ranking does (Krichene and
+    Rendle 2020, 10.1145/3394486.3403226): use them to compare with a paper that did the same.
+
+    Args:
+        model: scores pairs by `apply(variables, users, items)`.
+        variables: of the model.
+        test_pairs: users [T] and items [T].
+        negatives: item ids [T, n]. A negative that comes twice in a row counts once, one that equals the test item
+            not at all; a `DataWarning` says how many.
+        ks: lengths of the lists, or one length.
+        train: if given, items without a training pair take no part: negatives among them do not count, and test pairs
+            with such an item are left out, as the released code of TransCF and MARS has it.
+        block: pairs scored at a time.
+
+    Returns:
+        A `Report` with "hit_rate@k", "ndcg@k" and "mrr@k" for each test pair (in `users` stands the pair's user).
+
+    Raises:
+        ValueError: for shapes that do not fit, ids that are negative, no integers, or outside the model where it has
+            `n_users` and `n_items`, and for scores of NaN.
+    """
+    users, items, negatives = *(np.asarray(x) for x in test_pairs), np.asarray(negatives)
+    fits = users.shape == items.shape == negatives.shape[:1] and users.ndim == 1 and negatives.ndim == 2
+    if not fits or negatives.size == 0:
+        shapes = f"users {list(users.shape)}, items {list(items.shape)}, negatives {list(negatives.shape)}"
+        raise ValueError(f"{shapes}; give [T], [T] and [T, n], T and n at least 1")
+    n_users, n_items = getattr(model, "n_users", None), getattr(model, "n_items", None)
+    for name, ids, n in (("users", users, n_users), ("items", items, n_items), ("negatives", negatives, n_items)):
+        given_ids(name, ids.reshape(-1), n)
+    check_static(model)
+    variables, block = as_auto(variables), integer("block", block)
+    among = f"{negatives.shape[1]} given negatives"
+    if train is not None:
+        check_interactions(train=train)
+        users, items, negatives, known = _trained(train, users, items, negatives)
+        among += f", items without training pairs left out with their {len(test_pairs[0]) - len(users)} test pairs"
+    valid = _distinct(negatives) & (negatives != items[:, None])
+    if not valid.all():
+        warnings.warn(
+            f"{(~valid).sum()} of {valid.size} negatives do not count: repeated in their row, or the test item itself",
+            DataWarning,
+            stacklevel=2,
+        )
+    valid = valid if train is None else valid & known
+    candidates = np.concatenate([items[:, None], negatives], axis=1).astype(np.int32)
+    ranks = []
+    for start in range(0, len(users), block):
+        stop = min(start + block, len(users))
+        take = np.minimum(np.arange(start, start + block), len(users) - 1)
+        inputs = users[take].astype(np.int32), candidates[take], valid[take]
+        part = _sampled_ranks(variables, *inputs, model=model, reads=reads(model))
+        ranks.append(np.asarray(part)[: stop - start])
+    rank = np.concatenate(ranks)
+    if np.isnan(rank).any():
+        first = users[np.isnan(rank)][0]
+        raise ValueError(f"a score of user {first} is NaN; did training diverge, or is an id outside the model?")
+    per_user = {}
+    for k in lengths(ks):
+        hit = rank < k
+        per_user[f"hit_rate@{k}"] = hit.astype(np.float64)
+        per_user[f"ndcg@{k}"] = hit / np.log2(rank + 2)
+        per_user[f"mrr@{k}"] = hit / (rank + 1)
+    protocol = f"SAMPLED ranking of each test item among {among}, ties against the test item"
+    return Report(users, per_user, {}, None, protocol)
+
+
+def _trained(train: Interactions, users: np.ndarray, items: np.ndarray, negatives: np.ndarray):
+    """Test pairs whose item has a training pair, their negatives, and which of these have one."""
+    largest = max(items.max(), negatives.max())
+    if largest >= train.n_items:
+        raise ValueError(f"item {largest} is not in train, which has {train.n_items}; use one id map")
+    known = np.asarray(train.item_degrees) > 0
+    kept = known[items]
+    if not kept.any():
+        raise ValueError("no test item has a training pair; there is nothing to rank. Leave train out to rank them all")
+    return users[kept], items[kept], negatives[kept], known[negatives[kept]]
+
+
+def _distinct(rows: np.ndarray) -> np.ndarray:
+    """True at the first occurrence of each value in its row."""
+    order = np.argsort(rows, axis=1, kind="stable")
+    ordered = np.take_along_axis(rows, order, axis=1)
+    first = np.concatenate([np.ones((len(rows), 1), bool), ordered[:, 1:] != ordered[:, :-1]], axis=1)
+    distinct = np.empty_like(first)
+    np.put_along_axis(distinct, order, first, axis=1)
+    return distinct
+
+
+@functools.partial(jax.jit, static_argnames=("model", "reads"))
+def _sampled_ranks(variables, users, candidates, valid, *, model, reads):
+    """How many valid negatives score at least as high as the first candidate, float32 [B]; NaN if a score is."""
+    del reads
+    scores = model.apply(variables, users[:, None], candidates)
+    rank = (valid & (scores[:, 1:] >= scores[:, :1])).sum(-1).astype(jnp.float32)
+    return jnp.where(jnp.isnan(scores).any(-1), jnp.nan, rank)

@@ -1,0 +1,18 @@
+"""VALID: multi-interest recommendation by iterative latent attention (Tran and Lauw 2023, 10.1145/3583780.3614980).
+
+Where each part of the paper is:
+
+| paper | here |
+|---|---|
+| eq. 3, 4: grouping of items, update of prototypes | `models.VALID.prototypes` |
+| eq. 5, 6: self-attention between prototypes | `models.attention.cosine`, `models.attention.coda` |
+| eq. 7, algorithm 1: differentiation of the iteration | `models.implicit` |
+| eq. 8, 9: encoder | `models.VALID.posterior` |
+| eq. 10: decoder | `models.VALID.rows` |
+| learning objective, with annealed KL | `train.autoencoders.objective`, `train.autoencoders.annealed` |
+| baselines: MacridVAE, MultVAE, RecVAE | `models.MacridVAE`, `models.MultVAE`, `models.RecVAE` |
+| tables and figures 2 to 5 | `benchmarks/studies/valid.py` |
+
+Differs: we follow the released code where the paper's equations leave a step open: updates take unit vectors and
+their result is normalised, the encoder has biases, and KL leaves out the constant ‖μ‖² / 2σ₀².
+"""

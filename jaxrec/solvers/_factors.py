@@ -1,0 +1,79 @@
+"""The objective of given factors, and vectors of new users, under a `Weighting`."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec._numerics import number
+from jaxrec.interactions import Interactions, check_interactions, check_weights
+from jaxrec.solvers._alternate import CHUNK, eigenbasis, joined
+from jaxrec.solvers._rows import Side, side, spare_pairs
+from jaxrec.solvers._run import Factors, check_factors, check_solved
+from jaxrec.solvers._solve import Half, Weighting, cholesky
+from jaxrec.typing import Array, Scalar, Variables
+
+_einsum = functools.partial(jnp.einsum, precision="highest")
+
+
+def check_numbers(**given: Scalar) -> None:
+    """`ValueError` for a hyperparameter that is negative or not finite; names it."""
+    for name, value in given.items():
+        number(name, value, least=0)
+
+
+def objective_of(variables: Variables, train: Interactions, weighting: Weighting) -> Array:
+    """The objective of given factors []."""
+    check_interactions(train=train)
+    check_weights(train=train)
+    user, item = check_factors(variables, "train has", user=train.n_users, item=train.n_items)
+    users, items = train.pairs()
+    ratings = np.ones(train.n_pairs, np.float32) if train.weights is None else np.asarray(train.weights)
+    totals = np.bincount(users, ratings, train.n_users), np.bincount(items, ratings, train.n_items)
+    return _of_pairs({"user": user, "item": item}, (users, items, ratings), totals, weighting)
+
+
+@jax.jit
+def _of_pairs(params: Factors, pairs: tuple[Array, ...], totals: tuple[Array, Array], weighting: Weighting):
+    user, item = params["user"], params["item"]
+    weighting = weighting.of_type(item.dtype)
+
+    def loss(pair):
+        u, i, rating = pair
+        score, w = (user[u] * item[i]).sum(), weighting.gain * rating.astype(user.dtype)
+        return (w + weighting.shift) * (1 - 2 * score) + w * score**2
+
+    batch_size = max(min(CHUNK // user.shape[1] + 1, len(pairs[0])), 1)
+    observed = jax.lax.map(loss, pairs, batch_size=batch_size).sum()
+    grams = (_einsum("nk,nm->km", table, table) for table in (user, item))
+    everything = weighting.unobserved * functools.reduce(jnp.multiply, grams).sum()
+    ridges = [
+        (weighting.penalties(total.astype(own.dtype), len(other)) * (own**2).sum(-1)).sum()
+        for total, own, other in zip(totals, (user, item), (item, user))
+    ]
+    return observed + everything + sum(ridges)
+
+
+def fold_in_of(variables: Variables, histories: Interactions, weighting: Weighting) -> Array:
+    """Exact vectors [B, K] of the users of these histories."""
+    check_interactions(histories=histories)
+    check_weights(histories=histories)
+    (item,) = check_factors(variables, "histories have", item=histories.n_items)
+    if histories.n_pairs == 0:
+        return jnp.zeros((histories.n_users, item.shape[1]), item.dtype)
+    own = side(histories, chunk=max(CHUNK // item.shape[1], 1), spare=spare_pairs(item.shape[1]))
+    return check_solved(_solved_alone(own, item, weighting))
+
+
+@jax.jit
+def _solved_alone(own: Side, table: Array, weighting: Weighting) -> Array:
+    """The exact rows [R, K] of one side over the other's table [n, K]."""
+    weighting = weighting.of_type(table.dtype)
+    spectrum, basis = eigenbasis(_einsum("nk,nm->km", table, table))
+    half = Half(own.buckets, _einsum("nk,km->nm", table, basis), weighting.unobserved * spectrum, weighting, len(table))
+    start = [jnp.zeros((*bucket.rows.shape, table.shape[1]), table.dtype) for bucket in own.buckets]
+    rows = jnp.pad(joined(cholesky(half, start)[0]), ((0, 1), (0, 0)))
+    return _einsum("rk,mk->rm", rows[own.place], basis)

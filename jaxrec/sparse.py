@@ -1,0 +1,144 @@
+"""The product of `Interactions`, a sparse matrix, with dense tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.experimental import sparse
+
+from jaxrec._numerics import accumulated
+from jaxrec.interactions import Interactions
+from jaxrec.typing import Array
+
+
+def spmm(matrix: Interactions, transposed: Interactions | None, x: Array) -> Array:
+    """Product of the sparse matrix with a dense table: [M, N] @ [N, D] -> [M, D].
+
+    It is differentiable in `x` and in `matrix.weights`, any number of times, in reverse mode. On CPU the product is
+    that of `jax.experimental.sparse.BCSR`, elsewhere a gather and a `segment_sum`. Tables of half precision are summed
+    in float32.
+
+    Args:
+        matrix: [M, N].
+        transposed: `matrix.transpose()`, made once by the caller: the gradient in `x` is a product with it. Where the
+            weights are differentiated too, or with None, the gradient sorts the pairs by item instead, which takes
+            longer. `transposed.weights` gets no gradient of its own.
+        x: floats [N, D].
+
+    Raises:
+        ValueError: for a `transposed` of another shape or number of pairs, or where only one of the two has weights.
+
+    >>> a = Interactions.from_pairs([0, 0, 1], [0, 2, 1])
+    >>> spmm(a, a.transpose(), jnp.eye(3)).tolist()
+    [[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
+    """
+    chex.assert_shape(x, (matrix.n_items, None))
+    chex.assert_type(x, float)
+    if transposed is not None and _form(matrix) != _form(transposed, turned=True):
+        raise ValueError(
+            f"transposed is {transposed!r}, matrix {matrix!r}; give matrix.transpose(), or None where the weights "
+            "are not those that it was made with"
+        )
+    return _product(False, matrix, transposed, jnp.asarray(x))
+
+
+def _form(matrix: Interactions, turned: bool = False) -> tuple[Any, ...]:
+    sizes = matrix.n_users, matrix.n_items
+    return *(sizes[::-1] if turned else sizes), matrix.n_pairs, matrix.weights is None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(turned, matrix, transposed, x):
+    """A x, or Aᵀ x where `turned`; all derivatives in the weights go to `matrix`, none to `transposed`."""
+    if turned:
+        matrix = _turned(matrix) if transposed is None else transposed
+    table = accumulated(x)
+    weights = jnp.ones(matrix.n_pairs, table.dtype) if matrix.weights is None else matrix.weights
+    args = jnp.asarray(weights, table.dtype), jnp.asarray(matrix.indices), jnp.asarray(matrix.indptr), table
+    product = functools.partial(_spmm_bcsr, n_users=matrix.n_users)
+    gathered = functools.partial(_spmm_segments, n_users=matrix.n_users)
+    return jax.lax.platform_dependent(*args, cpu=product, default=gathered).astype(x.dtype)
+
+
+def _spmm_bcsr(weights, indices, indptr, x, *, n_users):
+    return sparse.BCSR((weights, indices, indptr), shape=(n_users, x.shape[0])) @ x
+
+
+def _spmm_segments(weights, indices, indptr, x, *, n_users):
+    users = jnp.arange(n_users, dtype=jnp.int32)
+    rows = jnp.repeat(users, indptr[1:] - indptr[:-1], total_repeat_length=indices.shape[0])
+    return jax.ops.segment_sum(weights[:, None] * x[indices], rows, num_segments=n_users, indices_are_sorted=True)
+
+
+def _product_forward(turned, matrix, transposed, x):
+    """Where the weights are differentiated, x is kept, and `transposed`, which knows other weights, is not used."""
+    moved = matrix.weights is not None and matrix.weights.perturbed
+    matrix, transposed, x = jax.tree.map(lambda leaf: leaf.value, (matrix, transposed, x))
+    transposed = None if moved else transposed
+    return _product(turned, matrix, transposed, x), (matrix, transposed, x if moved else None)
+
+
+def _product_backward(turned, residuals, cotangent):
+    matrix, transposed, x = residuals
+    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
+        cotangent = jnp.zeros(cotangent.shape, cotangent.dtype)
+    for_matrix = None
+    if x is not None:
+        along = _along_pairs(dataclasses.replace(matrix, weights=None), *((x, cotangent) if turned else (cotangent, x)))
+        along = along.astype(matrix.weights.dtype)
+        for_matrix = dataclasses.replace(matrix, indptr=None, indices=None, timestamps=None, weights=along)
+    return for_matrix, None, _product(not turned, matrix, transposed, cotangent)
+
+
+_product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
+
+
+def _owners(matrix: Interactions) -> Array:
+    """The user of each pair, int32 [nnz], under jit."""
+    users, degrees = jnp.arange(matrix.n_users, dtype=jnp.int32), jnp.asarray(matrix.user_degrees)
+    return jnp.repeat(users, degrees, total_repeat_length=matrix.n_pairs)
+
+
+def _turned(matrix: Interactions) -> Interactions:
+    """`transpose` under jit."""
+    order = jnp.argsort(jnp.asarray(matrix.indices), stable=True)
+    indices, bounds = jnp.asarray(matrix.indices)[order], jnp.arange(matrix.n_items + 1, dtype=jnp.int32)
+    return Interactions(
+        indptr=jnp.searchsorted(indices, bounds).astype(jnp.int32),
+        indices=_owners(matrix)[order],
+        weights=None if matrix.weights is None else jnp.asarray(matrix.weights)[order],
+        timestamps=None,
+        n_users=matrix.n_items,
+        n_items=matrix.n_users,
+    )
+
+
+_PAIRS = 1 << 13  # pairs at a time: what is gathered stays in the cache
+
+
+@jax.custom_vjp
+def _along_pairs(matrix: Interactions, rows: Array, columns: Array) -> Array:
+    """The dot product of the two vectors of each pair, [nnz], without an array [nnz, D]."""
+
+    def product(pair):
+        return (accumulated(rows[pair[0]]) * accumulated(columns[pair[1]])).sum()
+
+    return jax.lax.map(product, (_owners(matrix), jnp.asarray(matrix.indices)), batch_size=_PAIRS)
+
+
+def _along_pairs_forward(matrix, rows, columns):
+    return _along_pairs(matrix, rows, columns), (matrix, rows, columns)
+
+
+def _along_pairs_backward(residuals, cotangent):
+    matrix, rows, columns = residuals
+    matrix = dataclasses.replace(matrix, weights=cotangent)
+    return None, _product(False, matrix, None, columns), _product(True, matrix, None, rows)
+
+
+_along_pairs.defvjp(_along_pairs_forward, _along_pairs_backward)
