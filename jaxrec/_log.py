@@ -1,4 +1,4 @@
-"""The log of a run, the rule that stops it early, and the exception that carries it out of an interrupted run."""
+"""The log of a run, the rule that stops it early, and the exceptions that carry both out of a run that failed."""
 
 from __future__ import annotations
 
@@ -36,51 +36,51 @@ def extended(record: Mapping[str, float], found: Any) -> dict[str, float]:
 
 
 @dataclasses.dataclass(frozen=True)
-class History:
-    """One record an epoch: "epoch", "seconds", and the figures of `validate` where it ran.
+class Log:
+    """One record an epoch: "epoch", "seconds", and the metrics of `validate` where it ran.
 
     Training adds "loss" (mean over steps); a solver, whose epoch is a sweep, "objective".
 
     The first epoch's seconds include compilation. `jaxrec.plotting.learning_curves` draws it.
 
-    >>> history = History().append({"epoch": 1, "loss": 0.7}).append({"epoch": 2, "loss": 0.6, "ndcg@10": 0.1})
-    >>> history.column("ndcg@10")
+    >>> log = Log().append({"epoch": 1, "loss": 0.7}).append({"epoch": 2, "loss": 0.6, "ndcg@10": 0.1})
+    >>> log.column("ndcg@10")
     ([2], [0.1])
     """
 
     records: tuple[Mapping[str, float], ...] = ()
 
-    def append(self, record: Mapping[str, float]) -> History:
-        """A history with one record more."""
-        return History((*self.records, dict(record)))
+    def append(self, record: Mapping[str, float]) -> Log:
+        """The log with one more record."""
+        return Log((*self.records, dict(record)))
 
     @property
     def names(self) -> list[str]:
-        """Names of all figures but "epoch", in order of appearance."""
+        """Names of all values but "epoch", in order of appearance."""
         return list(dict.fromkeys(name for record in self.records for name in record if name != "epoch"))
 
     def column(self, name: str) -> tuple[list[int], list[float]]:
-        """Epochs and values of one figure, where it was recorded.
+        """Epochs and values under one name, where it was recorded.
 
         Raises:
             ValueError: for a name that no record has.
         """
         if name not in self.names:
-            raise ValueError(f"the history has no {name!r}; it has {self.names}")
+            raise ValueError(f"the log has no {name!r}; it has {self.names}")
         kept = [record for record in self.records if name in record]
         return [int(record["epoch"]) for record in kept], [record[name] for record in kept]
 
     def to_dataframe(self) -> Any:
-        """A pandas DataFrame with the epoch as index and a column for each figure."""
+        """A pandas DataFrame with the epoch as index and a column for each name."""
         import pandas as pd
 
         return pd.DataFrame(self.records, columns=["epoch", *self.names]).set_index("epoch")
 
     def __repr__(self) -> str:
         if not self.records:
-            return "History(no epochs yet)"
+            return "Log(no epochs yet)"
         last = ", ".join(f"{name} {value:.4g}" for name, value in self.records[-1].items() if name != "epoch")
-        return f"History({len(self.records)} epochs; last: {last})"
+        return f"Log({len(self.records)} epochs; last: {last})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,18 +149,35 @@ class EarlyStopping:
         )
 
 
+class DivergenceError(ValueError):
+    """Training has nothing to return: the loss is not finite, or the metric of early stopping never was a number.
+
+    Attributes:
+        state: the last good state, in the form that the failed function returns: that of the start of the epoch whose
+            loss is not finite, or the last one.
+        log: the `Log` of the epochs before.
+    """
+
+    def __init__(self, message: str, state: Any, log: Log | None = None):
+        super().__init__(message, state, log)  # all three, so that it can be pickled
+        self.state, self.log = state, log
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C during training. It carries what was trained, so that nothing is lost.
 
     Attributes:
         state: the last state whose epoch was finished, in the form that the interrupted function returns.
-        history: its `History`; empty for a sweep, whose runs have their own.
+        log: its `Log`; empty for a sweep, whose runs have their own.
         best: the best state so far, where early stopping watched a metric; None where no run has one.
     """
 
-    def __init__(self, state: Any, history: History, best: Any = None):
-        super().__init__(state, history, best)
-        self.state, self.history, self.best = state, history, best
+    def __init__(self, state: Any, log: Log, best: Any = None):
+        super().__init__(state, log, best)
+        self.state, self.log, self.best = state, log, best
 
     def __str__(self) -> str:
-        return "training was interrupted; .state and .history of this jaxrec.train.Interrupted hold what was trained"
+        return "training was interrupted; .state and .log of this jaxrec.train.Interrupted hold what was trained"

@@ -26,4 +26,16 @@ def lookup(table: Array, ids: Array) -> Array:
     ids = as_ids(ids)
     if table.ndim < 2 or table.shape[-1] % _LANES:
         return table[ids]
-    return table.reshape(len(table), -1, _LANES)[ids].reshape(*ids.shape, *table.shape[1:])
+    # By flat ids, as `lookup_again` has them: XLA then looks the rows up once for both.
+    return table.reshape(len(table), -1, _LANES)[ids.reshape(-1)].reshape(*ids.shape, *table.shape[1:])
+
+
+def lookup_again(table: Array, ids: Array) -> Array:
+    """`lookup` by ids [R] that are known to lie within the table, for rows that were looked up before.
+
+    XLA finds that the rows are the same and looks them up once.
+    """
+    in_lanes = table.ndim > 1 and table.shape[-1] % _LANES == 0
+    seen = table.reshape(len(table), -1, _LANES) if in_lanes else table
+    rows = seen.at[ids].get(mode="promise_in_bounds", wrap_negative_indices=False)
+    return rows.reshape(*ids.shape, *table.shape[1:])

@@ -400,6 +400,19 @@ class Interactions:
         places = (first - ends + degrees)[row] + number
         return rows, jnp.where(rows < len(first), jnp.asarray(self.indices).at[places].get(mode="clip"), 0), degrees
 
+    def take(self, users: Array, *, capacity: int) -> Interactions:
+        """The rows of a block of users as `Interactions` [B, N], under jit too; without weights and timestamps.
+
+        Args:
+            users: integers [B]; one outside 0 .. M-1 has no items.
+            capacity: static, the room for their pairs: `indices` is padded to it. It must be at least the number of
+                pairs of these users; any beyond are left out.
+        """
+        _, items, degrees = self.flat_rows(users, capacity=capacity)
+        ends = jnp.minimum(jnp.cumsum(degrees, dtype=jnp.int32), capacity)
+        indptr = jnp.concatenate([jnp.zeros(1, jnp.int32), ends])
+        return Interactions(indptr, items, None, None, len(users), self.n_items)
+
 
 def _row_bounds(matrix: Interactions, users: Array) -> tuple[Array, Array]:
     """Where the rows of `users` (int32) start in `indices`, and their lengths; 0 for a user outside 0 .. M-1."""

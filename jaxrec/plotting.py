@@ -1,4 +1,4 @@
-"""Matplotlib figures of histories and reports; each function draws on `ax` (or makes one) and returns the Axes."""
+"""Matplotlib figures of logs and reports; each function draws on `ax` (or makes one) and returns the Axes."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import Any
 
 import numpy as np
 
-from jaxrec._log import History
+from jaxrec._log import Log
 from jaxrec.evaluate.report import Report
 
 
-def learning_curves(histories: History | Mapping[str, History], metric: str = "loss", *, ax: Any = None) -> Any:
+def learning_curves(logs: Log | Mapping[str, Log], metric: str = "loss", *, ax: Any = None) -> Any:
     """One figure of the history against the epoch, a line a run.
 
     Args:
-        histories: one `History`, or name -> `History`.
+        logs: one `Log`, or name -> `Log`.
         metric: "loss", "seconds", or a figure of `validate`.
         ax: matplotlib Axes.
 
     Raises:
         ValueError: for a metric that a history lacks.
     """
-    histories = {"": histories} if isinstance(histories, History) else histories
+    logs = {"": logs} if isinstance(logs, Log) else logs
     ax = _axes(ax)
-    for name, history in histories.items():
+    for name, history in logs.items():
         epochs, values = history.column(metric)
         ax.plot(epochs, values, marker="." if len(epochs) < 30 else None, label=name)
-    return _finished(ax, "epoch", metric, legend=any(histories))
+    return _finished(ax, "epoch", metric, legend=any(logs))
 
 
 def metric_against_k(reports: Mapping[str, Report], metric: str = "ndcg", *, ax: Any = None) -> Any:

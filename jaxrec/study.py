@@ -30,7 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxrec import evaluate, models
-from jaxrec._log import History, figures_of
+from jaxrec._log import Log, figures_of
 from jaxrec._numerics import integer
 from jaxrec.evaluate.report import Comparison, Report
 from jaxrec.interactions import DataWarning
@@ -47,7 +47,7 @@ class Method(NamedTuple):
     Attributes:
         name: of its row in the table.
         fit: `fit(train, valid, key, **setting) -> (model, variables, log)`. It may use `valid` to
-            choose the epoch. `log` is a `jaxrec.train.History`, or None.
+            choose the epoch. `log` is a `jaxrec.train.Log`, or None.
         grid: values to try by hyperparameter. They must be numbers, strings, booleans or lists of
             these, because they are written to a file.
         refit: `refit(train, key, log, **setting) -> (model, variables, log)` trains once more before
@@ -56,9 +56,9 @@ class Method(NamedTuple):
     """
 
     name: str
-    fit: Callable[..., tuple[Any, Variables, History | None]]
+    fit: Callable[..., tuple[Any, Variables, Log | None]]
     grid: Mapping[str, Sequence[Any]] = {}
-    refit: Callable[..., tuple[Any, Variables, History | None]] | None = None
+    refit: Callable[..., tuple[Any, Variables, Log | None]] | None = None
 
 
 TRIVIAL = (
@@ -394,7 +394,7 @@ def _finite(values: Mapping[str, float], metric: str, where: str) -> Mapping[str
     return values
 
 
-def curve(log: History | None, metric: str) -> list[list[float | None]]:
+def curve(log: Log | None, metric: str) -> list[list[float | None]]:
     """[epoch, seconds of training so far, metric] of each validation; None for what is not finite."""
     seconds, points = 0.0, []
     for record in () if log is None else log.records:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxrec import metrics
 from jaxrec._identity import reads
 from jaxrec._keys import check_key
-from jaxrec._log import History
+from jaxrec._log import Log
 from jaxrec._mesh import as_auto
 from jaxrec._numerics import accumulated, as_integer, integer
 from jaxrec._partials import check_static
@@ -105,8 +105,8 @@ def ranked(
         raise TypeError(f"variables is a {type(variables).__name__}; give its .variables")
     if not hasattr(model, "apply"):
         raise TypeError(f"model is a {type(model).__name__}; give a model, or evaluate.scorer(fn) of a function")
-    if isinstance(variables, tuple) and variables and isinstance(variables[-1], History):
-        raise TypeError("variables ends with a History; unpack what the solver returned: variables, history = fit(...)")
+    if isinstance(variables, tuple) and variables and isinstance(variables[-1], Log):
+        raise TypeError("variables ends with a Log; unpack what the solver returned: model, variables, log = fit(...)")
     check_static(model)
     variables = as_auto(variables)
     row = jax.eval_shape(functools.partial(_rows, model), variables, users[:1])

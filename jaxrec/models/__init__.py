@@ -7,6 +7,8 @@ from jaxrec.models.autoencoders import MultDAE as MultDAE
 from jaxrec.models.autoencoders import MultVAE as MultVAE
 from jaxrec.models.autoencoders import RecVAE as RecVAE
 from jaxrec.models.ease import EASE as EASE
+from jaxrec.models.functions import from_functions as from_functions
+from jaxrec.models.functions import from_nnx as from_nnx
 from jaxrec.models.graph import LightGCN as LightGCN
 from jaxrec.models.mars import MAR as MAR
 from jaxrec.models.mars import MARS as MARS

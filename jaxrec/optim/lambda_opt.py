@@ -9,6 +9,7 @@ through it, `alternate` makes the two kinds of steps in turn. `regularization` h
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,9 +19,8 @@ import optax
 
 from jaxrec._numerics import integer
 from jaxrec.optim.regularization import TABLES, Rows, coefficients, penalty
-from jaxrec.optim.rowwise import TouchedOnly
-from jaxrec.optim.step import gradient_step
-from jaxrec.typing import Array
+from jaxrec.optim.step import Step, ValueFn, as_step
+from jaxrec.typing import Array, Key
 
 Value = Callable[[Any, Any], Array]
 
@@ -32,7 +32,7 @@ def lookahead(
     batch: Any,
     *,
     value: Value,
-    tx: optax.GradientTransformation | TouchedOnly,
+    tx: optax.GradientTransformation | Step,
     rows: Rows | None = None,
     steps: int = 1,
     first_order: bool = False,
@@ -49,8 +49,9 @@ def lookahead(
         opt_state: of `tx` as it trains; it is read, and the one that comes out of the simulation is dropped.
         batch: of training, any tree of arrays. With `steps` S above 1 every leaf has a leading axis of S.
         value: training loss of (params, batch), without the penalty.
-        tx: any optax transformation, or one of touched rows. It must have a derivative where moments are 0, which the
-            root in `optax.adam` has not: simulate Adam by `moments.smooth_adam`, which takes the same state.
+        tx: any optax transformation, or a `Step` such as `rowwise.lazy_sgd(η)`. It must have a derivative where moments
+            are 0, which the root in `optax.adam` does not have: simulate Adam by `moments.smooth_adam`, which takes the
+            same state.
         rows: of `penalty`, with a leading axis as the batch's: the real step's, to simulate exactly that; or None, for
             the penalty of whole tables, which is what the released code simulates and the paper draws.
         steps: S, each with its own batch.
@@ -62,7 +63,7 @@ def lookahead(
 
     Raises:
         ValueError: for steps that are not an integer of 1 or more, leaves without an axis of that length, or
-            `first_order` of several steps with touched rows, whose optimiser takes no gradients of others.
+            `first_order` of several steps with a `Step`, which takes the gradient itself.
 
     Differs: the released code takes the gradient of the training loss with the penalty of the batch in it, so that this
     counts twice, by 1/B; and it corrects Adam's bias by the number of the step before.
@@ -72,8 +73,9 @@ def lookahead(
     def step(carry: tuple[Any, Any], now: tuple[Any, Any]) -> tuple[tuple[Any, Any], None]:
         (params, opt_state), (batch, rows) = carry, now
         shrink = lambda p: penalty(lambdas, p, rows, shared=shared)  # noqa: E731
-        if isinstance(tx, TouchedOnly):
-            return tx.step(lambda p: value(p, batch) + shrink(p), params, opt_state)[1:], None
+        if isinstance(tx, Step):
+            both = lambda p, key, batch: value(p, batch) + shrink(p)  # noqa: E731
+            return tx.step(both, params, opt_state, None, batch)[1:], None
         # Apart from the penalty's, as the gradient of the loss alone needs no derivative in Λ at the first step.
         stop = jax.lax.stop_gradient if first_order else lambda tree: tree
         slopes = jax.tree.map(jnp.add, stop(jax.grad(value)(stop(params), batch)), jax.grad(shrink)(params))
@@ -94,7 +96,7 @@ def hypergradient(
     valid_batch: Any,
     *,
     value: Value,
-    tx: optax.GradientTransformation | TouchedOnly,
+    tx: optax.GradientTransformation | Step,
     valid_value: Value | None = None,
     **options: Any,
 ) -> tuple[Array, Any]:
@@ -133,16 +135,10 @@ def hypergradient(
     return jax.value_and_grad(after)(lambdas)
 
 
-def _stepped(tx: Any, value: Callable[[Any], Array], params: Any, state: Any) -> tuple[Array, Any, Any]:
-    if isinstance(tx, TouchedOnly):
-        return tx.step(value, params, state)
-    return gradient_step(tx, value, params, state)
-
-
 def _check_steps(steps: int, first_order: bool, tx: Any, batches: Any) -> None:
     steps = integer("steps", steps)
-    if steps > 1 and first_order and isinstance(tx, TouchedOnly):
-        raise ValueError("first_order=True needs gradients of whole tables; simulate with an optax transformation")
+    if steps > 1 and first_order and isinstance(tx, Step):
+        raise ValueError("first_order=True needs the gradients; simulate with an optax transformation")
     sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)} if steps > 1 else set()
     if sizes - {(steps,)}:
         raise ValueError(
@@ -150,27 +146,25 @@ def _check_steps(steps: int, first_order: bool, tx: Any, batches: Any) -> None:
         )
 
 
-# ---------------------------------------------------------------------- in turn
+# ---------------------------------------------------------------------- alternating steps
 
 
 class Draw(NamedTuple):
-    """What an alternating step is made on. Batches are trees, as `value` takes them.
+    """What an alternating step needs besides its own batch. Batches are pairs (key, batch), as an objective takes them.
 
     Attributes:
-        batch: of training, for the step of Θ.
-        rows: what of it is penalised, as `penalty` takes it.
+        rows: the rows of the step's batch that are penalised, as `penalty` takes them.
         ahead: of training, for the simulation, as `lookahead` takes it.
-        ahead_rows: what of that is penalised.
+        ahead_rows: the rows of that batch that are penalised.
         valid: of validation.
-        valid_value: validation loss of (params, valid), if it is another than the training loss.
+        valid_objective: objective of (variables, key, batch) on validation, if it is not the training objective.
     """
 
-    batch: Any
     rows: Rows | None
     ahead: Any
     ahead_rows: Rows | None
     valid: Any
-    valid_value: Value | None = None
+    valid_objective: Callable[..., Array] | None = None
 
 
 class AlternatingState(NamedTuple):
@@ -189,31 +183,19 @@ class AlternatingState(NamedTuple):
     count: Array
 
 
-class Alternating(NamedTuple):
-    """An optimiser of parameters and coefficients; no `optax.GradientTransformation`, as it takes a `Draw`.
-
-    Attributes:
-        init: parameters -> `AlternatingState`.
-        step: (value, parameters, state, draw) -> (loss, parameters, state): `value` is the training loss of
-            (parameters, batch) without the penalty, with which `loss` is.
-    """
-
-    init: Callable[[Any], AlternatingState]
-    step: Callable[[Value, Any, AlternatingState, Draw], tuple[Array, Any, AlternatingState]]
-
-
 def alternate(
-    tx: optax.GradientTransformation | TouchedOnly,
+    tx: optax.GradientTransformation | Step,
     lambda_tx: optax.GradientTransformation,
     *,
+    draws: Callable[[Key, Any], Draw],
     start: Callable[[Any], Any] = coefficients,
-    simulated: optax.GradientTransformation | TouchedOnly | None = None,
+    simulated: optax.GradientTransformation | Step | None = None,
     scope: Literal["full", "exact"] = "full",
     every: int = 1,
     steps: int = 1,
     first_order: bool = False,
     shared: Sequence[str] = TABLES,
-) -> Alternating:
+) -> Step:
     """A step of Θ under Λ, then one of Λ on validation data, and so on: the paper's alternating optimisation.
 
     Λ are brought back to 0 or above after each step; moments of their optimiser are not. Θ goes first, as Adam's first
@@ -223,6 +205,8 @@ def alternate(
         tx: moves Θ, by gradients of the training loss plus the penalty of the batch's rows.
         lambda_tx: moves Λ. The paper's scripts have
             `optax.chain(optax.clip_by_global_norm(1e-3), moments.amsgrad(1e-2))`.
+        draws: function of (key, batch) that gives what a step needs, such as
+            `partial(train.lambda_opt.draws, objective=objective, train=..., valid=...)`.
         start: gives Λ for parameters, such as `partial(coefficients, granularity="DU")`.
         simulated: `tx` in the look-ahead, if it must be another, such as `moments.smooth_adam(η)` for `optax.adam(η)`.
         scope: what the look-ahead penalises: "full" is whole tables, as the paper and its code, so that each row of the
@@ -241,39 +225,47 @@ def alternate(
     if scope not in ("full", "exact"):
         raise ValueError(f"scope={scope!r}; give 'full' or 'exact'")
     every, steps = integer("every", every), integer("steps", steps)
-    options = {"steps": steps, "first_order": first_order, "shared": shared}
+    ahead = {"steps": steps, "first_order": first_order, "shared": tuple(shared)}
+    how = {"tx": tx, "lambda_tx": lambda_tx, "draws": draws, "simulated": simulated or tx, "scope": scope}
+    init = partial(_init, tx=tx, lambda_tx=lambda_tx, start=start, check=simulated is None)
+    return Step(init, partial(_alternated, every=every, ahead=ahead, **how))
 
-    def init(params: Any) -> AlternatingState:
-        if simulated is None and isinstance(tx, optax.GradientTransformation):
-            _check_smooth(tx, params)
-        lambdas = start(params)
-        return AlternatingState(tx.init(params), lambdas, lambda_tx.init(lambdas), jnp.zeros((), jnp.int32))
 
-    def step(value: Value, params: Any, state: AlternatingState, draw: Draw) -> tuple[Array, Any, AlternatingState]:
-        lambdas, lambda_state = state.lambdas, state.lambda_state
+def _init(params, *, tx, lambda_tx, start, check):
+    if check and not isinstance(tx, Step):
+        _check_smooth(tx, params)
+    lambdas = start(params)
+    return AlternatingState(tx.init(params), lambdas, lambda_tx.init(lambdas), jnp.zeros((), jnp.int32))
 
-        def penalised(params: Any) -> Array:
-            return value(params, draw.batch) + penalty(lambdas, params, draw.rows, shared=shared)
 
-        loss, params, opt_state = _stepped(tx, penalised, params, state.opt_state)
+def _alternated(
+    value_fn: ValueFn, params, state, key, batch, *, tx, lambda_tx, draws, simulated, scope, every, ahead
+) -> tuple[Array, Any, AlternatingState]:
+    draw, lambdas, lambda_state = draws(key, batch), state.lambdas, state.lambda_state
 
-        def learned(lambdas: Any, lambda_state: Any) -> tuple[Any, Any]:
-            rows = draw.ahead_rows if scope == "exact" else None
-            functions = {"value": value, "valid_value": draw.valid_value, "tx": simulated or tx}
-            known = lambdas, params, opt_state, draw.ahead, draw.valid
-            _, slopes = hypergradient(*known, rows=rows, **functions, **options)
-            updates, lambda_state = lambda_tx.update(slopes, lambda_state, lambdas)
-            return optax.projections.projection_non_negative(optax.apply_updates(lambdas, updates)), lambda_state
+    def penalised(params: Any, key: Key, batch: Any) -> Array:
+        return value_fn(params, key, batch) + penalty(lambdas, params, draw.rows, shared=ahead["shared"])
 
-        count = state.count + 1
-        if every == 1:  # a branch would copy the tables that come out of it
-            lambdas, lambda_state = learned(lambdas, lambda_state)
-        else:
-            same = lambda *old: old  # noqa: E731
-            lambdas, lambda_state = jax.lax.cond(count % every == 0, learned, same, lambdas, lambda_state)
-        return loss, params, AlternatingState(opt_state, lambdas, lambda_state, count)
+    loss, params, opt_state = as_step(tx).step(penalised, params, state.opt_state, key, batch)
 
-    return Alternating(init, step)
+    def value(params: Any, drawn: Any, objective: Any = None) -> Array:
+        return value_fn(params, *drawn, objective)
+
+    def learned(lambdas: Any, lambda_state: Any) -> tuple[Any, Any]:
+        rows = draw.ahead_rows if scope == "exact" else None
+        functions = {"value": value, "valid_value": partial(value, objective=draw.valid_objective), "tx": simulated}
+        known = lambdas, params, opt_state, draw.ahead, draw.valid
+        _, slopes = hypergradient(*known, rows=rows, **functions, **ahead)
+        updates, lambda_state = lambda_tx.update(slopes, lambda_state, lambdas)
+        return optax.projections.projection_non_negative(optax.apply_updates(lambdas, updates)), lambda_state
+
+    count = state.count + 1
+    if every == 1:  # a branch would copy the tables that come out of it
+        lambdas, lambda_state = learned(lambdas, lambda_state)
+    else:
+        same = lambda *old: old  # noqa: E731
+        lambdas, lambda_state = jax.lax.cond(count % every == 0, learned, same, lambdas, lambda_state)
+    return loss, params, AlternatingState(opt_state, lambdas, lambda_state, count)
 
 
 def _check_smooth(tx: optax.GradientTransformation, params: Any) -> None:

@@ -1,36 +1,57 @@
-"""One step of an optax transformation on a function."""
+"""What `train.fit` asks of an optimiser, and any optax transformation in that form."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import optax
 
-from jaxrec.typing import Array
+from jaxrec.typing import Array, Key
 
 
-def gradient_step(
-    tx: optax.GradientTransformation, value_fn: Callable[[Any], Array], params: Any, state: Any, **further: Any
-) -> tuple[Array, Any, Any]:
-    """One step down on `value_fn`; `tx` gets `value`, `grad` and `value_fn` where it takes them.
+class ValueFn(Protocol):
+    """The training loss of a step, as `train.fit` hands it to a `Step`."""
 
-    Args:
-        tx: any optax transformation, `optax.lbfgs` and `optax.contrib.reduce_on_plateau` among them.
-        value_fn: scalar of the parameters.
-        params: a tree of floats.
-        state: of `tx`.
-        further: more keyword arguments that `tx` may take.
+    def __call__(self, params: Any, key: Key, batch: Any, objective: Callable[..., Array] | None = None) -> Array:
+        """The loss of these parameters; another objective over the same variables if one is given."""
 
-    Returns:
-        The value before the step, the new parameters and the new state.
 
-    >>> loss, params, _ = gradient_step(optax.sgd(0.1), lambda x: x**2, 3.0, optax.sgd(0.1).init(3.0))
+class Step(NamedTuple):
+    """An optimiser that evaluates the loss itself, where and as often as it needs.
+
+    Attributes:
+        init: parameters -> state of the optimiser.
+        step: (value_fn, parameters, state, key, batch) -> (loss, parameters, state). `value_fn(parameters, key, batch)`
+            is the loss. Make `step` a `functools.partial` of a function of a module: its arrays are then arguments of
+            the compiled program, and the same settings share one.
+    """
+
+    init: Callable[[Any], Any]
+    step: Callable[[ValueFn, Any, Any, Key, Any], tuple[Array, Any, Any]]
+
+
+def as_step(tx: optax.GradientTransformation | Step) -> Step:
+    """An optax transformation as a `Step`; a `Step` as it is.
+
+    The transformation gets `value`, `grad` and `value_fn` (of the parameters alone) where it takes them, as
+    `optax.lbfgs`, `optax.polyak_sgd` and `optax.contrib.reduce_on_plateau` do.
+
+    >>> init, step = as_step(optax.sgd(0.1))
+    >>> loss, params, _ = step(lambda x, key, batch: x**2, 3.0, init(3.0), None, None)
     >>> float(loss), round(float(params), 4)
     (9.0, 2.4)
     """
-    value, gradients = jax.value_and_grad(value_fn)(params)
-    known = {"value": value, "grad": gradients, "value_fn": value_fn}
-    updates, state = optax.with_extra_args_support(tx).update(gradients, state, params, **known, **further)
+    return tx if isinstance(tx, Step) else Step(tx.init, partial(_updated, tx=tx))
+
+
+def _updated(value_fn: ValueFn, params: Any, state: Any, key: Key, batch: Any, *, tx: Any) -> tuple[Array, Any, Any]:
+    def of_params(params: Any) -> Array:
+        return value_fn(params, key, batch)
+
+    value, gradients = jax.value_and_grad(of_params)(params)
+    known = {"value": value, "grad": gradients, "value_fn": of_params}
+    updates, state = optax.with_extra_args_support(tx).update(gradients, state, params, **known)
     return value, optax.apply_updates(params, updates), state

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxrec._log import History
+from jaxrec._log import Log
 from jaxrec._partials import Static, combine, partition
+from jaxrec._run import Loop
 from jaxrec.interactions import Interactions
+from jaxrec.models.mf import MF
 from jaxrec.solvers._mesh import check_mesh, spread
 from jaxrec.solvers._rows import Bucket, Side, sides, spare_pairs
-from jaxrec.solvers._run import Factors, first_factors, run
+from jaxrec.solvers._run import Factors, described, first_factors, run
 from jaxrec.solvers._solve import Half, Weighting
 from jaxrec.typing import Array, Key, Variables
 
@@ -42,9 +44,11 @@ def alternate(
     solver: Callable,
     scale: float,
     mesh: Mesh | None,
-    **loop: Any,
-) -> tuple[Variables, History]:
-    """Users and items in turn, by `solver`; `loop` is what `_run.run` takes, and what it returns is returned."""
+    sweeps: int,
+    tolerance: float | None,
+    loop: Loop,
+) -> tuple[MF, Variables, Log]:
+    """Solves users and items alternately, by `solver`; the other arguments are those of `_run.run`."""
     parts = 1 if mesh is None else mesh.size
     if not callable(solver):
         raise TypeError(f"solver={solver!r}; give ials.cholesky, conjugate_gradient or subspace, arguments bound")
@@ -61,7 +65,17 @@ def alternate(
     arrays, static = partition((solver,))
     shape = _Shape((train.n_users, train.n_items), static, mesh)
     step = functools.partial(_sweep, buckets=buckets, weighting=weighting, arrays=arrays, shape=shape)
-    return run(step, state, factors=functools.partial(_factors, places=places, mesh=mesh), **loop)
+    settings = {"weighting": weighting, "dim": dim, "solver": solver, "scale": scale, "tolerance": tolerance}
+    return run(
+        step,
+        state,
+        model=MF(train.n_users, train.n_items, dim=dim),
+        params=functools.partial(_factors, places=places, mesh=mesh),
+        sweeps=sweeps,
+        tolerance=tolerance,
+        description=lambda: described(train, key, **settings),
+        **loop,
+    )
 
 
 # ---------------------------------------------------------------------- sweeps

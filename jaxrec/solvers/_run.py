@@ -1,19 +1,20 @@
-"""What the alternating solvers share: the checks at their door, the first factors, and the loop over sweeps."""
+"""What the alternating solvers share: checks of their input, the first factors, and the loop over sweeps."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
+from jaxrec._identity import digest
 from jaxrec._keys import check_key
-from jaxrec._log import EarlyStopping, History, Interrupted, extended
-from jaxrec._numerics import as_integer, integer, number
+from jaxrec._log import Log
+from jaxrec._numerics import as_integer, number
+from jaxrec._run import Loop, NotFinite
+from jaxrec._run import run as in_epochs
 from jaxrec.interactions import Interactions, check_positives
 from jaxrec.typing import Array, Key, Variables
 
@@ -89,82 +90,71 @@ def first_factors(key: Key, train: Interactions, dim: int, scale: float) -> Fact
     return {"user": jnp.zeros((train.n_users, dim), item.dtype), "item": item}
 
 
+def described(train: Interactions, key: Key, **settings: Any) -> dict[str, Any]:
+    """What a checkpoint of a solver must match to be this run's."""
+    own = {name: f"{value!r:.80} #{digest(value)}" for name, value in settings.items()}
+    return {"train": train.fingerprint(), "key": np.asarray(jax.random.key_data(key)).tolist(), **own}
+
+
 def run(
     sweep: Callable[[State], tuple[State, Mapping[str, Array]]],
     state: State,
     *,
-    factors: Callable[[State], Factors] = lambda state: state,
+    model: Any,
     sweeps: int,
     tolerance: float | None,
-    validate: Callable[[Variables], Mapping[str, float]] | None,
-    every: int,
-    stopping: EarlyStopping | None,
-    progress: bool,
+    params: Callable[[State], Any] = lambda state: state,
     unit: str = "sweeps",
-) -> tuple[Variables, History]:
-    """Sweeps until `sweeps` are done, the objective no longer falls, or `stopping` has waited enough.
+    description: Callable[[], Mapping[str, Any]] = dict,
+    **loop: Unpack[Loop],
+) -> tuple[Any, Variables, Log]:
+    """Sweeps until `sweeps` are done, the objective no longer falls, or `stopping` has waited long enough.
 
     Args:
-        sweep: takes a state and gives the next and figures, among them "objective".
-        state: to begin with.
-        factors: reads {"user": [M, K], "item": [N, K]} off a state; by default the state is just that.
-        sweeps: at most.
+        sweep: takes a state and gives the next, and named numbers, among them "objective".
+        state: the start.
+        model: that the variables are for.
+        sweeps: largest number of sweeps.
         tolerance: the run ends when a sweep lowers the objective by no more than this share of it; None never ends it.
-        validate: host function of the variables that gives named figures.
-        every: validate after every so many sweeps, and after the last.
-        stopping: ends the run when its metric no longer gets better; the best state counts then.
-        progress: show a bar.
+        params: of a state; by default the state itself.
         unit: what the bar counts.
+        description: gives what a checkpoint must match; called if there is one.
+        loop: see `jaxrec._run.Loop`.
 
     Returns:
-        `MF`'s variables, {"params": {"user": [M, K], "item": [N, K]}}, and the `History`.
+        The model, its variables and the `Log`.
 
     Raises:
-        TypeError: for a `stopping` of another type.
-        ValueError: for `sweeps` or `every` that is not an integer of 1 or more, a `tolerance` that is negative or not
-            finite, `stopping` without `validate`, an objective that is not finite, and a metric of `stopping` that no
-            validation gave as a number.
-        Interrupted: at Ctrl-C, once a sweep is finished; it carries the variables after the last one, and the history.
+        DivergenceError: a `ValueError`, for an objective that is not finite.
+        ValueError: for a `tolerance` that is negative or not finite; see also `jaxrec._run.run`.
     """
-    sweeps, every = integer("sweeps", sweeps), integer("every", every)
     if tolerance is not None:
         number("tolerance", tolerance, least=0)
-    if stopping is not None and not isinstance(stopping, EarlyStopping):
-        raise TypeError(f"stopping={stopping!r}; give jaxrec.train.EarlyStopping(metric)")
-    if stopping is not None and validate is None:
-        raise ValueError(f"stopping watches {stopping.metric!r}, but there is no validate to give it; pass validate=")
-    history, previous, best, last = History(), None, state, state
-    watch = None if stopping is None else stopping.init()
-    bar = tqdm(range(1, sweeps + 1), disable=not progress, desc=unit)
-    try:
-        for count in bar:
-            began = time.perf_counter()
-            state, figures = sweep(last)
-            record = {"epoch": count, **{name: float(value) for name, value in figures.items()}}
-            record["seconds"] = time.perf_counter() - began
-            objective = record["objective"]
-            if not np.isfinite(objective):
-                raise ValueError(
-                    f"the objective is {objective} at sweep {count}: a system of normal equations is singular or "
-                    "nearly; raise regularization (with 0, no system may have fewer equations than dim)"
-                )
-            settled = None not in (tolerance, previous) and previous - objective <= tolerance * abs(previous)
-            done, previous = settled or count == sweeps, objective
-            improved = stopping is None
-            if validate is not None and (count % every == 0 or done):
-                record = extended(record, validate({"params": factors(state)}))
-                if stopping is not None:
-                    watch, improved = stopping.update(watch, record)
-                    done = done or stopping.done(watch)
-            best = state if improved else best
-            history, last = history.append(record), state
-            bar.set_postfix({name: f"{x:.6g}" for name, x in record.items() if name not in ("epoch", "seconds")})
-            if done:
-                break
-    except KeyboardInterrupt:
-        if not history.records:
-            raise
-        raise Interrupted({"params": factors(last)}, history) from None
-    if stopping is not None and (wrong := stopping.never_a_number(watch)):
-        raise ValueError(wrong)
-    return {"params": factors(best)}, history
+
+    def variables(state: State) -> Variables:
+        return {"params": params(state)}
+
+    def advance(state: State, count: int) -> tuple[State, Mapping[str, Array]]:
+        state, values = sweep(state)
+        if not np.isfinite(value := float(values["objective"])):
+            raise NotFinite(
+                f"the objective is {value} at sweep {count}: a system of normal equations is singular or nearly; raise "
+                "regularization (with 0, no system may have fewer equations than dim)"
+            )
+        return state, values
+
+    def settled(before: Mapping[str, float], now: Mapping[str, float]) -> bool:
+        return before["objective"] - now["objective"] <= tolerance * abs(before["objective"])
+
+    best, log = in_epochs(
+        advance,
+        state,
+        epochs=sweeps,
+        variables=variables,
+        settled=None if tolerance is None else settled,
+        returned=variables,
+        unit=unit,
+        description=description() if loop.get("checkpoint") is not None else None,
+        **loop,
+    )
+    return model, variables(best), log

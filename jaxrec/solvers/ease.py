@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import lapack
 
+from jaxrec._log import Log
 from jaxrec._numerics import integer, number
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.models._histories import on_device
@@ -13,7 +14,7 @@ from jaxrec.models.ease import EASE
 from jaxrec.typing import Variables
 
 
-def fit(train: Interactions, *, regularization: float, max_items: int = 20_000) -> tuple[EASE, Variables]:
+def fit(train: Interactions, *, regularization: float, max_items: int = 20_000) -> tuple[EASE, Variables, Log]:
     """EASE (Steck 2019, 10.1145/3308558.3313710): the best linear map of rows to themselves without its diagonal.
 
     B = I − P diag(1 / diag P), P = (XᵀX + λI)⁻¹, which minimises ‖X − XB‖² + λ‖B‖² under diag B = 0.
@@ -26,12 +27,12 @@ def fit(train: Interactions, *, regularization: float, max_items: int = 20_000) 
         max_items: larger catalogues are refused; at 20 000 the tables take 6.4 GB.
 
     Returns:
-        The model and its variables, with `weights` in float32.
+        The model, its variables, with `weights` in float32, and an empty `Log`.
 
     Raises:
         ValueError: for a regularization not above 0 or lost in rounding, and more than `max_items` items.
 
-    >>> model, variables = fit(Interactions.from_pairs([0, 0, 1, 1, 2, 3], [0, 1] * 3), regularization=1.0)
+    >>> model, variables, log = fit(Interactions.from_pairs([0, 0, 1, 1, 2, 3], [0, 1] * 3), regularization=1.0)
     >>> variables["params"]["weights"].tolist()
     [[0.0, 0.5], [0.5, 0.0]]
     """
@@ -52,7 +53,11 @@ def fit(train: Interactions, *, regularization: float, max_items: int = 20_000) 
     weights = half + half.T
     weights /= -np.diag(half)
     np.fill_diagonal(weights, 0)
-    return EASE(train), {"params": {"weights": jnp.asarray(weights)}, "history": {"interactions": on_device(train)}}
+    return (
+        EASE(train),
+        {"params": {"weights": jnp.asarray(weights)}, "history": {"interactions": on_device(train)}},
+        Log(),
+    )
 
 
 def _lower_inverse(gram: np.ndarray, regularization: float) -> np.ndarray:

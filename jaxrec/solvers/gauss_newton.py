@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import chex
 import jax
@@ -18,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec._keys import check_key
-from jaxrec._log import EarlyStopping, History, Interrupted
+from jaxrec._log import Log
 from jaxrec._numerics import integer, number
 from jaxrec._partials import Static, combine, partition
+from jaxrec._run import Loop, NotFinite
 from jaxrec.interactions import Interactions
-from jaxrec.solvers._run import check_input, run
+from jaxrec.models.functions import from_functions
+from jaxrec.solvers._run import check_input, described, run
 from jaxrec.sparse import spmm
 from jaxrec.typing import Array, Key, Scalar, Variables
 
@@ -44,11 +46,8 @@ def fit(
     cg_steps: int = 30,
     cg_tolerance: float = 0.1,
     tolerance: float | None = 1e-5,
-    validate: Callable[[Variables], Mapping[str, float]] | None = None,
-    every: int = 1,
-    stopping: EarlyStopping | None = None,
-    progress: bool = True,
-) -> tuple[Params, History]:
+    **loop: Unpack[Loop],
+) -> tuple[Any, Variables, Log]:
     """Minimises the RG2 objective of two towers by Gauss-Newton steps (RG2, appendix D).
 
     A step solves (G + 2λI) d = −∇L by conjugate gradients, where G is the curvature by way of the scores, and goes
@@ -68,21 +67,19 @@ def fit(
         cg_steps: conjugate gradients a step, at most.
         cg_tolerance: they end when the residual is below this share of the gradient.
         tolerance: the run ends when a step lowers the objective by no more than this share of it; None never ends it.
-        validate: host function of {"params": params} that gives named figures.
-        every: validate after every so many steps, and after the last.
-        stopping: ends the run when its metric no longer gets better; the best parameters are then returned.
-        progress: show a bar.
+        loop: `validate`, `every`, `stopping`, `checkpoint`, `callbacks` and `progress`, as `train.fit` takes them; a
+            step is an epoch.
 
     Returns:
-        The parameters and the `History`: "objective" after each step, the norm of the "gradient" before it, and the
-        length of the "step", 1 for a full one.
+        A model of the towers, its variables {"params": params}, and the `Log`: "objective" after each step, the norm of
+        the "gradient" before it, and the length of the "step", 1 for a full one.
 
     Raises:
         ValueError: for towers that do not give [M, K] and [N, K], an objective that is not finite, a train set without
             pairs or with weights that are negative or not finite, `steps`, `cg_steps` or `every` that is not an integer
             of 1 or more, a `regularization` or `tolerance` that is negative or not finite, a `cg_tolerance` outside
             [0, 1), `stopping` without `validate`, and a metric of `stopping` that is never a number.
-        Interrupted: at Ctrl-C; it carries the parameters after the last step, and the history.
+        Interrupted: at Ctrl-C; it carries the parameters after the last step, and the log.
 
     Differs: appendix D has errors of sign, factor and shape. `als.rg2` minimises the same squares, larger by a constant
     of the data, under another regulariser: λ (Σ aᵤ ‖pᵤ‖² / 2|D| + ‖Q‖² / 2N), which scales with the rows' weights. Here
@@ -92,8 +89,8 @@ def fit(
     >>> train = Interactions.from_pairs([0, 0, 1, 2], [0, 1, 1, 2])
     >>> params = {"user": jnp.full((3, 1), 0.1), "item": jnp.array([[0.2], [0.1], [-0.1]])}
     >>> mf = lambda params: (params["user"], params["item"])
-    >>> _, history = fit(mf, params, train, regularization=0.01, steps=3, progress=False)
-    >>> bool(history.records[-1]["objective"] < history.records[0]["objective"] < 0.5)
+    >>> _, _, log = fit(mf, params, train, regularization=0.01, steps=3, progress=False)
+    >>> bool(log.records[-1]["objective"] < log.records[0]["objective"] < 0.5)
     True
     """
     steps, cg_steps = integer("steps", steps), integer("cg_steps", cg_steps)
@@ -102,20 +99,26 @@ def fit(
     data = jax.device_put((arrays, train, train.transpose()))
 
     def step(params: Params) -> tuple[Params, Mapping[str, Array]]:
-        params, figures = _step(params, *data, regularization, cg_tolerance, static=static, cg_steps=cg_steps)
-        if not np.isfinite(value := float(figures["objective"])):
-            raise ValueError(
-                f"the objective is {value}; look for NaN in params, in the features of the towers "
-                "and in train.weights (all 0?), or start from smaller params"
+        params, values = _step(params, *data, regularization, cg_tolerance, static=static, cg_steps=cg_steps)
+        if not np.isfinite(value := float(values["objective"])):
+            raise NotFinite(
+                f"the objective is {value}; look for NaN in params, in the features of the towers and in train.weights "
+                "(all 0?), or start from smaller params"
             )
-        return params, figures
+        return params, values
 
-    how = {"validate": validate, "every": every, "stopping": stopping, "progress": progress, "unit": "steps"}
-    try:
-        variables, history = run(step, params, sweeps=steps, tolerance=tolerance, **how)
-    except Interrupted as stopped:
-        raise Interrupted(stopped.state["params"], stopped.history) from None
-    return variables["params"], history
+    settings = {"towers": towers, "params": params, "regularization": regularization, "cg_steps": cg_steps}
+    settings |= {"cg_tolerance": cg_tolerance, "tolerance": tolerance}
+    return run(
+        step,
+        params,
+        model=from_functions(lambda key: params, vectors=towers, n_users=train.n_users, n_items=train.n_items),
+        sweeps=steps,
+        tolerance=tolerance,
+        unit="steps",
+        description=lambda: described(train, jax.random.key(0), **settings),
+        **loop,
+    )
 
 
 def objective(

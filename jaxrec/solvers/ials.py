@@ -14,12 +14,14 @@ Differs: the released code counts pairs, |I_u|, in λ_u. With weights we take th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from typing import Unpack
 
 from jax.sharding import Mesh
 
-from jaxrec._log import EarlyStopping, History
+from jaxrec._log import Log
+from jaxrec._run import Loop
 from jaxrec.interactions import Interactions
+from jaxrec.models.mf import MF
 from jaxrec.solvers._alternate import Solver, alternate
 from jaxrec.solvers._factors import check_numbers, fold_in_of, objective_of
 from jaxrec.solvers._run import check_input
@@ -41,12 +43,9 @@ def fit(
     solver: Solver = cholesky,
     scale: float = 0.1,
     tolerance: float | None = None,
-    validate: Callable[[Variables], Mapping[str, float]] | None = None,
-    every: int = 1,
-    stopping: EarlyStopping | None = None,
     mesh: Mesh | None = None,
-    progress: bool = True,
-) -> tuple[Variables, History]:
+    **loop: Unpack[Loop],
+) -> tuple[MF, Variables, Log]:
     """iALS: alternates between all users and all items.
 
     Args:
@@ -61,14 +60,12 @@ def fit(
             block=...)` (for large K).
         scale: the first item factors are N(0, scale² / K), and 0 for items without pairs.
         tolerance: ends the run when a sweep lowers the objective by no more than this share; None never does.
-        validate: host function of the variables that gives named figures for the history.
-        every: validate after every so many sweeps, and after the last.
-        stopping: ends the run when its metric no longer gets better; the best factors are returned.
         mesh: if given, the rows of each side are dealt over its devices; factors are the same on all.
-        progress: show a bar.
+        loop: `validate`, `every`, `stopping`, `checkpoint`, `callbacks` and `progress`, as `train.fit` takes them;
+            a sweep is an epoch.
 
     Returns:
-        `models.MF`'s variables {"params": {"user": [M, K], "item": [N, K]}}, and the `History`: "after_users" and
+        The model `MF`, its variables {"params": {"user": [M, K], "item": [N, K]}}, and the `Log`: "after_users" and
         "objective" are the objective after each half of a sweep.
 
     Raises:
@@ -77,23 +74,21 @@ def fit(
             min(M, N), hyperparameters that are negative or not finite, a regularization too small (0) for rows with
             fewer pairs than dim, a metric of `stopping` that is never a number, and a mesh of more than one axis or
             of more devices than users.
-        Interrupted: at Ctrl-C; it carries the variables after the last sweep, and the history.
+        Interrupted: at Ctrl-C; it carries the variables after the last sweep, and the log.
 
     >>> import jax
     >>> train = Interactions.from_pairs([0, 0, 1, 2, 2], [0, 1, 1, 0, 2])
-    >>> variables, history = fit(
+    >>> model, variables, log = fit(
     ...     train, dim=2, regularization=0.01, unobserved_weight=0.1, key=jax.random.key(0), progress=False
     ... )
-    >>> variables["params"]["item"].shape, history.names
+    >>> variables["params"]["item"].shape, log.names
     ((3, 2), ['after_users', 'objective', 'seconds'])
     """
     numbers = dict(regularization=regularization, unobserved_weight=unobserved_weight, nu=nu, scale=scale)
     dim = check_input(train, dim, **numbers)
     weighting = Weighting(unobserved_weight, 1.0, 0.0, regularization, nu)
-    loop = dict(sweeps=sweeps, tolerance=tolerance, validate=validate, every=every, stopping=stopping)
-    return alternate(
-        train, weighting, dim=dim, key=key, solver=solver, scale=scale, mesh=mesh, progress=progress, **loop
-    )
+    how = {"solver": solver, "scale": scale, "mesh": mesh, "sweeps": sweeps, "tolerance": tolerance}
+    return alternate(train, weighting, dim=dim, key=key, loop=loop, **how)
 
 
 def objective(

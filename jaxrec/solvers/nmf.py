@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import scipy.sparse
 
 from jaxrec._keys import check_key
+from jaxrec._log import Log
 from jaxrec._numerics import integer, number
 from jaxrec.interactions import Interactions, check_interactions, check_weights
+from jaxrec.models.mf import MF
 from jaxrec.typing import Key, Variables
 
 
@@ -22,8 +24,8 @@ def fit(
     regularization: float = 0.05,
     iterations: int = 200,
     tolerance: float = 1e-4,
-) -> Variables:
-    """Non-negative matrix factorisation (Lee and Seung 1999, 10.1038/44565): variables of `MF(M, N, dim=dim)`.
+) -> tuple[MF, Variables, Log]:
+    """Non-negative matrix factorisation (Lee and Seung 1999, 10.1038/44565).
 
     min ½‖X − WHᵀ‖² + ½ regularization (‖W‖² + ‖H‖²) over W [M, D] ≥ 0 and H [N, D] ≥ 0, X [M, N] the weights of
     `train`, by scikit-learn (the extra `nmf`): coordinate descent on the host from a random start.
@@ -35,6 +37,9 @@ def fit(
         regularization: λ.
         iterations: at most so many; scikit-learn warns where they do not suffice.
         tolerance: ends it where the gradient has fallen to that share of its first norm.
+
+    Returns:
+        The model `MF`, its variables, and an empty `Log`.
 
     Raises:
         ImportError: where scikit-learn is missing.
@@ -64,4 +69,5 @@ def fit(
         alpha_H=float(regularization) / train.n_users,
     )
     users = solver.fit_transform(scipy.sparse.csr_matrix(train.to_scipy()))
-    return {"params": {"user": jnp.asarray(users), "item": jnp.asarray(solver.components_.T)}}
+    variables = {"params": {"user": jnp.asarray(users), "item": jnp.asarray(solver.components_.T)}}
+    return MF(train.n_users, train.n_items, dim=dim), variables, Log()

@@ -20,19 +20,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxrec._log import EarlyStopping, History
+from jaxrec._log import Log
 from jaxrec._numerics import integer, number
+from jaxrec._run import Loop
 from jaxrec.interactions import Interactions, check_interactions, check_weights
+from jaxrec.models.mf import MF
 from jaxrec.solvers._conjugate import Rows, conjugate, scores
 from jaxrec.solvers._mesh import check_mesh, dealt, spread
-from jaxrec.solvers._run import check_factors, check_input, check_solved, first_factors, run
+from jaxrec.solvers._run import check_factors, check_input, check_solved, described, first_factors, run
 from jaxrec.solvers._spectrum import Decomposition, Problem, decompose, dot, problem_of, shrink
 from jaxrec.sparse import spmm
 from jaxrec.typing import Array, Key, Scalar, Variables
@@ -51,12 +53,9 @@ def fit(
     steps: int = 8,
     scale: float = 0.1,
     tolerance: float | None = 1e-6,
-    validate: Callable[[Variables], Mapping[str, float]] | None = None,
-    every: int = 1,
-    stopping: EarlyStopping | None = None,
     mesh: Mesh | None = None,
-    progress: bool = True,
-) -> tuple[Variables, History]:
+    **loop: Unpack[Loop],
+) -> tuple[MF, Variables, Log]:
     """Alternates exact steps: all users, then all items.
 
     Where λ is small, ranking may be at its best after a few sweeps, before the objective settles; `stopping` finds the
@@ -73,15 +72,13 @@ def fit(
         steps: of conjugate gradients in a half step, where alpha is not 0.
         scale: the first item factors are N(0, scale² / K).
         tolerance: ends the run when a sweep lowers the objective by no more than this share; None never does.
-        validate: host function of the variables that gives named figures for the history.
-        every: validate after every so many sweeps, and after the last.
-        stopping: ends the run when its metric no longer gets better; the best factors are returned.
         mesh: if given, users are dealt over its devices, items are the same on all, and a sweep sums [N, K] once over
             the mesh; the devices may belong to several processes, each of which has `train` and gets whole tables.
-        progress: show a bar.
+        loop: `validate`, `every`, `stopping`, `checkpoint`, `callbacks` and `progress`, as `train.fit` takes them;
+            a sweep is an epoch.
 
     Returns:
-        `models.MF`'s variables {"params": {"user": [M, K], "item": [N, K]}}, and the `History`: "after_users" and
+        The model `MF`, its variables {"params": {"user": [M, K], "item": [N, K]}}, and the `Log`: "after_users" and
         "objective" are L after each half of a sweep.
 
     Raises:
@@ -89,10 +86,10 @@ def fit(
             above min(M, N), hyperparameters that are negative or not finite, a regularization too small (0) for
             factors whose Gram matrix is singular, a metric of `stopping` that is never a number, and a mesh of more
             than one axis or of more devices than users.
-        Interrupted: at Ctrl-C; it carries the variables after the last sweep, and the history.
+        Interrupted: at Ctrl-C; it carries the variables after the last sweep, and the log.
 
     >>> train = Interactions.from_pairs([0, 0, 1, 2, 2], [0, 1, 1, 0, 2])
-    >>> variables, history = fit(train, dim=2, regularization=0.1, key=jax.random.key(0), progress=False)
+    >>> model, variables, log = fit(train, dim=2, regularization=0.1, key=jax.random.key(0), progress=False)
     >>> variables["params"]["item"].shape
     (3, 2)
     """
@@ -103,16 +100,16 @@ def fit(
     solve = None if steps else jnp.eye(dim, dtype=first["item"].dtype)
     first = _State(**first, gram=dot(first["item"].T, first["item"]) / train.n_items, solve=solve)
     sweep, state, factors = _prepared(train, first, steps) if mesh is None else _prepared_on(mesh, train, first, steps)
+    settings_of = {"dim": dim, "regularization": regularization, "alpha": alpha, "steps": steps, "scale": scale}
     return run(
         lambda state: sweep(state, settings),
         state,
-        factors=factors,
+        model=MF(train.n_users, train.n_items, dim=dim),
+        params=factors,
         sweeps=sweeps,
         tolerance=tolerance,
-        validate=validate,
-        every=every,
-        stopping=stopping,
-        progress=progress,
+        description=lambda: described(train, key, tolerance=tolerance, **settings_of),
+        **loop,
     )
 
 
@@ -180,18 +177,24 @@ def _given(alpha: Scalar) -> bool:
     return isinstance(alpha, jax.core.Tracer) or bool(alpha)
 
 
-def solve(train: Interactions, *, dim: int, regularization: Scalar, key: Key, tolerance: float = 1e-4) -> Variables:
+def solve(
+    train: Interactions, *, dim: int, regularization: Scalar, key: Key, tolerance: float = 1e-4
+) -> tuple[MF, Variables, Log]:
     """The global optimum of L over factors of K dimensions, in closed form: `shrink` of `decompose`.
 
+    Returns:
+        The model `MF`, its variables, and an empty `Log`.
+
     >>> train = Interactions.from_pairs([0, 0, 1, 2, 2], [0, 1, 1, 0, 2])
-    >>> variables = solve(train, dim=2, regularization=0.1, key=jax.random.key(0))
+    >>> model, variables, log = solve(train, dim=2, regularization=0.1, key=jax.random.key(0))
     >>> float(objective(variables, train, regularization=0.1)) < float(
     ...     objective(jax.tree.map(jnp.zeros_like, variables), train, regularization=0.1)
     ... )
     True
     """
     dim = check_input(train, dim, regularization=regularization)
-    return shrink(decompose(train, dim=dim, key=key, tolerance=tolerance), regularization=regularization)
+    variables = shrink(decompose(train, dim=dim, key=key, tolerance=tolerance), regularization=regularization)
+    return MF(train.n_users, train.n_items, dim=dim), variables, Log()
 
 
 # ---------------------------------------------------------------------- one device, or a mesh of them

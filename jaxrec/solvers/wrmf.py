@@ -10,12 +10,14 @@ The library `implicit` writes its `alpha`·r where we have 1 + αr on observed p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from typing import Unpack
 
 from jax.sharding import Mesh
 
-from jaxrec._log import EarlyStopping, History
+from jaxrec._log import Log
+from jaxrec._run import Loop
 from jaxrec.interactions import Interactions
+from jaxrec.models.mf import MF
 from jaxrec.solvers._alternate import Solver, alternate
 from jaxrec.solvers._factors import check_numbers, fold_in_of, objective_of
 from jaxrec.solvers._run import check_input
@@ -34,12 +36,9 @@ def fit(
     solver: Solver = cholesky,
     scale: float = 0.1,
     tolerance: float | None = None,
-    validate: Callable[[Variables], Mapping[str, float]] | None = None,
-    every: int = 1,
-    stopping: EarlyStopping | None = None,
     mesh: Mesh | None = None,
-    progress: bool = True,
-) -> tuple[Variables, History]:
+    **loop: Unpack[Loop],
+) -> tuple[MF, Variables, Log]:
     """WRMF: observed pairs have the target 1 and the confidence 1 + αr, all others 0 and 1.
 
     Args:
@@ -52,18 +51,13 @@ def fit(
         solver: see `ials.fit`.
         scale: see `ials.fit`.
         tolerance: see `ials.fit`.
-        validate: see `ials.fit`.
-        every: see `ials.fit`.
-        stopping: see `ials.fit`.
         mesh: see `ials.fit`.
-        progress: see `ials.fit`.
+        loop: see `ials.fit`.
     """
     dim = check_input(train, dim, regularization=regularization, alpha=alpha, scale=scale)
     weighting = Weighting(1.0, alpha, 1.0, regularization, 0.0)
-    loop = dict(sweeps=sweeps, tolerance=tolerance, validate=validate, every=every, stopping=stopping)
-    return alternate(
-        train, weighting, dim=dim, key=key, solver=solver, scale=scale, mesh=mesh, progress=progress, **loop
-    )
+    how = {"solver": solver, "scale": scale, "mesh": mesh, "sweeps": sweeps, "tolerance": tolerance}
+    return alternate(train, weighting, dim=dim, key=key, loop=loop, **how)
 
 
 def objective(variables: Variables, train: Interactions, *, regularization: float, alpha: float) -> Array:

@@ -1,19 +1,21 @@
 """Training: `init` a state, `fit` it to interactions under an objective and an optax transformation."""
 
+from jaxrec._log import DivergenceError as DivergenceError
 from jaxrec._log import EarlyStopping as EarlyStopping
-from jaxrec._log import History as History
 from jaxrec._log import Interrupted as Interrupted
+from jaxrec._log import Log as Log
 from jaxrec.train import autoencoders as autoencoders
 from jaxrec.train import lambda_opt as lambda_opt
 from jaxrec.train import mars as mars
 from jaxrec.train.checkpoint import Checkpoint as Checkpoint
+from jaxrec.train.examples import Batch as Batch
+from jaxrec.train.examples import Examples as Examples
+from jaxrec.train.examples import by_user as by_user
+from jaxrec.train.examples import groups as groups
+from jaxrec.train.examples import singles as singles
 from jaxrec.train.lanes import Sweep as Sweep
-from jaxrec.train.loop import Batch as Batch
-from jaxrec.train.loop import DivergenceError as DivergenceError
-from jaxrec.train.loop import Examples as Examples
 from jaxrec.train.loop import State as State
 from jaxrec.train.loop import epoch as epoch
-from jaxrec.train.loop import examples as examples
 from jaxrec.train.loop import fit as fit
 from jaxrec.train.loop import init as init
 from jaxrec.train.metric import covariance_objective as covariance_objective
@@ -25,7 +27,6 @@ from jaxrec.train.objectives import gram_objective as gram_objective
 from jaxrec.train.objectives import in_batch_objective as in_batch_objective
 from jaxrec.train.objectives import log_q as log_q
 from jaxrec.train.objectives import pairwise_objective as pairwise_objective
-from jaxrec.train.objectives import pairwise_rows as pairwise_rows
 from jaxrec.train.objectives import rows_objective as rows_objective
 from jaxrec.train.objectives import vectors_objective as vectors_objective
 from jaxrec.train.sweep import DivergenceWarning as DivergenceWarning

@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxrec import sampling
-from jaxrec._identity import digest
-from jaxrec._log import EarlyStopping
-from jaxrec._numerics import as_integer, integer
+from jaxrec._numerics import as_integer
 from jaxrec._partials import bound
-from jaxrec.interactions import Interactions, check_positives, check_weights
-from jaxrec.optim import lambda_opt
+from jaxrec.interactions import Interactions, check_weights
 
 
-def check_fit(
-    state: Any,
-    train: Interactions,
-    epochs: int,
-    batch_size: int,
-    group: int | None,
-    every: int,
-    validate: Callable[..., Any] | None,
-    stopping: EarlyStopping | None,
-) -> None:
-    """Arguments of `fit` by themselves."""
-    check_positives(train=train)
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("every", every)):
-        integer(name, value)
-    if stopping is not None and not isinstance(stopping, EarlyStopping):
-        raise TypeError(f"stopping={stopping!r}; give jaxrec.train.EarlyStopping(metric)")
-    if stopping is not None and validate is None:
-        raise ValueError(f"stopping watches {stopping.metric!r}, but there is no validate to give it; pass validate=")
+def check_state(state: Any) -> None:
+    """`ValueError` for a state without parameters."""
     if "params" not in state.variables:
         raise ValueError(f"state.variables has {list(state.variables)}, not 'params'; make the state with train.init")
 
@@ -84,27 +65,15 @@ def check_bound(functions: tuple, train: Interactions) -> None:
                 )
 
 
-def check_touched(objective: Any, touched: Any) -> None:
-    """Refuses rows of another sampler than the objective's: gradients of the rows that it draws would be lost."""
-    samplers = [[value for _, name, value in bound((part,)) if name == "sample"] for part in (objective, touched)]
-    if all(samplers) and not {digest(value) for value in samplers[0]} & {digest(value) for value in samplers[1]}:
-        raise ValueError(
-            "touched has another sampler than the objective, so that it names other rows than a step looks up; bind "
-            "the same sample= to both"
-        )
-
-
 def check_transformation(tx: Any) -> None:
     """`TypeError` for what is no transformation, such as a learning rate or the function that makes one."""
     if not callable(getattr(tx, "init", None)):
         raise TypeError(f"tx is {tx!r:.80}; give an optax transformation, such as optax.adam(1e-3)")
 
 
-def check_optimizer(state: Any, tx: Any, touched: Callable[..., Any] | None) -> None:
-    """Whether `tx` has what it needs, and the state is of it and these parameters, unless `tx.init` looks at values."""
+def check_optimizer(state: Any, tx: Any) -> None:
+    """Whether the state is of `tx` and of these parameters, unless `tx.init` looks at values."""
     check_transformation(tx)
-    if isinstance(tx, lambda_opt.Alternating) and touched is None:
-        raise ValueError("touched=None, and steps in turn need validation data; pass partial(lambda_opt.draws, ...)")
     try:
         expected = jax.eval_shape(tx.init, state.variables["params"])
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):

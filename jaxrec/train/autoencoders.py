@@ -1,20 +1,23 @@
-"""Training of autoencoders, whose examples are users with their whole histories: call `fit` with `group=0`."""
+"""Training of autoencoders, whose examples are users with their whole histories: call `fit` with `examples=by_user`."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from tqdm import tqdm
 
-from jaxrec._log import EarlyStopping, History, Interrupted, extended
-from jaxrec._numerics import as_integer, integer, number
+from jaxrec._identity import digest
+from jaxrec._log import Log
+from jaxrec._numerics import integer, number
+from jaxrec._run import Loop, run
 from jaxrec.interactions import Interactions
-from jaxrec.train.loop import Batch, State, fit, init
+from jaxrec.train.examples import Batch, by_user
+from jaxrec.train.loop import State, fit, init
 from jaxrec.train.objectives import _check_has
 from jaxrec.typing import Array, Key, Model, Scalar, Variables
 
@@ -50,49 +53,34 @@ def objective(
     model: Model,
     cap: Scalar = 1.0,
     total: Scalar = 20_000,
-    micro_batch: int | None = None,
 ) -> Array:
     """Negative evidence lower bound, a mean over users: Σ_l −log p_l + β KL, with β `annealed`.
 
     Args:
         variables: of the model.
         key: for the model's noise.
-        batch: users [B], of `fit(..., group=0)`.
+        batch: users [B, 1], of `fit(..., examples=by_user)`. To take few users at a time, make `tx` an
+            `optax.MultiSteps` and the batches smaller.
         model: gives both halves [B] by `model.apply(variables, users, method="bound", at_random=True)`, such as
             `models.VALID`. Batches are to be random draws from the users of its histories: where `fit` gets the most
             active users alone, the model has to be made of theirs, or the loss may be NaN.
         cap: of β.
         total: steps until β = 1.
-        micro_batch: if given, so many users are taken at a time: the same loss and gradient in less memory.
 
     Raises:
         TypeError: for a model without `bound`.
-        ValueError: for batches of positives, and for a `micro_batch` that is not an integer of 1 or more or does not
-            divide the batch.
+        ValueError: for batches without histories.
     """
-    where = batch.mask
-    if where.ndim != 1 or batch.items.ndim != 2 or batch.items.shape[1] != 0:
-        raise ValueError(f"batch.items has shape {batch.items.shape}; users alone are needed: call fit with group=0")
-    size = len(batch.users) if micro_batch is None else min(as_integer(micro_batch) or 0, len(batch.users))
-    if size < 1 or len(batch.users) % size:
-        raise ValueError(
-            f"micro_batch={micro_batch} does not divide the batch of {len(batch.users)} users; give one that does"
-        )
-
+    if batch.histories is None:
+        raise ValueError("the batch has no histories; call fit with examples=train.by_user")
     _check_has(model, "bound", "VALID")
-
-    def part(users: Array, where: Array) -> Array:
-        halves = model.apply(variables, users, method="bound", at_random=True, rngs={"noise": key})
-        nll, divergence = (jnp.where(where, half, 0).sum() for half in halves)
-        return nll + annealed(batch.step, cap=cap, total=total).astype(nll.dtype) * divergence
-
-    count = jnp.maximum(where.sum(dtype=jnp.int32), 1)
-    if size == len(batch.users):
-        value = part(batch.users, where)
-        return value / count.astype(value.dtype)
-    parts = jax.tree.map(lambda x: x.reshape(-1, size), (batch.users, where))
-    value = jax.lax.map(jax.checkpoint(lambda one: part(*one)), parts).sum()
-    return value / count.astype(value.dtype)
+    halves = model.apply(variables, batch.users[:, 0], method="bound", at_random=True, rngs={"noise": key})
+    where, weights = batch.where[:, 0], batch.weights
+    if weights is not None:
+        halves = [half * weights[:, 0].astype(half.dtype) for half in halves]
+    nll, divergence = (jnp.where(where, half, 0).sum() for half in halves)
+    value = nll + annealed(batch.step, cap=cap, total=total).astype(nll.dtype) * divergence
+    return value / jnp.maximum(where.sum(dtype=jnp.int32), 1).astype(value.dtype)
 
 
 def alternating(
@@ -104,14 +92,12 @@ def alternating(
     epochs: int,
     batch_size: int = 500,
     encoder_passes: int = 3,
-    validate: Callable[[Variables], Mapping[str, float]] | None = None,
-    stopping: EarlyStopping | None = None,
-    progress: bool = True,
-) -> tuple[State, History]:
+    **loop: Unpack[Loop],
+) -> tuple[State, Log]:
     """Trains encoder and decoder in turn, as RecVAE is (Shenbin et al. 2020, 10.1145/3336191.3371831).
 
     An epoch is `encoder_passes` of the encoder over all users, a copy of it as the old one, and a pass of the decoder
-    without dropout. β is 1. No checkpoints are kept.
+    without dropout. β is 1.
 
     Args:
         key: typed key, consumed.
@@ -121,12 +107,10 @@ def alternating(
         epochs: their number.
         batch_size: users a step.
         encoder_passes: before each pass of the decoder.
-        validate: as of `fit`, after every epoch.
-        stopping: ends the run when its metric no longer gets better; the state returned is then the best one.
-        progress: show a bar.
+        loop: `validate`, `every`, `stopping`, `checkpoint`, `callbacks` and `progress`, as `fit` takes them.
 
     Returns:
-        The state, whose `epoch` counts passes, and the `History`, where "loss" is the decoder's.
+        The state, whose `epoch` counts passes, and the `Log`, where "loss" is the decoder's.
 
     Raises:
         TypeError: for a model without an encoder and an old one, and a `stopping` of another type.
@@ -134,11 +118,7 @@ def alternating(
             `stopping` that no validation gave as a number.
         Interrupted: at Ctrl-C, once an epoch is finished; it carries the state after the last one, and the history.
     """
-    epochs, encoder_passes = integer("epochs", epochs), integer("encoder_passes", encoder_passes)
-    if stopping is not None and not isinstance(stopping, EarlyStopping):
-        raise TypeError(f"stopping={stopping!r}; give jaxrec.train.EarlyStopping(metric)")
-    if stopping is not None and validate is None:
-        raise ValueError(f"stopping watches {stopping.metric!r}, but there is no validate to give it; pass validate=")
+    encoder_passes = integer("encoder_passes", encoder_passes)
     state = init(key, model, tx)
     if not all("encoder" in state.variables.get(where, ()) for where in ("params", "old")):
         name = type(model).__name__
@@ -148,49 +128,39 @@ def alternating(
         "loss": (functools.partial(objective, model=model.clone(dropout=0.0), total=1), _part(tx, encoder=False), 1),
     }
     state = state._replace(opt_state={name: part[1].init(state.variables["params"]) for name, part in parts.items()})
-    best, history, followed = state, History(), {} if stopping is None else stopping.init()
-    try:
-        for epoch in tqdm(range(1, epochs + 1), disable=not progress, desc="epochs"):
-            new, record = _in_turn(state, parts, train, batch_size)
-            record = {"epoch": epoch, **record}
-            if validate is not None:
-                record = extended(record, validate(new.variables))
-            improved = True
-            if stopping is not None:
-                followed, improved = stopping.update(followed, record)
-            state, history, best = new, history.append(record), new if improved else best
-            if stopping is not None and stopping.done(followed):
-                break
-    except KeyboardInterrupt:
-        if not history.records:
-            raise
-        raise Interrupted(state, history) from None
-    if stopping is not None and (wrong := stopping.never_a_number(followed)):
-        raise ValueError(wrong)
-    return best, history
+
+    def advance(state: State, number: int) -> tuple[State, Mapping[str, float]]:
+        return _alternated(state, parts, train, batch_size)
+
+    description = None
+    if loop.get("checkpoint") is not None:
+        own = {"model": model, "tx": tx, "batch_size": batch_size, "encoder_passes": encoder_passes}
+        description = {name: f"#{digest(value)}" for name, value in own.items()} | {"train": train.fingerprint()}
+        description["key"] = np.asarray(jax.random.key_data(key)).tolist()
+    return run(advance, state, epochs=epochs, variables=lambda state: state.variables, description=description, **loop)
 
 
-def _in_turn(state: State, parts: Mapping[str, tuple], train: Interactions, batch_size: int) -> tuple[State, dict]:
+def _alternated(state: State, parts: Mapping[str, tuple], train: Interactions, batch_size: int) -> tuple[State, dict]:
     """Each part's passes, after which the old encoder is the present one."""
-    opt_states, record = dict(state.opt_state), {"seconds": 0.0}
-    for name, (value, tx, passes) in parts.items():
+    opt_states, values = dict(state.opt_state), {}
+    for name, (loss, tx, passes) in parts.items():
         state, passed = fit(
             state._replace(opt_state=opt_states[name]),
-            value,
+            loss,
             tx,
             train,
             epochs=int(state.epoch) + passes,
             batch_size=batch_size,
-            group=0,
+            examples=by_user,
             progress=False,
         )
         opt_states[name] = state.opt_state
-        record |= {name: passed.column("loss")[1][-1], "seconds": record["seconds"] + sum(passed.column("seconds")[1])}
+        values[name] = passed.column("loss")[1][-1]
         # of the structure that it had, or the next epoch would be compiled anew
         kept = jax.tree.structure(state.variables["old"])
         old = jax.tree.unflatten(kept, jax.tree.leaves(state.variables["params"]["encoder"]))
         state = state._replace(variables={**state.variables, "old": old})
-    return state._replace(opt_state=opt_states), record
+    return state._replace(opt_state=opt_states), values
 
 
 def _part(tx: optax.GradientTransformation, *, encoder: bool) -> optax.GradientTransformation:

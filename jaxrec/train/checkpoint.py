@@ -10,29 +10,17 @@ import os
 import pathlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import filelock
 import jax
 import numpy as np
 
-from jaxrec._log import History
+from jaxrec._log import Log
 from jaxrec._mesh import placed_like
 from jaxrec._numerics import integer
+from jaxrec._run import Progress
 from jaxrec.interactions import DataWarning
-
-
-class Progress(NamedTuple):
-    """A run between two epochs: its state, the best one, what early stopping has seen, the history, and its start.
-
-    `start` is epoch and checksum of the state with which the run started, by `start_of`, where it is saved.
-    """
-
-    state: Any
-    best: Any
-    stopping: Mapping[str, float]
-    history: History
-    start: tuple[int, str] | None = None
 
 
 class _Damaged(Exception):
@@ -109,10 +97,10 @@ class Checkpoint:
             "description": dict(description),
             "start": run.start,
             "stopping": dict(run.stopping),
-            "records": run.history.records,
+            "records": run.log.records,
             "arrays": [(name, array.dtype.name, array.shape, _checksum(array)) for name, array in arrays.items()],
         }
-        text, step = json.dumps(facts), int(run.state.epoch)
+        text, step = json.dumps(facts), run.epoch
         sealed = {"facts": text, "checksum": _checksum(text.encode())}
         with self._manager() as manager:
             if step in manager.all_steps():  # a damaged one
@@ -128,7 +116,7 @@ class Checkpoint:
         The state given is that with which the run started, or one that the run has come to since.
 
         Args:
-            run: gives the structure, shapes, dtypes and shardings to expect.
+            run: gives the structure, shapes, dtypes and shardings to expect, and the start to compare with.
             description: as given to `save`.
 
         Warns:
@@ -164,7 +152,7 @@ class Checkpoint:
             raise ValueError(
                 f"{self.folder} holds another run, with {'; '.join(differing)}; give each run a folder of its own"
             )
-        epoch, checksum = start_of(run.state)
+        epoch, checksum = run.start
         first, written = facts["start"]
         if epoch < first or epoch > step or (epoch == first and checksum != written):
             raise ValueError(
@@ -184,7 +172,7 @@ class Checkpoint:
                 raise ValueError(self._other(f"{name} is {there} there and {here} here"))
         state = _from_named(arrays, run.state, "[0]")
         best = state if alike else _from_named(arrays, run.best, "[1]")
-        return Progress(state, best, facts["stopping"], History(tuple(facts["records"])), tuple(facts["start"]))
+        return Progress(state, best, facts["stopping"], Log(tuple(facts["records"])), step, tuple(facts["start"]))
 
     def _other(self, detail: str) -> str:
         return f"{self.folder} holds a run of another model or optimiser ({detail}); give each run a folder of its own"
@@ -194,14 +182,6 @@ class Checkpoint:
 
         options = ocp.CheckpointManagerOptions(max_to_keep=self.keep, enable_async_checkpointing=False)
         return ocp.CheckpointManager(self.folder, options=options)
-
-
-def start_of(state: Any) -> tuple[int, str]:
-    """Epoch and checksum of a state's variables."""
-    digest = hashlib.sha256()
-    for array in _named(state.variables).values():
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return int(state.epoch), digest.hexdigest()
 
 
 def _facts(manager: Any, step: int) -> dict[str, Any]:

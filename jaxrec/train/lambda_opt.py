@@ -1,25 +1,26 @@
-"""What λOpt's steps are made on, in a run of `fit`: batches of training and validation, and the rows they penalise.
+"""What the steps of λOpt need in a run of `fit`: batches of training and validation, and the rows they penalise.
 
-    tx    = optim.lambda_opt.alternate(optax.adam(1e-3), lambda_tx, simulated=optim.moments.smooth_adam(1e-3))
-    rows  = partial(train.lambda_opt.pairwise_rows, sample=sample)
-    draws = partial(train.lambda_opt.draws, train=pairs, valid=valid_pairs, rows=rows)
+    draws = partial(train.lambda_opt.draws, objective=objective, train=pairs, valid=valid_pairs)
+    tx    = optim.lambda_opt.alternate(optax.adam(1e-3), lambda_tx, draws=draws, simulated=smooth_adam(1e-3))
     state = train.init(key, model, tx)
-    state, history = train.fit(state, objective, tx, pairs, touched=draws, epochs=20)
+    state, log = train.fit(state, objective, tx, pairs, epochs=20)
 
-The coefficients are `state.opt_state.lambdas`; the history's loss is with their penalty.
+The coefficients are `state.opt_state.lambdas`. The loss in the log includes their penalty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.optim import lambda_opt
-from jaxrec.train.loop import Batch
+from jaxrec.train import mars
+from jaxrec.train.examples import Batch
 from jaxrec.typing import Array, Key, Objective, Sampler
 
 RowsOf = Callable[[Key, Batch], dict[str, tuple[Array, Array]]]
@@ -29,20 +30,25 @@ def draws(
     key: Key,
     batch: Batch,
     *,
+    objective: Objective,
     train: Interactions,
     valid: Interactions,
-    rows: RowsOf,
+    rows: RowsOf | None = None,
     steps: int | None = None,
     valid_objective: Objective | None = None,
 ) -> lambda_opt.Draw:
-    """The batch of a step, another of `train` to look ahead on, and one of `valid`, all of as many examples.
+    """For a step: another batch of `train` to look ahead on, one of `valid`, and the rows that each penalises.
 
     Args:
         key: of the step; the objective draws from it for the batch, and from others for the other two.
         batch: of the step.
+        objective: the training objective, with its sampler bound as `sample=`. A positive counts once for its user and
+            once for its item, and its n negatives 1/n each. Weights of the interactions weigh them, as they weigh the
+            loss. `train.mars.objective` is a sum over the batch, all others are means.
         train: the positives, of which the look-ahead draws pairs with replacement.
         valid: those of validation, drawn likewise.
-        rows: function of (key, batch) that gives what is penalised, such as `pairwise_rows` with its sampler bound.
+        rows: function of (key, batch) that gives what is penalised instead: name -> (ids [R], weights [R]), as
+            `optim.regularization.penalty` takes it.
         steps: as `alternate` has it, if that is above 1.
         valid_objective: if another than the training objective, such as one whose negatives are in neither set.
 
@@ -50,11 +56,12 @@ def draws(
     neither; the training objective's sampler draws those here, unless `valid_objective` has its own.
 
     Raises:
-        ValueError: for a `valid` without pairs.
+        ValueError: for a `valid` without pairs, and an objective without a `sample` where there is no `rows`.
     """
     check_interactions(train=train, valid=valid)
     if valid.n_pairs == 0:
         raise ValueError("valid has no pairs; the coefficients are learned from them")
+    rows = _rows_of(objective) if rows is None else rows
     size = len(batch.users)
     ahead_key, valid_key = jax.random.split(jax.random.fold_in(key, 2))  # 0 and 1 give the keys of a split in two
 
@@ -69,7 +76,30 @@ def draws(
         ahead, ahead_rows = jax.vmap(penalised)(jax.random.split(ahead_key, steps))
     pair_key, own_key = jax.random.split(valid_key)
     validation = own_key, _pairs(pair_key, valid, size)
-    return lambda_opt.Draw((key, batch), rows(key, batch), ahead, ahead_rows, validation, valid_objective)
+    return lambda_opt.Draw(rows(key, batch), ahead, ahead_rows, validation, valid_objective)
+
+
+def _rows_of(objective: Objective) -> RowsOf:
+    """The rows that an objective with a bound sampler penalises."""
+    found = list(_samplers(objective))
+    if len(found) != 1:
+        raise ValueError(
+            f"the objective binds {len(found)} samplers as sample=, so that it does not say which rows to penalise; "
+            "give rows="
+        )
+    ((function, sample),) = found
+    return partial(_pairwise_rows, sample=sample, summed=function is mars.objective)
+
+
+def _samplers(value: Any) -> Iterator[tuple[Any, Sampler]]:
+    """Each objective with a sampler among nested partials, and the sampler. Samplers inside samplers do not count."""
+    if isinstance(value, partial) and "sample" in value.keywords:
+        yield value.func, value.keywords["sample"]
+    elif isinstance(value, partial):
+        yield from _samplers([value.func, *value.args, *value.keywords.values()])
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _samplers(part)
 
 
 def _pairs(key: Key, pairs: Interactions, size: int) -> Batch:
@@ -77,39 +107,20 @@ def _pairs(key: Key, pairs: Interactions, size: int) -> Batch:
     places = jax.random.randint(key, (size,), 0, len(pairs.indices), dtype=jnp.int32)
     users = jnp.searchsorted(jnp.asarray(pairs.indptr), places, side="right").astype(jnp.int32) - 1
     weights = None if pairs.weights is None else jnp.asarray(pairs.weights)[places]
-    return Batch(users, jnp.asarray(pairs.indices)[places], weights, jnp.ones(size, bool))
+    return Batch.of(users, jnp.asarray(pairs.indices)[places], weights=weights)
 
 
-def pairwise_rows(
-    key: Key, batch: Batch, *, sample: Sampler, reduction: Literal["mean", "sum"] = "mean"
-) -> dict[str, tuple[Array, Array]]:
-    """Rows of "user" and "item" that a `pairwise_objective`, or a `train.mars.objective`, of this sampler penalises.
-
-    A positive counts once for its user and once for its item, and its n negatives 1/n each. Weights of the interactions
-    weigh them, as they do the loss.
-
-    Args:
-        key: as the objective gets it, so that the negatives are the same.
-        batch: as the objective gets it.
-        sample: as the objective has it.
-        reduction: "mean" over the positives, or "sum" for an objective that is a sum, as that of MARS.
-
-    Returns:
-        name -> (ids [R], weights [R]), as `optim.regularization.penalty` takes them.
-
-    Raises:
-        ValueError: for another reduction.
-    """
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction={reduction!r}; give 'mean' or 'sum'")
-    negatives = sample(jax.random.split(key)[0], batch.users)
-    share = jnp.where(batch.mask, 1.0 if batch.weights is None else batch.weights, 0.0)
-    share = share / jnp.where(share.sum() > 0, share.sum(), 1) if reduction == "mean" else share
-    of_users = share.reshape(len(batch.users), -1).sum(1)
+def _pairwise_rows(key: Key, batch: Batch, *, sample: Sampler, summed: bool) -> dict[str, tuple[Array, Array]]:
+    """name -> (ids [R], weights [R]) of "user" and "item"; the negatives are those of the objective."""
+    users = batch.users[:, 0]
+    negatives = sample(jax.random.split(key)[0], users)
+    share = jnp.where(batch.where, 1.0 if batch.weights is None else batch.weights, 0.0)
+    share = share if summed else share / jnp.where(share.sum() > 0, share.sum(), 1)
+    of_users = share.sum(1)
     of_draws = of_users if len(negatives) == len(of_users) else of_users.sum(keepdims=True)
     of_negatives = jnp.broadcast_to(of_draws[:, None] / negatives.shape[1], negatives.shape)
     items = jnp.concatenate([batch.items.reshape(-1), negatives.reshape(-1)])
     return {
-        "user": (batch.users, of_users),
+        "user": (users, of_users),
         "item": (items, jnp.concatenate([share.reshape(-1), of_negatives.reshape(-1)])),
     }

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import scipy.stats
 
-from jaxrec._log import History, figures_of
+from jaxrec._log import Log, figures_of
 from jaxrec._numerics import as_integer, integer
 from jaxrec.evaluate.report import Report
 from jaxrec.train.loop import State
@@ -23,7 +23,7 @@ class Lane(NamedTuple):
     Attributes:
         setting: name -> value, a number or a NumPy array.
         seed: place of its key among the keys.
-        history: of `fit`; "seconds" is its share of the epoch's. It ends before the epoch that diverged.
+        log: of `fit`; "seconds" is its share of the epoch's. It ends before the epoch that diverged.
         epoch: the epoch of its state and figures.
         figures: name -> value at that epoch: "loss", those of `validate`, those of `Sweep.evaluate`. Empty if diverged.
         diverged: what happened, or None.
@@ -31,7 +31,7 @@ class Lane(NamedTuple):
 
     setting: Mapping[str, Any]
     seed: int
-    history: History
+    log: Log
     epoch: int
     figures: Mapping[str, float]
     diverged: str | None

@@ -20,8 +20,8 @@ from jaxrec import losses
 from jaxrec._numerics import number
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.optim import riemannian
-from jaxrec.train.loop import Batch
-from jaxrec.train.objectives import _check_has, _check_single
+from jaxrec.train.examples import Batch
+from jaxrec.train.objectives import _check_has
 from jaxrec.typing import Array, Key, Sampler, Scalar, Variables
 
 Score = Callable[[Array, Array], tuple[Array, Array]]
@@ -171,7 +171,7 @@ def objective(
     Args:
         variables: of the model.
         key: for the draws.
-        batch: positives [B].
+        batch: positives [B, P], taken one by one.
         model: `models.MARS` or `models.MAR`.
         sample: any of `jaxrec.sampling`, of [B, n] negatives; the push is a mean over them.
         margin: γ [M], such as `adaptive_margin(train)`, or one for all.
@@ -185,11 +185,9 @@ def objective(
 
     Raises:
         TypeError: for a model without `parts`.
-        ValueError: for groups of positives.
     """
-    _check_single(batch)
     _check_has(model, "parts", "MARS")
-    users, items, weights, where = batch.users, batch.items, batch.weights, batch.mask
+    users, items, where, weights = batch.pairs()
     sample_key, positive_key = jax.random.split(key)
     if positives is not None:
         users, items = positives(positive_key, users.shape)

@@ -1,6 +1,6 @@
 """Objectives of metric learning that compare more than users with items.
 
-Each splits its key as `pairwise_objective` does, so that `pairwise_rows` names the rows it touches.
+Each splits its key as `pairwise_objective` does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxrec import losses
 from jaxrec._lookup import lookup
-from jaxrec.train.loop import Batch
+from jaxrec.train.examples import Batch
 from jaxrec.train.objectives import _check_has, compared
 from jaxrec.typing import Array, Key, Loss, Model, Sampler, Scalar, Variables
 
@@ -26,13 +26,13 @@ def covariance_objective(variables: Variables, key: Key, batch: Batch) -> Array:
     Args:
         variables: of `models.MF`, or of any model with these parameters.
         key: unused; nothing is drawn.
-        batch: positives [B], or [B, P] of B users.
+        batch: positives [B, P].
 
     Differs: the released code takes the whole tables in each step.
     """
     del key
-    where = batch.mask.reshape(len(batch.users), -1)
-    users = lookup(variables["params"]["user"], batch.users)
+    where = batch.where
+    users = lookup(variables["params"]["user"], batch.users[:, 0])
     items = lookup(variables["params"]["item"], batch.items.reshape(-1))
     rows = jnp.concatenate([users, items])
     return losses.covariance(rows, where=jnp.concatenate([where.any(1), where.reshape(-1)]))
@@ -50,24 +50,24 @@ def sml_objective(
     Args:
         variables: "user" [M, D], "item" [N, D], "user_margin" [M] and "item_margin" [N] among "params".
         key: for the negatives.
-        batch: positives [B], or [B, P] of B users.
+        batch: positives [B, P].
         sample: any of `jaxrec.sampling`; [B, n] negatives, or [1, n] that the batch shares.
         loss: `losses.sml`, with its weights bound; of its γ = 10 the released code leaves 10 / B, see there.
     """
     params = variables["params"]
-    items = batch.items.reshape(len(batch.users), -1)
-    negatives = sample(jax.random.split(key)[0], batch.users)
-    u = lookup(params["user"], batch.users)[:, None]
+    items = batch.items
+    negatives = sample(jax.random.split(key)[0], batch.users[:, 0])
+    u = lookup(params["user"], batch.users)
     v, w = lookup(params["item"], items), lookup(params["item"], negatives)
     values = compared(
         loss,
         _distance(u, v),
         _distance(u, w)[:, None],
         between=_distance(v[:, :, None], w[:, None]),
-        user_margin=params["user_margin"][batch.users][:, None],
+        user_margin=params["user_margin"][batch.users],
         item_margin=params["item_margin"][items],
     )
-    return losses.mean(values.reshape(batch.items.shape), where=batch.mask, weights=batch.weights)
+    return losses.mean(values, where=batch.where, weights=batch.weights)
 
 
 def relation_objective(
@@ -78,17 +78,17 @@ def relation_objective(
     Args:
         variables: of the model.
         key: for the negatives.
-        batch: positives [B], or [B, P] of B users.
+        batch: positives [B, P].
         model: `models.LRML`, or any that scores pairs by `apply(variables, users, items, related)`.
         loss: `losses.hinge` in the paper; any of `jaxrec.losses` that compares positives with negatives.
         sample: any of `jaxrec.sampling`; [B, n] negatives, or [1, n] that the batch shares.
     """
-    users, items = batch.users[:, None], batch.items.reshape(len(batch.users), -1)
-    negatives = sample(jax.random.split(key)[0], batch.users)
+    users, items = batch.users, batch.items
+    negatives = sample(jax.random.split(key)[0], users[:, 0])
     pos = model.apply(variables, users, items)
     neg = model.apply(variables, users[..., None], negatives[:, None], items[..., None])
-    values = compared(loss, pos, neg).reshape(batch.items.shape)
-    return losses.mean(values, where=batch.mask, weights=batch.weights)
+    values = compared(loss, pos, neg)
+    return losses.mean(values, where=batch.where, weights=batch.weights)
 
 
 def translation_objective(
@@ -110,7 +110,7 @@ def translation_objective(
     Args:
         variables: of the model.
         key: for the negatives.
-        batch: positives [B], or [B, P] of B users.
+        batch: positives [B, P].
         model: `models.TransCF`, or any that gives scores and a regulariser by `method="regularised"`.
         loss: `losses.hinge` in the paper; any of `jaxrec.losses` that compares positives with negatives.
         sample: any of `jaxrec.sampling`; [B, n] negatives, or [1, n] that the batch shares.
@@ -123,8 +123,8 @@ def translation_objective(
     Differs: the released code averages the loss and sums the regularisers, so that its .01 is .01 · B here.
     """
     _check_has(model, "regularised", "TransCF")
-    users, items = batch.users[:, None], batch.items.reshape(len(batch.users), -1)
-    negatives = sample(jax.random.split(key)[0], batch.users)
+    users, items = batch.users, batch.items
+    negatives = sample(jax.random.split(key)[0], users[:, 0])
     negatives = jnp.broadcast_to(negatives, (len(items), negatives.shape[1]))
     both = jnp.concatenate([items.astype(negatives.dtype), negatives], axis=1)
     scores, near = model.apply(variables, users, both, method="regularised")
@@ -132,7 +132,7 @@ def translation_objective(
     values = (
         compared(loss, pos, neg[:, None]) - distance_weight * pos + neighbourhood_weight * near[:, : items.shape[1]]
     )
-    return losses.mean(values.reshape(batch.items.shape), where=batch.mask, weights=batch.weights)
+    return losses.mean(values, where=batch.where, weights=batch.weights)
 
 
 def _distance(x: Array, y: Array) -> Array:

@@ -1,7 +1,7 @@
 """What a step minimises: positives of a batch against negatives, as one scalar of (variables, key, batch).
 
-Bind model, loss and sampler by `functools.partial`. With `fit(..., group=P)` a batch holds up to P positives of each
-user, `items` [B, P]; the negatives of a user are then drawn and scored once for all of them.
+Bind model, loss and sampler by `functools.partial`. A batch holds up to P positives of each user, `items` [B, P]; the
+negatives of a user are drawn and scored once for all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxrec import losses, sampling
 from jaxrec.interactions import Interactions
-from jaxrec.train.loop import Batch
+from jaxrec.train.examples import Batch
 from jaxrec.typing import Array, Key, Loss, Model, Objective, Sampler, Scalar, Variables
 
 Arguments = Callable[[Variables, Batch, Array], Mapping[str, Array]]
@@ -41,7 +41,7 @@ def pairwise_objective(
     Args:
         variables: of the model.
         key: for the negatives.
-        batch: positives [B], or [B, P] of B users.
+        batch: positives [B, P].
         model: scores pairs by `model.apply(variables, users, items)`.
         loss: any of `jaxrec.losses` that compares positives with negatives.
         sample: any of `jaxrec.sampling`; [B, n] negatives, or [1, n] that the batch shares.
@@ -56,54 +56,32 @@ def pairwise_objective(
         ValueError: for `leave_out` with groups, `hardest` above the size of the pool, and a loss that does not give one
             value a positive.
     """
-    column = batch.users[:, None]
-    grouped = batch.items.ndim > 1
     sample_key, dropout_key = jax.random.split(key)
-    negatives = sample(sample_key, batch.users)
+    negatives = sample(sample_key, batch.users[:, 0])
     options = {"rngs": {"dropout": dropout_key}} if getattr(model, "dropout", 0) else {}
-    positives = batch.items if grouped else batch.items[:, None]
-    if hardest is None and not leave_out and len(negatives) == len(positives):
-        items = jnp.concatenate([positives.astype(negatives.dtype), negatives], axis=1)
-        scores = model.apply(variables, column, items, **options)  # once: LightGCN goes over its whole graph
-        pos, neg = jnp.split(scores, [positives.shape[1]], axis=1)
+    if hardest is None and not leave_out and len(negatives) == len(batch.items):
+        items = jnp.concatenate([batch.items.astype(negatives.dtype), negatives], axis=1)
+        scores = model.apply(variables, batch.users, items, **options)  # once: LightGCN goes over its whole graph
+        pos, neg = jnp.split(scores, [batch.items.shape[1]], axis=1)
     else:
-        pos = model.apply(variables, column, positives, **options)
+        pos = model.apply(variables, batch.users, batch.items, **options)
         if leave_out:
-            if grouped:
-                raise ValueError("leave_out=True is for single positives; call fit without group=")
-            options["left_out"] = positives
+            if batch.items.shape[1] > 1:
+                raise ValueError("leave_out=True is for single positives; call fit with examples=singles")
+            options["left_out"] = batch.items
         if hardest is not None:
-            pool = jax.lax.stop_gradient(model.apply(variables, column, negatives, **options))
+            pool = jax.lax.stop_gradient(model.apply(variables, batch.users, negatives, **options))
             negatives = sampling.hardest(pool, negatives, n=hardest)
-        neg = model.apply(variables, column, negatives, **options)
-    pos = pos if grouped else pos[:, 0]
+        neg = model.apply(variables, batch.users, negatives, **options)
     further = {} if arguments is None else arguments(variables, batch, negatives)
-    values = compared(loss, pos, neg[:, None, :] if grouped else neg, **further)
-    return losses.mean(values, where=batch.mask, weights=batch.weights)
+    values = compared(loss, pos, neg[:, None, :], **further)
+    return losses.mean(values, where=batch.where, weights=batch.weights)
 
 
 def log_q(variables: Variables, batch: Batch, negatives: Array, *, table: Array) -> dict[str, Array]:
     """`arguments` of `losses.sampled_softmax`: the sampler's log-probabilities, `table` [N], of both sides."""
     del variables
-    of_negatives = table[negatives]
-    return {
-        "log_q_pos": table[batch.items],
-        "log_q_neg": of_negatives[:, None] if batch.items.ndim > 1 else of_negatives,
-    }
-
-
-def pairwise_rows(key: Key, batch: Batch, *, sample: Sampler) -> dict[str, Array]:
-    """The rows that `pairwise_objective` touches, by parameter name: "user" [B], "item" [positives and negatives].
-
-    The same key gives the same negatives; they are drawn a second time here, which costs little beside their scores.
-
-    Args:
-        key: as the objective gets it.
-        batch: as the objective gets it.
-        sample: as the objective has it.
-    """
-    negatives = sample(jax.random.split(key)[0], batch.users)
-    return {"user": batch.users, "item": jnp.concatenate([batch.items.reshape(-1), negatives.reshape(-1)])}
+    return {"log_q_pos": table[batch.items], "log_q_neg": table[negatives][:, None]}
 
 
 def in_batch_objective(
@@ -123,44 +101,40 @@ def in_batch_objective(
     Args:
         variables: of the model.
         key: for dropout alone.
-        batch: positives [B].
+        batch: positives [B, P], taken one by one: R = B · P.
         model: scores pairs by `model.apply(variables, users, items)`.
-        loss: any of `jaxrec.losses` that compares positives [B] with negatives [B, B].
+        loss: any of `jaxrec.losses` that compares positives [R] with negatives [R, R].
         seen: if given, items that the user has in it are no negatives; else only the positive itself is none.
         log_q: log-probabilities [N], such as `sampling.popularity_table(train).log_q`.
-
-    Raises:
-        ValueError: for groups of positives.
     """
-    _check_single(batch)
+    batch = batch.pairs()
     options = {"rngs": {"dropout": key}} if getattr(model, "dropout", 0) else {}
-    where = sampling.in_batch(batch.users, batch.items, seen=seen) & batch.mask[None]
+    where = sampling.in_batch(batch.users, batch.items, seen=seen) & batch.where[None]
     pos = model.apply(variables, batch.users, batch.items, **options)
     neg = model.apply(variables, batch.users[:, None], batch.items[None, :], **options)
     further = {} if log_q is None else {"log_q_pos": log_q[batch.items], "log_q_neg": log_q[batch.items][None, :]}
     values = compared(loss, pos, neg, where=where, **further)
-    return losses.mean(values, where=batch.mask, weights=batch.weights)
+    return losses.mean(values, where=batch.where, weights=batch.weights)
 
 
 def rows_objective(variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Loss) -> Array:
     """Mean loss of the batch's positives, each against the whole catalogue: nothing is sampled.
 
     The catalogue holds the positives too, as a uniform draw does, so that this is what `pairwise_objective` with
-    `sampling.uniform` tends to for many negatives. The full softmax is `losses.mine`. Best with `fit(..., group=P)`:
-    a row of scores [N] then serves P positives.
+    `sampling.uniform` tends to for many negatives. The full softmax is `losses.mine`. Best with `examples=groups`: a
+    row of scores [N] then serves P positives.
 
     Args:
         variables: of the model.
         key: unused; nothing is drawn.
-        batch: positives [B], or [B, P] of B users.
+        batch: positives [B, P].
         model: scores all items by `model.apply(variables, users, method="rows")`.
         loss: any of `jaxrec.losses` that compares positives with negatives.
     """
     del key
-    scores = model.apply(variables, batch.users, method="rows")
-    items = batch.items.reshape(len(batch.users), -1)
-    values = compared(loss, jnp.take_along_axis(scores, items, axis=1), scores[:, None, :])
-    return losses.mean(values.reshape(batch.items.shape), where=batch.mask, weights=batch.weights)
+    scores = model.apply(variables, batch.users[:, 0], method="rows")
+    values = compared(loss, jnp.take_along_axis(scores, batch.items, axis=1), scores[:, None, :])
+    return losses.mean(values, where=batch.where, weights=batch.weights)
 
 
 def vectors_objective(
@@ -171,19 +145,18 @@ def vectors_objective(
     Args:
         variables: of the model.
         key: unused; nothing is drawn.
-        batch: positives [B].
+        batch: positives [B, P], taken one by one: R = B · P.
         model: gives tables by `model.apply(variables, method="vectors")`.
-        loss: `losses.directau`, or any function of users [B, D], items [B, D] and `where` [B].
+        loss: `losses.directau`, or any function of users [R, D], items [R, D] and `where` [R].
 
     Raises:
         TypeError: for a model without `vectors`.
-        ValueError: for groups of positives.
     """
     del key
-    _check_single(batch)
+    batch = batch.pairs()
     _check_has(model, "vectors", "MF")
     users, items = model.apply(variables, method="vectors")
-    return loss(users[batch.users], items[batch.items], where=batch.mask)
+    return loss(users[batch.users], items[batch.items], where=batch.where)
 
 
 def gram_objective(
@@ -197,7 +170,7 @@ def gram_objective(
     Args:
         variables: of the model.
         key: unused; nothing is drawn.
-        batch: positives [B], or [B, P] of B users.
+        batch: positives [B, P].
         model: gives tables by `model.apply(variables, method="vectors")`.
         loss: `losses.rg2`, or any function of positives [...], users [..., K], QᵀQ [K, K], Qᵀ1 [K], `n_items` and
             `where` [...].
@@ -210,10 +183,9 @@ def gram_objective(
     users, items = model.apply(variables, method="vectors")
     gram = jnp.matmul(items.T, items, precision="highest")
     own = users[batch.users]
-    own = own[:, None] if batch.items.ndim > 1 else own
     pos = (own * items[batch.items]).sum(-1)
-    values = loss(pos, own, gram, items.sum(0), n_items=len(items), where=batch.mask)
-    return losses.mean(values, where=batch.mask, weights=batch.weights)
+    values = loss(pos, own, gram, items.sum(0), n_items=len(items), where=batch.where)
+    return losses.mean(values, where=batch.where, weights=batch.weights)
 
 
 def combined_objective(
@@ -294,11 +266,4 @@ def _check_has(model: Model, method: str, such_as: str) -> None:
     if hasattr(model, "setup") and not hasattr(model, method):
         raise TypeError(
             f"model is {type(model).__name__}, which has no {method!r}; give one that has, such as {such_as}"
-        )
-
-
-def _check_single(batch: Batch) -> None:
-    if batch.items.ndim > 1:
-        raise ValueError(
-            f"batch.items has shape {batch.items.shape}; this objective takes [B]: call fit without group="
         )

@@ -17,12 +17,14 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from jaxrec._log import History, Interrupted, extended, figures_of
+from jaxrec._log import Interrupted, Log, extended, figures_of
 from jaxrec._numerics import integer
 from jaxrec._partials import combine, partition
-from jaxrec.interactions import Interactions
+from jaxrec.interactions import Interactions, check_positives
+from jaxrec.optim.step import Step
 from jaxrec.train import loop
-from jaxrec.train._checks import check_bound, check_covers, check_fit
+from jaxrec.train._checks import check_bound, check_covers, check_state
+from jaxrec.train.examples import Examples, singles
 from jaxrec.train.lanes import Lane, Setting, Sweep, shown
 from jaxrec.typing import Array, Key, Objective, Variables
 
@@ -34,14 +36,12 @@ class Recipe(NamedTuple):
         model: as `init` takes it.
         objective: as `fit` takes it.
         tx: as `fit` takes it.
-        touched: as `fit` takes it.
         parameters: as `init` takes it.
     """
 
     model: Any
     objective: Objective
-    tx: optax.GradientTransformation
-    touched: Callable[[Key, loop.Batch], Mapping[str, Array]] | None = None
+    tx: optax.GradientTransformation | Step
     parameters: Mapping[str, Array] | None = None
 
 
@@ -74,7 +74,7 @@ def sweep(
     settings: Mapping[str, Sequence[Any] | Array] | None = None,
     epochs: int,
     batch_size: int = 1024,
-    group: int | None = None,
+    examples: Callable[[Interactions], Examples] = singles,
     validate: Callable[[Variables], Mapping[str, float]] | None = None,
     every: int = 1,
     select: str | None = None,
@@ -93,7 +93,7 @@ def sweep(
     Args:
         keys: typed keys [S], one a seed, such as `jax.random.split(jax.random.key(0), 8)`.
         setup: called with one setting's values as keywords, traced; gives the `Recipe`, or its members in order: model,
-            objective, tx and, where needed, touched and parameters. Learning rates, margins, temperatures, weights of
+            objective, tx and, where needed, parameters. Learning rates, margins, temperatures, weights of
             regularisers can vary; what changes a shape (dimensions, numbers of negatives) cannot. Arrays that a
             `functools.partial` binds to it travel as arguments; what it closes over becomes a constant.
         train: the positives.
@@ -101,7 +101,7 @@ def sweep(
             without values.
         epochs: of each run.
         batch_size: as in `fit`.
-        group: as in `fit`.
+        examples: as in `fit`.
         validate: as in `fit`; called for one lane after the other.
         every: validate after every so many epochs, and after the last.
         select: a figure of `validate`, larger = better; each lane then ends with the state and the figures of its best
@@ -139,10 +139,11 @@ def sweep(
         raise ValueError(f"select={select!r}, but there is no validate to give it; pass validate=")
     arrays, static = partition((setup,))
     shape = jax.eval_shape(functools.partial(_init_of_lanes, static=static), keys[:1], _take(columns, [0]), arrays)
-    check_fit(shape, train, epochs, batch_size, group, every, None, None)
-    epochs, batch_size, every = int(epochs), int(batch_size), int(every)
+    check_positives(train=train)
+    check_state(shape)
+    epochs, batch_size, every = integer("epochs", epochs), integer("batch_size", batch_size), integer("every", every)
     jax.eval_shape(lambda setting: _check_sizes(_recipe(arrays, static, setting), train), _take(columns, 0))
-    arrays, data = jax.device_put((arrays, loop.examples(train, group)))
+    arrays, data = jax.device_put((arrays, examples(train)))
 
     runs = [_Run(point, seed) for point in points for seed in range(len(keys))]
     n = len(runs)
@@ -187,7 +188,7 @@ def sweep(
         for run in runs:
             if run.chosen is None and run.diverged is None:
                 run.diverged = "interrupted before its first epoch"
-        raise Interrupted(found(ended), History()) from stop
+        raise Interrupted(found(ended), Log()) from stop
     _warn(runs, select)
     return found(ended)
 
@@ -268,7 +269,7 @@ class _Run:
         return True
 
     def lane(self) -> Lane:
-        history = History(tuple(self.records))
+        history = Log(tuple(self.records))
         if self.diverged is not None:
             return Lane(self.setting, self.seed, history, len(self.records), {}, self.diverged)
         figures = {name: value for name, value in self.chosen.items() if name not in ("epoch", "seconds")}
@@ -375,7 +376,7 @@ def _warn(runs: list[_Run], select: str | None) -> None:
 def _recipe(arrays: list, static: Any, setting: Mapping[str, Array]) -> Recipe:
     (setup,) = combine(arrays, static)
     made = setup(**setting)
-    if not isinstance(made, tuple) or not 3 <= len(made) <= 5:
+    if not isinstance(made, tuple) or not 3 <= len(made) <= 4:
         what = f"a tuple of {len(made)}" if isinstance(made, tuple) else type(made).__name__
         raise ValueError(f"setup returns {what}; return (model, objective, tx) or a train.Recipe")
     return Recipe(*made)
@@ -404,8 +405,8 @@ def _init_of_lanes(keys, settings, arrays, *, static):
 @functools.partial(jax.jit, static_argnames=("static", "batch_size"))
 def _epoch_of_lanes(states, settings, arrays, data, *, static, batch_size):
     def one(state, setting):
-        _, objective, tx, touched, _ = _recipe(arrays, static, setting)
-        new, values = loop.epoch(state, objective, tx, data, touched=touched, batch_size=batch_size)
+        _, objective, tx, _ = _recipe(arrays, static, setting)
+        new, values = loop.epoch(state, objective, tx, data, batch_size=batch_size)
         finite = loop.all_finite(values, new)
         return jax.tree.map(functools.partial(jnp.where, finite), new, state), values, finite
 

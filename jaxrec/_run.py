@@ -1,0 +1,203 @@
+"""The loop around everything that runs in epochs: progress bar, log, validation, early stopping, checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import pathlib
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypedDict
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jaxrec._log import DivergenceError, EarlyStopping, Interrupted, Log, extended
+from jaxrec._numerics import integer
+from jaxrec.typing import Variables
+
+
+class Progress(NamedTuple):
+    """A run between two epochs.
+
+    Attributes:
+        state: after the last epoch.
+        best: the best state, where early stopping watches a metric; else `state`.
+        stopping: what early stopping has seen.
+        log: of the epochs done.
+        epoch: epochs done.
+        start: epoch and checksum of the variables with which the run started, where it is saved.
+    """
+
+    state: Any
+    best: Any
+    stopping: Mapping[str, float]
+    log: Log
+    epoch: int
+    start: tuple[int, str] | None = None
+
+
+class Saver(Protocol):
+    """What the loop asks of a checkpoint; `jaxrec.train.Checkpoint` is one."""
+
+    every: int
+    folder: pathlib.Path
+
+    def reserved(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps the folder for this process."""
+
+    def restore(self, run: Progress, description: Mapping[str, Any]) -> Progress:
+        """The latest saved run, or `run` itself."""
+
+    def save(self, run: Progress, description: Mapping[str, Any]) -> None:
+        """Saves a run."""
+
+
+class Loop(TypedDict, total=False):
+    """Keywords that `train.fit`, every solver and every alternation take.
+
+    Attributes:
+        validate: host function of the variables that gives named numbers, or a `Report`, whose means are taken. They
+            are written to the log.
+        every: validate after every so many epochs, and after the last.
+        stopping: ends the run when its metric no longer improves. What is returned is then the best state.
+        checkpoint: where to save. If the run is killed, the same call resumes it.
+        callbacks: each is called after every epoch with the state and the epoch's record.
+        progress: whether to show a progress bar.
+    """
+
+    validate: Callable[[Variables], Mapping[str, float]] | None
+    every: int
+    stopping: EarlyStopping | None
+    checkpoint: Saver | None
+    callbacks: Sequence[Callable[[Any, Mapping[str, float]], Any]]
+    progress: bool
+
+
+class NotFinite(Exception):
+    """An epoch whose result cannot be used. `run` turns it into a `DivergenceError` with the state before it."""
+
+
+def run(
+    advance: Callable[[Any, int], tuple[Any, Mapping[str, float]]],
+    state: Any,
+    *,
+    epochs: int,
+    variables: Callable[[Any], Variables],
+    epoch: int = 0,
+    settled: Callable[[Mapping[str, float], Mapping[str, float]], bool] | None = None,
+    description: Mapping[str, Any] | None = None,
+    returned: Callable[[Any], Any] = lambda state: state,
+    unit: str = "epochs",
+    validate: Callable[[Variables], Mapping[str, float]] | None = None,
+    every: int = 1,
+    stopping: EarlyStopping | None = None,
+    checkpoint: Saver | None = None,
+    callbacks: Sequence[Callable[[Any, Mapping[str, float]], Any]] = (),
+    progress: bool = True,
+) -> tuple[Any, Log]:
+    """Runs until `epochs` are done, the records have settled, or `stopping` has waited long enough.
+
+    Args:
+        advance: one epoch: (state, number of the epoch, from 1) to the next state and named numbers. It raises
+            `NotFinite` where they cannot be used.
+        state: the start.
+        epochs: total number of epochs, counted from the start of the run.
+        variables: of a state, for `validate`.
+        epoch: epochs that `state` has done.
+        settled: of the record before and this one, whether to end; None never does.
+        description: what a checkpoint must match; JSON values.
+        returned: what the caller returns of a state, for `callbacks` and exceptions.
+        unit: what the bar counts.
+        validate: see `Loop`.
+        every: see `Loop`.
+        stopping: see `Loop`.
+        checkpoint: see `Loop`.
+        callbacks: see `Loop`.
+        progress: see `Loop`.
+
+    Returns:
+        The state, the best one with `stopping`, and the log.
+
+    Raises:
+        DivergenceError: a `ValueError`, for an epoch that is `NotFinite`, and for a metric of `stopping` that was no
+            number at any validation.
+        Interrupted: at Ctrl-C. The checkpoint has the state too.
+        TypeError: for a `stopping` or `checkpoint` of another type.
+        ValueError: for `epochs` or `every` that is not an integer of 1 or more, `stopping` without `validate`, a metric
+            that `validate` does not give, and a checkpoint of another run.
+    """
+    epochs, every = integer(unit, epochs), integer("every", every)
+    if stopping is not None and not isinstance(stopping, EarlyStopping):
+        raise TypeError(f"stopping={stopping!r}; give jaxrec.train.EarlyStopping(metric)")
+    if stopping is not None and validate is None:
+        raise ValueError(f"stopping watches {stopping.metric!r}, but there is no validate to give it; pass validate=")
+    if checkpoint is not None and not hasattr(checkpoint, "reserved"):
+        raise TypeError(f"checkpoint={checkpoint!r}; give jaxrec.train.Checkpoint(directory)")
+    now = Progress(state, state, {} if stopping is None else stopping.init(), Log(), epoch)
+    with contextlib.nullcontext() if checkpoint is None else checkpoint.reserved():
+        if checkpoint is not None:
+            start = epoch, checksum(variables(state))
+            now = checkpoint.restore(now._replace(start=start), description or {})
+        if now.epoch > epochs or (now.epoch == epochs and checkpoint is None):
+            where = "the state" if checkpoint is None else checkpoint.folder
+            warnings.warn(
+                f"{where} has done {now.epoch} {unit} and {unit}={epochs} is their total number: nothing is trained; "
+                "give a larger number to continue",
+                stacklevel=3,
+            )
+        first = saved = now.epoch
+
+        def save() -> int:
+            checkpoint.save(now, description or {})
+            return now.epoch
+
+        done = stopping is not None and stopping.done(now.stopping)
+        bar = tqdm(range(first + 1, epochs + 1), total=epochs, initial=first, disable=not progress, desc=unit)
+        try:
+            for number in () if done else bar:
+                began = time.perf_counter()
+                state, values = advance(now.state, number)
+                record = {"epoch": number, **{name: float(value) for name, value in values.items()}}
+                record["seconds"] = time.perf_counter() - began
+                before = now.log.records[-1] if now.log.records else None
+                done = number == epochs or (settled is not None and before is not None and settled(before, record))
+                follow, improved = now.stopping, stopping is None
+                if validate is not None and (number % every == 0 or done):
+                    record = extended(record, validate(variables(state)))
+                    if stopping is not None:
+                        follow, improved = stopping.update(follow, record)
+                        done = done or stopping.done(follow)
+                # One assignment, so that Ctrl-C finds a whole epoch or none of it.
+                now = Progress(
+                    state, state if improved else now.best, follow, now.log.append(record), number, now.start
+                )
+                for callback in callbacks:
+                    callback(returned(state), record)
+                if checkpoint is not None and (number % checkpoint.every == 0 or done):
+                    saved = save()
+                bar.set_postfix({name: f"{x:.4g}" for name, x in record.items() if name not in ("epoch", "seconds")})
+                if done:
+                    break
+        except KeyboardInterrupt as stop:
+            if checkpoint is not None and now.epoch > saved:
+                save()
+            raise Interrupted(returned(now.state), now.log, returned(now.best)) from stop
+        except NotFinite as error:
+            kept = f"; the checkpoint keeps epoch {saved}, a good one" if checkpoint is not None and saved else ""
+            message = f"{error}{kept}. The error's .state is the last good one"
+            raise DivergenceError(message, returned(now.state), now.log) from None
+    if stopping is not None and (wrong := stopping.never_a_number(now.stopping)):
+        raise DivergenceError(f"{wrong}. The error's .state is the last one", returned(now.state), now.log)
+    return now.best, now.log
+
+
+def checksum(tree: Any) -> str:
+    """SHA-256 of the arrays of a tree."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        typed = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        digest.update(np.ascontiguousarray(jax.random.key_data(leaf) if typed else leaf).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,193 @@
+"""Models from plain functions and from NNX modules, for training, sweeps and evaluation alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrec._numerics import integer
+from jaxrec.typing import Array, Key, Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class Functions:
+    """A model from plain functions; see `from_functions`.
+
+    Attributes:
+        functions: name -> function of the parameters and of what the method takes, as pairs.
+        n_users: M, or None.
+        n_items: N, or None.
+    """
+
+    functions: tuple[tuple[str, Callable[..., Any]], ...]
+    n_users: int | None = None
+    n_items: int | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        known = dict(object.__getattribute__(self, "functions"))
+        if name not in known:
+            raise AttributeError(f"the model has no {name!r}; it has {sorted(known)}")
+        return known[name]
+
+    def init(self, key: Key, users: Array, items: Array, **options: Any) -> Variables:
+        """Variables {"params": init(key)}."""
+        del users, items, options
+        return {"params": dict(self.functions)["init"](key)}
+
+    def apply(self, variables: Variables, *args: Any, method: str = "score", **options: Any) -> Any:
+        """The function named by `method`, by default `score`, of the parameters and these arguments."""
+        return getattr(self, method)(variables["params"], *args, **options)
+
+
+def from_functions(
+    init: Callable[[Key], Any],
+    *,
+    score: Callable[[Any, Array, Array], Array] | None = None,
+    rows: Callable[[Any, Array], Array] | None = None,
+    vectors: Callable[[Any], tuple[Array, Array]] | None = None,
+    n_users: int | None = None,
+    n_items: int | None = None,
+    **methods: Callable[..., Any],
+) -> Functions:
+    """A model from plain functions of its parameters.
+
+    Give `vectors`, and `score` and `rows` follow as dot products. Or give `score` with `n_items`, and `rows` follows.
+    Define the functions once: a new function is compiled anew.
+
+    Args:
+        init: key -> parameters, a tree of floats.
+        score: (parameters, users, items) -> scores of the pairs, for ids that broadcast.
+        rows: (parameters, users [B]) -> scores of all items [B, N].
+        vectors: parameters -> users' vectors [M, D] and items' vectors [N, D], whose dot product is the score.
+        n_users: M. Training and evaluation check ids by it.
+        n_items: N, likewise.
+        methods: further functions of the parameters, by name, for objectives that call `apply(..., method=name)`.
+
+    Raises:
+        ValueError: where neither `score` nor `vectors` is given, and for `score` alone without `n_items`.
+
+    >>> model = from_functions(
+    ...     lambda key: {"user": jnp.ones((3, 2)), "item": jax.random.normal(key, (5, 2))},
+    ...     vectors=lambda params: (params["user"], params["item"]),
+    ... )
+    >>> variables = model.init(jax.random.key(0), None, None)
+    >>> model.apply(variables, jnp.array([[0], [2]]), jnp.array([[1, 4], [0, 2]])).shape
+    (2, 2)
+    """
+    n_users = None if n_users is None else integer("n_users", n_users)
+    n_items = None if n_items is None else integer("n_items", n_items)
+    if vectors is not None:
+        score = score or functools.partial(_score_of_vectors, vectors=vectors)
+        rows = rows or functools.partial(_rows_of_vectors, vectors=vectors)
+    if score is None:
+        raise ValueError("neither score nor vectors is given; give one of them")
+    if rows is None:
+        if n_items is None:
+            raise ValueError("rows is made from the scores of all items; give n_items, or rows")
+        rows = functools.partial(_rows_of_scores, score=score, n_items=n_items)
+    found = {"init": init, "score": score, "rows": rows} | ({} if vectors is None else {"vectors": vectors}) | methods
+    return Functions(tuple(found.items()), n_users, n_items)
+
+
+def _score_of_vectors(params: Any, users: Array, items: Array, *, vectors: Callable) -> Array:
+    user_table, item_table = vectors(params)
+    return (user_table[users] * item_table[items]).sum(-1)
+
+
+def _rows_of_vectors(params: Any, users: Array, *, vectors: Callable) -> Array:
+    user_table, item_table = vectors(params)
+    return user_table[users] @ item_table.T
+
+
+def _rows_of_scores(params: Any, users: Array, *, score: Callable, n_items: int) -> Array:
+    every = jnp.arange(n_items, dtype=jnp.int32)
+    return jax.lax.map(lambda user: score(params, user[None, None], every[None])[0], users)
+
+
+# ---------------------------------------------------------------------- NNX
+
+
+@dataclasses.dataclass(frozen=True)
+class FromNNX:
+    """A model from an NNX module; see `from_nnx`.
+
+    Attributes:
+        make: makes the module of `nnx.Rngs`.
+    """
+
+    make: Callable[[Any], Any]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "setup":
+            raise AttributeError(name)
+        return getattr(self._abstract(), name)  # such as n_items and vectors
+
+    def _abstract(self) -> Any:
+        from flax import nnx
+
+        return nnx.eval_shape(lambda: self.make(nnx.Rngs(0)))
+
+    def init(self, key: Key, users: Array, items: Array, **options: Any) -> Variables:
+        """Variables: "params" of its `nnx.Param`s, and "state" of all other variables where there are any."""
+        from flax import nnx
+
+        del users, items, options
+        _, params, rest = nnx.split(self.make(nnx.Rngs(key)), nnx.Param, ...)
+        variables = {"params": nnx.to_pure_dict(params), "state": nnx.to_pure_dict(rest)}
+        return {name: tree for name, tree in variables.items() if tree}
+
+    def apply(self, variables: Variables, *args: Any, method: str = "__call__", **options: Any) -> Any:
+        """A call of the module, or of its method. Changes that the call makes to its state are dropped."""
+        from flax import nnx
+
+        options.pop("rngs", None)
+        graph, params, rest = nnx.split(self._abstract(), nnx.Param, ...)
+        nnx.replace_by_pure_dict(params, variables["params"])
+        if "state" in variables:
+            nnx.replace_by_pure_dict(rest, variables["state"])
+        return getattr(nnx.merge(graph, params, rest), method)(*args, **options)
+
+
+def from_nnx(make: Callable[[Any], Any]) -> FromNNX:
+    """A model from an NNX module with `__call__(users, items)` and, for evaluation, `rows(users)` or `vectors()`.
+
+    Args:
+        make: makes the module of `flax.nnx.Rngs`, such as its class with the sizes bound by `functools.partial`. Each
+            key draws its own module.
+
+    Raises:
+        TypeError: for a module that is made already, whose parameters no key could draw.
+
+    >>> from flax import nnx
+    >>> class Popularity(nnx.Module):
+    ...     def __init__(self, n_items, rngs):
+    ...         self.bias = nnx.Param(jax.random.normal(rngs.params(), (n_items,)))
+    ...     def __call__(self, users, items):
+    ...         return jnp.zeros(users.shape) + self.bias[...][items]
+    >>> model = from_nnx(functools.partial(Popularity, 4))
+    >>> variables = model.init(jax.random.key(0), None, None)
+    >>> model.apply(variables, jnp.array([[0], [1]]), jnp.array([[1, 2], [3, 0]])).shape
+    (2, 2)
+    """
+    from flax import nnx
+
+    if isinstance(make, nnx.Module):
+        raise TypeError(
+            f"make is a {type(make).__name__}; give a function of nnx.Rngs that makes it, such as "
+            f"functools.partial({type(make).__name__}, n_users, n_items), which takes rngs"
+        )
+    return FromNNX(_called_with_rngs(make))
+
+
+@functools.cache
+def _called_with_rngs(make: Callable[..., Any]) -> Callable[[Any], Any]:
+    """NNX modules take `rngs` by name; a function of one argument may call it anything."""
+    import inspect
+
+    named = "rngs" in inspect.signature(make).parameters
+    return (lambda rngs: make(rngs=rngs)) if named else make

@@ -1,0 +1,248 @@
+"""What an epoch goes through: single positives, groups of a user's positives, or users with all their items.
+
+`fit(..., examples=...)` takes a function of the positives, such as `singles`, `partial(groups, n=16)` or `by_user`. It
+returns examples: an object with their number `n`, and `batch(places, step)` that gives the `Batch` of some of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec._numerics import integer
+from jaxrec.interactions import Interactions, check_positives
+from jaxrec.typing import Array
+
+
+class Batch(NamedTuple):
+    """The examples of a step: B users, each with up to P of its positives.
+
+    `model.apply(variables, batch.users, batch.items)` scores the positives, whichever examples they are.
+
+    Attributes:
+        users: int32 [B, 1].
+        items: int32 [B, P]; P is 1 for `singles` and `by_user`.
+        where: bool [B, P], True = use.
+        weights: float32 [B, P], or None. They weigh the loss.
+        step: int32 [], steps that the run has made before this one, for what is annealed.
+        histories: all items of these users, `Interactions` [B, N], with `by_user`; else None.
+    """
+
+    users: Array
+    items: Array
+    where: Array
+    weights: Array | None = None
+    step: Array | int = 0
+    histories: Interactions | None = None
+
+    @classmethod
+    def of(
+        cls,
+        users: Array,
+        items: Array,
+        *,
+        weights: Array | None = None,
+        where: Array | None = None,
+        step: Array | int = 0,
+    ) -> Batch:
+        """A batch for a training loop of your own.
+
+        Args:
+            users: integers [B].
+            items: integers [B], or [B, P].
+            weights: of the shape of `items`.
+            where: bool of the shape of `items`; None uses all.
+            step: steps made before this one.
+
+        >>> Batch.of(jnp.array([0, 4]), jnp.array([1, 2])).items.shape
+        (2, 1)
+        """
+        items = jnp.asarray(items)
+        shape = (items.shape[0], items.size // max(items.shape[0], 1))
+        where = jnp.ones(shape, bool) if where is None else jnp.asarray(where).reshape(shape)
+        weights = None if weights is None else jnp.asarray(weights).reshape(shape)
+        return cls(jnp.asarray(users).reshape(-1, 1), items.reshape(shape), where, weights, step)
+
+    def pairs(self) -> Pairs:
+        """The positives one by one."""
+        users = jnp.broadcast_to(self.users, self.items.shape).reshape(-1)
+        weights = None if self.weights is None else self.weights.reshape(-1)
+        return Pairs(users, self.items.reshape(-1), self.where.reshape(-1), weights)
+
+
+class Pairs(NamedTuple):
+    """Positives one by one.
+
+    Attributes:
+        users: int32 [B · P].
+        items: int32 [B · P].
+        where: bool [B · P], True = use.
+        weights: float32 [B · P], or None.
+    """
+
+    users: Array
+    items: Array
+    where: Array
+    weights: Array | None
+
+
+class Examples(Protocol):
+    """What `fit` asks of examples. They are a pytree, an argument of the compiled epoch."""
+
+    @property
+    def n(self) -> int:
+        """R, their number."""
+
+    def batch(self, places: Array, step: Array | int = 0) -> Batch:
+        """The batch of the examples at `places` [B]; the place R stands for padding."""
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["users", "first", "length", "items", "weights"],
+    meta_fields=["width"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Groups:
+    """Users with up to P of their positives; see `singles` and `groups`.
+
+    Attributes:
+        users: int32 [R].
+        first: int32 [R], place of the example's first positive; None where example r is pair r.
+        length: int32 [R], its number of positives, at most P; None likewise.
+        items: int32 [nnz].
+        weights: float32 [nnz], or None.
+        width: P, static.
+    """
+
+    users: Array
+    first: Array | None
+    length: Array | None
+    items: Array
+    weights: Array | None
+    width: int = 1
+
+    @property
+    def n(self) -> int:
+        """R, their number."""
+        return self.users.shape[0]
+
+    def batch(self, places: Array, step: Array | int = 0) -> Batch:
+        """The batch of the examples at `places` [B]; the place R stands for padding."""
+        where, chosen = (places < self.n)[:, None], jnp.minimum(places, self.n - 1)
+        pairs = chosen[:, None]
+        if self.first is not None:
+            within = jnp.arange(self.width, dtype=jnp.int32)[None]
+            where = where & (within < self.length[chosen][:, None])
+            pairs = jnp.where(where, self.first[chosen][:, None] + within, 0)
+        weights = None if self.weights is None else self.weights[pairs]
+        return Batch(self.users[chosen][:, None], self.items[pairs], where, weights, step)
+
+
+def singles(train: Interactions) -> Groups:
+    """The positives one by one.
+
+    Raises:
+        ValueError: for no pairs, and weights that are negative, not finite or all 0.
+    """
+    check_positives(train=train)
+    users, items = train.pairs()
+    return Groups(users, None, None, items, train.weights)
+
+
+def groups(train: Interactions, *, n: int) -> Groups:
+    """Users with up to n of their positives. A user with more makes several examples.
+
+    Negatives are then drawn and scored once for all positives of an example: for the same work an epoch compares
+    several times as many.
+
+    Args:
+        train: the positives.
+        n: P.
+
+    Raises:
+        ValueError: for an `n` that is not an integer of 1 or more, no pairs, and weights that are negative, not finite
+            or all 0.
+    """
+    check_positives(train=train)
+    n = integer("n", n)
+    indptr = np.asarray(train.indptr)
+    parts = -(-np.diff(indptr) // n)
+    owner = np.repeat(np.arange(train.n_users, dtype=np.int32), parts)
+    part = np.arange(len(owner)) - np.repeat(np.cumsum(parts) - parts, parts)
+    first = (indptr[owner] + part * n).astype(np.int32)
+    length = np.minimum(indptr[owner + 1] - first, n).astype(np.int32)
+    return Groups(owner, first, length, train.pairs()[1], train.weights, n)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["users", "shortest", "known"], meta_fields=["degrees"]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Users:
+    """Users with all their items; see `by_user`.
+
+    Attributes:
+        users: int32 [R].
+        shortest: int32 [], place of the user with the fewest items, who fills up the last batch.
+        known: the histories of all users.
+        degrees: the lengths of histories that occur, and how many of the users have each; static.
+    """
+
+    users: Array
+    shortest: Array
+    known: Interactions
+    degrees: tuple[tuple[int, ...], tuple[int, ...]]
+
+    @property
+    def n(self) -> int:
+        """R, their number."""
+        return self.users.shape[0]
+
+    def batch(self, places: Array, step: Array | int = 0) -> Batch:
+        """The batch of the examples at `places` [B], drawn without replacement; the place R stands for padding.
+
+        Histories have room for what B users have together in all but one of 10¹² draws. If they have more, the
+        weights are NaN and so is the loss: nothing is left out in silence.
+        """
+        real = places < self.n
+        users = self.users[jnp.where(real, places, self.shortest)]
+        room = -(-_surpassed(*self.degrees, len(users), odds=1e-12) // 256) * 256
+        first, last = self.known.indptr[users], self.known.indptr[users + 1]
+        enough = (last - first).sum(dtype=jnp.int32) <= room
+        weights = jnp.broadcast_to(jnp.where(enough, jnp.float32(1), jnp.nan), (len(users), 1))
+        histories = self.known.take(users, capacity=room)
+        return Batch(users[:, None], self.known.indices[first][:, None], real[:, None], weights, step, histories)
+
+
+def by_user(train: Interactions) -> Users:
+    """The users that have items, each once with all its items, for models that know users by their histories.
+
+    Raises:
+        ValueError: for no pairs, and weights that are negative, not finite or all 0.
+    """
+    check_positives(train=train)
+    degrees = np.diff(np.asarray(train.indptr))
+    users = np.flatnonzero(degrees).astype(np.int32)
+    values, counts = np.unique(degrees[users], return_counts=True)
+    bare = dataclasses.replace(train, weights=None, timestamps=None)
+    return Users(users, np.int32(np.argmin(degrees[users])), bare, (tuple(values.tolist()), tuple(counts.tolist())))
+
+
+def _surpassed(lengths: tuple[int, ...], counts: tuple[int, ...], n: int, *, odds: float) -> int:
+    """What n users, drawn at random without replacement, have more pairs than with at most these odds.
+
+    Chernoff's bound, min over t of (n log mean exp(t d) − log odds) / t, which holds without replacement too (Hoeffding
+    1963, 10.1080/01621459.1963.10500830).
+    """
+    values, counts = np.array(lengths), np.array(counts)
+    longest = max(int(values[-1]), 1)
+    t = np.geomspace(1e-3, 1e3, 256) / longest
+    log_mean = np.log(np.exp(t[:, None] * (values - longest)) @ (counts / counts.sum())) + t * longest
+    return min(math.ceil(((n * log_mean - math.log(odds)) / t).min()), n * longest)
