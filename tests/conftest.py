@@ -1,4 +1,9 @@
-"""Strict JAX for every test: no silent rank or dtype promotion, four CPU devices, warnings are errors (pyproject)."""
+"""How every test runs: JAX is strict, warnings are errors (pyproject), and `pytest` alone takes the quick part.
+
+`pytest` runs the first case of each parametrised test, and all cases of those marked `every_case`; `pytest -m deep`
+runs the rest, and the tests marked `deep`. XLA compiles with few optimisations, which halves the time: most tests
+compile much and compute little. Those marked `optimised` are about what the optimisations do.
+"""
 
 import os
 import pathlib
@@ -10,6 +15,38 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks what `pytest` alone leaves out; see above."""
+    seen = set()
+    for item in items:
+        test = (item.path, getattr(item, "originalname", item.name))
+        if test in seen and not item.get_closest_marker("every_case"):
+            item.add_marker(pytest.mark.deep)
+        if not item.get_closest_marker("deep"):
+            seen.add(test)
+
+
+@pytest.fixture(autouse=True)
+def optimisations(request):
+    """Compiles as a user's program does where the test is marked `optimised`."""
+    wanted = request.node.get_closest_marker("optimised") is not None
+    if wanted:
+        jax.config.update("jax_disable_most_optimizations", False)
+        jax.clear_caches()
+    yield
+    if wanted:
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def caches():
+    """Programs of one file are of no use to the next, and take memory."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
@@ -19,11 +56,3 @@ def data_root() -> pathlib.Path:
     if not root or not pathlib.Path(root).is_dir():
         pytest.skip("set JAXREC_DATA to the folder of real data sets to run this test")
     return pathlib.Path(root)
-
-
-@pytest.fixture
-def hurried():
-    """For tests that compile much and compute little: XLA is asked to hurry, which halves their time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

@@ -12,8 +12,6 @@ import scipy.stats
 from jaxrec.interactions import Interactions
 from jaxrec.models import MF, VALID, MultDAE, MultVAE, RecVAE, SimpleX, for_users
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 M, N = 4, 7
 DENSE = np.array([[1, 0, 1, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 1, 0, 0]])
 TRAIN = Interactions.from_pairs(*DENSE.nonzero(), weights=np.arange(1, 9), n_users=M, n_items=N)

@@ -225,7 +225,7 @@ def test_rg2_trains_on_gowalla_once_more_for_as_long_as_validation_wanted(monkey
     monkeypatch.setattr(rg2, "DIM", 4)
 
     train, _ = synthetic.checkerboard(12)
-    log = jr.train.History().append({"epoch": 1, "recall@20": 0.1}).append({"epoch": 2, "recall@20": 0.3})
+    log = jr.train.Log().append({"epoch": 1, "recall@20": 0.1}).append({"epoch": 2, "recall@20": 0.3})
     log = log.append({"epoch": 3, "recall@20": 0.2})
     method = next(method for method in rg2.methods("gowalla") if method.name == "iALS")
     setting = {"unobserved_weight": 0.1, "regularization": 0.1}
@@ -422,16 +422,16 @@ def test_peer_of_mars_makes_the_released_step(passes):
     np.testing.assert_allclose(after["theta"], [[0.172169, -0.072169], [-0.000571, 0.500571]], atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_peer_of_mars_and_ours_go_the_same_way():
     """From one start on the same triples, users and items among them several times, to rounding after 4 steps."""
     mars, rng = jr.train.mars, np.random.default_rng(0)
     triples = np.stack([rng.integers(0, n, 12) for n in (20, 30, 30)], 1).astype(np.int32)
     margin = rng.uniform(size=20).astype(np.float32)
     model = jr.models.MARS(20, 30, dim=8, **jr.papers.mars.RELEASED["model"])
-    tx = jr.optim.rowwise.touched_only(mars.optimizer(**jr.papers.mars.RELEASED["optimizer"]))
+    tx = jr.optim.rowwise.lazy(mars.optimizer(**jr.papers.mars.RELEASED["optimizer"]))
     state = jr.train.init(jax.random.key(0), model, tx)
-    batch = jr.train.Batch(triples[:, 0], triples[:, 1], None, np.ones(12, bool))
+    batch = jr.train.Batch.of(triples[:, 0], triples[:, 1])
     options = {
         "model": model,
         "margin": margin,
@@ -496,7 +496,7 @@ def test_the_verdict_on_interests_can_come_out_either_way():
     assert said.endswith("and below MacridVAE on b (-3.0).")
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_mf_softmax_beats_popularity_on_movielens_by_two_standard_errors():
     """Two seeds of the quickstart's recipe, its epoch fixed beforehand, on users as pairs."""
     data = datasets.load("movielens-small", minimum=0.5).interactions
@@ -518,7 +518,7 @@ def test_mf_softmax_beats_popularity_on_movielens_by_two_standard_errors():
     assert difference.mean() > 2 * difference.std(ddof=1) / np.sqrt(len(difference))
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_the_examples_of_the_readme_run():
     """All of them, one after another as a reader would, but for the numbers of epochs."""
     blocks = [part.split("```")[0] for part in (ROOT / "README.md").read_text().split("```python\n")[1:]]

@@ -20,8 +20,6 @@ import jaxrec as jr
 from jaxrec.data import synthetic
 from jaxrec.interactions import DataWarning
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 TRAIN, _ = synthetic.checkerboard(8)
 MODEL = jr.models.MF(8, 8, dim=2, scale=0.1)
 TX = optax.sgd(0.1, momentum=0.9)
@@ -29,8 +27,7 @@ TX = optax.sgd(0.1, momentum=0.9)
 
 def pull(variables, key, batch, *, by=1.0):
     del key
-    users = batch.users.reshape(-1, *[1] * (batch.items.ndim - 1))
-    return by * -MODEL.apply(variables, users, batch.items).mean()
+    return by * -MODEL.apply(variables, batch.users, batch.items).mean()
 
 
 def fit(epochs=3, objective=pull, tx=TX, state=None, **options):
@@ -60,8 +57,8 @@ def other_rule(metric="a", **more):
 
 
 DIFFERENT = {
-    "group": ({}, {"group": 4}),
-    "no group": ({"group": 4}, {}),
+    "group": ({}, {"examples": partial(jr.train.groups, n=4)}),
+    "no group": ({"examples": partial(jr.train.groups, n=4)}, {}),
     "every": ({"validate": lambda _: {"a": 1.0}}, {"validate": lambda _: {"a": 1.0}, "every": 2}),
     "stopping added": ({}, other_rule()),
     "stopping's metric": (other_rule("a"), other_rule("b")),
@@ -205,7 +202,7 @@ def test_every_file_of_a_checkpoint_may_be_harmed(harm, saved, tmp_path):
 
 
 @LEFT
-@pytest.mark.slow
+@pytest.mark.deep
 def test_flipped_bits_never_change_a_result_in_silence(saved, tmp_path):
     rng, paths = np.random.default_rng(1), files(saved)
     sizes = np.array([(saved / path).stat().st_size for path in paths])
@@ -319,6 +316,6 @@ def test_an_interrupted_run_is_saved_and_resumes(tmp_path):
     checkpoint = jr.train.Checkpoint(tmp_path, every=10)
     with pytest.raises(jr.train.Interrupted) as caught:
         fit(4, checkpoint=checkpoint, callbacks=[stop])
-    assert same(caught.value.state, whole(2)[0]) and len(caught.value.history.records) == 2
+    assert same(caught.value.state, whole(2)[0]) and len(caught.value.log.records) == 2
     state, log = fit(4, checkpoint=checkpoint)
     assert same(state, whole(4)[0]) and math.isclose(len(log.records), 4)

@@ -9,8 +9,6 @@ from jaxrec.data import synthetic
 from jaxrec.models import EASE, for_users
 from jaxrec.solvers import ease
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 DENSE = np.random.default_rng(0).random((12, 6)) < 0.4
 DENSE[3] = False
 TRAIN = jr.Interactions.from_pairs(*DENSE.nonzero(), weights=np.arange(1, DENSE.sum() + 1), n_users=12, n_items=6)

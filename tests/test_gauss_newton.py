@@ -16,8 +16,6 @@ from jaxrec.interactions import Interactions
 from jaxrec.models import MF, LightGCN
 from jaxrec.solvers import gauss_newton
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 N_USERS, N_ITEMS, DIM, LAMBDA = 6, 5, 3, 0.07  # user 3 and item 4 have no interactions
 PAIRS = np.array([0, 0, 0, 1, 2, 2, 4, 5, 5]), np.array([0, 1, 3, 1, 2, 3, 0, 1, 2])
 SIZES = {"n_users": N_USERS, "n_items": N_ITEMS}
@@ -114,7 +112,7 @@ def test_product_is_the_dense_one(name):
 def test_objective_without_a_regulariser_is_the_mean_of_the_loss_over_all_pairs():
     with jax.enable_x64(True):
         users, items, weights = (jnp.asarray(x) for x in (*WEIGHTED.pairs(), WEIGHTED.weights))
-        batch = jr.train.Batch(users, items, weights, jnp.ones(len(users), bool))
+        batch = jr.train.Batch.of(users, items, weights=weights)
         model = MF(N_USERS, N_ITEMS, dim=DIM)
         by_batch = jr.train.gram_objective({"params": tables()}, jax.random.key(0), batch, model=model)
         value = gauss_newton.objective(tables(), mf, WEIGHTED, WEIGHTED.transpose(), regularization=0.0)
@@ -130,7 +128,8 @@ def fit(towers=mf, params=None, train=BOARD, **options):
     params = tables(n_users=30, n_items=30, dim=4, scale=0.1) if params is None else params
     params = jax.tree.map(jnp.asarray, params)
     options = {"regularization": 1e-4, "steps": 8, "progress": False} | options
-    return gauss_newton.fit(towers, params, train, **options)
+    _, variables, log = gauss_newton.fit(towers, params, train, **options)
+    return variables["params"], log
 
 
 def board_towers(hidden=5):
@@ -141,7 +140,7 @@ def board_towers(hidden=5):
 
 @pytest.mark.parametrize(
     "towers_and_params",
-    [lambda: (mf, None), pytest.param(board_towers, marks=pytest.mark.slow)],
+    [lambda: (mf, None), pytest.param(board_towers, marks=pytest.mark.deep)],
     ids=["mf", "two towers"],
 )
 def test_descends_to_the_diagonal_withheld_from_the_checkerboard(towers_and_params):
@@ -318,4 +317,4 @@ def test_sizes_metrics_and_interruptions():
 
     with pytest.raises(jr.train.Interrupted) as stopped:
         fit(validate=validate, **options)
-    jax.tree.map(np.testing.assert_array_equal, stopped.value.state, seen[0])
+    jax.tree.map(np.testing.assert_array_equal, stopped.value.state["params"], seen[0])

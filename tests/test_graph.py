@@ -6,14 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_train import TX
+from support import TX
 
 import jaxrec as jr
 from jaxrec.data import synthetic
 from jaxrec.interactions import Interactions
 from jaxrec.models import MF, LightGCN
-
-pytestmark = pytest.mark.usefixtures("hurried")
 
 N_USERS, N_ITEMS, DIM = 6, 5, 3  # user 3 and item 4 have no interactions
 PAIRS = np.array([0, 0, 0, 1, 2, 2, 4, 5, 5]), np.array([0, 1, 3, 1, 2, 3, 0, 1, 2])
@@ -155,7 +153,7 @@ OBJECTIVES = {
 }
 
 
-@pytest.mark.parametrize("name", ["bpr", *(pytest.param(x, marks=pytest.mark.slow) for x in ("softmax", "rg2"))])
+@pytest.mark.parametrize("name", ["bpr", *(pytest.param(x, marks=pytest.mark.deep) for x in ("softmax", "rg2"))])
 def test_recovers_the_diagonal_withheld_from_the_checkerboard(name):
     model = LightGCN(BOARD, dim=8)
     state = jr.train.init(jax.random.key(0), model, TX)
@@ -179,5 +177,5 @@ def test_a_sweep_trains_it_under_many_seeds():
         batch_size=128,
         progress=False,
     )
-    losses = [lane.history.column("loss")[1] for lane in found.lanes]
+    losses = [lane.log.column("loss")[1] for lane in found.lanes]
     assert losses[0] != losses[1] and all(last < first for first, last in losses)

@@ -10,8 +10,6 @@ from jaxrec import models
 from jaxrec.interactions import Interactions
 from jaxrec.models._histories import Pairs, all_pairs, on_histories, spread, surpassed
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 DEGREES = np.r_[600, np.arange(2, 61) % 5]  # one user of 600 items among 60
 TRAIN = Interactions.from_pairs(
     np.repeat(np.arange(60), DEGREES), np.concatenate([np.arange(n) for n in DEGREES]), n_users=60

@@ -10,8 +10,6 @@ from test_valid import PARAMS, TWO, USERS, variables
 
 from jaxrec.models import implicit
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 H = np.random.default_rng(0).normal(size=(9, 4))
 START = PARAMS["prototype"]
 N_UPDATES = 60  # each halves the distance to the fixed point
@@ -130,7 +128,7 @@ def test_an_update_may_hold_traced_keys_and_integers(way):
             assert float(found[1][2]) == pytest.approx(slope, rel=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 @pytest.mark.parametrize("gradient", [partial(implicit.neumann, terms=60), implicit.gmres])
 def test_gradients_of_valid_at_a_fixed_point(gradient):
     """Trap 30, in the model: 200 blocks of the released fixture."""

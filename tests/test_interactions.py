@@ -21,8 +21,6 @@ from jaxrec._ids import factorised
 from jaxrec.interactions import DataWarning, IdMap, Interactions, _offsets
 from jaxrec.sparse import _spmm_segments, spmm
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 INT32_MAX = 2**31 - 1
 
 
@@ -780,7 +778,7 @@ TAKERS = {
 TRAIN = Interactions.from_pairs([0, 1], [1, 0])
 MF, TX = jr.models.MF(2, 2, dim=1), optax.sgd(0.1)
 TABLES = {"params": {"user": jnp.ones((2, 1)), "item": jnp.ones((2, 1))}}
-BATCH = jr.train.Batch(jnp.array([0]), jnp.array([1]), None, jnp.ones(1, bool))
+BATCH = jr.train.Batch.of(jnp.array([0]), jnp.array([1]))
 
 
 @pytest.mark.parametrize("name", TAKERS)

@@ -1,6 +1,7 @@
 """λOpt: gradients in the coefficients through simulated optimiser steps, and steps in turn."""
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,12 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from jaxrec.optim import lambda_opt, rowwise
+from jaxrec.optim import as_step, rowwise
 from jaxrec.optim.lambda_opt import Draw, alternate, hypergradient, lookahead
 from jaxrec.optim.moments import amsgrad, smooth_adam
 from jaxrec.optim.regularization import coefficients, penalty
 
 M, N, D, B, RATE = 9, 17, 2, 4, 0.3
-pytestmark = pytest.mark.usefixtures("hurried")
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def trained(tx, steps=2):
     """Parameters and live state after some steps."""
     params = tables()
     carry = params, tx.init(params)
-    move = jax.jit(lambda carry, batch: lambda_opt._stepped(tx, partial(bpr, batch=batch), *carry)[1:])
+    move = jax.jit(lambda carry, batch: as_step(tx).step(lambda p, *_: bpr(p, batch), *carry, None, None)[1:])
     for step in range(steps):
         carry = move(carry, drawn(10 + step)[0])
     return carry
@@ -127,9 +127,9 @@ def test_hypergradient_of_gradient_descent_is_the_closed_form_and_finite_differe
     [
         (lambda: smooth_adam(0.05), 2, "exact"),
         (lambda: optax.adagrad(0.3), None, "full"),
-        (lambda: rowwise.touched_only(smooth_adam(0.05)), 2, "exact"),
+        (lambda: rowwise.lazy(smooth_adam(0.05)), 2, "exact"),
     ],
-    ids=["adam twice", "adagrad", "touched twice"],
+    ids=["adam twice", "adagrad", "lazy twice"],
 )
 def test_hypergradient_is_that_of_finite_differences(make, steps, scope, precise):
     tx = make()
@@ -210,10 +210,10 @@ def test_of_one_step_the_first_order_is_all_there_is(precise):
     ("tx", "steps", "finite"),
     [
         (smooth_adam(0.05), None, True),
-        (rowwise.touched_only(smooth_adam(0.05)), 2, True),
+        (rowwise.lazy(smooth_adam(0.05)), 2, True),
         (optax.adam(0.05), None, False),
     ],
-    ids=["one step", "two, of touched rows", "Adam as trained"],
+    ids=["one step", "two, lazy", "Adam as trained"],
 )
 def test_gradients_are_finite_from_a_cold_start(tx, steps, finite):
     """And would not be with ε outside the root, for rows that no step has met."""
@@ -234,8 +234,8 @@ def test_validation_loss_has_no_penalty():
 
 @pytest.mark.parametrize(
     ("scope", "tx"),
-    [("full", smooth_adam(0.05)), ("exact", smooth_adam(0.05)), ("exact", rowwise.sgd(RATE))],
-    ids=["full", "exact", "exact, touched"],
+    [("full", smooth_adam(0.05)), ("exact", smooth_adam(0.05)), ("exact", rowwise.lazy_sgd(RATE))],
+    ids=["full", "exact", "exact, lazy"],
 )
 def test_rows_whose_coefficients_move(scope, tx):
     """Users 0 and 1 are trained on, 1 and 2 are validated on."""
@@ -249,51 +249,71 @@ def test_rows_whose_coefficients_move(scope, tx):
     assert trained_on & valid_on and items == (trained_on & valid_on if scope == "exact" else valid_on)
 
 
-@pytest.mark.parametrize("touched", [False, True])
-def test_momentum_of_a_row_goes_on_in_the_simulation_of_a_dense_optimiser_alone(touched):
-    tx = rowwise.touched_only(smooth_adam(0.05)) if touched else smooth_adam(0.05)
+@pytest.mark.parametrize("by_row", [False, True])
+def test_momentum_of_a_row_goes_on_in_the_simulation_of_a_dense_optimiser_alone(by_row):
+    tx = rowwise.lazy(smooth_adam(0.05)) if by_row else smooth_adam(0.05)
     params, (first, _), (second, rows) = tables(), drawn(0, users=(4, 4, 4, 4)), drawn(1, users=(1, 2, 1, 3))
 
     @jax.jit
     def run(params, first, second, rows):
-        _, params, state = lambda_opt._stepped(tx, partial(bpr, batch=first), params, tx.init(params))
+        _, params, state = as_step(tx).step(lambda p, *_: bpr(p, first), params, tx.init(params), None, None)
         lambdas = coefficients(params, "DUI")
         return params, lookahead(lambdas, params, state, second, value=bpr, tx=tx, rows=rows)
 
     params, ahead = run(params, first, second, rows)
     changed = np.flatnonzero((np.asarray(ahead["user"]) != np.asarray(params["user"])).any(1))
-    assert changed.tolist() == ([1, 2, 3] if touched else [1, 2, 3, 4])
+    assert changed.tolist() == ([1, 2, 3] if by_row else [1, 2, 3, 4])
 
 
 # ---------------------------------------------------------------------- in turn
 
 
-def draw(seed, **options):
+class Now(NamedTuple):
+    """The batch of a step, which carries what `draws` gives for it."""
+
+    batch: Any
+    rows: Any
+    ahead: Any
+    ahead_rows: Any
+    valid: Any
+
+
+def draws(key, now):
+    return Draw(now.rows, (key, now.ahead), now.ahead_rows, (key, now.valid))
+
+
+def in_step(value):
+    """A loss of (params, batch) as a step gets it."""
+    return lambda params, key, x, other=None: value(params, x.batch if isinstance(x, Now) else x)
+
+
+def draw(seed):
     (batch, rows), (ahead, ahead_rows), (valid, _) = (drawn(3 * seed + k) for k in range(3))
-    return Draw(batch, rows, ahead, ahead_rows, valid, **options)
+    return Now(batch, rows, ahead, ahead_rows, valid)
 
 
 def bits(tree):
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
-@pytest.mark.parametrize("tx", [smooth_adam(0.05), rowwise.touched_only(smooth_adam(0.05))], ids=["dense", "touched"])
+@pytest.mark.parametrize("tx", [smooth_adam(0.05), rowwise.lazy(smooth_adam(0.05))], ids=["dense", "lazy"])
 def test_simulation_leaves_parameters_and_live_state_alone(tx):
     """With Λ held, steps in turn are those of penalised training, bit by bit."""
-    both = alternate(tx, optax.set_to_zero(), start=lambda params: spread(coefficients(params)), scope="exact")
+    start = lambda params: spread(coefficients(params))  # noqa: E731
+    both = alternate(tx, optax.set_to_zero(), draws=draws, start=start, scope="exact")
     params = expected = tables()
     state, live = both.init(params), tx.init(params)
     lambdas = state.lambdas
-    step = jax.jit(partial(both.step, bpr))
+    step = jax.jit(partial(both.step, in_step(bpr)))
 
     @jax.jit
     def alone(params, live, lambdas, now):
         value = lambda p: bpr(p, now.batch) + penalty(lambdas, p, now.rows)  # noqa: E731
-        return lambda_opt._stepped(tx, value, params, live)[1:]
+        return as_step(tx).step(lambda p, *_: value(p), params, live, None, None)[1:]
 
     for seed in range(3):
         before, old = bits((params, state)), (params, state)
-        _, params, state = step(params, state, draw(seed))
+        _, params, state = step(params, state, None, draw(seed))
         assert bits(old) == before
         expected, live = alone(expected, live, lambdas, draw(seed))
     assert int(state.count) == 3
@@ -304,10 +324,10 @@ def test_simulation_leaves_parameters_and_live_state_alone(tx):
 @pytest.mark.parametrize("every", [1, 2])
 def test_steps_in_turn_are_of_the_parameters_first_and_then_of_lambda(every):
     tx = optax.sgd(RATE)
-    both = alternate(tx, optax.sgd(5.0), scope="exact", every=every)
+    both = alternate(tx, optax.sgd(5.0), draws=draws, scope="exact", every=every)
     params = tables()
     state = both.init(params)
-    step = jax.jit(partial(both.step, bpr))
+    step = jax.jit(partial(both.step, in_step(bpr)))
     moved = jax.jit(jax.grad(lambda p, lambdas, now: bpr(p, now.batch) + penalty(lambdas, p, now.rows)))
     for seed in range(4):
         now, lambdas = draw(seed), state.lambdas
@@ -315,7 +335,7 @@ def test_steps_in_turn_are_of_the_parameters_first_and_then_of_lambda(every):
         if (seed + 1) % every == 0:
             _, slopes = learned(lambdas, expected, state.opt_state, now.ahead, now.valid, tx=tx, rows=now.ahead_rows)
             lambdas = jax.tree.map(lambda own, slope: jnp.maximum(own - 5 * slope, 0), lambdas, slopes)
-        _, params, state = step(params, state, now)
+        _, params, state = step(params, state, None, now)
         np.testing.assert_allclose(flat(params), flat(expected), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(flat(state.lambdas), flat(lambdas), rtol=1e-4, atol=1e-6)
         assert (flat(state.lambdas) > 0).any() == (seed >= every - 1)
@@ -328,28 +348,30 @@ def test_coefficients_stay_at_0_or_above_and_leave_0_again(lambda_tx):
     def value(params, target):
         return ((params["user"] - target) ** 2).sum()
 
-    both = alternate(optax.sgd(0.1), lambda_tx, start=lambda p: {"user": jnp.full((1, 1), 0.1)})
+    start = lambda p: {"user": jnp.full((1, 1), 0.1)}  # noqa: E731
+    both = alternate(optax.sgd(0.1), lambda_tx, draws=draws, start=start)
     params, found = {"user": jnp.array([[2.0]])}, []
     state = both.init(params)
-    step = jax.jit(partial(both.step, value))
+    step = jax.jit(partial(both.step, in_step(value)))
     for valid in [5.0] * 6 + [0.0] * 12:
-        _, params, state = step(params, state, Draw(2.0, None, 2.0, None, valid))
+        _, params, state = step(params, state, None, Now(2.0, None, 2.0, None, valid))
         found.append(float(state.lambdas["user"][0, 0]))
     assert min(found) == 0 and found[5] == 0
     assert found[-1] > 0.1
 
 
 def test_seeds_by_vmap_and_a_scanned_epoch_equal_steps_one_by_one():
-    both = alternate(smooth_adam(0.05), amsgrad(0.05), start=partial(coefficients, granularity="DU"))
-    step_alone = jax.jit(partial(both.step, bpr))
-    draws = [draw(seed) for seed in range(3)]
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *draws)
+    start = partial(coefficients, granularity="DU")
+    both = alternate(smooth_adam(0.05), amsgrad(0.05), draws=draws, start=start)
+    step_alone = jax.jit(partial(both.step, in_step(bpr)))
+    drawn = [draw(seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *drawn)
 
     @jax.jit
     @jax.vmap
     def epoch(params):
         def step(carry, now):
-            loss, *carry = both.step(bpr, *carry, now)
+            loss, *carry = both.step(in_step(bpr), *carry, None, now)
             return carry, loss
 
         return jax.lax.scan(step, [params, both.init(params)], stacked)
@@ -358,8 +380,8 @@ def test_seeds_by_vmap_and_a_scanned_epoch_equal_steps_one_by_one():
     (params, state), losses = epoch(jax.tree.map(lambda *x: jnp.stack(x), *starts))
     for seed, own in enumerate(starts):
         own_state = both.init(own)
-        for number, now in enumerate(draws):
-            loss, own, own_state = step_alone(own, own_state, now)
+        for number, now in enumerate(drawn):
+            loss, own, own_state = step_alone(own, own_state, None, now)
             np.testing.assert_allclose(losses[seed, number], loss, rtol=1e-5)
         one = [flat([leaf[seed] for leaf in jax.tree.leaves(tree)]) for tree in (params, state.lambdas)]
         np.testing.assert_allclose(one[0], flat(own), rtol=1e-4, atol=1e-5)
@@ -373,13 +395,13 @@ ROOT = optax.stateless_with_tree_map(lambda slope, _: jnp.sqrt(slope**2))  # as 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: alternate(optax.sgd(0.1), optax.sgd(0.1), scope="whole"), "scope='whole'"),
-        (lambda: alternate(optax.sgd(0.1), optax.sgd(0.1), every=0), "every=0"),
-        (lambda: alternate(ROOT, optax.sgd(0.1)).init({"user": jnp.ones((2, 2))}), "give simulated="),
+        (lambda: alternate(optax.sgd(0.1), optax.sgd(0.1), draws=draws, scope="whole"), "scope='whole'"),
+        (lambda: alternate(optax.sgd(0.1), optax.sgd(0.1), draws=draws, every=0), "every=0"),
+        (lambda: alternate(ROOT, optax.sgd(0.1), draws=draws).init({"user": jnp.ones((2, 2))}), "give simulated="),
         (lambda: lookahead({}, {}, (), (), value=bpr, tx=optax.sgd(0.1), steps=0), "steps=0"),
         (lambda: lookahead({}, {}, (), drawn(), value=bpr, tx=optax.sgd(0.1), steps=3), "leading axes"),
         (
-            lambda: lookahead({}, {}, (), drawn(), value=bpr, tx=rowwise.sgd(0.1), steps=2, first_order=True),
+            lambda: lookahead({}, {}, (), drawn(), value=bpr, tx=rowwise.lazy_sgd(0.1), steps=2, first_order=True),
             "first_order=True",
         ),
     ],

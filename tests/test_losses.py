@@ -13,8 +13,6 @@ import pytest
 
 from jaxrec import losses
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 # ---------------------------------------------------------------------- golden values (float64)
 
 POS = (0.8, 0.1, 1.02)

@@ -10,8 +10,6 @@ from test_losses import SCORES, WHERE, _by_formula, _close, _differences, contra
 
 from jaxrec import losses
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 POS, NEG = np.array([1.0, 0.5, 2.0], np.float32), np.array([[1.0, 2.0], [0.2, 0.9], [2.2, 0.4]], np.float32)
 BETWEEN = np.array([[0.4, 1.1], [0.6, 1.5], [2.4, 3.0]], np.float32)
 USER, ITEM = np.array([0.3, 1.0, 0.7], np.float32), np.array([0.9, 0.1, 0.5], np.float32)

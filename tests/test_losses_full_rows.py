@@ -10,8 +10,6 @@ from test_losses import LOSSES, _close
 
 from jaxrec import losses
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 B, P, N = 3, 5, 7
 EACH = [
     name for name in LOSSES if "_sum" not in name and name not in ("warp_tight", "infonce_plus_share", "softmax_cold")

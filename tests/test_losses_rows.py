@@ -12,8 +12,6 @@ from test_losses import NEG, POS, _close, _differences, logsumexp, relu
 from jaxrec import losses
 from jaxrec.losses.softmax import _simplex_projection
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 
 def test_golden_sparsemax_and_its_threshold():
     with jax.enable_x64(True):

@@ -11,8 +11,6 @@ from test_losses import NEG, POS, SCORES, WHERE, _close, _differences, average, 
 
 from jaxrec import losses
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 
 @pytest.mark.parametrize("exponent", [1.0, 1.22])
 def test_bsl_does_not_overflow_at_a_low_temperature(exponent):

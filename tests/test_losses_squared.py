@@ -124,7 +124,7 @@ def test_near_zero_it_is_the_softmax_less_a_constant():
 
 def test_sums_over_all_items_are_of_the_highest_precision():
     """Trap T17: accelerators would multiply in bfloat16 or TF32."""
-    batch = jr.train.Batch(jnp.array([0, 1]), jnp.array([1, 0]), None, jnp.ones(2, bool))
+    batch = jr.train.Batch.of(jnp.array([0, 1]), jnp.array([1, 0]))
     variables = {"params": {"user": jnp.ones((4, DIM)), "item": jnp.ones((N_ITEMS, DIM))}}
     objective = partial(jr.train.gram_objective, model=jr.models.MF(4, N_ITEMS, dim=DIM))
     text = str(jax.make_jaxpr(jax.grad(objective))(variables, jax.random.key(0), batch))

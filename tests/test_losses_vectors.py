@@ -10,8 +10,6 @@ from test_losses import _close, _differences
 
 from jaxrec import losses
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 USERS = np.random.default_rng(0).normal(size=(5, 3))
 ITEMS = np.random.default_rng(1).normal(size=(5, 3))
 WHERE = np.array([1, 0, 1, 1, 0], bool)

@@ -16,7 +16,6 @@ from jaxrec.models import MAR, MARS, free, hybrid, projected
 from jaxrec.papers import mars as paper
 from jaxrec.train import mars
 
-pytestmark = pytest.mark.usefixtures("hurried")
 M, N, K, D = 5, 7, 3, 8
 ZERO = jnp.zeros(1, jnp.int32)
 ALL = np.arange(M)
@@ -299,7 +298,7 @@ MARGIN = np.array([0.9, 0.6], np.float32)
 
 def batch_of(triples, where=None, weights=None):
     users, items = jnp.asarray(triples[:, 0]), jnp.asarray(triples[:, 1])
-    return jr.train.Batch(users, items, weights, jnp.ones(len(triples), bool) if where is None else where)
+    return jr.train.Batch.of(users, items, weights=weights, where=where)
 
 
 def value_of(params, model=SMALL, triples=TRIPLES, batch=None, **options):
@@ -331,16 +330,16 @@ def test_released_values():
 def test_released_step():
     """Trap 13."""
     tx = mars.optimizer(0.1, theta_learning_rate=0.1, step=paper.sphere_sgd)
-    rowwise = jr.optim.rowwise.touched_only(tx)
+    rowwise = jr.optim.rowwise.lazy(tx)
 
     def whole(params):
         updates, _ = tx.update(jax.grad(value_of)(params), tx.init(params), params)
         return optax.apply_updates(params, updates)
 
-    def touched(params):
-        return rowwise.step(value_of, params, rowwise.init(params))[1]
+    def by_rows(params):
+        return rowwise.step(lambda p, *_: value_of(p), params, rowwise.init(params), None, None)[1]
 
-    for step in (whole, touched):
+    for step in (whole, by_rows):
         after = jax.jit(step)(PARAMS)
         users, items = angles(after["user"]).ravel(), angles(after["item"]).ravel()
         np.testing.assert_allclose(users, [-0.004268, 0.940972, 1.911520, 2.928020], atol=1e-5)
@@ -393,7 +392,7 @@ def test_objective_is_a_sum_over_the_batch(kind, ranking):
 
     @jax.jit
     def gradient(where, weights):
-        batch = jr.train.Batch(users, items, weights, where)
+        batch = jr.train.Batch.of(users, items, weights=weights, where=where)
         value = partial(value_of, model=model, triples=triples, batch=batch, margin=0.5)
         return jax.grad(partial(value, facet_weight=0.0, ranking=ranking))(params)
 
@@ -462,21 +461,22 @@ def test_drawn_positives_stand_for_those_of_the_batch():
     model = MARS(M, N, dim=D, n_facets=K)
     variables, key = initial(model), jax.random.key(3)
     where = jnp.array([True, True, False, True])
-    batch = jr.train.Batch(jnp.full(4, 2), jnp.full(4, 5), jnp.full(4, 9.0), where)
+    batch = jr.train.Batch.of(jnp.full(4, 2), jnp.full(4, 5), weights=jnp.full(4, 9.0), where=where)
     sample = partial(jr.sampling.uniform, n_items=N, n=2)
     value = partial(mars.objective, variables, key, model=model, sample=sample, margin=0.5)
 
     @jax.jit
     def both():
         users, items = draw(jax.random.split(key)[1], (4,))
-        given = value(jr.train.Batch(users, items, None, where))
+        given = value(jr.train.Batch.of(users, items, where=where))
         return users, items, given, value(batch, positives=draw)
 
     users, items, expected, found = both()
     assert set(users.tolist()) <= {0, 1, 4} and len(set(items.tolist())) > 1
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    with pytest.raises(ValueError, match="fit without group="):
-        value(jr.train.Batch(jnp.zeros(2, int), jnp.zeros((2, 3), int), None, jnp.ones((2, 3), bool)))
+    grouped = jr.train.Batch.of(jnp.array([0, 1]), jnp.array([[2, 3], [6, 0]]))
+    given = value(jr.train.Batch.of(*grouped.pairs()[:2]))
+    np.testing.assert_allclose(value(grouped), given, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("power", "of_user", "of_item"), [(0.0, 1 / 4, 1 / 3), (1.0, 3 / 8, 3 / 7)])
@@ -507,7 +507,7 @@ def trained(model, preset, *, tx, epochs, **options):
     return jr.train.fit(state, objective, tx, BOARD, epochs=epochs, batch_size=64, progress=False)
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("kind", "facets", "preset", "options"),
     [
@@ -519,7 +519,7 @@ def trained(model, preset, *, tx, epochs, **options):
 )
 def test_recovers_the_diagonal_withheld_from_the_checkerboard(kind, facets, preset, options):
     model = kind(30, 30, dim=8, facets=facets, **preset["model"])
-    tx = jr.optim.rowwise.touched_only(mars.optimizer(**preset["optimizer"] | options))
+    tx = jr.optim.rowwise.lazy(mars.optimizer(**preset["optimizer"] | options))
     state, history = trained(model, preset, tx=tx, epochs=60)
     report = jr.evaluate.full_ranking(model, state.variables, BOARD, DIAGONAL, ks=(1,))
     assert report.means["hit_rate@1"] == 1
@@ -528,7 +528,7 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard(kind, facets, pres
         assert norm(x).max() < 1 + 1e-5 and (kind is MAR or norm(x).min() > 1 - 1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_finds_the_facets_that_were_planted():
     """Users' largest shares are the planted ones up to names; benchmarks/studies/facets.py has the conditions."""
     sizes = dict(n_users=400, n_items=100, n_facets=3)
@@ -543,7 +543,16 @@ def test_finds_the_facets_that_were_planted():
     tx = optax.partition(rules, {"theta": "theta", "user": "facets", "item": "facets"})
     state = jr.train.init(jax.random.key(0), model, tx)
     with jax.numpy_dtype_promotion("standard"):  # optax's schedules need it
-        state, _ = jr.train.fit(state, objective, tx, train, epochs=120, batch_size=100, group=30, progress=False)
+        state, _ = jr.train.fit(
+            state,
+            objective,
+            tx,
+            train,
+            epochs=120,
+            batch_size=100,
+            examples=partial(jr.train.groups, n=30),
+            progress=False,
+        )
     table = np.zeros((3, 3))
     found = np.asarray(state.variables["params"]["theta"]).argmax(1)
     np.add.at(table, (truth.user_mixtures.argmax(1), found), 1 / 400)
@@ -574,7 +583,7 @@ def test_projections_are_not_put_on_the_sphere(step):
     model = MARS(3, 5, dim=2, n_facets=4, facets=projected)
     tx = mars.optimizer(0.1, theta_learning_rate=0.1, step=step)
     params = initial(model)["params"]
-    for init in (tx.init, jax.jit(tx.init), jax.vmap(tx.init), jr.optim.rowwise.touched_only(tx).init):
+    for init in (tx.init, jax.jit(tx.init), jax.vmap(tx.init), jr.optim.rowwise.lazy(tx).init):
         given = jax.tree.map(lambda x: x[None], params)
         with pytest.raises(ValueError, match=r"user_projection.*step=optax.sgd.*place=jaxrec.models.mars.calibrated"):
             init(given)

@@ -7,15 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_train import TX
+from support import TX
 
 import jaxrec as jr
 from jaxrec.data import synthetic
 from jaxrec.interactions import Interactions
 from jaxrec.models import LRML, MF, TransCF, negative_squared_distance
 from jaxrec.models.mf import against_all
-
-pytestmark = pytest.mark.usefixtures("hurried")
 
 N_USERS, N_ITEMS, DIM = 6, 5, 3  # user 3 and item 4 have no interactions
 PAIRS = np.array([0, 0, 0, 1, 2, 2, 4, 5, 5]), np.array([0, 1, 3, 1, 2, 3, 0, 1, 2])
@@ -203,21 +201,21 @@ def test_float_ids_are_refused(name):
 # ---------------------------------------------------------------------- objectives
 
 KEY = jax.random.key(1)
-BATCH = jr.train.Batch(jnp.array([0, 4, 2]), jnp.array([1, 0, 3]), None, jnp.array([True, True, False]))
-GROUPS = jr.train.Batch(
+BATCH = jr.train.Batch.of(jnp.array([0, 4, 2]), jnp.array([1, 0, 3]), where=jnp.array([True, True, False]))
+GROUPS = jr.train.Batch.of(
     jnp.array([0, 5]),
     jnp.array([[1, 3, 0], [2, 1, 0]]),
-    jnp.array([[1.0, 2.0, 3.0], [1.0, 4.0, 9.0]]),
-    jnp.array([[True, True, True], [True, True, False]]),
+    weights=jnp.array([[1.0, 2.0, 3.0], [1.0, 4.0, 9.0]]),
+    where=jnp.array([[True, True, True], [True, True, False]]),
 )
 batches = pytest.mark.parametrize("batch", [BATCH, GROUPS], ids=["single", "groups"])
 
 
 def pairs_of(batch):
     """(row, user, item, weight) of the positives that count."""
-    items, where = (np.asarray(x).reshape(len(batch.users), -1) for x in (batch.items, batch.where))
+    items, where = np.asarray(batch.items), np.asarray(batch.where)
     weights = np.ones(items.shape) if batch.weights is None else np.asarray(batch.weights)
-    return [(b, int(batch.users[b]), items[b, p], weights[b, p]) for b, p in zip(*where.nonzero())]
+    return [(b, int(batch.users[b, 0]), items[b, p], weights[b, p]) for b, p in zip(*where.nonzero())]
 
 
 def sample(shared):
@@ -226,7 +224,7 @@ def sample(shared):
 
 
 def negatives_of(batch, shared):
-    found = np.asarray(sample(shared)(jax.random.split(KEY)[0], batch.users))
+    found = np.asarray(sample(shared)(jax.random.split(KEY)[0], batch.users[:, 0]))
     return np.broadcast_to(found, (len(batch.users), 4))
 
 
@@ -339,7 +337,7 @@ METHODS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 @pytest.mark.parametrize("name", METHODS)
 def test_recovers_the_diagonal_withheld_from_the_checkerboard(name):
     model, objective = METHODS[name]

@@ -10,8 +10,6 @@ from jaxrec.models import _mixture
 from jaxrec.models._histories import Pairs
 from jaxrec.models._mixture import Noise
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 B, N, D, K = 4, 11, 3, 3
 RNG = np.random.default_rng(0)
 Q1, Q2, ITEMS, WEIGHTS = (RNG.normal(size=size) for size in ((B, K, D), (B, K, D), (N, D), B))
@@ -51,7 +49,7 @@ def test_any_chunks_give_the_value_and_gradient_of_the_whole(shared):
                 np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_single_pairs_have_the_noise_of_the_whole():
     rows, items = np.array([0, 0, 2, 3, 4], np.int32), np.array([3, 10, 0, 3, 0], np.int32)
     pairs = Pairs(jnp.asarray(rows), jnp.asarray(items), jnp.asarray(USERS))

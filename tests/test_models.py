@@ -13,8 +13,6 @@ import jaxrec as jr
 from jaxrec import models
 from jaxrec.interactions import Interactions
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 N_USERS, N_ITEMS, DIM = 5, 7, 3
 HISTORY = Interactions.from_pairs([0, 0, 1], [0, 2, 1])
 USERS, ITEMS = np.meshgrid(np.arange(N_USERS), np.arange(N_ITEMS), indexing="ij")

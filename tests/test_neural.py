@@ -6,14 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_train import TX
+from support import TX
 
 import jaxrec as jr
 from jaxrec.data import synthetic
 from jaxrec.models import MF, NeuMF
 from jaxrec.solvers import nmf
-
-pytestmark = pytest.mark.usefixtures("hurried")
 
 N_USERS, N_ITEMS = 5, 7
 USERS, ITEMS = np.meshgrid(np.arange(N_USERS), np.arange(N_ITEMS), indexing="ij")
@@ -125,7 +123,7 @@ def test_nmf_ends_where_no_entry_gains_by_moving():
     """At the optimum the slope is 0 where an entry is positive, and not below 0 where it is 0."""
     pytest.importorskip("sklearn")
     options = {"dim": 2, "regularization": 0.3, "iterations": 5000, "tolerance": 1e-7}
-    params = nmf.fit(RATED, key=jax.random.key(0), **options)["params"]
+    params = nmf.fit(RATED, key=jax.random.key(0), **options)[1]["params"]
     w, h = (np.asarray(params[name], np.float64) for name in ("user", "item"))
     assert w.shape == (N_USERS, 2) and h.shape == (N_ITEMS, 2) and params["user"].dtype == jnp.float32
     residual = w @ h.T - RATED.to_scipy().toarray()
@@ -133,13 +131,13 @@ def test_nmf_ends_where_no_entry_gains_by_moving():
         assert (table >= 0).all() and (table > 0.1).any()
         np.testing.assert_allclose(np.where(table > 0, slope, np.minimum(slope, 0)), 0, atol=1e-3)
     for key, same in ((0, True), (1, False)):
-        again = nmf.fit(RATED, key=jax.random.key(key), **options)["params"]["user"]
+        again = nmf.fit(RATED, key=jax.random.key(key), **options)[1]["params"]["user"]
         assert np.array_equal(again, params["user"]) == same
 
 
 def test_nmf_recovers_the_diagonal_withheld_from_the_checkerboard():
     pytest.importorskip("sklearn")
-    variables = nmf.fit(BOARD, dim=2, key=jax.random.key(0), iterations=1000)
+    _, variables, _ = nmf.fit(BOARD, dim=2, key=jax.random.key(0), iterations=1000)
     assert recovered(MF(30, 30, dim=2), variables) == 1
 
 

@@ -8,17 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_train import TX
+from support import TX
 
 import jaxrec as jr
 from jaxrec.data import synthetic
 
 TRAIN, TEST = synthetic.checkerboard(30)
-pytestmark = pytest.mark.usefixtures("hurried")
 WHERE = jnp.ones(3, bool)
-BATCH = jr.train.Batch(jnp.array([0, 4, 2]), jnp.array([2, 6, 4]), None, WHERE)
-GROUPS = jr.train.Batch(
-    jnp.array([0, 4]), jnp.array([[2, 4, 0], [6, 8, 10]]), None, jnp.array([[True, True, False], [True, True, True]])
+BATCH = jr.train.Batch.of(jnp.array([0, 4, 2]), jnp.array([2, 6, 4]), where=WHERE)
+GROUPS = jr.train.Batch.of(
+    jnp.array([0, 4]), jnp.array([[2, 4, 0], [6, 8, 10]]), where=jnp.array([[True, True, False], [True, True, True]])
 )
 KEY = jax.random.key(1)
 
@@ -49,10 +48,10 @@ def test_pairwise_objective_compares_each_positive_with_its_negatives(scored, sh
     model, variables, scores = scored
     sample = drawn(shared=shared)
     value = jr.train.pairwise_objective(variables, KEY, BATCH, model=model, loss=jr.losses.softmax, sample=sample)
-    negatives = np.asarray(sample(jax.random.split(KEY)[0], BATCH.users))
+    negatives = np.asarray(sample(jax.random.split(KEY)[0], BATCH.users[:, 0]))
     assert negatives.shape == ((1, 4) if shared else (3, 4))
     users = np.asarray(BATCH.users)
-    expected = jr.losses.softmax(scores[users, BATCH.items], scores[users[:, None], negatives]).mean()
+    expected = jr.losses.softmax(scores[users, BATCH.items][:, 0], scores[users, negatives]).mean()
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
@@ -75,10 +74,10 @@ def test_a_group_is_its_positives_one_by_one_with_the_negatives_of_the_user(scor
     model, variables, scores = scored
     sample = drawn(shared=shared)
     value = jr.train.pairwise_objective(variables, KEY, GROUPS, model=model, loss=loss, sample=sample)
-    negatives = np.broadcast_to(sample(jax.random.split(KEY)[0], GROUPS.users), (2, 4))
+    negatives = np.broadcast_to(sample(jax.random.split(KEY)[0], GROUPS.users[:, 0]), (2, 4))
     pairs = [(b, p) for b in range(2) for p in range(3) if GROUPS.where[b, p]]
     single = [
-        loss(scores[GROUPS.users[b], GROUPS.items[b, p]], scores[GROUPS.users[b], negatives[b]]) for b, p in pairs
+        loss(scores[GROUPS.users[b, 0], GROUPS.items[b, p]], scores[GROUPS.users[b, 0], negatives[b]]) for b, p in pairs
     ]
     assert len(single) == 5
     np.testing.assert_allclose(value, np.mean(single), rtol=1e-5)
@@ -97,17 +96,17 @@ def test_log_q_reaches_the_loss_for_positives_and_negatives(scored, batch):
         sample=drawn(),
         arguments=partial(jr.train.log_q, table=table),
     )
-    negatives = np.asarray(drawn()(jax.random.split(KEY)[0], batch.users))
+    negatives = np.asarray(drawn()(jax.random.split(KEY)[0], batch.users[:, 0]))
     corrected = scores - np.asarray(table)
     values = []
-    for b, user in enumerate(np.asarray(batch.users)):
-        for item, real in zip(np.atleast_1d(batch.items[b]), np.atleast_1d(batch.where[b])):
+    for b, user in enumerate(np.asarray(batch.users)[:, 0]):
+        for item, real in zip(batch.items[b], batch.where[b]):
             pos, neg = corrected[user, item], corrected[user, negatives[b]]
             values += [np.log(np.exp(pos) + np.exp(neg).sum()) - pos] * int(real)
     np.testing.assert_allclose(value, np.mean(values), rtol=1e-5)
 
 
-@pytest.mark.parametrize("shared", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("shared", [pytest.param(False, marks=pytest.mark.deep), True])
 def test_hardest_keeps_the_best_of_the_pool_and_gradients_flow_through_them_alone(scored, shared):
     model, variables, scores = scored
     objective = partial(
@@ -115,16 +114,18 @@ def test_hardest_keeps_the_best_of_the_pool_and_gradients_flow_through_them_alon
     )
     value, gradient = jax.value_and_grad(objective)(variables, KEY, BATCH)
     users = np.asarray(BATCH.users)
-    negatives = np.broadcast_to(drawn(6, shared)(jax.random.split(KEY)[0], BATCH.users), (3, 6))
-    pool = scores[users[:, None], negatives]
+    negatives = np.broadcast_to(drawn(6, shared)(jax.random.split(KEY)[0], BATCH.users[:, 0]), (3, 6))
+    pool = scores[users, negatives]
     kept = np.argsort(-pool, axis=1)[:, :2]
-    expected = jr.losses.bpr(scores[users, BATCH.items], np.take_along_axis(pool, kept, 1)).mean()
+    expected = jr.losses.bpr(scores[users, BATCH.items][:, 0], np.take_along_axis(pool, kept, 1)).mean()
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     moved = np.flatnonzero(np.abs(gradient["params"]["item"]).sum(1))
-    assert set(moved) == set(np.asarray(BATCH.items).tolist()) | set(np.take_along_axis(negatives, kept, 1).ravel())
+    assert set(moved) == set(np.asarray(BATCH.items).ravel().tolist()) | set(
+        np.take_along_axis(negatives, kept, 1).ravel()
+    )
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_ccl_of_the_hardest_is_ccl_of_the_pool_while_no_other_passes_the_margin(scored):
     model, variables, _ = scored
     pool = partial(jr.losses.ccl, margin=0.6, weight=3.0)
@@ -141,16 +142,19 @@ def test_ccl_of_the_hardest_is_ccl_of_the_pool_while_no_other_passes_the_margin(
 
 def test_in_batch_compares_with_the_other_items_but_not_with_those_the_user_has(scored):
     model, variables, scores = scored
-    batch = jr.train.Batch(jnp.array([0, 5, 2, 0]), jnp.array([2, 7, 2, 4]), None, jnp.array([True, True, True, False]))
+    batch = jr.train.Batch.of(
+        jnp.array([0, 5, 2, 0]), jnp.array([2, 7, 2, 4]), where=jnp.array([True, True, True, False])
+    )
     table = jnp.log(jnp.arange(1, 31) / 465)
     for seen in (None, TRAIN):
         value = jr.train.in_batch_objective(
             variables, KEY, batch, model=model, loss=jr.losses.sampled_softmax, seen=seen, log_q=table
         )
         owned, values = TRAIN.to_scipy().toarray() > 0, []
-        for user, item in zip(np.asarray(batch.users[:3]), np.asarray(batch.items[:3])):
+        users, items = np.asarray(batch.users[:3, 0]), np.asarray(batch.items[:3, 0])
+        for user, item in zip(users, items):
             row = scores[user] - np.asarray(table)
-            others = [j for j in np.asarray(batch.items[:3]) if j != item and not (seen is not None and owned[user, j])]
+            others = [j for j in items if j != item and not (seen is not None and owned[user, j])]
             values.append(np.log(np.exp(row[item]) + np.exp(row[others]).sum()) - row[item] if others else 0)
         assert np.count_nonzero(values) > 0
         np.testing.assert_allclose(value, np.mean(values), rtol=1e-5)
@@ -183,7 +187,7 @@ def test_rows_objective_is_the_pairwise_one_with_every_item_drawn_once(scored, l
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("batch", [pytest.param(BATCH, marks=pytest.mark.slow), GROUPS], ids=["single", "groups"])
+@pytest.mark.parametrize("batch", [pytest.param(BATCH, marks=pytest.mark.deep), GROUPS], ids=["single", "groups"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_gram_objective_is_the_rows_one_of_the_sampled_loss(scored, batch, weighted):
     model, variables, _ = scored
@@ -212,7 +216,7 @@ def test_gram_objective_of_all_pairs_is_the_squared_form_less_a_constant():
     targets = n_items * met / degrees - 1
     squared = (degrees / (2 * n_items * n) * (params["user"] @ params["item"].T - targets) ** 2).sum()
     with jax.enable_x64(True):
-        batch = jr.train.Batch(*map(jnp.asarray, pairs), None, jnp.ones(n, bool))
+        batch = jr.train.Batch.of(*map(jnp.asarray, pairs))
         model = jr.models.MF(n_users, n_items, dim=2)
         found = jr.train.gram_objective({"params": params}, KEY, batch, model=model)
     assert float(found) == pytest.approx(squared - (n_users * n_items - n) / (2 * n) + 0.5, rel=1e-12)
@@ -231,7 +235,7 @@ def test_dropout_is_drawn_anew_for_each_key_and_alike_for_positives_and_negative
     model, variables = model_of(jr.models.cosine, dropout=0.5), scored[1]
 
     def same_item(key, users):
-        return BATCH.items[:, None]
+        return BATCH.items
 
     def difference(pos, neg, **_):
         return pos - neg[..., 0]
@@ -261,13 +265,13 @@ def test_decayed_weights_before_adam_are_an_l2_penalty_on_the_whole_tables(score
     np.testing.assert_allclose(updates["user"][untouched], 0.3 * variables["params"]["user"][untouched], rtol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_under_cosine_a_small_start_turns_quickly_and_a_long_one_slowly():
     """Trap: with a learning rate of 1e-4, vectors of length 1e-4 turn at once, those of length .1 do not."""
     turned = {}
     for scale in (1e-4, 0.1):
         model = jr.models.MF(30, 30, dim=64, score=jr.models.cosine, scale=scale)
-        tx = jr.optim.rowwise.dense_adam(1e-4)
+        tx = jr.optim.rowwise.adam(1e-4)
         state = jr.train.init(jax.random.key(0), model, tx)
         before = state.variables["params"]["user"]
         objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.ccl, sample=drawn())
@@ -298,12 +302,19 @@ def test_a_loss_may_learn_parameters_of_its_own():
     [
         partial(jr.train.in_batch_objective, loss=jr.losses.softmax),
         partial(jr.train.vectors_objective, loss=jr.losses.directau),
-        partial(jr.train.pairwise_objective, loss=jr.losses.bpr, sample=drawn(), leave_out=True),
     ],
 )
-def test_objectives_of_single_positives_refuse_groups(scored, objective):
+def test_objectives_of_pairs_take_groups_one_by_one(scored, objective):
     model, variables, _ = scored
-    with pytest.raises(ValueError, match="fit without group="):
+    users, items, where, _ = GROUPS.pairs()
+    expected = objective(variables, KEY, jr.train.Batch.of(users, items, where=where), model=model)
+    np.testing.assert_allclose(objective(variables, KEY, GROUPS, model=model), expected, rtol=1e-6)
+
+
+def test_what_leaves_a_positive_out_refuses_groups(scored):
+    model, variables, _ = scored
+    objective = partial(jr.train.pairwise_objective, loss=jr.losses.bpr, sample=drawn(), leave_out=True)
+    with pytest.raises(ValueError, match="call fit with examples=singles"):
         objective(variables, KEY, GROUPS, model=model)
 
 
@@ -341,7 +352,7 @@ MODELS = {
 }
 
 
-EVERYTHING = jr.train.Batch(*map(jnp.asarray, TRAIN.pairs()), None, jnp.ones(TRAIN.n_pairs, bool))
+EVERYTHING = jr.train.Batch.of(*map(jnp.asarray, TRAIN.pairs()))
 
 
 def descend(model, objective, steps=60, rate=0.05):
@@ -367,7 +378,7 @@ def descend(model, objective, steps=60, rate=0.05):
 
 
 @pytest.mark.parametrize(
-    "model_name", [pytest.param(name, marks=pytest.mark.slow if name == "simplex" else []) for name in MODELS]
+    "model_name", [pytest.param(name, marks=pytest.mark.deep if name == "simplex" else []) for name in MODELS]
 )
 @pytest.mark.parametrize("loss_name", [*LOSSES, *DISTANCES, "directau", "rg2"])
 def test_every_loss_trains_every_model(loss_name, model_name):
@@ -420,6 +431,6 @@ def test_an_objective_says_what_the_model_lacks():
     state = jr.train.init(jax.random.key(0), model, TX)
     for method, objectives in lacking.items():
         for objective in objectives:
-            group = 0 if method == "bound" else None
+            examples = jr.train.by_user if method == "bound" else jr.train.singles
             with pytest.raises(TypeError, match=f"model is NeuMF, which has no '{method}'"):
-                jr.train.fit(state, objective, TX, train, epochs=1, batch_size=2, group=group, progress=False)
+                jr.train.fit(state, objective, TX, train, epochs=1, batch_size=2, examples=examples, progress=False)

@@ -8,9 +8,9 @@ import matplotlib.pyplot as plt
 
 from jaxrec import plotting
 from jaxrec.evaluate.report import Report
-from jaxrec.train import History
+from jaxrec.train import Log
 
-HISTORY = History(({"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0, "ndcg@5": 0.1}, {"epoch": 3, "loss": 1.0}))
+HISTORY = Log(({"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0, "ndcg@5": 0.1}, {"epoch": 3, "loss": 1.0}))
 VALUES = np.array([0.0, 0.5, 1.0, 1.0])
 REPORT = Report(np.arange(4), {"ndcg@5": VALUES, "ndcg@10": VALUES / 2, "auc": VALUES}, {}, None, "by hand")
 

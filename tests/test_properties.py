@@ -16,8 +16,6 @@ from hypothesis import strategies as st
 from jaxrec import losses, metrics, sampling
 from jaxrec.interactions import Interactions
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 FEW = settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 MANY = settings(FEW, max_examples=300)
 SEEDS = st.integers(0, 2**31 - 1)
@@ -29,7 +27,7 @@ def both(**strategies):
 
     def made(names, cases, check):
         mark = pytest.mark.parametrize(names, cases)
-        return mark(FEW(given(**strategies)(check))), pytest.mark.slow(mark(MANY(given(**strategies)(check))))
+        return mark(FEW(given(**strategies)(check))), pytest.mark.deep(mark(MANY(given(**strategies)(check))))
 
     return made
 

@@ -13,8 +13,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxrec.optim import riemannian, rowwise
 from jaxrec.optim.riemannian import exponential, normalisation, riemannian_adam, riemannian_sgd
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 SPHERE = {
     "sgd": riemannian_sgd(0.1),
     "sgd, eq. 20": riemannian_sgd(0.1, calibrated=False, method=exponential),
@@ -60,9 +58,9 @@ def walked(tx, params, gradients):
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def touched(tx, loss, params, *data):
+def by_rows(tx, loss, params, *data):
     """One step on the rows that the loss looks up."""
-    return rowwise.touched_only(tx).step(lambda p: loss(p, *data), params, tx.init(params))[1]
+    return rowwise.lazy(tx).step(lambda p, *_: loss(p, *data), params, tx.init(params), None, None)[1]
 
 
 X, Y = np.float32([1, 0, 0]), np.float32([0.6, 0.8, 0])
@@ -235,14 +233,17 @@ USERS, ITEMS = np.int32([7, 3, 7, 9, 7, 11]), np.int32([[1, 2, 3, 1, 5, 6], [9, 
 
 
 @of_a_kind
-def test_touched_rows_move_as_in_the_whole_table(tx):
+def test_rows_looked_up_move_as_in_the_whole_table(tx):
     """One user comes three times: gradients are added up, then the row moves once."""
 
     @jax.jit
     def both(rows, whole, users):
         loss = partial(triples, users=users, items=ITEMS)
         updates, state = tx.update(jax.grad(loss)(whole[0]), whole[1], whole[0])
-        return rowwise.touched_only(tx).step(loss, *rows)[1:], (optax.apply_updates(whole[0], updates), state)
+        return rowwise.lazy(tx).step(lambda p, *_: loss(p), *rows, None, None)[1:], (
+            optax.apply_updates(whole[0], updates),
+            state,
+        )
 
     rows = whole = PARAMS, tx.init(PARAMS)
     for shift in range(3):
@@ -256,7 +257,7 @@ def test_a_row_that_comes_thrice_retracts_once():
         return (table[jnp.array([2, 2, 2])] * gradients).sum()
 
     x, gradients, tx = unit(9, 4), 2 * unit(3, 4, seed=5), riemannian_sgd(0.3)
-    found = touched(tx, thrice, x, gradients)
+    found = by_rows(tx, thrice, x, gradients)
     together, one_by_one = stepped(tx, x[2], gradients.sum(0)), x[2]
     for g in gradients:
         one_by_one = stepped(tx, one_by_one, g)
@@ -270,7 +271,7 @@ def test_a_batch_twice_over_doubles_the_step_before_retraction():
     tx = optax.chain(riemannian.calibrate(), riemannian.tangent(), optax.scale_by_learning_rate(0.01))
     steps = []
     for times in (1, 2):
-        moved = touched(tx, triples, PARAMS, np.tile(USERS, times), np.tile(ITEMS, (1, times)))
+        moved = by_rows(tx, triples, PARAMS, np.tile(USERS, times), np.tile(ITEMS, (1, times)))
         steps.append(moved["user"] - PARAMS["user"])
     assert np.abs(steps[0]).max() > 1e-3
     np.testing.assert_allclose(steps[1], 2 * steps[0], atol=3e-7)
@@ -317,7 +318,7 @@ def test_tables_sharded_by_rows_stay_where_they_are(tx):
 
 @pytest.mark.parametrize("rowwise_too", [False, True])
 def test_a_part_of_a_tree(rowwise_too):
-    """Facets on the sphere, their weights by another rule, the rest frozen; whole tables and touched rows."""
+    """Facets on the sphere, their weights by another rule, the rest frozen; whole tables and rows looked up."""
     params = {"facet": unit(40, 2, 4), "weight": np.zeros((40, 2), "f4"), "frozen": np.ones(3, "f4")}
     labels = {"facet": "sphere", "weight": "free", "frozen": "none"}
     rules = {"sphere": riemannian_adam(0.1), "free": optax.adam(0.5), "none": optax.set_to_zero()}
@@ -330,7 +331,7 @@ def test_a_part_of_a_tree(rowwise_too):
 
     gradient = jax.jit(jax.grad(loss))(params, target)
     with jax.numpy_dtype_promotion("standard"):  # optax raises an int32 count to a float power
-        moved = touched(tx, loss, params, target) if rowwise_too else stepped(tx, params, gradient)
+        moved = by_rows(tx, loss, params, target) if rowwise_too else stepped(tx, params, gradient)
     expected = stepped(rules["sphere"], params["facet"], gradient["facet"])
     np.testing.assert_allclose(moved["facet"], expected, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(moved["facet"], axis=-1), 1, atol=1e-6)
@@ -355,7 +356,7 @@ def test_a_step_starts_from_a_point():
 def test_rows_that_are_not_unit_vectors_are_refused_when_known(tx):
     """A step would normalise them in silence."""
     for rows in (2 * ROWS, ROWS + 0.5, 0 * ROWS, np.full_like(ROWS, np.nan)):
-        for rule in (tx, rowwise.touched_only(tx), optax.masked(tx, {"facet": True, "weight": False})):
+        for rule in (tx, rowwise.lazy(tx), optax.masked(tx, {"facet": True, "weight": False})):
             with pytest.raises(ValueError, match=r"params\['facet'\] has rows of lengths .*; give it unit vectors"):
                 rule.init({"facet": ROWS, "weight": ROWS[:1]} | {"facet": rows})
     tx.init({"facet": ROWS, "nothing": np.zeros((0, 3), np.float32)})

@@ -199,7 +199,7 @@ def test_large_permutations_are_those_of_earlier_releases():
     assert images.tolist() == [563472, 270473, 133500, 391539, 927479, 644242]
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_permuted_is_as_random_as_a_shuffle():
     """Over keys: each place goes anywhere alike, two neighbours do not stay so, all orders of three come."""
     keys = jax.random.split(jax.random.key(0), 3000)
@@ -253,7 +253,6 @@ def test_negatives_of_ciao_come_by_a_power_of_popularity(data_root, power, slope
 UNIFORM_AT = jax.jit(sampling.uniform_at)
 
 
-@pytest.mark.usefixtures("hurried")
 def test_uniforms_at_places_are_threefry_of_the_pair():
     """Against JAX's own cipher; what stands around a pair does not matter."""
     key = jax.random.key(5)

@@ -6,14 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_train import TX
+from support import TX
 
 import jaxrec as jr
 from jaxrec.data import synthetic
 from jaxrec.interactions import Interactions
 from jaxrec.models import MF, MeanPool, SelfAttention, SimpleX, UserAttention, cosine
-
-pytestmark = pytest.mark.usefixtures("hurried")
 
 N_USERS, N_ITEMS, DIM, LONGEST = 6, 9, 3, 5
 HISTORIES = [[0, 2, 4, 5, 8], [3], [], [1, 2], [0, 1, 7, 8], [6, 7, 8]]
@@ -119,7 +117,7 @@ def test_pairs_of_any_shape_broadcast(users, items, left_out):
     np.testing.assert_allclose(scores, expected, **CLOSE)
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_compiled_scores_are_those_of_single_operations():
     model = SimpleX(TRAIN, dim=DIM, gate=0.3, pool=UserAttention(), padding="released")
     variables = initial(model)
@@ -263,7 +261,7 @@ def test_users_never_seen_fold_in_by_their_history(pool, padding):
     assert not result[2].any()
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_dropout_needs_its_key_and_keeps_the_mean():
     model = SimpleX(TRAIN, dim=DIM, gate=0.5, dropout=0.25)
     variables = initial(model)
@@ -369,7 +367,7 @@ def fit(model, loss, **options):
         pytest.param(
             partial(jr.losses.softmax, temperature=0.2),
             {"pool": SelfAttention(), "shared_history": False},
-            marks=pytest.mark.slow,
+            marks=pytest.mark.deep,
         ),
     ],
 )
@@ -383,7 +381,7 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard(loss, options):
     np.testing.assert_array_equal(kept.indices, BOARD.indices)
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_checkpoints_carry_the_history(tmp_path):
     model = SimpleX(BOARD, dim=4, scale=0.1)
     whole, _ = fit(model, jr.losses.bpr, epochs=2)

@@ -10,13 +10,13 @@ import scipy.stats
 
 import jaxrec as jr
 from jaxrec import study
-from jaxrec._log import History
+from jaxrec._log import Log
 from jaxrec.data import splits, synthetic
 from jaxrec.interactions import DataWarning
 from jaxrec.study import Method
 
 METRIC = "recall@2"
-LOG = History(({"epoch": 3, "seconds": 1.0},))
+LOG = Log(({"epoch": 3, "seconds": 1.0},))
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,7 @@ def board():
 
 
 def solved(train, valid, key, *, regularization):
-    model = jr.models.MF(train.n_users, train.n_items, dim=2)
-    return model, jr.solvers.rg2.solve(train, dim=2, regularization=regularization, key=key), None
+    return jr.solvers.rg2.solve(train, dim=2, regularization=regularization, key=key)
 
 
 RG2 = Method("RG2", solved, {"regularization": [0.01, 0.1, 50.0]})
@@ -188,7 +187,7 @@ def test_a_value_at_an_end_of_its_grid_has_a_star(go):
     ("values", "mark", "epoch"), [((0.1, 0.2, 0.3), "^", 3), ((0.1, 0.3, 0.2), "", 2), ((0.3,), "", 1)]
 )
 def test_a_best_epoch_at_the_cap_is_marked(values, mark, epoch, go):
-    log = History(tuple({"epoch": e, "seconds": 1.0, METRIC: v} for e, v in enumerate(values, 1)))
+    log = Log(tuple({"epoch": e, "seconds": 1.0, METRIC: v} for e, v in enumerate(values, 1)))
     found = go(fixed("M", log=log))
     assert marks(found, "M") == mark and found.row("board", "M").epochs == [epoch] * 3
 

@@ -13,13 +13,11 @@ import pytest
 import scipy.stats
 
 import jaxrec as jr
-from jaxrec._log import History
+from jaxrec._log import Log
 from jaxrec.data import synthetic
 from jaxrec.train.lanes import Lane, Setting, Sweep
 from jaxrec.train.loop import State
 from jaxrec.train.sweep import _parts
-
-pytestmark = pytest.mark.usefixtures("hurried")
 
 TRAIN, _ = synthetic.checkerboard(12)
 KEYS = jax.random.split(jax.random.key(3), 2)
@@ -47,7 +45,7 @@ def sweep(rates=(0.3,), setup=growing, keys=KEYS, train=TRAIN, **options):
 def single(setup, key, setting, **options):
     recipe = jr.train.Recipe(*setup(**setting))
     state = jr.train.init(key, recipe.model, recipe.tx, parameters=recipe.parameters)
-    options = {"epochs": 2, "batch_size": 16, "progress": False, "touched": recipe.touched} | options
+    options = {"epochs": 2, "batch_size": 16, "progress": False} | options
     return jr.train.fit(state, recipe.objective, recipe.tx, TRAIN, **options)
 
 
@@ -88,18 +86,17 @@ def margins_and_decay(rate, l2, margins):
 
 
 def dense_adam(rate):
-    rows = partial(jr.train.pairwise_rows, sample=SAMPLE)
-    return MODEL, objective(), jr.optim.rowwise.dense_adam(rate), rows
+    return MODEL, objective(), jr.optim.rowwise.adam(rate)
 
 
-def touched_adam(rate, margin):
+def lazy_adam(rate, margin):
     loss = partial(jr.losses.hinge, margin=margin)
-    return jr.train.Recipe(MODEL, objective(MODEL, loss), jr.optim.rowwise.adam(rate))
+    return jr.train.Recipe(MODEL, objective(MODEL, loss), jr.optim.rowwise.lazy_adam(rate))
 
 
 def learned_boundary(alpha):
     def boundaries(variables, batch, negatives):
-        return {"boundary": variables["params"]["boundary"][batch.users][:, None]}
+        return {"boundary": variables["params"]["boundary"][batch.users]}
 
     loss = partial(jr.losses.uib, alpha=alpha)
     whole = partial(objective(MODEL, loss), arguments=boundaries)
@@ -114,10 +111,13 @@ def learned_boundary(alpha):
             {"rate": [0.03, 0.1], "l2": [0.0, 0.5], "margins": np.array([[0.2, 0.6], [0.5, 0.9]])},
             {"width": 4},
         ),
-        pytest.param(dense_adam, {"rate": [0.03, 0.1]}, {"width": 4, "batch_size": 2}, marks=pytest.mark.slow),
-        (touched_adam, {"rate": [0.03, 0.1], "margin": [0.5, 1.0]}, {"width": 4, "batch_size": 2}),
+        pytest.param(dense_adam, {"rate": [0.03, 0.1]}, {"width": 4, "batch_size": 2}, marks=pytest.mark.deep),
+        (lazy_adam, {"rate": [0.03, 0.1], "margin": [0.5, 1.0]}, {"width": 4, "batch_size": 2}),
         pytest.param(
-            learned_boundary, {"alpha": [0.5, 0.8]}, {"width": 1, "batch_size": 4, "group": 3}, marks=pytest.mark.slow
+            learned_boundary,
+            {"alpha": [0.5, 0.8]},
+            {"width": 1, "batch_size": 4, "examples": partial(jr.train.groups, n=3)},
+            marks=pytest.mark.deep,
         ),
     ],
 )
@@ -130,7 +130,7 @@ def test_a_lane_is_the_single_run_of_its_setting_and_key(setup, settings, option
     assert not equal(found.state(1), found.state(3)) and not equal(found.state(2), found.state(3))
     close(found.state(3), state)
     losses = [record["loss"] for record in history.records]
-    np.testing.assert_allclose(found.lanes[3].history.column("loss")[1], losses, rtol=1e-5)
+    np.testing.assert_allclose(found.lanes[3].log.column("loss")[1], losses, rtol=1e-5)
 
 
 def test_a_lane_goes_on_in_fit():
@@ -245,7 +245,7 @@ def test_a_lane_that_diverges_says_so_and_spoils_no_other(width):
             single(growing, KEYS[0], bad.setting, epochs=4)
         close(found.state(2), error.value.state)
     assert int(found.state(2).epoch) == bad.epoch == epoch - 1
-    assert (len(bad.history.records), bad.figures) == (epoch - 1, {})
+    assert (len(bad.log.records), bad.figures) == (epoch - 1, {})
 
     good = sweep([0.3, 0.2] if width > 1 else [0.3], **options)
     for lane in (0, 1):
@@ -286,14 +286,14 @@ def test_select_keeps_each_lanes_best_epoch(width):
     for lane, epoch in enumerate([4, 2, 1, 3]):
         assert int(found.state(lane).epoch) == epoch
         np.testing.assert_array_equal(found.state(lane).variables["params"]["user"], seen[4 * (epoch - 1) + lane])
-        assert found.lanes[lane].history.column("score")[0] == [1, 2, 3, 4]
-        assert found.lanes[lane].figures["loss"] == found.lanes[lane].history.records[epoch - 1]["loss"]
+        assert found.lanes[lane].log.column("score")[0] == [1, 2, 3, 4]
+        assert found.lanes[lane].figures["loss"] == found.lanes[lane].log.records[epoch - 1]["loss"]
 
 
 def test_validates_every_so_many_epochs_and_after_the_last_and_keeps_the_last():
     scores = iter([5.0, 1.0, 2.0, 4.0, 0.0, 3.0])
     found = sweep(epochs=5, every=2, validate=lambda _: {"score": next(scores)})
-    assert found.lanes[0].history.column("score") == ([2, 4, 5], [5.0, 2.0, 0.0])
+    assert found.lanes[0].log.column("score") == ([2, 4, 5], [5.0, 2.0, 0.0])
     assert [(lane.epoch, lane.figures["score"]) for lane in found.lanes] == [(5, 0.0), (5, 3.0)]
     assert int(found.state(0).epoch) == 5
 
@@ -305,7 +305,7 @@ def made(values, shown=("ndcg",)):
     """A sweep with these figures [settings, seeds]; NaN diverged."""
     settings = tuple(Setting(rate=0.1 * (place + 1)) for place in range(len(values)))
     lanes = tuple(
-        Lane(setting, seed, History(), 1, {} if np.isnan(value) else {"ndcg": value}, "so" if np.isnan(value) else None)
+        Lane(setting, seed, Log(), 1, {} if np.isnan(value) else {"ndcg": value}, "so" if np.isnan(value) else None)
         for setting, row in zip(settings, values)
         for seed, value in enumerate(row)
     )
@@ -395,12 +395,12 @@ def test_an_interrupted_sweep_carries_what_was_trained(at_once):
     with pytest.raises(jr.train.Interrupted) as stop:
         sweep([0.3, 0.2], validate=validate, epochs=3, at_once=at_once)
     found = stop.value.state
-    lengths = [len(lane.history.records) for lane in found.lanes]
+    lengths = [len(lane.log.records) for lane in found.lanes]
     whole = sweep([0.3, 0.2], epochs=max(lengths))
     assert len(found.lanes) == 4 and max(lengths) > 0
     assert [lane.diverged is None for lane in found.lanes] == [n > 0 for n in lengths]
     assert [int(found.state(lane).epoch) for lane in range(4)] == lengths
-    assert found.lanes[0].history.column("loss")[1] == whole.lanes[0].history.column("loss")[1][: lengths[0]]
+    assert found.lanes[0].log.column("loss")[1] == whole.lanes[0].log.column("loss")[1][: lengths[0]]
 
 
 def test_a_selected_figure_that_is_never_a_number_is_said():

@@ -15,27 +15,14 @@ import numpy as np
 import optax
 import pytest
 from flax.core import FrozenDict
+from support import TX
 
 import jaxrec as jr
+from jaxrec._run import Progress, checksum
 from jaxrec.data import synthetic
 from jaxrec.train import loop
-from jaxrec.train.checkpoint import Progress, start_of
 
 TRAIN, TEST = synthetic.checkerboard(30)
-
-
-def adam(rate):
-    """Optax raises an int32 count to a float power, which strict promotion refuses: that is optax's affair."""
-    tx = optax.adam(rate)
-
-    def update(gradients, state, params=None):
-        with jax.numpy_dtype_promotion("standard"):
-            return tx.update(gradients, state, params)
-
-    return optax.GradientTransformation(tx.init, update)
-
-
-TX = adam(0.03)
 
 
 def objective(model, loss=jr.losses.bpr, **extra):
@@ -62,19 +49,19 @@ def same(a, b):
     ("score", "loss"),
     [
         (jr.models.dot, jr.losses.bpr),
-        pytest.param(jr.models.dot, jr.losses.hinge, marks=pytest.mark.slow),
-        pytest.param(jr.models.dot, jr.losses.bce, marks=pytest.mark.slow),
-        pytest.param(jr.models.dot, jr.losses.mse, marks=pytest.mark.slow),
+        pytest.param(jr.models.dot, jr.losses.hinge, marks=pytest.mark.deep),
+        pytest.param(jr.models.dot, jr.losses.bce, marks=pytest.mark.deep),
+        pytest.param(jr.models.dot, jr.losses.mse, marks=pytest.mark.deep),
         (jr.models.dot, jr.losses.softmax),
-        pytest.param(jr.models.dot, jr.losses.rg2_sampled, marks=pytest.mark.slow),
-        pytest.param(jr.models.cosine, partial(jr.losses.bsl, temperature=0.2), marks=pytest.mark.slow),
-        pytest.param(jr.models.cosine, partial(jr.losses.ccl, margin=0.3, weight=5.0), marks=pytest.mark.slow),
+        pytest.param(jr.models.dot, jr.losses.rg2_sampled, marks=pytest.mark.deep),
+        pytest.param(jr.models.cosine, partial(jr.losses.bsl, temperature=0.2), marks=pytest.mark.deep),
+        pytest.param(jr.models.cosine, partial(jr.losses.ccl, margin=0.3, weight=5.0), marks=pytest.mark.deep),
         (jr.models.cosine, partial(jr.losses.mml, margins=(0.2, 0.6), weights=(0.3, 0.7), negative_weight=5.0)),
         (jr.models.negative_squared_distance, jr.losses.hinge),
         pytest.param(
             jr.models.negative_squared_distance,
             partial(jr.losses.on_scores, loss=jr.losses.metricf),
-            marks=pytest.mark.slow,
+            marks=pytest.mark.deep,
         ),
     ],
 )
@@ -124,12 +111,12 @@ def test_groups_hold_every_positive_once_an_epoch_and_only_one_user_each(group):
     def count(variables, key, batch):
         assert batch.items.shape == batch.where.shape == (16, group)
         jax.debug.callback(lambda where: owners.append(np.asarray(where).sum(1)), batch.where)
-        return (variables["params"]["table"][batch.users[:, None], batch.items] * batch.where.astype(jnp.float32)).sum()
+        return (variables["params"]["table"][batch.users, batch.items] * batch.where.astype(jnp.float32)).sum()
 
     state = loop.State(
         {"params": {"table": counts}}, optax.sgd(1.0).init(counts), jax.random.key(0), jnp.zeros((), jnp.int32)
     )
-    options = {"epochs": 1, "batch_size": 16, "group": group, "progress": False}
+    options = {"epochs": 1, "batch_size": 16, "examples": partial(jr.train.groups, n=group), "progress": False}
     state, _ = jr.train.fit(state, count, optax.sgd(-1.0), TRAIN, **options)
     assert np.array_equal(state.variables["params"]["table"], TRAIN.to_scipy().toarray())
     jax.effects_barrier()
@@ -145,13 +132,13 @@ def test_a_group_of_none_is_each_user_with_a_pair_once_an_epoch():
     train = TRAIN.select(TRAIN.pairs()[0] % 4 != 1)
 
     def count(variables, key, batch):
-        assert batch.items.shape == (7, 0) and batch.where.shape == (7,) and batch.weights is None
+        assert batch.items.shape == batch.where.shape == (7, 1) and batch.histories.n_users == 7
         jax.debug.callback(lambda *part: keep(part), batch.users, batch.where, batch.step)
         return variables["params"]["x"].sum()
 
     x, tx = jnp.zeros(1), optax.sgd(1.0)
     state = loop.State({"params": {"x": x}}, tx.init({"x": x}), jax.random.key(0), jnp.zeros((), jnp.int32))
-    jr.train.fit(state, count, tx, train, epochs=2, batch_size=7, group=0, progress=False)
+    jr.train.fit(state, count, tx, train, epochs=2, batch_size=7, examples=jr.train.by_user, progress=False)
     jax.effects_barrier()
     users = [np.asarray(users)[np.asarray(where)] for users, where, _ in sorted(met, key=lambda part: int(part[2]))]
     known = np.flatnonzero(train.user_degrees)
@@ -165,8 +152,8 @@ def test_a_group_of_none_is_each_user_with_a_pair_once_an_epoch():
 def test_padding_of_a_batch_of_users_has_the_shortest_history():
     """Or a batch of the longest one, many times, would not find room."""
     train = jr.Interactions.from_pairs([0, 0, 2, 3, 3, 3, 3], [0, 1, 1, 0, 1, 2, 3])
-    batch = loop.examples(train, 0).batch(jnp.array([2, 0, 3, 3]))
-    assert batch.users.tolist() == [3, 0, 2, 2] and batch.where.tolist() == [True, True, False, False]
+    batch = jr.train.by_user(train).batch(jnp.array([2, 0, 3, 3]))
+    assert batch.users.tolist() == [[3], [0], [2], [2]] and batch.where.tolist() == [[True], [True], [False], [False]]
 
 
 def test_steps_count_on_where_a_state_stands():
@@ -188,10 +175,10 @@ def test_weights_follow_their_pairs_into_groups():
     users, items = TRAIN.pairs()
     weights = np.arange(1.0, TRAIN.n_pairs + 1)
     train = jr.Interactions.from_pairs(users, items, weights=weights, n_users=30, n_items=30)
-    data = loop.examples(train, 4)
+    data = jr.train.groups(train, n=4)
     batch = data.batch(jnp.arange(len(data.users) + 3))
     real = np.asarray(batch.where)
-    owners = np.broadcast_to(np.asarray(batch.users)[:, None], real.shape)[real]
+    owners = np.broadcast_to(np.asarray(batch.users), real.shape)[real]
     expected = train.to_scipy().toarray()[owners, np.asarray(batch.items)[real]]
     np.testing.assert_array_equal(np.asarray(batch.weights)[real], expected)
     assert real.sum() == train.n_pairs and not real[-3:].any()
@@ -396,7 +383,7 @@ def test_a_state_that_is_done_is_warned_of_and_a_report_serves_as_figures():
     sampled = jr.evaluate.sampled_ranking(model, state.variables, TEST.pairs(), negatives, ks=1)
     assert "ndcg@1" in sampled.means
     small = jr.models.MF(TRAIN.n_users, TRAIN.n_items, dim=2)
-    _, history = jr.solvers.ials.fit(
+    _, _, history = jr.solvers.ials.fit(
         TRAIN,
         dim=2,
         regularization=0.1,
@@ -438,7 +425,7 @@ def test_numbers_that_are_no_ints_are_named(name, value):
 
 
 def test_epochs_of_many_states_at_once_are_those_of_fit():
-    model, data = model_of(), jr.train.examples(TRAIN)
+    model, data = model_of(), jr.train.singles(TRAIN)
     step = partial(jr.train.epoch, objective=objective(model), tx=TX, batch_size=128)
     keys = jax.random.split(jax.random.key(0), 3)
     states = jax.vmap(lambda key: jr.train.init(key, model, TX))(keys)
@@ -565,7 +552,7 @@ def test_divergence_names_epoch_and_step_and_keeps_the_last_good_state(tmp_path)
     assert isinstance(error.value, ValueError)
     assert int(error.value.state.epoch) == 2
     assert np.isfinite(error.value.state.variables["params"]["x"]).all()
-    kept = checkpoint.restore(Progress(start, start, {}, jr.train.History(), start_of(start)), {})
+    kept = checkpoint.restore(Progress(start, start, {}, jr.train.Log(), 0, (0, checksum(start.variables))), {})
     assert int(kept.state.epoch) == 2
 
 
@@ -604,7 +591,7 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
     fit(model_of(), checkpoint=checkpoint)
     for options, message in (
         ({"batch_size": 64}, "batch_size=128 where this one has 64"),
-        ({"group": 4}, "group=None where this one has 4"),
+        ({"examples": partial(jr.train.groups, n=4)}, "examples=.singles #.* where this one has .groups\\(n=4\\)"),
         ({"every": 2}, "every=1 where this one has 2"),
         ({"train": TEST}, "with train="),
         ({"tx": optax.sgd(0.1)}, "with optimizer="),
@@ -678,7 +665,7 @@ np.savez(out, *leaves, loss=np.array(history.column("loss")[1]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_run_killed_in_the_middle_of_an_epoch_resumes_bit_for_bit(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(jr.__file__).parents[1])}
     steps = -(-TRAIN.n_pairs // 32)
@@ -773,7 +760,7 @@ def test_weights_that_would_spoil_the_loss_are_refused(weights, message):
     train = dataclasses.replace(
         jr.Interactions.from_pairs([0, 1], [0, 1], n_users=30, n_items=30), weights=np.float32(weights)
     )
-    for call in (lambda: fit(model_of(), train=train), lambda: jr.train.examples(train)):
+    for call in (lambda: fit(model_of(), train=train), lambda: jr.train.singles(train)):
         with pytest.raises(ValueError, match=message):
             call()
 
@@ -782,7 +769,7 @@ def test_a_metric_that_is_never_a_number_is_an_error_that_carries_the_state():
     rule = jr.train.EarlyStopping("a", patience=2)
     with pytest.raises(jr.train.DivergenceError, match="a was not a number at any of 2 validations") as error:
         fit(model_of(), epochs=5, validate=lambda _: {"a": np.nan}, stopping=rule)
-    assert same(error.value.state, fit(model_of(), epochs=2)[0]) and len(error.value.history.records) == 2
+    assert same(error.value.state, fit(model_of(), epochs=2)[0]) and len(error.value.log.records) == 2
     values = iter([np.nan, 0.5, np.nan])
     state, _ = fit(model_of(), validate=lambda _: {"a": next(values)}, stopping=rule)
     assert int(state.epoch) == 2
@@ -796,10 +783,10 @@ def test_ctrl_c_carries_state_and_history():
         return {"a": 1.0}
 
     calls = []
-    with pytest.raises(jr.train.Interrupted, match=r"training was interrupted; \.state and .history") as error:
+    with pytest.raises(jr.train.Interrupted, match=r"training was interrupted; \.state and .log") as error:
         fit(model_of(), epochs=5, validate=validate)
     assert same(error.value.state, fit(model_of(), epochs=2)[0])
-    assert [record["epoch"] for record in error.value.history.records] == [1, 2]
+    assert [record["epoch"] for record in error.value.log.records] == [1, 2]
     again = pickle.loads(pickle.dumps(error.value))
     assert same(again.state, error.value.state) and same(again.best, error.value.best)
 
@@ -812,7 +799,7 @@ def test_a_last_step_that_goes_too_far_is_not_a_good_state():
     )
     with pytest.raises(jr.train.DivergenceError, match="parameters are not finite after the last step of epoch 2") as e:
         fit(model_of(), tx=blown)  # four steps an epoch
-    assert len(e.value.history.records) == 1 and all(
+    assert len(e.value.log.records) == 1 and all(
         np.isfinite(leaf).all() for leaf in jax.tree.leaves(e.value.state.variables)
     )
 
@@ -833,7 +820,6 @@ def test_a_divergence_error_crosses_processes():
     ],
     ids=["reduce_on_plateau", "polyak_sgd", "lbfgs"],
 )
-@pytest.mark.usefixtures("hurried")
 def test_transformations_get_the_value_the_gradient_and_the_function(tx):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         _, log = fit(model_of(), tx=tx, epochs=4)
@@ -841,29 +827,19 @@ def test_transformations_get_the_value_the_gradient_and_the_function(tx):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.usefixtures("hurried")
 def test_a_batch_without_a_mask_is_all_of_it():
     model, users, items = model_of(), *map(jnp.asarray, TRAIN.pairs())
     variables = model.init(jax.random.key(0), users[:1], items[:1])
-    batch = jr.train.Batch(users[:8], items[:8])
-    masked = batch._replace(where=jnp.ones(8, bool))
-    sample = partial(jr.sampling.uniform, n_items=30, n=3)
-    vae = jr.models.MultDAE(TRAIN, dim=2)
-    mars = jr.models.MARS(30, 30, dim=2, n_facets=2)
-    alone = jr.train.Batch(users[:8:2], jnp.zeros((4, 0), jnp.int32))
-    all_of_it = alone._replace(where=jnp.ones(4, bool))
-    of_vae, of_mars = (one.init(jax.random.key(0), users[:1], items[:1]) for one in (vae, mars))
-    for how, known, one, other in (
-        (partial(jr.train.in_batch_objective, model=model, loss=jr.losses.softmax), variables, batch, masked),
-        (jr.train.covariance_objective, variables, batch, masked),
-        (partial(jr.train.gram_objective, model=model), variables, batch, masked),
-        (partial(jr.train.mars.objective, model=mars, sample=sample, margin=0.5), of_mars, batch, masked),
-        (partial(jr.train.autoencoders.objective, model=vae), of_vae, alone, all_of_it),
-    ):
-        key = jax.random.key(1)
-        assert how(known, key, one) == how(known, key, other)
-    rows = jr.train.lambda_opt.pairwise_rows
-    jax.tree.map(np.testing.assert_array_equal, *(rows(jax.random.key(1), b, sample=sample) for b in (batch, masked)))
+    batch = jr.train.Batch.of(users[:8], items[:8])
+    masked = jr.train.Batch.of(users[:8], items[:8], where=jnp.ones(8, bool))
+    assert jax.tree.structure(batch) == jax.tree.structure(masked)
+    jax.tree.map(np.testing.assert_array_equal, batch, masked)
+    grouped = jr.train.Batch.of(users[:4], items[:8].reshape(4, 2), weights=jnp.arange(8.0).reshape(4, 2))
+    assert [x.shape for x in (grouped.users, grouped.items, grouped.where, grouped.weights)] == [(4, 1)] + [(4, 2)] * 3
+    pairs = grouped.pairs()
+    assert pairs.users.tolist() == np.repeat(users[:4], 2).tolist() and pairs.items.tolist() == items[:8].tolist()
+    how = partial(jr.train.gram_objective, model=model)
+    assert how(variables, jax.random.key(1), batch) == how(variables, jax.random.key(1), masked)
 
 
 WRONG = {
@@ -881,16 +857,9 @@ def test_a_loss_of_the_wrong_shape_is_refused(name, n):
     how = partial(jr.train.pairwise_objective, model=model_of(), loss=WRONG[name], sample=sample)
     with (
         jax.numpy_rank_promotion("allow"),
-        pytest.raises(ValueError, match=r"the loss has the wrong shape: with pos \[128\] and neg"),
+        pytest.raises(ValueError, match=r"the loss has the wrong shape: with pos \[128, 1\] and neg"),
     ):
         jr.train.fit(jr.train.init(jax.random.key(0), model_of(), TX), how, TX, TRAIN, epochs=1, batch_size=128)
-
-
-def test_rows_of_another_sampler_than_the_objectives_are_refused():
-    tx = jr.optim.rowwise.dense_adam(0.1)
-    touched = partial(jr.train.pairwise_rows, sample=partial(jr.sampling.uniform, n_items=30, n=5))
-    with pytest.raises(ValueError, match="touched has another sampler than the objective"):
-        fit(model_of(), tx=tx, touched=touched)
 
 
 def test_frozen_variables_train():

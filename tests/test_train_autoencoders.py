@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_train import TX
+from support import TX
 from test_valid import PARAMS, TWO, variables
 
 import jaxrec as jr
@@ -17,8 +17,6 @@ from jaxrec.data import splits, synthetic
 from jaxrec.models import VALID, MultDAE, MultVAE, RecVAE, for_users, popularity
 from jaxrec.train import loop
 from jaxrec.train.autoencoders import _part, alternating, annealed, objective
-
-pytestmark = pytest.mark.usefixtures("hurried")
 
 
 def batch_of(users, where, step=0):
@@ -55,7 +53,7 @@ def test_the_loss_is_a_mean_over_the_users_there(micro_batch):
     assert float(objective(halves, jax.random.key(0), empty, model=Halves())) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_micro_batches_have_the_loss_and_gradient_of_the_whole():
     """Trap 17, with noise; trap 18: gradients are finite where a row is empty, and where dropout takes all of one."""
     model, key = TWO.clone(dropout=0.9), jax.random.key(0)
@@ -98,7 +96,7 @@ def recovered(model, variables):
 
 
 @pytest.mark.parametrize(
-    "model", [pytest.param(MultVAE(BOARD, dim=4, width=8), marks=pytest.mark.slow), MultDAE(BOARD, dim=8)]
+    "model", [pytest.param(MultVAE(BOARD, dim=4, width=8), marks=pytest.mark.deep), MultDAE(BOARD, dim=8)]
 )
 def test_recovers_the_diagonal_withheld_from_the_checkerboard(model):
     state = train.init(jax.random.key(0), model, TX)
@@ -107,7 +105,7 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard(model):
     assert history.records[-1]["loss"] < history.records[0]["loss"]
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_encoder_and_decoder_are_trained_in_turn():
     """The prior is the encoder of the epoch, and two programs serve all epochs."""
     model, seen = RecVAE(BOARD, dim=4, width=8), []
@@ -163,7 +161,7 @@ def test_bad_arguments_of_alternating_are_named(options, message):
         alternating(jax.random.key(0), RecVAE(BOARD), TX, BOARD, **OPTIONS | options)
 
 
-@pytest.mark.parametrize("name", ["EASE", "MultDAE", pytest.param("VALID", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["EASE", "MultDAE", pytest.param("VALID", marks=pytest.mark.deep)])
 def test_users_held_out_whole_are_found_by_their_histories(name):
     """Of the 15 items of a user's colour 12 are known, 2 to be found, 1 on the diagonal; all are equally popular."""
     order = partial(splits.random_order, key=jax.random.key(0))

@@ -15,16 +15,14 @@ from jaxrec.optim.moments import amsgrad, smooth_adam
 from jaxrec.optim.regularization import coefficients
 from jaxrec.train import lambda_opt, mars
 
-pytestmark = pytest.mark.usefixtures("hurried")
 PAIRS, VALID = synthetic.checkerboard(40)
 N = PAIRS.n_items
 SAMPLE = partial(jr.sampling.uniform, n_items=N, n=2)
-ROWS = partial(lambda_opt.pairwise_rows, sample=SAMPLE)
-DRAWS = partial(lambda_opt.draws, train=PAIRS, valid=VALID, rows=ROWS)
 MF = jr.models.MF(N, N, dim=4, scale=1.0)
 BPR = partial(jr.train.pairwise_objective, loss=jr.losses.bpr, sample=SAMPLE)
+DRAWS = partial(lambda_opt.draws, objective=partial(BPR, model=MF), train=PAIRS, valid=VALID)
 ADAM = partial(alternate, optax.adam(0.02), amsgrad(0.01), simulated=smooth_adam(0.02))
-TX = ADAM()
+TX = ADAM(draws=DRAWS)
 OPTIONS = {"epochs": 2, "batch_size": 8, "progress": False}
 
 
@@ -44,13 +42,13 @@ def leaves(tree):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_tables_from_the_normal_distribution_start_at_a_loss_of_about_6():
     """128 dimensions of N(0, 1): score differences of deviation 16, and a mean softplus of 16 / √(2π)."""
     model = jr.models.MF(300, 300, dim=128, scale=1.0)
     variables = model.init(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
     users, items = jax.random.randint(jax.random.key(1), (2, 2048), 0, 300, jnp.int32)
-    batch = jr.train.Batch(users, items, None, jnp.ones(2048, bool))
+    batch = jr.train.Batch.of(users, items)
     sample = partial(jr.sampling.uniform, n_items=300)
     loss = jr.train.pairwise_objective(
         variables, jax.random.key(2), batch, model=model, loss=jr.losses.bpr, sample=sample
@@ -71,36 +69,38 @@ def test_rows_are_those_of_the_objective_and_weigh_one_over_the_positives(shared
     if group:
         where, items = jnp.array([[True, True], [True, False], [False, False]]), jnp.array([[5, 6], [4, 0], [5, 0]])
         weights = jnp.array([[3.0, 2.0], [1.0, 9.0], [7.0, 0.0]]) if weighted else None
-    batch = jr.train.Batch(users, items, weights, where)
+    batch = jr.train.Batch.of(users, items, weights=weights, where=where)
     sample = (lambda key, users: SAMPLE(key, users[:1])) if shared else SAMPLE
     key = jax.random.key(1)
-    rows = lambda_opt.pairwise_rows(key, batch, sample=sample)
-    named = jr.train.pairwise_rows(key, batch, sample=sample)
-    for name, (ids, share) in rows.items():
-        assert ids.tolist() == named[name].tolist() and ids.shape == share.shape
+    draws = partial(lambda_opt.draws, train=PAIRS, valid=VALID)
+    rows = draws(key, batch, objective=partial(BPR, sample=sample)).rows
+    negatives = sample(jax.random.split(key)[0], users)
+    assert rows["user"][0].tolist() == users.tolist()
+    assert rows["item"][0].tolist() == [*items.reshape(-1).tolist(), *negatives.reshape(-1).tolist()]
+    assert all(ids.shape == share.shape for ids, share in rows.values())
     share = np.where(where, 1.0 if weights is None else weights, 0.0)
     share = share / share.sum()
     of_users, n = share.reshape(3, -1).sum(1), share.size
     np.testing.assert_allclose(rows["user"][1], of_users, rtol=1e-6)
     np.testing.assert_allclose(rows["item"][1][:n], share.reshape(-1), rtol=1e-6)
     np.testing.assert_allclose(rows["item"][1][n:], np.repeat([1.0] if shared else of_users, 2) / 2, rtol=1e-6)
-    summed = lambda_opt.pairwise_rows(key, batch, sample=sample, reduction="sum")["user"][1]
+    summed = draws(key, batch, objective=partial(mars.objective, sample=sample)).rows["user"][1]
     assert float(summed.sum()) == pytest.approx(float(jnp.where(where, 1.0 if weights is None else weights, 0).sum()))
 
 
 def test_draws_are_pairs_of_their_sets_and_of_keys_of_their_own():
-    batch = jr.train.Batch(jnp.zeros(50, jnp.int32), jnp.zeros(50, jnp.int32), None, jnp.ones(50, bool))
+    batch = jr.train.Batch.of(jnp.zeros(50, jnp.int32), jnp.zeros(50, jnp.int32))
     key = jax.random.key(3)
     draw = jax.jit(partial(DRAWS, steps=2))(key, batch)
     (ahead_key, ahead), (valid_key, valid) = draw.ahead, draw.valid
     assert PAIRS.contains(ahead.users, ahead.items).all() and VALID.contains(valid.users, valid.items).all()
-    assert ahead.users.shape == (2, 50) and valid.users.shape == (50,)
+    assert ahead.users.shape == (2, 50, 1) and valid.users.shape == (50, 1)
     assert len(np.unique(np.asarray(ahead.items))) > 20 and len(np.unique(np.asarray(valid.items))) > 20
     children = jax.random.split(key)
     keys = np.concatenate([jax.random.key_data(k).reshape(-1, 2) for k in (key, children, ahead_key, valid_key)])
     assert len(np.unique(keys, axis=0)) == len(keys) == 6
     one, expected = jax.tree.map(lambda x: x[1], (draw.ahead, draw.ahead_rows))
-    np.testing.assert_array_equal(ROWS(*one)["item"][0], expected["item"][0])
+    np.testing.assert_array_equal(DRAWS(*one).rows["item"][0], expected["item"][0])
 
 
 def test_validation_without_pairs_or_of_other_users_is_refused():
@@ -109,9 +109,8 @@ def test_validation_without_pairs_or_of_other_users_is_refused():
     others = jr.Interactions.from_pairs(*VALID.pairs(), n_users=N + 1, n_items=N)
     for valid, message in ((nothing, "valid has no pairs"), (others, "valid of draws is for n_users=41, train has 40")):
         with pytest.raises(ValueError, match=message):
-            jr.train.fit(
-                started(MF, TX), partial(BPR, model=MF), TX, PAIRS, touched=partial(DRAWS, valid=valid), **OPTIONS
-            )
+            tx = ADAM(draws=partial(DRAWS, valid=valid))
+            jr.train.fit(started(MF, tx), partial(BPR, model=MF), tx, PAIRS, **OPTIONS)
 
 
 # ---------------------------------------------------------------------- runs
@@ -119,29 +118,26 @@ def test_validation_without_pairs_or_of_other_users_is_refused():
 
 def lightgcn():
     model = jr.models.LightGCN(PAIRS, dim=4, scale=1.0)
-    start = partial(coefficients, granularity="D")
-    tx = alternate(optax.adagrad(0.1), optax.sgd(1.0), scope="exact", start=start, steps=2)
-    return model, partial(BPR, model=model), tx, partial(DRAWS, steps=2)
+    start, draws = partial(coefficients, granularity="D"), partial(DRAWS, steps=2)
+    tx = alternate(optax.adagrad(0.1), optax.sgd(1.0), draws=draws, scope="exact", start=start, steps=2)
+    return model, partial(BPR, model=model), tx
 
 
-def mar_by_touched_rows():
+def mar_by_rows():
     model = jr.models.MAR(N, N, dim=4, n_facets=2)
     sample = partial(jr.sampling.uniform, n_items=N, n=1)
-    step = jr.optim.rowwise.touched_only(mars.optimizer(0.05, theta_learning_rate=0.01, step=mars.ball_sgd))
+    step = jr.optim.rowwise.lazy(mars.optimizer(0.05, theta_learning_rate=0.01, step=mars.ball_sgd))
     objective = partial(mars.objective, model=model, sample=sample, margin=0.5)
-    draws = partial(
-        DRAWS,
-        rows=partial(lambda_opt.pairwise_rows, sample=sample, reduction="sum"),
-        valid_objective=partial(BPR, model=model, sample=sample),
-    )
-    return model, objective, alternate(step, amsgrad(0.01), scope="exact"), draws
+    valid_objective = partial(BPR, model=model, sample=sample)
+    draws = partial(DRAWS, objective=objective, valid_objective=valid_objective)
+    return model, objective, alternate(step, amsgrad(0.01), draws=draws, scope="exact")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("setup", [lightgcn, mar_by_touched_rows])
+@pytest.mark.deep
+@pytest.mark.parametrize("setup", [lightgcn, mar_by_rows])
 def test_models_train_and_their_coefficients_are_learned(setup):
-    model, objective, tx, draws = setup()
-    state, history = jr.train.fit(started(model, tx), objective, tx, PAIRS, touched=draws, **OPTIONS)
+    model, objective, tx = setup()
+    state, history = jr.train.fit(started(model, tx), objective, tx, PAIRS, **OPTIONS)
     lambdas = np.concatenate([x.reshape(-1) for x in leaves(state.opt_state.lambdas)])
     assert np.isfinite(lambdas).all() and lambdas.min() >= 0 and lambdas.max() > 0
     assert np.isfinite([record["loss"] for record in history.records]).all()
@@ -152,14 +148,14 @@ def test_coefficients_follow_the_validation_objective_where_it_is_another():
     def nothing(variables, key, batch):
         return jnp.zeros(())
 
-    draws = partial(DRAWS, valid_objective=nothing)
-    state, _ = jr.train.fit(started(MF, TX), partial(BPR, model=MF), TX, PAIRS, touched=draws, **OPTIONS)
+    tx = ADAM(draws=partial(DRAWS, valid_objective=nothing))
+    state, _ = jr.train.fit(started(MF, tx), partial(BPR, model=MF), tx, PAIRS, **OPTIONS)
     assert int(state.opt_state.count) > 0 and not any(x.any() for x in leaves(state.opt_state.lambdas))
 
 
 def test_a_run_goes_on_from_its_checkpoint_and_ends_as_one_that_was_not_interrupted(tmp_path):
     objective = partial(BPR, model=MF)
-    run = partial(jr.train.fit, objective=objective, tx=TX, train=PAIRS, touched=DRAWS, batch_size=8, progress=False)
+    run = partial(jr.train.fit, objective=objective, tx=TX, train=PAIRS, batch_size=8, progress=False)
     whole, _ = run(started(MF, TX), epochs=2)
     assert whole.opt_state.lambdas["user"].any() and whole.opt_state.lambdas["item"].any()
     checkpoint = jr.train.Checkpoint(tmp_path / "run")
@@ -168,22 +164,23 @@ def test_a_run_goes_on_from_its_checkpoint_and_ends_as_one_that_was_not_interrup
     assert [x.tobytes() for x in leaves(again)] == [x.tobytes() for x in leaves(whole)]
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_seeds_side_by_side_are_the_single_runs():
     def setup(rate):
-        tx = alternate(optax.adam(0.02), amsgrad(rate), simulated=smooth_adam(0.02))
-        return MF, partial(BPR, model=MF), tx, DRAWS
+        tx = alternate(optax.adam(0.02), amsgrad(rate), draws=DRAWS, simulated=smooth_adam(0.02))
+        return MF, partial(BPR, model=MF), tx
 
     keys = jax.random.split(jax.random.key(0), 2)
     sweep = jr.train.sweep(keys, setup, PAIRS, settings={"rate": [0.01]}, **OPTIONS)
     state = jr.train.init(keys[1], MF, TX)
-    state, _ = jr.train.fit(state, partial(BPR, model=MF), TX, PAIRS, touched=DRAWS, **OPTIONS)
+    state, _ = jr.train.fit(state, partial(BPR, model=MF), TX, PAIRS, **OPTIONS)
     for found, expected in zip(leaves(sweep.state(1).opt_state.lambdas), leaves(state.opt_state.lambdas)):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-5)
 
 
-def test_wrong_values_are_named():
-    with pytest.raises(ValueError, match="touched=None"):
-        jr.train.fit(started(MF, TX), partial(BPR, model=MF), TX, PAIRS, **OPTIONS)
-    with pytest.raises(ValueError, match="reduction='max'"):
-        lambda_opt.pairwise_rows(jax.random.key(0), None, sample=SAMPLE, reduction="max")
+def test_an_objective_that_does_not_say_its_rows_is_refused():
+    """Without a sampler, or with two, it is not known which rows to penalise."""
+    both = partial(jr.train.combined_objective, parts=[(1.0, partial(BPR, model=MF)), (1.0, partial(BPR, model=MF))])
+    for objective, n in ((partial(jr.train.gram_objective, model=MF), 0), (both, 2)):
+        with pytest.raises(ValueError, match=f"the objective binds {n} samplers as sample=.*give rows="):
+            DRAWS(jax.random.key(0), jr.train.Batch.of(jnp.array([0]), jnp.array([1])), objective=objective)

@@ -15,8 +15,6 @@ from jaxrec.losses import kl_normalised
 from jaxrec.models import VALID, MacridVAE, _mixture, attention, implicit
 from jaxrec.models._histories import Pairs
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 M, N, D, W, K = 5, 12, 4, 3, 3
 USERS = np.arange(M, dtype=np.int32)
 
@@ -125,7 +123,7 @@ UPDATED = [  # prototypes of user 0 after one update
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name in ("R=2", "RecBole's MacridVAE") else pytest.mark.slow) for name in GOLDEN],
+    [pytest.param(name, marks=() if name in ("R=2", "RecBole's MacridVAE") else pytest.mark.deep) for name in GOLDEN],
 )
 def test_losses_and_gradients_are_those_of_the_released_code(name, float64):
     """Traps 2 (m is still for R ≥ 2), 3 and 4 (where gradients stop), 5 (mask, then normalise), 7 (KL), 13, 18 (user 2

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_train import TX
+from support import TX
 from test_valid import CLOSE, DENSE, PARAMS, TRAIN, TWO, USERS, M, N, applied, interactions, variables
 
 import jaxrec as jr
@@ -16,8 +16,6 @@ from jaxrec.data import synthetic
 from jaxrec.evaluate import _kernel
 from jaxrec.models import VALID, MacridVAE, attention
 from jaxrec.models.valid import collapse
-
-pytestmark = pytest.mark.usefixtures("hurried")
 
 
 @pytest.fixture
@@ -172,7 +170,7 @@ def test_wrong_values_are_named(name, value):
 BOARD, DIAGONAL = synthetic.checkerboard(30)
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 @pytest.mark.parametrize("model", [MacridVAE, VALID])
 def test_recovers_the_diagonal_withheld_from_the_checkerboard(model):
     """Of trap 2, prototypes of two blocks stay as they were drawn, and one block's move."""

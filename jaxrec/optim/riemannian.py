@@ -7,7 +7,7 @@ A chain runs from the gradient g of the loss at the points x to a change of x, f
 
 which is `riemannian_sgd(η)`. A row is a vector along `axis`, the last one if not given, so that a table may be [M, D]
 as well as [M, K, D]. Each row is treated by itself: `optax.partition` and `optax.masked` choose the parameters,
-`optim.rowwise.touched_only` makes the same step on the touched rows alone, and tables may be sharded by rows.
+`optim.rowwise.lazy` makes the same step on the rows looked up only, and tables may be sharded by rows.
 
 A row whose gradient is 0 does not move by a bit. All can be differentiated through, such rows included.
 
@@ -215,7 +215,7 @@ def riemannian_adam(
     Differs from their algorithm: m is carried to the row's new point by P, the projection on the tangent space there,
     not by parallel transport (to first order they agree); bias is corrected as Adam does. Differs from Adam on a whole
     table: a row whose gradient is 0 stays and keeps its moments, and bias is corrected by the row's own count of
-    steps, so that a row's way depends on no other row's, and `touched_only` of this is the same algorithm.
+    steps, so that a row does not depend on other rows, and `rowwise.lazy` of this is the same algorithm.
 
     Args:
         learning_rate: η, or a schedule of it.

@@ -81,10 +81,10 @@ def fit(
             [0, 1), `stopping` without `validate`, and a metric of `stopping` that is never a number.
         Interrupted: at Ctrl-C; it carries the parameters after the last step, and the log.
 
-    Differs: appendix D has errors of sign, factor and shape. `als.rg2` minimises the same squares, larger by a constant
-    of the data, under another regulariser: λ (Σ aᵤ ‖pᵤ‖² / 2|D| + ‖Q‖² / 2N), which scales with the rows' weights. Here
-    it is λ ‖θ‖² of all parameters, so that a λ of one is none of the other; the towers pᵤ = (2|D| / aᵤ)^½ `user[u]`,
-    qᵢ = (2N)^½ `item[i]` make the two the same.
+    Differs: appendix D has errors of sign, factor and shape. `solvers.rg2` minimises the same squares, larger by a
+    constant of the data, under another regulariser: λ (Σ aᵤ ‖pᵤ‖² / 2|D| + ‖Q‖² / 2N), which scales with the rows'
+    weights. Here it is λ ‖θ‖² of all parameters, so that a λ of one is none of the other; the towers pᵤ = (2|D| /
+    aᵤ)^½ `user[u]`, qᵢ = (2N)^½ `item[i]` make the two the same.
 
     >>> train = Interactions.from_pairs([0, 0, 1, 2], [0, 1, 1, 2])
     >>> params = {"user": jnp.full((3, 1), 0.1), "item": jnp.array([[0.2], [0.1], [-0.1]])}

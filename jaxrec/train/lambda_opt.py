@@ -42,13 +42,10 @@ def draws(
     Args:
         key: of the step; the objective draws from it for the batch, and from others for the other two.
         batch: of the step.
-        objective: the training objective, with its sampler bound as `sample=`. A positive counts once for its user and
-            once for its item, and its n negatives 1/n each. Weights of the interactions weigh them, as they weigh the
-            loss. `train.mars.objective` is a sum over the batch, all others are means.
+        objective: the training objective, as `penalised_rows` takes it.
         train: the positives, of which the look-ahead draws pairs with replacement.
         valid: those of validation, drawn likewise.
-        rows: function of (key, batch) that gives what is penalised instead: name -> (ids [R], weights [R]), as
-            `optim.regularization.penalty` takes it.
+        rows: function of (key, batch) that gives what is penalised, if not `penalised_rows` of the objective.
         steps: as `alternate` has it, if that is above 1.
         valid_objective: if another than the training objective, such as one whose negatives are in neither set.
 
@@ -61,7 +58,7 @@ def draws(
     check_interactions(train=train, valid=valid)
     if valid.n_pairs == 0:
         raise ValueError("valid has no pairs; the coefficients are learned from them")
-    rows = _rows_of(objective) if rows is None else rows
+    rows = partial(penalised_rows, objective=objective) if rows is None else rows
     size = len(batch.users)
     ahead_key, valid_key = jax.random.split(jax.random.fold_in(key, 2))  # 0 and 1 give the keys of a split in two
 
@@ -79,8 +76,23 @@ def draws(
     return lambda_opt.Draw(rows(key, batch), ahead, ahead_rows, validation, valid_objective)
 
 
-def _rows_of(objective: Objective) -> RowsOf:
-    """The rows that an objective with a bound sampler penalises."""
+def penalised_rows(key: Key, batch: Batch, *, objective: Objective) -> dict[str, tuple[Array, Array]]:
+    """The rows of "user" and "item" that an objective looks up, with their weights in its mean.
+
+    A positive counts once for its user and once for its item, and its n negatives 1/n each. Weights of the interactions
+    weigh them, as they weigh the loss. `train.mars.objective` is a sum over the batch, all others are means.
+
+    Args:
+        key: as the objective gets it, so that the negatives are the same.
+        batch: as the objective gets it.
+        objective: with its sampler bound as `sample=`.
+
+    Returns:
+        name -> (ids [R], weights [R]), as `optim.regularization.penalty` takes them.
+
+    Raises:
+        ValueError: for an objective that binds no sampler, or several.
+    """
     found = list(_samplers(objective))
     if len(found) != 1:
         raise ValueError(
@@ -88,7 +100,19 @@ def _rows_of(objective: Objective) -> RowsOf:
             "give rows="
         )
     ((function, sample),) = found
-    return partial(_pairwise_rows, sample=sample, summed=function is mars.objective)
+    users = batch.users[:, 0]
+    negatives = sample(jax.random.split(key)[0], users)
+    share = jnp.where(batch.where, 1.0 if batch.weights is None else batch.weights, 0.0)
+    if function is not mars.objective:
+        share = share / jnp.where(share.sum() > 0, share.sum(), 1)
+    of_users = share.sum(1)
+    of_draws = of_users if len(negatives) == len(of_users) else of_users.sum(keepdims=True)
+    of_negatives = jnp.broadcast_to(of_draws[:, None] / negatives.shape[1], negatives.shape)
+    items = jnp.concatenate([batch.items.reshape(-1), negatives.reshape(-1)])
+    return {
+        "user": (users, of_users),
+        "item": (items, jnp.concatenate([share.reshape(-1), of_negatives.reshape(-1)])),
+    }
 
 
 def _samplers(value: Any) -> Iterator[tuple[Any, Sampler]]:
@@ -108,19 +132,3 @@ def _pairs(key: Key, pairs: Interactions, size: int) -> Batch:
     users = jnp.searchsorted(jnp.asarray(pairs.indptr), places, side="right").astype(jnp.int32) - 1
     weights = None if pairs.weights is None else jnp.asarray(pairs.weights)[places]
     return Batch.of(users, jnp.asarray(pairs.indices)[places], weights=weights)
-
-
-def _pairwise_rows(key: Key, batch: Batch, *, sample: Sampler, summed: bool) -> dict[str, tuple[Array, Array]]:
-    """name -> (ids [R], weights [R]) of "user" and "item"; the negatives are those of the objective."""
-    users = batch.users[:, 0]
-    negatives = sample(jax.random.split(key)[0], users)
-    share = jnp.where(batch.where, 1.0 if batch.weights is None else batch.weights, 0.0)
-    share = share if summed else share / jnp.where(share.sum() > 0, share.sum(), 1)
-    of_users = share.sum(1)
-    of_draws = of_users if len(negatives) == len(of_users) else of_users.sum(keepdims=True)
-    of_negatives = jnp.broadcast_to(of_draws[:, None] / negatives.shape[1], negatives.shape)
-    items = jnp.concatenate([batch.items.reshape(-1), negatives.reshape(-1)])
-    return {
-        "user": (users, of_users),
-        "item": (items, jnp.concatenate([share.reshape(-1), of_negatives.reshape(-1)])),
-    }

@@ -207,7 +207,7 @@ def optimizer(
     """Moves the facets by `step(learning_rate)`, and `theta` by plain gradient descent at a rate of its own.
 
     Both rates are those of a sum over the batch. At the facets' rate θ tends to fall on one facet a user; a fiftieth of
-    it, or 0, keeps them all. It may be put into `optim.rowwise.touched_only`.
+    it, or 0, keeps them all. `optim.rowwise.lazy` takes it.
 
     Facets of `models.free` and `models.hybrid` are parameters, so that a step can keep them on the sphere or in the
     ball. Facets of `models.projected` are no parameters: the model places xᵀφ^k there whenever it is called. Vectors
