@@ -13,7 +13,7 @@ LAYERS = [
     {"losses", "metrics", "sampling", "report", "history", "optim"},
     {"models", "ranking", "als", "newton"},
     {"train", "evaluate"},
-    {"data", "plotting", "study"},
+    {"data", "plotting", "study", "_records", "_results"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 ONLY = {"flax": {"models"}, "optax": {"optim", "train"}}
