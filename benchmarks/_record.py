@@ -12,7 +12,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -30,6 +30,11 @@ def parser(name: str, about: str, *, defaults: bool = False) -> argparse.Argumen
     """A reader of the command line `python -m benchmarks.<name>`; `about` is the module's docstring."""
     how = argparse.ArgumentDefaultsHelpFormatter if defaults else argparse.RawDescriptionHelpFormatter
     return argparse.ArgumentParser(f"python -m benchmarks.{name}", description=about, formatter_class=how)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))
 
 
 def runs(name: str, **fields: Any) -> list[dict[str, Any]]:
