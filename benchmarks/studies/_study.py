@@ -50,6 +50,7 @@ class Study(NamedTuple):
         shown: data set -> metrics of its table.
         quick: gives methods and splits of the shortened run.
         seeds: of the runs.
+        tuned: data sets on which methods are tuned for others, and not evaluated on test.
         groups: data sets for which each method is trained in turn.
         claims: (method, another), compared by a rule wherever both have several runs.
         chosen: row and grid -> the cell that says what was chosen.
@@ -70,6 +71,7 @@ class Study(NamedTuple):
     shown: Callable[[str], Sequence[str]]
     quick: Callable[[], tuple[Sequence[study.Method], Mapping[str, Any]]]
     seeds: Sequence[int] = (0, 1, 2)
+    tuned: Sequence[str] = ()
     groups: Sequence[Sequence[str]] = ()
     claims: Sequence[tuple[str, str]] = ()
     chosen: Callable[..., str] = chosen
@@ -142,7 +144,7 @@ def claim(this: Study, records: Records, one: str, other: str) -> str:
         test, p_value = (row.over_users, row.p_users) if row.over_users else (row.over_seeds, row.p_seeds)
         if test is not None:
             place = "not told apart from" if p_value >= LEVEL else "above" if test.difference > 0 else "below"
-            places[place].append(f"{data} ({test.difference:+.4f}, p {p_value:.2g})")
+            places[place].append(f"{data} ({test.difference:+.4f} ± {test.stderr:.4f}, p {p_value:.2g})")
     said = [f"{place} {other} on {'; '.join(sets)}" for place, sets in places.items() if sets]
     return f"{one}: {'; '.join(said)}." if said else ""
 
@@ -288,7 +290,8 @@ def train(this: Study, data: Sequence[str], names: Sequence[str] | None, seeds: 
             for label in group if names is None or name in names else ():
                 wanted = [method for method in this.methods[label]() if method.name == name]
                 options = {"metric": this.metric(label), "evaluate": this.evaluate, "trials": 10**6}
-                options |= {"folder": _record.RESULTS, "name": this.name, "seeds": seeds, "progress": False}
+                options |= {"folder": _record.RESULTS, "name": this.name, "progress": False}
+                options |= {"seeds": () if label in this.tuned else seeds}
                 study.run(wanted, {label: this.split(label)}, **options)
                 print(f"{label}: {name} is on record", flush=True)
 
