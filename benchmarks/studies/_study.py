@@ -25,8 +25,9 @@ NEVER = lambda *_: ""  # noqa: E731
 
 def head(metric: str) -> str:
     """How a metric is called in a table."""
-    name, at, cut = metric.partition("@")
-    return HEADS.get(name, name) + at + cut
+    before, space, name = metric.rpartition(" ")
+    name, at, cut = name.partition("@")
+    return before + space + HEADS.get(name, name) + at + cut
 
 
 def chosen(row: study.Row, grid: Mapping[str, Sequence[Any]]) -> str:
@@ -49,6 +50,7 @@ class Study(NamedTuple):
         metric: data set -> what validation goes by.
         shown: data set -> metrics of its table.
         quick: gives methods and splits of the shortened run.
+        finish: called with each data set after training.
         seeds: of the runs.
         tuned: data sets on which methods are tuned for others, and not evaluated on test.
         groups: data sets for which each method is trained in turn.
@@ -70,6 +72,7 @@ class Study(NamedTuple):
     metric: Callable[[str], str]
     shown: Callable[[str], Sequence[str]]
     quick: Callable[[], tuple[Sequence[study.Method], Mapping[str, Any]]]
+    finish: Callable[[str], Any] = NEVER
     seeds: Sequence[int] = (0, 1, 2)
     tuned: Sequence[str] = ()
     groups: Sequence[Sequence[str]] = ()
@@ -294,6 +297,8 @@ def train(this: Study, data: Sequence[str], names: Sequence[str] | None, seeds: 
                 options |= {"seeds": () if label in this.tuned else seeds}
                 study.run(wanted, {label: this.split(label)}, **options)
                 print(f"{label}: {name} is on record", flush=True)
+        for label in group:
+            this.finish(label)
 
 
 def quick(this: Study) -> dict[str, dict[str, float]]:
@@ -305,7 +310,7 @@ def quick(this: Study) -> dict[str, dict[str, float]]:
 
 
 def cases(rows: Any) -> dict[str, dict[str, float]]:
-    """ "data set: method" -> metric -> mean over seeds."""
+    """Data set and method -> metric -> mean over seeds."""
     means = lambda row: {name: float(values.mean()) for name, values in row.values.items()}  # noqa: E731
     return {f"{row.data}: {row.method}": means(row) for row in rows}
 

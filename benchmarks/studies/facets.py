@@ -27,7 +27,7 @@ import optax
 from scipy.optimize import linear_sum_assignment
 
 import jaxrec as jr
-from benchmarks.studies._study import Study, figure, less, main
+from benchmarks.studies._study import Study, figure, less, main, stderr
 from jaxrec import study
 from jaxrec.data import splits, synthetic
 from jaxrec.models import MARS, MF
@@ -256,7 +256,7 @@ def trained(
         **kind.feed,
     )
     results = [(model, found.state(place).variables, lane.history) for place, lane in enumerate(found.lanes)]
-    return [None if lane.diverged else result for lane, result in zip(found.lanes, results)]
+    return [None if lane.diverged is not None else result for lane, result in zip(found.lanes, results)]
 
 
 def methods(data: str, epochs: int | None = None) -> list[study.Method]:
@@ -276,6 +276,14 @@ def methods(data: str, epochs: int | None = None) -> list[study.Method]:
 # ---------------------------------------------------------------------- tables
 
 
+def agreed(row: study.Row, side: str) -> str:
+    """Agreement of users or items, with its error and chance."""
+    if f"{side} matched" not in row.values:
+        return ""
+    values, chance = (row.values[f"{side} {name}"] for name in ("matched", "chance"))
+    return f"{values.mean():.2f} ± {stderr(values):.2f} ({chance.mean():.2f})"
+
+
 def columns(data: str, rows: Mapping[str, study.Row]) -> dict[str, list[str]]:
     """Differences from single spaces, and agreement."""
     best = max((name for name in rows if name in SINGLE), key=lambda name: rows[name].values[METRIC].mean())
@@ -285,12 +293,7 @@ def columns(data: str, rows: Mapping[str, study.Row]) -> dict[str, list[str]]:
             differences = {name: less(row, rows[other], METRIC) for name, row in rows.items()}
             cells[title] = ["" if name == other else figure(d, sign="+") for name, d in differences.items()]
     for side in ("users", "items"):
-        cells[f"{side}' facet"] = [
-            f"{figure(row.values[f'{side} matched'], 2)} ({row.values[f'{side} chance'].mean():.2f})"
-            if f"{side} matched" in row.values
-            else ""
-            for row in rows.values()
-        ]
+        cells[f"{side}' facet"] = [agreed(row, side) for row in rows.values()]
     return cells
 
 

@@ -530,7 +530,8 @@ def headlines(tables: Any, records: Any) -> list[str]:
         f"{ciao['MARS, released, uniform negatives']:.4f} with uniform negatives. On a random split of the same pairs "
         f"the id has {sampled['item id']:.4f}, popularity {sampled['popularity']:.4f}, {most(sampled)}, and unit "
         f"vectors under `losses.bsl` {four:.4f} as four facets, {one:.4f} as one; among all items, not 100 sampled, "
-        f"popularity has NDCG@10 {full['popularity']:.4f}, {most(full)}, and the four facets {full['composed, 4 facets']:.4f}."
+        f"popularity has NDCG@10 {full['popularity']:.4f}, {most(full)}, and the four facets "
+        f"{full['composed, 4 facets']:.4f}."
     ]
 
 

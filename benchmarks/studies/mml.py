@@ -23,7 +23,6 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import optax
 
@@ -37,8 +36,8 @@ SELECT = "gowalla, select"  # a tenth of Gowalla's train part, by which learning
 L2 = {"gowalla": 1e-8, "yelp2018": 1e-9}
 EPOCHS = {"gowalla": 1.0, "yelp2018": 2 / 3}  # Yelp2018 has 1.5 times the pairs: about as many steps
 RATES = (0.5, 1.0, 2.0)  # factors of a case's learning rate that are compared
-CCL = dict.fromkeys(L2, {"margin": 0.9, "weight": 150.0})  # SimpleX's setting for both
-OTHER_CCL = dict.fromkeys(L2, {"margin": 0.7, "weight": 70.0})
+CCL = {data: {"margin": 0.9, "weight": 150.0} for data in L2}  # SimpleX's setting for both
+OTHER_CCL = {data: {"margin": 0.7, "weight": 70.0} for data in L2}
 MML = {
     "gowalla": {"margins": (0.7, 0.8, 0.9), "weights": (0.1, 0.15, 0.75), "negative_weight": 700.0},
     "yelp2018": {"margins": (0.6, 0.7, 0.8, 0.9), "weights": (0.05, 0.15, 0.2, 0.6), "negative_weight": 400.0},
@@ -64,7 +63,7 @@ class Case(NamedTuple):
     """
 
     loss: jr.typing.Loss
-    options: Mapping[str, Mapping[str, Any]] = dict.fromkeys(L2, {})
+    options: Mapping[str, Mapping[str, Any]] = {"gowalla": {}, "yelp2018": {}}
     score: Callable = jr.models.cosine
     n: int = 2048
     shared: bool = True
@@ -89,7 +88,7 @@ CASES = {
     "MML, 100 a group": mml(n=100, shared=False),
     "BCE, 2048 shared": Case(jr.losses.bce, score=jr.models.dot, epochs=20, rate=0.01),
     "MSE, 2048 shared": Case(jr.losses.mse, epochs=20),
-    "softmax, 2048 shared": Case(jr.losses.mine, dict.fromkeys(L2, {"temperature": 0.1}), epochs=20),
+    "softmax, 2048 shared": Case(jr.losses.mine, {data: {"temperature": 0.1} for data in L2}, epochs=20),
     "BSL, 2048 shared": Case(jr.losses.bsl, BSL, epochs=20),
     "CCL, 2048 shared": ccl(CCL),
     "MML, 2048 shared": mml(),
