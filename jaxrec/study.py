@@ -33,6 +33,7 @@ __all__ = [
     "TRIVIAL",
     "Method",
     "Row",
+    "Setting",
     "Table",
     "append",
     "chosen",

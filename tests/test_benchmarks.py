@@ -231,13 +231,13 @@ def test_rg2_trains_on_gowalla_once_more_for_as_long_as_validation_wanted(monkey
 
 
 def test_chosen_values_at_an_end_have_a_star():
-    from benchmarks.studies import _study, lambda_opt
+    from benchmarks.studies import _study
 
     grid = {"rate": (0.1, 0.3, 1.0), "draw": (0, 1, 2)}
     row = lambda **setting: SimpleNamespace(setting=setting)  # noqa: E731
     assert _study.chosen(row(rate=1.0), grid) == "rate 1*" and _study.chosen(row(rate=0.3), grid) == "rate 0.3"
     assert _study.chosen(row(learning_rate=1.0), grid) == "learning rate 1"
-    assert lambda_opt.chosen(row(rate=1.0, draw=2), grid) == "rate 1*, draw 2"
+    assert _study.chosen(row(rate=1.0, draw=2), grid) == "rate 1*, draw 2"
 
 
 def test_lightgcn_has_a_note_where_its_decay_is_far_above_the_papers():

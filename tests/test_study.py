@@ -163,7 +163,7 @@ def test_a_setting_that_diverged_is_not_chosen(go, tmp_path):
     assert tried == [{METRIC: 0.05}, {METRIC: None}, {METRIC: 0.1}]
     with pytest.raises(ValueError, match="M diverged under all its settings on 'board'"):
         go(all_at_once(lambda seed, x: None), name="other")
-    with pytest.raises(ValueError, match="M with {'x': 3} diverged under seed 1"):
+    with pytest.raises(ValueError, match=r"M with {'x': 3} diverged under seed 1"):
         go(all_at_once(lambda seed, x: None if seed else x), name="third")
 
 

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+import jaxrec as jr
 from benchmarks import _record
 from jaxrec import study
+from jaxrec.report import Comparison
 
 Records = Sequence[Mapping[str, Any]]
 Rows = Mapping[str, study.Row]
@@ -31,8 +33,8 @@ def head(metric: str) -> str:
 
 
 def chosen(row: study.Row, grid: Mapping[str, Sequence[Any]]) -> str:
-    """A row's setting; a star marks values at an end of those compared."""
-    stars = study.ends(row.setting, grid, least=2)
+    """A row's setting; a star marks values at an end of those compared. Random draws have no order."""
+    stars = {*study.ends(row.setting, grid, least=2)} - {"draw"}
     shown = lambda value: f"{value:g}" if isinstance(value, int | float) else str(value)  # noqa: E731
     return ", ".join(f"{name.replace('_', ' ')} {shown(v)}{'*' * (name in stars)}" for name, v in row.setting.items())
 
@@ -130,21 +132,25 @@ def less(row: study.Row, other: study.Row, metric: str) -> np.ndarray:
     return np.array([value - theirs[seed] for seed, value in pairs if seed in theirs])
 
 
-def claim(this: Study, records: Records, one: str, other: str) -> str:
-    """Where a method is above, below or not told apart from another, by paired tests; empty without any.
+def tested(this: Study, records: Records, data: str, one: str, other: str) -> tuple[Comparison | None, float | None]:
+    """The paired test of a method against another, and its p-value; None unless both have several runs.
 
-    Over users where their values are on record, else over seeds.
+    Over users if their values are on record, else over seeds.
     """
+    runs = [record for record in records if record["data"] == data and record["method"] in (one, other)]
+    if {record["method"] for record in runs if record["on"] == "test"} != {one, other}:
+        return None, None
+    every = {method.name: method for method in (*study.TRIVIAL, *this.methods[data]())}
+    table = study.table([every[one], every[other]], runs, metric=this.metric(data), against=other)
+    row = table.row(data, one)
+    return (row.over_users, row.p_users) if row.over_users else (row.over_seeds, row.p_seeds)
+
+
+def claim(this: Study, records: Records, one: str, other: str) -> str:
+    """Where a method is above, below or not told apart from another; empty without any test."""
     places: dict[str, list[str]] = {"above": [], "below": [], "not told apart from": []}
-    for data, methods in this.methods.items():
-        pair = [method for method in (*study.TRIVIAL, *methods()) if method.name in (one, other)]
-        runs = [record for record in records if record["data"] == data and record["method"] in (one, other)]
-        tested = {record["method"] for record in runs if record["on"] == "test"}
-        if len(tested) < 2:
-            continue
-        found = study.table(list({m.name: m for m in pair}.values()), runs, metric=this.metric(data), against=other)
-        row = found.row(data, one)
-        test, p_value = (row.over_users, row.p_users) if row.over_users else (row.over_seeds, row.p_seeds)
+    for data in this.methods:
+        test, p_value = tested(this, records, data, one, other)
         if test is not None:
             place = "not told apart from" if p_value >= LEVEL else "above" if test.difference > 0 else "below"
             places[place].append(f"{data} ({test.difference:+.4f} ± {test.stderr:.4f}, p {p_value:.2g})")
@@ -315,7 +321,21 @@ def cases(rows: Any) -> dict[str, dict[str, float]]:
     return {f"{row.data}: {row.method}": means(row) for row in rows}
 
 
+# ---------------------------------------------------------------------- training
+
+
 def afresh(fit: Callable, *data: Any, **setting: Any) -> Any:
     """A run whose seconds include compilation, whatever ran before it."""
     jax.clear_caches()
     return fit(*data, **setting)
+
+
+def swept(model: Any, setup: Callable, train: Any, key: Any, settings: Sequence[study.Setting], **options: Any) -> list:
+    """What `fit_all` gives of some settings, by one sweep under one seed."""
+    columns = {name: [setting[name] for setting in settings] for name in settings[0]}
+    keys = jax.random.split(key, 1)
+    found = jr.train.sweep(keys, setup, train, settings=columns, progress=False, **options)
+    return [
+        None if lane.diverged is not None else (model, found.state(place).variables, lane.history)
+        for place, lane in enumerate(found.lanes)
+    ]

@@ -27,7 +27,7 @@ import optax
 from scipy.optimize import linear_sum_assignment
 
 import jaxrec as jr
-from benchmarks.studies._study import Study, figure, less, main, stderr
+from benchmarks.studies._study import Study, figure, less, main, stderr, swept
 from jaxrec import study
 from jaxrec.data import splits, synthetic
 from jaxrec.models import MARS, MF
@@ -242,21 +242,9 @@ def trained(
     steps = epochs * -(-len(jr.train.examples(train, group).users) // batch)
     setup = partial(kind.setup, train=train, steps=steps, **kind.needs(train, key))
     model = setup(**settings[0]).model
-    found = jr.train.sweep(
-        jax.random.split(key, 1),
-        setup,
-        train,
-        settings={name: [setting[name] for setting in settings] for name in settings[0]},
-        epochs=epochs,
-        every=max(epochs // 20, 1),
-        validate=lambda variables: judged(model, variables, train, valid),
-        select=METRIC,
-        at_once=1,
-        progress=False,
-        **kind.feed,
-    )
-    results = [(model, found.state(place).variables, lane.history) for place, lane in enumerate(found.lanes)]
-    return [None if lane.diverged is not None else result for lane, result in zip(found.lanes, results)]
+    options = {"epochs": epochs, "every": max(epochs // 20, 1), "select": METRIC, "at_once": 1, **kind.feed}
+    validate = lambda variables: judged(model, variables, train, valid)  # noqa: E731
+    return swept(model, setup, train, key, settings, validate=validate, **options)
 
 
 def methods(data: str, epochs: int | None = None) -> list[study.Method]:

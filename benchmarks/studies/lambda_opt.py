@@ -29,7 +29,7 @@ import optax
 
 import jaxrec as jr
 from benchmarks import _record
-from benchmarks.studies._study import Study, figure, less, main, records_of, stderr
+from benchmarks.studies._study import Study, figure, less, main, records_of, stderr, swept
 from jaxrec import study
 from jaxrec.data import datasets, splits
 from jaxrec.interactions import DataWarning
@@ -298,20 +298,10 @@ def trained(
     jax.clear_caches()
     part = Part(train.union(valid.learn) if kind.whole else train, valid.learn, *budget)
     model = (kind.model or factors)(part)
-    found = jr.train.sweep(
-        jax.random.split(key, 1),
-        partial(kind.make, part, model=model),
-        part.train,
-        settings={name: [setting[name] for setting in settings] for name in settings[0]},
-        epochs=part.epochs,
-        batch_size=part.batch_size,
-        validate=lambda variables: evaluate(model, variables, splits.Split(train, valid, None), "valid"),
-        every=max(part.epochs // LOOKS, 1),
-        select=METRIC,
-        progress=False,
-    )
-    results = [(model, found.state(place).variables, lane.history) for place, lane in enumerate(found.lanes)]
-    return [None if lane.diverged is not None else result for lane, result in zip(found.lanes, results)]
+    split = splits.Split(train, valid, None)
+    options = {"epochs": part.epochs, "batch_size": part.batch_size, "every": max(part.epochs // LOOKS, 1)}
+    options |= {"validate": lambda variables: evaluate(model, variables, split, "valid"), "select": METRIC}
+    return swept(model, partial(kind.make, part, model=model), part.train, key, settings, **options)
 
 
 def methods(data: str, budget: tuple[int, int] | None = None) -> list[study.Method]:
@@ -329,13 +319,6 @@ def methods(data: str, budget: tuple[int, int] | None = None) -> list[study.Meth
 
 
 # ---------------------------------------------------------------------- tables
-
-
-def chosen(row: study.Row, grid: Mapping[str, Any]) -> str:
-    """The setting; a star marks values at an end of those compared, but for draws, which have no order."""
-    stars = study.ends(row.setting, grid, least=2)
-    star = lambda name: "*" * (name in stars and name != "draw")  # noqa: E731
-    return ", ".join(f"{name.replace('_', ' ')} {value:g}{star(name)}" for name, value in row.setting.items())
 
 
 def twin(name: str) -> str:
@@ -458,7 +441,6 @@ STUDY = Study(
         *((f"λOpt {which}, N(0, 1)", "MF, one λ, N(0, 1)") for which in ("DUI", "DI")),
         *((name, BEST_FIXED) for name in ("random D", "random DUI", "SGDA", "AMF")),
     ],
-    chosen=chosen,
     columns=columns,
     after=gains,
     headlines=headlines,

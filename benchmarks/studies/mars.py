@@ -438,8 +438,12 @@ def point(name: str, what: str, value: float) -> tuple[str, dict[str, Any]]:
 def methods(label: str) -> list[study.Method]:
     """The rankers that learn nothing, what is compared, and on published splits what is varied."""
     data = label.partition(", ")[0]
-    opposite = lambda train, *_: (*negative(*jr.models.popularity(train)), None)  # noqa: E731
     by_id = lambda train, *_: (*jr.models.item_id(train.n_items, descending=True), None)  # noqa: E731
+
+    def opposite(train: jr.Interactions, *_: Any) -> Any:
+        model, variables = jr.models.popularity(train)
+        return model, jax.tree.map(lambda scores: -scores, variables), None
+
     found = [study.Method("item id", by_id), study.Method("minus popularity", opposite)]
     for name, (_, grid, resplit) in METHODS.items():
         if data == "delicious" or name != "MARS, released, 2 facets":
@@ -448,11 +452,6 @@ def methods(label: str) -> list[study.Method]:
         for name in ("MARS, released", *["MAR"] * (what == "n_facets")):
             found += [method(label, *point(name, what, value), of=name) for value in values]
     return list({each.name: each for each in found}.values())
-
-
-def negative(model: Any, variables: Any) -> tuple[Any, Any]:
-    """The opposite ranking."""
-    return model, jax.tree.map(lambda scores: -scores, variables)
 
 
 def evaluate(trained: Any, variables: jr.typing.Variables, part: Part, on: str) -> dict[str, float]:

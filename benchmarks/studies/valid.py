@@ -28,7 +28,7 @@ import optax
 
 import jaxrec as jr
 from benchmarks import _record
-from benchmarks.studies._study import Study, afresh, figure, main, varied
+from benchmarks.studies._study import Study, afresh, figure, main, tested, varied
 from jaxrec import study
 from jaxrec.data import datasets, splits
 from jaxrec.interactions import DataWarning, IdMap
@@ -363,9 +363,7 @@ def headlines(tables: Any, records: Any) -> list[str]:
                 name: mean[name] for name in COMPARED[data] if name not in ("VALID", "MacridVAE") and name in mean
             }
             best = max(others, key=others.__getitem__)
-            runs = [r for r in records if r["data"] == data and r["method"] in (ours.method, theirs.method)]
-            pair = [method for method in methods(data) if method.name in (ours.method, theirs.method)]
-            test = study.table(pair, runs, metric=METRIC, against=theirs.method).row(data, ours.method).over_users
+            test, _ = tested(STUDY, records, data, ours.method, theirs.method)
             said.append(
                 f"{data}{', at most' * bool(after)}{after.removeprefix(',')}, Recall@20 over {len(ours.seeds)} seeds: "
                 f"VALID {mean[ours.method]:.4f}, MacridVAE {mean[theirs.method]:.4f} (difference, paired by users, "
