@@ -84,7 +84,8 @@ def main() -> None:
     # The test part is ranked with training and validation pairs masked.
     known = split.train.union(split.valid)
     judge = partial(jr.evaluate.full_ranking, train=known, test=split.test, ks=(5, 10, 20))
-    reports = {name: [judge(*ranker)] for name, ranker in _record.rankers(split.train).items()}
+    trivial = {each.name: each.fit(split.train, None, jax.random.key(0)) for each in jr.study.TRIVIAL}
+    reports = {name: [judge(model, variables)] for name, (model, variables, _) in trivial.items()}
     histories = {}
     for name in LOSSES:
         runs = [train(name, split, seed, options) for seed in range(options.seeds)]
@@ -138,7 +139,7 @@ def row(name: str, runs: list[jr.evaluate.Report], baseline: jr.evaluate.Report)
     }
 
 
-def picture(histories: dict[str, jr.train.History], path: pathlib.Path) -> None:
+def picture(histories: dict[str, jr.train.Log], path: pathlib.Path) -> None:
     """Draws the learning curves of the first seeds."""
     import matplotlib
 

@@ -1,4 +1,4 @@
-"""Every benchmark explains itself; the figures reported are those of the records; the quickstart's claim holds."""
+"""Every benchmark explains itself; the values reported are those of the records; the quickstart's claim holds."""
 
 import json
 import pathlib
@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import test_valid
 
 import jaxrec as jr
+from jaxrec import study
 from jaxrec.data import datasets, splits, synthetic
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -55,9 +57,7 @@ def test_help_explains_every_option():
         assert f"python -m benchmarks.{script}" in text and "--" in text.partition("options:")[2], script
 
 
-def test_committed_results_are_made_from_the_committed_records():
-    if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout: there is nothing committed to compare")
+def test_results_are_those_of_the_records():
     done = run("benchmarks.report", "--check")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "over 1 seeds" not in (ROOT / "README.md").read_text()
@@ -68,155 +68,149 @@ def strictly(text):
     return json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
 
 
-FIELDS = {  # of every run of a study, and those that tell its runs apart
-    "mml": ("case data epochs fingerprint loss negatives steps", "select data case seed learning_rate"),
-    "rg2": ("curve data fingerprint grid method setting valid", "data method setting seed on"),
-    "mars": ("best_on_test curve fingerprint test validation", "data method setting seed"),
-    "facets": ("fingerprint grid setting test valid", "data method seed"),
-    "lambda_opt": ("data steps", "data method seed"),
-    "valid": ("curve data fingerprint grid method setting valid", "data method setting seed on"),
-}
+FIELDS = {"curve", "data", "fingerprint", "grid", "method", "on", "seed", "setting", "valid"}
 
 
 def test_records_say_what_was_run():
-    """Tables by their command and machine; runs by their fields, each once, sorted so that a change shows as a line."""
+    """Benchmarks by their command and machine; runs by their fields, sorted, each once, from a grid that has them."""
+    from benchmarks import report
+
     results = ROOT / "benchmarks" / "results"
     for path in results.glob("*.json"):
         record = strictly(path.read_text())
-        assert path.stem in ("rg2", "valid") or record["cases"], path  # of these two the runs are enough
+        assert record["cases"] and path.stem == record["benchmark"].replace(".", "_"), path
         assert record["command"].startswith(f"python -m benchmarks.{record['benchmark']}"), path
         assert {"commit", "jax", "device", "data", "date"} <= set(record), path
-    assert {path.stem for path in results.glob("*.jsonl")} == set(FIELDS)
-    for study, (fields, apart) in FIELDS.items():
-        runs = [strictly(line) for line in (results / f"{study}.jsonl").read_text(encoding="utf-8").splitlines()]
-        assert len(runs) > 50, study
-        for run in runs:
-            assert list(run) == sorted(run) and set(fields.split()) <= set(run), (study, run)
-        keys = [json.dumps([run.get(name) for name in apart.split()]) for run in runs]
-        assert len(set(keys)) == len(keys), study
-
-
-def test_a_run_is_kept_as_a_line_and_replaces_the_one_it_repeats(tmp_path, monkeypatch):
-    from benchmarks import _record
-
-    monkeypatch.setattr(_record, "RESULTS", tmp_path)
-    assert _record.runs("any") == []
-    for seed, value in ((0, 0.1), (1, 0.2), (0, 0.3)):
-        _record.keep(
-            "any", {"seed": seed, "method": "iALS", "test": value, "setting": {"b": 1, "a": 2}}, "method", "seed"
-        )
-    assert [run["test"] for run in _record.runs("any", method="iALS")] == [0.3, 0.2]
-    assert _record.runs("any", seed=1) == _record.runs("any", seed=1, other=None) != []
-    first = (tmp_path / "any.jsonl").read_text().splitlines()[0]
-    assert first == '{"method": "iALS", "seed": 0, "setting": {"b": 1, "a": 2}, "test": 0.3}'
-    with pytest.raises(ValueError, match="JSON compliant"):
-        _record.keep("any", {"seed": 2, "test": float("nan")}, "seed")
-    assert len(_record.runs("any")) == 2
+    files = {path.stem for path in results.glob("*.jsonl")}
+    assert files == {*report.STUDIES, "lambda_opt_trajectories"}
+    for name in report.STUDIES:
+        runs = [strictly(line) for line in (results / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert len(runs) > 50, name
+        for record in runs:
+            assert list(record) == sorted(record) and set(record) >= FIELDS, (name, record)
+            assert ("test" in record) == (record["on"] == "test"), (name, record)
+            assert all(value in record["grid"][key] for key, value in record["setting"].items()), (name, record)
+        keys = [json.dumps([record[each] for each in ("data", "method", "setting", "seed", "on")]) for record in runs]
+        assert len(set(keys)) == len(keys), name
 
 
 @pytest.fixture(scope="module")
-def texts():
+def studies():
     from benchmarks import report
 
-    return report.present()
+    return report.studies()
+
+
+def altered(this, data, name, grid):
+    """The study with another grid of a method."""
+    methods = [each._replace(grid=grid) if each.name == name else each for each in this.methods[data]()]
+    return this._replace(methods={**this.methods, data: lambda: methods})
 
 
 @pytest.mark.parametrize(
-    ("study", "data", "method", "grid"),
+    ("name", "data", "method", "grid", "reason"),
     [
-        ("rg2", "ml-100k", "BPR", {"learning_rate": (3e-3, 1e-2, 3e-2), "l2": (0.0, 1e-5, 1e-3)}),
-        ("mars", "ciao-random", "BPR", {"power": (0.0, 0.75), "l2": (1e-5, 1e-4, 1e-3, 1e-2)}),
-        ("facets", "spaces", "MF BPR", {"rate": (0.01,), "decay": (0.1, 0.3, 1.0)}),
-        ("lambda_opt", "ml-100k", "AMF", {"epsilon": (0.1, 0.5, 1.0), "regularization": (0.0, 1e-2)}),
-        ("valid", "ml-1m", "EASE", {"regularization": (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)}),
-        ("valid", "citeulike-a-valid", "VALID, 25 epochs", {"n_interests": (9,)}),
+        ("rg2", "ml-100k", "BPR", {"learning_rate": (3e-3, 1e-2, 3e-2), "l2": (0.0, 1e-5, 1e-3)}, "lacks 3 settings"),
+        ("mars", "ciao-random, full", "BPR", {"power": (0.0, 0.75), "l2": (1e-5, 1e-2)}, "lacks 2 settings"),
+        ("facets", "spaces", "MF BPR", {"rate": (0.01,), "decay": (0.1, 0.3, 1.0, 3.0)}, "lacks 1 settings"),
+        ("lambda_opt", "ml-100k", "AMF", {"epsilon": (0.1, 0.5, 1.0), "regularization": (0.0, 1e-2)}, "lacks 2"),
+        ("valid", "ml-1m", "EASE", {"regularization": (10.0, 300.0, 3000.0)}, "lacks 1 settings"),
+        ("valid", "ml-1m", "EASE", {"regularization": (10.0, 30.0)}, "ran with {'regularization': 1000.0}"),
+        ("valid", "citeulike-a-valid", "VALID, 25 epochs", {"n_interests": (9,)}, "ran with {}"),
+        ("mml", "yelp2018", "MSE, 2048 shared", {"learning_rate": (0.04,), "epochs": (13,)}, "ran with"),
     ],
 )
-def test_a_record_of_another_grid_is_found(study, data, method, grid, texts, monkeypatch):
-    """With a value more or a value less, the method's rows are stale, and no other's."""
-    from benchmarks import report
+def test_a_record_of_another_grid_is_found_and_marked(name, data, method, grid, reason, studies):
+    """With a value more or a value less, the method's row is stale, and no other's."""
+    from benchmarks.studies import _study
 
-    module, name = report.STUDIES[study], method.removesuffix(", 25 epochs")
-    before = report.stale(texts)
-    methods = getattr(module, "ALL", module.METHODS)
-    monkeypatch.setitem(methods, name, methods[name]._replace(grid=grid))
-    more = report.stale(texts).keys() - before
-    assert (study, data, method) in more
-    assert {(of, row.removesuffix(", 12 epochs").removesuffix(", 25 epochs")) for of, _, row in more} == {(study, name)}
-
-
-def test_cases_of_mml_are_stale_where_their_rates_or_their_loss_have_changed(texts, monkeypatch):
-    from benchmarks import report
-    from benchmarks.studies import mml
-
-    before = report.stale(texts)
-    monkeypatch.setattr(mml, "RATES", (*mml.RATES, 4.0))
-    more = report.stale(texts).keys() - before
-    assert ("mml", "gowalla", "CCL, 10 a group") in more and ("mml", "gowalla", "CCL, 100 a group") not in more
-    monkeypatch.undo()
-    case = mml.CASES["CCL, 100 a group"]
-    monkeypatch.setitem(mml.CASES, "CCL, 100 a group", case._replace(loss=partial(mml.ccl, margin=0.5)))
-    more = report.stale(texts).keys() - before
-    assert more == {("mml", data, "CCL, 100 a group") for data in ("gowalla", "yelp2018")}
+    this, records = studies[name]
+    other = altered(this, data, method, grid)
+    before, after = (_study.stale(each, records) for each in (this, other))
+    assert after.keys() - before == {(data, method)} and reason in after[data, method]
+    plain, text = _study.section(this, records), _study.section(other, records)
+    assert study.MARKS["!"] not in plain and study.MARKS["!"] in text
+    marked = [line for line in text.splitlines() if line.startswith("| ") and re.search(r"!\S* \|$", line)]
+    assert [line.split(" | ")[0] for line in marked] == [f"| {method}"]
 
 
-@pytest.mark.parametrize(
-    ("compared", "grid", "runs", "words"),
-    [
-        ([1, 2], [2, 1], [2, 2], []),
-        ([1], [1, 2], [], ["has no record of {'x': 2}"]),
-        ([1, 2, 3], [1], [], ["not in the grid, {'x': 2} and 1 more"]),
-        ([], [], [2, 5], ["{'x': 2} was chosen, {'x': 5}"]),
-        ([3], [1], [1], ["has no record of", "not in the grid", "was chosen"]),
-    ],
-)
-def test_what_makes_a_row_stale_is_said(compared, grid, runs, words):
-    from benchmarks import _stale
+def test_a_method_that_is_gone_and_rates_that_others_take_are_stale_too(studies):
+    from benchmarks.studies import _study, mml
 
-    compared, grid, runs = ([{"x": value} for value in values] for values in (compared, grid, runs))
-    said = _stale.why(_stale.Cell("set", "method", compared, grid, {"x": 2}, runs))
-    assert bool(said) == bool(words) and all(word in said for word in words)
-
-
-def test_what_varies_one_thing_chooses_nothing():
-    from benchmarks import _stale
-
-    runs = [(0, 1), (1, 1), (0, 7), (0, 8), (1, 9)]
-    records = [{"data": "set", "method": "M", "seed": seed, "setting": {"x": value}} for seed, value in runs]
-    (cell,) = _stale.of_runs(records, {("set", "M"): [{"x": 1}, {"x": 2}]}, {("set", "M"): [{"x": 7}, {"x": 2}]})
-    assert cell.compared == [{"x": 1}, {"x": 8}]
-    assert _stale.of_runs(records[2:3], {("set", "M"): [{"x": 1}]}, {("set", "M"): [{"x": 7}]}) == []
+    this, records = studies["rg2"]
+    less = this._replace(methods={**this.methods, "ml-1m": lambda: this.methods["ml-1m"]()[:-1]})
+    assert _study.stale(less, records) == {("ml-1m", "LightGCN, RG2"): "is on record, but is not compared any more"}
+    this, records = studies["mml"]
+    grid = {"learning_rate": [0.01, 0.16], "epochs": [60], "margin": [0.9], "weight": [150.0]}
+    after = _study.stale(altered(this, mml.SELECT, "CCL, 10 a group", grid), records)
+    assert set(after) == {(mml.SELECT, "CCL, 10 a group")}
 
 
 def test_stale_rows_fail_the_check_unless_they_are_known_and_known_ones_must_be_stale(monkeypatch):
-    from benchmarks import _stale, report
+    from benchmarks import report
 
-    monkeypatch.setattr(_stale, "KNOWN", {("rg2", "a", "known"): "why", ("rg2", "a", "mended"): "why"})
+    monkeypatch.setattr(report, "KNOWN", {("rg2", "a", "known"): "why", ("rg2", "a", "mended"): "why"})
     said = report.unexpected({("rg2", "a", "known"): "x", ("rg2", "b", "new"): "lacks"})
     assert len(said) == 2 and said[0].startswith("rg2, b, new") and "lacks" in said[0]
     assert said[1].startswith("rg2, a, mended") and "not stale" in said[1]
 
 
-@pytest.mark.parametrize(
-    ("study", "data", "method"),
-    [
-        ("mml", "gowalla", "CCL, 10 a group"),
-        ("rg2", "ml-100k", "iALS"),
-        ("mars", "ciao", "BPR"),
-        ("facets", "spaces", "MF BPR"),
-        ("lambda_opt", "ml-1m", "SGDA"),
-        ("valid", "ml-1m", "EASE"),
-    ],
-)
-def test_rows_of_an_older_grid_are_marked(study, data, method, texts):
-    from benchmarks import _tables, report
+def made_up(methods, **more):
+    """A study of a checkerboard."""
+    from benchmarks.studies._study import Study
 
-    results = report.written(texts, {(study, data, method): "lacks"})
-    assert results["RESULTS.md"][1].count(f"| {method} ! | ") == 1
-    assert results["RESULTS.md"][1].count(_tables.OLDER) == 1
-    assert f"older grid than today's: {data}: {method}." in results["README.md"][1]
-    plain = report.written(texts, {})
-    assert _tables.OLDER not in plain["RESULTS.md"][1] and "older grid" not in plain["README.md"][1]
+    board = splits.ratio(synthetic.checkerboard(24)[0], order=partial(splits.random_order, key=jax.random.key(0)))
+    options = {"name": "made_up", "title": "Made up", "about": "What it is.", "methods": {"board": lambda: methods}}
+    options |= {"split": lambda data: board, "evaluate": partial(study.full_ranking, ks=(2,)), "seeds": (0, 1)}
+    options |= {"metric": lambda data: "recall@2", "shown": lambda data: ["recall@2"]}
+    return Study(**options, quick=lambda: (methods, {"board": board}), **more)
+
+
+def test_the_command_of_a_study_trains_tables_and_draws(tmp_path, monkeypatch, capsys):
+    from benchmarks import _record
+    from benchmarks.studies import _study
+
+    pytest.importorskip("matplotlib")
+    fit = lambda train, valid, key, **setting: (*jr.solvers.ease.fit(train, **setting), None)  # noqa: E731
+    ease = study.Method("EASE", fit, {"regularization": (1.0, 10.0)})
+    line = lambda tables, records: [[{"title": "a", "lines": {"EASE": (["1", "2"], [0, 1]), "b": (None, 0.5)}}]]  # noqa: E731
+    this = made_up([ease], claims=[("EASE", "popularity")], panes=line)
+    monkeypatch.setattr(_record, "RESULTS", tmp_path)
+
+    def said(*arguments):
+        monkeypatch.setattr(sys, "argv", ["made_up", *arguments])
+        _study.main(this)
+        *text, last = capsys.readouterr().out.splitlines()
+        return "\n".join(text), json.loads(last)
+
+    _, found = said("--quick")
+    assert found["cases"]["board: EASE"]["recall@2"] > 0.5 and not list(tmp_path.iterdir())
+    text, found = said()
+    assert found["benchmark"] == "studies.made_up" and set(found["cases"]) >= {"board: EASE", "board: popularity"}
+    assert (tmp_path / "made_up.png").stat().st_size > 0
+    rows = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
+    assert rows["| EASE"].endswith("| regularization 10* | 2 | 1 |")
+    assert "- EASE: above popularity on board (" in text
+    before = (tmp_path / "made_up.jsonl").read_bytes()
+    assert said("--table")[1] == said()[1] == found and (tmp_path / "made_up.jsonl").read_bytes() == before
+    with pytest.raises(SystemExit, match="no method 'EAES'"):
+        said("--method", "EAES")
+
+
+@pytest.mark.parametrize(("difference", "place"), [(0.2, "above B"), (-0.2, "below B"), (0.0, "not told apart from B")])
+def test_a_claim_can_come_out_any_way(difference, place):
+    from benchmarks.studies import _study
+
+    noise = [0.01, -0.02, 0.01]
+    records = [
+        {"data": "board", "method": name, "seed": seed, "setting": {}, "grid": {}, "on": "test", "curve": []}
+        | {"valid": {}, "test": {"recall@2": 0.5 + (difference + noise[seed]) * (name == "A")}}
+        for name in ("A", "B")
+        for seed in range(3)
+    ]
+    this = made_up([study.Method("A"), study.Method("B")])
+    assert f"A: {place} on board ({difference:+.4f} ± " in _study.claim(this, records, "A", "B")
+    assert _study.claim(this, records[:4], "A", "B") == _study.claim(this, records[:3], "A", "B") == ""
 
 
 def test_rg2_trains_on_gowalla_once_more_for_as_long_as_validation_wanted(monkeypatch):
@@ -237,83 +231,103 @@ def test_rg2_trains_on_gowalla_once_more_for_as_long_as_validation_wanted(monkey
 
 
 def test_chosen_values_at_an_end_have_a_star():
-    from benchmarks import _tables
+    from benchmarks.studies import _study
 
-    found = {"compared": {"set: M": [{"rate": 0.1, "draw": 0}, {"rate": 0.3, "draw": 1}, {"rate": 1.0, "draw": 2}]}}
-    assert _tables.setting_of(found, "set", "M", {"rate": 1.0, "draw": 2}) == "rate 1*, draw 2"
-    assert _tables.setting_of(found, "set", "M", {"rate": 0.3, "draw": 0}) == "rate 0.3, draw 0"
-    assert _tables.setting_of(found, "set", "other", {"learning_rate": 1.0}) == "learning rate 1"
-
-
-def test_graph_has_a_note_where_its_decay_is_far_above_the_papers():
-    """1e-4 of ½ ‖e‖² on a batch's rows: 1e-4 / 6000 a user and 2e-4 / 3300 an item of whole tables."""
-    from benchmarks import _tables
-
-    note = lambda label, l2: _tables._overdecayed(label, {"setting": {"l2": l2}}, 6000, 3300)  # noqa: E731
-    (said,) = note("LightGCN, softmax", 1e-5)
-    assert "1e-05 on whole tables" in said and "165 (items) to 600 (users) times" in said
-    assert note("LightGCN, softmax", 1e-7) == [] and note("softmax", 1e-5) == []
-    assert _tables._overdecayed("LightGCN, softmax", {}, 6000, 3300) == []
+    grid = {"rate": (0.1, 0.3, 1.0), "draw": (0, 1, 2)}
+    row = lambda **setting: SimpleNamespace(setting=setting)  # noqa: E731
+    assert _study.chosen(row(rate=1.0), grid) == "rate 1*" and _study.chosen(row(rate=0.3), grid) == "rate 0.3"
+    assert _study.chosen(row(learning_rate=1.0), grid) == "learning rate 1"
+    assert _study.chosen(row(rate=1.0, draw=2), grid) == "rate 1*, draw 2"
 
 
-def test_mml_selects_on_a_part_of_train_that_it_does_not_train_on():
+def test_lightgcn_has_a_note_where_its_decay_is_far_above_the_papers():
+    """1e-4 of ½ ‖e‖² on a batch's rows: 1e-4 / 6038 a user and 2e-4 / 3307 an item of whole tables."""
+    from benchmarks.studies import rg2
+
+    note = lambda name, l2: rg2.overdecayed({"ml-1m": {name: SimpleNamespace(setting={"l2": l2})}}, ())  # noqa: E731
+    said = note("LightGCN, softmax", 1e-5)
+    assert "1e-05 on whole tables" in said and "165 (items) to 604 (users) times" in said
+    assert note("LightGCN, softmax", 1e-7) == note("softmax", 1e-5) == ""
+
+
+def test_mml_selects_on_a_part_of_train_that_it_does_not_train_on(monkeypatch):
     from benchmarks.studies import mml
 
     train = jr.Interactions.from_pairs(*np.divmod(np.arange(5000), 50), n_users=100, n_items=50)
-    kept, valid = mml.held_out(train)
+    monkeypatch.setattr(mml.datasets, "load", lambda name: SimpleNamespace(train=train, test=train))
+    kept, valid, _ = mml.split.__wrapped__(mml.SELECT)
     assert 400 < valid.n_pairs < 600 and kept.n_pairs + valid.n_pairs == train.n_pairs
     assert kept.to_scipy().multiply(valid.to_scipy()).nnz == 0
+    assert mml.split.__wrapped__("gowalla")[:2] == (train, None)
 
 
-def test_what_mml_chose_on_the_test_set_is_called_best_on_test():
-    """The figure of a case is the last epoch's, also where an earlier one is better."""
+def test_mml_selected_on_other_data_than_it_was_judged_on(studies):
     from benchmarks.studies import mml
 
-    curve = [{"epoch": e, "recall@20": r, "ndcg@20": r / 2} for e, r in ((1, 0.1), (2, 0.3), (3, 0.2))]
-    record = {"curve": curve, "seed": 0, "epochs": 3, "steps": 30, "learning_rate": [0.1, 0.001], "cpu_s": 1.0}
-    case = mml.case_of([record, record])
-    assert (case["metric"], case["ndcg@20"]) == (pytest.approx(0.2), pytest.approx(0.1))
-    assert case["best_on_test_recall@20"] == pytest.approx(0.3) and case["best_on_test_epochs"] == [2, 2]
+    _, records = studies["mml"]
+    prints = {record["data"]: record["fingerprint"] for record in records}
+    assert set(prints) == {mml.SELECT, "gowalla", "yelp2018"} and len(set(prints.values())) == 3
+    assert {record["on"] for record in records if record["data"] == mml.SELECT} == {"valid"}
 
 
-def test_mml_selected_on_other_data_than_it_was_judged_on():
-    from benchmarks import _record
+def test_what_mml_found_best_on_test_is_called_so(monkeypatch):
+    """The row's value is the last epoch's, also where an earlier one is better."""
+    from benchmarks.studies import mml
 
-    chose, ran = ({run["fingerprint"] for run in _record.runs("mml", select=select)} for select in (True, False))
-    assert chose and len(ran) == 2 and not chose & ran
+    monkeypatch.setattr(mml, "EVERY", 1)
+    board = splits.ratio(synthetic.checkerboard(24)[0], order=partial(splits.random_order, key=jax.random.key(0)))
+    case = mml.CASES["CCL, 10 a group"]._replace(batch=64)
+    options = {"learning_rate": 0.1, "epochs": 3, "margin": 0.9, "weight": 150.0}
+    with jax.numpy_dtype_promotion("standard"):  # which optax's Adam needs
+        found = mml.trained(case, "gowalla", lambda: board.test, board.train, None, jax.random.key(0), **options)
+    looks = found[2].column("recall@20")[1]
+    report = mml.evaluate(*found[:2], board._replace(valid=None), "test").means
+    assert len(looks) == 3 and report["recall@20"] == pytest.approx(looks[-1])
+    assert report["best-on-test recall@20"] == max(looks) and report["steps"] == 3
 
 
-def test_figures_of_mars_agree_with_one_another():
+def test_values_of_mars_agree_with_one_another(studies):
     """One relevant item found at places 11 to 20 adds between 1/log2(21) and 1/log2(12) to NDCG."""
-    from benchmarks import _record
+    _, records = studies["mars"]
+    runs = [record["test"] for record in records if record["data"].endswith("sampled") and record["on"] == "test"]
+    assert len(runs) > 400
+    for values in runs:
+        hits, gain = (values[f"{name}@20"] - values[f"{name}@10"] for name in ("hit_rate", "ndcg"))
+        assert hits / np.log2(21) - 1e-9 <= gain <= hits / np.log2(12) + 1e-9, values
+        for name, value in values.items():
+            if name.startswith("best-on-test "):
+                assert value >= values[name.removeprefix("best-on-test ")] - 1e-9, values
 
-    for record in _record.runs("mars"):
-        figures = record["test"]["sampled"]
-        hits, gain = (figures[f"{name}@20"] - figures[f"{name}@10"] for name in ("hit_rate", "ndcg"))
-        assert hits / np.log2(21) - 1e-9 <= gain <= hits / np.log2(12) + 1e-9, record
-        if record["best_on_test"]:
-            assert all(record["best_on_test"][name] >= value - 1e-9 for name, value in figures.items()), record
 
-
-def test_mars_chooses_by_validation_alone(tmp_path, monkeypatch):
-    from benchmarks import _record
+def test_a_run_of_mars_serves_both_protocols(monkeypatch):
+    """Each by its own best epoch; sampled values on test at every look where there is no other protocol."""
     from benchmarks.studies import mars
 
-    monkeypatch.setattr(_record, "RESULTS", tmp_path)
-    assert mars.chosen("ciao", "MARS, default", "sampled") is None
-    settings = list(mars.settings_of("ciao", "MARS, default"))
-    for place, setting in enumerate(settings):
-        found = {"data": "ciao", "method": "MARS, default", "setting": setting, "seed": 0}
-        found |= {"validation": {"sampled": {"value": -place}}, "test": {"sampled": place}}
-        _record.keep("mars", found, "data", "method", "setting", "seed")
-    assert len(settings) > 1 and mars.chosen("ciao", "MARS, default", "sampled") == settings[0]
+    pairs, _ = synthetic.checkerboard(12)
+    part = mars.Part(pairs, pairs, pairs, np.zeros((pairs.n_pairs, 3)), np.zeros((pairs.n_pairs, 3)))
+    monkeypatch.setattr(mars, "prepare", lambda data, seed: part)
+    monkeypatch.setattr(mars, "states", lambda *_: ((e, 1.0, {"epoch": e}) for e in (1, 2, 3)))
+    curves = {"sampled": {1: 0.1, 2: 0.3, 3: 0.2}, "full": {1: 0.3, 2: 0.1, 3: 0.2}}
+
+    def judged(self, model, variables, on):
+        value = curves[self.protocol][variables["epoch"]] + (on == "test")
+        return SimpleNamespace(means=dict.fromkeys((*mars.SAMPLED, *mars.FULL), value))
+
+    monkeypatch.setattr(mars.Part, "judged", judged)
+    found = mars.trained.__wrapped__("lastfm-2k", "NMF", '{"dim": 2}', 0)
+    assert {p: variables["epoch"] for p, (_, variables, _) in found.items()} == {"sampled": 2, "full": 1}
+    assert found["full"][2].column("ndcg@10") == ([1, 2, 3], [0.3, 0.1, 0.2])
+    assert found["sampled"][0].best_on_test == {}
+    model, variables, _ = mars.trained.__wrapped__("ciao", "NMF", '{"dim": 2}', 0)["sampled"]
+    values = mars.evaluate(model, variables, part, "test")
+    assert values["hit_rate@10"] == values["best-on-test hit_rate@10"] == 1.3 and len(values) == 8
 
 
 def test_mars_trains_sets_of_any_size_as_long():
-    from benchmarks.studies import _mars_methods, mars
+    from benchmarks.studies import mars
 
     train = jr.Interactions.from_pairs(*np.divmod(np.arange(3000), 30), n_users=100, n_items=30)
-    short = _mars_methods.Recipe(None, None, None, epochs=150, every=5)
+    short = mars.Recipe(None, None, None, epochs=150, every=5)
     for batch_size, every in ((1000, 5 * 33), (20, 5), (2, 1)):  # epochs of 3, 150 and 1500 steps
         long = mars.stretched(short._replace(batch_size=batch_size), train)
         assert (long.epochs, long.every) == (30 * every, every)
@@ -321,10 +335,10 @@ def test_mars_trains_sets_of_any_size_as_long():
 
 
 def test_mars_draws_items_that_the_user_has_nowhere():
-    from benchmarks.studies import _mars_data
+    from benchmarks.studies import mars
 
     known = jr.Interactions.from_pairs(*np.divmod(np.arange(0, 400, 3), 40), n_users=10, n_items=40)
-    negatives = _mars_data.drawn(np.arange(10), known=known, items=np.arange(2, 40), seed=0, n=20)
+    negatives = mars.drawn(np.arange(10), known=known, items=np.arange(2, 40), seed=0, n=20)
     assert negatives.shape == (10, 20) and negatives.min() >= 2
     assert not known.contains(np.arange(10)[:, None], negatives).any()
     assert all(len(set(row)) == 20 for row in negatives.tolist())
@@ -339,49 +353,30 @@ def test_what_moves_coefficients_is_not_what_chooses(monkeypatch):
     times = rng.permutation(len(users))
     whole = jr.Interactions.from_pairs(users, items, timestamps=times, n_users=30, n_items=60)
     monkeypatch.setattr(lambda_opt.datasets, "load", lambda name: datasets.Dataset(name, whole, *[None] * 7))
-    part = lambda_opt.prepare("ml-100k", 0)
-    parts = (part.train, part.learn, part.select, part.test)
+    part = lambda_opt.prepare.__wrapped__("ml-100k", 0)
+    learn, select = part.valid
+    parts = (part.train, learn, select, part.test)
     dense = [each.to_scipy().toarray() > 0 for each in parts]
     assert sum(x.sum() for x in dense) == whole.n_pairs and np.logical_or.reduce(dense).sum() == whole.n_pairs
     degrees = np.bincount(users, minlength=30)
     np.testing.assert_array_equal(part.test.user_degrees, degrees // 5)
     held = (degrees - degrees // 5) // 4
-    np.testing.assert_array_equal(part.select.user_degrees, held // 2)
-    np.testing.assert_array_equal(part.learn.user_degrees, held - held // 2)
+    np.testing.assert_array_equal(select.user_degrees, held // 2)
+    np.testing.assert_array_equal(learn.user_degrees, held - held // 2)
     when = np.full((30, 60), -1)
     when[users, items] = times
     for user in np.flatnonzero(degrees >= 5):
         assert when[user][dense[3][user]].min() > when[user][~dense[3][user]].max()
 
 
-def test_lambda_opt_takes_the_setting_of_seed_0_to_other_seeds(tmp_path, monkeypatch):
-    from benchmarks import _record
-    from benchmarks.studies import lambda_opt
-
-    monkeypatch.setattr(_record, "RESULTS", tmp_path)
-    tried = [[setting, 0.1, 1, False] for setting in lambda_opt.settings_of("ml-1m", "λOpt DUI")]
-    first = {"data": "ml-1m", "method": "λOpt DUI", "seed": 0, "setting": {"lambda_rate": 0.5}, "tried": tried}
-    _record.keep("lambda_opt", first, "data", "method", "seed")
-    asked, train = [], jr.Interactions.from_pairs([0], [0])
-
-    def found_by(part, name, seed, settings):
-        asked.append(settings)
-        return {"test": dict.fromkeys(lambda_opt.PAPER, 0.0), "cpu_s": 0, "setting": settings[0]}
-
-    monkeypatch.setattr(lambda_opt, "prepare", lambda *_: lambda_opt.Part(train, *[None] * 5))
-    monkeypatch.setattr(lambda_opt, "found_by", found_by)
-    lambda_opt.run("ml-1m", "λOpt DUI", 1)
-    assert asked == [[{"lambda_rate": 0.5}]] and lambda_opt.record_of("ml-1m", "λOpt DUI", 1)["seed"] == 1
-
-
 def test_adversary_moves_each_row_by_its_length_up_the_loss():
     """Half u·v with u = (3, 4), v = (1, 0): slopes (½, 0) and (1½, 2), so that Δ is ε(1, 0) and ε(.6, .8)."""
-    from benchmarks.studies import _lambda_methods
+    from benchmarks.studies import lambda_opt
 
-    tx = _lambda_methods.adversarial(optax.sgd(1.0), epsilon=0.5, weight=2.0, begin=1)
+    tx = lambda_opt.adversarial(optax.sgd(1.0), epsilon=0.5, weight=2.0, begin=1)
     params = {"user": jax.numpy.array([[3.0, 4.0], [9.0, 9.0]]), "item": jax.numpy.array([[1.0, 0.0]])}
     value = lambda p, _: 0.5 * (p["user"][0] * p["item"][0]).sum()  # noqa: E731
-    state, draw = tx.init(params), _lambda_methods.as_drawn(None, None)
+    state, draw = tx.init(params), lambda_opt.as_drawn(None, None)
     _, plain, later = tx.step(value, params, state, draw)
     np.testing.assert_allclose(plain["user"][0], [2.5, 4.0])
     _, after, _ = tx.step(value, params, later, draw)
@@ -396,7 +391,7 @@ TRIPLES = np.array([[0, 0, 1], [1, 2, 0], [0, 2, 1]])
 def dense_steps(tables, triples, margin, *, rate, passes, steps=1):
     """Tables after steps of the PyTorch peer, and the last loss."""
     torch = pytest.importorskip("torch")
-    from benchmarks._dense_mars import DenseMARS
+    from benchmarks.speed._dense_mars import DenseMARS
 
     peer = DenseMARS(tables, learning_rate=rate, passes=passes)
     columns = [torch.from_numpy(column.copy()).long() for column in triples.T]
@@ -457,7 +452,7 @@ def test_peer_of_mars_and_ours_go_the_same_way():
 def test_peer_of_valid_has_the_released_loss_and_gradients():
     """The fixture of test_valid: two blocks, β = .7."""
     torch = pytest.importorskip("torch")
-    from benchmarks._dense_valid import DenseVALID
+    from benchmarks.speed._dense_valid import DenseVALID
 
     peer = DenseVALID(test_valid.PARAMS, blocks=2, temperature=0.5, deviation=0.1, dropout=0.5)
     loss = peer.loss(torch.from_numpy(test_valid.DENSE.astype(float)), 0.7, noise=False)
@@ -470,7 +465,7 @@ def test_peer_of_valid_has_the_released_loss_and_gradients():
 
 def test_users_held_out_whole_are_judged_by_their_histories():
     """Of a user's colour the pair to be found and the diagonal are left: two items of 24 that histories tell apart."""
-    from benchmarks.studies import _valid_methods, valid
+    from benchmarks.studies import valid
 
     pairs, _ = synthetic.checkerboard(24)
     order = partial(splits.random_order, key=jax.random.key(0))
@@ -478,22 +473,13 @@ def test_users_held_out_whole_are_judged_by_their_histories():
     histories = {"valid": held.valid_history, "test": held.test_history}
     part = valid.Part("any", held.train, held.valid, held.test, histories)
     key = jax.random.key(0)
-    model, variables, log = _valid_methods.METHODS["EASE"].train(part, key, limit=None, regularization=10.0)
+    model, variables, log = valid.ease(part, key, limit=None, regularization=10.0)
     report = part.judged(model, variables, "test", ks=(20,))
     assert len(report.users) == 8 and log.column("recall@20")[1] == [report.means["recall@20"]] == [1]
     assert part.judged(*jr.models.popularity(held.train), "valid", ks=(2,)).means["recall@2"] < 1
     assert part.judged(model, variables, "test", ks=(2,)).means["recall@2"] == 1
-    for name, method in _valid_methods.METHODS.items():
-        assert method.by_history == name.startswith(("VALID", "MacridVAE", "MultVAE", "RecVAE", "EASE"))
-
-
-def test_the_verdict_on_interests_can_come_out_either_way():
-    from benchmarks.studies import _valid_tables
-
-    tests = {"a": 0.03, "b": -0.03, "c": 0.015, "d": -0.015}
-    said = _valid_tables._verdict({name: {"difference": d, "users_stderr": 0.01} for name, d in tests.items()})
-    assert "above MacridVAE on a (+3.0), and within two errors of MacridVAE on c (+1.5); d (-1.5)" in said
-    assert said.endswith("and below MacridVAE on b (-3.0).")
+    for method in valid.methods("ml-1m-users"):
+        assert method.name.startswith(("VALID", "MacridVAE", "MultVAE", "RecVAE", "EASE"))
 
 
 @pytest.mark.deep
@@ -529,52 +515,37 @@ def test_the_examples_of_the_readme_run():
     assert "(1, " in done.stdout.splitlines()[-1] and "nan" not in done.stdout
 
 
-def test_studies_of_interests_take_the_runs_at_the_defaults_too(tmp_path, monkeypatch):
-    """One block is MacridVAE's run, two are VALID's own; a study shows once a point of it was run."""
-    from benchmarks.studies import _study_pictures, _valid_tables, valid
+def test_what_is_varied_takes_the_runs_at_the_defaults_too():
+    """One block is MacridVAE's run, two are VALID's own; the usual values of MARS share one."""
+    from benchmarks.studies import _study, mars, valid
 
-    records = []
-
-    def leave(name, what, value, uniformity):
-        method = valid.method_of("ml-1m", name, None, what, value)
-        record = {"data": "ml-1m", "method": method.name, "grid": {}, "setting": {}, "seed": 0, "on": "test"}
-        figures = dict.fromkeys(("recall@20", "recall@50", "ndcg@20", "ndcg@50"), 0.1)
-        record |= {"test": figures | {"collapse": 0.5, "uniformity": uniformity}, "valid": {"recall@20": 0.2}}
-        records.append(
-            record | {"curve": [[3, 1.0, 0.2]], "users": {"recall@20": jr.study._packed(np.array([0.0, -uniformity]))}}
-        )
-        return valid.derived(records)["studies"].get("ml-1m", {})
-
-    assert leave("VALID", "n_blocks", 1, -1.0) == {} and records[0]["method"] == "MacridVAE"
-    assert leave("VALID", "n_blocks", 2, -2.0) == {} and records[1]["method"] == "VALID"
-    found = leave("VALID", "n_blocks", 3, -3.0)
-    assert set(found) == {"n_blocks"}
-    points = found["n_blocks"]["VALID"]
-    assert {value: case["uniformity"] for value, case in points.items()} == {"1": -1, "2": -2, "3": -3}
-    found = leave("VALID", "n_interests", 1, -4.0)
-    assert set(valid.derived(records)["cases"]) == {"ml-1m: VALID", "ml-1m: MacridVAE"}
-    less = {"difference": 0.5, "users_stderr": pytest.approx(0.5), "seeds_stderr": None, "seeds": 1}
-    assert valid.derived(records)["paired"] == {"ml-1m": less}
-    table = _valid_tables._studied("ml-1m", found)
-    assert "| blocks | 3 | VALID | 0.1000 | 0.1000 | 0.50 | -3.00 | 3 | 1 |" in table
-    assert "| interests | 1 | VALID | 0.1000 | 0.1000 |  | -4.00 | 3 | 1 |" in table
-    pytest.importorskip("matplotlib")
-    _study_pictures.picture(tmp_path / "valid.png", {"ml-1m": found}, valid.PANES)
-    assert (tmp_path / "valid.png").stat().st_size > 0
+    names = valid.points("n_blocks")["VALID"]
+    assert names == {
+        "1": "MacridVAE, 25 epochs",
+        "2": "VALID, 25 epochs",
+        "3": "VALID, n_blocks 3, 25 epochs",
+        "4": "VALID, n_blocks 4, 25 epochs",
+    }
+    methods = [method.name for method in valid.methods("citeulike-a-valid")]
+    assert len(set(methods)) == len(methods) and set(names.values()) <= set(methods)
+    varied = [name for name in (m.name for m in mars.methods("ciao, sampled")) if "32 dimensions" in name]
+    assert len(varied) == 14 + 6 and len(set(varied)) == len(varied)
+    row = lambda *values: SimpleNamespace(values={"recall@20": np.array(values)})  # noqa: E731
+    rows = {"MacridVAE, 25 epochs": row(0.1), "VALID, 25 epochs": row(0.2, 0.3)}
+    lines = _study.varied(rows, {"VALID": names, "other": {"1": "none"}}, "recall@20")
+    assert list(lines) == ["VALID"] and lines["VALID"][0] == ["1", "2"]
+    assert lines["VALID"][1] == pytest.approx([0.1, 0.25]) and np.isnan(lines["VALID"][2][0])
 
 
-def test_studies_of_facets_share_the_run_at_the_usual_values():
-    from benchmarks import _tables
-    from benchmarks.studies import mars
+def test_columns_of_speed_take_the_first_template_that_has_its_values():
+    from benchmarks import report
 
-    points = [point for what in mars.STUDIES for point in mars.studied("ciao", what) if point[0] == "MARS, released"]
-    different = {json.dumps([name, sorted(setting.items())]) for name, _, setting in points}
-    assert len(points) == 16 and len(different) == 14
-    case = {"metric": 0.25, "stderr": None, "seeds": 1}
-    methods = {"MARS": {"1": case | {"stderr": 0.001, "seeds": 3}, "2": case}, "MAR": {"2": case}}
-    text = _tables._varied({"ciao": {"n_facets": methods}})
-    assert "#### ciao, facets\n\n|  | 1 | 2 |" in text
-    assert "| MARS (3) | 0.2500 ± 0.0010 | 0.2500 |\n| MAR |  | 0.2500 |" in text
+    assert report.cell("{a:.1f} s", {"a": 0.25}) == "0.2 s" and report.cell("{a}", {}) == ""
+    assert report.cell(("{a}", "{b} first"), {"b": 2}) == "2 first"
+    module = SimpleNamespace(TITLE="T", __doc__="D.", COLUMNS={"ms": "{x_s_ms:.0f}", "wall": "{x_wall_ms:.0f}"})
+    origin = dict.fromkeys(("command", "date", "commit", "jax", "cores", "processor", "data"), "?")
+    text = report.speed(module, {"cases": {"c": {"x_wall_s": 0.5}}, **origin})
+    assert "| c |  | 500 |" in text and text.startswith("## T\n\nD.\n\n")
 
 
 def test_the_contents_lead_to_every_section_and_to_nothing_else():

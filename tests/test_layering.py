@@ -25,7 +25,7 @@ LAYERS = [
     {"losses", "metrics", "sampling", "optim", "data"},
     {"models", "solvers"},
     {"train", "evaluate"},
-    {"papers", "plotting", "study"},
+    {"data", "plotting", "study", "_records", "_results"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 ONLY = {"flax": {"models"}, "optax": {"optim", "train", "papers"}}

@@ -9,8 +9,7 @@ import pytest
 import scipy.stats
 
 import jaxrec as jr
-from jaxrec import study
-from jaxrec._log import Log
+from jaxrec import _records, study
 from jaxrec.data import splits, synthetic
 from jaxrec.interactions import DataWarning
 from jaxrec.study import Method
@@ -73,7 +72,7 @@ def test_a_study_finds_the_better_method_and_keeps_every_run(board, tmp_path):
         assert {"commit", "grid", "seconds", "setting", "versions"} <= set(record)
         assert record["fingerprint"].split("-") == [part.fingerprint() for part in board]
         assert ("test" in record) == (record["on"] == "test") == ("users" in record)
-    users = study._unpacked(records[-1]["users"][METRIC])
+    users = _records.unpacked(records[-1]["users"][METRIC])
     assert np.nanmean(users) == pytest.approx(records[-1]["test"][METRIC])
     np.testing.assert_array_equal(np.isnan(users), np.asarray(board.test.user_degrees) == 0)
     html = found._repr_html_()
@@ -114,6 +113,70 @@ def test_a_study_continues_where_it_stopped_and_trains_nothing_twice(go, tmp_pat
     assert repr(go(method)) == repr(found) == repr(study.table([method], tmp_path / "study.jsonl", metric=METRIC))
     assert (tmp_path / "study.jsonl").read_bytes() == before
     assert go(method, seeds=[0, 1, 2, 3]).row("board", "M").seeds == [0, 1, 2, 3] and asked[7:] == [(3, 3)]
+
+
+def test_without_seeds_methods_are_tuned_alone(go, tmp_path):
+    assert go(fixed("M", {"x": [1, 2]}, score=lambda seed, x: (x, 0)), seeds=[]).rows == ()
+    assert [(r["on"], r["setting"]) for r in study.read(tmp_path / "study.jsonl")] == [
+        ("valid", {"x": 1}),
+        ("valid", {"x": 2}),
+    ]
+
+
+def all_at_once(score, asked=None):
+    """A method that trains its whole grid in one call; where `score` is None, training diverged."""
+
+    def fit_all(train, valid, key, settings):
+        seed = int(jax.random.key_data(key)[-1])
+        if asked is not None:
+            asked.append((seed, [setting["x"] for setting in settings]))
+        values = [score(seed, **setting) for setting in settings]
+        return [None if value is None else (None, {"values": np.array([value, 0.0])}, LOG) for value in values]
+
+    return Method("M", grid={"x": [1, 3, 2]}, fit_all=fit_all)
+
+
+def test_a_whole_grid_may_train_at_once(go, tmp_path):
+    """What is on record is not asked for again, and each setting has its share of the time."""
+    asked = []
+    method = all_at_once(lambda seed, x: x / 10, asked)
+    row = go(method, seeds=[0, 1]).row("board", "M")
+    assert asked == [(0, [1, 3, 2]), (0, [3]), (1, [3])]
+    assert (row.setting, row.trials, row.values[METRIC].tolist()) == ({"x": 3}, 3, [0.15, 0.15])
+    tried = [r for r in study.read(tmp_path / "study.jsonl") if (r["method"], r["on"]) == ("M", "valid")]
+    assert [r["valid"][METRIC] for r in tried] == [0.05, 0.15, 0.1]
+    assert len({r["cpu_seconds"] for r in tried}) == 1
+    assert row.search_seconds == pytest.approx(3 * tried[0]["cpu_seconds"]) and len(row.cpu_seconds) == 2
+    go(method._replace(grid={"x": [1, 4, 2]}), seeds=[0])
+    assert asked[3:] == [(0, [4]), (0, [4])]
+    short = method._replace(fit_all=lambda *_: [])
+    with pytest.raises(ValueError, match="fit_all of M gives 0 results for 3 settings"):
+        go(short, name="other")
+
+
+def test_a_setting_that_diverged_is_not_chosen(go, tmp_path):
+    found = go(all_at_once(lambda seed, x: None if x == 3 else x / 10)).row("board", "M")
+    assert found.setting == {"x": 2} and found.trials == 3
+    tried = [r["valid"] for r in study.read(tmp_path / "study.jsonl") if r["on"] == "valid"]
+    assert tried == [{METRIC: 0.05}, {METRIC: None}, {METRIC: 0.1}]
+    with pytest.raises(ValueError, match="M diverged under all its settings on 'board'"):
+        go(all_at_once(lambda seed, x: None), name="other")
+    with pytest.raises(ValueError, match=r"M with {'x': 3} diverged under seed 1"):
+        go(all_at_once(lambda seed, x: None if seed else x), name="third")
+
+
+def test_a_split_may_have_no_validation_if_nothing_is_chosen(board, tmp_path):
+    options = {"folder": tmp_path, "metric": METRIC, "evaluate": by_hand, "progress": False}
+    test_alone = {"board": board._replace(valid=None)}
+    row = study.run([fixed("M", {"x": [1]}, score=lambda seed, x: (x, 0))], test_alone, **options).row("board", "M")
+    assert row.values[METRIC].tolist() == [0.5] * 3 and row.valid == {}
+    fingerprints = {record["fingerprint"] for record in study.read(tmp_path / "study.jsonl")}
+    assert fingerprints == {f"{board.train.fingerprint()}-{board.test.fingerprint()}"}
+    with pytest.raises(ValueError, match="M has 2 settings, but 'board' has no validation"):
+        study.run([fixed("M", {"x": [1, 2]})], test_alone, **options)
+    model, variables = jr.models.popularity(board.train)
+    report = study.full_ranking(model, variables, test_alone["board"], "test", ks=(2,))
+    assert report.means == jr.evaluate.full_ranking(model, variables, board.train, board.test, ks=(2,)).means
 
 
 def test_refit_trains_on_train_and_validation_before_test_alone(board, tmp_path):
@@ -292,8 +355,6 @@ def test_what_is_wrong_is_said(go):
         go(fixed("M"), fixed("M"))
     with pytest.raises(ValueError, match="against='D' is none of"):
         go(fixed("M"), against="D")
-    with pytest.raises(ValueError, match="seeds is empty"):
-        go(fixed("M"), seeds=[])
     with pytest.raises(ValueError, match="trials=0"):
         go(fixed("M"), trials=0)
     with pytest.raises(ValueError, match=r"no row 'N' on 'board'"):

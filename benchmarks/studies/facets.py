@@ -1,42 +1,71 @@
 """Does MARS find facets that were planted, and is it better for it than a model of one space of as many dimensions?
 
-Two kinds of planted sets, drawn anew for each seed (`jaxrec.data.synthetic`): `facet_spaces`, where every item has a
-place on K spheres and users mix spheres, and `facets`, where every item belongs to one of K clusters. Each user's pairs
-are dealt at random to train, validation and test as .8/.1/.1. A model's setting is the one of its grid with the best
-NDCG@10 on seed 0's validation part, every run takes its best epoch there, and test is judged once, with train and
-validation masked and ties broken at random. All models go through the same number of epochs under the same decay of
-their rates, but for MARS's own loss, which takes single positives, and fewer epochs of more steps.
+Two kinds of planted sets of 500 users and 100 items, drawn anew for each seed (`jaxrec.data.synthetic`): spaces, where
+every item has a place on each of 3 spheres and users mix spheres, and clusters, where every item belongs to one of 3
+facets. A model has 18 dimensions, in 3 facets or in one space, unless the row says 9, as many as were planted. Each
+user's pairs are split at random into train, validation and test as .8/.1/.1. Validation chooses the setting on seed 0
+and the epoch of each run by NDCG@10 of the full ranking; test is judged with train and validation masked and ties
+broken at random. All models are trained for the same number of epochs under the same decay of their rates, but for
+MARS's own loss, which takes single positives, and fewer epochs of more steps. MARS and K = 1 are under the full softmax
+with Riemannian Adam, "facets apart" with `separation` too.
 
-Agreement is the share of users (items) whose facet is the planted one under the best one-to-one matching of facets;
-chance is the same for labels that are shuffled. A user's planted facet is the largest of its mixture, the model's the
-largest of θ. An item's is the facet that gives its own users most above what it gives all users.
+Differences are paired by seed; the single space compared with is the best on test of those with 18 dimensions.
+Agreement is the share of users (items) whose facet is the planted one under the best one-to-one matching of facets, in
+brackets for shuffled labels. A user's planted facet is the largest of its mixture, the model's the largest of θ. An
+item's is the facet that gives its own users most above what it gives all users.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from scipy.optimize import linear_sum_assignment
 
 import jaxrec as jr
-from benchmarks import _record
-from benchmarks._stale import Cell
-from benchmarks.studies._facets_methods import METHODS, SETS, D, K, Planted, Setup, factors, n_steps, planted
-from jaxrec.models import MF
+from benchmarks.studies._study import Study, figure, less, main, stderr, swept
+from jaxrec import study
+from jaxrec.data import splits, synthetic
+from jaxrec.models import MARS, MF
+from jaxrec.optim import riemannian
+from jaxrec.train import mars
+from jaxrec.typing import Array, Scalar
 
-SIZE, QUICK = {"n_users": 500, "n_items": 100}, {"n_users": 200, "n_items": 60}
-EPOCHS = {"spaces": 150, "clusters": 100}
-NARROW = "MF softmax, 9 dimensions"  # as many as were planted
-SINGLE = [name for name in METHODS if (name.startswith("MF") or name.endswith("K = 1")) and name != NARROW]
-FEW = {"spaces": ["MF softmax", "MARS"], "clusters": ["MF softmax", "MARS from NMF"]}  # of the quick run
-WANTED = {
-    "spaces": [name for name in METHODS if name != "MARS from NMF"],
-    "clusters": ["MF softmax", "MARS, K = 1", "MARS", "MARS from NMF"],
+K, D = 3, 6  # facets planted and learnt, dimensions of a facet learnt; a space has K D
+SIZE, SMALL = {"n_users": 500, "n_items": 100}, {"n_users": 200, "n_items": 60}
+METRIC, EPOCHS = "ndcg@10", {"spaces": 150, "clusters": 100}
+SETS = {
+    "spaces": partial(synthetic.facet_spaces, n_facets=K, dim=3, pairs_per_user=38),
+    "clusters": partial(synthetic.facets, n_facets=K, pairs_per_user=20),
 }
+
+
+class Planted(NamedTuple):
+    """One seed's parts, what was planted, and the ranker that knows it."""
+
+    train: jr.Interactions
+    valid: jr.Interactions
+    test: jr.Interactions
+    truth: Any
+    oracle: tuple[Any, Any]
+
+
+@lru_cache(maxsize=8)
+def planted(data: str, seed: int, small: bool = False) -> Planted:
+    """Draws and splits a set."""
+    size = SMALL if small else SIZE
+    whole, truth = SETS[data](jax.random.key(seed), **size)
+    parts = splits.ratio(whole, order=partial(splits.random_order, key=jax.random.key(1000 + seed)))
+    if data == "clusters":
+        oracle = jr.evaluate.scorer(lambda odds, users: odds[users]), truth.user_mixtures[:, truth.item_facets]
+    else:
+        tables = {"theta": np.log(truth.user_mixtures + 1e-9), "user": truth.users, "item": truth.items}
+        oracle = MARS(**size, dim=truth.users.shape[2], n_facets=K), {"params": tables}
+    return Planted(*parts, truth, oracle)
 
 
 # ---------------------------------------------------------------------- agreement
@@ -49,11 +78,11 @@ def matched(truth: np.ndarray, found: np.ndarray) -> float:
     return float(table[linear_sum_assignment(-table)].sum() / len(truth))
 
 
-def agreement(truth: np.ndarray, found: np.ndarray) -> dict[str, float]:
-    """`matched`, and the mean of the same for shuffled labels."""
+def agreement(side: str, truth: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """`matched` of "users" or "items", and the mean of the same for shuffled labels."""
     rng = np.random.default_rng(0)
     shuffled = [matched(truth, rng.permutation(found)) for _ in range(100)]
-    return {"matched": matched(truth, found), "chance": float(np.mean(shuffled))}
+    return {f"{side} matched": matched(truth, found), f"{side} chance": float(np.mean(shuffled))}
 
 
 def facets_of_items(theta: np.ndarray, u: np.ndarray, v: np.ndarray, train: jr.Interactions) -> np.ndarray:
@@ -64,154 +93,225 @@ def facets_of_items(theta: np.ndarray, u: np.ndarray, v: np.ndarray, train: jr.I
     return (above * v).sum(-1).argmax(1)
 
 
-def facets_found(part: Planted, model: Any, variables: Any) -> dict[str, dict[str, float]]:
-    """Agreement of users, and of items where they have a facet."""
-    theta, u, v = (np.asarray(x) for x in model.apply(variables, None, None, method="parts"))
-    found = {"users": agreement(part.truth.user_mixtures.argmax(1), theta.argmax(1))}
-    if hasattr(part.truth, "item_facets"):
-        found["items"] = agreement(part.truth.item_facets, facets_of_items(theta, u, v, part.train))
+class Shares(NamedTuple):
+    """A non-negative factorisation, whose dimensions are facets."""
+
+    model: MF
+
+
+def judged(model: Any, variables: Any, train: Any, held_out: Any) -> dict[str, float]:
+    """NDCG@10 among all items but those of `train`."""
+    means = jr.evaluate.full_ranking(model, variables, train, held_out, ks=(10,), key=jax.random.key(0)).means
+    return {METRIC: means[METRIC]}
+
+
+def evaluate(model: Any, variables: Any, part: Planted, on: str) -> dict[str, float]:
+    """NDCG@10, and of facets on test how far they agree with the planted ones."""
+    inner = model.model if isinstance(model, Shares) else model
+    if on == "valid":
+        return judged(inner, variables, part.train, part.valid)
+    found = judged(inner, variables, part.train.union(part.valid), part.test)
+    if isinstance(model, Shares):
+        users, items = (np.asarray(variables["params"][side]).argmax(1) for side in ("user", "item"))
+    elif getattr(model, "n_facets", 1) > 1 and variables is not part.oracle[1]:
+        theta, u, v = (np.asarray(x) for x in model.apply(variables, None, None, method="parts"))
+        users, items = theta.argmax(1), facets_of_items(theta, u, v, part.train)
+    else:
+        return found
+    found |= agreement("users", part.truth.user_mixtures.argmax(1), users)
+    has_facets = hasattr(part.truth, "item_facets")
+    return found | (agreement("items", part.truth.item_facets, items) if has_facets else {})
+
+
+# ---------------------------------------------------------------------- models
+
+Setup = Callable[..., jr.train.Recipe]
+
+
+def fading(rate: Scalar, steps: int) -> Callable[[Array], Array]:
+    """Every rate falls to half in a quarter of the run."""
+    return optax.exponential_decay(rate, steps / 4, 0.5)
+
+
+def single(
+    rate: Scalar, decay: Scalar, *, train: jr.Interactions, steps: int, dim: int, loss: Any, score: Any = jr.models.dot
+) -> jr.train.Recipe:
+    """A vector a user and item in one space; every loss is over all items."""
+    model = MF(train.n_users, train.n_items, dim=dim, score=score, scale=0.1)
+    objective = partial(jr.train.rows_objective, model=model, loss=loss)
+    return jr.train.Recipe(model, objective, optax.adamw(fading(rate, steps), weight_decay=decay))
+
+
+def spherical(
+    rate: Scalar,
+    temperature: Scalar,
+    *,
+    train: jr.Interactions,
+    steps: int,
+    n_facets: int,
+    theta_rate: float = 0.03,
+    facet_weight: float = 0.0,
+    start: Mapping[str, Array] | None = None,
+) -> jr.train.Recipe:
+    """MARS under the full softmax and Riemannian Adam."""
+    model = MARS(train.n_users, train.n_items, dim=K * D // n_facets, n_facets=n_facets, theta_scale=0.0)
+    loss = partial(jr.losses.mine, temperature=temperature)
+    objective = partial(jr.train.rows_objective, model=model, loss=loss)
+    if facet_weight:
+        apart = partial(apart_objective, model=model)
+        objective = partial(jr.train.combined_objective, parts=((1.0, objective), (facet_weight, apart)))
+    facets = riemannian.riemannian_adam(fading(rate, steps), calibrated=False)
+    rules = {"theta": optax.adam(fading(theta_rate, steps)), "facets": facets}
+    tx = optax.partition(rules, lambda params: {name: "theta" if name == "theta" else "facets" for name in params})
+    return jr.train.Recipe(model, objective, tx, parameters=start)
+
+
+def apart_objective(variables: Any, key: Array, batch: jr.train.Batch, *, model: Any) -> Array:
+    """`separation` of the batch's users and the first of their positives."""
+    _, u, v = model.apply(variables, batch.users, batch.items[:, 0], method="parts")
+    return mars.separation(u, v, score=model.score, where=batch.where[:, 0])
+
+
+def own_loss(rate: Scalar, *, train: jr.Interactions, steps: int, margin: Array) -> jr.train.Recipe:
+    """The preset DEFAULT; `steps` has no meaning, as its rates are fixed."""
+    model = MARS(train.n_users, train.n_items, dim=D, **jr.papers.mars.DEFAULT["model"] | {"n_facets": K})
+    sample = partial(jr.sampling.uniform, n_items=train.n_items, n=4)
+    objective = partial(
+        mars.objective, model=model, sample=sample, margin=margin, **jr.papers.mars.DEFAULT["objective"]
+    )
+    tx = mars.optimizer(rate, theta_learning_rate=rate / 50, step=jr.papers.mars.DEFAULT["optimizer"]["step"])
+    return jr.train.Recipe(model, objective, tx)
+
+
+class Kind(NamedTuple):
+    """How a model is made, its grid, how `fit` deals the pairs, its share of the epochs, and what else it needs."""
+
+    setup: Setup
+    grid: Mapping[str, tuple[float, ...]]
+    feed: Mapping[str, Any] = {"batch_size": 100, "group": 32}
+    share: float = 1.0
+    needs: Callable[[jr.Interactions, Array], Mapping[str, Any]] = lambda train, key: {}
+
+
+def factors(train: jr.Interactions, key: Array) -> dict[str, Array]:
+    """Tables of a non-negative factorisation into K."""
+    return jr.models.mf.nmf(train, dim=K, key=key)["params"]
+
+
+def from_nmf(train: jr.Interactions, key: Array) -> dict[str, Any]:
+    """Start at the shares of a non-negative factorisation."""
+    tables = factors(train, key)
+    return {"start": jr.models.mars.from_shares(key, tables["user"], tables["item"], dim=D)}
+
+
+FLAT = {"rate": (0.01, 0.03), "decay": (0.1, 0.3, 1.0)}
+ROUND = {"rate": (0.1, 0.3), "temperature": (0.3, 0.6)}
+_single, _facets = partial(single, dim=K * D), partial(spherical, n_facets=K)
+KINDS = {
+    "MF softmax": Kind(partial(_single, loss=jr.losses.mine), FLAT),
+    "MF BPR": Kind(partial(_single, loss=jr.losses.bpr), FLAT),
+    "MF squared distance": Kind(partial(_single, loss=jr.losses.mine, score=jr.models.negative_squared_distance), FLAT),
+    "MF softmax, 9 dimensions": Kind(partial(single, dim=9, loss=jr.losses.mine), FLAT),
+    "MARS, K = 1": Kind(partial(spherical, n_facets=1), ROUND),
+    "MARS": Kind(_facets, ROUND),
+    "MARS, θ fixed": Kind(partial(_facets, theta_rate=0.0), ROUND),
+    "MARS, facets apart": Kind(partial(_facets, facet_weight=0.1), ROUND),
+    "MARS from NMF": Kind(_facets, ROUND, needs=from_nmf),
+    "MARS, its own loss": Kind(
+        own_loss,
+        {"rate": (0.04, 0.2)},
+        {"batch_size": 1000},
+        0.5,
+        lambda train, key: {"margin": mars.adaptive_margin(train)},
+    ),
+}
+
+
+WANTED = {
+    "spaces": [name for name in KINDS if name != "MARS from NMF"],
+    "clusters": ["MF softmax", "MARS, K = 1", "MARS", "MARS from NMF"],
+}
+NARROW = "MF softmax, 9 dimensions"  # as many as were planted
+SINGLE = [name for name in KINDS if (name.startswith("MF") or name.endswith("K = 1")) and name != NARROW]
+
+
+def trained(
+    kind: Kind, epochs: int, train: Any, valid: Any, key: Array, settings: Sequence[Mapping[str, float]]
+) -> list[Any]:
+    """All settings as one sweep."""
+    epochs = max(int(epochs * kind.share), 1)
+    group, batch = kind.feed.get("group"), kind.feed["batch_size"]
+    steps = epochs * -(-len(jr.train.examples(train, group).users) // batch)
+    setup = partial(kind.setup, train=train, steps=steps, **kind.needs(train, key))
+    model = setup(**settings[0]).model
+    options = {"epochs": epochs, "every": max(epochs // 20, 1), "select": METRIC, "at_once": 1, **kind.feed}
+    validate = lambda variables: judged(model, variables, train, valid)  # noqa: E731
+    return swept(model, setup, train, key, settings, validate=validate, **options)
+
+
+def methods(data: str, epochs: int | None = None) -> list[study.Method]:
+    """What knows the truth, for clusters the factorisation alone, and what is trained."""
+    truth = lambda train, valid, key: (*planted(data, int(jax.random.key_data(key)[-1])).oracle, None)  # noqa: E731
+    found = [study.Method("the planted truth", truth)]
+    if data == "clusters":
+        shares = lambda train: Shares(MF(train.n_users, train.n_items, dim=K))  # noqa: E731
+        alone = lambda train, valid, key: (shares(train), {"params": factors(train, key)}, None)  # noqa: E731
+        found.append(study.Method("NMF, K dimensions", alone))
+    for name in WANTED[data]:
+        fit_all = partial(trained, KINDS[name], epochs or EPOCHS[data])
+        found.append(study.Method(name, grid=KINDS[name].grid, fit_all=fit_all))
     return found
 
 
-# ---------------------------------------------------------------------- runs
+# ---------------------------------------------------------------------- tables
 
 
-def judged(part: Planted, model: Any, variables: Any, on: str = "test") -> float:
-    """NDCG@10 on test, or on validation."""
-    seen, tie = part.train, jax.random.key(0)
-    if on == "test":
-        seen = part.train.union(part.valid)
-    return jr.evaluate.full_ranking(model, variables, seen, getattr(part, on), ks=(10,), key=tie).means["ndcg@10"]
+def agreed(row: study.Row, side: str) -> str:
+    """Agreement of users or items, with its error and chance."""
+    if f"{side} matched" not in row.values:
+        return ""
+    values, chance = (row.values[f"{side} {name}"] for name in ("matched", "chance"))
+    return f"{values.mean():.2f} ± {stderr(values):.2f} ({chance.mean():.2f})"
 
 
-def runs_of(data: str, name: str, parts: list[Planted], epochs: int, short: bool) -> list[dict[str, Any]]:
-    """The grid on seed 0, the chosen setting on the others."""
-    method = METHODS[name]
-    epochs = max(int(epochs * method.share), 1)
-    feed = {"epochs": epochs, "every": max(epochs // 20, 1), "progress": False, **method.feed}
-    setups = [
-        partial(method.setup, part=part, steps=n_steps(part, feed), **method.needs(part, seed))
-        for seed, part in enumerate(parts)
-    ]
-    values = {key: column[-1:] if short else column for key, column in method.grid.items()}
-    first, setting = chosen(parts[0], setups[0], jr.train.grid(**values), feed)
-    model, _, tx, *_ = setups[0](**setting)  # one for all seeds, so that one compilation serves them
-    runs = [first, *(again(part, setups[seed](**setting), tx, seed, feed) for seed, part in enumerate(parts[1:], 1))]
-    for seed, (run, part) in enumerate(zip(runs, parts)):
-        variables = run.pop("variables")
-        run |= {"data": data, "method": name, "seed": seed, "grid": method.grid, "setting": setting}
-        run |= {"fingerprint": part.train.fingerprint(), "commit": _record.commit()}
-        run |= {"test": judged(part, model, variables)}
-        run |= facets_found(part, model, variables) if getattr(model, "n_facets", 1) > 1 else {}
-        if not short:
-            _record.keep("facets", run, "data", "method", "seed")
-        print(f"{data}, {name}: {run}", flush=True)
-    return runs
-
-
-def chosen(part: Planted, setup: Setup, settings: Mapping[str, Any], feed: Mapping[str, Any]) -> tuple[dict, dict]:
-    """The run that is best on validation, and its setting."""
-    model = setup(**{key: column[0] for key, column in settings.items()}).model
-    rest = {"validate": partial(validation, part, model), "select": "ndcg@10", "at_once": 1, **feed}
-    found = jr.train.sweep(jax.random.split(jax.random.key(0), 1), setup, part.train, settings=settings, **rest)
-    place = found.best("ndcg@10")
-    lane = found.lanes[place]
-    run = {"epoch": lane.epoch, "valid": lane.figures["ndcg@10"], "variables": found.state(place).variables}
-    return run, {key: float(value) for key, value in lane.setting.items()}
-
-
-def again(part: Planted, recipe: jr.train.Recipe, tx: Any, seed: int, feed: Mapping[str, Any]) -> dict[str, Any]:
-    """A run of one setting, up to its best epoch."""
-    state = jr.train.init(jax.random.key(seed), recipe.model, tx, parameters=recipe.parameters)
-    rest = {"validate": partial(validation, part, recipe.model), **feed}
-    rest["stopping"] = jr.train.EarlyStopping("ndcg@10", patience=feed["epochs"])
-    state, history = jr.train.fit(state, recipe.objective, tx, part.train, **rest)
-    best = max(zip(*reversed(history.column("ndcg@10"))))
-    return {"epoch": best[1], "valid": best[0], "variables": state.variables}
-
-
-def validation(part: Planted, model: Any, variables: Any) -> dict[str, float]:
-    """What validation sees."""
-    return {"ndcg@10": judged(part, model, variables, "valid")}
-
-
-def untrained(parts: list[Planted], data: str) -> dict[str, list[dict[str, Any]]]:
-    """The rankers that learn nothing, the one that knows the truth, and for clusters the factorisation alone."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for seed, part in enumerate(parts):
-        rankers = {**_record.rankers(part.train, seed), "the planted truth": part.oracle}
-        for name, ranker in rankers.items():
-            rows.setdefault(name, []).append({"test": judged(part, *ranker)})
-        if data == "clusters":
-            tables = factors(part, seed)
-            model, variables = MF(part.train.n_users, part.train.n_items, dim=K), {"params": tables}
-            labels = [np.asarray(tables[name]).argmax(1) for name in ("user", "item")]
-            truth = part.truth.user_mixtures.argmax(1), part.truth.item_facets
-            found = {"users": agreement(truth[0], labels[0]), "items": agreement(truth[1], labels[1])}
-            found["test"] = judged(part, model, variables)
-            rows.setdefault("NMF, K dimensions", []).append(found)
-    return rows
-
-
-def spread(values: list[float]) -> tuple[float, float | None]:
-    """Mean and standard error over seeds."""
-    return float(np.mean(values)), _record.stderr(values)
-
-
-def case_of(runs: list[dict[str, Any]], others: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Means over seeds, and the differences from other models, paired by seed."""
-    case: dict[str, Any] = dict(zip(("metric", "stderr"), spread([run["test"] for run in runs])))
-    for name, other in others.items():
-        differences = spread([run["test"] - reference["test"] for run, reference in zip(runs, other)])
-        case |= dict(zip((name, f"{name}_stderr"), differences))
+def columns(data: str, rows: Mapping[str, study.Row]) -> dict[str, list[str]]:
+    """Differences from single spaces, and agreement."""
+    best = max((name for name in rows if name in SINGLE), key=lambda name: rows[name].values[METRIC].mean())
+    cells = {}
+    for title, other in ((f"less {best}'s", best), ("less 9 dimensions'", NARROW)):
+        if other in rows:
+            differences = {name: less(row, rows[other], METRIC) for name, row in rows.items()}
+            cells[title] = ["" if name == other else figure(d, sign="+") for name, d in differences.items()]
     for side in ("users", "items"):
-        if side in runs[0]:
-            for name in ("matched", "chance"):
-                case[f"{side}_{name}"], case[f"{side}_{name}_stderr"] = spread([run[side][name] for run in runs])
-    if "setting" in runs[0]:
-        case |= {"setting": runs[0]["setting"], "epochs": [run["epoch"] for run in runs]}
-        case["valid"] = spread([run["valid"] for run in runs])[0]
-    return case | {"seeds": len(runs)}
+        cells[f"{side}' facet"] = [agreed(row, side) for row in rows.values()]
+    return cells
 
 
-def cases_of(data: str, rows: Mapping[str, list[dict[str, Any]]], parts: list[Planted]) -> tuple[str, dict[str, Any]]:
-    """The single space of equal dimensions that is best on test, and the table of a set."""
-    best = max((name for name in rows if name in SINGLE), key=lambda name: np.mean([r["test"] for r in rows[name]]))
-    others = {"difference": rows[best]} | ({"narrow_difference": rows[NARROW]} if NARROW in rows else {})
-    rows = untrained(parts, data) | rows
-    return best, {f"{data}: {name}": case_of(runs, others) for name, runs in rows.items()}
+def quick() -> tuple[list[study.Method], dict[str, Any]]:
+    """One small set, two models, few epochs, no grids."""
+    few = [each for each in methods("spaces", epochs=5) if each.name in ("MF softmax", "MARS")]
+    last = [each._replace(grid={name: values[-1:] for name, values in each.grid.items()}) for each in few]
+    return last, {"spaces": partial(planted, "spaces", small=True)}
 
 
-def cells(records: Sequence[Mapping[str, Any]]) -> Iterator[Cell]:
-    """What the records in results/facets.jsonl compared, and what is compared today."""
-    for data, name in dict.fromkeys((record["data"], record["method"]) for record in records):
-        runs = [record for record in records if (record["data"], record["method"]) == (data, name)]
-        grid = jr.study.settings(METHODS[name].grid) if name in WANTED[data] else ()
-        settings = [run["setting"] for run in runs]
-        yield Cell(data, name, jr.study.settings(runs[0]["grid"]), grid, settings[0], settings)
-
-
-def main() -> None:
-    """Trains all, and writes the table."""
-    parser = _record.parser("studies.facets", __doc__)
-    parser.add_argument("--seeds", type=int, default=5, help="sets of each kind")
-    parser.add_argument("--table", action="store_true", help="train nothing; table the runs of the record there is")
-    parser.add_argument("--quick", action="store_true", help="the same code: one small set, few epochs, no grids")
-    options = parser.parse_args()
-    cases, fingerprints, best = {}, {}, {}
-    for data in SETS:
-        seeds = len(_record.runs("facets", data=data, method="MARS")) if options.table else options.seeds
-        parts = [planted(data, seed, QUICK if options.quick else SIZE) for seed in range(1 if options.quick else seeds)]
-        names = (FEW if options.quick else WANTED)[data]
-        epochs = 5 if options.quick else EPOCHS[data]
-        train = partial(runs_of, data, parts=parts, epochs=epochs, short=options.quick)
-        found = {n: _record.runs("facets", data=data, method=n) if options.table else train(n) for n in names}
-        best[data], table = cases_of(data, found, parts)
-        cases |= table
-        fingerprints |= {f"{data} {seed}": part.train.fingerprint() for seed, part in enumerate(parts)}
-    facts = {"epochs": EPOCHS, "size": SIZE, "facets": K, "dim": D, "single_best": best}
-    _record.write("studies.facets", cases, quick=options.quick, data=fingerprints, **facts)
-
+STUDY = Study(
+    name="facets",
+    title="Planted facets",
+    about=__doc__,
+    methods={data: partial(methods, data) for data in SETS},
+    split=lambda data: partial(planted, data),
+    evaluate=evaluate,
+    metric=lambda data: METRIC,
+    shown=lambda data: [METRIC],
+    quick=quick,
+    seeds=(0, 1, 2, 3, 4),
+    claims=[
+        *(("MARS", other) for other in ("MF BPR", "MF softmax", NARROW, "MARS, θ fixed", "MARS, its own loss")),
+        ("MARS, facets apart", "MARS"),
+        *(("MARS from NMF", other) for other in ("MARS", "MF softmax", "NMF, K dimensions")),
+    ],
+    columns=columns,
+)
 
 if __name__ == "__main__":
-    main()
+    main(STUDY)

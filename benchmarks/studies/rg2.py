@@ -1,23 +1,20 @@
 """RG2, WRMF and iALS against losses trained by SGD, by the RG2 paper's protocol: matrix factorisation, 64 dimensions.
 
-Ratings of 3 and more (lastfm-2k: all), every user and item with 5 pairs at least; each user's pairs are dealt at random
-to train, validation and test as .8/.1/.1, anew for each seed. A method's hyperparameters are those of its grid with the
-best NDCG@10 on seed 0's validation part; every run takes the sweep or epoch that is best there, and is judged once on
-test, with train and validation masked. Gowalla has the LightGCN split, Recall@20, and only the solvers: a tenth of its
-train part is validation, and the chosen setting is trained again on all of it for as many sweeps.
+Ratings of 3 and more count (lastfm-2k: all, plays once), and users and items with 5 pairs at least. Each user's pairs
+are split at random into train, validation and test as .8/.1/.1, anew for each seed; train and validation are masked on
+test. Validation chooses the hyperparameters on seed 0, and the sweep or epoch of each run. Gowalla has the LightGCN
+split and only the solvers: a tenth of its train part chooses, then all of it is trained on for as many sweeps.
 
-MovieLens-10M, Electronics and Steam, the paper's sets, are asked for by name (`--data`), where `jaxrec.data.datasets`
-finds them. The paper says that ratings below 3 are dropped from Electronics, but its counts are those of all ratings.
-
-`jaxrec.study` keeps each run, with its validation curve in seconds, in results/rg2.jsonl. To repeat a run, remove its
-line.
+λ of the closed form is a share of √2 σ₁. The paper's own values come from its released code, which is RG2 with α. On
+large sets the grid of what is trained by SGD is two by two, or smaller. The paper's other sets, MovieLens-10M,
+Electronics and Steam, run where `jaxrec.data.datasets` finds them. The paper says that it drops ratings below 3 from
+Electronics, but its counts are those of all ratings.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +23,7 @@ import numpy as np
 import optax
 
 import jaxrec as jr
-from benchmarks import _record, _stale
+from benchmarks.studies._study import Study, afresh, main
 from jaxrec import study
 from jaxrec.data import datasets, splits
 
@@ -34,11 +31,10 @@ DIM, SCALE, GROUP = 64, 0.1, 16
 EPOCHS, PATIENCE, SWEEPS = 60, 6, 40
 MINIMUM = {"ml-100k": 3.0, "ml-1m": 3.0, "lastfm-2k": None, "gowalla": None}  # ratings that count
 MINIMUM |= {"ml-10m": 3.0, "amazon-electronics-5core": None, "steam": None}  # the paper's, where they can be had
-DEFAULT = ("ml-100k", "ml-1m", "lastfm-2k", "gowalla")
 SMALL = ("ml-100k", "lastfm-2k")
 FIGURES = ("mrr@10", "ndcg@10", "recall@20", "ndcg@20")
 
-Fitted = tuple[Any, jr.typing.Variables, jr.train.History]
+Fitted = tuple[Any, jr.typing.Variables, jr.train.Log]
 
 
 def metric_of(data: str) -> str:
@@ -46,6 +42,7 @@ def metric_of(data: str) -> str:
     return "recall@20" if data == "gowalla" else "ndcg@10"
 
 
+@lru_cache(maxsize=8)
 def split(data: str, seed: int) -> splits.Split:
     """The split of one seed."""
     if data == "gowalla":
@@ -117,7 +114,7 @@ def closed_form(train: Any, valid: Any, key: Any, *, metric: str, large: bool, r
     found = jr.solvers.rg2.decompose(train, dim=DIM, key=key, tolerance=1e-3)
     variables = jr.solvers.rg2.shrink(found, regularization=float(np.sqrt(2) * found.values[0]) * regularization)
     seen = {} if valid is None else validation(factors(train), train, valid, metric)["validate"](variables)
-    return factors(train), variables, jr.train.History().append({"epoch": 1, "seconds": float("nan"), **seen})
+    return factors(train), variables, jr.train.Log().append({"epoch": 1, "seconds": float("nan"), **seen})
 
 
 def closed_form_again(train: Any, key: Any, log: Any, **setting: Any) -> Fitted:
@@ -264,87 +261,80 @@ def methods(data: str) -> list[study.Method]:
     return found
 
 
-def afresh(fit: Callable, *data: Any, **setting: Any) -> Fitted:
-    """A run whose seconds include compilation, whatever ran before it."""
-    jax.clear_caches()
-    return fit(*data, **setting)
-
-
-def tables(records: Sequence[Mapping[str, Any]]) -> dict[str, study.Table]:
-    """The table of each data set that has records."""
-    sets = [data for data in MINIMUM if any(record["data"] == data for record in records)]
-    return {data: study.table(methods(data), records, data=[data], metric=metric_of(data)) for data in sets}
-
-
-def cells(records: Sequence[Mapping[str, Any]]) -> list[_stale.Cell]:
-    """What the records compared, and what is compared today."""
-    grids = {data: {method.name: method.grid for method in methods(data)} for data in MINIMUM}
-    return _stale.of_study(records, tables(records), grids)
-
-
-def derived(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What the tables of RESULTS.md need: the figures of every row, means and standard errors over seeds."""
-    rows = [(data, row) for data, found in tables(records).items() for row in found.rows]
-    return {"cases": {f"{data}: {row.method}": _record.case(row) for data, row in rows}}
-
-
-def picture(records: Sequence[Mapping[str, Any]]) -> None:
-    """NDCG@10 on validation against seconds of training, seed 0: results/rg2.png."""
-    import matplotlib.pyplot as plt
-
-    sets = [data for data in tables(records) if data != "gowalla"]
-    figure, panes = plt.subplots(1, len(sets), figsize=(5.5 * len(sets), 4), layout="constrained", squeeze=False)
-    for pane, data in zip(panes[0], sets):
+def panes(tables: Any, records: Any) -> list[list[dict[str, Any]]]:
+    """NDCG@10 on validation against seconds of training, seed 0."""
+    found = []
+    for data in (data for data in tables if data != "gowalla"):
         first = {r["method"]: r for r in records if (r["data"], r["on"], r["seed"]) == (data, "test", 0)}
-        for place, name in enumerate(METHODS):
-            if name in first:
-                _, seconds, values = np.array(first[name]["curve"], np.float64).T
-                look = {"color": plt.cm.tab20(place), "label": name}
-                if np.isfinite(seconds).all():
-                    pane.semilogx(seconds, values, marker=".", **look)
-                else:
-                    pane.axhline(values[0], linestyle=":", **look)
-        pane.set(title=data, xlabel="seconds of training, compilation included", ylabel="NDCG@10 on validation")
-        pane.legend(fontsize=7)
-    figure.savefig(_record.RESULTS / "rg2.png", dpi=110)
+        lines = {}
+        for name in (name for name in METHODS if name in first):
+            _, seconds, values = np.array(first[name]["curve"], np.float64).T
+            lines[name] = (seconds, values) if np.isfinite(seconds).all() else (None, values[0])
+        found.append({"title": data, "xlabel": "seconds of training", "ylabel": "NDCG@10 on validation"})
+        found[-1] |= {"xscale": "log", "lines": lines}
+    return [found]
 
 
-QUICK = {
-    "RG2": {"regularization": (0.1,)},
-    "RG2, alpha tuned": {"alpha": (0.1,), "regularization": (0.1,)},
-    "iALS": {"unobserved_weight": (0.1,), "regularization": (0.03,)},
-    "softmax": {"learning_rate": (0.01,), "l2": (1e-5,)},
-}
+LIGHTGCN_DECAY = 1e-4  # the paper's, of ½ ‖e‖² of the batch's users, positives and negatives, divided by its size
+SIZES = {"ml-1m": (6038, 3307)}
 
 
-def main() -> None:
-    """Trains what has no record, draws the picture and prints the figures."""
-    parser = _record.parser("studies.rg2", __doc__)
-    parser.add_argument("--data", nargs="+", choices=list(MINIMUM), default=list(DEFAULT), help="data sets")
-    parser.add_argument("--method", nargs="+", choices=list(METHODS), default=list(METHODS), help="what to train")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="seeds of split and start")
-    parser.add_argument("--table", action="store_true", help="train nothing; table the records there are")
-    parser.add_argument("--quick", action="store_true", help="the same code: ml-100k, 4 methods of one setting, 1 seed")
-    options = parser.parse_args()
-    run = partial(study.run, name="rg2", evaluate=evaluate)
-    if options.quick:
-        few = [each._replace(grid=QUICK[each.name]) for each in methods("ml-100k") if each.name in QUICK]
-        with tempfile.TemporaryDirectory() as folder:
-            found = run(few, {"ml-100k": partial(split, "ml-100k")}, seeds=[0], folder=folder)
-        figures = {f"ml-100k: {row.method}": _record.case(row) for row in found.rows}
-        _record.write("studies.rg2", figures, quick=True, data="ml-100k")
-        return
-    for data in () if options.table else options.data:
-        wanted = [each for each in methods(data) if each.name in ("popularity", *options.method)]
-        run(wanted, {data: partial(split, data)}, seeds=options.seeds, folder=_record.RESULTS, metric=metric_of(data))
-    records = _record.runs("rg2")
-    picture(records)
-    parts = {data: split(data, 0) for data in tables(records)}
-    sizes = {data: (part.train.n_users, part.train.n_items) for data, part in parts.items()}
-    prints = {data: part.train.union(part.valid).fingerprint() for data, part in parts.items()}
-    facts = {"data": prints, "sizes": sizes, "dim": DIM, "patience": PATIENCE}
-    _record.write("studies.rg2", derived(records)["cases"], quick=False, derived=True, **facts)
+def overdecayed(tables: Any, records: Any) -> str:
+    """A note where LightGCN's decay of whole tables is far above what the paper's comes to.
 
+    The paper's is on the rows of a batch. A user's row is among them with probability B / M and an item's with 2 B / N,
+    so that in the mean over the batch's B triples it weighs rows by 1e-4 / M and 2e-4 / N on average.
+    """
+    notes = []
+    for data, (n_users, n_items) in SIZES.items():
+        for name, row in tables.get(data, {}).items():
+            times = [row.setting.get("l2", 0) * n / LIGHTGCN_DECAY for n in (n_items / 2, n_users)]
+            if name.startswith("LightGCN") and max(times) >= 10:
+                notes.append(
+                    f"{name} on {data}: its weight decay, {row.setting['l2']:g} on whole tables, is {min(times):.0f} "
+                    f"(items) to {max(times):.0f} (users) times the paper's, so that the row understates LightGCN."
+                )
+    return "\n\n".join(notes)
+
+
+def headlines(tables: Any, records: Any) -> list[str]:
+    """What README.md says."""
+    rows = tables["ml-100k"]
+    names = ("RG2, alpha tuned", "iALS", "softmax", "BPR", "popularity")
+    said = ", ".join(f"{name} {rows[name].values['ndcg@10'].mean():.4f}" for name in names)
+    return [f"ml-100k, NDCG@10 over {len(rows['iALS'].seeds)} seeds: {said}."]
+
+
+def quick() -> tuple[list[study.Method], dict[str, Any]]:
+    """ml-100k, four methods of one setting."""
+    one = {each.name: each for each in methods("ml-100k")}
+    few = {"RG2": (0.1,), "RG2, alpha tuned": (0.1, 0.1), "iALS": (0.1, 0.03), "softmax": (0.01, 1e-5)}
+    grids = {name: {key: (value,) for key, value in zip(one[name].grid, values)} for name, values in few.items()}
+    return [one[name]._replace(grid=grid) for name, grid in grids.items()], {"ml-100k": partial(split, "ml-100k")}
+
+
+STUDY = Study(
+    name="rg2",
+    title="Solvers against SGD",
+    about=__doc__,
+    methods={data: partial(methods, data) for data in MINIMUM},
+    split=lambda data: partial(split, data),
+    evaluate=evaluate,
+    metric=metric_of,
+    shown=lambda data: ("recall@20", "ndcg@20") if data == "gowalla" else ("mrr@10", "ndcg@10"),
+    quick=quick,
+    seeds=(0, 1, 2, 3, 4),
+    claims=[
+        ("RG2, closed form", "RG2"),
+        ("RG2, alpha tuned", "RG2, closed form"),
+        ("RG2, alpha tuned", "iALS"),
+        ("iALS", "softmax"),
+        ("softmax", "BPR"),
+    ],
+    after=overdecayed,
+    headlines=headlines,
+    panes=panes,
+)
 
 if __name__ == "__main__":
-    main()
+    main(STUDY)

@@ -108,7 +108,7 @@ def sweep(
             validated epoch. None takes the last epoch.
         at_once: lanes that train at the same time, at most; None is all.
         width: lanes that one program vmaps. None is `at_once` on an accelerator, and 1 on CPU: there the programs run
-            side by side on the cores, which takes less time than vmap (benchmarks/sweep_speed.py measures both).
+            side by side on the cores, which takes less time than vmap (benchmarks/speed/sweep.py measures both).
         progress: show a bar.
 
     Warns:

@@ -2,22 +2,22 @@
 
 512 users a step, 4 interests, 2 blocks, 64 dimensions, Adam, noise and dropout as in training. The peer is written here
 from the description of the released code: dense rows, groups [B, N, K], every interest's encoder and decoder in turn.
-Without noise both give the same loss, which is checked first. Both make the same number of steps in turn, PyTorch some
-alone, given for an epoch of 11. All cores for each, first calls apart.
+Without noise both give the same loss, which is checked first. Both make the same number of steps in turn, given for an
+epoch of 11; medians, and below 1 jaxrec is faster. All cores for each; first calls include compilation.
 
 Then jaxrec alone: peak memory of a step over Gowalla's 40,981 items and over a made-up catalogue of a million, of a
-process of its own, imports and data included; and seconds of a step over three catalogues, of which `floor_s` are those
-of its seven products of [B·K, D] with [D, N] (two forward, two again backward, three for gradients) at the speed that a
-square product of 4,096 has on the same device in the same run.
+separate process, imports and data included; and seconds of a step over three catalogues, next to those of its seven
+products of [B·K, D] with [D, N] (two forward, two again backward, three for gradients) at the speed that a square
+product of 4,096 has on the same device in the same run.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -27,6 +27,7 @@ import optax
 
 import jaxrec as jr
 from benchmarks import _record
+from benchmarks.speed import _measure
 from benchmarks.studies.valid import prepare
 from jaxrec.data import datasets
 
@@ -34,16 +35,26 @@ USERS, SETTING = 512, {"n_interests": 4, "n_blocks": 2, "dim": 64, "width": 64}
 FLOOR = 7  # products of [B K, D] with [D, N] in a step
 SMOOTH = {"temperature": 0.1, "deviation": 0.1, "dropout": 0.5}
 LARGE = 1_000_000
+TITLE = "Speed of VALID"
+COLUMNS = {
+    "jaxrec: wall, CPU, first call": "{jaxrec_wall_s:.1f} s, {jaxrec_cpu_s:.1f} s, {jaxrec_first_call_s:.1f} s",
+    "dense PyTorch": "{torch_wall_s:.1f} s, {torch_cpu_s:.1f} s, {torch_first_call_s:.1f} s",
+    "ratio": "{ratio:.3f}",
+    "times as fast": "{times_faster:.1f}",
+}
 
 
-def arguments() -> argparse.Namespace:
-    """Reads the command line."""
-    parser = _record.parser("valid_speed", __doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="counted runs of each (default 5)")
-    parser.add_argument("--steps", type=int, default=2, help="steps of a run (default 2)")
-    parser.add_argument("--quick", action="store_true", help="the same code: 128 users a step, 3 rounds of 1 step")
-    parser.add_argument("--peak-of", choices=["gowalla", "million"], help="make a step; print the peak memory")
-    return parser.parse_args()
+def more(found: Mapping[str, Any]) -> str:
+    """The table of catalogues, and peak memory."""
+    rows = [
+        [name, str(at["n_items"]), f"{at['step_s']:.2g}", f"{at['floor_s']:.2g}", f"{at['share']:.0%}"]
+        for name, at in found["catalogues"].items()
+    ]
+    head = ["catalogue", "items", "a step, s", "its large products alone, s", "share"]
+    peaks = {name: f"{peak / 1024:.1f} GB" for name, peak in found["peaks_mb"].items()}
+    return (
+        f"Peak memory: {peaks['gowalla']} for Gowalla, {peaks['million']} for a million.\n\n{_record.table(head, rows)}"
+    )
 
 
 def million() -> jr.Interactions:
@@ -69,17 +80,10 @@ class Ours:
     def run(self, steps: int) -> float:
         """So many steps, as an epoch over as many users, drawn once; seconds of the epoch."""
         some = self.train.select(self.order[self.train.pairs()[0]] < steps * self.users)
-        self.state, history = jr.train.fit(
-            self.state,
-            partial(jr.train.autoencoders.objective, model=self.model),
-            self.tx,
-            some,
-            epochs=int(self.state.epoch) + 1,
-            batch_size=self.users,
-            group=0,
-            progress=False,
-        )
-        return history.records[-1]["seconds"]
+        objective = partial(jr.train.autoencoders.objective, model=self.model)
+        options = {"epochs": int(self.state.epoch) + 1, "batch_size": self.users, "group": 0, "progress": False}
+        self.state, log = jr.train.fit(self.state, objective, self.tx, some, **options)
+        return log.records[-1]["seconds"]
 
     def loss(self, users: np.ndarray) -> float:
         """Without noise, β = 1."""
@@ -87,12 +91,12 @@ class Ours:
         return float((nll + divergence).mean())
 
 
-def theirs(ours: Ours) -> Callable[[int], None] | None:
-    """The same number of steps in PyTorch; None where it is not installed."""
+def theirs(ours: Ours, steps: int) -> Callable[[], None] | None:
+    """The same number of steps in PyTorch; None if it is not installed."""
     try:
         import torch
 
-        from benchmarks._dense_valid import DenseVALID
+        from benchmarks.speed._dense_valid import DenseVALID
     except ImportError:
         return None
     torch.set_num_threads(_record.cores())
@@ -108,7 +112,7 @@ def theirs(ours: Ours) -> Callable[[int], None] | None:
     with torch.no_grad():
         np.testing.assert_allclose(peer.loss(dense(users), 1.0, noise=False).item(), ours.loss(users), rtol=1e-4)
 
-    def run(steps: int) -> None:
+    def run() -> None:
         for _ in range(steps):
             optimizer.zero_grad()
             peer.loss(dense(order.permutation(ours.train.n_users)[: ours.users]), 0.01).backward()
@@ -117,18 +121,16 @@ def theirs(ours: Ours) -> Callable[[int], None] | None:
     return run
 
 
-def seconds(run: Callable[[], None]) -> float:
-    """Wall seconds of a call."""
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
 def product_speed(size: int = 4096, rounds: int = 5) -> float:
     """Floating-point operations a second of a square float32 product, the best of some."""
     a, product = jax.numpy.ones((size, size)), jax.jit(lambda a: a @ a)
     product(a).block_until_ready()
-    return 2 * size**3 / min(seconds(lambda: product(a).block_until_ready()) for _ in range(rounds))
+    spent = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        product(a).block_until_ready()
+        spent.append(time.perf_counter() - began)
+    return 2 * size**3 / min(spent)
 
 
 def a_step(train: jr.Interactions, steps: int, rounds: int) -> dict[str, float]:
@@ -143,46 +145,29 @@ def a_step(train: jr.Interactions, steps: int, rounds: int) -> dict[str, float]:
 
 def main() -> None:
     """Measures and writes the record."""
-    options = arguments()
+    parser = _record.parser("speed.valid", __doc__)
+    parser.add_argument("--quick", action="store_true", help="the same code: 128 users a step, 3 rounds of 1 step")
+    parser.add_argument("--peak-of", choices=["gowalla", "million"], help="make two steps; print the peak memory")
+    options = parser.parse_args()
     if options.peak_of:
         ours = Ours(million() if options.peak_of == "million" else prepare("gowalla-valid").train, USERS)
-        first, again = seconds(partial(ours.run, 1)), ours.run(1)
-        print(f"first step {first:.2f} s, again {again:.2f} s")
-        _record.print_peak_memory()
+        ours.run(1), ours.run(1)
+        _measure.print_peak_memory()
         return
-    part = prepare("citeulike-a-valid")
-    users, steps, rounds = (128, 1, 3) if options.quick else (USERS, options.steps, options.rounds)
-    ours = Ours(part.train, users)
-    runs = {"jaxrec": ours.run, "PyTorch": theirs(ours)}
-    if runs["PyTorch"] is None:
-        print('torch is not installed (pip install "jaxrec[bench]"): skipped, no ratio')
-        del runs["PyTorch"]
-    with _record.compilations() as compiled:
-        first = {name: seconds(partial(run, steps)) for name, run in runs.items()}
-    times = _record.alternate({name: partial(run, steps) for name, run in runs.items()}, rounds=rounds)
-    factor = -(-part.train.n_users // users) / steps
-    case = {"jaxrec_compile_s": sum(compiled), "compilations": len(compiled)}
-    for name, label in (("jaxrec", "jaxrec"), ("PyTorch", "torch"))[: len(runs)]:
-        case[f"{label}_first_call_s"] = first[name]
-        case |= {f"{label}_{key}": value * factor for key, value in times[name].items()}
-    if len(runs) > 1:
-        case["ratio"] = case["jaxrec_wall_s"] / case["torch_wall_s"]
-        case["cpu_ratio"] = case["jaxrec_cpu_s"] / case["torch_cpu_s"]
-        case["times_faster"] = 1 / case["ratio"]
+    train = prepare("citeulike-a-valid").train
+    users, steps, rounds = (128, 1, 3) if options.quick else (USERS, 2, 5)
+    ours = Ours(train, users)
+    runs = _measure.there(jaxrec=partial(ours.run, steps), torch=theirs(ours, steps))
+    case, _ = _measure.compared(runs, rounds=rounds, units=steps / -(-train.n_users // users))
     facts = {}
     if not options.quick:
         others = {"yelp2018": datasets.load("yelp2018").train, "gowalla-valid": prepare("gowalla-valid").train}
-        catalogues = {"citeulike-a-valid": part.train} | others
-        facts["catalogues"] = {name: a_step(train, steps, rounds) for name, train in catalogues.items()}
+        catalogues = {"citeulike-a-valid": train} | others
+        facts["catalogues"] = {name: a_step(each, steps, rounds) for name, each in catalogues.items()}
+        peak = partial(_measure.peak_memory, "benchmarks.speed.valid")
         facts["peaks_mb"] = {name: peak(name) for name in ("gowalla", "million")}
-    print(", ".join(f"{key} {value:.4g}" for key, value in case.items()))
     cases = {"citeulike-a, an epoch": case}
-    _record.write("valid_speed", cases, quick=options.quick, data=part.train.fingerprint(), users_a_step=users, **facts)
-
-
-def peak(name: str) -> float:
-    """Largest resident memory of a process that makes two steps."""
-    return _record.peak_memory("benchmarks.valid_speed", "--peak-of", name)
+    _record.write("speed.valid", cases, quick=options.quick, data=train.fingerprint(), users_a_step=users, **facts)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""VALID in dense PyTorch, from the description of its released code: the peer of `benchmarks.valid_speed`.
+"""VALID in dense PyTorch, from the description of its released code: the peer of `benchmarks.speed.valid`.
 
 Users' rows are dense, groups are arrays [B, N, K], and encoder and decoder go through the interests one by one.
 """

@@ -1,4 +1,4 @@
-"""MARS by its released rule in dense PyTorch, from the rule's description: the peer of `benchmarks.mars_speed`."""
+"""MARS by its released rule in dense PyTorch, from the rule's description: the peer of `benchmarks.speed.mars`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,100 @@
+"""How the speed of several sides is measured: first calls, medians of calls in turn, and peak memory."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def there(**runs: Callable[[], Any] | None) -> dict[str, Callable[[], Any]]:
+    """The sides that are installed."""
+    for name in (name for name, run in runs.items() if run is None):
+        print(f'{name} is not installed (pip install "jaxrec[bench]"): skipped, no ratio')
+    return {name: run for name, run in runs.items() if run is not None}
+
+
+def compared(
+    runs: Mapping[str, Callable[[], Any]], *, rounds: int, units: float = 1.0
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Times functions in turn, so that a drift of the machine's speed meets all alike.
+
+    Args:
+        runs: side -> function that does its work before it returns.
+        rounds: counted calls of each, after the first.
+        units: of work in a call; all times but first calls are given for one.
+
+    Returns:
+        Values by "<side>_<name>", and side -> what its first call gave. The names are "first_call_s", the medians
+        "wall_s" and "cpu_s" (all threads of the process), and "spread_s", largest less smallest wall time. If there
+        are two sides, "ratio", "cpu_ratio" and "times_faster" compare the first with the second.
+    """
+    case: dict[str, float] = {}
+    found, times = {}, {name: [] for name in runs}
+    with compilations() as compiled:
+        for name, run in runs.items():
+            began = time.perf_counter()
+            found[name] = run()
+            case[f"{name}_first_call_s"] = time.perf_counter() - began
+    with compilations() as again:
+        for _ in range(rounds):
+            for name, run in runs.items():
+                wall, cpu = time.perf_counter(), time.process_time()
+                run()
+                times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    for name, pairs in times.items():
+        wall, cpu = np.array(pairs).T / units
+        case |= {f"{name}_wall_s": float(np.median(wall)), f"{name}_cpu_s": float(np.median(cpu))}
+        case[f"{name}_spread_s"] = float(np.ptp(wall))
+    case |= {"compile_s": sum(compiled), "compilations": len(compiled), "compilations_when_steady": len(again)}
+    if len(runs) == 2:
+        one, other = runs
+        case["ratio"] = case[f"{one}_wall_s"] / case[f"{other}_wall_s"]
+        case |= {"cpu_ratio": case[f"{one}_cpu_s"] / case[f"{other}_cpu_s"], "times_faster": 1 / case["ratio"]}
+    print(", ".join(f"{name} {value:.4g}" for name, value in case.items()), flush=True)
+    return case, found
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[float]]:
+    """Gives a list that gets the seconds of each XLA compilation inside the block."""
+    seconds: list[float] = []
+
+    def listen(event: str, duration: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            seconds.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seconds
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def peak_memory(module: str, *arguments: str) -> float:
+    """Largest resident memory, in MB, of a separate process that runs `python -m module --peak-of arguments`."""
+    command = [sys.executable, "-m", module, "--peak-of", *arguments]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(run.stdout.split()[-1])
+
+
+def print_peak_memory() -> None:
+    """Prints this process's largest resident memory in MB, for `peak_memory` to read.
+
+    Linux's `ru_maxrss` also counts the parent at the fork, so /proc is asked first.
+    """
+    try:
+        status = pathlib.Path("/proc/self/status").read_text()
+        kilobytes = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        kilobytes = peak / 1024 if sys.platform == "darwin" else peak
+    print(kilobytes / 1024)

@@ -1,0 +1,82 @@
+"""Top-20 lists of every Gowalla user, seen items masked, 64 dimensions: jaxrec against implicit, in turn in one run.
+
+Both rank the same random factors on all cores. Medians; below 1 jaxrec is faster. First calls include compilation, and
+peak memory is of a separate process, imports and data included. The lists must agree up to ties.
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import scipy.sparse
+
+import jaxrec as jr
+from benchmarks import _record
+from benchmarks.speed import _measure
+from jaxrec.data import datasets
+
+K, DIM = 20, 64
+TITLE = "Speed of evaluation"
+COLUMNS = {
+    "jaxrec: wall (CPU), peak memory": "{jaxrec_wall_s:.2f} s ({jaxrec_cpu_s:.2f} s), {jaxrec_peak_mb:.0f} MB",
+    "implicit": "{implicit_wall_s:.2f} s ({implicit_cpu_s:.2f} s), {implicit_peak_mb:.0f} MB",
+    "ratio": "{ratio:.2f}",
+    "jaxrec's first call": "{jaxrec_first_call_s:.2f} s",
+}
+
+
+def ours(train: jr.Interactions, users: np.ndarray, tables: dict[str, np.ndarray]):
+    """A function that gives (scores, items) by jaxrec."""
+    model = jr.models.MF(train.n_users, train.n_items, dim=DIM)
+    variables = jax.device_put({"params": tables})
+    return lambda: jr.evaluate.top_k(model, variables, users, k=K, seen=train)
+
+
+def theirs(train: jr.Interactions, users: np.ndarray, tables: dict[str, np.ndarray]):
+    """A function that gives (scores, items) by implicit, or None if it is not installed."""
+    try:
+        from implicit.cpu.als import AlternatingLeastSquares
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return None
+    threadpool_limits(1, "blas")  # as implicit asks for: its own threads share the work
+    model = AlternatingLeastSquares(factors=DIM, num_threads=_record.cores())
+    model.user_factors, model.item_factors = tables["user"], tables["item"]
+    seen = scipy.sparse.csr_matrix(train.to_scipy())[users]
+    return lambda: model.recommend(users, seen, N=K, filter_already_liked_items=True)[::-1]
+
+
+def main() -> None:
+    """Measures, compares the lists and writes the record."""
+    parser = _record.parser("speed.evaluate", __doc__)
+    parser.add_argument("--quick", action="store_true", help="the same code on 2,000 users, 3 rounds")
+    parser.add_argument("--peak-of", choices=("jaxrec", "implicit"), help="run one side once; print its peak memory")
+    options = parser.parse_args()
+    train = datasets.load("gowalla").train
+    users = np.arange(2000 if options.quick else train.n_users, dtype=np.int32)
+    draw = np.random.default_rng(0).standard_normal
+    tables = {"user": draw((train.n_users, DIM), np.float32), "item": draw((train.n_items, DIM), np.float32)}
+    if options.peak_of:
+        {"jaxrec": ours, "implicit": theirs}[options.peak_of](train, users, tables)()
+        _measure.print_peak_memory()
+        return
+    runs = _measure.there(jaxrec=ours(train, users, tables), implicit=theirs(train, users, tables))
+    case, lists = _measure.compared(runs, rounds=3 if options.quick else 7)
+    for name in runs:
+        arguments = [name, *["--quick"] * options.quick]
+        case[f"{name}_peak_mb"] = _measure.peak_memory("benchmarks.speed.evaluate", *arguments)
+    if "implicit" in runs:
+        case |= agreement(lists["jaxrec"], lists["implicit"])
+    facts = {"data": train.fingerprint(), "users": len(users), "k": K, "dim": DIM}
+    _record.write("speed.evaluate", {"gowalla top-20": case}, quick=options.quick, **facts)
+
+
+def agreement(mine, theirs) -> dict[str, int]:
+    """Lists whose items differ, and those of them whose scores differ too by more than float32 rounding."""
+    differ = (mine[1] != theirs[1]).any(axis=1)
+    apart = ~np.isclose(mine[0], theirs[0], rtol=1e-5, atol=1e-5).all(axis=1)
+    return {"lists_in_other_order": int(differ.sum()), "lists_differ": int((differ & apart).sum())}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Seconds and memory of a step of λOpt against a step of the parameters alone: MF-BPR, ml-1m, DUI.
+
+128 dimensions, batches of 1,024. Three ways to train, in turn in one run, medians: one fixed λ; steps in turn, one of Λ
+after each of Θ; and steps in turn of which none is of Λ, so that the difference of the last two is the step of Λ
+itself. The ratio is that step over one of the fixed λ. Memory is XLA's own account of the compiled steps, in tables of
+users and items together: arguments, temporaries and outputs that are no argument's buffer, for a state that is donated
+and for one that is kept, as `fit` does; data are not counted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxrec as jr
+from benchmarks import _record
+from benchmarks.speed import _measure
+from benchmarks.studies.lambda_opt import Part, fixed, learned, prepare
+from jaxrec.optim import lambda_opt
+from jaxrec.optim.moments import amsgrad, smooth_adam
+from jaxrec.train import Recipe
+
+BATCH, DIM = 1024, 128
+TITLE = "Speed of a step of Λ"
+COLUMNS = {
+    "step of Λ over one of Θ: CPU time (wall)": "{cpu_ratio:.2f} ({ratio:.2f})",
+    "a step of Θ: wall (CPU), ms": "{fixed_wall_ms:.1f} ({fixed_cpu_ms:.1f})",
+    "both, ms": "{in_turn_wall_ms:.1f} ({in_turn_cpu_ms:.1f})",
+    "tables of memory, both: donated, kept": "{in_turn_tables_donated:.1f}, {in_turn_tables_kept:.1f}",
+    "one fixed λ": "{fixed_tables_donated:.1f}, {fixed_tables_kept:.1f}",
+}
+
+
+def recipes(part: Part) -> dict[str, Recipe]:
+    """The three ways, as wide as the released code."""
+    model = jr.models.MF(part.train.n_users, part.train.n_items, dim=DIM, scale=0.1)
+    both = learned(part, lambda_rate=1e-3, model=model)
+    never = lambda_opt.alternate(optax.adam(1e-2), amsgrad(1e-3), simulated=smooth_adam(1e-2), every=10**9)
+    one = fixed(part, regularization=jnp.array(0.01), model=model)
+    return {"fixed": one, "in_turn": both, "never": both._replace(tx=never)}
+
+
+def runner(part: Part, recipe: Recipe) -> Any:
+    """A function that trains all pairs once more."""
+    state = jr.train.init(jax.random.key(0), recipe.model, recipe.tx)
+
+    def run() -> None:
+        nonlocal state
+        options = {"epochs": int(state.epoch) + 1, "batch_size": BATCH, "touched": recipe.touched, "progress": False}
+        state, _ = jr.train.fit(state, recipe.objective, recipe.tx, part.train, **options)
+
+    return run
+
+
+def tables_of_memory(part: Part, recipe: Recipe, *, donated: bool) -> float:
+    """Memory of one compiled step in tables of users and items together."""
+    state = jr.train.init(jax.random.key(0), recipe.model, recipe.tx)
+    params, key = state.variables["params"], jax.random.key(1)
+    users, items = (jnp.asarray(ids[:BATCH]) for ids in part.train.pairs())
+    batch = jr.train.Batch(users, items, None, jnp.ones(BATCH, bool))
+    value = lambda params, drawn: recipe.objective({"params": params}, *drawn)  # noqa: E731
+
+    def step(params: Any, opt_state: Any, drawn: Any) -> Any:
+        if isinstance(recipe.tx, lambda_opt.Alternating):
+            return recipe.tx.step(value, params, opt_state, drawn)
+        loss, slopes = jax.value_and_grad(value)(params, drawn)
+        updates, opt_state = recipe.tx.update(slopes, opt_state, params)
+        return loss, optax.apply_updates(params, updates), opt_state
+
+    drawn = (key, batch) if recipe.touched is None else recipe.touched(key, batch)._replace(valid_value=None)
+    compiled = jax.jit(step, donate_argnums=(0, 1) if donated else ()).lower(params, state.opt_state, drawn).compile()
+    found = compiled.memory_analysis()
+    used = found.argument_size_in_bytes + found.temp_size_in_bytes + found.output_size_in_bytes
+    return (used - found.alias_size_in_bytes) / sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+
+
+def main() -> None:
+    """Measures and writes the record."""
+    parser = _record.parser("speed.lambda_opt", __doc__)
+    parser.add_argument("--quick", action="store_true", help="the same code on ml-100k, 20 steps, 3 rounds")
+    quick = parser.parse_args().quick
+    steps, rounds = (20, 3) if quick else (60, 5)
+    split = prepare("ml-100k" if quick else "ml-1m", 0)
+    kept = np.zeros(split.train.n_pairs, bool)
+    kept[np.random.default_rng(0).choice(split.train.n_pairs, steps * BATCH, replace=False)] = True
+    part = Part(split.train.select(kept), split.valid.learn, epochs=1, batch_size=BATCH)
+    ways = recipes(part)
+    case, _ = _measure.compared({n: runner(part, recipe) for n, recipe in ways.items()}, rounds=rounds, units=steps)
+    for seconds, label in (("wall_s", "ratio"), ("cpu_s", "cpu_ratio")):
+        case[label] = (case[f"in_turn_{seconds}"] - case[f"never_{seconds}"]) / case[f"fixed_{seconds}"]
+    for name in ("fixed", "in_turn"):
+        for how in ("donated", "kept"):
+            case[f"{name}_tables_{how}"] = tables_of_memory(part, ways[name], donated=how == "donated")
+    facts = {"data": part.train.fingerprint(), "dim": DIM, "batch_size": BATCH, "steps": steps}
+    _record.write("speed.lambda_opt", {"MF-BPR, DUI": case}, quick=quick, **facts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,341 @@
+"""What the studies share: the command, the section of RESULTS.md, claims by rule, stale rows and pictures."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import jaxrec as jr
+from benchmarks import _record
+from jaxrec import study
+from jaxrec.evaluate.report import Comparison
+
+Records = Sequence[Mapping[str, Any]]
+Rows = Mapping[str, study.Row]
+
+LEVEL = 0.05  # of the tests behind a claim
+HEADS = {"ndcg": "NDCG", "recall": "Recall", "mrr": "MRR", "hit_rate": "HR", "auc": "AUC"}
+NEVER = lambda *_: ""  # noqa: E731
+
+
+def head(metric: str) -> str:
+    """How a metric is called in a table."""
+    before, space, name = metric.rpartition(" ")
+    name, at, cut = name.partition("@")
+    return before + space + HEADS.get(name, name) + at + cut
+
+
+def chosen(row: study.Row, grid: Mapping[str, Sequence[Any]]) -> str:
+    """A row's setting; a star marks values at an end of those compared. Random draws have no order."""
+    stars = {*study.ends(row.setting, grid, least=2)} - {"draw"}
+    shown = lambda value: f"{value:g}" if isinstance(value, int | float) else str(value)  # noqa: E731
+    return ", ".join(f"{name.replace('_', ' ')} {shown(v)}{'*' * (name in stars)}" for name, v in row.setting.items())
+
+
+class Study(NamedTuple):
+    """A study.
+
+    Attributes:
+        name: of its module, its records and its picture.
+        title: of its section.
+        about: its module's docstring, which is also the section's text.
+        methods: data set -> what is compared on it.
+        split: data set -> its split, or a function of the seed.
+        evaluate: as `jaxrec.study.run` takes it.
+        metric: data set -> what validation goes by.
+        shown: data set -> metrics of its table.
+        quick: gives methods and splits of the shortened run.
+        finish: called with each data set after training.
+        seeds: of the runs.
+        tuned: data sets on which methods are tuned for others, and not evaluated on test.
+        groups: data sets for which each method is trained in turn.
+        claims: (method, another), compared by a rule wherever both have several runs.
+        chosen: row and grid -> the cell that says what was chosen.
+        columns: data set and rows -> further columns.
+        listed: whether a method has a row in the tables.
+        after: tables and records -> Markdown after the tables.
+        headlines: tables and records -> lines for README.md.
+        panes: tables and records -> the picture's panes.
+    """
+
+    name: str
+    title: str
+    about: str
+    methods: Mapping[str, Callable[[], Sequence[study.Method]]]
+    split: Callable[[str], Any]
+    evaluate: Callable[..., Any]
+    metric: Callable[[str], str]
+    shown: Callable[[str], Sequence[str]]
+    quick: Callable[[], tuple[Sequence[study.Method], Mapping[str, Any]]]
+    finish: Callable[[str], Any] = NEVER
+    seeds: Sequence[int] = (0, 1, 2)
+    tuned: Sequence[str] = ()
+    groups: Sequence[Sequence[str]] = ()
+    claims: Sequence[tuple[str, str]] = ()
+    chosen: Callable[..., str] = chosen
+    columns: Callable[[str, Rows], Mapping[str, Sequence[str]]] = lambda data, rows: {}
+    listed: Callable[[str], bool] = lambda name: True
+    after: Callable[..., str] = NEVER
+    headlines: Callable[..., Sequence[str]] = lambda tables, records: ()
+    panes: Callable[..., Sequence[Sequence[Mapping[str, Any]]]] | None = None
+
+
+# ---------------------------------------------------------------------- tables
+
+
+@lru_cache(maxsize=8)
+def _read(path: pathlib.Path, *_: int) -> list[dict[str, Any]]:
+    return study.read(path)
+
+
+def records_of(name: str) -> list[dict[str, Any]]:
+    """The runs of a study that are on record."""
+    path = _record.RESULTS / f"{name}.jsonl"
+    return _read(path, path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else []
+
+
+def tables(this: Study, records: Records) -> dict[str, Rows]:
+    """The rows of each data set by method."""
+    found = {}
+    for data, methods in this.methods.items():
+        of_data = [record for record in records if record["data"] == data]
+        table = study.table(methods(), of_data, data=[data], metric=this.metric(data), trials=10**6)
+        if table.rows:
+            found[data] = {row.method: row for row in table.rows}
+    return found
+
+
+def figure(values: np.ndarray, digits: int = 4, sign: str = "") -> str:
+    """Mean ± standard error over seeds."""
+    error = stderr(values)
+    return f"{values.mean():{sign}.{digits}f}" + (f" ± {error:.{digits}f}" if error else "")
+
+
+def stderr(values: Any) -> float | None:
+    """Standard error of the mean, exactly 0 for equal values; None of one value."""
+    if len(values) < 2:
+        return None
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if np.ptp(values) else 0.0
+
+
+def less(row: study.Row, other: study.Row, metric: str) -> np.ndarray:
+    """A row's values on test less another's, of the seeds that both have."""
+    theirs = dict(zip(other.seeds, other.values[metric]))
+    pairs = zip(row.seeds, row.values[metric])
+    return np.array([value - theirs[seed] for seed, value in pairs if seed in theirs])
+
+
+def tested(this: Study, records: Records, data: str, one: str, other: str) -> tuple[Comparison | None, float | None]:
+    """The paired test of a method against another, and its p-value; None unless both have several runs.
+
+    Over users if their values are on record, else over seeds.
+    """
+    runs = [record for record in records if record["data"] == data and record["method"] in (one, other)]
+    if {record["method"] for record in runs if record["on"] == "test"} != {one, other}:
+        return None, None
+    every = {method.name: method for method in (*study.TRIVIAL, *this.methods[data]())}
+    table = study.table([every[one], every[other]], runs, metric=this.metric(data), against=other)
+    row = table.row(data, one)
+    return (row.over_users, row.p_users) if row.over_users else (row.over_seeds, row.p_seeds)
+
+
+def claim(this: Study, records: Records, one: str, other: str) -> str:
+    """Where a method is above, below or not told apart from another; empty without any test."""
+    places: dict[str, list[str]] = {"above": [], "below": [], "not told apart from": []}
+    for data in this.methods:
+        test, p_value = tested(this, records, data, one, other)
+        if test is not None:
+            place = "not told apart from" if p_value >= LEVEL else "above" if test.difference > 0 else "below"
+            places[place].append(f"{data} ({test.difference:+.4f} ± {test.stderr:.4f}, p {p_value:.2g})")
+    said = [f"{place} {other} on {'; '.join(sets)}" for place, sets in places.items() if sets]
+    return f"{one}: {'; '.join(said)}." if said else ""
+
+
+def section(this: Study, records: Records) -> str:
+    """The study's section of RESULTS.md."""
+    found = tables(this, records)
+    said = [each for pair in this.claims if (each := claim(this, records, *pair))]
+    parts = [f"## {this.title}", this.about.strip()]
+    if said:
+        rule = "Differences in the metric that validation goes by, paired by users where they are on record, else by "
+        rule += f"seeds; p-values of t-tests, which tell two methods apart below {LEVEL:g}."
+        parts.append(f"**What the records show.** {rule}\n\n" + "\n".join(f"- {each}" for each in said))
+    used: set[str] = set()
+    for data, rows in found.items():
+        grids = {method.name: method.grid for method in this.methods[data]()}
+        rows = {name: row for name, row in rows.items() if this.listed(name)}
+        columns: dict[str, Sequence[str]] = {"ranker": list(rows)}
+        columns |= {head(m): [figure(row.values[m]) for row in rows.values()] for m in this.shown(data)}
+        columns |= this.columns(data, rows)
+        columns["chosen"] = [this.chosen(row, grids.get(name, {})) for name, row in rows.items()]
+        columns["seeds"] = [str(len(row.seeds)) for row in rows.values()]
+        columns["marks"] = [row.marks.replace("*", "") for row in rows.values()]  # the setting has the stars
+        used |= set("".join(columns["marks"])) | set("*" if "*" in "".join(columns["chosen"]) else "")
+        kept = {title: cells for title, cells in columns.items() if any(cells)}
+        parts.append(f"### {data}\n\n{_record.table(list(kept), list(zip(*kept.values())))}")
+    legend = [f"{mark}: {what}." for mark, what in study.MARKS.items() if mark in used]
+    parts.append(" ".join(["Means ± standard error over seeds.", *legend]))
+    if after := this.after(found, records):
+        parts.append(after)
+    if this.panes is not None:
+        parts.append(f"![{this.title}](benchmarks/results/{this.name}.png)")
+    return "\n\n".join([*parts, origin(this, records)])
+
+
+def origin(this: Study, records: Records) -> str:
+    """Where the values come from."""
+    data = {record["data"]: record["fingerprint"].partition("-")[0] for record in reversed(records)}
+    prints = ", ".join(f"{name} {data[name]}" for name in this.methods if name in data)
+    where = f"`python -m benchmarks.studies.{this.name}`, {len(records)} runs in `benchmarks/results/{this.name}.jsonl`"
+    return f"{where}; train parts {prints}."
+
+
+def stale(this: Study, records: Records) -> dict[tuple[str, str], str]:
+    """(data set, method) -> what is wrong, of records that are not those of today's grids."""
+    found, trivial = {}, {method.name for method in study.TRIVIAL}
+    rows = tables(this, records)
+    for data, name in dict.fromkeys((record["data"], record["method"]) for record in records):
+        methods = {method.name: method for method in this.methods[data]()} if data in this.methods else {}
+        if name not in methods:
+            if name not in trivial:
+                found[data, name] = "is on record, but is not compared any more"
+            continue
+        tried = [r["setting"] for r in records if (r["data"], r["method"], r["on"]) == (data, name, "valid")]
+        grid = study.settings(methods[name].grid)
+        missing = [each for each in json.loads(json.dumps(grid)) if each not in tried] if len(grid) > 1 else []
+        row = rows.get(data, {}).get(name)
+        if missing:
+            found[data, name] = f"lacks {len(missing)} settings of its grid, such as {missing[0]}"
+        elif row is not None and "!" in row.marks:
+            found[data, name] = f"ran with {dict(row.setting)}, which is not what validation chooses"
+    return found
+
+
+# ---------------------------------------------------------------------- pictures
+
+
+def picture(path: pathlib.Path, panes: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    """Draws rows of panes.
+
+    Args:
+        path: of the file.
+        panes: each has "lines", label -> (x, y) or (x, y, error), where x None is a level; what else it has, such as
+            "title" or "xscale", is set on its axes.
+    """
+    import matplotlib.pyplot as plt
+
+    width = max(map(len, panes))
+    size = {"figsize": (4.4 * width, 3.4 * len(panes)), "layout": "constrained", "squeeze": False}
+    whole, places = plt.subplots(len(panes), width, **size)
+    for line, row in zip(places, panes):
+        for place in line[len(row) :]:
+            place.set_axis_off()
+        for place, pane in zip(line, row):
+            for number, (label, (x, y, *error)) in enumerate(pane["lines"].items()):
+                look = {"color": plt.cm.tab20(number % 20), "label": label}
+                if x is None:
+                    place.axhline(y, linestyle=":", **look)
+                else:
+                    place.errorbar(x, y, *error, marker=".", capsize=3 * bool(error), **look)
+            place.set(**{name: value for name, value in pane.items() if name != "lines"})
+            place.tick_params(labelsize=7)
+            place.legend(fontsize=6)
+    whole.savefig(path, dpi=100)
+    plt.close(whole)
+
+
+def varied(rows: Rows, points: Mapping[str, Mapping[str, str]], metric: str) -> dict[str, tuple]:
+    """The lines of a pane that varies one thing: label -> value -> method's name, of the methods with a row."""
+    lines = {}
+    for label, names in points.items():
+        found = {value: rows[name].values[metric] for value, name in names.items() if name in rows}
+        if found:
+            errors = [stderr(values) or np.nan for values in found.values()]
+            lines[label] = (list(found), [values.mean() for values in found.values()], errors)
+    return lines
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def main(this: Study) -> None:
+    """Trains what has no record, draws the picture and prints the section."""
+    parser = _record.parser(f"studies.{this.name}", this.about)
+    parser.add_argument("--data", nargs="+", choices=list(this.methods), help="data sets (default: all)")
+    parser.add_argument("--method", nargs="+", help="names of methods to train (default: all)")
+    parser.add_argument("--seeds", type=int, nargs="*", default=list(this.seeds), help="seeds of the runs on test")
+    parser.add_argument("--table", action="store_true", help="train nothing; show what is on record")
+    parser.add_argument("--quick", action="store_true", help="the same code on less; keeps no record")
+    options = parser.parse_args()
+    if options.quick:
+        print(json.dumps({"benchmark": f"studies.{this.name}", "cases": quick(this)}))
+        return
+    if not options.table:
+        train(this, options.data or list(this.methods), options.method, options.seeds)
+    records = records_of(this.name)
+    found = tables(this, records)
+    if this.panes is not None:
+        picture(_record.RESULTS / f"{this.name}.png", this.panes(found, records))
+    print(section(this, records))
+    every = cases(row for rows in found.values() for row in rows.values())
+    print(json.dumps({"benchmark": f"studies.{this.name}", "cases": every}))
+
+
+def train(this: Study, data: Sequence[str], names: Sequence[str] | None, seeds: Sequence[int]) -> None:
+    """Trains what is asked for and not on record, method by method."""
+    every = {method.name for label in data for method in this.methods[label]()}
+    if unknown := set(names or ()) - every:
+        raise SystemExit(f"no method {sorted(unknown)[0]!r}; there are {sorted(every)}")
+    for group in this.groups or [[label] for label in this.methods]:
+        group = [label for label in group if label in data]
+        for name in dict.fromkeys(method.name for label in group for method in this.methods[label]()):
+            for label in group if names is None or name in names else ():
+                wanted = [method for method in this.methods[label]() if method.name == name]
+                options = {"metric": this.metric(label), "evaluate": this.evaluate, "trials": 10**6}
+                options |= {"folder": _record.RESULTS, "name": this.name, "progress": False}
+                options |= {"seeds": () if label in this.tuned else seeds}
+                study.run(wanted, {label: this.split(label)}, **options)
+                print(f"{label}: {name} is on record", flush=True)
+        for label in group:
+            this.finish(label)
+
+
+def quick(this: Study) -> dict[str, dict[str, float]]:
+    """The values of the shortened run."""
+    methods, splits = this.quick()
+    options = {"metric": this.metric(next(iter(splits))), "evaluate": this.evaluate, "seeds": [0], "progress": False}
+    with tempfile.TemporaryDirectory() as folder:
+        return cases(study.run(methods, splits, folder=folder, **options).rows)
+
+
+def cases(rows: Any) -> dict[str, dict[str, float]]:
+    """Data set and method -> metric -> mean over seeds."""
+    means = lambda row: {name: float(values.mean()) for name, values in row.values.items()}  # noqa: E731
+    return {f"{row.data}: {row.method}": means(row) for row in rows}
+
+
+# ---------------------------------------------------------------------- training
+
+
+def afresh(fit: Callable, *data: Any, **setting: Any) -> Any:
+    """A run whose seconds include compilation, whatever ran before it."""
+    jax.clear_caches()
+    return fit(*data, **setting)
+
+
+def swept(model: Any, setup: Callable, train: Any, key: Any, settings: Sequence[study.Setting], **options: Any) -> list:
+    """What `fit_all` gives of some settings, by one sweep under one seed."""
+    columns = {name: [setting[name] for setting in settings] for name in settings[0]}
+    keys = jax.random.split(key, 1)
+    found = jr.train.sweep(keys, setup, train, settings=columns, progress=False, **options)
+    return [
+        None if lane.diverged is not None else (model, found.state(place).variables, lane.history)
+        for place, lane in enumerate(found.lanes)
+    ]

@@ -1,0 +1,292 @@
+"""Results of studies: the rows of a table from records of runs, with marks and paired tests."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrec._records import Record, unpacked, written
+from jaxrec.evaluate.report import Comparison, Report
+
+Setting = Mapping[str, Any]
+
+MARKS = {
+    "*": "a chosen value at an end of its grid, beyond which better may lie",
+    "^": "best epoch at the cap: more epochs may be better",
+    "1": "fewer than three seeds",
+    "!": "older than its grid: run the study again",
+}
+
+
+class Row(NamedTuple):
+    """A method on a data set.
+
+    Attributes:
+        data: name of the data set.
+        method: name of the method.
+        setting: that validation chose.
+        values: metric -> float64 [S], its value on test under each seed.
+        valid: the same on validation.
+        seeds: of these.
+        epochs: best epoch of each run by its log, or None.
+        trials: settings that were tried.
+        cpu_seconds: of each run's training, over all threads, or None where it is not on record.
+        search_seconds: the same for all trials together.
+        marks: the characters of `MARKS` that apply.
+        ends: hyperparameters at an end of their grid.
+        over_users: paired comparison with the row compared with, over users' means over seeds; None
+            for that row itself, and for fewer than two.
+        over_seeds: the same over seeds.
+        p_users: p-value of `over_users` after Holm's correction.
+        p_seeds: p-value of `over_seeds` after Holm's correction.
+    """
+
+    data: str
+    method: str
+    setting: Setting
+    values: Mapping[str, np.ndarray]
+    valid: Mapping[str, np.ndarray]
+    seeds: Sequence[int]
+    epochs: Sequence[int | None]
+    trials: int
+    marks: str
+    ends: Sequence[str]
+    cpu_seconds: Sequence[float | None] = ()
+    search_seconds: float | None = None
+    over_users: Comparison | None = None
+    over_seeds: Comparison | None = None
+    p_users: float | None = None
+    p_seeds: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Table:
+    """Results of a study. It prints as text, and as HTML in a notebook.
+
+    Attributes:
+        rows: one `Row` for each method on each data set.
+        metric: that validation chose by, and that is compared.
+        shown: metrics that are printed.
+        against: the row that others are compared with, or None.
+    """
+
+    rows: tuple[Row, ...]
+    metric: str
+    shown: tuple[str, ...]
+    against: str | None = None
+
+    def row(self, data: str, method: str) -> Row:
+        """The row of a method on a data set.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        for row in self.rows:
+            if (row.data, row.method) == (data, method):
+                return row
+        raise ValueError(f"no row {method!r} on {data!r}; there are {[(r.data, r.method) for r in self.rows]}")
+
+    def best(self, data: str) -> str:
+        """The method with the largest mean of the metric on a data set."""
+        return max(
+            (row for row in self.rows if row.data == data),
+            key=lambda row: row.values[self.metric].mean(),
+        ).method
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Head and body as text."""
+        head = ["data", "method", *self.shown, "tried", "chosen", "best epochs", "seeds", "marks"]
+        head += [f"less {self.against}", "p (users)", "p (seeds)"] if self.against else []
+        return head, [self._cells(row) for row in self.rows]
+
+    def _cells(self, row: Row) -> list[str]:
+        chosen = ", ".join(f"{name} {_shown(value)}{'*' * (name in row.ends)}" for name, value in row.setting.items())
+        epochs = " ".join(map(str, row.epochs)) if None not in row.epochs else ""
+        spread = {name: f" ± {v.std(ddof=1):.4f}" if len(v) > 1 else "" for name, v in row.values.items()}
+        values = [f"{row.values[name].mean():.4f}{spread[name]}" for name in self.shown]
+        cells = [
+            row.data,
+            row.method,
+            *values,
+            str(row.trials),
+            chosen,
+            epochs,
+            str(len(row.seeds)),
+            row.marks,
+        ]
+        if self.against:
+            test = row.over_users or row.over_seeds
+            cells.append("" if test is None else f"{test.difference:+.4f}")
+            cells += ["" if p_value is None else f"{p_value:.2g}" for p_value in (row.p_users, row.p_seeds)]
+        return cells
+
+    def legend(self) -> list[str]:
+        """What the numbers and the marks in this table mean."""
+        said = [f"Mean ± standard deviation over seeds; {self.metric} on validation chose."]
+        if self.against:
+            said.append(f"p-values are those of paired t-tests against {self.against}, by Holm's correction.")
+        return said + [f"{mark} {what}" for mark, what in MARKS.items() if any(mark in row.marks for row in self.rows)]
+
+    def __repr__(self) -> str:
+        head, body = self.cells()
+        widths = [max(map(len, column)) for column in zip(head, *body)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in (head, *body)]
+        return "\n".join([*lines, *self.legend()])
+
+    def _repr_html_(self) -> str:
+        head, body = self.cells()
+        tag = lambda name, cells: "".join(f"<{name}>{html.escape(cell)}</{name}>" for cell in cells)  # noqa: E731
+        lines = "".join(f"<tr>{tag('td', line)}</tr>" for line in body)
+        caption = "<br>".join(map(html.escape, self.legend()))
+        return f"<table><caption>{caption}</caption><tr>{tag('th', head)}</tr>{lines}</table>"
+
+
+def ends(setting: Setting, grid: Mapping[str, Sequence[Any]], *, least: int = 3) -> list[str]:
+    """The hyperparameters at an end of their grid, if it has `least` numbers or more.
+
+    Better values may lie beyond an end. The value 0 is no end, as nothing lies beyond it.
+
+    >>> ends({"rate": 1.0, "l2": 0.0}, {"rate": [0.1, 0.3, 1.0], "l2": [0.0, 0.1, 0.2]})
+    ['rate']
+    """
+    found = []
+    for name, value in setting.items():
+        values = written(list(grid.get(name, ())))
+        numeric = all(isinstance(each, int | float) and not isinstance(each, bool) for each in values)
+        if numeric and len(set(values)) >= least and value != 0 and value in (min(values), max(values)):
+            found.append(name)
+    return found
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number by Holm's step-down method (S. Holm, 1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p_values, kind="stable")
+    weighted = [min(1.0, (len(order) - place) * float(p_values[at])) for place, at in enumerate(order)]
+    corrected = np.empty(len(order))
+    corrected[order] = np.maximum.accumulate(weighted)
+    return corrected.tolist()
+
+
+def is_run(record: Record, data: str, method: str, on: str) -> bool:
+    """Whether a record is of a method on a data set, of a trial ("valid") or of a run on test."""
+    return (record["data"], record["method"], record["on"]) == (data, method, on)
+
+
+def chosen(records: Sequence[Record], data: str, method: str, tried: Sequence[Setting], metric: str) -> Setting | None:
+    """The setting with the best metric on validation, the first of equals.
+
+    None if a trial is missing, or if training diverged in all of them.
+    """
+    if len(tried) == 1:
+        return tried[0]
+    trials = [(run["setting"], run["valid"][metric]) for run in records if is_run(run, data, method, "valid")]
+    found = [[value for setting, value in trials if setting == each] for each in written([dict(x) for x in tried])]
+    if not all(found):
+        return None
+    values = [-np.inf if value is None else value for value, *_ in found]
+    best = int(np.argmax(values))
+    return tried[best] if values[best] > -np.inf else None
+
+
+def row_of(
+    records: Sequence[Record],
+    data: str,
+    method: Any,
+    tried: Sequence[Setting],
+    metric: str,
+    shown: Sequence[str],
+) -> tuple[Row, list[Record]] | None:
+    """A row with its runs; None if there is no run on test."""
+    tests = [record for record in records if is_run(record, data, method.name, "test")]
+    if not tests:
+        return None
+    for name, found in ((metric, records), *((name, tests) for name in shown)):
+        lacking = [record for record in found if name not in record[record["on"]]]
+        if lacking:
+            known = sorted(lacking[0][lacking[0]["on"]])
+            raise ValueError(f"{name!r} is not on record for {method.name!r} on {data!r}; there are {known}")
+    setting = chosen(records, data, method.name, tried, metric)
+    runs = [record for record in tests if setting is not None and record["setting"] == written(dict(setting))]
+    old = not runs
+    runs = runs or [record for record in tests if record["setting"] == tests[-1]["setting"]]
+    runs = sorted(runs, key=lambda record: record["seed"])
+    best = [max((p for p in run["curve"] if p[2] is not None), key=lambda p: p[2], default=None) for run in runs]
+    capped = any(at is not None and len(run["curve"]) > 1 and at == run["curve"][-1] for at, run in zip(best, runs))
+    setting, at_end = runs[0]["setting"], ends(runs[0]["setting"], runs[0]["grid"])
+    applies = {"*": bool(at_end), "^": capped, "1": len(runs) < 3, "!": old}
+    trials = [record for record in records if is_run(record, data, method.name, "valid")]
+    if not old:
+        trials = [record for record in trials if record["setting"] in written([dict(each) for each in tried])]
+    spent = [record.get("cpu_seconds") for record in trials]
+    row = Row(
+        data=data,
+        method=method.name,
+        setting=setting,
+        values=_columns(runs, "test"),
+        valid=_columns(runs, "valid"),
+        seeds=[run["seed"] for run in runs],
+        epochs=[None if at is None else at[0] for at in best],
+        trials=len(trials) if old else len(tried),
+        marks="".join(mark for mark, holds in applies.items() if holds),
+        ends=at_end,
+        cpu_seconds=[run.get("cpu_seconds") for run in runs],
+        search_seconds=sum(spent) if spent and None not in spent else None,
+    )
+    return row, runs
+
+
+def _columns(runs: Sequence[Record], part: str) -> dict[str, np.ndarray]:
+    """The metrics that all runs have, each as an array over runs."""
+    return {
+        name: np.array([run[part][name] for run in runs])
+        for name in runs[0][part]
+        if all(name in run[part] for run in runs)
+    }
+
+
+def compared(found: Sequence[tuple[Row, list[Record]]], against: str, metric: str, data: str) -> list[Row]:
+    """The rows of a data set with the tests of each against one of them."""
+    base = next((runs for row, runs in found if row.method == against), None)
+    if base is None:
+        raise ValueError(f"against={against!r} has no row on {data!r}; there are {[row.method for row, _ in found]}")
+    tests = {row.method: _paired(runs, base, metric) for row, runs in found if row.method != against}
+    rows = {row.method: row for row, _ in found}
+    for kind, (test, p_value) in enumerate((("over_users", "p_users"), ("over_seeds", "p_seeds"))):
+        made = {name: of[kind] for name, of in tests.items() if of[kind] is not None}
+        for name, corrected in zip(made, holm([each.p_value for each in made.values()])):
+            rows[name] = rows[name]._replace(**{test: made[name], p_value: corrected})
+    return list(rows.values())
+
+
+def _paired(runs: Sequence[Record], base: Sequence[Record], metric: str) -> tuple[Comparison | None, Comparison | None]:
+    """Tests over users and over seeds, of the seeds that both have; None with fewer than two."""
+    theirs = {run["seed"]: run for run in base}
+    pairs = [(run, theirs[run["seed"]]) for run in runs if run["seed"] in theirs]
+    seeds = np.array([one["test"][metric] - other["test"][metric] for one, other in pairs])
+    users = np.zeros(0)
+    if pairs and all(metric in run.get("users", {}) for pair in pairs for run in pair):
+        values = [[unpacked(run["users"][metric]) for run in pair] for pair in pairs]
+        by_seed = np.array([one - other for one, other in values])
+        counts = (~np.isnan(by_seed)).sum(0)
+        users = np.nansum(by_seed, 0)[counts > 0] / counts[counts > 0]
+    return _test(users), _test(seeds)
+
+
+def _test(differences: np.ndarray) -> Comparison | None:
+    """The paired t-test of differences."""
+    if len(differences) < 2:
+        return None
+    report = lambda values: Report(np.arange(len(values)), {"": values}, {}, None, "")  # noqa: E731
+    return report(differences).compare(report(np.zeros(len(differences))), "")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
