@@ -15,7 +15,7 @@ from jaxrec.interactions import DataWarning
 from jaxrec.study import Method
 
 METRIC = "recall@2"
-LOG = Log(({"epoch": 3, "seconds": 1.0},))
+LOG = jr.train.Log(({"epoch": 3, "seconds": 1.0},))
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +250,7 @@ def test_a_value_at_an_end_of_its_grid_has_a_star(go):
     ("values", "mark", "epoch"), [((0.1, 0.2, 0.3), "^", 3), ((0.1, 0.3, 0.2), "", 2), ((0.3,), "", 1)]
 )
 def test_a_best_epoch_at_the_cap_is_marked(values, mark, epoch, go):
-    log = Log(tuple({"epoch": e, "seconds": 1.0, METRIC: v} for e, v in enumerate(values, 1)))
+    log = jr.train.Log(tuple({"epoch": e, "seconds": 1.0, METRIC: v} for e, v in enumerate(values, 1)))
     found = go(fixed("M", log=log))
     assert marks(found, "M") == mark and found.row("board", "M").epochs == [epoch] * 3
 
