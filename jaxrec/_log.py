@@ -9,7 +9,7 @@ from typing import Any, Literal
 from jaxrec._numerics import integer, number
 
 
-def figures_of(found: Any) -> dict[str, float]:
+def metrics_of(found: Any) -> dict[str, float]:
     """What a `validate` gave, as named numbers: those of a mapping, or the `means` of a `Report`.
 
     Raises:
@@ -23,12 +23,12 @@ def figures_of(found: Any) -> dict[str, float]:
 
 
 def extended(record: Mapping[str, float], found: Any) -> dict[str, float]:
-    """A record with what a `validate` gave; see `figures_of`.
+    """A record with what a `validate` gave; see `metrics_of`.
 
     Raises:
         ValueError: for a name that the record has already.
     """
-    figures = figures_of(found)
+    figures = metrics_of(found)
     taken = sorted(set(record) & set(figures))
     if taken:
         raise ValueError(f"validate gives {taken[0]!r}, which the record has already; give it another name")

@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxrec import evaluate, models
-from jaxrec._log import Log, figures_of
+from jaxrec._log import Log, metrics_of
 from jaxrec._numerics import integer
 from jaxrec._records import Record, append, commit, packed, read, versions, written
 from jaxrec._results import MARKS, Row, Setting, Table, chosen, compared, ends, holm, is_run, row_of
@@ -282,7 +282,7 @@ class _Study(NamedTuple):
                 whole = split.train if split.valid is None else split.train.union(split.valid)
                 model, variables, _ = method.refit(whole, jax.random.key(seed), log, **setting)
             found = self.evaluate(model, variables, split, judged)
-            record[judged] = _finite(figures_of(found), self.metric, f"{where} on {judged} of {data!r}")
+            record[judged] = _finite(metrics_of(found), self.metric, f"{where} on {judged} of {data!r}")
         if on == "test" and isinstance(found, Report) and self.metric in found.per_user:
             sums, counts = (
                 np.bincount(found.users, w, split.train.n_users) for w in (found.per_user[self.metric], None)

@@ -177,5 +177,5 @@ def test_a_sweep_trains_it_under_many_seeds():
         batch_size=128,
         progress=False,
     )
-    losses = [lane.log.column("loss")[1] for lane in found.lanes]
+    losses = [run.log.column("loss")[1] for run in found.runs]
     assert losses[0] != losses[1] and all(last < first for first, last in losses)

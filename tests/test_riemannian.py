@@ -282,7 +282,7 @@ def test_a_batch_twice_over_doubles_the_step_before_retraction():
 
 @of_a_kind
 def test_vmap_and_more_axes_equal_the_rows(tx):
-    """As lanes of a sweep, and as facets [M, K, D]."""
+    """As runs of a sweep, and as facets [M, K, D]."""
     x, g = np.stack([ROWS, unit(6, 5, seed=1)]), some_rows(2, 6, 5)
     expected = np.stack([stepped(tx, *pair) for pair in zip(x, g)])
     np.testing.assert_allclose(stepped(tx, x, g), expected, atol=1e-6)

@@ -15,8 +15,8 @@ import scipy.stats
 import jaxrec as jr
 from jaxrec._log import Log
 from jaxrec.data import synthetic
-from jaxrec.train.lanes import Lane, Setting, Sweep
 from jaxrec.train.loop import State
+from jaxrec.train.runs import Lane, Setting, Sweep
 from jaxrec.train.sweep import _parts
 
 TRAIN, _ = synthetic.checkerboard(12)
@@ -77,7 +77,7 @@ def equal(a, b):
     return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b))
 
 
-# ---------------------------------------------------------------------- a lane is the single run
+# ---------------------------------------------------------------------- a run is the single run
 
 
 def margins_and_decay(rate, l2, margins):
@@ -121,7 +121,7 @@ def learned_boundary(alpha):
         ),
     ],
 )
-def test_a_lane_is_the_single_run_of_its_setting_and_key(setup, settings, options):
+def test_a_run_is_the_single_run_of_its_setting_and_key(setup, settings, options):
     setting = {name: np.asarray(values)[1] for name, values in settings.items()}
     setting = {name: value if np.ndim(value) else float(value) for name, value in setting.items()}
     with jax.numpy_dtype_promotion("standard"):  # optax raises an int32 count to a float power
@@ -130,27 +130,27 @@ def test_a_lane_is_the_single_run_of_its_setting_and_key(setup, settings, option
     assert not equal(found.state(1), found.state(3)) and not equal(found.state(2), found.state(3))
     close(found.state(3), state)
     losses = [record["loss"] for record in history.records]
-    np.testing.assert_allclose(found.lanes[3].log.column("loss")[1], losses, rtol=1e-5)
+    np.testing.assert_allclose(found.runs[3].log.column("loss")[1], losses, rtol=1e-5)
 
 
-def test_a_lane_goes_on_in_fit():
+def test_a_run_goes_on_in_fit():
     found = sweep(epochs=1)
-    _, goal, tx = growing(**found.lanes[1].setting)
+    _, goal, tx = growing(**found.runs[1].setting)
     state, _ = jr.train.fit(found.state(1), goal, tx, TRAIN, epochs=2, batch_size=16, progress=False)
     close(state, sweep().state(1))
 
 
 def test_settings_come_in_order_each_under_all_keys():
     found = sweep([0.1, 0.2, 0.3], epochs=1)
-    assert [(lane.setting["rate"], lane.seed) for lane in found.lanes] == [
+    assert [(run.setting["rate"], run.seed) for run in found.runs] == [
         (rate, seed) for rate in (0.1, 0.2, 0.3) for seed in (0, 1)
     ]
     assert (found.n_seeds, len(found.states.epoch)) == (2, 6)
     runs = jax.random.key_data(found.states.key).reshape(3, 2, 2)
     assert np.array_equal(runs[0], runs[1]) and not np.array_equal(runs[0, 0], runs[0, 1])
-    for lane in range(6):
-        alone = sweep([found.lanes[lane].setting["rate"]], keys=KEYS[lane % 2][None], epochs=1)
-        assert equal(found.state(lane), alone.state(0))
+    for run in range(6):
+        alone = sweep([found.runs[run].setting["rate"]], keys=KEYS[run % 2][None], epochs=1)
+        assert equal(found.state(run), alone.state(0))
 
 
 def test_grid_makes_all_combinations():
@@ -188,16 +188,16 @@ def test_parts_give_what_the_whole_gives_and_compile_once():
     with compilations() as counts:
         for at_once in (1, 2, 5):
             part = sweep(keys=keys, at_once=at_once)
-            assert all(equal(part.state(lane), whole.state(lane)) for lane in range(5))
-    assert not any("of_lanes" in name for name in counts)
+            assert all(equal(part.state(run), whole.state(run)) for run in range(5))
+    assert not any("of_runs" in name for name in counts)
 
     assert _parts(5, 4, 2) == (2, [range(0, 4, 2), range(4, 5, 2)])
     with compilations() as counts:
         part = sweep(setup=setup, keys=keys, at_once=4, width=2)
-    assert (counts["jit(_epoch_of_lanes)"], counts["jit(_init_of_lanes)"]) == (1, 1)
-    assert len(part.lanes) == len(part.states.epoch) == 5
-    for lane in range(5):
-        close(part.state(lane), whole.state(lane))
+    assert (counts["jit(_epoch_of_runs)"], counts["jit(_init_of_runs)"]) == (1, 1)
+    assert len(part.runs) == len(part.states.epoch) == 5
+    for run in range(5):
+        close(part.state(run), whole.state(run))
 
 
 def test_arrays_bound_to_setup_are_arguments_and_there_may_be_no_settings():
@@ -213,9 +213,9 @@ def test_arrays_bound_to_setup_are_arguments_and_there_may_be_no_settings():
     first = run(TRAIN)
     with compilations() as counts:
         second = run(TRAIN.select(np.asarray(TRAIN.pairs()[1]) < 6))
-    assert not any("of_lanes" in name for name in counts)
+    assert not any("of_runs" in name for name in counts)
     assert not equal(first.state(0), second.state(0))
-    assert (first.settings, len(first.lanes)) == (({},), 2)
+    assert (first.settings, len(first.runs)) == (({},), 2)
     assert "1 setting x 2 seeds" in repr(first)
 
 
@@ -223,7 +223,7 @@ def test_arrays_bound_to_setup_are_arguments_and_there_may_be_no_settings():
 
 
 @WIDTHS
-def test_a_lane_that_diverges_says_so_and_spoils_no_other(width):
+def test_a_run_that_diverges_says_so_and_spoils_no_other(width):
     def size(variables):
         return {"size": jnp.abs(variables["params"]["user"]).max()}
 
@@ -233,11 +233,11 @@ def test_a_lane_that_diverges_says_so_and_spoils_no_other(width):
         found = sweep(settings={"rate": [0.3, 0.01], "growth": [0.0, growth]}, **options)
     assert len(caught) == 1
     message = str(caught[0].message)
-    assert "2 of 4 lanes" in message and f"lane 2 (rate=0.01, growth={growth:g}, seed 0): the loss is" in message
+    assert "2 of 4 runs" in message and f"run 2 (rate=0.01, growth={growth:g}, seed 0): the loss is" in message
     assert "clip" in message
     assert caught[0].filename == __file__
 
-    bad = found.lanes[2]
+    bad = found.runs[2]
     epoch, step, steps = map(int, re.search(r"at epoch (\d+), step (\d+) of (\d+)", bad.diverged).groups())
     assert 1 < epoch < 4
     if width == 1:
@@ -245,18 +245,18 @@ def test_a_lane_that_diverges_says_so_and_spoils_no_other(width):
             single(growing, KEYS[0], bad.setting, epochs=4)
         close(found.state(2), error.value.state)
     assert int(found.state(2).epoch) == bad.epoch == epoch - 1
-    assert (len(bad.log.records), bad.figures) == (epoch - 1, {})
+    assert (len(bad.log.records), bad.metrics) == (epoch - 1, {})
 
     good = sweep([0.3, 0.2] if width > 1 else [0.3], **options)
-    for lane in (0, 1):
-        assert found.lanes[lane].diverged is None
-        assert equal(found.state(lane), good.state(lane))
-        assert found.lanes[lane].figures == good.lanes[lane].figures
+    for run in (0, 1):
+        assert found.runs[run].diverged is None
+        assert equal(found.state(run), good.state(run))
+        assert found.runs[run].metrics == good.runs[run].metrics
     assert int(found.state(0).epoch) == 4
     assert np.isnan(found.values()).tolist() == [[False, False], [True, True]]
 
 
-def test_all_lanes_may_diverge():
+def test_all_runs_may_diverge():
     with pytest.warns(jr.train.DivergenceWarning, match="2 of 2"):
         found = sweep([1e30], select="size", validate=lambda v: {"size": 1.0})
     assert (found.table()[0].n, found.table()[0].diverged) == (0, 2)
@@ -270,8 +270,8 @@ def test_all_lanes_may_diverge():
 
 
 @WIDTHS
-def test_select_keeps_each_lanes_best_epoch(width):
-    """Lanes are validated in order, so that the figures can be dictated: lane 2's are best first, lane 0's last."""
+def test_select_keeps_each_runs_best_epoch(width):
+    """Lanes are validated in order, so that the figures can be dictated: run 2's are best first, run 0's last."""
     values = np.array([[0.1, 0.5, 0.3, 0.7], [0.1, 0.5, 0.5, 0.2], [0.9, 0.5, 0.3, 0.2], [np.nan, 0.0, 0.1, 0.0]])
     dictated = iter(values.T.ravel())
     seen = []
@@ -281,20 +281,20 @@ def test_select_keeps_each_lanes_best_epoch(width):
         return {"score": next(dictated)}
 
     found = sweep([0.1, 0.3], epochs=4, validate=validate, select="score", width=width)
-    assert [lane.epoch for lane in found.lanes] == [4, 2, 1, 3]
-    assert [lane.figures["score"] for lane in found.lanes] == [0.7, 0.5, 0.9, 0.1]
-    for lane, epoch in enumerate([4, 2, 1, 3]):
-        assert int(found.state(lane).epoch) == epoch
-        np.testing.assert_array_equal(found.state(lane).variables["params"]["user"], seen[4 * (epoch - 1) + lane])
-        assert found.lanes[lane].log.column("score")[0] == [1, 2, 3, 4]
-        assert found.lanes[lane].figures["loss"] == found.lanes[lane].log.records[epoch - 1]["loss"]
+    assert [run.epoch for run in found.runs] == [4, 2, 1, 3]
+    assert [run.metrics["score"] for run in found.runs] == [0.7, 0.5, 0.9, 0.1]
+    for run, epoch in enumerate([4, 2, 1, 3]):
+        assert int(found.state(run).epoch) == epoch
+        np.testing.assert_array_equal(found.state(run).variables["params"]["user"], seen[4 * (epoch - 1) + run])
+        assert found.runs[run].log.column("score")[0] == [1, 2, 3, 4]
+        assert found.runs[run].metrics["loss"] == found.runs[run].log.records[epoch - 1]["loss"]
 
 
 def test_validates_every_so_many_epochs_and_after_the_last_and_keeps_the_last():
     scores = iter([5.0, 1.0, 2.0, 4.0, 0.0, 3.0])
     found = sweep(epochs=5, every=2, validate=lambda _: {"score": next(scores)})
-    assert found.lanes[0].log.column("score") == ([2, 4, 5], [5.0, 2.0, 0.0])
-    assert [(lane.epoch, lane.figures["score"]) for lane in found.lanes] == [(5, 0.0), (5, 3.0)]
+    assert found.runs[0].log.column("score") == ([2, 4, 5], [5.0, 2.0, 0.0])
+    assert [(run.epoch, run.metrics["score"]) for run in found.runs] == [(5, 0.0), (5, 3.0)]
     assert int(found.state(0).epoch) == 5
 
 
@@ -304,15 +304,15 @@ def test_validates_every_so_many_epochs_and_after_the_last_and_keeps_the_last():
 def made(values, shown=("ndcg",)):
     """A sweep with these figures [settings, seeds]; NaN diverged."""
     settings = tuple(Setting(rate=0.1 * (place + 1)) for place in range(len(values)))
-    lanes = tuple(
+    runs = tuple(
         Lane(setting, seed, Log(), 1, {} if np.isnan(value) else {"ndcg": value}, "so" if np.isnan(value) else None)
         for setting, row in zip(settings, values)
         for seed, value in enumerate(row)
     )
-    n = len(lanes)
+    n = len(runs)
     keys = jnp.tile(jax.random.split(jax.random.key(0), len(values[0])), len(values))
     states = State({"params": {"x": np.arange(n)}}, (), keys, np.ones(n, np.int32))
-    return Sweep(lanes, states, settings, shown)
+    return Sweep(runs, states, settings, shown)
 
 
 def test_table_has_means_and_sample_deviations_over_the_seeds_that_ended_well():
@@ -378,7 +378,7 @@ def test_another_sweep_is_compared_or_refused():
 def test_evaluate_takes_a_report():
     report = jr.evaluate.Report(np.arange(2), {"ndcg": np.array([0.25, 0.75])}, {"coverage": 0.5}, None, "made")
     tested = made([[0.1, 0.2]]).evaluate(lambda _: report)
-    assert tested.lanes[0].figures == {"ndcg": 0.1, "test ndcg": 0.5, "test coverage": 0.5}
+    assert tested.runs[0].metrics == {"ndcg": 0.1, "test ndcg": 0.5, "test coverage": 0.5}
     with pytest.raises(TypeError, match="validate gives None; give name -> number, or a Report"):
         made([[0.1, 0.2]]).evaluate(lambda _: None)
 
@@ -395,12 +395,12 @@ def test_an_interrupted_sweep_carries_what_was_trained(at_once):
     with pytest.raises(jr.train.Interrupted) as stop:
         sweep([0.3, 0.2], validate=validate, epochs=3, at_once=at_once)
     found = stop.value.state
-    lengths = [len(lane.log.records) for lane in found.lanes]
+    lengths = [len(run.log.records) for run in found.runs]
     whole = sweep([0.3, 0.2], epochs=max(lengths))
-    assert len(found.lanes) == 4 and max(lengths) > 0
-    assert [lane.diverged is None for lane in found.lanes] == [n > 0 for n in lengths]
-    assert [int(found.state(lane).epoch) for lane in range(4)] == lengths
-    assert found.lanes[0].log.column("loss")[1] == whole.lanes[0].log.column("loss")[1][: lengths[0]]
+    assert len(found.runs) == 4 and max(lengths) > 0
+    assert [run.diverged is None for run in found.runs] == [n > 0 for n in lengths]
+    assert [int(found.state(run).epoch) for run in range(4)] == lengths
+    assert found.runs[0].log.column("loss")[1] == whole.runs[0].log.column("loss")[1][: lengths[0]]
 
 
 def test_a_selected_figure_that_is_never_a_number_is_said():
@@ -416,7 +416,7 @@ def test_evaluate_adds_test_figures_and_selection_stays_with_validation():
     assert math.isnan(tested.values("test ndcg")[2, 1])
     assert tested.best() == 1 and tested.best("test ndcg") == 0
     assert tested.shown == ("ndcg", "test ndcg")
-    assert "test ndcg" not in found.lanes[0].figures
+    assert "test ndcg" not in found.runs[0].metrics
     assert found.evaluate(lambda _: {"ndcg": 9.0}, prefix="").values()[0].tolist() == [9.0, 9.0]
 
 
@@ -489,8 +489,8 @@ def test_settings_that_make_a_shape_are_explained():
 def test_unknown_names_say_what_there_is():
     found = made([[1.0, 2.0]])
     for ask in (found.values, found.table, found.best):
-        with pytest.raises(ValueError, match=r"figure='mrr'; the lanes have \['ndcg'\]"):
+        with pytest.raises(ValueError, match=r"figure='mrr'; the runs have \['ndcg'\]"):
             ask("mrr")
-    for lane in (2, -1):
-        with pytest.raises(ValueError, match=f"lane={lane}; give an integer from 0 to 1"):
-            found.state(lane)
+    for run in (2, -1):
+        with pytest.raises(ValueError, match=f"run={run}; give an integer from 0 to 1"):
+            found.state(run)

@@ -117,10 +117,10 @@ class FromNNX:
     """A model from an NNX module; see `from_nnx`.
 
     Attributes:
-        make: makes the module of `nnx.Rngs`.
+        make: makes the module; it takes `rngs`.
     """
 
-    make: Callable[[Any], Any]
+    make: Callable[..., Any]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name == "setup":
@@ -130,14 +130,14 @@ class FromNNX:
     def _abstract(self) -> Any:
         from flax import nnx
 
-        return nnx.eval_shape(lambda: self.make(nnx.Rngs(0)))
+        return nnx.eval_shape(lambda: self.make(rngs=nnx.Rngs(0)))
 
     def init(self, key: Key, users: Array, items: Array, **options: Any) -> Variables:
         """Variables: "params" of its `nnx.Param`s, and "state" of all other variables where there are any."""
         from flax import nnx
 
         del users, items, options
-        _, params, rest = nnx.split(self.make(nnx.Rngs(key)), nnx.Param, ...)
+        _, params, rest = nnx.split(self.make(rngs=nnx.Rngs(key)), nnx.Param, ...)
         variables = {"params": nnx.to_pure_dict(params), "state": nnx.to_pure_dict(rest)}
         return {name: tree for name, tree in variables.items() if tree}
 
@@ -153,12 +153,12 @@ class FromNNX:
         return getattr(nnx.merge(graph, params, rest), method)(*args, **options)
 
 
-def from_nnx(make: Callable[[Any], Any]) -> FromNNX:
+def from_nnx(make: Callable[..., Any]) -> FromNNX:
     """A model from an NNX module with `__call__(users, items)` and, for evaluation, `rows(users)` or `vectors()`.
 
     Args:
-        make: makes the module of `flax.nnx.Rngs`, such as its class with the sizes bound by `functools.partial`. Each
-            key draws its own module.
+        make: called with `rngs=flax.nnx.Rngs(...)`, makes the module: its class with the sizes bound by
+            `functools.partial`. Each key draws its own module.
 
     Raises:
         TypeError: for a module that is made already, whose parameters no key could draw.
@@ -178,16 +178,7 @@ def from_nnx(make: Callable[[Any], Any]) -> FromNNX:
 
     if isinstance(make, nnx.Module):
         raise TypeError(
-            f"make is a {type(make).__name__}; give a function of nnx.Rngs that makes it, such as "
-            f"functools.partial({type(make).__name__}, n_users, n_items), which takes rngs"
+            f"make is a {type(make).__name__}; give a function that takes rngs and makes it, such as "
+            f"functools.partial({type(make).__name__}, n_users, n_items)"
         )
-    return FromNNX(_called_with_rngs(make))
-
-
-@functools.cache
-def _called_with_rngs(make: Callable[..., Any]) -> Callable[[Any], Any]:
-    """NNX modules take `rngs` by name; a function of one argument may call it anything."""
-    import inspect
-
-    named = "rngs" in inspect.signature(make).parameters
-    return (lambda rngs: make(rngs=rngs)) if named else make
+    return FromNNX(make)

@@ -13,7 +13,6 @@ from jaxrec.train.examples import Examples as Examples
 from jaxrec.train.examples import by_user as by_user
 from jaxrec.train.examples import groups as groups
 from jaxrec.train.examples import singles as singles
-from jaxrec.train.lanes import Sweep as Sweep
 from jaxrec.train.loop import State as State
 from jaxrec.train.loop import epoch as epoch
 from jaxrec.train.loop import fit as fit
@@ -29,6 +28,7 @@ from jaxrec.train.objectives import log_q as log_q
 from jaxrec.train.objectives import pairwise_objective as pairwise_objective
 from jaxrec.train.objectives import rows_objective as rows_objective
 from jaxrec.train.objectives import vectors_objective as vectors_objective
+from jaxrec.train.runs import Sweep as Sweep
 from jaxrec.train.sweep import DivergenceWarning as DivergenceWarning
 from jaxrec.train.sweep import Recipe as Recipe
 from jaxrec.train.sweep import grid as grid

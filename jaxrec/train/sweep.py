@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from jaxrec._log import Interrupted, Log, extended, figures_of
+from jaxrec._log import Interrupted, Log, extended, metrics_of
 from jaxrec._numerics import integer
 from jaxrec._partials import combine, partition
 from jaxrec.interactions import Interactions, check_positives
@@ -25,7 +25,7 @@ from jaxrec.optim.step import Step
 from jaxrec.train import loop
 from jaxrec.train._checks import check_bound, check_covers, check_state
 from jaxrec.train.examples import Examples, singles
-from jaxrec.train.lanes import Lane, Setting, Sweep, shown
+from jaxrec.train.runs import Run, Setting, Sweep, shown
 from jaxrec.typing import Array, Key, Objective, Variables
 
 
@@ -46,7 +46,7 @@ class Recipe(NamedTuple):
 
 
 class DivergenceWarning(UserWarning):
-    """Some lanes of a sweep came to a loss that is not finite."""
+    """Some runs of a sweep came to a loss that is not finite."""
 
 
 def grid(**values: Sequence[Any]) -> dict[str, np.ndarray]:
@@ -84,10 +84,10 @@ def sweep(
 ) -> Sweep:
     """Trains every setting under every key, each as `init` and `fit` would, with one compilation for all.
 
-    A lane costs its parameters and optimiser state two to three times (those of the epoch's beginning are kept in case
+    A run costs its parameters and optimiser state two to three times (those of the epoch's beginning are kept in case
     it diverges; one more with `select`), and the temporaries of a batch; `at_once` bounds how many are on the device.
 
-    A lane whose loss is no longer finite keeps its state of the beginning of that epoch, and is NaN in the tables; the
+    A run whose loss is no longer finite keeps its state of the beginning of that epoch, and is NaN in the tables; the
     others do not notice.
 
     Args:
@@ -102,24 +102,24 @@ def sweep(
         epochs: of each run.
         batch_size: as in `fit`.
         examples: as in `fit`.
-        validate: as in `fit`; called for one lane after the other.
+        validate: as in `fit`; called for one run after the other.
         every: validate after every so many epochs, and after the last.
-        select: a figure of `validate`, larger = better; each lane then ends with the state and the figures of its best
+        select: a metric of `validate`, larger = better; each run then ends with the state and the metrics of its best
             validated epoch. None takes the last epoch.
-        at_once: lanes that train at the same time, at most; None is all.
-        width: lanes that one program vmaps. None is `at_once` on an accelerator, and 1 on CPU: there the programs run
+        at_once: runs that train at the same time, at most; None is all.
+        width: runs that one program vmaps. None is `at_once` on an accelerator, and 1 on CPU: there the programs run
             side by side on the cores, which takes less time than vmap (benchmarks/speed/sweep.py measures both).
         progress: show a bar.
 
     Warns:
-        DivergenceWarning: once, at the end, naming the lanes that diverged; and where the figure `select` was NaN at
-            every validation of a lane.
+        DivergenceWarning: once, at the end, naming the runs that diverged; and where the metric `select` was NaN at
+            every validation of a run.
 
     Raises:
         Interrupted: a `KeyboardInterrupt`, for Ctrl-C. Its `.state` is the `Sweep` of what was trained.
         ValueError: for keys that are no typed keys [S], none, or repeated; settings of different lengths or no numbers;
             a model with fewer users or items than `train`, samplers for other sizes; `select` without `validate`, or
-            of a figure that it does not give.
+            of a metric that it does not give.
 
     >>> import jaxrec as jr
     >>> train, model = jr.Interactions.from_pairs([0, 0, 1, 1], [0, 1, 2, 3]), jr.models.MF(2, 4, dim=2)
@@ -138,38 +138,38 @@ def sweep(
     if select is not None and validate is None:
         raise ValueError(f"select={select!r}, but there is no validate to give it; pass validate=")
     arrays, static = partition((setup,))
-    shape = jax.eval_shape(functools.partial(_init_of_lanes, static=static), keys[:1], _take(columns, [0]), arrays)
+    shape = jax.eval_shape(functools.partial(_init_of_runs, static=static), keys[:1], _take(columns, [0]), arrays)
     check_positives(train=train)
     check_state(shape)
     epochs, batch_size, every = integer("epochs", epochs), integer("batch_size", batch_size), integer("every", every)
     jax.eval_shape(lambda setting: _check_sizes(_recipe(arrays, static, setting), train), _take(columns, 0))
     arrays, data = jax.device_put((arrays, examples(train)))
 
-    runs = [_Run(point, seed) for point in points for seed in range(len(keys))]
+    runs = [_Training(point, seed) for point in points for seed in range(len(keys))]
     n = len(runs)
-    width, waves = _parts(n, at_once, width)
+    width, parts = _parts(n, at_once, width)
 
     def started(first: int) -> _Program:
         places = np.minimum(np.arange(first, first + width), n - 1)
         values = _take(columns, places // len(keys))
-        state = _init_of_lanes(keys[places % len(keys)], values, arrays, static=static)
+        state = _init_of_runs(keys[places % len(keys)], values, arrays, static=static)
         return _Program(runs[first : first + width], state, state, values)
 
     def found(programs: list[_Program]) -> Sweep:
         states = [jax.tree.map(_on_host, program.final(select)) for program in programs]
-        lanes = tuple(run.lane() for run in runs)
-        last = next((list(lane.figures)[-1] for lane in lanes if lane.figures), "loss")
+        done = tuple(run.finished() for run in runs)
+        last = next((list(run.metrics)[-1] for run in done if run.metrics), "loss")
         joined = jax.tree.map(lambda *parts: _joined(parts)[:n], *states)
-        return Sweep(lanes, joined, tuple(points), (last if select is None else select,))
+        return Sweep(done, joined, tuple(points), (last if select is None else select,))
 
-    bar = tqdm(total=len(waves) * epochs, disable=not progress, desc="epochs")
+    bar = tqdm(total=len(parts) * epochs, disable=not progress, desc="epochs")
     ended: list[_Program] = []
     programs: list[_Program] = []
     workers = _cores() if jax.default_backend() == "cpu" else 1
     try:
         with bar, concurrent.futures.ThreadPoolExecutor(workers) as threads:
-            for wave in waves:
-                programs = [started(first) for first in wave]
+            for part in parts:
+                programs = [started(first) for first in part]
                 one = None
                 for epoch in range(1, epochs + 1):
                     if one is None or static != static.again():
@@ -197,8 +197,8 @@ def _compiled(program: _Program, arrays: list, data: Any, **options: Any) -> Cal
     """An epoch, compiled in this thread: JAX's context managers do not reach the threads that run it."""
     given = program.states, program.settings, arrays, data
     if jax.config.jax_disable_jit:
-        return functools.partial(_epoch_of_lanes, **options)
-    return _epoch_of_lanes.lower(*given, **options).compile()
+        return functools.partial(_epoch_of_runs, **options)
+    return _epoch_of_runs.lower(*given, **options).compile()
 
 
 def _check_sizes(recipe: tuple, train: Interactions) -> None:
@@ -238,20 +238,20 @@ def _points(settings: Mapping[str, Any] | None) -> tuple[list[dict[str, Any]], d
 
 
 def _parts(n: int, at_once: int | None, width: int | None) -> tuple[int, list[range]]:
-    """Lanes of a program, and for each wave the first lanes of its programs; parts are as equal as can be."""
+    """Runs of a program, and for each part the first runs of its programs; parts are as equal as can be."""
     most = min(at_once or n, n)
     if width is None:
         width = 1 if jax.default_backend() == "cpu" else most
     programs = -(-n // min(width, most))
     width = -(-n // programs)
-    waves = 1 if at_once is None else -(-programs // (most // width))
-    step = -(-programs // waves) * width
+    parts = 1 if at_once is None else -(-programs // (most // width))
+    step = -(-programs // parts) * width
     return width, [range(first, min(first + step, n), width) for first in range(0, n, step)]
 
 
 @dataclasses.dataclass
-class _Run:
-    """A lane under way."""
+class _Training:
+    """A run under way."""
 
     setting: Mapping[str, Any]
     seed: int
@@ -268,19 +268,19 @@ class _Run:
         self.chosen = record
         return True
 
-    def lane(self) -> Lane:
+    def finished(self) -> Run:
         history = Log(tuple(self.records))
         if self.diverged is not None:
-            return Lane(self.setting, self.seed, history, len(self.records), {}, self.diverged)
-        figures = {name: value for name, value in self.chosen.items() if name not in ("epoch", "seconds")}
-        return Lane(self.setting, self.seed, history, int(self.chosen["epoch"]), figures, None)
+            return Run(self.setting, self.seed, history, len(self.records), {}, self.diverged)
+        metrics = {name: value for name, value in self.chosen.items() if name not in ("epoch", "seconds")}
+        return Run(self.setting, self.seed, history, int(self.chosen["epoch"]), metrics, None)
 
 
 @dataclasses.dataclass
 class _Program:
     """Lanes that are vmapped together; copies of the last fill it up to its width."""
 
-    runs: list[_Run]
+    runs: list[_Training]
     states: loop.State
     best: loop.State
     settings: Mapping[str, Array]
@@ -290,13 +290,13 @@ class _Program:
             return self.states
         return _choose(self.mask(lambda run: run.diverged is not None), self.states, self.best)
 
-    def mask(self, of: Callable[[_Run], bool]) -> np.ndarray:
+    def mask(self, of: Callable[[_Training], bool]) -> np.ndarray:
         """bool [width] of the runs; a copy is as its original."""
         return np.pad(np.array([of(run) for run in self.runs]), (0, len(self.states.epoch) - len(self.runs)), "edge")
 
 
 def _advance(programs: list[_Program], advance: Callable, epoch: int, validate: Callable | None, select) -> None:
-    """One epoch of all lanes; what they come to is written into programs and runs."""
+    """One epoch of all runs; what they come to is written into programs and runs."""
     began = time.perf_counter()
     alive = [program for program in programs if any(run.diverged is None for run in program.runs)]
     results = advance(alive)
@@ -309,7 +309,7 @@ def _advance(programs: list[_Program], advance: Callable, epoch: int, validate: 
                 continue
             record = {"epoch": epoch, "loss": float(value.mean()), "seconds": seconds}
             if validate is not None:
-                found = figures_of(validate(_lane(states.variables, np.int32(place))))
+                found = metrics_of(validate(_one_of(states.variables, np.int32(place))))
                 if select is not None and select not in found:
                     raise ValueError(f"select={select!r}, but validate gives {sorted(found)}")
                 record = extended(record, found)
@@ -343,7 +343,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _warn(runs: list[_Run], select: str | None) -> None:
+def _warn(runs: list[_Training], select: str | None) -> None:
     blank = [run for run in runs if run.diverged is None and select is not None and np.isnan(run.chosen[select])]
     if blank:
         warnings.warn(
@@ -356,15 +356,15 @@ def _warn(runs: list[_Run], select: str | None) -> None:
     if not lost:
         return
 
-    def told(number: int, run: _Run) -> str:
+    def told(number: int, run: _Training) -> str:
         values = "".join(f"{name}={shown(value)}, " for name, value in run.setting.items())
-        return f"lane {number} ({values}seed {run.seed}): {run.diverged}"
+        return f"run {number} ({values}seed {run.seed}): {run.diverged}"
 
     more = f"; and {len(lost) - 5} more" if len(lost) > 5 else ""
     warnings.warn(
-        f"{len(lost)} of {len(runs)} lanes diverged and are NaN in the tables: "
+        f"{len(lost)} of {len(runs)} runs diverged and are NaN in the tables: "
         f"{'; '.join(told(*item) for item in lost[:5])}{more}. Lower the learning rate of these settings or clip "
-        "gradients (optax.clip_by_global_norm); .state(lane) is the last good state",
+        "gradients (optax.clip_by_global_norm); .state(run) is the last good state",
         DivergenceWarning,
         stacklevel=3,
     )
@@ -382,8 +382,8 @@ def _recipe(arrays: list, static: Any, setting: Mapping[str, Array]) -> Recipe:
     return Recipe(*made)
 
 
-def _each_lane(one: Callable, *stacked: Any) -> Any:
-    """`one` for each lane. A single one is not vmapped: on CPU even a batch of one makes scatters slower."""
+def _each_run(one: Callable, *stacked: Any) -> Any:
+    """`one` for each run. A single one is not vmapped: on CPU even a batch of one makes scatters slower."""
     try:
         if len(jax.tree.leaves(stacked)[0]) > 1:
             return jax.vmap(one)(*stacked)
@@ -394,27 +394,27 @@ def _each_lane(one: Callable, *stacked: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames="static")
-def _init_of_lanes(keys, settings, arrays, *, static):
+def _init_of_runs(keys, settings, arrays, *, static):
     def one(key, setting):
         recipe = _recipe(arrays, static, setting)
         return loop.init(key, recipe.model, recipe.tx, parameters=recipe.parameters)
 
-    return _each_lane(one, keys, settings)
+    return _each_run(one, keys, settings)
 
 
 @functools.partial(jax.jit, static_argnames=("static", "batch_size"))
-def _epoch_of_lanes(states, settings, arrays, data, *, static, batch_size):
+def _epoch_of_runs(states, settings, arrays, data, *, static, batch_size):
     def one(state, setting):
         _, objective, tx, _ = _recipe(arrays, static, setting)
         new, values = loop.epoch(state, objective, tx, data, batch_size=batch_size)
         finite = loop.all_finite(values, new)
         return jax.tree.map(functools.partial(jnp.where, finite), new, state), values, finite
 
-    return _each_lane(one, states, settings)
+    return _each_run(one, states, settings)
 
 
 @jax.jit
-def _lane(stacked, place):
+def _one_of(stacked, place):
     return jax.tree.map(lambda leaf: leaf[place], stacked)
 
 

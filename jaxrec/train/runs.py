@@ -10,22 +10,22 @@ import jax
 import numpy as np
 import scipy.stats
 
-from jaxrec._log import Log, figures_of
+from jaxrec._log import Log, metrics_of
 from jaxrec._numerics import as_integer, integer
 from jaxrec.evaluate.report import Report
 from jaxrec.train.loop import State
 from jaxrec.typing import Variables
 
 
-class Lane(NamedTuple):
+class Run(NamedTuple):
     """One run of a sweep.
 
     Attributes:
         setting: name -> value, a number or a NumPy array.
         seed: place of its key among the keys.
         log: of `fit`; "seconds" is its share of the epoch's. It ends before the epoch that diverged.
-        epoch: the epoch of its state and figures.
-        figures: name -> value at that epoch: "loss", those of `validate`, those of `Sweep.evaluate`. Empty if diverged.
+        epoch: the epoch of its state and metrics.
+        metrics: name -> value at that epoch: "loss", those of `validate`, those of `Sweep.evaluate`. Empty if diverged.
         diverged: what happened, or None.
     """
 
@@ -33,7 +33,7 @@ class Lane(NamedTuple):
     seed: int
     log: Log
     epoch: int
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
     diverged: str | None
 
 
@@ -89,16 +89,16 @@ class PairedSeeds(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Sweep:
-    """What `train.sweep` found. Lanes come setting by setting: lane = setting · (number of seeds) + seed.
+    """What `train.sweep` found. Runs come setting by setting: run = setting · (number of seeds) + seed.
 
     Attributes:
-        lanes: one record a run.
-        states: final states (the selected ones with `select`) with a leading axis of lanes, in the host's memory.
+        runs: one record a run.
+        states: final states (the selected ones with `select`) with a leading axis of runs, in the host's memory.
         settings: the settings, in their order.
-        shown: figures that the printed table shows; the first is the default of `table`, `best` and `compare`.
+        shown: metrics that the printed table shows; the first is the default of `table`, `best` and `compare`.
     """
 
-    lanes: tuple[Lane, ...]
+    runs: tuple[Run, ...]
     states: State
     settings: tuple[Mapping[str, Any], ...]
     shown: tuple[str, ...]
@@ -106,57 +106,57 @@ class Sweep:
     @property
     def n_seeds(self) -> int:
         """Runs of each setting."""
-        return len(self.lanes) // len(self.settings)
+        return len(self.runs) // len(self.settings)
 
-    def state(self, lane: int) -> State:
-        """The state of one lane, ready to be evaluated or for `fit` to go on with (that lane's optimiser bound)."""
-        lane = integer("lane", lane, least=0, most=len(self.lanes) - 1)
-        return jax.device_put(jax.tree.map(lambda leaf: leaf[lane], self.states))
+    def state(self, run: int) -> State:
+        """The state of one run, ready to be evaluated or for `fit` to go on with (that run's optimiser bound)."""
+        run = integer("run", run, least=0, most=len(self.runs) - 1)
+        return jax.device_put(jax.tree.map(lambda leaf: leaf[run], self.states))
 
-    def values(self, figure: str | None = None) -> np.ndarray:
-        """One figure of all runs: float64 [settings, seeds], NaN where a run diverged.
+    def values(self, metric: str | None = None) -> np.ndarray:
+        """One metric of all runs: float64 [settings, seeds], NaN where a run diverged.
 
         Raises:
-            ValueError: for a figure that no lane has.
+            ValueError: for a metric that no run has.
         """
-        figure = self.shown[0] if figure is None else figure
-        known = list(dict.fromkeys([*self.shown, *(name for lane in self.lanes for name in lane.figures)]))
-        if figure not in known:
-            raise ValueError(f"figure={figure!r}; the lanes have {known}")
-        flat = [lane.figures.get(figure, np.nan) for lane in self.lanes]
+        metric = self.shown[0] if metric is None else metric
+        known = list(dict.fromkeys([*self.shown, *(name for run in self.runs for name in run.metrics)]))
+        if metric not in known:
+            raise ValueError(f"metric={metric!r}; the runs have {known}")
+        flat = [run.metrics.get(metric, np.nan) for run in self.runs]
         return np.asarray(flat, np.float64).reshape(len(self.settings), self.n_seeds)
 
-    def table(self, figure: str | None = None) -> list[Row]:
+    def table(self, metric: str | None = None) -> list[Row]:
         """One `Row` a setting: mean and standard deviation over seeds.
 
         Raises:
-            ValueError: for a figure that no lane has.
+            ValueError: for a metric that no run has.
         """
         rows = []
-        for place, values in enumerate(self.values(figure)):
-            lanes = self.lanes[place * self.n_seeds : (place + 1) * self.n_seeds]
-            kept = values[[lane.diverged is None for lane in lanes]]
+        for place, values in enumerate(self.values(metric)):
+            runs = self.runs[place * self.n_seeds : (place + 1) * self.n_seeds]
+            kept = values[[run.diverged is None for run in runs]]
             mean = float(kept.mean()) if len(kept) else np.nan
             deviation = float(kept.std(ddof=1)) if len(kept) > 1 else np.nan
             rows.append(Row(self.settings[place], mean, deviation, len(kept), self.n_seeds - len(kept)))
         return rows
 
-    def best(self, figure: str | None = None, *, mode: Literal["max", "min"] = "max") -> int:
+    def best(self, metric: str | None = None, *, mode: Literal["max", "min"] = "max") -> int:
         """Index of the setting with the best mean; a setting with a seed that diverged is passed over.
 
         Raises:
-            ValueError: for a figure that no lane has, or no setting without NaN under any seed.
+            ValueError: for a metric that no run has, or no setting without NaN under any seed.
         """
         if mode not in ("max", "min"):
             raise ValueError(f'mode={mode!r}; give "max" or "min"')
-        means = self.values(figure).mean(1) * (1 if mode == "max" else -1)
+        means = self.values(metric).mean(1) * (1 if mode == "max" else -1)
         if np.isnan(means).all():
             raise ValueError("no setting is without NaN under all seeds; lower the learning rates, and see .table()")
         return int(np.nanargmax(means))
 
     def compare(
         self,
-        figure: str | None,
+        metric: str | None,
         first: int | Mapping[str, Any],
         second: int | Mapping[str, Any],
         *,
@@ -165,13 +165,13 @@ class Sweep:
         """Paired tests over seeds between two settings: a key's initial values and draws serve both.
 
         Args:
-            figure: name, or None for the first shown.
+            metric: name, or None for the first shown.
             first: a setting, by index or by as many of its values as single it out.
             second: another setting.
             other: the sweep that `second` is a setting of, if it is not this one. It must have the same keys.
 
         Raises:
-            ValueError: for an unknown figure or setting, twice the same setting, a setting of another sweep without
+            ValueError: for an unknown metric or setting, twice the same setting, a setting of another sweep without
                 `other`, another sweep with other keys, or fewer than 2 seeds under which neither diverged.
         """
         theirs = self if other is None else other
@@ -180,8 +180,8 @@ class Sweep:
             raise ValueError(f"first and second are both setting {place}, {dict(self.settings[place])}; give two")
         if not np.array_equal(self._keys(place), theirs._keys(against)):
             raise ValueError("other was trained under other keys; a paired test needs the same keys in both sweeps")
-        values = self.values(figure)
-        difference = values[place] - theirs.values(self.shown[0] if figure is None else figure)[against]
+        values = self.values(metric)
+        difference = values[place] - theirs.values(self.shown[0] if metric is None else metric)[against]
         difference = difference[~np.isnan(difference)]
         n = len(difference)
         if n < 2:
@@ -219,30 +219,30 @@ class Sweep:
             fn: host function, like `validate`: it gives named numbers, or a `Report`, whose means are taken.
             prefix: of the new names; "" replaces numbers of the same name.
         """
-        lanes, added = [], {}
-        for number, lane in enumerate(self.lanes):
-            if lane.diverged is None:
-                found = figures_of(fn(self.state(number).variables))
+        runs, added = [], {}
+        for number, run in enumerate(self.runs):
+            if run.diverged is None:
+                found = metrics_of(fn(self.state(number).variables))
                 added = {prefix + name: value for name, value in found.items()}
-                lane = lane._replace(figures={**lane.figures, **added})
-            lanes.append(lane)
+                run = run._replace(metrics={**run.metrics, **added})
+            runs.append(run)
         matching = prefix + self.shown[0]
         more = [matching] if matching in added else list(added)[-1:]
-        return dataclasses.replace(self, lanes=tuple(lanes), shown=tuple(dict.fromkeys([*self.shown, *more])))
+        return dataclasses.replace(self, runs=tuple(runs), shown=tuple(dict.fromkeys([*self.shown, *more])))
 
     def to_dataframe(self) -> Any:
-        """A pandas DataFrame, one row a lane: setting, "seed", "epoch", figures, "diverged"."""
+        """A pandas DataFrame, one row a run: setting, "seed", "epoch", metrics, "diverged"."""
         import pandas as pd
 
         records = [
-            {**lane.setting, "seed": lane.seed, "epoch": lane.epoch, **lane.figures, "diverged": lane.diverged}
-            for lane in self.lanes
+            {**run.setting, "seed": run.seed, "epoch": run.epoch, **run.metrics, "diverged": run.diverged}
+            for run in self.runs
         ]
-        frame = pd.DataFrame(records, index=pd.RangeIndex(len(records), name="lane"))
+        frame = pd.DataFrame(records, index=pd.RangeIndex(len(records), name="run"))
         return frame[[*(name for name in frame.columns if name != "diverged"), "diverged"]]
 
     def __repr__(self) -> str:
-        tables = [self.table(figure) for figure in self.shown]
+        tables = [self.table(metric) for metric in self.shown]
         head = [*self.settings[0], *self.shown, "seeds", "diverged"]
         body = [
             [
