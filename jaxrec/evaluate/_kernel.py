@@ -114,7 +114,8 @@ def ranked(
     check_histories(model, histories)
     if histories is not None:
         given_ids("users", users, histories.n_users)
-    row = jax.eval_shape(functools.partial(_rows, model), variables, users[:1], None if histories is None else histories.take(users[:1]))
+    one = users[:1], None if histories is None else histories.take(users[:1])
+    row = jax.eval_shape(functools.partial(_rows, model), variables, *one)
     if len(row.shape) != 2:
         raise ValueError(f"the model gives {list(row.shape)} for users [1]; give a row of scores a user, [B, N]")
     if not jnp.issubdtype(row.dtype, jnp.floating):
@@ -195,7 +196,7 @@ def say_empty(histories: Interactions | None, users: np.ndarray, *, stacklevel: 
             f"{empty.sum()} of {len(users)} users, user {users[empty][0]} the first, have no items in the histories, "
             "so that all of them get the same scores; give histories that have theirs",
             DataWarning,
-            stacklevel=stacklevel + 1,
+            stacklevel=stacklevel,
         )
 
 

@@ -96,8 +96,9 @@ def top_k(
 
     Raises:
         TypeError: for a `State` instead of its variables.
-        ValueError: for a model that needs `histories` and gets none, and for one that gets some and takes none; k outside 1 .. N, user ids outside the model (where it has `n_users` or `vectors`) or `seen`, a
-            model whose N is not that of `seen`, `items` that are none of 0 .. N-1, scores of NaN.
+        ValueError: for a model that needs `histories` and gets none, or gets some and takes none; k outside 1 .. N,
+            user ids outside the model (where it has `n_users` or `vectors`), `histories` or `seen`, a model whose N is
+            not that of `seen`, `items` that are none of 0 .. N-1, scores of NaN.
 
     Similar items are those of a scorer whose users are items; the item itself comes first:
 

@@ -86,7 +86,7 @@ def sampled_ranking(
         )
     valid = valid if train is None else valid & known
     candidates = np.concatenate([items[:, None], negatives], axis=1).astype(np.int32)
-    say_empty(histories, np.unique(users), stacklevel=2)
+    say_empty(histories, np.unique(users), stacklevel=3)
     blocks = np.minimum(np.arange(-(-len(users) // block) * block), len(users) - 1).reshape(-1, block)
     known = _histories(histories, users[blocks])
     ranks = []

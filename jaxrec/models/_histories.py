@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,8 +16,7 @@ from jaxrec.models.mf import check_attributes, check_sizes, checked_ids
 from jaxrec.typing import Array, ArrayLike, Key
 
 
-@dataclasses.dataclass(frozen=True)
-class Pairs:
+class Pairs(NamedTuple):
     """The items of B users as one list of C pairs.
 
     Attributes:

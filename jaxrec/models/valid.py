@@ -18,7 +18,7 @@ from jaxrec.models._mixture import Noise
 from jaxrec.models.attention import Attention
 from jaxrec.models.implicit import Gradient, detach
 from jaxrec.models.mf import _unit, check_function, check_numbers, check_rate, check_sizes
-from jaxrec.typing import Array, Key
+from jaxrec.typing import Array
 
 _XAVIER = nn.initializers.glorot_normal()
 
