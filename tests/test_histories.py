@@ -170,7 +170,7 @@ def test_a_call_without_the_histories_of_its_users_says_what_to_give(made):
             call(histories=KNOWN.take(ORDER[:3]))
         with pytest.raises(ValueError, match=f"^histories have 3 items, {name} has 5; give"):
             call(histories=Interactions.from_pairs([0, 1], [2, 0], n_users=4))
-        with pytest.raises(TypeError, match="^histories is a ndarray; give Interactions"):
+        with pytest.raises(TypeError, match=r"^histories is a ndarray; give Interactions"):
             call(histories=np.eye(5))
     for items in (np.zeros((3, 2), int), np.zeros(3, int), np.zeros((4, 1, 2), int), np.array(0)):
         with pytest.raises(ValueError, match=r"^items are \[.*\], for 4 users; give \[4, n\], \[1, n\] or \[4\]"):
