@@ -32,6 +32,35 @@ def test_the_list_of_pairs_is_one_user_after_another_and_padding_is_nobodys():
         assert Pairs.of(KNOWN).rows.dtype == Pairs.of(KNOWN).degrees.dtype == np.dtype("int32")
 
 
+@pytest.mark.parametrize("capacity", [None, 8, 11])
+def test_rows_are_taken_in_the_order_of_the_users(capacity):
+    """On the host and under jit; users that are not there have no items."""
+    users = np.array([2, 3, -1, 0, 9, 2])
+    for dtype in (np.int8, np.int64):
+        found = KNOWN.take(users.astype(dtype), capacity=capacity)
+        assert (found.n_users, found.n_items, found.weights) == (6, 5, None)
+        assert found.indptr.tolist() == [0, 3, 3, 3, 5, 5, 8] and found.indices[:8].tolist() == [1, 3, 4, 0, 2, 1, 3, 4]
+        assert found.indptr.dtype == found.indices.dtype == np.int32 and len(found.indices) == (capacity or 8)
+    if capacity is not None:
+        again = jax.jit(lambda known, users: known.take(users, capacity=capacity))(KNOWN, users)
+        jax.tree.map(np.testing.assert_array_equal, again, found)
+    narrow = Interactions.from_pairs([299], [0], n_users=300).take(np.array([255, 44], np.uint8), capacity=capacity)
+    assert narrow.indptr.tolist() == [0, 0, 0]
+    assert KNOWN.take(np.zeros(0, int)).n_users == 0
+
+
+def test_room_that_is_too_small_or_not_known_is_said():
+    with pytest.raises(ValueError, match=r"^capacity=7, but these users have 8 pairs; give at least as much"):
+        KNOWN.take(ORDER, capacity=7)
+    with pytest.raises(ValueError, match=r"^capacity=-1; give an integer of 0 or more"):
+        KNOWN.take(ORDER, capacity=-1)
+    with pytest.raises(ValueError, match=r"^the users are traced; give capacity"):
+        jax.jit(KNOWN.take)(ORDER)
+    for wrong in (np.zeros(2), np.zeros((2, 1), int)):
+        with pytest.raises(AssertionError):
+            KNOWN.take(wrong)
+
+
 def test_normalised_and_spread_and_padding():
     known = Interactions.from_pairs([0, 0, 2, 2], [5, 7, 1, 2], n_users=3, n_items=8)
     pairs = Pairs.of(known.take(np.arange(3), capacity=9))
