@@ -54,3 +54,16 @@ def test_wrong_values_are_named():
         ease.fit(jr.Interactions.from_pairs([0, 0], [0, 1]), regularization=1e-300)
     with pytest.raises(ValueError, match=r"train has 6 items.* raise max_items=5 if 0.0 GB"):
         ease.fit(TRAIN, regularization=1.0, max_items=5)
+
+
+def test_a_large_table_is_inverted_by_halves(monkeypatch):
+    """OpenBLAS crashes in Cholesky's factor of a table of 16,000 rows."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 29))
+    gram = x.T @ x + 0.3 * np.eye(29)
+    found = gram.copy()
+    monkeypatch.setattr(ease, "_BLOCK", 5)
+    ease._invert(found, 0.3)
+    np.testing.assert_allclose(found, np.linalg.inv(gram), rtol=1e-8, atol=1e-10)
+    with pytest.raises(ValueError, match=r"regularization=0.0 is too small"):
+        ease._invert(np.ones((29, 29)), 0.0)

@@ -46,22 +46,39 @@ def fit(train: Interactions, *, regularization: float, max_items: int = 20_000) 
         )
     x = train.to_scipy()
     x.data = np.ones(len(x.data))
-    gram = (x.T @ x).toarray(order="F")
+    gram = (x.T @ x).toarray()
     gram[np.diag_indices_from(gram)] += regularization
-    half = _lower_inverse(gram, regularization)
-    del gram  # as large as all that follows
-    weights = half + half.T
-    weights /= -np.diag(half)
+    _invert(gram, regularization)
+    weights = np.float32(gram)
+    del gram
+    weights /= -np.diag(weights)
     np.fill_diagonal(weights, 0)
     return EASE(train.n_items), {"params": {"weights": jnp.asarray(weights)}}, Log()
 
 
-def _lower_inverse(gram: np.ndarray, regularization: float) -> np.ndarray:
-    """The lower triangle of a positive definite table's inverse, float32, zeros above.
+_BLOCK = 4096  # OpenBLAS crashes in its parallel Cholesky of tables of about 16,000 rows and more
 
-    The table is overwritten if it is in Fortran's order, and copied if not.
+
+def _invert(table: np.ndarray, regularization: float) -> None:
+    """Inverts a positive definite table in place: by Cholesky's factor, and by halves if it is large.
+
+    With A the upper left half, B the lower left and C the lower right, the inverse has S⁻¹ at the lower right, where
+    S = C − B A⁻¹ Bᵀ, then −S⁻¹ B A⁻¹ at the lower left, and A⁻¹ + A⁻¹ Bᵀ S⁻¹ B A⁻¹ at the upper left.
     """
-    factor, failed = lapack.dpotrf(gram, lower=True, overwrite_a=True)
-    if failed:
-        raise ValueError(f"regularization={regularization} is too small for float64; give a larger one")
-    return np.tril(np.float32(lapack.dpotri(factor, lower=True, overwrite_c=True)[0]))
+    n = len(table)
+    if n <= _BLOCK:
+        factor, failed = lapack.dpotrf(table, lower=True)
+        if failed:
+            raise ValueError(f"regularization={regularization} is too small for float64; give a larger one")
+        half = np.tril(lapack.dpotri(factor, lower=True)[0])
+        table[...] = half + np.tril(half, -1).T
+        return
+    k = n // 2
+    upper, lower, corner = table[:k, :k], table[k:, :k], table[k:, k:]
+    _invert(upper, regularization)
+    moved = lower @ upper
+    corner -= moved @ lower.T
+    _invert(corner, regularization)
+    lower[...] = -(corner @ moved)
+    upper -= moved.T @ lower
+    table[:k, k:] = lower.T
