@@ -51,7 +51,7 @@ def _full(model=TABLE, variables=SCORES, train=WORLD[0], test=WORLD[1], **how):
 
 
 def _hits(scores, train, test):
-    """Hits of one user's whole list, ties against the test items."""
+    """Hits of one user's whole list, tied scores rank the test items last."""
     unseen = np.flatnonzero(~train)
     return test[unseen[np.lexsort((test[unseen], -scores[unseen].astype(float)))]]
 
@@ -128,9 +128,10 @@ def test_metrics_of_all_lists_equal_numpy(report):
 
 def test_the_protocol_is_told_in_words(report):
     assert (
-        report.protocol == f"full ranking of 40 items, {TRAIN.sum()} training pairs masked, ties against the test item"
+        report.protocol
+        == f"full ranking of 40 items, {TRAIN.sum()} training pairs masked, tied scores rank the test item last"
     )
-    assert _full(key=jax.random.key(0)).protocol.endswith("ties at random")
+    assert _full(key=jax.random.key(0)).protocol.endswith("tied scores rank at random")
 
 
 def test_full_ranking_equals_ranx(report):
@@ -610,7 +611,10 @@ def test_sampled_ranking_by_hand():
         **{"hit_rate@3": 1, "ndcg@3": pytest.approx(0.5), "mrr@3": pytest.approx(1 / 3)},
     }
     assert report.users.tolist() == [0] and report.items is None
-    assert report.protocol == "SAMPLED ranking of each test item among 5 given negatives, ties against the test item"
+    assert (
+        report.protocol
+        == "SAMPLED ranking of each test item among 5 given negatives, tied scores rank the test item last"
+    )
 
 
 def test_sampled_ranking_equals_the_brute_force_in_blocks_of_any_size():

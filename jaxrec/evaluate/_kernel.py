@@ -85,7 +85,7 @@ def ranked(
 
     Args:
         model: has `rows`, and perhaps `vectors`.
-        variables: of the model.
+        variables: the model's variables, as `model.init` returns them.
         users: ids int32 [U].
         k: length of the lists.
         seen: pairs to leave out.

@@ -167,8 +167,8 @@ def full_ranking(
     catalogue = {name: float(value) for name, value in catalogue.items()}
     if auc:
         per_user["auc"] = np.asarray(areas, np.float64)
-    ties = "against the test item" if key is None else "at random"
-    protocol = f"full ranking of {train.n_items} items, {train.n_pairs} training pairs masked, ties {ties}"
+    ties = "rank the test item last" if key is None else "rank at random"
+    protocol = f"full ranking of {train.n_items} items, {train.n_pairs} training pairs masked, tied scores {ties}"
     return Report(users, per_user, catalogue, items, protocol)
 
 

@@ -31,7 +31,7 @@ def sampled_ranking(
     histories: Interactions | None = None,
     block: int = 1024,
 ) -> Report:
-    """Ranks each test item among its own sampled negatives, as many papers do; ties go against the test item.
+    """Ranks each test item among its own sampled negatives, as many papers do; tied scores rank the test item last.
 
     Such figures depend on how the negatives were drawn and do not order models as a full ranking does (Krichene and
     Rendle 2020, 10.1145/3394486.3403226): use them to compare with a paper that did the same.
@@ -103,7 +103,7 @@ def sampled_ranking(
         per_user[f"hit_rate@{k}"] = hit.astype(np.float64)
         per_user[f"ndcg@{k}"] = hit / np.log2(rank + 2)
         per_user[f"mrr@{k}"] = hit / (rank + 1)
-    protocol = f"SAMPLED ranking of each test item among {among}, ties against the test item"
+    protocol = f"SAMPLED ranking of each test item among {among}, tied scores rank the test item last"
     return Report(users, per_user, {}, None, protocol)
 
 

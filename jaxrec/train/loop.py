@@ -32,7 +32,7 @@ class State(NamedTuple):
     """All that a run needs to continue.
 
     Attributes:
-        variables: of the model; the collection "params" is trained.
+        variables: the model's variables; the collection "params" is trained.
         opt_state: of the optax transformation.
         key: the run's key; epoch e draws from `fold_in(key, e)`.
         epoch: int32 [], epochs done.
@@ -115,7 +115,7 @@ def fit(
         checkpoint: where to save. If the run is killed, the same call resumes it, and on CPU the result is
             bit-identical to that of a run that was never interrupted.
         callbacks: called after each epoch with the state and the epoch's record.
-        progress: show a bar.
+        progress: whether to show a progress bar.
 
     Returns:
         The state (the best one if `stopping` is given, else the last) and the `Log`.

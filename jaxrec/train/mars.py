@@ -169,7 +169,7 @@ def objective(
     interactions weigh it. The paper's pull lacks the constant 1, which is the released code's.
 
     Args:
-        variables: of the model.
+        variables: the model's variables, as `model.init` returns them.
         key: for the draws.
         batch: positives [B, P], taken one by one.
         model: `models.MARS` or `models.MAR`.

@@ -76,7 +76,7 @@ def relation_objective(
     """`pairwise_objective` where the relation of user and positive serves the negatives too, as LRML is trained.
 
     Args:
-        variables: of the model.
+        variables: the model's variables, as `model.init` returns them.
         key: for the negatives.
         batch: positives [B, P].
         model: `models.LRML`, or any that scores pairs by `apply(variables, users, items, related)`.
@@ -108,7 +108,7 @@ def translation_objective(
     so that a step averages the neighbourhoods once.
 
     Args:
-        variables: of the model.
+        variables: the model's variables, as `model.init` returns them.
         key: for the negatives.
         batch: positives [B, P].
         model: `models.TransCF`, or any that gives scores and a regulariser by `method="regularised"`.

@@ -39,7 +39,7 @@ def pairwise_objective(
     Weights of the interactions weigh the mean. A model with `dropout` above 0 gets a key for it.
 
     Args:
-        variables: of the model.
+        variables: the model's variables, as `model.init` returns them.
         key: for the negatives.
         batch: positives [B, P].
         model: scores pairs by `model.apply(variables, users, items)`.
@@ -99,7 +99,7 @@ def in_batch_objective(
     An item comes as negative in proportion to its popularity. `losses.sampled_softmax` corrects that with `log_q`.
 
     Args:
-        variables: of the model.
+        variables: the model's variables, as `model.init` returns them.
         key: for dropout alone.
         batch: positives [B, P], taken one by one: R = B · P.
         model: scores pairs by `model.apply(variables, users, items)`.
@@ -125,7 +125,7 @@ def rows_objective(variables: Variables, key: Key, batch: Batch, *, model: Model
     row of scores [N] then serves P positives.
 
     Args:
-        variables: of the model.
+        variables: the model's variables, as `model.init` returns them.
         key: unused; nothing is drawn.
         batch: positives [B, P].
         model: scores all items by `model.apply(variables, users, method="rows")`.
@@ -143,7 +143,7 @@ def vectors_objective(
     """A loss of the batch's vectors, such as `losses.directau`: no negatives.
 
     Args:
-        variables: of the model.
+        variables: the model's variables, as `model.init` returns them.
         key: unused; nothing is drawn.
         batch: positives [B, P], taken one by one: R = B · P.
         model: gives tables by `model.apply(variables, method="vectors")`.
@@ -168,7 +168,7 @@ def gram_objective(
     Scores are those of the tables: `SimpleX` leaves nothing out of a history, and nothing is dropped.
 
     Args:
-        variables: of the model.
+        variables: the model's variables, as `model.init` returns them.
         key: unused; nothing is drawn.
         batch: positives [B, P].
         model: gives tables by `model.apply(variables, method="vectors")`.
@@ -196,7 +196,7 @@ def combined_objective(
     For a sum of losses of the same scores, `losses.combine` scores them once.
 
     Args:
-        variables: of the model.
+        variables: the model's variables, as `model.init` returns them.
         key: each part gets the same one.
         batch: as the parts take it.
         parts: pairs (weight, objective); weights may be traced.

@@ -109,7 +109,7 @@ def sweep(
         at_once: runs that train at the same time, at most; None is all.
         width: runs that one program vmaps. None is `at_once` on an accelerator, and 1 on CPU: there the programs run
             side by side on the cores, which takes less time than vmap (benchmarks/speed/sweep.py measures both).
-        progress: show a bar.
+        progress: whether to show a progress bar.
 
     Warns:
         DivergenceWarning: once, at the end, naming the runs that diverged; and where the metric `select` was NaN at
