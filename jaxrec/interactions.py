@@ -400,18 +400,48 @@ class Interactions:
         places = (first - ends + degrees)[row] + number
         return rows, jnp.where(rows < len(first), jnp.asarray(self.indices).at[places].get(mode="clip"), 0), degrees
 
-    def take(self, users: Array, *, capacity: int) -> Interactions:
-        """The rows of a block of users as `Interactions` [B, N], under jit too; without weights and timestamps.
+    def take(self, users: ArrayLike, *, capacity: int | None = None) -> Interactions:
+        """The rows of a block of users, in the order given, as `Interactions` [B, N]: what models call `histories`.
+
+        Weights and timestamps are left out.
 
         Args:
-            users: integers [B]; one outside 0 .. M-1 has no items.
-            capacity: static, the room for their pairs: `indices` is padded to it. It must be at least the number of
-                pairs of these users; any beyond are left out.
+            users: integers [B]; one outside 0 .. M-1 has no items, and one given twice has two rows.
+            capacity: static, the room for their pairs: `indices` is padded with 0 to it, which models and evaluation
+                allow for. None makes room for these pairs alone. Under `jit` it must be given, and pairs beyond it
+                are left out.
+
+        Raises:
+            ValueError: for a capacity that is less than the number of pairs, except under `jit`.
+
+        >>> Interactions.from_pairs([0, 0, 2], [1, 3, 0]).take([2, 1, 0]).pairs()[1].tolist()
+        [0, 1, 3]
         """
+        if not any(isinstance(x, jax.core.Tracer) for x in (users, self.indptr, self.indices)):
+            return self._taken(np.asarray(users), capacity)
+        if capacity is None:
+            raise ValueError("the users are traced; give capacity, the room for their pairs")
         _, items, degrees = self.flat_rows(users, capacity=capacity)
         ends = jnp.minimum(jnp.cumsum(degrees, dtype=jnp.int32), capacity)
         indptr = jnp.concatenate([jnp.zeros(1, jnp.int32), ends])
         return Interactions(indptr, items, None, None, len(users), self.n_items)
+
+    def _taken(self, users: np.ndarray, capacity: int | None) -> Interactions:
+        """`take` on the host."""
+        chex.assert_type(users, int)
+        chex.assert_rank(users, 1)
+        known = (users >= 0) & (users < self.n_users)
+        users = np.where(known, users, 0).astype(np.int64)
+        indptr = np.asarray(self.indptr) if self.n_users else np.zeros(2, np.int32)
+        first = indptr[users].astype(np.int64)
+        degrees = np.where(known, indptr[users + 1] - first, 0)
+        ends = np.cumsum(degrees)
+        n = int(ends[-1]) if len(ends) else 0
+        if capacity is not None and integer("capacity", capacity, least=0) < n:
+            raise ValueError(f"capacity={capacity}, but these users have {n} pairs; give at least as much")
+        items = np.zeros(n if capacity is None else int(capacity), np.int32)
+        items[:n] = np.asarray(self.indices)[np.arange(n) + np.repeat(first - ends + degrees, degrees)]
+        return Interactions(_offsets(np.r_[0, ends]), items, None, None, len(users), self.n_items)
 
 
 def _row_bounds(matrix: Interactions, users: Array) -> tuple[Array, Array]:

@@ -1,7 +1,5 @@
 """MultDAE, MultVAE and RecVAE against loops over users in float64."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,16 +8,16 @@ import scipy.special
 import scipy.stats
 
 from jaxrec.interactions import Interactions
-from jaxrec.models import MF, VALID, MultDAE, MultVAE, RecVAE, SimpleX, for_users
+from jaxrec.models import VALID, MultDAE, MultVAE, RecVAE
 
 M, N = 4, 7
 DENSE = np.array([[1, 0, 1, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 1, 0, 0]])
 TRAIN = Interactions.from_pairs(*DENSE.nonzero(), weights=np.arange(1, 9), n_users=M, n_items=N)
 USERS = np.arange(M, dtype=np.int32)
 MODELS = {
-    "MultDAE": MultDAE(TRAIN, dim=3),
-    "MultVAE": MultVAE(TRAIN, dim=3, width=5),
-    "RecVAE": RecVAE(TRAIN, dim=3, width=5, divergence_weight=0.3),
+    "MultDAE": MultDAE(N, dim=3),
+    "MultVAE": MultVAE(N, dim=3, width=5),
+    "RecVAE": RecVAE(N, dim=3, width=5, divergence_weight=0.3),
 }
 CLOSE = {"rtol": 1e-11, "atol": 1e-13}
 
@@ -28,21 +26,22 @@ def drawn(model):
     """Variables drawn anew in float64, biases too; RecVAE's old encoder is another."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), USERS[:1], USERS[:1])
-    made = {
+    return {
         name: jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes[name])
         for name in ("params", "old")
         if name in shapes
     }
-    return made | {"history": {"interactions": model.history}}
 
 
-def applied(model, variables, *args, method=None, key=None, **options):
-    def run(variables, args, key):
+def applied(model, variables, users, *, method, key=None, histories=TRAIN):
+    """`model.apply`, jitted, of users with the rows of TRAIN, if not other histories; noise if there is a key."""
+
+    def run(variables, users, histories, key):
         rngs = {} if key is None else {"noise": key}
-        return model.apply(variables, *args, method=method, rngs=rngs, **options)
+        return model.apply(variables, users, histories=histories, method=method, rngs=rngs)
 
     with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, jax.jit(run)(variables, args, key))
+        return jax.tree.map(np.asarray, jax.jit(run)(variables, users, histories, key))
 
 
 def deep(p, x):
@@ -88,18 +87,18 @@ def test_scores_and_both_halves_are_the_formula(name):
     scores = np.array([row for row, _ in by_hand])
     likelihood = (DENSE * (scores - scipy.special.logsumexp(scores, axis=1, keepdims=True))).sum(1)
 
-    def everything(module):
-        shapes = [(USERS[:, None], np.array([[6, 0]], np.int32)), (USERS[:1], USERS[:, None]), (USERS[2], USERS[3])]
-        items, where = TRAIN.rows(USERS, length=5)
-        places = np.array([4, 0, 3, 1, 2])
-        pairs = [(pair, module(*pair)) for pair in shapes]
-        return module.rows(USERS), module.fold_in(items[:, places], where[:, places]), pairs, module.bound(USERS)
+    items = [np.array(block, np.int32) for block in ([[6, 0]], [[1, 2], [0, 6], [5, 3], [4, 4]])]
 
-    rows, folded, pairs, (nll, kl) = applied(model, variables, method=everything)
+    def everything(module, users, **known):
+        pairs = [(block, module(users[:, None], block, **known)) for block in items]
+        return module.rows(users, **known), pairs, module.bound(users, **known)
+
+    rows, pairs, (nll, kl) = applied(
+        model, variables, USERS, method=everything, histories=TRAIN.take(USERS, capacity=11)
+    )
     np.testing.assert_allclose(rows, scores, **CLOSE)
-    np.testing.assert_allclose(folded, scores, **CLOSE)
-    for (users, items), found in pairs:
-        np.testing.assert_allclose(found, scores[users, items], **CLOSE)
+    for block, found in pairs:
+        np.testing.assert_allclose(found, scores[USERS[:, None], block], **CLOSE)
     np.testing.assert_allclose(nll, -likelihood, **CLOSE)
     np.testing.assert_allclose(kl, [kl for _, kl in by_hand], **CLOSE)
 
@@ -109,7 +108,8 @@ def test_a_noisy_pass_is_the_formula_with_each_draw_in_its_place(name):
     """Dropout follows the normalisation, and the old encoder sees the whole row."""
     model, variables = MODELS[name], drawn(MODELS[name])
 
-    def draws(pairs, _):
+    def draws(module, users, *, histories):
+        pairs = module._pairs(users, histories, module._key())
         mask = (
             jnp.zeros((M, N))
             .at[pairs.rows, pairs.items]
@@ -118,7 +118,7 @@ def test_a_noisy_pass_is_the_formula_with_each_draw_in_its_place(name):
         return mask, pairs.normal((3,), draw=0)
 
     key = jax.random.key(3)
-    masks, normal = applied(model, variables, method=lambda module: module._on(USERS, draws, module._key()), key=key)
+    masks, normal = applied(model, variables, USERS, method=draws, key=key)
     assert set(masks[DENSE > 0]) == {0, 2}
     nll, kl = applied(model, variables, USERS, method="bound", key=key)
     for user in USERS:
@@ -131,20 +131,16 @@ def test_a_noisy_pass_is_the_formula_with_each_draw_in_its_place(name):
 def test_z_is_drawn_from_the_posterior(name):
     """And the likelihood is that of the draw."""
     many = Interactions.from_pairs(np.repeat(np.arange(20_000), 2), np.tile([0, 2], 20_000), n_items=N)
-    model = dataclasses.replace(MODELS[name], history=many, dropout=0.0, parent=None)
-    variables = drawn(MODELS[name]) | {"history": {"interactions": many}}
-    users = np.arange(20_000, dtype=np.int32)
+    model, variables = MODELS[name].clone(dropout=0.0), drawn(MODELS[name])
 
-    def samples(module):
-        def z_of(pairs, _):
-            mean, log_variance = module._encoded(pairs)
-            return mean, log_variance, mean + jnp.exp(log_variance / 2) * pairs.normal(mean.shape[1:], draw=0)
+    def samples(module, users, *, histories):
+        pairs = module._pairs(users, histories, module.make_rng("noise"))
+        mean, log_variance = module._encoded(pairs)
+        return mean, log_variance, mean + jnp.exp(log_variance / 2) * pairs.normal(mean.shape[1:], draw=0)
 
-        return module._on(users, z_of, module.make_rng("noise"))
-
-    key = jax.random.key(0)
-    mean, log_variance, z = applied(model, variables, method=samples, key=key)
-    nll, kl = applied(model, variables, users, method="bound", key=key)
+    same = {"key": jax.random.key(0), "histories": many}
+    mean, log_variance, z = applied(model, variables, None, method=samples, **same)
+    nll, kl = applied(model, variables, None, method="bound", **same)
     noise = (z - mean) / np.exp(log_variance / 2)
     assert scipy.stats.kstest(noise.ravel(), "norm").pvalue > 0.001
     assert np.abs(np.corrcoef(noise.T) - np.eye(3)).max() < 0.05
@@ -161,7 +157,7 @@ def test_gradients_are_finite_and_leave_the_old_encoder():
     model, variables = MODELS["RecVAE"], drawn(MODELS["RecVAE"])
 
     def total(variables, key):
-        nll, kl = model.apply(variables, USERS, method="bound", rngs={"noise": key})
+        nll, kl = model.apply(variables, USERS, histories=TRAIN, method="bound", rngs={"noise": key})
         return (nll + kl).sum()
 
     with jax.enable_x64(True):
@@ -173,8 +169,7 @@ def test_gradients_are_finite_and_leave_the_old_encoder():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_have_the_stated_shapes_and_scales(name):
-    train = Interactions.from_pairs([0, 1], [299, 0], n_items=300)
-    model = type(MODELS[name])(train)
+    model = type(MODELS[name])(300)
     made = jax.jit(model.init)(jax.random.key(0), USERS[:1], USERS[:1])
     params = made["params"]
     xavier = {"context": (300, 600), "head": (600, 400), "hidden": (200, 600), "item": (300, 600)}
@@ -194,25 +189,7 @@ def test_parameters_have_the_stated_shapes_and_scales(name):
         for key, shape in xavier.items():
             assert float(params[key].std()) == pytest.approx((2 / sum(shape)) ** 0.5, rel=0.02)
         assert 0 < float(jnp.abs(params["item_bias"]).max()) < 0.0023
-    assert model == type(model)(train) and hash(model) == hash(type(model)(train))
-    consts = jax.make_jaxpr(lambda v: model.apply(v, USERS[:2], method="rows"))(made).consts
-    assert not [c for c in consts if np.size(c) > 100]
-
-
-def test_another_set_of_users_replaces_the_histories():
-    model, variables = MODELS["MultVAE"], drawn(MODELS["MultVAE"])
-    others = Interactions.from_pairs(*DENSE[[3, 0]].nonzero(), weights=np.arange(1, 8), n_users=9, n_items=N)
-    moved, held = for_users(model, variables, others)
-    assert moved.history is others and held["history"]["interactions"].weights is None
-    rows = applied(moved, held, np.array([0, 1, 8], np.int32), method="rows")
-    np.testing.assert_allclose(rows, applied(model, variables, np.array([3, 0, 1], np.int32), method="rows"), **CLOSE)
-    with pytest.raises(ValueError, match="histories of 9 users with 7 pairs, the model of 4 users with 8 pairs; give"):
-        model.apply(held, np.array([0], np.int32), method="rows")
-    with pytest.raises(ValueError, match="history has 3 items, the model 7; give"):
-        for_users(model, variables, Interactions.from_pairs([0], [2]))
-    for other in (MF(M, N, dim=2), SimpleX(TRAIN, dim=2)):
-        with pytest.raises(ValueError, match="has parameters of users; give"):
-            for_users(other, other.init(jax.random.key(0), USERS[:1], USERS[:1]), others)
+    assert set(made) == ({"params", "old"} if name == "RecVAE" else {"params"})
 
 
 @pytest.mark.parametrize(
@@ -222,18 +199,19 @@ def test_another_set_of_users_replaces_the_histories():
 )
 def test_wrong_values_are_named(made, name, value):
     with pytest.raises(ValueError, match=f"^{name}={value}; give"):
-        made(TRAIN, **{name: value})
+        made(N, **{name: value})
 
 
 @pytest.mark.parametrize("name", ["VALID", "MultVAE", "RecVAE"])
 def test_parameters_keep_their_precision_whatever_the_default(name):
     """float32 under x64, with noise: the loss and its gradient are float32."""
-    model = VALID(TRAIN, dim=3, width=5) if name == "VALID" else MODELS[name]
+    model = VALID(N, dim=3, width=5) if name == "VALID" else MODELS[name]
     with jax.enable_x64(False):
         variables = model.init(jax.random.key(0), USERS[:1], USERS[:1])
 
     def total(params):
-        nll, kl = model.apply({**variables, "params": params}, USERS, method="bound", rngs={"noise": jax.random.key(1)})
+        whole, rngs = {**variables, "params": params}, {"noise": jax.random.key(1)}
+        nll, kl = model.apply(whole, USERS, histories=TRAIN, method="bound", rngs=rngs)
         return (nll + kl).sum()
 
     with jax.enable_x64(True):

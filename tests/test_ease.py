@@ -6,7 +6,7 @@ import pytest
 
 import jaxrec as jr
 from jaxrec.data import synthetic
-from jaxrec.models import EASE, for_users
+from jaxrec.models import EASE
 from jaxrec.solvers import ease
 
 DENSE = np.random.default_rng(0).random((12, 6)) < 0.4
@@ -17,32 +17,33 @@ USERS = np.arange(12, dtype=np.int32)
 
 def test_the_table_is_the_optimum_of_zero_diagonal():
     """The slope XᵀX B − XᵀX + λB is 0 off the diagonal, where alone B may move; weights are not used."""
-    model, variables = ease.fit(TRAIN, regularization=0.7)
+    model, variables, log = ease.fit(TRAIN, regularization=0.7)
     b, gram = np.asarray(variables["params"]["weights"], float), DENSE.T.astype(float) @ DENSE
-    assert isinstance(model, EASE) and variables["params"]["weights"].dtype == np.float32 and not np.diag(b).any()
+    assert model == EASE(6) and set(variables) == {"params"} and log.records == ()
+    assert variables["params"]["weights"].dtype == np.float32 and not np.diag(b).any()
     slope = gram @ b - gram + 0.7 * b
     np.testing.assert_allclose(slope[~np.eye(6, dtype=bool)], 0, atol=1e-5)
     assert np.abs(np.diag(slope)).min() > 0.1
 
 
-def test_pairs_rows_and_fold_in_are_products_of_rows_and_table():
-    model, variables = ease.fit(TRAIN, regularization=0.7)
+def test_pairs_and_rows_are_products_of_rows_and_table():
+    model, variables, _ = ease.fit(TRAIN, regularization=0.7)
     expected = DENSE @ np.asarray(variables["params"]["weights"], float)
     close = {"rtol": 1e-5, "atol": 1e-6}
-    np.testing.assert_allclose(jax.jit(lambda v: model.apply(v, USERS, method="rows"))(variables), expected, **close)
-    items = np.array([[5, 0, 2]])
-    pairs = jax.jit(model.apply)(variables, USERS[:, None], items)
-    np.testing.assert_allclose(pairs, expected[:, items[0]], **close)
-    assert model.apply(variables, np.array(4), np.array(1)).shape == ()
-    folded = model.apply(variables, *TRAIN.rows(USERS, length=6), method="fold_in")
-    np.testing.assert_allclose(folded, expected, **close)
-    moved, held = for_users(model, variables, TRAIN.select(TRAIN.pairs()[0] < 2))
-    np.testing.assert_allclose(moved.apply(held, USERS[:2], method="rows"), expected[:2], **close)
+    some = np.array([5, 3, 0, 5], np.int32)  # user 3 has no items
+    for users, histories in ((USERS, TRAIN), (some, TRAIN.take(some)), (some, TRAIN.take(some, capacity=30))):
+        known = {"histories": histories}
+        rows = jax.jit(lambda v, u, known: model.apply(v, u, method="rows", **known))(variables, users, known)
+        np.testing.assert_allclose(rows, expected[users], **close)
+        for items in (np.array([[5, 0, 2]]), np.random.default_rng(0).integers(0, 6, (len(users), 2))):
+            pairs = jax.jit(model.apply)(variables, users[:, None], items, **known)
+            np.testing.assert_allclose(pairs, expected[users[:, None], items], **close)
 
 
 def test_recovers_the_diagonal_withheld_from_the_checkerboard():
     board, diagonal = synthetic.checkerboard(30)
-    report = jr.evaluate.full_ranking(*ease.fit(board, regularization=10.0), board, diagonal, ks=(1,))
+    model, variables, _ = ease.fit(board, regularization=10.0)
+    report = jr.evaluate.full_ranking(model, variables, board, diagonal, ks=(1,), histories=board)
     assert report.means["hit_rate@1"] == 1
 
 

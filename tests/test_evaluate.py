@@ -1,5 +1,6 @@
 """Ranking against brute force in NumPy: ties, masks, short lists, blocks; and what is refused or warned of."""
 
+import functools
 import math
 import re
 import warnings
@@ -11,7 +12,7 @@ import pytest
 from test_metrics import ON_HITS, brute_force, pairwise_auc, second_opinion
 
 from jaxrec import evaluate, models, papers
-from jaxrec._log import History
+from jaxrec._log import Log
 from jaxrec.data import datasets
 from jaxrec.data.synthetic import checkerboard
 from jaxrec.evaluate import _kernel
@@ -462,22 +463,135 @@ def test_evaluated_users_without_training_pairs_are_counted_in_a_warning():
     assert len(record) == 1
 
 
-@pytest.mark.parametrize("make", [models.VALID, models.MultDAE, lambda known, dim: models.EASE(known)])
-def test_users_without_a_history_in_the_model_are_said(make):
-    """Held out from training, they have one in what is masked, and all of them would get the same list."""
-    known = Interactions.from_pairs([0, 0, 1], [0, 1, 2], n_users=4, n_items=5)
-    others = Interactions.from_pairs([2, 3], [3, 4], n_users=4, n_items=5)
-    test = Interactions.from_pairs([1, 2, 3], [0, 0, 1], n_users=4, n_items=5)
-    model = make(known, dim=2)
-    variables = model.init(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
-    with pytest.warns(DataWarning, match=r"2 of 3 users, user 2 the first, have no items.*for_users") as record:
-        evaluate.full_ranking(model, variables, known.union(others), test, ks=2)
-    assert len(record) == 1 and record[0].filename == __file__
-    with pytest.warns(DataWarning, match="1 of 1 users, user 3 the first") as record:
-        evaluate.top_k(model, variables, [3], k=2)
+# ---------------------------------------------------------------------- models that know users by their items
+
+
+class Shares:
+    """Scores an item by the mean of a table [N, N] over the items of the user's history."""
+
+    needs_histories = True
+
+    def apply(self, variables, users, items=None, *, histories, method=None):
+        indptr, n = jnp.asarray(histories.indptr), histories.n_users
+        rows = jnp.searchsorted(indptr[1:], jnp.arange(len(histories.indices)), side="right")
+        x = jnp.zeros((n, len(variables))).at[rows, histories.indices].set(1, mode="drop")
+        scores = x @ variables / jnp.maximum(x.sum(1, keepdims=True), 1)
+        return scores if method == "rows" else jnp.take_along_axis(scores, items, axis=1)
+
+
+_shown = np.random.default_rng(1).random((M, N)) < 0.5
+_shown[:, 3], _shown[2] = True, False  # user 2 has no items
+SEEN = _interactions(TRAIN & _shown)
+SHARES = np.random.default_rng(2).normal(size=(N, N)).astype(np.float32)
+EMPTY = "1 of (27|30) users, user 2 the first, have no items in the histories, so that all of them get the same"
+
+
+@pytest.fixture(scope="module")
+def by_hand():
+    dense = SEEN.to_scipy().toarray().astype(float)
+    return (dense @ SHARES / np.maximum(dense.sum(1, keepdims=True), 1)).astype(np.float32)
+
+
+@pytest.mark.parametrize("block", [None, 8])
+def test_each_user_is_ranked_by_the_histories_that_are_given(by_hand, block):
+    """Not by what is masked."""
+    full, separate = evaluate.full_ranking, papers.lambda_opt.separate_ranking
+    for rank in (full, separate):
+        with pytest.warns(DataWarning, match=EMPTY) as record:
+            report = rank(Shares(), SHARES, *WORLD, ks=(5, 20), block=block, histories=SEEN)
+        assert len(record) == 1 and (record[0].filename == __file__ or rank is separate)
+        expected = rank(TABLE, by_hand, *WORLD, ks=(5, 20))
+        for name, values in expected.per_user.items():
+            np.testing.assert_allclose(report.per_user[name], values, rtol=1e-6)
+    order = np.random.default_rng(3).permutation(M)
+    with pytest.warns(DataWarning, match=EMPTY) as record:
+        scores, items = evaluate.top_k(Shares(), SHARES, order, k=9, seen=WORLD[0], block=block, histories=SEEN)
     assert record[0].filename == __file__
-    evaluate.top_k(*models.for_users(model, variables, others), [2, 3], k=2)
-    evaluate.top_k(models.SimpleX(known, dim=2), models.SimpleX(known, dim=2).init(jax.random.key(0), *TWO), [3], k=2)
+    expected = evaluate.top_k(TABLE, by_hand, order, k=9, seen=WORLD[0])
+    np.testing.assert_allclose(scores, expected[0], rtol=1e-5, atol=1e-6)
+    with_items = order != 2  # whose items are all tied
+    np.testing.assert_array_equal(items[with_items], expected[1][with_items])
+
+
+def test_sampled_ranking_by_histories(by_hand):
+    rng = np.random.default_rng(0)
+    users, items = rng.integers(0, M, 50), rng.integers(0, N, 50)
+    negatives = np.stack([rng.permutation(np.delete(np.arange(N), i))[:9] for i in items])
+    expected = evaluate.sampled_ranking(TABLE, by_hand, (users, items), negatives, ks=(1, 5))
+    for block in (7, 1024):
+        with pytest.warns(DataWarning, match=r"1 of \d+ users, user 2 the first, have no items") as record:
+            report = evaluate.sampled_ranking(
+                Shares(), SHARES, (users, items), negatives, ks=(1, 5), block=block, histories=SEEN
+            )
+        assert record[0].filename == __file__
+        assert report.means == pytest.approx(expected.means)
+
+
+def test_other_users_and_histories_take_the_same_program():
+    rank = functools.partial(evaluate.top_k, Shares(), SHARES, k=3, block=8)
+    rank(np.arange(3, 11), histories=SEEN)
+    compiled = _kernel._blocks._cache_size()
+    rank(np.arange(11, 19), histories=SEEN)
+    rank([5, 4, 4, 4, 4, 4, 4, 4], histories=WORLD[0])
+    assert _kernel._blocks._cache_size() == compiled
+
+
+@pytest.mark.parametrize(
+    "model", [models.MultDAE(N, dim=3), models.EASE(N), models.VALID(N, dim=3, width=2)], ids=lambda m: type(m).__name__
+)
+def test_the_models_that_know_users_by_their_items_are_ranked_by_them(model):
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *TWO)
+    variables = jax.tree.map(lambda x: np.random.default_rng(0).normal(size=x.shape).astype(np.float32), shapes)
+    known = WORLD[0]
+    rows = np.asarray(model.apply(variables, None, histories=known, method="rows"))
+    report = _full(model, variables, histories=known, block=8)
+    assert report.means == pytest.approx(_full(variables=rows).means)
+    pairs, negatives = (np.arange(20), np.arange(20)), np.arange(20)[:, None] + np.arange(1, 9)
+    sampled = evaluate.sampled_ranking(model, variables, pairs, negatives, histories=known, block=20)
+    assert sampled.means == evaluate.sampled_ranking(TABLE, rows, pairs, negatives).means
+
+
+def _ways(model, variables):
+    """Every function of evaluation, of histories or none."""
+    pairs = ([0], [0]), [[1]]
+    return [
+        lambda **how: evaluate.full_ranking(model, variables, *WORLD, ks=2, **how),
+        lambda **how: papers.lambda_opt.separate_ranking(model, variables, *WORLD, ks=2, **how),
+        lambda **how: evaluate.top_k(model, variables, [0, 1], k=2, **how),
+        lambda **how: evaluate.sampled_ranking(model, variables, *pairs, **how),
+    ]
+
+
+def test_histories_are_demanded_by_name_of_models_that_know_users_by_them_and_refused_of_others():
+    for way in _ways(Shares(), SHARES):
+        with pytest.raises(
+            ValueError, match=r"^Shares knows users by their items; give histories=.*histories=train.*mask"
+        ):
+            way()
+        with pytest.raises(TypeError, match=r"^histories is a ndarray; give Interactions"):
+            way(histories=TRAIN)
+    for way in _ways(TABLE, SCORES):
+        with pytest.raises(ValueError, match=r"^_Scorer does not know users by their items; leave histories out"):
+            way(histories=WORLD[0])
+
+
+def test_histories_of_other_users_or_items_are_refused():
+    model = models.EASE(N)
+    variables = {"params": {"weights": SHARES}}
+    fewer = Interactions.from_pairs([0, 1], [0, 1], n_users=M - 1, n_items=N)
+    narrow = Interactions.from_pairs([0, 1], [0, 1], n_users=M, n_items=N - 1)
+    for number, way in enumerate(_ways(model, variables)):
+        with pytest.raises(ValueError, match=r"^the model scores 40 items, histories hold 39"):
+            way(histories=narrow)
+        if number < 2:
+            with pytest.raises(ValueError, match=r"^histories are of 29 users, the interactions of 30"):
+                way(histories=fewer)
+    for call in (
+        lambda: evaluate.top_k(model, variables, [0, M - 1], k=2, histories=fewer),
+        lambda: evaluate.sampled_ranking(model, variables, ([M - 1], [0]), [[1]], histories=fewer),
+    ):
+        with pytest.raises(ValueError, match=rf"users run from \d+ to {M - 1}; ids are 0 \.\. {M - 2}"):
+            call()
 
 
 # ---------------------------------------------------------------------- sampled ranking
@@ -611,22 +725,23 @@ def test_sampled_ranking_names_the_column_that_is_wrong(users, items, negatives,
 KNOWN = Interactions.from_pairs([0, 0, 1, 2], [0, 1, 4, 2])  # 3 users, 5 items
 SIZED = [make(3, 5, dim=2) for make in (models.MF, models.MARS, models.LRML, models.NeuMF)]
 SIZED += [make(KNOWN, dim=2) for make in (models.SimpleX, models.LightGCN, models.TransCF)]
-SIZED += [make(KNOWN, dim=2) for make in (models.VALID, models.MacridVAE, models.MultVAE, models.RecVAE)]
+SIZED += [make(5, dim=2) for make in (models.VALID, models.MacridVAE, models.MultVAE, models.RecVAE)]
 
 
 @pytest.mark.parametrize("model", SIZED, ids=lambda model: type(model).__name__)
 def test_ids_beyond_a_model_are_refused(model):
     """Looking up clamps, so that without the check they would be scored as others."""
+    known = {"histories": KNOWN} if getattr(model, "needs_histories", False) else {}
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
     with pytest.raises(ValueError, match=r"users run from 0 to 3; ids are 0 \.\. 2"):
-        evaluate.top_k(model, variables, [0, 3], k=2)
+        evaluate.top_k(model, variables, [0, 3], k=2, **known)
     for pairs, negatives, message in (
         (([3], [0]), [[1]], r"users run from 3 to 3; ids are 0 \.\. 2"),
         (([0], [5]), [[1]], r"items run from 5 to 5; ids are 0 \.\. 4"),
         (([0], [0]), [[6]], r"negatives run from 6 to 6; ids are 0 \.\. 4"),
     ):
         with pytest.raises(ValueError, match=message):
-            evaluate.sampled_ranking(model, variables, pairs, negatives)
+            evaluate.sampled_ranking(model, variables, pairs, negatives, **known)
 
 
 def test_users_beyond_the_vectors_of_a_model_without_sizes_are_refused():
@@ -704,7 +819,7 @@ def test_what_is_no_model_or_no_variables_is_named():
             TypeError,
             "model is a function; give a model, or",
         ),
-        (lambda: evaluate.top_k(model, (table, History()), [0], k=1), TypeError, "variables ends with a H"),
+        (lambda: evaluate.top_k(model, (table, Log()), [0], k=1), TypeError, "variables ends with a Log"),
         (lambda: evaluate.top_k(model, table[0], [0], k=1), ValueError, r"the model gives \[1\] for users \[1\]"),
     ):
         with pytest.raises(error, match=message):

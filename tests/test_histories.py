@@ -1,85 +1,69 @@
-"""Histories of a batch as one list of pairs, against loops over users."""
+"""Histories of a batch as one list of pairs, and models that know users by them, against loops over users."""
 
+from functools import partial
+
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
 
+import jaxrec as jr
 from jaxrec import models
 from jaxrec.interactions import Interactions
-from jaxrec.models._histories import Pairs, all_pairs, on_histories, spread, surpassed
+from jaxrec.models._histories import Pairs, spread
 
-DEGREES = np.r_[600, np.arange(2, 61) % 5]  # one user of 600 items among 60
-TRAIN = Interactions.from_pairs(
-    np.repeat(np.arange(60), DEGREES), np.concatenate([np.arange(n) for n in DEGREES]), n_users=60
-)
+pytestmark = pytest.mark.usefixtures("hurried")
 
-
-def sums(pairs, own):
-    """Of items, for each user, and how long the list is."""
-    return (
-        pairs.sums(pairs.items.astype(jnp.float32)),
-        own.astype(jnp.float32),
-        jnp.full(1, len(pairs.rows), jnp.float32),
-    )
+KNOWN = Interactions.from_pairs([0, 0, 2, 2, 2], [2, 0, 1, 3, 4], weights=np.arange(1, 6), n_users=4, n_items=5)
+ORDER = np.array([2, 3, 0, 2], np.int32)  # user 3 has no items
 
 
-@pytest.mark.parametrize("at_random", [False, True])
-def test_lists_have_room_for_the_users(at_random):
-    known = jax.tree.map(jnp.asarray, TRAIN)
-    run = jax.jit(lambda users: on_histories(sums, known, DEGREES, users, key=None, at_random=at_random))
-    users = np.random.default_rng(0).permutation(60).astype(np.int32)
-    found, own, (capacity,) = run(users)
-    np.testing.assert_array_equal(own, DEGREES[users])
-    np.testing.assert_array_equal(found, (DEGREES * (DEGREES - 1) / 2)[users])
-    assert 720 <= capacity < 60 * 600 / 2
-    same = np.zeros(60, np.int32)  # no random draw: 36 000 pairs
-    found, _, (capacity,) = run(same)
-    if at_random:
-        assert np.isnan(found).all() and np.isnan(capacity)
-    else:
-        np.testing.assert_array_equal(found, np.full(60, 600 * 599 / 2))
-        assert capacity == -(-60 * 600 // 256) * 256
+def test_the_list_of_pairs_is_one_user_after_another_and_padding_is_nobodys():
+    for capacity in (8, 11):
+        pairs = jax.jit(lambda known, users, n=capacity: Pairs.of(known.take(users, capacity=n), users))(KNOWN, ORDER)
+        assert pairs.rows.tolist() == [0, 0, 0, 2, 2, 3, 3, 3] + [4] * (capacity - 8)
+        assert pairs.items[:8].tolist() == [1, 3, 4, 0, 2, 1, 3, 4]
+        assert pairs.degrees.tolist() == [3, 0, 2, 3] and pairs.users.tolist() == ORDER.tolist()
+        assert {x.dtype for x in (pairs.rows, pairs.items, pairs.users, pairs.degrees)} == {np.dtype("int32")}
+    anybody = Pairs.of(KNOWN)
+    assert anybody.users.tolist() == [0, 1, 2, 3] and anybody.rows.tolist() == [0, 0, 2, 2, 2]
+    with jax.enable_x64(True):
+        assert Pairs.of(KNOWN).rows.dtype == Pairs.of(KNOWN).degrees.dtype == np.dtype("int32")
 
 
-def test_lists_fit_users_that_are_known():
-    few = np.array([3, 0, 3], np.int32)
-    found, own, (capacity,) = on_histories(sums, TRAIN, DEGREES, jnp.asarray(few), key=None, at_random=True)
-    np.testing.assert_array_equal(found, (DEGREES * (DEGREES - 1) / 2)[few])
-    np.testing.assert_array_equal(own, DEGREES[few])
-    assert capacity == 768
+@pytest.mark.parametrize("capacity", [None, 8, 11])
+def test_rows_are_taken_in_the_order_of_the_users(capacity):
+    """On the host and under jit; users that are not there have no items."""
+    users = np.array([2, 3, -1, 0, 9, 2])
+    for dtype in (np.int8, np.int64):
+        found = KNOWN.take(users.astype(dtype), capacity=capacity)
+        assert (found.n_users, found.n_items, found.weights) == (6, 5, None)
+        assert found.indptr.tolist() == [0, 3, 3, 3, 5, 5, 8] and found.indices[:8].tolist() == [1, 3, 4, 0, 2, 1, 3, 4]
+        assert found.indptr.dtype == found.indices.dtype == np.int32 and len(found.indices) == (capacity or 8)
+    if capacity is not None:
+        again = jax.jit(lambda known, users: known.take(users, capacity=capacity))(KNOWN, users)
+        jax.tree.map(np.testing.assert_array_equal, again, found)
+    narrow = Interactions.from_pairs([299], [0], n_users=300).take(np.array([255, 44], np.uint8), capacity=capacity)
+    assert narrow.indptr.tolist() == [0, 0, 0]
+    assert KNOWN.take(np.zeros(0, int)).n_users == 0
 
 
-def test_lists_have_room_where_most_users_have_no_items():
-    """Training draws from those with items, who have more than a draw from all would have."""
-    degrees = np.zeros(4000, int)
-    degrees[:1000] = 1 + np.arange(1000) % 40
-    degrees[0] = 3000
-    items = np.concatenate([np.arange(n) for n in degrees])
-    known = Interactions.from_pairs(np.repeat(np.arange(4000), degrees), items, n_users=4000)
-    known = jax.tree.map(jnp.asarray, known)
-    run = jax.jit(lambda users: on_histories(sums, known, degrees, users, key=None, at_random=True))
-    for seed in range(5):
-        users = np.random.default_rng(seed).permutation(1000)[:500].astype(np.int32)
-        found, _, (capacity,) = run(users)
-        np.testing.assert_array_equal(found, (degrees * (degrees - 1) / 2)[users])
-    assert capacity < 500 * 3000 / 10
-
-
-@pytest.mark.parametrize("n", [10, 400])
-def test_bound_on_what_random_users_have_holds_and_is_near(n):
-    """Half of many users have 3 items, half none: n of them have three times a binomial number."""
-    degrees = np.tile([0, 3], 100_000)
-    bound = surpassed(degrees, n, odds=1e-6)
-    assert scipy.stats.binom.sf(bound // 3, n, 0.5) <= 1e-6
-    assert bound == 3 * n or scipy.stats.binom.sf(0.97 * bound / 3, n, 0.5) > 1e-6
+def test_room_that_is_too_small_or_not_known_is_said():
+    with pytest.raises(ValueError, match=r"^capacity=7, but these users have 8 pairs; give at least as much"):
+        KNOWN.take(ORDER, capacity=7)
+    with pytest.raises(ValueError, match=r"^capacity=-1; give an integer of 0 or more"):
+        KNOWN.take(ORDER, capacity=-1)
+    with pytest.raises(ValueError, match=r"^the users are traced; give capacity"):
+        jax.jit(KNOWN.take)(ORDER)
+    for wrong in (np.zeros(2), np.zeros((2, 1), int)):
+        with pytest.raises(AssertionError):
+            KNOWN.take(wrong)
 
 
 def test_normalised_and_spread_and_padding():
-    where = np.array([[True, False, True], [False, False, False], [True, True, False]])
-    pairs = all_pairs(np.array([[5, 0, 7], [0, 0, 0], [1, 2, 0]], np.int32), where)
-    assert pairs.rows.tolist() == [0, 0, 2, 2, 3, 3, 3, 3, 3] and pairs.items[:4].tolist() == [5, 7, 1, 2]
+    known = Interactions.from_pairs([0, 0, 2, 2], [5, 7, 1, 2], n_users=3, n_items=8)
+    pairs = Pairs.of(known.take(np.arange(3), capacity=9))
     values = jnp.array([[3.0, 0], [4, 0], [1, 1], [0, 1]] + [[9, 9]] * 5)
     expected = [[0.6, 0], [0.8, 0], [1, 0.5**0.5], [0, 0.5**0.5]] + [[0, 0]] * 5
     np.testing.assert_allclose(pairs.normalised(values), expected, rtol=1e-6)
@@ -91,9 +75,9 @@ def test_normalised_and_spread_and_padding():
 
 
 def test_noise_depends_on_user_and_item_not_on_place():
-    key = jax.random.key(3)
-    one = Pairs(jnp.array([0, 0, 1]), jnp.array([4, 5, 5]), jnp.array([7, 9]), key)
-    other = Pairs(jnp.array([0, 1, 1]), jnp.array([5, 4, 5]), jnp.array([9, 7]), key)
+    key, degrees = jax.random.key(3), jnp.array([2, 1])
+    one = Pairs(jnp.array([0, 0, 1]), jnp.array([4, 5, 5]), jnp.array([7, 9]), degrees, key)
+    other = Pairs(jnp.array([0, 1, 1]), jnp.array([5, 4, 5]), jnp.array([9, 7]), degrees[::-1], key)
     values = jnp.ones((3, 3))
     kept = [pairs.dropped(values, 0.5, draw=2) for pairs in (one, other)]
     np.testing.assert_array_equal(kept[0][jnp.array([2, 0, 1])], kept[1])
@@ -103,15 +87,146 @@ def test_noise_depends_on_user_and_item_not_on_place():
     assert one.dropped(values, 0.0, draw=2) is values
 
 
-@pytest.mark.parametrize("make", [models.VALID, models.MacridVAE, models.MultDAE, models.MultVAE, models.RecVAE])
-def test_parameters_are_made_without_a_pass(make, monkeypatch):
-    """It would be compiled operation by operation, which took longer than all else of a start."""
-    monkeypatch.setattr(make, "_of_pairs", None)
-    users = jnp.array([3, 4])
-    model = make(TRAIN, dim=2)
-    variables = model.init(jax.random.key(0), users, users)
-    monkeypatch.undo()
-    scores = model.apply(variables, users, jnp.array([[1], [5]]))
-    rows = model.apply(variables, users, method="rows")
-    assert scores.shape == (2, 2)
-    np.testing.assert_allclose(scores, [[rows[0, 1], rows[1, 1]], [rows[0, 5], rows[1, 5]]], atol=1e-5)
+# ---------------------------------------------------------------------- models
+
+MODELS = {
+    "EASE": models.EASE(5),
+    "VALID": models.VALID(5, dim=2, width=2),
+    "MacridVAE": models.MacridVAE(5, dim=2, width=2),
+    "MultDAE": models.MultDAE(5, dim=2),
+    "MultVAE": models.MultVAE(5, dim=2, width=2),
+    "RecVAE": models.RecVAE(5, dim=2, width=2),
+}
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def made(request):
+    """A model, and variables drawn anew, such that no score is 0."""
+    model = MODELS[request.param]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), ORDER[:1], ORDER[:1])
+    rng = np.random.default_rng(0)
+    return model, jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+@pytest.fixture(scope="module")
+def of(made):
+    """Scores of all items, jitted once for all tests."""
+    model, variables = made
+    apply = jax.jit(partial(model.apply, method="rows"))
+    return lambda users, histories: apply(variables, users, histories=histories)
+
+
+@pytest.fixture(scope="module")
+def rows(of):
+    """Those of users 0 .. 3, each scored by itself."""
+    return np.concatenate([of(None, KNOWN.take([user], capacity=3)) for user in range(4)])
+
+
+def test_rows_do_not_depend_on_place_company_or_padding(of, rows):
+    assert rows.shape == (4, 5) and np.isfinite(rows).all()
+    for capacity, users in ((None, ORDER), (13, ORDER[:, None])):
+        np.testing.assert_allclose(of(users, KNOWN.take(ORDER, capacity=capacity)), rows[ORDER], **CLOSE)
+    np.testing.assert_allclose(of(None, KNOWN), rows, **CLOSE)
+    np.testing.assert_array_equal(of(None, jax.device_put(KNOWN)), of(None, KNOWN))
+
+
+@pytest.mark.parametrize(
+    ("users", "items"),
+    [
+        (ORDER[:, None], [[0, 3], [1, 1], [4, 2], [2, 0]]),
+        (ORDER, [[0, 3], [1, 1], [4, 2], [2, 0]]),
+        (ORDER[:, None], [[4, 0, 2]]),
+        (None, [[4], [0], [2], [2]]),
+        (ORDER, [4, 0, 2, 2]),
+    ],
+)
+def test_pairs_are_entries_of_rows(made, rows, users, items):
+    model, variables = made
+    items = np.array(items, np.int32)
+    found = jax.jit(model.apply)(variables, users, items, histories=KNOWN.take(ORDER, capacity=10))
+    expected = rows[ORDER, items] if items.ndim == 1 else rows[ORDER[:, None], items]
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, **CLOSE)
+
+
+def test_users_without_items_have_finite_scores(made, of, rows):
+    """Also if nobody has any, with room for none."""
+    model, variables = made
+    nobody = KNOWN.take([3, 1, 99])
+    assert nobody.n_pairs == 0
+    np.testing.assert_allclose(of(None, nobody), np.repeat(rows[3:], 3, 0), **CLOSE)
+    assert np.isfinite(rows[3]).all()
+    pairs = jax.jit(model.apply)(variables, None, np.array([[0, 4]]), histories=nobody)
+    np.testing.assert_allclose(pairs, np.repeat(rows[3:, [0, 4]], 3, 0), **CLOSE)
+
+
+def test_ids_of_eight_bits_do_not_wrap():
+    """The history of user 255 ends at the place 256."""
+    train = Interactions.from_pairs(np.arange(256), np.arange(256) % 5, n_users=256, n_items=5)
+    model = models.MultDAE(5, dim=2)
+    variables = jax.jit(model.init)(jax.random.key(0), ORDER[:1], ORDER[:1])
+    alone = Interactions.from_pairs([0], [255 % 5], n_items=5)
+    of = jax.jit(partial(model.apply, method="rows"))
+    expected = of(variables, None, histories=alone)
+    for dtype in (np.uint8, np.int64):
+        users = np.array([255], dtype)
+        np.testing.assert_allclose(of(variables, users, histories=train.take(users)), expected, atol=1e-6)
+
+
+def test_parameters_are_made_without_a_pass_and_without_histories(made, monkeypatch):
+    """A pass would be compiled operation by operation, which took longer than all else of a start."""
+    model, _ = made
+    monkeypatch.setattr(type(model), "_pairs", None)
+    state = jr.train.init(jax.random.key(0), model, jr.optim.rowwise.adam(0.1))
+    assert set(state.variables) == ({"params", "old"} if isinstance(model, models.RecVAE) else {"params"})
+
+
+def test_a_call_without_the_histories_of_its_users_says_what_to_give(made):
+    model, variables = made
+    name, run = type(model).__name__, partial(model.apply, variables)
+    methods = [
+        partial(run, ORDER, method="rows"),
+        partial(run, ORDER, ORDER[:, None]),
+    ]
+    methods += [partial(run, ORDER, method="bound")] if name != "EASE" else []
+    for call in methods:
+        with pytest.raises(
+            ValueError, match=rf"^{name} knows users by their items; give histories=.*train\.take\(users"
+        ):
+            call()
+        with pytest.raises(ValueError, match=r"^users are \[4\], and histories are of 3 users; give .* train\.take"):
+            call(histories=KNOWN.take(ORDER[:3]))
+        with pytest.raises(ValueError, match=f"^histories have 3 items, {name} has 5; give"):
+            call(histories=Interactions.from_pairs([0, 1], [2, 0], n_users=4))
+        with pytest.raises(TypeError, match=r"^histories is a ndarray; give Interactions"):
+            call(histories=np.eye(5))
+    for items in (np.zeros((3, 2), int), np.zeros(3, int), np.zeros((4, 1, 2), int), np.array(0)):
+        with pytest.raises(ValueError, match=r"^items are \[.*\], for 4 users; give \[4, n\], \[1, n\] or \[4\]"):
+            run(ORDER[:, None], items, histories=KNOWN)
+    with pytest.raises(AssertionError):
+        run(ORDER, np.zeros((4, 1), np.float32), histories=KNOWN)
+    with pytest.raises(ValueError, match=r"^users are \[1, 4\]"):
+        run(ORDER[None], ORDER[None], histories=KNOWN)
+
+
+def test_a_model_is_made_for_a_number_of_items(made):
+    kind = type(made[0])
+    assert kind(np.int64(5)) == kind(5) and hash(kind(5)) == hash(kind(jnp.int32(5))) and kind(6) != kind(5)
+    for wrong in (KNOWN, 0, 2.0, np.eye(2)):
+        with pytest.raises(ValueError, match=r"(?s)^n_items=.*; give an integer of 1 or more"):
+            kind(wrong)
+
+
+def test_variables_may_be_frozen(made, rows):
+    model, variables = made
+    of = jax.jit(partial(model.apply, method="rows"))
+    np.testing.assert_allclose(of(flax.core.freeze(variables), None, histories=KNOWN), rows, **CLOSE)
+
+
+def test_histories_are_arguments_of_a_program_not_constants_in_it(made):
+    model, variables = made
+    large = Interactions.from_pairs(np.arange(3000), np.arange(3000) % 5)
+    of = lambda variables, known: model.apply(variables, None, histories=known, method="rows")  # noqa: E731
+    consts = jax.make_jaxpr(of)(variables, large).consts
+    assert not [c for c in consts if np.size(c) > 100]

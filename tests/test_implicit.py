@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_valid import PARAMS, TWO, USERS, variables
+from test_valid import PARAMS, TRAIN, TWO, USERS
 
 from jaxrec.models import implicit
 
@@ -134,12 +134,12 @@ def test_gradients_of_valid_at_a_fixed_point(gradient):
     """Trap 30, in the model: 200 blocks of the released fixture."""
 
     def graded(way):
-        def total(params, history):
+        def total(params, histories):
             model = TWO.clone(n_blocks=200, gradient=way)
-            nll, kl = model.apply({"params": params, "history": history}, USERS, method="bound")
+            nll, kl = model.apply({"params": params}, USERS, histories=histories, method="bound")
             return nll.mean() + 0.7 * kl.mean()
 
-        return jax.jit(jax.value_and_grad(total))(PARAMS, variables(TWO)["history"])
+        return jax.jit(jax.value_and_grad(total))(PARAMS, TRAIN)
 
     with jax.enable_x64(True):
         (value, exact), (found, other) = graded(scanned), graded(gradient)

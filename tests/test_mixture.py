@@ -52,7 +52,7 @@ def test_any_chunks_give_the_value_and_gradient_of_the_whole(shared):
 @pytest.mark.deep
 def test_single_pairs_have_the_noise_of_the_whole():
     rows, items = np.array([0, 0, 2, 3, 4], np.int32), np.array([3, 10, 0, 3, 0], np.int32)
-    pairs = Pairs(jnp.asarray(rows), jnp.asarray(items), jnp.asarray(USERS))
+    pairs = Pairs(*map(jnp.asarray, (rows, items, USERS, np.bincount(rows[:4], minlength=B))))
     with jax.enable_x64(True):
         for shared in (True, False):
             found = _mixture.at_pairs(jnp.asarray(Q1), jnp.asarray(Q2), pairs, ITEMS[items], noise_of(shared))

@@ -1,4 +1,4 @@
-"""Training of autoencoders: annealing, the mean over users, micro-batches, and parts in turn."""
+"""Training of autoencoders: annealing, the mean over users, and parts that are trained alternately."""
 
 import dataclasses
 from functools import partial
@@ -8,28 +8,31 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import TX
-from test_valid import PARAMS, TWO, variables
+from test_valid import PARAMS, TRAIN, TWO
 
 import jaxrec as jr
 from jaxrec import train
-from jaxrec._log import History
 from jaxrec.data import splits, synthetic
-from jaxrec.models import VALID, MultDAE, MultVAE, RecVAE, for_users, popularity
-from jaxrec.train import loop
+from jaxrec.models import VALID, MultDAE, MultVAE, RecVAE, popularity
+from jaxrec.train import Log, loop
 from jaxrec.train.autoencoders import _part, alternating, annealed, objective
 
+pytestmark = pytest.mark.usefixtures("hurried")
 
-def batch_of(users, where, step=0):
-    users = jnp.asarray(users, jnp.int32)
-    return train.Batch(users, jnp.zeros((len(users), 0), jnp.int32), None, jnp.asarray(where), step)
+
+def batch_of(users, where, step=0, known=TRAIN, weights=None):
+    """A batch of users with their histories, as `by_user` makes it."""
+    users = np.array(users, np.int32)
+    batch = train.Batch.of(users, np.zeros(len(users), np.int32), where=where, weights=weights, step=step)
+    return batch._replace(histories=known.take(users))
 
 
 @dataclasses.dataclass(frozen=True)
 class Halves:
     """A model whose two halves are entries of tables."""
 
-    def apply(self, variables, users, *, method, at_random, rngs):
-        assert method == "bound" and at_random and set(rngs) == {"noise"}
+    def apply(self, variables, users, *, method, histories, rngs):
+        assert method == "bound" and histories.n_users == len(users) and set(rngs) == {"noise"}
         return variables["nll"][users], variables["kl"][users]
 
 
@@ -42,47 +45,51 @@ def test_annealing_grows_by_the_total_whatever_the_cap():
         annealed(0, total=-5)
 
 
-@pytest.mark.parametrize("micro_batch", [None, 2, 4, 100])
-def test_the_loss_is_a_mean_over_the_users_there(micro_batch):
+def test_the_loss_is_a_mean_over_the_users_there():
     """Trap 17: padding weighs nothing, whatever stands there; trap 19: a mean."""
     halves = {"nll": jnp.array([1.0, 2.0, 4.0, jnp.nan]), "kl": jnp.array([10.0, 20.0, 30.0, jnp.inf])}
-    batch = batch_of([2, 0, 1, 3], [True, True, True, False], step=4)
-    found = objective(halves, jax.random.key(0), batch, model=Halves(), total=10, micro_batch=micro_batch)
-    assert float(found) == pytest.approx(7 / 3 + 0.5 * 20)
-    empty = batch_of([0, 1], [False, False])
-    assert float(objective(halves, jax.random.key(0), empty, model=Halves())) == 0
+    there = [True, True, True, False]
+    run = partial(objective, halves, jax.random.key(0), model=Halves(), total=10)
+    assert float(run(batch_of([2, 0, 1, 3], there, step=4))) == pytest.approx(7 / 3 + 0.5 * 20)
+    weighted = batch_of([2, 0, 1, 3], there, step=4, weights=np.float32([1, 2, 0, 5]))
+    assert float(run(weighted)) == pytest.approx((4 + 2 * 1) / 3 + 0.5 * (30 + 2 * 10) / 3)
+    assert float(run(batch_of([0, 1], [False, False]))) == 0
 
 
-@pytest.mark.deep
-def test_micro_batches_have_the_loss_and_gradient_of_the_whole():
-    """Trap 17, with noise; trap 18: gradients are finite where a row is empty, and where dropout takes all of one."""
+def test_a_batch_with_more_pairs_than_its_room_is_not_a_number():
+    """Training draws users without replacement; here one of 600 items is drawn 30 times."""
+    degrees = np.r_[600, np.arange(2, 61) % 4 + 1]
+    known = jr.Interactions.from_pairs(
+        np.repeat(np.arange(60), degrees), np.concatenate([np.arange(n) for n in degrees]), n_users=60
+    )
+    examples, model = train.by_user(known), MultDAE(600, dim=2)
+    variables = model.init(jax.random.key(0), np.zeros(1, int), np.zeros(1, int))
+    run = jax.jit(lambda places: objective(variables, jax.random.key(0), examples.batch(places), model=model))
+    examples = jax.tree.map(jnp.asarray, examples)
+    assert np.isfinite(run(jnp.arange(30, dtype=jnp.int32))) and np.isnan(run(jnp.zeros(30, jnp.int32)))
+
+
+@pytest.mark.slow
+def test_gradients_are_finite_where_a_row_is_empty_and_where_dropout_takes_all_of_one():
+    """Trap 18, with noise."""
     model, key = TWO.clone(dropout=0.9), jax.random.key(0)
 
-    def loss(params, history, batch, micro_batch):
-        whole = {"params": params, "history": history}
-        return objective(whole, key, batch, model=model, cap=0.7, total=1, micro_batch=micro_batch)
+    def loss(params, batch):
+        return objective({"params": params}, key, batch, model=model, cap=0.7, total=1)
 
     with jax.enable_x64(True):
-        history = variables(model)["history"]
         batch = batch_of([4, 1, 2, 0, 3, 3], np.arange(6) < 5)
-        graded = jax.jit(jax.value_and_grad(loss), static_argnums=3)
-        whole, parts = (graded(PARAMS, history, batch, micro_batch) for micro_batch in (None, 3))
-        for name, a in whole[1].items():
-            assert np.isfinite(a).all()
-            np.testing.assert_allclose(parts[1][name], a, rtol=1e-11, atol=1e-13, err_msg=name)
-        assert float(parts[0]) == pytest.approx(float(whole[0]), rel=1e-13)
+        assert batch.histories.user_degrees[2] == 0
+        value, gradient = jax.jit(jax.value_and_grad(loss))(PARAMS, batch)
+    assert np.isfinite(value) and all(np.isfinite(leaf).all() for leaf in gradient.values())
 
 
-def test_batches_of_positives_and_unequal_micro_batches_are_refused():
+def test_batches_without_histories_are_refused():
     halves = {"nll": jnp.ones(3), "kl": jnp.ones(3)}
-    for size in (2, 0):
-        with pytest.raises(ValueError, match=f"micro_batch={size} does not divide the batch of 3 users; give"):
-            objective(halves, jax.random.key(0), batch_of([0, 1, 2], [True] * 3), model=Halves(), micro_batch=size)
-    users = jnp.zeros(4, jnp.int32)
-    for items in (users, jnp.zeros((4, 2), jnp.int32)):
-        positives = train.Batch(users, items, None, items == 0)
-        with pytest.raises(ValueError, match="users alone are needed: call fit with group=0"):
-            objective(halves, jax.random.key(0), positives, model=Halves())
+    for items in (np.zeros(3, int), np.zeros((3, 2), int)):
+        batch = train.Batch.of(np.arange(3), items)
+        with pytest.raises(ValueError, match=r"^the batch has no histories; call fit with examples=train\.by_user"):
+            objective(halves, jax.random.key(0), batch, model=Halves())
 
 
 # ---------------------------------------------------------------------- whole runs
@@ -92,23 +99,25 @@ OPTIONS = {"epochs": 40, "batch_size": 10, "progress": False}
 
 
 def recovered(model, variables):
-    return jr.evaluate.full_ranking(model, variables, BOARD, DIAGONAL, ks=(1,)).means["hit_rate@1"]
+    report = jr.evaluate.full_ranking(model, variables, BOARD, DIAGONAL, ks=(1,), histories=BOARD)
+    return report.means["hit_rate@1"]
 
 
 @pytest.mark.parametrize(
-    "model", [pytest.param(MultVAE(BOARD, dim=4, width=8), marks=pytest.mark.deep), MultDAE(BOARD, dim=8)]
+    "model", [pytest.param(MultVAE(30, dim=4, width=8), marks=pytest.mark.slow), MultDAE(30, dim=8)]
 )
 def test_recovers_the_diagonal_withheld_from_the_checkerboard(model):
     state = train.init(jax.random.key(0), model, TX)
-    state, history = train.fit(state, partial(objective, model=model, cap=0.2), TX, BOARD, group=0, **OPTIONS)
+    by_user = {"examples": train.by_user, **OPTIONS}
+    state, log = train.fit(state, partial(objective, model=model, cap=0.2), TX, BOARD, **by_user)
     assert recovered(model, state.variables) == 1
-    assert history.records[-1]["loss"] < history.records[0]["loss"]
+    assert log.records[-1]["loss"] < log.records[0]["loss"]
 
 
-@pytest.mark.deep
+@pytest.mark.slow
 def test_encoder_and_decoder_are_trained_in_turn():
     """The prior is the encoder of the epoch, and two programs serve all epochs."""
-    model, seen = RecVAE(BOARD, dim=4, width=8), []
+    model, seen = RecVAE(30, dim=4, width=8), []
 
     def validate(variables):
         for old, new in zip(*map(jax.tree.leaves, (variables["old"], variables["params"]["encoder"])), strict=True):
@@ -118,11 +127,11 @@ def test_encoder_and_decoder_are_trained_in_turn():
 
     stopping = train.EarlyStopping("recovered", patience=3)
     options = OPTIONS | {"epochs": 30, "validate": validate, "stopping": stopping, "encoder_passes": 2}
-    state, history = alternating(jax.random.key(0), model, TX, BOARD, **options)
-    best = int(np.argmax(history.column("recovered")[1])) + 1
+    state, log = alternating(jax.random.key(0), model, TX, BOARD, **options)
+    best = int(np.argmax(log.column("recovered")[1])) + 1
     assert recovered(model, state.variables) == 1 and int(state.epoch) == 3 * best
-    assert len(history.records) == best + 3 and len(set(seen)) == 1
-    assert history.names == ["seconds", "encoder_loss", "loss", "recovered"]
+    assert len(log.records) == best + 3 and len(set(seen)) == 1
+    assert log.names == ["seconds", "encoder_loss", "loss", "recovered"]
 
 
 def test_the_decoder_is_trained_without_dropout(monkeypatch):
@@ -130,10 +139,10 @@ def test_the_decoder_is_trained_without_dropout(monkeypatch):
 
     def fit(state, objective, tx, train, *, epochs, **options):
         seen.append((objective.keywords["model"].dropout, epochs - int(state.epoch)))
-        return state._replace(epoch=jnp.int32(epochs)), History().append({"epoch": epochs, "loss": 1.0, "seconds": 0.0})
+        return state._replace(epoch=jnp.int32(epochs)), Log().append({"epoch": epochs, "loss": 1.0, "seconds": 0.0})
 
     monkeypatch.setattr(train.autoencoders, "fit", fit)
-    alternating(jax.random.key(0), RecVAE(BOARD, dim=2, width=3), TX, BOARD, epochs=2, progress=False)
+    alternating(jax.random.key(0), RecVAE(30, dim=2, width=3), TX, BOARD, epochs=2, progress=False)
     assert seen == [(0.5, 3), (0.0, 1)] * 2
 
 
@@ -156,26 +165,26 @@ def test_each_turn_moves_its_part_alone(encoder):
 )
 def test_bad_arguments_of_alternating_are_named(options, message):
     with pytest.raises(TypeError, match="model=MultVAE has no old encoder"):
-        alternating(jax.random.key(0), MultVAE(BOARD, dim=2, width=3), TX, BOARD, **OPTIONS)
+        alternating(jax.random.key(0), MultVAE(30, dim=2, width=3), TX, BOARD, **OPTIONS)
     with pytest.raises(ValueError, match=message):
-        alternating(jax.random.key(0), RecVAE(BOARD), TX, BOARD, **OPTIONS | options)
+        alternating(jax.random.key(0), RecVAE(30), TX, BOARD, **OPTIONS | options)
 
 
-@pytest.mark.parametrize("name", ["EASE", "MultDAE", pytest.param("VALID", marks=pytest.mark.deep)])
+@pytest.mark.parametrize("name", ["EASE", "MultDAE", pytest.param("VALID", marks=pytest.mark.slow)])
 def test_users_held_out_whole_are_found_by_their_histories(name):
     """Of the 15 items of a user's colour 12 are known, 2 to be found, 1 on the diagonal; all are equally popular."""
     order = partial(splits.random_order, key=jax.random.key(0))
     parts = splits.held_out_users(jax.random.key(0), BOARD, n_valid=4, n_test=10, order=order)
     if name == "EASE":
-        model, variables = jr.solvers.ease.fit(parts.train, regularization=10.0)
+        model, variables, _ = jr.solvers.ease.fit(parts.train, regularization=10.0)
     else:
-        model = MultDAE(parts.train, dim=8) if name == "MultDAE" else VALID(parts.train, dim=8, n_interests=2, width=8)
-        state = train.init(jax.random.key(0), model, TX)
-        state, _ = train.fit(state, partial(objective, model=model), TX, parts.train, group=0, **OPTIONS)
+        model = MultDAE(30, dim=8) if name == "MultDAE" else VALID(30, dim=8, n_interests=2, width=8)
+        state, by_user = train.init(jax.random.key(0), model, TX), {"examples": train.by_user, **OPTIONS}
+        state, _ = train.fit(state, partial(objective, model=model), TX, parts.train, **by_user)
         variables = state.variables
-    for history, target in ((parts.valid_history, parts.valid), (parts.test_history, parts.test)):
-        report = jr.evaluate.full_ranking(*for_users(model, variables, history), history, target, ks=(3,))
-        rival = jr.evaluate.full_ranking(*popularity(parts.train), history, target, ks=(3,))
+    for known, target in ((parts.valid_history, parts.valid), (parts.test_history, parts.test)):
+        report = jr.evaluate.full_ranking(model, variables, known, target, ks=(3,), histories=known)
+        rival = jr.evaluate.full_ranking(*popularity(parts.train), known, target, ks=(3,))
         assert len(report.users) == (4 if target is parts.valid else 10)
         assert report.means["recall@3"] == 1 and rival.means["recall@3"] < 0.7
 
@@ -192,7 +201,7 @@ def test_annealing_checks_numbers_of_any_library():
 
 
 def test_alternating_says_a_metric_that_is_never_a_number_and_carries_what_was_trained():
-    model = RecVAE(BOARD, dim=2, width=3)
+    model = RecVAE(30, dim=2, width=3)
     run = partial(alternating, jax.random.key(0), model, TX, BOARD, **OPTIONS | {"epochs": np.int64(2)})
     rule = train.EarlyStopping("x")
     with pytest.raises(ValueError, match=r"^x was not a number at any of 2 validations"):
@@ -207,7 +216,7 @@ def test_alternating_says_a_metric_that_is_never_a_number_and_carries_what_was_t
 
     with pytest.raises(train.Interrupted) as stopped:
         run(validate=validate, encoder_passes=1)
-    assert len(stopped.value.history.records) == 1 and int(stopped.value.state.epoch) == 2
+    assert len(stopped.value.log.records) == 1 and int(stopped.value.state.epoch) == 2
     jax.tree.map(np.testing.assert_array_equal, stopped.value.state.variables, seen[0])
     for name, value in (("epochs", 2.0), ("encoder_passes", "1")):
         with pytest.raises(ValueError, match=f"^{name}=.*; give an integer"):

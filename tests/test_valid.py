@@ -38,7 +38,7 @@ PARAMS = {
     "head_bias": table((2 * D,), lambda o: 0.1 * np.sin(0.6 * o + 0.6)),
 }
 SIZES = {"dim": D, "n_interests": K, "width": W, "temperature": 0.5, "decoder_temperature": 0.5, "chunk": 5}
-TWO = VALID(TRAIN, **SIZES)
+TWO = VALID(N, **SIZES)
 H, PROTOTYPES = (PARAMS[name] / np.linalg.norm(PARAMS[name], axis=1, keepdims=True) for name in ("item", "prototype"))
 CLOSE = {"rtol": 1e-11, "atol": 1e-13}
 
@@ -49,24 +49,22 @@ def float64():
         yield
 
 
-def variables(model, params=PARAMS):
-    return {"params": params, "history": {"interactions": model.history}}
+def applied(model, users, *args, method, key=None, params=PARAMS, histories=TRAIN):
+    """`model.apply`, jitted, of users with the rows of TRAIN, if not other histories; noise if there is a key."""
 
+    def run(variables, users, args, histories, key):
+        rngs = {} if key is None else {"noise": key}
+        return model.apply(variables, users, *args, histories=histories, method=method, rngs=rngs)
 
-def applied(model, *args, method, key=None, params=PARAMS):
-    """`model.apply`, jitted; noise if there is a key."""
-
-    def run(variables, args, key):
-        return model.apply(variables, *args, method=method, rngs={} if key is None else {"noise": key})
-
-    return jax.jit(run)(variables(model, params), args, key)
+    return jax.jit(run)({"params": params}, users, args, histories, key)
 
 
 def inside(fn):
-    """A method that gives `fn(module, pairs, unit vectors)` of all users."""
+    """A method that gives `fn(module, pairs, unit vectors)`."""
 
-    def run(module):
-        return module._on(USERS, lambda pairs, _, vectors: fn(module, pairs, vectors), module._key())
+    def run(module, users, *, histories):
+        table = module.item / jnp.linalg.norm(module.item, axis=1, keepdims=True)
+        return fn(module, module._pairs(users, histories, module._key()), table)
 
     return run
 
@@ -76,7 +74,7 @@ def inside(fn):
 NORMS = ("item", "prototype", "context", "context_bias", "head", "head_bias")
 GOLDEN = {
     "R=1": (
-        VALID(TRAIN, n_blocks=1, **SIZES),
+        VALID(N, n_blocks=1, **SIZES),
         (15.45460382, 13.08613354, 3.38352897),
         (-1.665812, -1.376694, -1.463131),
         (1.9351951, 1.26123875, 1.50194229, 2.55311997, 3.18539977, 2.87932502),
@@ -94,7 +92,7 @@ GOLDEN = {
         (1.45461946, 0, 1.3772363, 2.34166305, 4.0846896, 2.98237624),
     ),
     "RecBole's MacridVAE": (
-        MacridVAE(TRAIN, recbole=True, **SIZES),
+        MacridVAE(N, recbole=True, **SIZES),
         (13.65146755, 13.17814395, 0.67617657),
         (-1.647322, -1.370548, -1.468984),
         (1.46468158, 0.26978358, 0.28825911, 1.14939269, 1.07090287, 2.40247313),
@@ -131,13 +129,12 @@ def test_losses_and_gradients_are_those_of_the_released_code(name, float64):
     """
     model, losses, first, norms = GOLDEN[name]
 
-    def loss(params, history):
-        nll, kl = model.apply({"params": params, **history}, USERS, method="bound")
-        log_p = jax.nn.log_softmax(model.apply({"params": params, **history}, USERS[:1], method="rows"))
-        return nll.mean() + 0.7 * kl.mean(), (nll.mean(), kl.mean(), log_p[0])
+    def loss(params, histories):
+        run = partial(model.apply, {"params": params}, USERS, histories=histories)
+        nll, kl = run(method="bound")
+        return nll.mean() + 0.7 * kl.mean(), (nll.mean(), kl.mean(), jax.nn.log_softmax(run(method="rows"))[0])
 
-    params, history = PARAMS, {"history": variables(model)["history"]}
-    (total, (nll, kl, log_p)), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, history)
+    (total, (nll, kl, log_p)), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(PARAMS, TRAIN)
     np.testing.assert_allclose((total, nll, kl), losses, rtol=1e-8)
     np.testing.assert_allclose(log_p[:3], first, atol=1e-6)
     assert np.exp(log_p).sum() == pytest.approx(1)
@@ -157,12 +154,12 @@ def test_shares_and_prototypes_are_those_of_the_released_code(float64):
         x = jnp.broadcast_to(PROTOTYPES[None], (M, K, D))
         return module._grouped(x, pairs, vectors, 1), pairs.items
 
-    shares, items = applied(TWO, method=inside(first_block))
+    shares, items = applied(TWO, USERS, method=inside(first_block))
     assert TRAIN.pairs()[1][:2].tolist() == [0, 2]
     at = {item: np.asarray(shares[place]) for place, item in enumerate(items[:5].tolist())}
     np.testing.assert_allclose(at[0], (0.562177, 0.412054, 0.025769), atol=1e-6)
     np.testing.assert_allclose(at[2], (0.225714, 0.651674, 0.122613), atol=1e-6)
-    np.testing.assert_allclose(shares[: TRAIN.n_pairs].sum(1), 1, **CLOSE)
+    np.testing.assert_allclose(shares.sum(1), 1, **CLOSE)
     after = applied(TWO, USERS, method="prototypes")
     assert after.shape == (2, M, K, D)
     np.testing.assert_allclose(after[1, 0], UPDATED, atol=1e-6)
@@ -202,7 +199,6 @@ def test_attention_among_prototypes_follows_each_update(name, float64):
 
 TWINS = DENSE.copy()
 TWINS[3] = TWINS[0]
-NOISY = VALID(interactions(TWINS), **SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -226,13 +222,10 @@ def noisy():
             "items": pairs.items,
         }
 
-    def both(module):
-        return inside(drawn)(module)
-
     with jax.enable_x64(True):
-        key = jax.random.key(7)
-        nll, _ = applied(NOISY, USERS, method="bound", key=key)
-        return applied(NOISY, method=both, key=key), nll
+        same = {"key": jax.random.key(7), "histories": interactions(TWINS).take(USERS, capacity=32)}
+        nll, _ = applied(TWO, USERS, method="bound", **same)
+        return applied(TWO, USERS, method=inside(drawn), **same), nll
 
 
 def test_decoder_and_encoder_share_one_sample_of_the_groups(noisy, float64):
@@ -286,9 +279,8 @@ def test_the_first_blocks_noise_is_shared_and_the_others_is_not(noisy):
 
 def test_nothing_is_random_in_evaluation():
     """Trap 15: two keys, one answer, bit for bit; of trap 14, users with the same items have the same scores."""
-    rows = jax.jit(lambda v, key: NOISY.apply(v, USERS, method="rows", rngs={"noise": key}))
-    params = jax.tree.map(np.float32, PARAMS)
-    one, other = (rows(variables(NOISY, params), jax.random.key(seed)) for seed in (0, 1))
+    options = {"method": "rows", "params": jax.tree.map(np.float32, PARAMS), "histories": interactions(TWINS)}
+    one, other = (applied(TWO, USERS, key=jax.random.key(seed), **options) for seed in (0, 1))
     np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(one[0], one[3])
     assert one.dtype == jnp.float32 and not np.array_equal(one[0], one[1])
@@ -296,14 +288,13 @@ def test_nothing_is_random_in_evaluation():
 
 def test_noise_of_interests_has_the_stated_deviation():
     """Trap 6: σ₀ exp(lv / 2) with lv = −output, by 100 000 samples, seen as the slope of z = (1, 0) + noise."""
-    model = VALID(
-        interactions(np.eye(25_000, 2) > -1), **SIZES | {"dim": 2, "n_interests": 4}, n_blocks=1, deviation=1e-3
-    )
+    known = interactions(np.eye(25_000, 2) > -1)
+    model = VALID(2, **SIZES | {"dim": 2, "n_interests": 4}, n_blocks=1, deviation=1e-3)
     shapes = jax.eval_shape(model.init, jax.random.key(0), USERS[:1], USERS[:1])["params"]
     params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
     params |= {"head": jnp.zeros((W, 4)), "head_bias": jnp.array([1.0, 0.0, 0.0, 1.0])}
     users = np.arange(25_000, dtype=np.int32)
-    found = applied(model, users, method="posterior", key=jax.random.key(0), params=params)
+    found = applied(model, users, method="posterior", key=jax.random.key(0), params=params, histories=known)
     slopes = np.asarray(found.interests[..., 1] / found.interests[..., 0], float)
     assert slopes.std() == pytest.approx(1e-3 * np.exp(-0.5), rel=0.01) and abs(slopes.mean()) < 1e-5
     assert abs(np.corrcoef(slopes[:, 0], slopes[:, 1])[0, 1]) < 0.03
@@ -312,14 +303,14 @@ def test_noise_of_interests_has_the_stated_deviation():
     assert float(kl_normalised(jnp.ones(1))) == pytest.approx(0.5 * (np.e - 2))
 
 
-@pytest.mark.parametrize("model", [TWO, MacridVAE(TRAIN, recbole=True, **SIZES)])
+@pytest.mark.parametrize("model", [TWO, MacridVAE(N, recbole=True, **SIZES)])
 def test_dropout_follows_the_normalisation_and_is_each_interests_own(model):
     """Trap 12: Σ w² = 2 for a rate of ½, not 1; masks differ by interest, block and user; RecBole's is the row's."""
     whole = interactions(np.ones((400, N)))
-    pairs = Pairs(*map(jnp.asarray, (whole.pairs()[0], whole.indices)), jnp.arange(400), jax.random.key(0))
+    pairs = Pairs.of(whole, key=jax.random.key(0))
     shares = jax.random.uniform(jax.random.key(1), (len(whole.indices), K), minval=0.3)
     weigh = jax.jit(
-        lambda number: model.apply(variables(model), shares, pairs, number, method="_weights"), static_argnums=0
+        lambda number: model.apply({"params": PARAMS}, shares, pairs, number, method="_weights"), static_argnums=0
     )
     first, second = (np.asarray(weigh(number), float).reshape(400, N, K) for number in (1, 2))
     kept = first > 0
@@ -335,14 +326,14 @@ def test_dropout_follows_the_normalisation_and_is_each_interests_own(model):
 
 def test_macridvae_has_one_block():
     with pytest.raises(ValueError, match="n_blocks=2; MacridVAE has 1"):
-        MacridVAE(TRAIN, n_blocks=2)
+        MacridVAE(N, n_blocks=2)
 
 
 def test_one_interest_is_a_cosine_autoencoder_whatever_the_blocks(float64):
     """Trap 10; of trap 9, with K = 1 the groups' noise has nothing to say."""
     params = PARAMS | {"prototype": PARAMS["prototype"][:1]}
     options = SIZES | {"n_interests": 1, "dropout": 0.0}
-    models = [VALID(TRAIN, n_blocks=n, **options) for n in (1, 3)]
+    models = [VALID(N, n_blocks=n, **options) for n in (1, 3)]
     one, three = (applied(model, USERS, method="bound", key=jax.random.key(0), params=params) for model in models)
     for a, b in zip(one, three, strict=True):
         np.testing.assert_allclose(a, b, **CLOSE)

@@ -1,4 +1,4 @@
-"""VALID and MacridVAE as models: pairs, rows and fold-in agree; what evaluation and training make of them."""
+"""VALID and MacridVAE as models: pairs and rows agree; what evaluation and training make of them."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from support import TX
-from test_valid import CLOSE, DENSE, PARAMS, TRAIN, TWO, USERS, M, N, applied, interactions, variables
+from test_valid import CLOSE, DENSE, PARAMS, TRAIN, TWO, USERS, M, N, applied, interactions
 
 import jaxrec as jr
 from jaxrec import metrics
@@ -16,6 +16,8 @@ from jaxrec.data import synthetic
 from jaxrec.evaluate import _kernel
 from jaxrec.models import VALID, MacridVAE, attention
 from jaxrec.models.valid import collapse
+
+pytestmark = pytest.mark.usefixtures("hurried")
 
 
 @pytest.fixture
@@ -27,33 +29,24 @@ def float64():
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_pairs_of_any_shape_are_entries_of_rows(blocks, float64):
     model = TWO.clone(n_blocks=blocks)
-    shapes = [
-        (np.array([4, 1, 0]), np.array([2, 6, 3])),
-        (np.array([[4], [2]]), np.array([[0, 2, 6], [6, 5, 1]])),
-        (np.array([[4], [1], [0]]), np.array([[0, 2]])),
-        (np.array([[4, 1, 0]]), np.array([[0], [2]])),
-        (np.array(4), np.array(3)),
-        (np.array([3]), np.array([[0], [2]])),
-        (np.array([[3], [1]]), np.array([0, 1, 2])),
-    ]
-    shapes = [(users.astype(np.int32), items.astype(np.int32)) for users, items in shapes]
+    items = [[[0, 3], [1, 1], [11, 2], [2, 0], [5, 4]], [[4, 0, 2]], [4, 0, 2, 2, 11]]
+    items = [np.array(block, np.int32) for block in items]
 
-    def all_of_them(module):
-        return module.rows(USERS), [module(*pair) for pair in shapes]
+    def all_of_them(module, users, *, histories):
+        return module.rows(users, histories=histories), [module(users, x, histories=histories) for x in items]
 
-    rows, found = applied(model, method=all_of_them)
+    rows, found = applied(model, USERS, method=all_of_them)
     assert rows.shape == (M, N)
-    for (users, items), scores in zip(shapes, found, strict=True):
-        np.testing.assert_allclose(scores, np.asarray(rows)[users, items], **CLOSE)
+    for block, scores in zip(items, found, strict=True):
+        users = USERS if block.ndim == 1 else USERS[:, None]
+        np.testing.assert_allclose(scores, np.asarray(rows)[users, block], **CLOSE)
 
 
-def test_fold_in_gives_the_rows_of_known_users(float64):
-    """Padding may stand anywhere, and a history may be empty."""
-    model = TWO.clone(attention=attention.cosine)
-    items, where = (np.asarray(part) for part in TRAIN.rows(USERS, length=7))
-    places = np.random.default_rng(0).permutation(7)
-    folded = applied(model, items[:, places], where[:, places], method="fold_in")
-    np.testing.assert_allclose(folded, applied(model, USERS, method="rows"), **CLOSE)
+def test_anybody_is_scored_by_their_history(float64):
+    """Whoever they are, wherever they stand, and whatever the padding."""
+    model, order = TWO.clone(attention=attention.cosine), np.array([3, 0, 2, 2, 4, 1], np.int32)
+    folded = applied(model, None, method="rows", histories=TRAIN.take(order, capacity=40))
+    np.testing.assert_allclose(folded, np.asarray(applied(model, USERS, method="rows"))[order], **CLOSE)
     assert np.isfinite(folded).all()
 
 
@@ -61,19 +54,19 @@ def test_lists_in_float32_are_those_in_float64():
     """Trap 20: 99.5 % of the top-20 sets of 200 users are the same, and evaluation asks for full precision."""
     rng = np.random.default_rng(0)
     train = interactions(rng.random((200, 400)) < 0.05)
-    model = VALID(train, dim=16, n_interests=3, width=8)
+    model = VALID(400, dim=16, n_interests=3, width=8)
     shapes = jax.eval_shape(model.init, jax.random.key(0), USERS[:1], USERS[:1])["params"]
     params = {name: rng.normal(size=leaf.shape) for name, leaf in shapes.items()}
     users, sets = np.arange(200, dtype=np.int32), []
     for dtype in (np.float32, np.float64):
         with jax.enable_x64(dtype == np.float64):
             drawn = jax.tree.map(dtype, params)
-            rows = np.asarray(applied(model, users, method="rows", params=drawn))
+            rows = np.asarray(applied(model, users, method="rows", params=drawn, histories=train))
         assert rows.dtype == dtype
         sets.append(np.sort(np.argpartition(-rows, 20, axis=1)[:, :20]))
     assert (sets[0] == sets[1]).all(1).mean() >= 0.995
     assert len(np.unique(sets[0], axis=0)) > 190
-    jaxpr = jax.make_jaxpr(partial(_kernel._rows, model))(variables(model, params), users)
+    jaxpr = jax.make_jaxpr(partial(_kernel._rows, model))({"params": params}, users, train)
     text = str(jaxpr)
     assert text.count("dot_general") > 2 and text.count("dot_general") == text.count("precision=(Precision.HIGHEST")
 
@@ -100,7 +93,11 @@ def test_small_temperatures_do_not_overflow():
     """Trap 25: at τ of .005 exponentials reach e⁴⁰⁰, beyond float32."""
     model = TWO.clone(temperature=0.005, decoder_temperature=0.005)
     params = jax.tree.map(np.float32, PARAMS)
-    rows, (nll, kl) = applied(model, method=lambda m: (m.rows(USERS), m.bound(USERS)), params=params)
+
+    def both(module, users, **known):
+        return module.rows(users, **known), module.bound(users, **known)
+
+    rows, (nll, kl) = applied(model, USERS, method=both, params=params)
     assert rows.dtype == jnp.float32 and np.isfinite(rows).all() and float(rows.max() - rows.min()) > 100
     log_p = jax.nn.log_softmax(rows, axis=-1)
     np.testing.assert_allclose(nll, -np.where(DENSE, log_p, 0).sum(1), rtol=1e-4, atol=1e-3)
@@ -139,8 +136,7 @@ def test_adam_is_pytorchs(float64):
 
 
 def test_parameters_have_the_stated_shapes_and_scales():
-    train = jr.Interactions.from_pairs([0, 299], [199, 0], weights=[1, 2], n_users=300, n_items=200)
-    model = VALID(train)
+    model = VALID(200)
     made = jax.jit(model.init)(jax.random.key(0), USERS[:1], USERS[:1])
     shapes = {"item": (200, 64), "prototype": (4, 64), "context": (200, 64), "head": (64, 128)}
     for name, shape in shapes.items():
@@ -149,12 +145,8 @@ def test_parameters_have_the_stated_shapes_and_scales():
         assert float(made["params"][name].std()) == pytest.approx(deviation, rel=0.1)
     for name, size in (("context_bias", 64), ("head_bias", 128)):
         assert made["params"][name].shape == (size,) and not made["params"][name].any()
-    assert set(made["params"]) == {*shapes, "context_bias", "head_bias"}
-    kept = made["history"]["interactions"]
-    assert kept.weights is None and isinstance(kept.indices, jax.Array)
-    assert VALID(train) == model and hash(VALID(train)) == hash(model) and VALID(train, dim=8) != model
-    consts = jax.make_jaxpr(lambda v: model.apply(v, USERS, method="rows"))(made).consts
-    assert not [c for c in consts if np.size(c) > 100]
+    assert set(made) == {"params"} and set(made["params"]) == {*shapes, "context_bias", "head_bias"}
+    assert VALID(200) == model and hash(VALID(200)) == hash(model) and VALID(200, dim=8) != model
 
 
 @pytest.mark.parametrize(
@@ -164,23 +156,23 @@ def test_parameters_have_the_stated_shapes_and_scales():
 )
 def test_wrong_values_are_named(name, value):
     with pytest.raises(ValueError, match=f"^{name}={value}; give"):
-        VALID(TRAIN, **{name: value})
+        VALID(N, **{name: value})
 
 
 BOARD, DIAGONAL = synthetic.checkerboard(30)
 
 
-@pytest.mark.deep
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [MacridVAE, VALID])
 def test_recovers_the_diagonal_withheld_from_the_checkerboard(model):
     """Of trap 2, prototypes of two blocks stay as they were drawn, and one block's move."""
-    model = model(BOARD, dim=8, n_interests=2, width=8, chunk=16)
+    model = model(BOARD.n_items, dim=8, n_interests=2, width=8, chunk=16)
     objective = partial(jr.train.autoencoders.objective, model=model, cap=0.2, total=100)
     state = jr.train.init(jax.random.key(0), model, TX)
     start = state.variables["params"]["prototype"]
-    options = {"epochs": 40, "batch_size": 10, "group": 0, "progress": False}
-    state, history = jr.train.fit(state, objective, TX, BOARD, **options)
-    report = jr.evaluate.full_ranking(model, state.variables, BOARD, DIAGONAL, ks=(1,))
+    options = {"epochs": 40, "batch_size": 10, "examples": jr.train.by_user, "progress": False}
+    state, log = jr.train.fit(state, objective, TX, BOARD, **options)
+    report = jr.evaluate.full_ranking(model, state.variables, BOARD, DIAGONAL, ks=(1,), histories=BOARD)
     assert report.means["hit_rate@1"] == 1
-    assert history.records[-1]["loss"] < history.records[0]["loss"]
+    assert log.records[-1]["loss"] < log.records[0]["loss"]
     assert np.array_equal(start, state.variables["params"]["prototype"]) == (type(model) is VALID)

@@ -79,6 +79,7 @@ def ranked(
     block: int | None,
     judge: Callable[..., Any] | None = None,
     candidates: ArrayLike | None = None,
+    histories: Interactions | None = None,
 ) -> tuple[np.ndarray, np.ndarray, Any]:
     """The k best items of users [U], on the host.
 
@@ -94,6 +95,7 @@ def ranked(
         judge: if given, a function of whole rows, (scores [B, N'], places, where) -> a tree of arrays [B]. The places
             are rows and columns of the relevant pairs, `demoted`, padded with row B; used is what is not seen.
         candidates: ids [n] of the items that lists are made of; None is all.
+        histories: the items that the model knows users by, if it does.
 
     Returns:
         scores float32 [U, k], items int32 [U, k], and what `judge` gives, each [U], or None.
@@ -109,7 +111,11 @@ def ranked(
         raise TypeError("variables ends with a Log; unpack what the solver returned: model, variables, log = fit(...)")
     check_static(model)
     variables = as_auto(variables)
-    row = jax.eval_shape(functools.partial(_rows, model), variables, users[:1])
+    check_histories(model, histories)
+    if histories is not None:
+        given_ids("users", users, histories.n_users)
+    one = users[:1], None if histories is None else histories.take(users[:1])
+    row = jax.eval_shape(functools.partial(_rows, model), variables, *one)
     if len(row.shape) != 2:
         raise ValueError(f"the model gives {list(row.shape)} for users [1]; give a row of scores a user, [B, N]")
     if not jnp.issubdtype(row.dtype, jnp.floating):
@@ -118,6 +124,11 @@ def ranked(
     for interactions in (seen, demoted):
         if interactions is not None and interactions.n_items != n_items:
             raise ValueError(f"the model scores {n_items} items, the interactions hold {interactions.n_items}")
+        if interactions is not None and histories is not None and interactions.n_users != histories.n_users:
+            raise ValueError(
+                f"histories are of {histories.n_users} users, the interactions of {interactions.n_users}, so that an "
+                "id is another user; give Interactions over the same ids"
+            )
     n_users = getattr(model, "n_users", None)
     if n_users is None and hasattr(model, "vectors"):
         n_users = jax.eval_shape(functools.partial(model.apply, method="vectors"), variables)[0].shape[0]
@@ -127,7 +138,7 @@ def ranked(
             f"the model knows {n_users} users, the interactions hold {seen.n_users}, so that an id is another user; "
             "give Interactions over the model's users"
         )
-    _warn_of_empty_histories(model, variables, users)
+    say_empty(histories, users, stacklevel=4)
     if as_integer(k) is None or not 1 <= k <= n_items:
         raise ValueError(f"k={k!r}, but the catalogue has {n_items} items; ask for an integer of 1 .. {n_items}")
     k = int(k)
@@ -144,7 +155,7 @@ def ranked(
     places = np.argsort(order).astype(np.int32)
     allowed = np.zeros(-(-n_items // _GROUP) * _GROUP, bool)
     allowed[slice(n_items) if candidates is None else places[given_ids("items", candidates, n_items)]] = True
-    inputs = padded, _edges(seen, padded, places), _edges(demoted, padded, places)
+    inputs = padded, _histories(histories, padded), _edges(seen, padded, places), _edges(demoted, padded, places)
     lower = key is None and demoted is not None
     how = {"model": model, "k": k, "lower": lower, "judge": judge, "reads": reads(model)}
     found = _blocks(variables, order.astype(np.int32), allowed, inputs, **how)
@@ -157,18 +168,46 @@ def ranked(
     return scores, items, jax.tree.map(lambda values: np.asarray(values).reshape(-1)[: len(users)], judged)
 
 
-def _warn_of_empty_histories(model: Model, variables: Variables, users: np.ndarray) -> None:
-    if not isinstance(getattr(model, "history", None), Interactions) or "user" in variables.get("params", ()):
+def check_histories(model: Model, histories: Interactions | None) -> None:
+    """`ValueError` if a model that knows users by their items gets no histories, and if another model gets some."""
+    name = type(model).__name__
+    if not getattr(model, "needs_histories", False):
+        if histories is not None:
+            raise ValueError(f"{name} does not know users by their items; leave histories out")
         return
-    empty = np.asarray(model.history.user_degrees)[users] == 0
+    if histories is None:
+        raise ValueError(
+            f"{name} knows users by their items; give histories=, the Interactions that it may see, such as "
+            "histories=train. They are not taken from what is masked, which may hold validation pairs"
+        )
+    check_interactions(histories=histories)
+    n_items = getattr(model, "n_items", None)
+    if n_items is not None and histories.n_items != n_items:
+        raise ValueError(f"the model scores {n_items} items, histories hold {histories.n_items}; use one id map")
+
+
+def say_empty(histories: Interactions | None, users: np.ndarray, *, stacklevel: int) -> None:
+    """A `DataWarning` if some of the users have no items in the histories."""
+    if histories is None:
+        return
+    empty = np.asarray(histories.user_degrees)[users] == 0
     if empty.any():
         warnings.warn(
-            f"{empty.sum()} of {len(users)} users, user {users[empty][0]} the first, have no items in the model's "
-            "history, so that all of them get the same scores; models.for_users(model, variables, histories) gives a "
-            "model that has theirs",
+            f"{empty.sum()} of {len(users)} users, user {users[empty][0]} the first, have no items in the histories, "
+            "so that all of them get the same scores; give histories that have theirs",
             DataWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
+
+
+def by_name(histories: Interactions | None) -> dict[str, Interactions]:
+    """The keyword for `model.apply`, which other models do not take."""
+    return {} if histories is None else {"histories": histories}
+
+
+def room(n_pairs: int) -> int:
+    """At least so many pairs, rounded up, so that few programs are compiled."""
+    return -(-max(n_pairs, 1) // 1024) * 1024
 
 
 def area(scores: Array, places: tuple[Array, Array], where: Array) -> Array:
@@ -183,25 +222,37 @@ def _edges(interactions: Interactions | None, users: np.ndarray, places: np.ndar
     """
     if interactions is None:
         return None
-    n_blocks, block = users.shape
-    indptr = np.asarray(interactions.indptr).astype(np.int64)
-    begin, degrees = indptr[users.reshape(-1)], np.diff(indptr)[users.reshape(-1)]
-    ends = np.cumsum(degrees)
-    row = np.repeat(np.arange(users.size), degrees)
-    pair = np.arange(len(row)) - np.repeat(ends - degrees, degrees) + np.repeat(begin, degrees)
-    starts = np.r_[0, ends][:-1:block]
-    sizes = np.diff(np.r_[starts, len(row)])
-    longest = -(-max(int(sizes.max()), 1) // 1024) * 1024
-    rows = np.full((n_blocks, longest), block, np.int32)
-    columns = np.zeros((n_blocks, longest), np.int32)
-    at = row // block, np.arange(len(row)) - np.repeat(starts, sizes)
-    rows[at], columns[at] = row % block, places[np.asarray(interactions.indices)[pair]]
+    whole, at, shape = _in_blocks(interactions, users)
+    rows, columns = np.full(shape, users.shape[1], np.int32), np.zeros(shape, np.int32)
+    rows[at], columns[at] = whole.pairs()[0] % users.shape[1], places[whole.indices]
     return rows, columns
 
 
-def _rows(model: Model, variables: Variables, users: Array) -> Array:
+def _histories(known: Interactions | None, users: np.ndarray) -> Interactions | None:
+    """The histories of each block of users [n_blocks, B]: `indptr` [n_blocks, B + 1] and `indices` [n_blocks, L]."""
+    if known is None:
+        return None
+    whole, at, shape = _in_blocks(known, users)
+    items = np.zeros(shape, np.int32)
+    items[at] = whole.indices
+    first = np.arange(users.shape[0])[:, None] * users.shape[1]
+    indptr = whole.indptr[first + np.arange(users.shape[1] + 1)] - whole.indptr[first]
+    return Interactions(indptr, items, None, None, users.shape[1], known.n_items)
+
+
+def _in_blocks(interactions: Interactions, users: np.ndarray) -> tuple[Interactions, tuple, tuple[int, int]]:
+    """The rows of all users [n_blocks, B], the block of each pair and its place there, and the shape (n_blocks, L)."""
+    n_blocks, block = users.shape
+    whole = interactions.take(users.reshape(-1))
+    starts = whole.indptr[::block].astype(np.int64)
+    sizes = np.diff(starts)
+    within = np.arange(whole.n_pairs) - np.repeat(starts[:-1], sizes)
+    return whole, (np.repeat(np.arange(n_blocks), sizes), within), (n_blocks, room(int(sizes.max())))
+
+
+def _rows(model: Model, variables: Variables, users: Array, histories: Interactions | None = None) -> Array:
     with jax.default_matmul_precision("highest"):
-        return model.apply(variables, users, method="rows")
+        return model.apply(variables, users, method="rows", **by_name(histories))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "k", "lower", "judge", "reads"))
@@ -220,15 +271,15 @@ def _blocks(variables, order, allowed, inputs, *, model, k, lower, judge, reads)
         tables = user_table, jnp.pad(item_table[order], ((0, width - n_items), (0, 0)))
         user_is_bad = ~jnp.isfinite(user_table).all(axis=1) | ~jnp.isfinite(item_table).all()
 
-    def scored(users):
+    def scored(users, histories):
         if tables is None:
-            rows = accumulated(_rows(model, variables, users))
+            rows = accumulated(_rows(model, variables, users, histories))
             return jnp.pad(rows[:, order], ((0, 0), (0, width - n_items))), jnp.isnan(rows).any(axis=1)
         return jnp.matmul(tables[0][users], tables[1].T, precision="highest"), user_is_bad[users]
 
     def ranked(inputs):
-        users, seen, positives = inputs
-        scores, bad = scored(users)
+        users, histories, seen, positives = inputs
+        scores, bad = scored(users, histories)
         scores = jnp.where(allowed, scores, -jnp.inf)
         if seen is not None:
             scores = scores.at[seen].set(-jnp.inf, mode="drop")

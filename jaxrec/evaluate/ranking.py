@@ -1,7 +1,8 @@
 """Top-k lists and ranking metrics of all items.
 
 A model takes part with `apply(variables, users, method="rows")` -> [B, N]. A model that also has `vectors` is ranked by
-the product of its two tables. `scorer` makes a model from any function.
+the product of its two tables. A model with an attribute `needs_histories` of True gets `histories=` too, `Interactions`
+[B, N] of these users' items, whose `indices` are padded at the end. `scorer` makes a model from any function.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def top_k(
     k: int,
     seen: Interactions | None = None,
     items: ArrayLike | None = None,
+    histories: Interactions | None = None,
     key: Key | None = None,
     block: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -75,11 +77,13 @@ def top_k(
 
     Args:
         model: see the module.
-        variables: of the model.
+        variables: the model's variables, as returned by `model.init`.
         users: ids [U].
         k: length of the lists.
         seen: pairs to leave out.
         items: ids [n] to choose among, such as those in stock; None is all.
+        histories: pairs [M, N] that the model may see, for a model that knows users by their items, such as
+            `models.VALID`. Other models take none.
         key: typed key for ties.
         block: users scored at a time; by default such that a block of scores stays in the processor's cache, or
             takes about 0.5 GB on an accelerator. Results do not depend on it.
@@ -88,12 +92,13 @@ def top_k(
         scores float32 [U, k] and items int32 [U, k], best first; -inf and -1 where a user has fewer items left.
 
     Warns:
-        DataWarning: for users without items in the history of a model that knows them by it alone.
+        DataWarning: for users without items in `histories`.
 
     Raises:
         TypeError: for a `State` instead of its variables.
-        ValueError: for k outside 1 .. N, user ids outside the model (where it has `n_users` or `vectors`) or `seen`, a
-            model whose N is not that of `seen`, `items` that are none of 0 .. N-1, scores of NaN.
+        ValueError: for a model that needs `histories` and gets none, or gets some and takes none; k outside 1 .. N,
+            user ids outside the model (where it has `n_users` or `vectors`), `histories` or `seen`, a model whose N is
+            not that of `seen`, `items` that are none of 0 .. N-1, scores of NaN.
 
     Similar items are those of a scorer whose users are items; the item itself comes first:
 
@@ -104,7 +109,7 @@ def top_k(
     if seen is not None:
         check_interactions(seen=seen)
     users = given_ids("users", users, None if seen is None else seen.n_users)
-    options = {"seen": seen, "demoted": None, "key": key, "block": block, "candidates": items}
+    options = {"seen": seen, "demoted": None, "key": key, "block": block, "candidates": items, "histories": histories}
     return ranked(model, variables, users, k=k, **options)[:2]
 
 
@@ -116,6 +121,7 @@ def full_ranking(
     *,
     ks: Sequence[int] | int = (10, 20),
     users: ArrayLike | None = None,
+    histories: Interactions | None = None,
     key: Key | None = None,
     auc: bool = False,
     block: int | None = None,
@@ -123,15 +129,18 @@ def full_ranking(
     """Ranks all items for each user, training items left out, and judges the lists by the test pairs.
 
     Users without a test pair are left out. Equal scores: without a key each test item is ranked as if its
-    score were one float lower, so that ties go against it; with a key, at random.
+    score were one float lower, so that tied scores rank it last; with a key, at random.
 
     Args:
         model: see the module.
-        variables: of the model.
+        variables: the model's variables, as returned by `model.init`.
         train: pairs [M, N] that are masked. To mask validation pairs too, give train and validation in one.
         test: pairs [M, N] to find.
         ks: lengths of the lists, or one length.
         users: ids [U] to evaluate; by default all that have a test pair.
+        histories: pairs [M, N] that the model may see, for a model that knows users by their items, such as
+            `models.VALID`. Usually the pairs that it was trained on, `histories=train`. They are not taken from what is
+            masked: with validation pairs masked, the model would see them by accident. Other models take none.
         key: typed key to break ties at random.
         auc: also the area under the ROC curve; it sorts whole rows, which is slow for large N.
         block: users scored at a time; results do not depend on it.
@@ -140,12 +149,17 @@ def full_ranking(
         A `Report` with "recall@k", "ndcg@k", "precision@k", "hit_rate@k", "mrr@k", "average_precision@k" and
         "popularity@k" (mean training users of the list's items) for each user, "coverage@k" and "gini@k" of all lists.
 
+    Warns:
+        DataWarning: for test pairs that are also training pairs, and for users without training pairs or without items
+            in `histories`.
+
     Raises:
         TypeError, ValueError: as `top_k`; also for train and test of different shapes, or no user to evaluate.
     """
     users = evaluated_users(train, test, users)
     ks = lengths(ks)
     options = {"seen": train, "demoted": test, "key": key, "block": block, "judge": area if auc else None}
+    options["histories"] = histories
     _, items, areas = ranked(model, variables, users, k=ks[-1] if ks else 0, **options)
     per_user, catalogue = _list_metrics(items, users, test, train.item_degrees, ks=tuple(ks))
     names = [f"{metric.__name__}@{k}" for metric in (*_METRICS, metrics.popularity) for k in ks]  # jit sorts its dicts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxrec._identity import reads
 from jaxrec._mesh import as_auto
 from jaxrec._numerics import integer
 from jaxrec._partials import check_static
-from jaxrec.evaluate._kernel import given_ids, lengths
+from jaxrec.evaluate._kernel import by_name, check_histories, given_ids, lengths, room, say_empty
 from jaxrec.evaluate.report import Report
 from jaxrec.interactions import DataWarning, Interactions, check_interactions
 from jaxrec.typing import ArrayLike, Model, Variables
@@ -28,6 +28,7 @@ def sampled_ranking(
     *,
     ks: Sequence[int] | int = (10,),
     train: Interactions | None = None,
+    histories: Interactions | None = None,
     block: int = 1024,
 ) -> Report:
     """Ranks each test item among its own sampled negatives, as many papers do; ties go against the test item.
@@ -37,28 +38,36 @@ def sampled_ranking(
 
     Args:
         model: scores pairs by `apply(variables, users, items)`.
-        variables: of the model.
+        variables: the model's variables, as returned by `model.init`.
         test_pairs: users [T] and items [T].
         negatives: item ids [T, n]. A negative that comes twice in a row counts once, one that equals the test item
             not at all; a `DataWarning` says how many.
         ks: lengths of the lists, or one length.
         train: if given, items without a training pair take no part: negatives among them do not count, and test pairs
             with such an item are left out, as the released code of TransCF and MARS has it.
+        histories: pairs that the model may see, for a model that knows users by their items, such as `models.VALID`;
+            see `full_ranking`. Other models take none.
         block: pairs scored at a time.
 
     Returns:
         A `Report` with "hit_rate@k", "ndcg@k" and "mrr@k" for each test pair (in `users` stands the pair's user).
 
+    Warns:
+        DataWarning: for negatives that do not count, and for users without items in `histories`.
+
     Raises:
         ValueError: for shapes that do not fit, ids that are negative, no integers, or outside the model where it has
-            `n_users` and `n_items`, and for scores of NaN.
+            `n_users` and `n_items`, or outside `histories`; a model that needs `histories` and gets none, or gets some
+            and takes none; and for scores of NaN.
     """
     users, items, negatives = *(np.asarray(x) for x in test_pairs), np.asarray(negatives)
     fits = users.shape == items.shape == negatives.shape[:1] and users.ndim == 1 and negatives.ndim == 2
     if not fits or negatives.size == 0:
         shapes = f"users {list(users.shape)}, items {list(items.shape)}, negatives {list(negatives.shape)}"
         raise ValueError(f"{shapes}; give [T], [T] and [T, n], T and n at least 1")
-    n_users, n_items = getattr(model, "n_users", None), getattr(model, "n_items", None)
+    check_histories(model, histories)
+    n_users = getattr(model, "n_users", None) if histories is None else histories.n_users
+    n_items = getattr(model, "n_items", None)
     for name, ids, n in (("users", users, n_users), ("items", items, n_items), ("negatives", negatives, n_items)):
         given_ids(name, ids.reshape(-1), n)
     check_static(model)
@@ -77,14 +86,14 @@ def sampled_ranking(
         )
     valid = valid if train is None else valid & known
     candidates = np.concatenate([items[:, None], negatives], axis=1).astype(np.int32)
+    say_empty(histories, np.unique(users), stacklevel=3)
+    blocks = np.minimum(np.arange(-(-len(users) // block) * block), len(users) - 1).reshape(-1, block)
+    known = _histories(histories, users[blocks])
     ranks = []
-    for start in range(0, len(users), block):
-        stop = min(start + block, len(users))
-        take = np.minimum(np.arange(start, start + block), len(users) - 1)
-        inputs = users[take].astype(np.int32), candidates[take], valid[take]
-        part = _sampled_ranks(variables, *inputs, model=model, reads=reads(model))
-        ranks.append(np.asarray(part)[: stop - start])
-    rank = np.concatenate(ranks)
+    for chosen, own in zip(blocks, known):
+        inputs = users[chosen].astype(np.int32), candidates[chosen], valid[chosen], own
+        ranks.append(np.asarray(_sampled_ranks(variables, *inputs, model=model, reads=reads(model))))
+    rank = np.concatenate(ranks)[: len(users)]
     if np.isnan(rank).any():
         first = users[np.isnan(rank)][0]
         raise ValueError(f"a score of user {first} is NaN; did training diverge, or is an id outside the model?")
@@ -120,10 +129,20 @@ def _distinct(rows: np.ndarray) -> np.ndarray:
     return distinct
 
 
+def _histories(known: Interactions | None, users: np.ndarray) -> Iterator[Interactions | None]:
+    """The histories of each block of users [n_blocks, B], made when it is their turn: a user comes once a test pair."""
+    if known is None:
+        yield from [None] * len(users)
+        return
+    known = jax.tree.map(np.asarray, known)
+    capacity = room(int(np.diff(known.indptr.astype(np.int64))[users].sum(1).max()))
+    yield from (known.take(block, capacity=capacity) for block in users)
+
+
 @functools.partial(jax.jit, static_argnames=("model", "reads"))
-def _sampled_ranks(variables, users, candidates, valid, *, model, reads):
+def _sampled_ranks(variables, users, candidates, valid, histories, *, model, reads):
     """How many valid negatives score at least as high as the first candidate, float32 [B]; NaN if a score is."""
     del reads
-    scores = model.apply(variables, users[:, None], candidates)
+    scores = model.apply(variables, users[:, None], candidates, **by_name(histories))
     rank = (valid & (scores[:, 1:] >= scores[:, :1])).sum(-1).astype(jnp.float32)
     return jnp.where(jnp.isnan(scores).any(-1), jnp.nan, rank)

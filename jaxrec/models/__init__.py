@@ -2,7 +2,6 @@
 
 from jaxrec.models import attention as attention
 from jaxrec.models import implicit as implicit
-from jaxrec.models._histories import for_users as for_users
 from jaxrec.models.autoencoders import MultDAE as MultDAE
 from jaxrec.models.autoencoders import MultVAE as MultVAE
 from jaxrec.models.autoencoders import RecVAE as RecVAE

@@ -1,11 +1,8 @@
-"""Models that know users by their histories; those of a batch are one list of pairs, none padded to the longest."""
+"""Models that know users by their items; those of a batch are one list of pairs, none padded to the longest."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,26 +10,43 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import sampling
+from jaxrec._numerics import as_ids
 from jaxrec.interactions import Interactions, check_interactions
-from jaxrec.models.mf import check_attributes, checked_ids
-from jaxrec.typing import Array, ArrayLike, Key, Variables
+from jaxrec.models.mf import check_attributes, check_sizes, checked_ids
+from jaxrec.typing import Array, ArrayLike, Key
 
 
-@dataclasses.dataclass(frozen=True)
-class Pairs:
-    """The items of B users.
+class Pairs(NamedTuple):
+    """The items of B users as one list of C pairs.
 
     Attributes:
-        rows: int32 [C], places in the batch, ascending; B where padded.
+        rows: int32 [C], places in the batch, ascending; B for padding.
         items: int32 [C].
         users: int32 [B], on which noise depends.
+        degrees: int32 [B], numbers of items.
         key: of the noise; None for none.
     """
 
     rows: Array
     items: Array
     users: Array
+    degrees: Array
     key: Key | None = None
+
+    @classmethod
+    def of(cls, histories: Interactions, users: Array | None = None, key: Key | None = None) -> Pairs:
+        """The pairs of `histories` [B, N], whose `indices` may be padded at the end.
+
+        Args:
+            histories: the items of the users.
+            users: int32 [B]; None is 0 .. B - 1.
+            key: of the noise.
+        """
+        indptr, items = as_ids(histories.indptr), as_ids(histories.indices)
+        number = jnp.arange(len(items), dtype=jnp.int32)
+        rows = jnp.searchsorted(indptr[1:], number, side="right").astype(jnp.int32)
+        users = jnp.arange(histories.n_users, dtype=jnp.int32) if users is None else users
+        return cls(rows, items, users, indptr[1:] - indptr[:-1], key)
 
     @property
     def real(self) -> Array:
@@ -75,60 +89,6 @@ class Pairs:
 def spread(x: Array, rows: Array) -> Array:
     """The rows [C, ...] of x [B, ...]; of x [1, ...] the same for all."""
     return x.at[jnp.zeros_like(rows) if len(x) == 1 else rows].get(mode="clip")
-
-
-def on_histories(
-    fn: Callable[[Pairs, Array], Any],
-    known: Interactions,
-    degrees: np.ndarray,
-    users: Array,
-    *,
-    key: Key | None,
-    at_random: bool = False,
-) -> Any:
-    """`fn(pairs, degrees [B])` of the users' histories.
-
-    The list has room for what these users have. Under `jit`, where that is not known, two lengths are compiled: what B
-    users with items surpass once in 10¹² random draws, and B of the longest histories. Where users do come at random
-    the first is enough, and all is NaN if it is not.
-
-    Args:
-        fn: gives arrays of floats.
-        known: the histories.
-        degrees: int [M], those of `known`, on the host.
-        users: int32 [B].
-        key: of the noise.
-        at_random: whether the users are drawn without replacement, from all or from those with items.
-    """
-
-    def found(capacity: int) -> Any:
-        rows, items, own = known.flat_rows(users, capacity=-(-capacity // 256) * 256)
-        return fn(Pairs(rows, items, users, key), own)
-
-    n, longest = len(users), max(int(degrees.max(initial=0)), 1)
-    if not isinstance(users, jax.core.Tracer):
-        return found(max(int(degrees[np.asarray(users)].sum(dtype=np.int64)), 1))
-    drawn = degrees[degrees > 0] if degrees.any() else degrees  # training draws from those who have items
-    usual, most = surpassed(drawn, n, odds=1e-12), n * longest
-    if most <= 2 * usual:
-        return found(most)
-    enough = (known.indptr[users + 1] - known.indptr[users]).sum() <= usual
-    if at_random:
-        return jax.tree.map(lambda x: jnp.where(enough, x, jnp.nan), found(usual))
-    return jax.lax.cond(enough, lambda: found(usual), lambda: found(most))
-
-
-def surpassed(degrees: np.ndarray, n: int, *, odds: float) -> int:
-    """What n of these degrees, drawn at random without replacement, sum to more than with at most these odds.
-
-    Chernoff's bound, min over t of (n log mean exp(t d) − log odds) / t, which holds without replacement too (Hoeffding
-    1963, 10.1080/01621459.1963.10500830).
-    """
-    values, counts = np.unique(degrees, return_counts=True)
-    longest = max(int(values[-1]), 1)
-    t = np.geomspace(1e-3, 1e3, 256) / longest
-    log_mean = np.log(np.exp(t[:, None] * (values - longest)) @ (counts / counts.sum())) + t * longest
-    return min(math.ceil(((n * log_mean - math.log(odds)) / t).min()), n * longest)
 
 
 def checked_items(items: ArrayLike, where: ArrayLike | None, n_items: int) -> tuple[jax.Array, jax.Array]:
@@ -174,110 +134,77 @@ def _block(name: str, x: ArrayLike) -> Array:
     return x
 
 
-def all_pairs(items: Array, where: Array) -> Pairs:
-    """Padded histories [B, L] as such a list."""
-    n = len(items)
-    rows = jnp.where(where, jnp.arange(n, dtype=jnp.int32)[:, None], n)
-    # places ascend only where no padding stands between, so that padding moves to the end
-    order = jnp.argsort(rows.reshape(-1), stable=True)
-    return Pairs(rows.reshape(-1)[order], items.reshape(-1)[order], jnp.arange(n, dtype=jnp.int32))
-
-
 # ---------------------------------------------------------------------- models
 
 
 class HistoryModel(nn.Module):
-    """A model whose users are their histories, which travel as the untrained collection "history".
+    """A model that knows users by their items alone, and so scores anybody.
 
-    A subclass makes its parameters in a `setup` that calls this one's, and scores pairs in `_of_pairs`, padded
-    histories in `_of_histories`. Variables with histories of another size raise `ValueError`.
+    Every method takes `histories`, the items of its B users as `Interactions` [B, N]. The histories may come from
+    `Interactions.take`, from a batch of `train.by_user`, or be the training interactions themselves where the users
+    are all of theirs. `indices` may be padded at the end.
+
+    A subclass makes its parameters in `setup`. It scores pairs in `_of_pairs`, and all items in `rows`; both find
+    their `Pairs` by `_pairs`.
     """
 
-    history: Interactions
+    n_items: int
+
+    needs_histories = True
 
     def __post_init__(self) -> None:
-        check_interactions(history=self.history)
+        check_sizes(self, "n_items")
         check_attributes(self)
         super().__post_init__()
 
-    @property
-    def n_users(self) -> int:
-        """M."""
-        return self.history.n_users
-
-    @property
-    def n_items(self) -> int:
-        """N."""
-        return self.history.n_items
-
-    def setup(self) -> None:
-        known = self.variable("history", "interactions", on_device, self.history).value
-        if known.indptr.shape != self.history.indptr.shape or known.indices.shape != self.history.indices.shape:
-            sizes = [f"{len(x.indptr) - 1} users with {len(x.indices)} pairs" for x in (known, self.history)]
-            raise ValueError(
-                f"variables have histories of {sizes[0]}, the model of {sizes[1]}; give both "
-                "from for_users(model, variables, history)"
-            )
-        self.known = jax.tree.map(jnp.asarray, known)
-
-    def __call__(self, users: Array, items: Array) -> Array:
-        """Scores of the pairs, ids that broadcast; without noise."""
-        users, items = checked_ids(users, items)
-        if self.is_initializing():  # `setup` has made all parameters, and a pass would take seconds to compile
-            return jnp.zeros(jnp.broadcast_shapes(users.shape, items.shape))
-        return self._of_pairs(users, items)
-
-    def fold_in(self, items: ArrayLike, where: ArrayLike | None = None) -> Array:
-        """Scores of all items for users never seen, from their histories [B, L], such as `Interactions.rows` gives.
+    def __call__(self, users: Array | None, items: Array, *, histories: Interactions | None = None) -> Array:
+        """Scores of pairs, without noise.
 
         Args:
-            items: integers [B, L], each item once: an item that is repeated may count again. [[]] is one user without
-                items.
-            where: bool [B, L], True for real entries; None is all.
+            users: integers [B] or [B, 1]; None for anybody.
+            items: integers [B, n], or [1, n] for the same items for all users. [B] is one item a user.
+            histories: the users' items, `Interactions` [B, N].
+
+        Returns:
+            [B, n], or [B] for items [B].
 
         Raises:
-            ValueError: for rows of different lengths, ids that are not integers, a `where` that is not bool [B, L], and
-                real ids outside 0 .. N - 1, except under `jit`, where they are not known.
+            ValueError: without histories, for histories of another number of users or items, and for items of another
+                shape.
         """
-        return self._of_histories(*checked_items(items, where, self.n_items))
+        if self.is_initializing():  # `setup` has made all parameters, and a pass would take seconds to compile
+            return jnp.zeros(jnp.broadcast_shapes(jnp.shape(users), jnp.shape(items)))
+        pairs = self._pairs(users, histories)
+        (items,) = checked_ids(items)
+        n = len(pairs.users)
+        if not (items.shape == (n,) or (items.ndim == 2 and items.shape[0] in (1, n))):
+            raise ValueError(f"items are {list(items.shape)}, for {n} users; give [{n}, n], [1, n] or [{n}]")
+        scores = self._of_pairs(pairs, items.reshape(n, 1) if items.ndim == 1 else items)
+        return scores.reshape(n) if items.ndim == 1 else scores
+
+    def _pairs(self, users: Array | None, histories: Interactions | None, key: Key | None = None) -> Pairs:
+        """The pairs of users [B] or [B, 1], or of anybody where `users` is None."""
+        name = type(self).__name__
+        if histories is None:
+            raise ValueError(
+                f"{name} knows users by their items; give histories=, Interactions of these users in this order, such "
+                "as train.take(users)"
+            )
+        check_interactions(histories=histories)
+        if histories.n_items != self.n_items:
+            raise ValueError(
+                f"histories have {histories.n_items} items, {name} has {self.n_items}; give Interactions over its ids"
+            )
+        if users is None:
+            return Pairs.of(histories, key=key)
+        (users,) = checked_ids(users)
+        if users.shape not in ((histories.n_users,), (histories.n_users, 1)):
+            raise ValueError(
+                f"users are {list(users.shape)}, and histories are of {histories.n_users} users; give those of these "
+                "users in this order, such as train.take(users)"
+            )
+        return Pairs.of(histories, users.reshape(-1), key)
 
     def _key(self) -> Key | None:
         """That of the noise, if there is one."""
         return self.make_rng("noise") if self.has_rng("noise") else None
-
-    def _on(self, users: Array, fn: Callable[..., Any], key: Key | None = None, at_random: bool = False) -> Any:
-        """`fn(pairs, degrees [B])` of users [B]."""
-        (users,) = checked_ids(users)
-        degrees = np.asarray(self.history.user_degrees)
-        return on_histories(fn, self.known, degrees, users, key=key, at_random=at_random)
-
-
-def on_device(history: Interactions) -> Interactions:
-    """The bare pairs."""
-    return jax.tree.map(jnp.asarray, dataclasses.replace(history, weights=None, timestamps=None))
-
-
-def for_users(model: HistoryModel, variables: Variables, history: Interactions) -> tuple[HistoryModel, Variables]:
-    """The same trained model over other users: those of `history`, held out from training, or new.
-
-    For models that know a user by the history alone: `MultDAE`, `MultVAE`, `RecVAE`, `VALID`, `MacridVAE`, `EASE`. With
-    `splits.held_out_users`, `evaluate.full_ranking(*for_users(model, variables, history), history, test)`.
-
-    Raises:
-        ValueError: for a model with parameters of users, and histories over another number of items.
-
-    >>> from jaxrec.models import MultDAE
-    >>> train, other = Interactions.from_pairs([0, 1], [0, 3]), Interactions.from_pairs([0, 0, 4], [3, 0, 2])
-    >>> model = MultDAE(train, dim=2)
-    >>> model, variables = for_users(model, model.init(jax.random.key(0), jnp.array([0]), jnp.array([0])), other)
-    >>> model.apply(variables, jnp.array([4]), method="rows").shape
-    (1, 4)
-    """
-    if set(variables.get("history", ())) != {"interactions"} or "user" in variables["params"]:
-        name = type(model).__name__
-        raise ValueError(f"model={name} has parameters of users; give one that knows them by their histories alone")
-    if history.n_items != model.history.n_items:
-        raise ValueError(
-            f"history has {history.n_items} items, the model {model.history.n_items}; give Interactions over its ids"
-        )
-    return model.clone(history=history), {**variables, "history": {"interactions": on_device(history)}}

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec.interactions import Interactions
 from jaxrec.losses import kl_standard
-from jaxrec.models._histories import HistoryModel, Pairs, all_pairs
+from jaxrec.models._histories import HistoryModel, Pairs
 from jaxrec.models.mf import check_numbers, check_rate, check_sizes
 from jaxrec.typing import Array, Key
 
@@ -28,7 +29,7 @@ class _Autoencoder(HistoryModel):
 
     A subclass makes its parameters in `setup`, and `item` [N, W] and `item_bias` [N] among them. Its `_encoded(pairs)`
     gives the mean [B, D] of z and the logarithm of its variance, or None where z is the mean; its `_divergence(pairs,
-    degrees, z, mean, log_variance)` gives KL [B].
+    z, mean, log_variance)` gives KL [B].
     """
 
     def __post_init__(self) -> None:
@@ -36,44 +37,31 @@ class _Autoencoder(HistoryModel):
         check_rate(self, "dropout")
         super().__post_init__()
 
-    def _of_pairs(self, users: Array, items: Array) -> Array:
-        q = self._query(self._on(users.reshape(-1), lambda pairs, _: self._encoded(pairs)[0]))
-        scores = jnp.einsum("...w,...w->...", q.reshape(*users.shape, -1), jnp.asarray(self.item)[items])
-        bias = jnp.asarray(self.item_bias)[items]
-        return scores + bias.reshape((1,) * (scores.ndim - bias.ndim) + bias.shape)
+    def rows(self, users: Array | None, *, histories: Interactions | None = None) -> Array:
+        """Scores [B, N] of all items for users [B], without noise."""
+        return self._scores(self._encoded(self._pairs(users, histories))[0])
 
-    def rows(self, users: Array) -> Array:
-        """Scores of all items for users [B] -> [B, N], without noise."""
-        return self._scores(self._on(users, lambda pairs, _: self._encoded(pairs)[0]))
+    def bound(self, users: Array | None, *, histories: Interactions | None = None) -> tuple[Array, Array]:
+        """NLL [B] and KL [B] of users [B], the two halves of the negative evidence lower bound.
 
-    def _of_histories(self, items: Array, where: Array) -> Array:
-        return self._scores(self._encoded(all_pairs(items, where))[0])
-
-    def bound(self, users: Array, *, at_random: bool = False) -> tuple[Array, Array]:
-        """The two halves of the negative evidence lower bound of users [B], with noise if there is a key for it.
-
-        Args:
-            users: integers [B].
-            at_random: the users are drawn from all without replacement, as in training, so that room for the longest
-                histories need not be kept.
-
-        Returns:
-            NLL [B] and KL [B].
+        There is noise if there is a key for it.
         """
-
-        def halves(pairs: Pairs, degrees: Array) -> tuple[Array, Array]:
-            mean, log_variance = self._encoded(pairs)
-            z = mean
-            if log_variance is not None and pairs.key is not None:
-                z += jnp.exp(log_variance / 2) * pairs.normal(z.shape[1:], draw=0).astype(z.dtype)
-            scores = self._scores(z)
-            own = pairs.sums(scores.at[pairs.rows, pairs.items].get(mode="fill", fill_value=0))
-            nll = degrees.astype(own.dtype) * jax.nn.logsumexp(scores, axis=-1) - own
-            return nll, self._divergence(pairs, degrees.astype(own.dtype), z, mean, log_variance)
-
-        return self._on(users, halves, self._key(), at_random)
+        pairs = self._pairs(users, histories, self._key())
+        mean, log_variance = self._encoded(pairs)
+        z = mean
+        if log_variance is not None and pairs.key is not None:
+            z += jnp.exp(log_variance / 2) * pairs.normal(z.shape[1:], draw=0).astype(z.dtype)
+        scores = self._scores(z)
+        own = pairs.sums(scores.at[pairs.rows, pairs.items].get(mode="fill", fill_value=0))
+        nll = pairs.degrees.astype(own.dtype) * jax.nn.logsumexp(scores, axis=-1) - own
+        return nll, self._divergence(pairs, z, mean, log_variance)
 
     # ------------------------------------------------------------------ parts
+
+    def _of_pairs(self, pairs: Pairs, items: Array) -> Array:
+        q = self._query(self._encoded(pairs)[0])
+        item, bias = jnp.asarray(self.item), jnp.asarray(self.item_bias)
+        return jnp.einsum("...w,...nw->...n", q, item[items]) + bias[items]
 
     def _query(self, z: Array) -> Array:
         """q [B, W]; z itself where a subclass does not say otherwise."""
@@ -90,7 +78,7 @@ class MultDAE(_Autoencoder):
     the parameters instead, `optax.chain(optax.add_decayed_weights(...), optax.adam(1e-3))`.
 
     Attributes:
-        history: the training interactions; weights are not used.
+        n_items: N.
         dim: D.
         dropout: rate for the normalised row.
 
@@ -99,27 +87,26 @@ class MultDAE(_Autoencoder):
 
     >>> import jaxrec as jr
     >>> train = jr.Interactions.from_pairs([0, 0, 2], [1, 3, 0])
-    >>> model = MultDAE(train, dim=2)
+    >>> model = MultDAE(train.n_items, dim=2)
     >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
-    >>> model.apply(variables, jnp.array([0, 2]), method="rows").shape
-    (2, 4)
+    >>> model.apply(variables, None, histories=train, method="rows").shape
+    (3, 4)
     """
 
     dim: int = 200
     dropout: float = 0.5
 
     def setup(self) -> None:  # noqa: D102
-        super().setup()
-        self.context = self.param("context", _XAVIER, (self.history.n_items, self.dim))
+        self.context = self.param("context", _XAVIER, (self.n_items, self.dim))
         self.context_bias = self.param("context_bias", _SMALL, (self.dim,))
-        self.item = self.param("item", _XAVIER, (self.history.n_items, self.dim))
-        self.item_bias = self.param("item_bias", _SMALL, (self.history.n_items,))
+        self.item = self.param("item", _XAVIER, (self.n_items, self.dim))
+        self.item_bias = self.param("item_bias", _SMALL, (self.n_items,))
 
     def _encoded(self, pairs: Pairs) -> tuple[Array, None]:
         return nn.tanh(_first_layer(self.context, self.context_bias, pairs, self.dropout)), None
 
-    def _divergence(self, pairs, degrees, z, mean, log_variance) -> Array:
-        return jnp.zeros_like(degrees)
+    def _divergence(self, pairs, z, mean, log_variance) -> Array:
+        return jnp.zeros(len(pairs.users), z.dtype)
 
 
 class MultVAE(_Autoencoder):
@@ -132,7 +119,7 @@ class MultVAE(_Autoencoder):
     `train.autoencoders.objective(cap=0.2, total=200_000)`, in batches of 500 users, with Adam at 1e-3.
 
     Attributes:
-        history: the training interactions; weights are not used.
+        n_items: N.
         dim: D.
         width: W, of the hidden layers.
         dropout: rate for the normalised row.
@@ -142,10 +129,10 @@ class MultVAE(_Autoencoder):
 
     >>> import jaxrec as jr
     >>> train = jr.Interactions.from_pairs([0, 0, 2], [1, 3, 0])
-    >>> model = MultVAE(train, dim=2, width=3)
+    >>> model = MultVAE(train.n_items, dim=2, width=3)
     >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
-    >>> model.apply(variables, jnp.array([[1, 3]]), jnp.array([[True, True]]), method="fold_in").shape
-    (1, 4)
+    >>> model.apply(variables, None, jnp.array([[1, 3]]), histories=train).shape
+    (3, 2)
     """
 
     dim: int = 200
@@ -153,8 +140,7 @@ class MultVAE(_Autoencoder):
     dropout: float = 0.5
 
     def setup(self) -> None:  # noqa: D102
-        super().setup()
-        n_items, dim, width = self.history.n_items, self.dim, self.width
+        n_items, dim, width = self.n_items, self.dim, self.width
         self.context = self.param("context", _XAVIER, (n_items, width))
         self.context_bias = self.param("context_bias", _SMALL, (width,))
         self.head = self.param("head", _XAVIER, (width, 2 * dim))
@@ -172,7 +158,7 @@ class MultVAE(_Autoencoder):
     def _query(self, z: Array) -> Array:
         return nn.tanh(z @ self.hidden + self.hidden_bias[None])
 
-    def _divergence(self, pairs, degrees, z, mean, log_variance) -> Array:
+    def _divergence(self, pairs, z, mean, log_variance) -> Array:
         return kl_standard(mean, log_variance)
 
 
@@ -189,7 +175,7 @@ class RecVAE(_Autoencoder):
     "old".
 
     Attributes:
-        history: the training interactions; weights are not used.
+        n_items: N.
         dim: D.
         width: of the encoder's layers.
         dropout: rate for the normalised row; 0 when the decoder is trained.
@@ -203,10 +189,10 @@ class RecVAE(_Autoencoder):
 
     >>> import jaxrec as jr
     >>> train = jr.Interactions.from_pairs([0, 0, 2], [1, 3, 0])
-    >>> model = RecVAE(train, dim=2, width=3)
+    >>> model = RecVAE(train.n_items, dim=2, width=3)
     >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
-    >>> sorted(variables), model.apply(variables, jnp.array([0, 2]), method="rows").shape
-    (['history', 'old', 'params'], (2, 4))
+    >>> sorted(variables), model.apply(variables, None, histories=train, method="rows").shape
+    (['old', 'params'], (3, 4))
     """
 
     dim: int = 200
@@ -219,8 +205,7 @@ class RecVAE(_Autoencoder):
         super().__post_init__()
 
     def setup(self) -> None:  # noqa: D102
-        super().setup()
-        n_items = self.history.n_items
+        n_items = self.n_items
         self.encoder = self.param("encoder", _deep_encoder, n_items, self.width, self.dim)
         by_row = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=-1, out_axis=-2)
         self.item = self.param("item", by_row, (n_items, self.dim))
@@ -230,12 +215,12 @@ class RecVAE(_Autoencoder):
     def _encoded(self, pairs: Pairs) -> tuple[Array, Array]:
         return _deep(self.encoder, pairs, self.dropout)
 
-    def _divergence(self, pairs, degrees, z, mean, log_variance) -> Array:
+    def _divergence(self, pairs, z, mean, log_variance) -> Array:
         old_mean, old_log_variance = _deep(self.old, pairs, 0.0)
         parts = [(0.0, 0.0), (old_mean, old_log_variance), (0.0, 10.0)]
         prior = jnp.stack([_log_normal(z, *part) + weight for part, weight in zip(parts, _LOG_WEIGHTS.tolist())])
         kl = (_log_normal(z, mean, log_variance) - jax.nn.logsumexp(prior, axis=0)).sum(-1)
-        return self.divergence_weight * degrees * kl
+        return self.divergence_weight * pairs.degrees.astype(kl.dtype) * kl
 
 
 def _first_layer(context: Array, bias: Array, pairs: Pairs, dropout: float) -> Array:

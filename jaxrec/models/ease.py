@@ -4,38 +4,34 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 
-from jaxrec.models._histories import HistoryModel
+from jaxrec.interactions import Interactions
+from jaxrec.models._histories import HistoryModel, Pairs, spread
 from jaxrec.typing import Array
 
 
 class EASE(HistoryModel):
-    """Scores X B of users' rows X of 0 and 1 by a table B [N, N] of zero diagonal; made by `ease`.
+    """Scores X B of users' rows X of 0 and 1 by a table B [N, N] of zero diagonal; `solvers.ease.fit` makes it.
 
-    The parameter is `weights` [N, N] (B). The histories travel as the untrained collection "history".
+    The parameter is `weights` [N, N] (B). All methods take `histories`, `Interactions` [B, N] of their B users; `users`
+    may be None.
 
     Attributes:
-        history: the training interactions; weights are not used.
+        n_items: N.
+
+    Raises:
+        ValueError: for an `n_items` that is not an integer of 1 or more. A call without histories, or with those of
+            another number of users or items, is one too.
     """
 
     def setup(self) -> None:  # noqa: D102
-        super().setup()
-        n_items = self.history.n_items
-        self.weights = self.param("weights", nn.initializers.zeros, (n_items, n_items))
-        self.longest = max(int(np.asarray(self.history.user_degrees).max(initial=0)), 1)
+        self.weights = self.param("weights", nn.initializers.zeros, (self.n_items, self.n_items))
 
-    def _of_pairs(self, users: Array, items: Array) -> Array:
-        users, items = jnp.broadcast_arrays(users, items)
-        own, where = self.known.rows(users, length=self.longest)
-        return jnp.where(where, jnp.asarray(self.weights)[own, items[..., None]], 0).sum(-1)
+    def rows(self, users: Array | None, *, histories: Interactions | None = None) -> Array:
+        """Scores [B, N] of all items for users [B]."""
+        pairs = self._pairs(users, histories)
+        x = jnp.zeros((len(pairs.users), self.n_items), self.weights.dtype)
+        return x.at[pairs.rows, pairs.items].set(1, mode="drop") @ self.weights
 
-    def rows(self, users: Array) -> Array:
-        """Scores of all items for users [B] -> [B, N]."""
-        return self._of_histories(*self.known.rows(users, length=self.longest))
-
-    def _of_histories(self, items: Array, where: Array) -> Array:
-        places = jnp.where(where, items, self.history.n_items)
-        x = jnp.zeros((len(places), self.history.n_items), self.weights.dtype)
-        users = jnp.arange(len(places), dtype=places.dtype)[:, None]
-        return x.at[users, places].set(1, mode="drop") @ self.weights
+    def _of_pairs(self, pairs: Pairs, items: Array) -> Array:
+        return pairs.sums(jnp.asarray(self.weights)[pairs.items[:, None], spread(items, pairs.rows)])

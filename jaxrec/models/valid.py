@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxrec._numerics import as_integer
+from jaxrec.interactions import Interactions
 from jaxrec.losses import kl_normalised
 from jaxrec.models import _mixture
-from jaxrec.models._histories import HistoryModel, Pairs, all_pairs
+from jaxrec.models._histories import HistoryModel, Pairs
 from jaxrec.models._mixture import Noise
 from jaxrec.models.attention import Attention
 from jaxrec.models.implicit import Gradient, detach
 from jaxrec.models.mf import _unit, check_function, check_numbers, check_rate, check_sizes
-from jaxrec.typing import Array, Key
+from jaxrec.typing import Array
 
 _XAVIER = nn.initializers.glorot_normal()
 
@@ -48,12 +47,15 @@ class VALID(HistoryModel):
     for each k, and dropped out. The last one encodes the groups, e_k = Σ_l w_lk E_l + b, (μ, −lv) = W tanh(e) + c,
     z_k = unit(μ_k) + σ₀ exp(lv_k / 2) ε, and p_l ∝ Σ_k A_lk exp(unit(z_k)·h_l / τ_dec) over all items.
 
+    The model knows a user by their items: all methods take `histories`, `Interactions` [B, N] of their B users.
+    `users` may then be None, for anybody. It says whose noise is drawn.
+
     Parameters are `item` [N, D] (H), `prototype` [K, D], `context` [N, W] (E), `context_bias` [W], `head` [W, 2D],
-    `head_bias` [2D]. The histories travel as the untrained collection "history". Noise, of groups, dropout and z,
-    is drawn in `apply(..., rngs={"noise": key})`; without that key nothing is random.
+    `head_bias` [2D]. The noise of groups, dropout and z is drawn in `apply(..., rngs={"noise": key})`; without that key
+    nothing is random.
 
     Attributes:
-        history: the training interactions; weights are not used.
+        n_items: N.
         dim: D.
         n_interests: K.
         n_blocks: R; 1 is MacridVAE.
@@ -71,17 +73,18 @@ class VALID(HistoryModel):
     Raises:
         TypeError: for a gradient or an attention that is no function.
         ValueError: for sizes that are not integers of 1 or more, temperatures or a deviation that are not finite
-            numbers above 0, and a dropout outside [0, 1).
+            numbers above 0, and a dropout outside [0, 1). A call without histories, or with those of another number of
+            users or items, is one too.
 
     Differs: from the paper as the released code does: updates take unit vectors and their result is normalised, biases
     are there, KL leaves out the constant ‖μ‖² / 2σ₀². The padding item and user of RecBole are not there.
 
     >>> import jaxrec as jr
     >>> train = jr.Interactions.from_pairs([0, 0, 2], [1, 3, 0])
-    >>> model = VALID(train, dim=2, n_interests=3, width=2)
+    >>> model = VALID(train.n_items, dim=2, n_interests=3, width=2)
     >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
-    >>> model.apply(variables, jnp.array([0, 2]), method="rows").shape
-    (2, 4)
+    >>> model.apply(variables, None, histories=train, method="rows").shape
+    (3, 4)
     """
 
     dim: int = 64
@@ -106,81 +109,52 @@ class VALID(HistoryModel):
         super().__post_init__()
 
     def setup(self) -> None:  # noqa: D102
-        super().setup()
-        n_items = self.history.n_items
-        self.item = self.param("item", _XAVIER, (n_items, self.dim))
+        self.item = self.param("item", _XAVIER, (self.n_items, self.dim))
         self.prototype = self.param("prototype", _XAVIER, (self.n_interests, self.dim))
-        self.context = self.param("context", _XAVIER, (n_items, self.width))
+        self.context = self.param("context", _XAVIER, (self.n_items, self.width))
         self.context_bias = self.param("context_bias", nn.initializers.zeros, (self.width,))
         self.head = self.param("head", _XAVIER, (self.width, 2 * self.dim))
         self.head_bias = self.param("head_bias", nn.initializers.zeros, (2 * self.dim,))
 
-    def _of_pairs(self, users: Array, items: Array) -> Array:
-        """Log-probabilities up to a constant of the user."""
-        q1, q2 = self._queries(users.reshape(-1))
-        shape = users.shape
-        h = _unit(self.item[items])
-        logits = [jnp.einsum("...kd,...d->k...", _grown(q, shape, max(h.ndim - 1, users.ndim)), h) for q in (q1, q2)]
-        none = [None] * self.n_interests
-        return _mixture.log_sum(list(logits[1]), none)[0] - _mixture.log_sum(list(logits[0]), none)[0]
-
-    def rows(self, users: Array) -> Array:
-        """Scores of all items for users [B] -> [B, N], without noise."""
-        return _mixture.scores(*self._queries(users), _unit(self.item))
-
-    def _of_histories(self, items: Array, where: Array) -> Array:
+    def rows(self, users: Array | None, *, histories: Interactions | None = None) -> Array:
+        """Scores [B, N] of all items for users [B], without noise."""
         table = _unit(self.item)
-        return _mixture.scores(*self._both(self._encoded(all_pairs(items, where), table)), table)
+        return _mixture.scores(*self._both(self._encoded(self._pairs(users, histories), table)), table)
 
-    def bound(self, users: Array, *, at_random: bool = False) -> tuple[Array, Array]:
+    def bound(self, users: Array | None, *, histories: Interactions | None = None) -> tuple[Array, Array]:
         """The two halves of the negative evidence lower bound of users [B], with noise if there is a key for it.
-
-        Args:
-            users: integers [B].
-            at_random: the users are drawn from all without replacement, as in training, so that room for the longest
-                histories need not be kept.
 
         Returns:
             Σ_{l of the user} −log p_l [B], and KL [B], summed over interests. A user without items has 0 and a KL.
         """
+        pairs, table = self._pairs(users, histories, self._key()), _unit(self.item)
+        found = self._encoded(pairs, table)
+        queries, noise = self._both(found), self._noise(pairs, self.n_blocks)
+        s = pairs.sums(_mixture.at_pairs(*queries, pairs, table[pairs.items], noise))
+        log_sum = _mixture.log_normaliser(*queries, table, noise, min(self.chunk, len(table)))
+        return pairs.degrees.astype(s.dtype) * log_sum - s, kl_normalised(found.log_variance).sum(-1)
 
-        def halves(pairs: Pairs, degrees: Array, table: Array) -> tuple[Array, Array]:
-            found = self._encoded(pairs, table)
-            queries, noise = self._both(found), self._noise(pairs, self.n_blocks)
-            s = pairs.sums(_mixture.at_pairs(*queries, pairs, table[pairs.items], noise))
-            log_sum = _mixture.log_normaliser(*queries, table, noise, min(self.chunk, len(table)))
-            return degrees.astype(s.dtype) * log_sum - s, kl_normalised(found.log_variance).sum(-1)
+    def posterior(self, users: Array | None, *, histories: Interactions | None = None) -> Posterior:
+        """What the encoder finds for users [B], with noise if there is a key for it: arrays [B, K, D]."""
+        return self._encoded(self._pairs(users, histories, self._key()), _unit(self.item))
 
-        return self._on(users, halves, self._key(), at_random)
-
-    def posterior(self, users: Array) -> Posterior:
-        """What the encoder finds for users [B], with noise if there is a key for it: arrays [B, K, D].
-
-        For users never seen, `for_users(model, variables, history)` gives a model and variables that know them.
-        """
-        return self._on(users, lambda pairs, _, table: self._encoded(pairs, table), self._key())
-
-    def prototypes(self, users: Array) -> Array:
+    def prototypes(self, users: Array | None, *, histories: Interactions | None = None) -> Array:
         """Prototypes [R, B, K, D] by which each block groups the items of users [B]; unit vectors, without noise."""
-
-        def each(pairs: Pairs, _: Array, table: Array) -> Array:
-            start = _unit(self.prototype)[None]
-            x = [jnp.broadcast_to(start, (len(users), *start.shape[1:]))]
-            for number in range(1, self.n_blocks):
-                x.append(_unit(self._updated(x[-1], pairs, table, number)))
-            return jnp.stack(x)
-
-        return self._on(users, each)
+        pairs, table = self._pairs(users, histories), _unit(self.item)
+        start = _unit(self.prototype)[None]
+        x = [jnp.broadcast_to(start, (len(pairs.users), *start.shape[1:]))]
+        for number in range(1, self.n_blocks):
+            x.append(_unit(self._updated(x[-1], pairs, table, number)))
+        return jnp.stack(x)
 
     # ------------------------------------------------------------------ the parts of a pass
 
-    def _on(self, users: Array, fn: Callable[..., Any], key: Key | None = None, at_random: bool = False) -> Any:
-        """`fn(pairs, degrees [B], unit vectors of all items)`."""
-        table = _unit(self.item)
-        return super()._on(users, lambda pairs, degrees: fn(pairs, degrees, table), key, at_random)
-
-    def _queries(self, users: Array) -> tuple[Array, Array]:
-        return self._both(self._on(users, lambda pairs, _, table: self._encoded(pairs, table)))
+    def _of_pairs(self, pairs: Pairs, items: Array) -> Array:
+        """Log-probabilities up to a constant of the user."""
+        table, none = _unit(self.item), [None] * self.n_interests
+        h, queries = table[items], self._both(self._encoded(pairs, table))
+        before, after = (_mixture.log_sum(list(jnp.einsum("...kd,...nd->k...n", q, h)), none)[0] for q in queries)
+        return after - before
 
     def _both(self, found: Posterior) -> tuple[Array, Array]:
         """q1 [B or 1, K, D] and q2 [B, K, D]."""
@@ -194,7 +168,7 @@ class VALID(HistoryModel):
             update = functools.partial(self._updated, pairs=pairs, table=table)
             x = _unit(self.gradient(update, start, self.n_blocks - 1))
         w = self._weights(self._grouped(x, pairs, table, self.n_blocks), pairs, self.n_blocks)
-        e = pairs.weighted(w, self.context[pairs.items]) + self.context_bias.reshape(1, 1, -1)
+        e = pairs.weighted(w, jnp.asarray(self.context)[pairs.items]) + self.context_bias.reshape(1, 1, -1)
         y, t = jnp.split(nn.tanh(e) @ self.head + self.head_bias.reshape(1, 1, -1), 2, axis=-1)
         mean, log_variance = _unit(y), self._log_variance(t)
         z = mean
@@ -238,9 +212,7 @@ class MacridVAE(VALID):
     Raises:
         ValueError: for other n_blocks, and as VALID.
 
-    >>> import jaxrec as jr
-    >>> train = jr.Interactions.from_pairs([0, 0, 2], [1, 3, 0])
-    >>> MacridVAE(train).n_blocks
+    >>> MacridVAE(n_items=4).n_blocks
     1
     """
 
@@ -271,10 +243,3 @@ def collapse(prototypes: Array) -> Array:
     x = _unit(prototypes)
     k = x.shape[-2]
     return (jnp.einsum("...kd,...jd->...", x, x) - (x**2).sum((-2, -1))) / max(k * (k - 1), 1)
-
-
-def _grown(q: Array, shape: tuple[int, ...], ndim: int) -> Array:
-    """Queries [B or 1, K, D] in the users' shape, filled up by leading axes of 1 to `ndim`."""
-    if len(q) == 1 and int(np.prod(shape)) != 1:
-        return q.reshape(*(1,) * ndim, *q.shape[1:])
-    return q.reshape(*(1,) * (ndim - len(shape)), *shape, *q.shape[1:])

@@ -37,6 +37,7 @@ def separate_ranking(
     *,
     ks: Sequence[int] | int = (50, 100),
     users: ArrayLike | None = None,
+    histories: Interactions | None = None,
     block: int | None = None,
 ) -> Report:
     """Ranks each test item separately, among the items that its user has in neither part, as λOpt's code does.
@@ -52,6 +53,7 @@ def separate_ranking(
         test: pairs [M, N] to find.
         ks: numbers of ranks that count, or one.
         users: ids [U] to evaluate; by default all that have a test pair.
+        histories: pairs that the model may see, for a model that knows users by their items; see `full_ranking`.
         block: users scored at a time; results do not depend on it.
 
     Returns:
@@ -65,6 +67,7 @@ def separate_ranking(
     if not ks or not 1 <= ks[0] <= ks[-1] <= train.n_items:
         raise ValueError(f"ks={ks}, but the catalogue has {train.n_items} items; give some of 1 .. {train.n_items}")
     options = {"seen": train, "demoted": test, "key": None, "block": block, "judge": _judge(ks)}
+    options["histories"] = histories
     found = ranked(model, variables, users, k=1, **options)[2]
     per_user = {name: np.asarray(values, np.float64) for name, values in found.items()}
     protocol = f"each test item among the user's unknown of {train.n_items}, {train.n_pairs} training pairs masked"

@@ -9,7 +9,6 @@ from scipy.linalg import lapack
 from jaxrec._log import Log
 from jaxrec._numerics import integer, number
 from jaxrec.interactions import Interactions, check_interactions
-from jaxrec.models._histories import on_device
 from jaxrec.models.ease import EASE
 from jaxrec.typing import Variables
 
@@ -27,7 +26,8 @@ def fit(train: Interactions, *, regularization: float, max_items: int = 20_000) 
         max_items: larger catalogues are refused; at 20 000 the tables take 6.4 GB.
 
     Returns:
-        The model, its variables, with `weights` in float32, and an empty `Log`.
+        The model, its variables, with `weights` in float32, and an empty `Log`. The model scores users by their
+        `histories`, such as `train`.
 
     Raises:
         ValueError: for a regularization not above 0 or lost in rounding, and more than `max_items` items.
@@ -53,11 +53,7 @@ def fit(train: Interactions, *, regularization: float, max_items: int = 20_000) 
     weights = half + half.T
     weights /= -np.diag(half)
     np.fill_diagonal(weights, 0)
-    return (
-        EASE(train),
-        {"params": {"weights": jnp.asarray(weights)}, "history": {"interactions": on_device(train)}},
-        Log(),
-    )
+    return EASE(train.n_items), {"params": {"weights": jnp.asarray(weights)}}, Log()
 
 
 def _lower_inverse(gram: np.ndarray, regularization: float) -> np.ndarray:

@@ -57,14 +57,13 @@ def objective(
     """Negative evidence lower bound, a mean over users: Σ_l −log p_l + β KL, with β `annealed`.
 
     Args:
-        variables: of the model.
+        variables: the model's variables, as returned by `model.init`.
         key: for the model's noise.
-        batch: users [B, 1], of `fit(..., examples=by_user)`. To take few users at a time, make `tx` an
-            `optax.MultiSteps` and the batches smaller.
-        model: gives both halves [B] by `model.apply(variables, users, method="bound", at_random=True)`, such as
-            `models.VALID`. Batches are to be random draws from the users of its histories: where `fit` gets the most
-            active users alone, the model has to be made of theirs, or the loss may be NaN.
-        cap: of β.
+        batch: users [B, 1] with their histories, of `fit(..., examples=by_user)`. To take few users at a time, make
+            `tx` an `optax.MultiSteps` and the batches smaller.
+        model: gives both halves [B] by `model.apply(variables, users, method="bound", histories=batch.histories)`, such
+            as `models.VALID`.
+        cap: the largest β.
         total: steps until β = 1.
 
     Raises:
@@ -74,7 +73,7 @@ def objective(
     if batch.histories is None:
         raise ValueError("the batch has no histories; call fit with examples=train.by_user")
     _check_has(model, "bound", "VALID")
-    halves = model.apply(variables, batch.users[:, 0], method="bound", at_random=True, rngs={"noise": key})
+    halves = model.apply(variables, batch.users[:, 0], method="bound", histories=batch.histories, rngs={"noise": key})
     where, weights = batch.where[:, 0], batch.weights
     if weights is not None:
         halves = [half * weights[:, 0].astype(half.dtype) for half in halves]
@@ -94,7 +93,7 @@ def alternating(
     encoder_passes: int = 3,
     **loop: Unpack[Loop],
 ) -> tuple[State, Log]:
-    """Trains encoder and decoder in turn, as RecVAE is (Shenbin et al. 2020, 10.1145/3336191.3371831).
+    """Trains encoder and decoder alternately, as RecVAE is (Shenbin et al. 2020, 10.1145/3336191.3371831).
 
     An epoch is `encoder_passes` of the encoder over all users, a copy of it as the old one, and a pass of the decoder
     without dropout. β is 1.
@@ -116,7 +115,7 @@ def alternating(
         TypeError: for a model without an encoder and an old one, and a `stopping` of another type.
         ValueError: for numbers that are not integers of 1 or more, `stopping` without `validate`, and a metric of
             `stopping` that no validation gave as a number.
-        Interrupted: at Ctrl-C, once an epoch is finished; it carries the state after the last one, and the history.
+        Interrupted: at Ctrl-C, once an epoch is finished; it carries the state after the last one, and the log.
     """
     encoder_passes = integer("encoder_passes", encoder_passes)
     state = init(key, model, tx)
