@@ -50,13 +50,13 @@ def arguments() -> argparse.Namespace:
 
 
 def train(name: str, split: splits.Split, seed: int, options: argparse.Namespace):
-    """Trains MF with one loss and seed; gives the model, the best epoch's state and the history."""
+    """Trains MF with one loss and seed; gives the model, the best epoch's state and the log."""
     score, loss = LOSSES[name]
     model = jr.models.MF(split.train.n_users, split.train.n_items, dim=options.dim, score=score, scale=0.1)
     sample = partial(jr.sampling.uniform, n_items=split.train.n_items, n=options.negatives)
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
     tx = optax.adam(options.learning_rate)
-    state, history = jr.train.fit(
+    state, log = jr.train.fit(
         jr.train.init(jax.random.key(seed), model, tx),
         objective,
         tx,
@@ -68,7 +68,7 @@ def train(name: str, split: splits.Split, seed: int, options: argparse.Namespace
         stopping=jr.train.EarlyStopping("ndcg@10", patience=2),
         progress=False,
     )
-    return model, state, history
+    return model, state, log
 
 
 def main() -> None:
@@ -86,11 +86,11 @@ def main() -> None:
     judge = partial(jr.evaluate.full_ranking, train=known, test=split.test, ks=(5, 10, 20))
     trivial = {each.name: each.fit(split.train, None, jax.random.key(0)) for each in jr.study.TRIVIAL}
     reports = {name: [judge(model, variables)] for name, (model, variables, _) in trivial.items()}
-    histories = {}
+    logs = {}
     for name in LOSSES:
         runs = [train(name, split, seed, options) for seed in range(options.seeds)]
         reports[name] = [judge(model, state.variables) for model, state, _ in runs]
-        histories[name] = runs[0][2]
+        logs[name] = runs[0][2]
         print(f"trained {name}: {options.seeds} seeds, best epochs {[int(state.epoch) for _, state, _ in runs]}")
         model, state, _ = runs[0]
 
@@ -110,7 +110,7 @@ def main() -> None:
     folder, settings = options.folder, {name: value for name, value in vars(options).items() if name != "folder"}
     facts = {"protocol": reports["popularity"][0].protocol, "data": known.fingerprint(), "settings": settings}
     folder.mkdir(parents=True, exist_ok=True)
-    picture(histories, folder / "learning_curves.png")
+    picture(logs, folder / "learning_curves.png")
     print(f"\nlearning curves: {folder / 'learning_curves.png'}, the table's values: {folder / 'quickstart.json'}")
     _record.write("quickstart", cases, quick=options.quick, folder=folder, **facts)
 
@@ -139,7 +139,7 @@ def row(name: str, runs: list[jr.evaluate.Report], baseline: jr.evaluate.Report)
     }
 
 
-def picture(histories: dict[str, jr.train.Log], path: pathlib.Path) -> None:
+def picture(logs: dict[str, jr.train.Log], path: pathlib.Path) -> None:
     """Draws the learning curves of the first seeds."""
     import matplotlib
 
@@ -147,8 +147,8 @@ def picture(histories: dict[str, jr.train.Log], path: pathlib.Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-    jr.plotting.learning_curves(histories, "loss", ax=axes[0]).set_yscale("log")
-    jr.plotting.learning_curves(histories, "ndcg@10", ax=axes[1]).set_title("validation", fontsize=10)
+    jr.plotting.learning_curves(logs, "loss", ax=axes[0]).set_yscale("log")
+    jr.plotting.learning_curves(logs, "ndcg@10", ax=axes[1]).set_title("validation", fontsize=10)
     figure.savefig(path, dpi=120)
 
 

@@ -2,7 +2,7 @@
 
 All fit in turn in one run, on all cores; iALS takes them as a mesh of one device a core. A sweep is both sides once,
 and its time the median over the sweeps of all fits but each fit's first, which includes compilation; below 1 jaxrec is
-faster. iALS is `als.ials.wrmf` at implicit's own settings, so that the two solve one problem; RG2 solves another, for
+faster. iALS is `solvers.wrmf` at implicit's own settings, so that the two solve one problem; RG2 solves another, for
 which implicit has nothing. Recall@20 is after the same 4 sweeps, untuned and from each library's own start. Peak memory
 is of a separate process, imports and data included. Besides: a made-up set of 10 million pairs, and what a sweep of RG2
 costs against pairs, dimensions and users.
@@ -80,7 +80,7 @@ def ours(what: str, train: jr.Interactions, data: str, dim: int, sweeps: int = S
             began = time.process_time()
             return {}
 
-        variables, log = fit(validate=between)
+        _, variables, log = fit(validate=between)
         tables = (np.asarray(variables["params"][side]) for side in ("user", "item"))
         return list(zip(log.column("seconds")[1], spent)), *tables
 
@@ -159,7 +159,7 @@ def large(quick: bool) -> dict[str, float]:
 def sweep_seconds(train: jr.Interactions, dim: int, sweeps: int) -> list[float]:
     """Wall seconds of each sweep of RG2."""
     options = {"key": jax.random.key(0), "tolerance": None, "progress": False}
-    _, log = jr.solvers.rg2.fit(train, dim=dim, regularization=0.5, sweeps=sweeps, **options)
+    *_, log = jr.solvers.rg2.fit(train, dim=dim, regularization=0.5, sweeps=sweeps, **options)
     return log.column("seconds")[1]
 
 

@@ -14,14 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import jaxrec as jr
 from benchmarks import _record
 from benchmarks.speed import _measure
 from benchmarks.studies.lambda_opt import Part, fixed, learned, prepare
-from jaxrec.optim import lambda_opt
-from jaxrec.optim.moments import amsgrad, smooth_adam
 from jaxrec.train import Recipe
 
 BATCH, DIM = 1024, 128
@@ -38,10 +35,9 @@ COLUMNS = {
 def recipes(part: Part) -> dict[str, Recipe]:
     """The three ways, as wide as the released code."""
     model = jr.models.MF(part.train.n_users, part.train.n_items, dim=DIM, scale=0.1)
-    both = learned(part, lambda_rate=1e-3, model=model)
-    never = lambda_opt.alternate(optax.adam(1e-2), amsgrad(1e-3), simulated=smooth_adam(1e-2), every=10**9)
     one = fixed(part, regularization=jnp.array(0.01), model=model)
-    return {"fixed": one, "in_turn": both, "never": both._replace(tx=never)}
+    both, never = (learned(part, lambda_rate=1e-3, model=model, every=every) for every in (1, 10**9))
+    return {"fixed": one, "in_turn": both, "never": never}
 
 
 def runner(part: Part, recipe: Recipe) -> Any:
@@ -50,7 +46,7 @@ def runner(part: Part, recipe: Recipe) -> Any:
 
     def run() -> None:
         nonlocal state
-        options = {"epochs": int(state.epoch) + 1, "batch_size": BATCH, "touched": recipe.touched, "progress": False}
+        options = {"epochs": int(state.epoch) + 1, "batch_size": BATCH, "progress": False}
         state, _ = jr.train.fit(state, recipe.objective, recipe.tx, part.train, **options)
 
     return run
@@ -61,19 +57,16 @@ def tables_of_memory(part: Part, recipe: Recipe, *, donated: bool) -> float:
     state = jr.train.init(jax.random.key(0), recipe.model, recipe.tx)
     params, key = state.variables["params"], jax.random.key(1)
     users, items = (jnp.asarray(ids[:BATCH]) for ids in part.train.pairs())
-    batch = jr.train.Batch(users, items, None, jnp.ones(BATCH, bool))
-    value = lambda params, drawn: recipe.objective({"params": params}, *drawn)  # noqa: E731
+    batch = jr.train.Batch.of(users, items)
 
-    def step(params: Any, opt_state: Any, drawn: Any) -> Any:
-        if isinstance(recipe.tx, lambda_opt.Alternating):
-            return recipe.tx.step(value, params, opt_state, drawn)
-        loss, slopes = jax.value_and_grad(value)(params, drawn)
-        updates, opt_state = recipe.tx.update(slopes, opt_state, params)
-        return loss, optax.apply_updates(params, updates), opt_state
+    def step(params: Any, opt_state: Any, key: jax.Array, batch: jr.train.Batch) -> Any:
+        def value(params, key, batch, other=None):
+            return (other or recipe.objective)({"params": params}, key, batch)
 
-    drawn = (key, batch) if recipe.touched is None else recipe.touched(key, batch)._replace(valid_value=None)
-    compiled = jax.jit(step, donate_argnums=(0, 1) if donated else ()).lower(params, state.opt_state, drawn).compile()
-    found = compiled.memory_analysis()
+        return jr.optim.as_step(recipe.tx).step(value, params, opt_state, key, batch)
+
+    step = jax.jit(step, donate_argnums=(0, 1) if donated else ())
+    found = step.lower(params, state.opt_state, key, batch).compile().memory_analysis()
     used = found.argument_size_in_bytes + found.temp_size_in_bytes + found.output_size_in_bytes
     return (used - found.alias_size_in_bytes) / sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 

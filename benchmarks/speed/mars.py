@@ -47,7 +47,7 @@ COLUMNS = {
 def start(train: jr.Interactions) -> tuple[jr.models.MARS, Any, jr.train.State]:
     """The model, its optimiser and its state."""
     model = jr.models.MARS(train.n_users, train.n_items, dim=DIM, **PRESET["model"])
-    tx = jr.optim.rowwise.touched_only(mars.optimizer(**PRESET["optimizer"]))
+    tx = jr.optim.rowwise.lazy(mars.optimizer(**PRESET["optimizer"]))
     return model, tx, jr.train.init(jax.random.key(0), model, tx)
 
 

@@ -71,7 +71,7 @@ class Ours:
     """Training by `train.fit`."""
 
     def __init__(self, train: jr.Interactions, users: int):
-        self.model = jr.models.VALID(train, **SETTING, decoder_temperature=SMOOTH["temperature"], **SMOOTH)
+        self.model = jr.models.VALID(train.n_items, **SETTING, decoder_temperature=SMOOTH["temperature"], **SMOOTH)
         self.tx = optax.adam(1e-3)
         self.state = jr.train.init(jax.random.key(0), self.model, self.tx)
         self.train, self.users = train, users
@@ -81,13 +81,16 @@ class Ours:
         """So many steps, as an epoch over as many users, drawn once; seconds of the epoch."""
         some = self.train.select(self.order[self.train.pairs()[0]] < steps * self.users)
         objective = partial(jr.train.autoencoders.objective, model=self.model)
-        options = {"epochs": int(self.state.epoch) + 1, "batch_size": self.users, "group": 0, "progress": False}
+        options = {"batch_size": self.users, "examples": jr.train.by_user, "progress": False}
+        options["epochs"] = int(self.state.epoch) + 1
         self.state, log = jr.train.fit(self.state, objective, self.tx, some, **options)
         return log.records[-1]["seconds"]
 
     def loss(self, users: np.ndarray) -> float:
         """Without noise, β = 1."""
-        nll, divergence = self.model.apply(self.state.variables, users, method="bound")
+        nll, divergence = self.model.apply(
+            self.state.variables, users, histories=self.train.take(users), method="bound"
+        )
         return float((nll + divergence).mean())
 
 

@@ -336,6 +336,6 @@ def swept(model: Any, setup: Callable, train: Any, key: Any, settings: Sequence[
     keys = jax.random.split(key, 1)
     found = jr.train.sweep(keys, setup, train, settings=columns, progress=False, **options)
     return [
-        None if lane.diverged is not None else (model, found.state(place).variables, lane.history)
+        None if lane.diverged is not None else (model, found.state(place).variables, lane.log)
         for place, lane in enumerate(found.lanes)
     ]

@@ -136,7 +136,7 @@ class Recipe(NamedTuple):
     tx: Any
     parameters: Mapping[str, Any] = {}
     batch_size: int = BATCH
-    group: int | None = None
+    examples: Callable[..., jr.train.Examples] = jr.train.singles
     epochs: int = 150
     every: int = 5
     fixed: bool = False
@@ -159,9 +159,9 @@ def adagrad(rate: float) -> optax.GradientTransformation:
     return optax.adagrad(rate, initial_accumulator_value=0.1 / BATCH**2, eps=1e-10)
 
 
-def in_ball(rate: float) -> rowwise.TouchedOnly:
-    """Adagrad on touched rows, kept in the unit ball."""
-    return rowwise.touched_only(optax.chain(adagrad(rate), riemannian.project_to_ball()))
+def in_ball(rate: float) -> jr.optim.Step:
+    """Adagrad on the rows that a step looks up, kept in the unit ball."""
+    return rowwise.lazy(optax.chain(adagrad(rate), riemannian.project_to_ball()))
 
 
 # ---------------------------------------------------------------------- baselines
@@ -172,13 +172,13 @@ def bpr(train: jr.Interactions, *, power: float, l2: float) -> Recipe:
     model = jr.models.MF(train.n_users, train.n_items, dim=DIM, scale=0.1)
     sample = negatives(train, power)
     objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=sample)
-    return Recipe(model, objective, rowwise.touched_only(optax.chain(optax.add_decayed_weights(l2), optax.adam(1e-3))))
+    return Recipe(model, objective, rowwise.lazy(optax.chain(optax.add_decayed_weights(l2), optax.adam(1e-3))))
 
 
 def nmf(train: jr.Interactions, *, dim: int) -> Recipe:
     """Solved, not trained."""
-    model = jr.models.MF(train.n_users, train.n_items, dim=dim)
-    return Recipe(model, None, None, jr.models.mf.nmf(train, dim=dim, key=jax.random.key(0)))
+    model, variables, _ = jr.solvers.nmf.fit(train, dim=dim, key=jax.random.key(0))
+    return Recipe(model, None, None, variables)
 
 
 def neumf(train: jr.Interactions, *, power: float, learning_rate: float = 1e-3) -> Recipe:
@@ -186,7 +186,7 @@ def neumf(train: jr.Interactions, *, power: float, learning_rate: float = 1e-3) 
     model = jr.models.NeuMF(train.n_users, train.n_items)
     loss, sample = partial(jr.losses.bce, negatives="sum"), negatives(train, power, n=4)
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
-    return Recipe(model, objective, rowwise.touched_only(optax.adam(learning_rate)))
+    return Recipe(model, objective, rowwise.lazy(optax.adam(learning_rate)))
 
 
 def cml(
@@ -232,9 +232,7 @@ def lrml(train: jr.Interactions, *, power: float, margin: float = 1.0) -> Recipe
     objective = partial(jr.train.relation_objective, model=model, loss=loss, sample=negatives(train, power))
     vectors, memory = in_ball_adam(1e-3), optax.adam(1e-3)
     labels = {"user": "vectors", "item": "vectors", "keys": "memory", "memory": "memory"}
-    return Recipe(
-        model, objective, rowwise.touched_only(optax.partition({"vectors": vectors, "memory": memory}, labels))
-    )
+    return Recipe(model, objective, rowwise.lazy(optax.partition({"vectors": vectors, "memory": memory}, labels)))
 
 
 def in_ball_adam(rate: float) -> optax.GradientTransformation:
@@ -253,7 +251,7 @@ def sml(train: jr.Interactions, *, power: float, learning_rate: float) -> Recipe
     }
     margins = {"user_margin": jnp.ones(train.n_users), "item_margin": jnp.ones(train.n_items)}
     labels = {"user": "vectors", "item": "vectors"} | dict.fromkeys(margins, "margins")
-    return Recipe(distances(train), objective, rowwise.touched_only(optax.partition(rules, labels)), margins)
+    return Recipe(distances(train), objective, rowwise.lazy(optax.partition(rules, labels)), margins)
 
 
 # ---------------------------------------------------------------------- facets
@@ -294,7 +292,7 @@ def facets(
     for name in ("learning_rate", "theta_learning_rate"):
         optimizer[name] *= rate
     epochs = -(-100 * PASSES * train.n_users // train.n_pairs)
-    tx = rowwise.touched_only(mars.optimizer(**optimizer))
+    tx = rowwise.lazy(mars.optimizer(**optimizer))
     return Recipe(model, objective, tx, epochs=epochs, every=max(epochs // 20, 1), fixed=True)
 
 
@@ -316,7 +314,7 @@ def composed(
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
     step = partial(riemannian.riemannian_adam, calibrated=False)
     tx = mars.optimizer(learning_rate, theta_learning_rate=theta_learning_rate, step=step)
-    return Recipe(model, objective, rowwise.touched_only(tx), batch_size=256, group=16, every=10)
+    return Recipe(model, objective, rowwise.lazy(tx), batch_size=256, examples=partial(jr.train.groups, n=16), every=10)
 
 
 # The paper's objective, margins, negatives and step, on free facets. The paper's own facets are projections of one
@@ -397,7 +395,7 @@ def states(train: jr.Interactions, recipe: Recipe, seed: int, looks: int | None)
         yield 0, float("nan"), recipe.parameters
         return
     state = jr.train.init(jax.random.key(seed), recipe.model, recipe.tx, parameters=recipe.parameters)
-    options = {"batch_size": recipe.batch_size, "group": recipe.group, "progress": False}
+    options = {"batch_size": recipe.batch_size, "examples": recipe.examples, "progress": False}
     for epoch in range(recipe.every, (recipe.epochs if looks is None else looks * recipe.every) + 1, recipe.every):
         began = time.perf_counter()
         state, _ = jr.train.fit(state, recipe.objective, recipe.tx, train, epochs=epoch, **options)
@@ -408,10 +406,7 @@ def stretched(recipe: Recipe, train: jr.Interactions) -> Recipe:
     """Looks of small sets are 500 steps apart or more, those of large ones 1,000 or an epoch: all train as long."""
     if recipe.fixed:
         return recipe
-    looks, steps = (
-        recipe.epochs // recipe.every,
-        -(-len(jr.train.examples(train, recipe.group).users) // recipe.batch_size),
-    )
+    looks, steps = recipe.epochs // recipe.every, -(-recipe.examples(train).n // recipe.batch_size)
     between = recipe.every * steps
     every = max(1000 // steps, 1) if between > 1000 else recipe.every * max(500 // between, 1)
     return recipe._replace(epochs=looks * every, every=every)

@@ -27,7 +27,7 @@ from benchmarks.studies._study import Study, afresh, main
 from jaxrec import study
 from jaxrec.data import datasets, splits
 
-DIM, SCALE, GROUP = 64, 0.1, 16
+DIM, SCALE, GROUPS = 64, 0.1, partial(jr.train.groups, n=16)
 EPOCHS, PATIENCE, SWEEPS = 60, 6, 40
 MINIMUM = {"ml-100k": 3.0, "ml-1m": 3.0, "lastfm-2k": None, "gowalla": None}  # ratings that count
 MINIMUM |= {"ml-10m": 3.0, "amazon-electronics-5core": None, "steam": None}  # the paper's, where they can be had
@@ -97,7 +97,7 @@ def factors(train: jr.Interactions, **options: Any) -> jr.models.MF:
 def solved(fit: Callable, train: Any, valid: Any, key: Any, *, metric: str, large: bool, **setting: float) -> Fitted:
     """ALS, ended by validation."""
     model, options = factors(train), {"dim": DIM, "key": key, "tolerance": None, **setting}
-    return model, *fit(train, sweeps=SWEEPS, **validation(model, train, valid, metric), **options)
+    return fit(train, sweeps=SWEEPS, **validation(model, train, valid, metric), **options)
 
 
 def solved_again(
@@ -106,7 +106,7 @@ def solved_again(
     """ALS for the sweeps that were best on validation."""
     epochs, values = log.column(metric)
     options = {"dim": DIM, "key": key, "tolerance": None, "progress": False, **setting}
-    return factors(train), *fit(train, sweeps=epochs[int(np.argmax(values))], **options)
+    return fit(train, sweeps=epochs[int(np.argmax(values))], **options)
 
 
 def closed_form(train: Any, valid: Any, key: Any, *, metric: str, large: bool, regularization: float) -> Fitted:
@@ -146,7 +146,7 @@ def sgd(
     model, objective, parameters, after = make(train)
     tx = optax.chain(optax.add_decayed_weights(l2), optax.adam(learning_rate), *after)
     state = jr.train.init(key, model, tx, parameters=parameters)
-    options = {"epochs": EPOCHS, "batch_size": (1024 if large else 256) * batches, "group": GROUP, "every": 2}
+    options = {"epochs": EPOCHS, "batch_size": (1024 if large else 256) * batches, "examples": GROUPS, "every": 2}
     state, log = jr.train.fit(state, objective, tx, train, **options, **validation(model, train, valid, metric))
     return model, state.variables, log
 
@@ -174,7 +174,7 @@ def uib(train: jr.Interactions):
     boundary = {"boundary": jnp.zeros(train.n_users)}
 
     def arguments(variables, batch, negatives):
-        return {"boundary": variables["params"]["boundary"][batch.users][:, None]}
+        return {"boundary": variables["params"]["boundary"][batch.users]}
 
     model, objective, *_ = pairwise(jr.losses.uib, 100, train, arguments=arguments)
     return model, objective, boundary, ()
@@ -185,7 +185,7 @@ def sparsemax(train: jr.Interactions):
     model = factors(train, scale=SCALE)
 
     def objective(variables, key, batch):
-        scores = model.apply(variables, batch.users, method="rows")
+        scores = model.apply(variables, batch.users[:, 0], method="rows")
         rows = jnp.arange(len(batch.users))[:, None]
         targets = jnp.zeros(scores.shape).at[rows, batch.items].add(batch.where.astype(scores.dtype))
         return jr.losses.mean(jr.losses.sparsemax(scores, targets), weights=batch.where.sum(1).astype(scores.dtype))

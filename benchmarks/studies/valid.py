@@ -35,7 +35,7 @@ from jaxrec.interactions import DataWarning, IdMap
 
 DIM, USERS = 64, 512
 EVERY, PATIENCE, METRIC = 3, 5, "recall@20"  # epochs between looks, and looks without a gain that end a run
-EPOCHS = 300
+EPOCHS, STOPPING = 300, jr.train.EarlyStopping(METRIC, patience=PATIENCE, ties=True)
 SHOWN = ("recall@20", "recall@50", "ndcg@20", "ndcg@50")
 
 Fitted = tuple[Any, jr.typing.Variables, jr.train.Log | None]
@@ -52,12 +52,9 @@ class Part(NamedTuple):
 
     def judged(self, model: Any, variables: jr.typing.Variables, on: str, *, ks: tuple[int, ...]) -> jr.evaluate.Report:
         """All items ranked but those of train, or of the histories, for the users of "valid" or "test"."""
-        known = self.train
-        if self.histories is not None:
-            known = self.histories[on]
-            if hasattr(model, "history"):
-                model, variables = jr.models.for_users(model, variables, known)
-        return jr.evaluate.full_ranking(model, variables, known, getattr(self, on), ks=ks)
+        known = self.train if self.histories is None else self.histories[on]
+        histories = known if getattr(model, "needs_histories", False) else None
+        return jr.evaluate.full_ranking(model, variables, known, getattr(self, on), ks=ks, histories=histories)
 
 
 @lru_cache(maxsize=1)
@@ -94,20 +91,10 @@ def fitted(
     part: Part, key: Any, model: Any, objective: Any, tx: Any, *, limit: int | None, every: int = EVERY, **options: Any
 ) -> Fitted:
     """Trained until validation no longer gets better; or for so many epochs at most."""
-    rule = jr.train.EarlyStopping(METRIC, patience=PATIENCE, ties=True)
-    state, history = jr.train.fit(
-        jr.train.init(key, model, tx),
-        objective,
-        tx,
-        part.train,
-        epochs=limit or EPOCHS,
-        validate=judge(model, part),
-        every=every,
-        stopping=rule,
-        progress=False,
-        **options,
-    )
-    return model, state.variables, history
+    options |= {"epochs": limit or EPOCHS, "every": every, "stopping": STOPPING, "progress": False}
+    state = jr.train.init(key, model, tx)
+    state, log = jr.train.fit(state, objective, tx, part.train, validate=judge(model, part), **options)
+    return model, state.variables, log
 
 
 # ---------------------------------------------------------------------- autoencoders
@@ -128,33 +115,35 @@ def interests(
 ) -> Fitted:
     """VALID or MacridVAE at the released setting of the set, 512 users a step."""
     of_model, of_objective = SETTINGS.get(part.name, SETTINGS["citeulike-a"])
-    model = kind(part.train, **{"dim": DIM, "width": DIM, **of_model, **options})
+    model = kind(part.train.n_items, **{"dim": DIM, "width": DIM, **of_model, **options})
     objective = partial(jr.train.autoencoders.objective, model=model, **of_objective)
-    return fitted(part, key, model, objective, optax.adam(1e-3), limit=limit, batch_size=USERS, group=0)
+    return fitted(
+        part, key, model, objective, optax.adam(1e-3), limit=limit, batch_size=USERS, examples=jr.train.by_user
+    )
 
 
 def multvae(part: Part, key: Any, *, cap: float, limit: int | None) -> Fitted:
     """At its released sizes, 500 users a step; β reaches its cap in 60 epochs, as a smaller set needs."""
-    model = jr.models.MultVAE(part.train)
+    model = jr.models.MultVAE(part.train.n_items)
     total = 60 * -(-np.count_nonzero(part.train.user_degrees) // 500) / cap
     objective = partial(jr.train.autoencoders.objective, model=model, cap=cap, total=total)
-    return fitted(part, key, model, objective, optax.adam(1e-3), limit=limit, batch_size=500, group=0)
+    return fitted(part, key, model, objective, optax.adam(1e-3), limit=limit, batch_size=500, examples=jr.train.by_user)
 
 
 def recvae(part: Part, key: Any, *, divergence_weight: float, limit: int | None) -> Fitted:
     """At its released sizes; an epoch is four passes."""
-    model = jr.models.RecVAE(part.train, divergence_weight=divergence_weight)
-    state, history = jr.train.autoencoders.alternating(
+    model = jr.models.RecVAE(part.train.n_items, divergence_weight=divergence_weight)
+    state, log = jr.train.autoencoders.alternating(
         key,
         model,
         optax.adam(5e-4),
         part.train,
         epochs=limit or EPOCHS,
         validate=judge(model, part),
-        stopping=jr.train.EarlyStopping(METRIC, patience=PATIENCE, ties=True),
+        stopping=STOPPING,
         progress=False,
     )
-    return model, state.variables, history
+    return model, state.variables, log
 
 
 # ---------------------------------------------------------------------- one vector a user, or none
@@ -174,7 +163,7 @@ def ccl(part: Part, key: Any, *, simplex: bool, margin: float, weight: float, li
     sample = partial(jr.sampling.shared, sample=draw)
     # SimpleX leaves the positive out of the history, so that its examples are single pairs
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample, leave_out=simplex)
-    options = {"batch_size": 1024} if simplex else {"batch_size": 256, "group": 16}
+    options = {"batch_size": 1024} if simplex else {"batch_size": 256, "examples": partial(jr.train.groups, n=16)}
     return fitted(part, key, model, objective, optax.adam(1e-2), limit=limit, **options)
 
 
@@ -190,28 +179,15 @@ def lightgcn(part: Part, key: Any, *, learning_rate: float, limit: int | None) -
 def solved(fit: Callable, part: Part, key: Any, *, limit: int | None, **setting: float) -> Fitted:
     """ALS, ended by validation."""
     model = jr.models.MF(part.train.n_users, part.train.n_items, dim=DIM)
-    variables, history = fit(
-        part.train,
-        dim=DIM,
-        key=key,
-        tolerance=None,
-        sweeps=limit or 30,
-        validate=judge(model, part),
-        stopping=jr.train.EarlyStopping(METRIC, patience=3),
-        progress=False,
-        **setting,
-    )
-    return model, variables, history
+    options = {"stopping": jr.train.EarlyStopping(METRIC, patience=3), "tolerance": None, "progress": False}
+    validate, sweeps = judge(model, part), limit or 30
+    return fit(part.train, dim=DIM, key=key, sweeps=sweeps, validate=validate, **options, **setting)
 
 
 def ease(part: Part, key: Any, *, regularization: float, limit: int | None) -> Fitted:
     """The closed form; nothing is drawn."""
-    model, variables = jr.solvers.ease.fit(part.train, regularization=regularization)
-    return (
-        model,
-        variables,
-        jr.train.Log().append({"epoch": 0, METRIC: judge(model, part)(variables).means[METRIC]}),
-    )
+    model, variables, log = jr.solvers.ease.fit(part.train, regularization=regularization)
+    return model, variables, log.append({"epoch": 0, METRIC: judge(model, part)(variables).means[METRIC]})
 
 
 # ---------------------------------------------------------------------- the study
@@ -296,7 +272,7 @@ def looked_into(model: Any, variables: jr.typing.Variables, part: Part) -> dict[
     """Of 1,000 users: how alike their prototypes are, and how evenly the users lie on the sphere (figure 5)."""
     users = np.flatnonzero(part.train.user_degrees).astype(np.int32)
     users = np.random.default_rng(0).permutation(users)[:1000]
-    found = model.apply(variables, users, method="posterior")
+    found = model.apply(variables, users, histories=part.train.take(users), method="posterior")
     x = np.array(found.interests).reshape(len(users), -1)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     near = np.exp(-2 * (2 - 2 * x @ x.T))[np.triu_indices(len(users), 1)]
