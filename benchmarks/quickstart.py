@@ -17,7 +17,7 @@ import optax
 
 import jaxrec as jr
 from benchmarks import _record
-from jaxrec.data import audit, datasets, splits
+from jaxrec.data import datasets, splits
 
 LOSSES = {
     "MF-BPR": (jr.models.dot, jr.losses.bpr),
@@ -79,7 +79,7 @@ def main() -> None:
     order = partial(splits.temporal_order, key=jax.random.key(0))
     split = splits.ratio(data.interactions, (0.8, 0.1, 0.1), order=order)
     print("Each user's latest 10 % are the test part, the 10 % before them validation.")
-    print(audit(split.train, split.test), "\n")
+    print(jr.evaluate.audit(split.train, split.test), "\n")
 
     # The test part is ranked with training and validation pairs masked.
     known = split.train.union(split.valid)

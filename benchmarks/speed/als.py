@@ -89,18 +89,14 @@ def ours(what: str, train: jr.Interactions, data: str, dim: int, sweeps: int = S
 
 def theirs(what: str, train: jr.Interactions, data: str, dim: int, sweeps: int = SWEEPS) -> Timed | None:
     """The same by implicit, or None if it is not installed."""
-    try:
-        from implicit.cpu.als import AlternatingLeastSquares
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        return None
-    threadpool_limits(1, "blas")  # as implicit asks for: its own threads share the work
-    matrix = scipy.sparse.csr_matrix(train.to_scipy())
     options = {"factors": dim, "regularization": REGULARIZATION, "alpha": ALPHA[data], "iterations": sweeps}
-    options |= {"use_cg": what.endswith("CG"), "num_threads": _record.cores(), "random_state": 0}
+    made = _measure.implicit(**options, use_cg=what.endswith("CG"), random_state=0)
+    if made is None:
+        return None
+    matrix = scipy.sparse.csr_matrix(train.to_scipy())
 
     def run():
-        model = AlternatingLeastSquares(**options)
+        model = made()
         ticks = [(time.perf_counter(), time.process_time())]
         callback = lambda *_: ticks.append((time.perf_counter(), time.process_time()))  # noqa: E731
         model.fit(matrix, show_progress=False, callback=callback)
@@ -192,8 +188,7 @@ def panes(measured: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
 
 def main() -> None:
     """Measures, draws and writes the record."""
-    parser = _record.parser("speed.als", __doc__)
-    parser.add_argument("--quick", action="store_true", help="the same code: ml-1m, 32 dimensions, less data")
+    parser = _record.parser("speed.als", __doc__, "ml-1m, 32 dimensions, less data")
     parser.add_argument("--peak-of", nargs=3, metavar=("WHAT", "DATA", "DIM"), help="fit once; print the peak memory")
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", _record.cores())

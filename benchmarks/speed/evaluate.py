@@ -34,13 +34,9 @@ def ours(train: jr.Interactions, users: np.ndarray, tables: dict[str, np.ndarray
 
 def theirs(train: jr.Interactions, users: np.ndarray, tables: dict[str, np.ndarray]):
     """A function that gives (scores, items) by implicit, or None if it is not installed."""
-    try:
-        from implicit.cpu.als import AlternatingLeastSquares
-        from threadpoolctl import threadpool_limits
-    except ImportError:
+    if (made := _measure.implicit(factors=DIM)) is None:
         return None
-    threadpool_limits(1, "blas")  # as implicit asks for: its own threads share the work
-    model = AlternatingLeastSquares(factors=DIM, num_threads=_record.cores())
+    model = made()
     model.user_factors, model.item_factors = tables["user"], tables["item"]
     seen = scipy.sparse.csr_matrix(train.to_scipy())[users]
     return lambda: model.recommend(users, seen, N=K, filter_already_liked_items=True)[::-1]
@@ -48,8 +44,7 @@ def theirs(train: jr.Interactions, users: np.ndarray, tables: dict[str, np.ndarr
 
 def main() -> None:
     """Measures, compares the lists and writes the record."""
-    parser = _record.parser("speed.evaluate", __doc__)
-    parser.add_argument("--quick", action="store_true", help="the same code on 2,000 users, 3 rounds")
+    parser = _record.parser("speed.evaluate", __doc__, "2,000 users, 3 rounds")
     parser.add_argument("--peak-of", choices=("jaxrec", "implicit"), help="run one side once; print its peak memory")
     options = parser.parse_args()
     train = datasets.load("gowalla").train

@@ -73,9 +73,7 @@ def tables_of_memory(part: Part, recipe: Recipe, *, donated: bool) -> float:
 
 def main() -> None:
     """Measures and writes the record."""
-    parser = _record.parser("speed.lambda_opt", __doc__)
-    parser.add_argument("--quick", action="store_true", help="the same code on ml-100k, 20 steps, 3 rounds")
-    quick = parser.parse_args().quick
+    quick = _record.parser("speed.lambda_opt", __doc__, "ml-100k, 20 steps, 3 rounds").parse_args().quick
     steps, rounds = (20, 3) if quick else (60, 5)
     split = prepare("ml-100k" if quick else "ml-1m", 0)
     kept = np.zeros(split.train.n_pairs, bool)

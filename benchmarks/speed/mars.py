@@ -14,12 +14,9 @@ data included.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import jax
 import numpy as np
@@ -70,13 +67,10 @@ def ours(train: jr.Interactions, batches: int) -> Callable[[], float]:
 
 def theirs(train: jr.Interactions, batches: int, passes: int) -> Callable[[], float] | None:
     """The same in PyTorch, or None if it is not installed."""
-    try:
-        import torch
-
-        from benchmarks.speed._dense_mars import DenseMARS
-    except ImportError:
+    if (torch := _measure.torch()) is None:
         return None
-    torch.set_num_threads(_record.cores())
+    from benchmarks.speed._dense_mars import DenseMARS
+
     rate = PRESET["optimizer"]["learning_rate"]
     peer = DenseMARS(start(train)[2].variables["params"], learning_rate=rate, passes=passes)
     weights = {name: PRESET["objective"][name] for name in ("pull_weight", "facet_weight")}
@@ -106,8 +100,7 @@ def drawn(train: jr.Interactions) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def main() -> None:
     """Measures and writes the record."""
-    parser = _record.parser("speed.mars", __doc__)
-    parser.add_argument("--quick", action="store_true", help=f"the same code: runs of {CALL // 4} batches, 3 rounds")
+    parser = _record.parser("speed.mars", __doc__, f"runs of {CALL // 4} batches, 3 rounds")
     parser.add_argument("--peak-of", choices=("jaxrec", *PEERS), help="run a side once; print the peak memory")
     options = parser.parse_args()
     train = datasets.load("ciao", minimum=0).train

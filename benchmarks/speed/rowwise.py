@@ -26,9 +26,7 @@ COLUMNS = {
 
 def main() -> None:
     """Measures and writes the record."""
-    parser = _record.parser("speed.rowwise", __doc__)
-    parser.add_argument("--quick", action="store_true", help="the same code on 20 steps, 3 rounds, 1 and 16 negatives")
-    quick = parser.parse_args().quick
+    quick = _record.parser("speed.rowwise", __doc__, "20 steps, 3 rounds, 1 and 16 negatives").parse_args().quick
     steps, whole, cases = 20 if quick else 200, datasets.load("gowalla").train, {}
     kept = np.zeros(whole.n_pairs, bool)
     kept[np.random.default_rng(0).choice(whole.n_pairs, steps * train.BATCH, replace=False)] = True

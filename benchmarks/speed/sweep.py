@@ -11,10 +11,7 @@ optimiser.
 from __future__ import annotations
 
 import itertools
-import os
 from functools import partial
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import jax
 import numpy as np
@@ -38,9 +35,7 @@ COLUMNS = {
 
 def main() -> None:
     """Measures and writes the record."""
-    parser = _record.parser("speed.sweep", __doc__)
-    parser.add_argument("--quick", action="store_true", help="the same code on less: 2 epochs, 2 rounds")
-    quick = parser.parse_args().quick
+    quick = _record.parser("speed.sweep", __doc__, "2 epochs, 2 rounds").parse_args().quick
     epochs, rounds = (2, 2) if quick else (10, 5)
     data = datasets.load("movielens-small", minimum=0.5).interactions
     order = partial(splits.temporal_order, key=jax.random.key(0))

@@ -9,10 +9,7 @@ MF-BPR goes through the whole epoch, 792 steps, MF-MML through 200 of them (rand
 
 from __future__ import annotations
 
-import os
 from functools import partial
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import jax
 import numpy as np
@@ -58,13 +55,10 @@ def ours(train: jr.Interactions, n: int, score, loss, adam):
 
 def theirs(train: jr.Interactions, n: int):
     """The same in PyTorch, or None if it is not installed."""
-    try:
-        import torch
-    except ImportError:
+    if (torch := _measure.torch()) is None:
         return None
     functional = torch.nn.functional
     torch.manual_seed(0)
-    torch.set_num_threads(_record.cores())
     user, item = torch.nn.Embedding(train.n_users, DIM), torch.nn.Embedding(train.n_items, DIM)
     for table in (user, item):
         torch.nn.init.normal_(table.weight, std=0.01)
@@ -96,9 +90,7 @@ def theirs(train: jr.Interactions, n: int):
 
 def main() -> None:
     """Measures the cases and writes the record."""
-    parser = _record.parser("speed.train", __doc__)
-    parser.add_argument("--quick", action="store_true", help="the same code on 20 steps, 3 rounds")
-    quick = parser.parse_args().quick
+    quick = _record.parser("speed.train", __doc__, "20 steps, 3 rounds").parse_args().quick
     whole = datasets.load("gowalla").train
     order, cases = np.random.default_rng(0).permutation(whole.n_pairs), {}
     for name, (steps, n, score, loss, adam) in CASES.items():

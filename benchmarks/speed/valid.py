@@ -13,13 +13,10 @@ product of 4,096 has on the same device in the same run.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import jax
 import numpy as np
@@ -88,21 +85,17 @@ class Ours:
 
     def loss(self, users: np.ndarray) -> float:
         """Without noise, β = 1."""
-        nll, divergence = self.model.apply(
-            self.state.variables, users, histories=self.train.take(users), method="bound"
-        )
+        known = self.train.take(users)
+        nll, divergence = self.model.apply(self.state.variables, users, histories=known, method="bound")
         return float((nll + divergence).mean())
 
 
 def theirs(ours: Ours, steps: int) -> Callable[[], None] | None:
     """The same number of steps in PyTorch; None if it is not installed."""
-    try:
-        import torch
-
-        from benchmarks.speed._dense_valid import DenseVALID
-    except ImportError:
+    if (torch := _measure.torch()) is None:
         return None
-    torch.set_num_threads(_record.cores())
+    from benchmarks.speed._dense_valid import DenseVALID
+
     torch.manual_seed(0)
     peer = DenseVALID(ours.state.variables["params"], blocks=SETTING["n_blocks"], **SMOOTH)
     optimizer = torch.optim.Adam(peer.parameters(), lr=1e-3)
@@ -148,8 +141,7 @@ def a_step(train: jr.Interactions, steps: int, rounds: int) -> dict[str, float]:
 
 def main() -> None:
     """Measures and writes the record."""
-    parser = _record.parser("speed.valid", __doc__)
-    parser.add_argument("--quick", action="store_true", help="the same code: 128 users a step, 3 rounds of 1 step")
+    parser = _record.parser("speed.valid", __doc__, "128 users a step, 3 rounds of 1 step")
     parser.add_argument("--peak-of", choices=["gowalla", "million"], help="make two steps; print the peak memory")
     options = parser.parse_args()
     if options.peak_of:

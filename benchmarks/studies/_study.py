@@ -267,12 +267,11 @@ def varied(rows: Rows, points: Mapping[str, Mapping[str, str]], metric: str) -> 
 
 def main(this: Study) -> None:
     """Trains what has no record, draws the picture and prints the section."""
-    parser = _record.parser(f"studies.{this.name}", this.about)
+    parser = _record.parser(f"studies.{this.name}", this.about, "keeps no record")
     parser.add_argument("--data", nargs="+", choices=list(this.methods), help="data sets (default: all)")
     parser.add_argument("--method", nargs="+", help="names of methods to train (default: all)")
     parser.add_argument("--seeds", type=int, nargs="*", default=list(this.seeds), help="seeds of the runs on test")
     parser.add_argument("--table", action="store_true", help="train nothing; show what is on record")
-    parser.add_argument("--quick", action="store_true", help="the same code on less; keeps no record")
     options = parser.parse_args()
     if options.quick:
         print(json.dumps({"benchmark": f"studies.{this.name}", "cases": quick(this)}))

@@ -181,24 +181,19 @@ def nmf(train: jr.Interactions, *, dim: int) -> Recipe:
     return Recipe(model, None, None, variables)
 
 
-def neumf(train: jr.Interactions, *, power: float, learning_rate: float = 1e-3) -> Recipe:
+def neumf(train: jr.Interactions, *, power: float) -> Recipe:
     """Four negatives a positive, as its paper."""
     model = jr.models.NeuMF(train.n_users, train.n_items)
     loss, sample = partial(jr.losses.bce, negatives="sum"), negatives(train, power, n=4)
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
-    return Recipe(model, objective, rowwise.lazy(optax.adam(learning_rate)))
+    return Recipe(model, objective, rowwise.lazy(optax.adam(1e-3)))
 
 
-def cml(
-    train: jr.Interactions, *, power: float, margin: float, learning_rate: float, covariance: float = 0.0
-) -> Recipe:
-    """The weight by estimated rank, over five negatives; covariance on request."""
+def cml(train: jr.Interactions, *, power: float, margin: float, learning_rate: float) -> Recipe:
+    """The weight by estimated rank, over five negatives."""
     model = distances(train)
     loss = partial(jr.losses.warp, margin=margin, n_items=train.n_items)
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=negatives(train, power, n=5))
-    if covariance:
-        parts = ((1.0, objective), (covariance, jr.train.covariance_objective))
-        objective = partial(jr.train.combined_objective, parts=parts)
     return Recipe(model, objective, in_ball(learning_rate))
 
 
@@ -210,28 +205,22 @@ def metricf(train: jr.Interactions, *, power: float, margin: float) -> Recipe:
     return Recipe(model, objective, in_ball(0.1))
 
 
-def transcf(train: jr.Interactions, *, power: float, learning_rate: float = 3e-3) -> Recipe:
+def transcf(train: jr.Interactions, *, power: float) -> Recipe:
     """Hinge, the positives' distance, and the neighbourhood; large batches, as a step averages the whole graph."""
     model = jr.models.TransCF(train, dim=DIM, scale=0.1)
-    objective = partial(
-        jr.train.translation_objective,
-        model=model,
-        loss=jr.losses.hinge,
-        sample=negatives(train, power),
-        distance_weight=0.1,
-        neighbourhood_weight=0.1,
-    )
-    tx = optax.chain(optax.adam(learning_rate), riemannian.project_to_ball())
-    return Recipe(model, objective, tx, batch_size=5 * BATCH)
+    options = {"loss": jr.losses.hinge, "distance_weight": 0.1, "neighbourhood_weight": 0.1}
+    objective = partial(jr.train.translation_objective, model=model, sample=negatives(train, power), **options)
+    return Recipe(model, objective, in_ball_adam(3e-3), batch_size=5 * BATCH)
 
 
-def lrml(train: jr.Interactions, *, power: float, margin: float = 1.0) -> Recipe:
+def lrml(train: jr.Interactions, *, power: float) -> Recipe:
     """Twenty slots of memory; the positive's relation serves its negative."""
     model = jr.models.LRML(train.n_users, train.n_items, dim=DIM)
-    loss = partial(jr.losses.hinge, margin=margin)
+    loss = partial(jr.losses.hinge, margin=1.0)
     objective = partial(jr.train.relation_objective, model=model, loss=loss, sample=negatives(train, power))
-    vectors, memory = in_ball_adam(1e-3), optax.adam(1e-3)
+    rules = {"vectors": in_ball_adam(1e-3), "memory": optax.adam(1e-3)}
     labels = {"user": "vectors", "item": "vectors", "keys": "memory", "memory": "memory"}
+    return Recipe(model, objective, rowwise.lazy(optax.partition(rules, labels)))
     return Recipe(model, objective, rowwise.lazy(optax.partition({"vectors": vectors, "memory": memory}, labels)))
 
 

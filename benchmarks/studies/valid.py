@@ -33,9 +33,8 @@ from jaxrec import study
 from jaxrec.data import datasets, splits
 from jaxrec.interactions import DataWarning, IdMap
 
-DIM, USERS = 64, 512
-EVERY, PATIENCE, METRIC = 3, 5, "recall@20"  # epochs between looks, and looks without a gain that end a run
-EPOCHS, STOPPING = 300, jr.train.EarlyStopping(METRIC, patience=PATIENCE, ties=True)
+DIM, METRIC, EPOCHS, EVERY = 64, "recall@20", 300, 3  # epochs at most, and between looks
+STOPPING = jr.train.EarlyStopping(METRIC, patience=5, ties=True)
 SHOWN = ("recall@20", "recall@50", "ndcg@20", "ndcg@50")
 
 Fitted = tuple[Any, jr.typing.Variables, jr.train.Log | None]
@@ -87,11 +86,9 @@ def judge(model: Any, part: Part) -> Callable[[jr.typing.Variables], jr.evaluate
     return lambda variables: part.judged(model, variables, "valid", ks=(20,))
 
 
-def fitted(
-    part: Part, key: Any, model: Any, objective: Any, tx: Any, *, limit: int | None, every: int = EVERY, **options: Any
-) -> Fitted:
+def fitted(part: Part, key: Any, model: Any, objective: Any, tx: Any, *, limit: int | None, **options: Any) -> Fitted:
     """Trained until validation no longer gets better; or for so many epochs at most."""
-    options |= {"epochs": limit or EPOCHS, "every": every, "stopping": STOPPING, "progress": False}
+    options |= {"epochs": limit or EPOCHS, "every": EVERY, "stopping": STOPPING, "progress": False}
     state = jr.train.init(key, model, tx)
     state, log = jr.train.fit(state, objective, tx, part.train, validate=judge(model, part), **options)
     return model, state.variables, log
@@ -105,44 +102,33 @@ SETTINGS = {  # of the released configurations; sets without one take citeulike-
 }
 
 
-def interests(
-    part: Part,
-    key: Any,
-    *,
-    kind: Callable[..., Any] = jr.models.VALID,
-    limit: int | None,
-    **options: Any,
-) -> Fitted:
+def encoded(part: Part, key: Any, model: Any, *, limit: int | None, batch_size: int, **of_objective: float) -> Fitted:
+    """An autoencoder, whose examples are users."""
+    objective = partial(jr.train.autoencoders.objective, model=model, **of_objective)
+    options = {"limit": limit, "batch_size": batch_size, "examples": jr.train.by_user}
+    return fitted(part, key, model, objective, optax.adam(1e-3), **options)
+
+
+def interests(part: Part, key: Any, *, kind: Any = jr.models.VALID, limit: int | None, **options: Any) -> Fitted:
     """VALID or MacridVAE at the released setting of the set, 512 users a step."""
     of_model, of_objective = SETTINGS.get(part.name, SETTINGS["citeulike-a"])
     model = kind(part.train.n_items, **{"dim": DIM, "width": DIM, **of_model, **options})
-    objective = partial(jr.train.autoencoders.objective, model=model, **of_objective)
-    return fitted(
-        part, key, model, objective, optax.adam(1e-3), limit=limit, batch_size=USERS, examples=jr.train.by_user
-    )
+    return encoded(part, key, model, limit=limit, batch_size=512, **of_objective)
 
 
 def multvae(part: Part, key: Any, *, cap: float, limit: int | None) -> Fitted:
     """At its released sizes, 500 users a step; β reaches its cap in 60 epochs, as a smaller set needs."""
-    model = jr.models.MultVAE(part.train.n_items)
     total = 60 * -(-np.count_nonzero(part.train.user_degrees) // 500) / cap
-    objective = partial(jr.train.autoencoders.objective, model=model, cap=cap, total=total)
-    return fitted(part, key, model, objective, optax.adam(1e-3), limit=limit, batch_size=500, examples=jr.train.by_user)
+    model = jr.models.MultVAE(part.train.n_items)
+    return encoded(part, key, model, limit=limit, batch_size=500, cap=cap, total=total)
 
 
 def recvae(part: Part, key: Any, *, divergence_weight: float, limit: int | None) -> Fitted:
     """At its released sizes; an epoch is four passes."""
     model = jr.models.RecVAE(part.train.n_items, divergence_weight=divergence_weight)
-    state, log = jr.train.autoencoders.alternating(
-        key,
-        model,
-        optax.adam(5e-4),
-        part.train,
-        epochs=limit or EPOCHS,
-        validate=judge(model, part),
-        stopping=STOPPING,
-        progress=False,
-    )
+    options = {"validate": judge(model, part), "stopping": STOPPING, "progress": False}
+    train, tx, epochs = jr.train.autoencoders.alternating, optax.adam(5e-4), limit or EPOCHS
+    state, log = train(key, model, tx, part.train, epochs=epochs, **options)
     return model, state.variables, log
 
 
