@@ -221,7 +221,6 @@ def lrml(train: jr.Interactions, *, power: float) -> Recipe:
     rules = {"vectors": in_ball_adam(1e-3), "memory": optax.adam(1e-3)}
     labels = {"user": "vectors", "item": "vectors", "keys": "memory", "memory": "memory"}
     return Recipe(model, objective, rowwise.lazy(optax.partition(rules, labels)))
-    return Recipe(model, objective, rowwise.lazy(optax.partition({"vectors": vectors, "memory": memory}, labels)))
 
 
 def in_ball_adam(rate: float) -> optax.GradientTransformation:
@@ -253,74 +252,35 @@ def facets(
     preset: Mapping[str, Mapping[str, Any]] = jr.papers.mars.RELEASED,
     power: float | None = None,
     dim: int = DIM,
-    n_facets: int | None = None,
-    rate: float = 1.0,
-    pull_weight: float | None = None,
-    facet_weight: float | None = None,
+    **given: float,
 ) -> Recipe:
-    """MARS or MAR by a preset, whose values stand where nothing else is given; `rate` multiplies its rates."""
-    model_options, objective_options = dict(preset["model"]), dict(preset["objective"])
-    for options, name, value in (
-        (model_options, "n_facets", n_facets),
-        (objective_options, "pull_weight", pull_weight),
-        (objective_options, "facet_weight", facet_weight),
-    ):
-        options |= {} if value is None else {name: value}
-    model = kind(train.n_users, train.n_items, dim=dim, **model_options)
-    powers = {**preset["power"], **({} if power is None else {"items": power})}
-    objective = partial(
-        mars.objective,
-        model=model,
-        margin=mars.adaptive_margin(train, **preset["margin"]),
-        **jr.papers.mars.samplers(train, **powers),
-        **objective_options,
-    )
-    optimizer = dict(preset["optimizer"])
-    if kind is jr.models.MAR:
-        optimizer["step"] = mars.ball_sgd
-    for name in ("learning_rate", "theta_learning_rate"):
-        optimizer[name] *= rate
+    """MARS or MAR by a preset, whose values stand where no others are given."""
+    of_model, of_objective = ({**preset[of], **{k: given[k] for k in given if k in preset[of]}} for of in OF_FACETS)
+    model = kind(train.n_users, train.n_items, dim=dim, **of_model)
+    powers = preset["power"] if power is None else {**preset["power"], "items": power}
+    draws = jr.papers.mars.samplers(train, **powers)
+    margin = mars.adaptive_margin(train, **preset["margin"])
+    objective = partial(mars.objective, model=model, margin=margin, **draws, **of_objective)
+    step = {"step": mars.ball_sgd} if kind is jr.models.MAR else {}
     epochs = -(-100 * PASSES * train.n_users // train.n_pairs)
-    tx = rowwise.lazy(mars.optimizer(**optimizer))
+    tx = rowwise.lazy(mars.optimizer(**{**preset["optimizer"], **step}))
     return Recipe(model, objective, tx, epochs=epochs, every=max(epochs // 20, 1), fixed=True)
 
 
-def composed(
-    train: jr.Interactions,
-    *,
-    n_facets: int,
-    dim: int,
-    temperature: float,
-    learning_rate: float = 0.03,
-    theta_learning_rate: float = 0.0,
-    shared: int = 1024,
-) -> Recipe:
-    """Facets on spheres trained by a softmax over shared negatives, with row-wise Riemannian Adam."""
+def composed(train: jr.Interactions, *, n_facets: int, dim: int, temperature: float) -> Recipe:
+    """Facets on spheres trained by a softmax over shared negatives, with Riemannian Adam on the rows looked up."""
     model = jr.models.MARS(train.n_users, train.n_items, dim=dim, n_facets=n_facets, theta_scale=0.0)
-    draw = partial(jr.sampling.uniform, n_items=train.n_items, n=shared)
-    loss = partial(jr.losses.bsl, temperature=temperature)
-    sample = partial(jr.sampling.shared, sample=draw)
+    draw = partial(jr.sampling.uniform, n_items=train.n_items, n=1024)
+    loss, sample = partial(jr.losses.bsl, temperature=temperature), partial(jr.sampling.shared, sample=draw)
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
     step = partial(riemannian.riemannian_adam, calibrated=False)
-    tx = mars.optimizer(learning_rate, theta_learning_rate=theta_learning_rate, step=step)
-    return Recipe(model, objective, rowwise.lazy(tx), batch_size=256, examples=partial(jr.train.groups, n=16), every=10)
+    tx = rowwise.lazy(mars.optimizer(0.03, theta_learning_rate=0.0, step=step))
+    return Recipe(model, objective, tx, batch_size=256, examples=partial(jr.train.groups, n=16), every=10)
 
 
-# The paper's objective, margins, negatives and step, on free facets. The paper's own facets are projections of one
-# vector (its equations 1 and 2), so that this is not the paper's model. It is spelt out here because the records of its
-# rows were made by it, regardless of `jr.papers.mars.PAPER`.
-FREE = {
-    "model": {"n_facets": 4, "theta_scale": 0.0, "facets": jr.models.mars.free},
-    "objective": {
-        "ranking": mars.push_and_pull,
-        "separate": partial(mars.separation, reduction="sum"),
-        "pull_weight": 0.1,
-        "facet_weight": 0.01,
-    },
-    "margin": {"count": "union"},
-    "power": {"users": 0.8, "items": 0.0},
-    "optimizer": {"learning_rate": 0.01, "theta_learning_rate": 0.01, "step": riemannian.riemannian_sgd},
-}
+OF_FACETS = ("model", "objective")  # parts of a preset with what is varied
+PAPER = jr.papers.mars.PAPER  # its facets are named below, so that the rows on record stay what they say
+FREE = {**PAPER, "model": {**PAPER["model"], "facets": jr.models.mars.free}}
 ANY, HALF, WARM = {"power": (0.0, 0.75)}, {"dim": (DIM // 2,)}, {"temperature": (0.1, 0.2)}
 UNIFORM = {"power": (0.0,)}  # on random splits, where uniform negatives were BPR's better ones on validation
 METHODS = {  # how a recipe is made, its grid, and what else holds where the split is not the published one by id

@@ -96,17 +96,15 @@ def factors(train: jr.Interactions, **options: Any) -> jr.models.MF:
 
 def solved(fit: Callable, train: Any, valid: Any, key: Any, *, metric: str, large: bool, **setting: float) -> Fitted:
     """ALS, ended by validation."""
-    model, options = factors(train), {"dim": DIM, "key": key, "tolerance": None, **setting}
-    return fit(train, sweeps=SWEEPS, **validation(model, train, valid, metric), **options)
+    ended = validation(factors(train), train, valid, metric)
+    return fit(train, dim=DIM, key=key, tolerance=None, sweeps=SWEEPS, **ended, **setting)
 
 
-def solved_again(
-    fit: Callable, train: Any, key: Any, log: Any, *, metric: str, large: bool, **setting: float
-) -> Fitted:
+def solved_again(fit: Callable, train: Any, key: Any, log: Any, *, metric: str, large: bool, **setting: float) -> Any:
     """ALS for the sweeps that were best on validation."""
     epochs, values = log.column(metric)
-    options = {"dim": DIM, "key": key, "tolerance": None, "progress": False, **setting}
-    return fit(train, sweeps=epochs[int(np.argmax(values))], **options)
+    sweeps = epochs[int(np.argmax(values))]
+    return fit(train, dim=DIM, key=key, tolerance=None, sweeps=sweeps, progress=False, **setting)
 
 
 def closed_form(train: Any, valid: Any, key: Any, *, metric: str, large: bool, regularization: float) -> Fitted:
@@ -130,21 +128,10 @@ def solver(fit: Callable, grid: Mapping[str, tuple[float, ...]]) -> Method:
 # ---------------------------------------------------------------------- SGD
 
 
-def sgd(
-    make: Callable,
-    train: Any,
-    valid: Any,
-    key: Any,
-    *,
-    metric: str,
-    large: bool,
-    learning_rate: float,
-    l2: float,
-    batches: int = 1,
-) -> Fitted:
+def sgd(make: Callable, train: Any, valid: Any, key: Any, *, metric: str, large: bool, batches: int = 1, **setting):
     """Adam with L2 on whole tables, ended by validation; a step takes so many `batches`, of groups of 16 positives."""
     model, objective, parameters, after = make(train)
-    tx = optax.chain(optax.add_decayed_weights(l2), optax.adam(learning_rate), *after)
+    tx = optax.chain(optax.add_decayed_weights(setting["l2"]), optax.adam(setting["learning_rate"]), *after)
     state = jr.train.init(key, model, tx, parameters=parameters)
     options = {"epochs": EPOCHS, "batch_size": (1024 if large else 256) * batches, "examples": GROUPS, "every": 2}
     state, log = jr.train.fit(state, objective, tx, train, **options, **validation(model, train, valid, metric))
