@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -16,6 +19,7 @@ import jaxrec as jr
 from benchmarks import _record
 from jaxrec import study
 from jaxrec.evaluate.report import Comparison
+from jaxrec.interactions import DataWarning
 
 Records = Sequence[Mapping[str, Any]]
 Rows = Mapping[str, study.Row]
@@ -116,6 +120,19 @@ def figure(values: np.ndarray, digits: int = 4, sign: str = "") -> str:
     """Mean ± standard error over seeds."""
     error = stderr(values)
     return f"{values.mean():{sign}.{digits}f}" + (f" ± {error:.{digits}f}" if error else "")
+
+
+def pairs_alone(interactions: jr.Interactions) -> jr.Interactions:
+    """Without weights and timestamps: stars and plays count once."""
+    return dataclasses.replace(interactions, weights=None, timestamps=None)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """No warnings of flaws of the data that a study's text tells of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        yield
 
 
 def stderr(values: Any) -> float | None:
@@ -321,6 +338,13 @@ def cases(rows: Any) -> dict[str, dict[str, float]]:
 
 
 # ---------------------------------------------------------------------- training
+
+
+def fitted(key: Any, model: Any, objective: Any, tx: Any, train: Any, *, parameters: Any = None, **options: Any) -> Any:
+    """What `fit` of a `jaxrec.study.Method` gives, of training by `train.fit`."""
+    state = jr.train.init(key, model, tx, parameters=parameters)
+    state, log = jr.train.fit(state, objective, tx, train, progress=False, **options)
+    return model, state.variables, log
 
 
 def afresh(fit: Callable, *data: Any, **setting: Any) -> Any:

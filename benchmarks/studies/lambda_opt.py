@@ -17,7 +17,6 @@ NDCG@50 of DUI over one λ on MovieLens-10M.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -29,10 +28,9 @@ import optax
 
 import jaxrec as jr
 from benchmarks import _record
-from benchmarks.studies._study import Study, figure, less, main, records_of, stderr, swept
+from benchmarks.studies._study import Study, figure, less, main, pairs_alone, quietly, records_of, stderr, swept
 from jaxrec import study
 from jaxrec.data import datasets, splits
-from jaxrec.interactions import DataWarning
 from jaxrec.optim import lambda_opt
 from jaxrec.optim.moments import amsgrad, smooth_adam
 from jaxrec.optim.regularization import coefficients, penalty
@@ -82,33 +80,22 @@ def prepare(data: str, seed: int) -> splits.Split:
     """The split of one seed: ties in time, halves of validation and lastfm-2k's order change with it."""
     whole, key = datasets.load(data).interactions, jax.random.key(seed)
     order = splits.random_order if whole.timestamps is None else splits.temporal_order
-    train, valid, test = map(plain, splits.in_turn(whole, order=partial(order, key=key)))
+    train, valid, test = map(pairs_alone, splits.in_turn(whole, order=partial(order, key=key)))
     by_chance = partial(splits.random_order, key=jax.random.fold_in(key, 1))
     halves = splits.in_turn(valid, test=0.5, valid=0.0, order=by_chance)
     return splits.Split(train, Halves(halves.train, halves.test), test)
 
 
-def plain(pairs: jr.Interactions) -> jr.Interactions:
-    """The pairs alone."""
-    return jr.Interactions.from_pairs(*pairs.pairs(), n_users=pairs.n_users, n_items=pairs.n_items)
-
-
-def quiet(judge: Any, *arguments: Any, **options: Any) -> jr.evaluate.Report:
-    """The report, of users without training pairs too."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)
-        return judge(*arguments, **options)
-
-
+@quietly()  # of users without training pairs
 def evaluate(model: Any, variables: jr.typing.Variables, part: splits.Split, on: str) -> dict[str, float]:
     """What chooses; or the metrics on test, with λOpt's NDCG@50 for fifths of the users by their training pairs."""
     known = part.train.union(part.valid.learn)
     if on == "valid":
-        means = quiet(jr.evaluate.full_ranking, model, variables, known, part.valid.select, ks=(50,)).means
+        means = jr.evaluate.full_ranking(model, variables, known, part.valid.select, ks=(50,)).means
         return {METRIC: means[METRIC]}
     known = known.union(part.valid.select)
-    apart = quiet(jr.papers.lambda_opt.separate_ranking, model, variables, known, part.test, ks=(50,))
-    full = quiet(jr.evaluate.full_ranking, model, variables, known, part.test, ks=(50,))
+    apart = jr.papers.lambda_opt.separate_ranking(model, variables, known, part.test, ks=(50,))
+    full = jr.evaluate.full_ranking(model, variables, known, part.test, ks=(50,))
     degrees = part.train.user_degrees[apart.users]
     found = {name: apart.means[name] for name in PAPER} | {f"full {name}": full.means[name] for name in FULL}
     for fifth, users in enumerate(np.array_split(np.argsort(degrees, kind="stable"), GROUPS), 1):

@@ -20,10 +20,8 @@ choose from, and their rivals up to six.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -35,10 +33,9 @@ import optax
 
 import jaxrec as jr
 from benchmarks import _record
-from benchmarks.studies._study import Study, figure, main, varied
+from benchmarks.studies._study import Study, figure, main, pairs_alone, quietly, varied
 from jaxrec import study
 from jaxrec.data import datasets, splits
-from jaxrec.interactions import DataWarning
 from jaxrec.optim import riemannian, rowwise
 from jaxrec.train import mars
 
@@ -73,8 +70,7 @@ class Part(NamedTuple):
             known = self.train if on == "valid" else self.train.union(self.valid)
             return jr.evaluate.full_ranking(model, variables, known, held_out, ks=(10,), users=users)
         pairs, negatives = held_out.pairs(), getattr(self, f"{on}_negatives")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DataWarning)  # of repeated negatives, which the protocol has
+        with quietly():  # of repeated negatives, which the protocol has
             return jr.evaluate.sampled_ranking(model, variables, pairs, negatives, ks=(10, 20), train=self.train)
 
 
@@ -89,24 +85,19 @@ def prepare(data: str, seed: int) -> Part:
     found = datasets.load(data.removesuffix("-random"))
     order = partial(splits.random_order, key=jax.random.key(seed))
     if data == "ml-1m-loo":
-        split = splits.leave_one_out(plain(found.train), order=order)
+        split = splits.leave_one_out(pairs_alone(found.train), order=order)
         users, _ = found.test.pairs()
         rows = np.searchsorted(users, split.test.pairs()[0])
         train, valid = split.train.union(split.valid), split.test
-        return Part(train, valid, plain(found.test), found.negatives[rows], found.negatives)
+        return Part(train, valid, pairs_alone(found.test), found.negatives[rows], found.negatives)
     if data in PUBLISHED:
-        parts = (plain(part) for part in (found.train, found.valid, found.test))
+        parts = (pairs_alone(part) for part in (found.train, found.valid, found.test))
         return Part(*parts, found.negatives, found.negatives)
-    whole = found.interactions or plain(found.train).union(plain(found.valid), plain(found.test))
-    split = splits.leave_one_out(plain(whole), order=order)
+    whole = found.interactions or pairs_alone(found.train).union(pairs_alone(found.valid), pairs_alone(found.test))
+    split = splits.leave_one_out(pairs_alone(whole), order=order)
     users, _ = split.test.pairs()
-    negatives = drawn(users, known=plain(whole), items=np.flatnonzero(split.train.item_degrees), seed=seed)
+    negatives = drawn(users, known=pairs_alone(whole), items=np.flatnonzero(split.train.item_degrees), seed=seed)
     return Part(*split, negatives, negatives)
-
-
-def plain(interactions: jr.Interactions) -> jr.Interactions:
-    """The pairs alone: stars and plays count once."""
-    return dataclasses.replace(interactions, weights=None, timestamps=None)
 
 
 def drawn(users: np.ndarray, *, known: jr.Interactions, items: np.ndarray, seed: int, n: int = 100) -> np.ndarray:

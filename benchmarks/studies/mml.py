@@ -27,7 +27,7 @@ import numpy as np
 import optax
 
 import jaxrec as jr
-from benchmarks.studies._study import Study, afresh, main, records_of
+from benchmarks.studies._study import Study, afresh, fitted, main, records_of
 from jaxrec import study
 from jaxrec.data import datasets, splits
 
@@ -124,19 +124,9 @@ def split(data: str) -> splits.Split:
     return splits.Split(found.train.select(kept), found.train.select(~kept), found.test)
 
 
-def trained(
-    case: Case,
-    data: str,
-    test: Any,
-    train: Any,
-    valid: Any,
-    key: Any,
-    *,
-    learning_rate: float,
-    epochs: int,
-    **options: Any,
-) -> Any:
+def trained(case: Case, data: str, test: Any, train: Any, valid: Any, key: Any, **options: Any) -> Any:
     """Trains for a fixed number of epochs. Its log is of validation; without, of test, where nothing is chosen."""
+    learning_rate, epochs = options.pop("learning_rate"), options.pop("epochs")
     model = jr.models.MF(train.n_users, train.n_items, dim=DIM, score=case.score, scale=SCALE, dropout=DROPOUT)
     if case.simplex:
         pool = {"pool": jr.models.UserAttention(), "shared_history": False, "length": 50}
@@ -154,12 +144,11 @@ def trained(
         report = jr.evaluate.full_ranking(model, variables, train, looked, ks=(20,))
         return {name: report.means[name] for name in ("recall@20", "ndcg@20")}
 
-    run = {"epochs": epochs, "batch_size": case.batch, "examples": case.examples, "every": EVERY, "progress": False}
-    state = jr.train.init(key, model, tx)
-    state, log = jr.train.fit(state, objective, tx, train, validate=judge, **run)
+    run = {"epochs": epochs, "batch_size": case.batch, "examples": case.examples, "every": EVERY}
+    _, variables, log = fitted(key, model, objective, tx, train, validate=judge, **run)
     best = max((record for record in log.records if METRIC in record), key=lambda record: record[METRIC])
     more = {f"best-on-test {name}": best[name] for name in ("recall@20", "ndcg@20")} if valid is None else {}
-    return Trained(model, more | {"steps": steps}), state.variables, log
+    return Trained(model, more | {"steps": steps}), variables, log
 
 
 def evaluate(trained: Any, variables: jr.typing.Variables, part: splits.Split, on: str) -> jr.evaluate.Report:

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 import jaxrec as jr
-from benchmarks.studies._study import Study, afresh, main
+from benchmarks.studies._study import Study, afresh, fitted, main
 from jaxrec import study
 from jaxrec.data import datasets, splits
 
@@ -86,7 +86,7 @@ def validation(model: Any, train: jr.Interactions, valid: jr.Interactions, metri
     """Options that end training by validation."""
     k = int(metric.partition("@")[2])
     judge = lambda v: jr.evaluate.full_ranking(model, v, train, valid, ks=(k,)).means  # noqa: E731
-    return {"validate": judge, "stopping": jr.train.EarlyStopping(metric, patience=PATIENCE), "progress": False}
+    return {"validate": judge, "stopping": jr.train.EarlyStopping(metric, patience=PATIENCE)}
 
 
 def factors(train: jr.Interactions, **options: Any) -> jr.models.MF:
@@ -97,7 +97,7 @@ def factors(train: jr.Interactions, **options: Any) -> jr.models.MF:
 def solved(fit: Callable, train: Any, valid: Any, key: Any, *, metric: str, large: bool, **setting: float) -> Fitted:
     """ALS, ended by validation."""
     ended = validation(factors(train), train, valid, metric)
-    return fit(train, dim=DIM, key=key, tolerance=None, sweeps=SWEEPS, **ended, **setting)
+    return fit(train, dim=DIM, key=key, tolerance=None, sweeps=SWEEPS, progress=False, **ended, **setting)
 
 
 def solved_again(fit: Callable, train: Any, key: Any, log: Any, *, metric: str, large: bool, **setting: float) -> Any:
@@ -132,10 +132,9 @@ def sgd(make: Callable, train: Any, valid: Any, key: Any, *, metric: str, large:
     """Adam with L2 on whole tables, ended by validation; a step takes so many `batches`, of groups of 16 positives."""
     model, objective, parameters, after = make(train)
     tx = optax.chain(optax.add_decayed_weights(setting["l2"]), optax.adam(setting["learning_rate"]), *after)
-    state = jr.train.init(key, model, tx, parameters=parameters)
     options = {"epochs": EPOCHS, "batch_size": (1024 if large else 256) * batches, "examples": GROUPS, "every": 2}
-    state, log = jr.train.fit(state, objective, tx, train, **options, **validation(model, train, valid, metric))
-    return model, state.variables, log
+    options |= validation(model, train, valid, metric)
+    return fitted(key, model, objective, tx, train, parameters=parameters, **options)
 
 
 def pairwise(loss: jr.typing.Loss, n: int, train: jr.Interactions, **more: Any):

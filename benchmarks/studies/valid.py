@@ -17,7 +17,6 @@ values are not known to us.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -28,10 +27,10 @@ import optax
 
 import jaxrec as jr
 from benchmarks import _record
-from benchmarks.studies._study import Study, afresh, figure, main, tested, varied
+from benchmarks.studies._study import Study, afresh, figure, fitted, main, quietly, tested, varied
 from jaxrec import study
 from jaxrec.data import datasets, splits
-from jaxrec.interactions import DataWarning, IdMap
+from jaxrec.interactions import IdMap
 
 DIM, METRIC, EPOCHS, EVERY = 64, "recall@20", 300, 3  # epochs at most, and between looks
 STOPPING = jr.train.EarlyStopping(METRIC, patience=5, ties=True)
@@ -66,16 +65,14 @@ def prepare(data: str) -> Part:
     order = partial(splits.random_order, key=jax.random.key(0))
     if data != "ml-1m-users":
         return Part(data, *compacted(splits.ratio(whole, order=order)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)  # as below
+    with quietly():
         held = splits.held_out_users(jax.random.key(1), whole, n_valid=1000, n_test=1000, order=order)
     return Part(data, held.train, held.valid, held.test, {"valid": held.valid_history, "test": held.test_history})
 
 
 def compacted(split: splits.Split) -> splits.Split:
     """The split without items that have no train pair."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)  # of how many pairs go: the module's docstring says it
+    with quietly():
         kept = splits.drop_cold(split)
     ids = IdMap(np.arange(split.train.n_users), np.arange(split.train.n_items))
     return splits.compact(kept, ids)[0]
@@ -86,12 +83,10 @@ def judge(model: Any, part: Part) -> Callable[[jr.typing.Variables], jr.evaluate
     return lambda variables: part.judged(model, variables, "valid", ks=(20,))
 
 
-def fitted(part: Part, key: Any, model: Any, objective: Any, tx: Any, *, limit: int | None, **options: Any) -> Fitted:
+def trained(part: Part, key: Any, model: Any, objective: Any, tx: Any, *, limit: int | None, **options: Any) -> Fitted:
     """Trained until validation no longer gets better; or for so many epochs at most."""
-    options |= {"epochs": limit or EPOCHS, "every": EVERY, "stopping": STOPPING, "progress": False}
-    state = jr.train.init(key, model, tx)
-    state, log = jr.train.fit(state, objective, tx, part.train, validate=judge(model, part), **options)
-    return model, state.variables, log
+    options |= {"epochs": limit or EPOCHS, "every": EVERY, "stopping": STOPPING, "validate": judge(model, part)}
+    return fitted(key, model, objective, tx, part.train, **options)
 
 
 # ---------------------------------------------------------------------- autoencoders
@@ -106,7 +101,7 @@ def encoded(part: Part, key: Any, model: Any, *, limit: int | None, batch_size: 
     """An autoencoder, whose examples are users."""
     objective = partial(jr.train.autoencoders.objective, model=model, **of_objective)
     options = {"limit": limit, "batch_size": batch_size, "examples": jr.train.by_user}
-    return fitted(part, key, model, objective, optax.adam(1e-3), **options)
+    return trained(part, key, model, objective, optax.adam(1e-3), **options)
 
 
 def interests(part: Part, key: Any, *, kind: Any = jr.models.VALID, limit: int | None, **options: Any) -> Fitted:
@@ -150,7 +145,7 @@ def ccl(part: Part, key: Any, *, simplex: bool, margin: float, weight: float, li
     # SimpleX leaves the positive out of the history, so that its examples are single pairs
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample, leave_out=simplex)
     options = {"batch_size": 1024} if simplex else {"batch_size": 256, "examples": partial(jr.train.groups, n=16)}
-    return fitted(part, key, model, objective, optax.adam(1e-2), limit=limit, **options)
+    return trained(part, key, model, objective, optax.adam(1e-2), limit=limit, **options)
 
 
 def lightgcn(part: Part, key: Any, *, learning_rate: float, limit: int | None) -> Fitted:
@@ -159,7 +154,7 @@ def lightgcn(part: Part, key: Any, *, learning_rate: float, limit: int | None) -
     sample = partial(jr.sampling.uniform, n_items=part.train.n_items, n=1)
     objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=sample)
     tx = optax.chain(optax.add_decayed_weights(1e-7), optax.adam(learning_rate))
-    return fitted(part, key, model, objective, tx, limit=limit, batch_size=8192)
+    return trained(part, key, model, objective, tx, limit=limit, batch_size=8192)
 
 
 def solved(fit: Callable, part: Part, key: Any, *, limit: int | None, **setting: float) -> Fitted:
