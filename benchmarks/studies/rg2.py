@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ SMALL = ("ml-100k", "lastfm-2k")
 FIGURES = ("mrr@10", "ndcg@10", "recall@20", "ndcg@20")
 
 Fitted = tuple[Any, jr.typing.Variables, jr.train.Log]
+Grid = Mapping[str, tuple[float, ...]]
 
 
 def metric_of(data: str) -> str:
@@ -61,22 +62,6 @@ def evaluate(model: Any, variables: jr.typing.Variables, part: splits.Split, on:
     return jr.evaluate.Report(
         report.users, {name: report.per_user[name] for name in FIGURES}, {}, None, report.protocol
     )
-
-
-class Method(NamedTuple):
-    """How a model is trained on "train", "valid", a key and a setting, given `metric` and `large`; see `methods`.
-
-    Attributes:
-        fit: as in `jaxrec.study.Method`.
-        grid: to choose from on validation.
-        few: the grid for large sets.
-        refit: as in `jaxrec.study.Method`; a method without takes no part on Gowalla.
-    """
-
-    fit: Callable[..., Fitted]
-    grid: Mapping[str, tuple[float, ...]]
-    few: Mapping[str, tuple[float, ...]] | None = None
-    refit: Callable[..., Fitted] | None = None
 
 
 # ---------------------------------------------------------------------- solvers
@@ -120,9 +105,9 @@ def closed_form_again(train: Any, key: Any, log: Any, **setting: Any) -> Fitted:
     return closed_form(train, None, key, **setting)
 
 
-def solver(fit: Callable, grid: Mapping[str, tuple[float, ...]]) -> Method:
+def solver(fit: Callable, grid: Grid) -> tuple[Callable[..., Fitted], Grid, Callable[..., Fitted]]:
     """A method by ALS."""
-    return Method(partial(solved, fit), grid, refit=partial(solved_again, fit))
+    return partial(solved, fit), grid, partial(solved_again, fit)
 
 
 # ---------------------------------------------------------------------- SGD
@@ -193,38 +178,39 @@ def sml(train: jr.Interactions):
     return model, objective, margins, (inside,)
 
 
-def lightgcn(make: Callable, grid: Mapping[str, tuple[float, ...]]) -> Method:
+def lightgcn(make: Callable, grid: Grid) -> tuple[Callable[..., Fitted], Grid]:
     """The same losses on propagated vectors. A step goes through the whole graph, so that it had better be worth it."""
     graph = lambda train: make(train, model=jr.models.LightGCN(train, dim=DIM, layers=3, scale=SCALE))  # noqa: E731
-    return Method(partial(sgd, graph, batches=4), grid)
+    return partial(sgd, graph, batches=4), grid
+
+
+def sampled(loss: jr.typing.Loss) -> tuple[Callable[..., Fitted], Grid]:
+    """A loss with 100 negatives a group."""
+    return partial(sgd, partial(pairwise, loss, 100)), RATES
 
 
 RATES = {"learning_rate": (3e-3, 1e-2, 3e-2), "l2": (0.0, 1e-5, 1e-4)}
-FEW = {"learning_rate": (3e-3, 1e-2), "l2": (1e-5, 1e-4)}
+FEWER = {RATES["learning_rate"]: (3e-3, 1e-2), RATES["l2"]: (1e-5, 1e-4)}  # on large sets
 GRAPH = {"learning_rate": (1e-2, 3e-2, 1e-1), "l2": (1e-5,)}
 LIGHT = {"learning_rate": (1e-2,), "l2": (1e-7,)}  # near what its paper's decay comes to; one setting, not tuned
 SHARES = {"regularization": (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)}
-MARGINS = {"l2": (0.0,)}
+TWO = {"alpha": (0.02, 0.05, 0.1, 0.2), "regularization": (0.03, 0.1, 0.3)}
+WEIGHTS = {"unobserved_weight": (0.01, 0.03, 0.1, 0.3, 1.0), "regularization": (0.003, 0.01, 0.03, 0.1)}
 softmax = partial(full, jr.losses.mine)  # against all items, the positive among them
-METHODS = {
+METHODS = {  # fit and grid; a method without the third, `refit` of `jaxrec.study.Method`, takes no part on Gowalla
     "RG2": solver(jr.solvers.rg2.fit, {"regularization": (0.03, 0.1, 0.3, 0.6, 1.0)}),
-    "RG2, closed form": Method(closed_form, SHARES, refit=closed_form_again),
-    "RG2, alpha tuned": solver(
-        jr.solvers.rg2.fit, {"alpha": (0.02, 0.05, 0.1, 0.2), "regularization": (0.03, 0.1, 0.3)}
-    ),
+    "RG2, closed form": (closed_form, SHARES, closed_form_again),
+    "RG2, alpha tuned": solver(jr.solvers.rg2.fit, TWO),
     "WRMF": solver(jr.solvers.wrmf.fit, {"alpha": (1.0, 4.0, 10.0), "regularization": (3.0, 10.0, 50.0, 200.0)}),
-    "iALS": solver(
-        jr.solvers.ials.fit,
-        {"unobserved_weight": (0.01, 0.03, 0.1, 0.3, 1.0), "regularization": (0.003, 0.01, 0.03, 0.1)},
-    ),
-    "softmax": Method(partial(sgd, softmax), RATES, FEW),
-    "sampled softmax": Method(partial(sgd, partial(pairwise, jr.losses.sampled_softmax, 100)), RATES, FEW),
-    "RG2 by SGD": Method(partial(sgd, gram), RATES, FEW),
-    "BPR": Method(partial(sgd, partial(pairwise, jr.losses.bpr, 100)), RATES, FEW),
-    "BCE": Method(partial(sgd, partial(pairwise, jr.losses.bce, 100)), RATES, FEW),
-    "UIB": Method(partial(sgd, uib), RATES, FEW),
-    "SML": Method(partial(sgd, sml), RATES | MARGINS, FEW | MARGINS),
-    "Sparsemax": Method(partial(sgd, sparsemax), RATES, FEW),
+    "iALS": solver(jr.solvers.ials.fit, WEIGHTS),
+    "softmax": (partial(sgd, softmax), RATES),
+    "sampled softmax": sampled(jr.losses.sampled_softmax),
+    "RG2 by SGD": (partial(sgd, gram), RATES),
+    "BPR": sampled(jr.losses.bpr),
+    "BCE": sampled(jr.losses.bce),
+    "UIB": (partial(sgd, uib), RATES),
+    "SML": (partial(sgd, sml), RATES | {"l2": (0.0,)}),
+    "Sparsemax": (partial(sgd, sparsemax), RATES),
     "LightGCN, softmax": lightgcn(softmax, GRAPH),
     "LightGCN, softmax, l2 1e-7": lightgcn(softmax, LIGHT),
     "LightGCN, RG2": lightgcn(gram, GRAPH),
@@ -239,11 +225,11 @@ def methods(data: str) -> list[study.Method]:
     popular = lambda train, *_: (*jr.models.popularity(train), None)  # noqa: E731
     found, fixed = [study.Method("popularity", popular, refit=popular)], {"metric": metric_of(data)}
     fixed["large"] = data not in SMALL
-    for name, method in METHODS.items():
-        if method.refit if data == "gowalla" else data == "ml-1m" or not name.startswith("LightGCN"):
-            grid = (None if data in SMALL else method.few) or method.grid
-            refit = partial(method.refit, **fixed) if data == "gowalla" else None
-            found.append(study.Method(name, partial(afresh, method.fit, **fixed), grid, refit))
+    for name, (fit, grid, *again) in METHODS.items():
+        if again if data == "gowalla" else data == "ml-1m" or not name.startswith("LightGCN"):
+            grid = grid if data in SMALL else {key: FEWER.get(values, values) for key, values in grid.items()}
+            refit = partial(*again, **fixed) if data == "gowalla" else None
+            found.append(study.Method(name, partial(afresh, fit, **fixed), grid, refit))
     return found
 
 
