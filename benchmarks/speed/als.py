@@ -111,24 +111,24 @@ def compared(data: str, dim: int, rounds: int, quick: bool) -> dict[str, dict[st
     sides = {name: ours(name, split.train, data, dim) for name in PEERS}
     sides = _measure.there(**sides, **{name: theirs(name, split.train, data, dim) for name in set(PEERS.values())})
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    figures: dict[str, dict[str, float]] = {}
+    values: dict[str, dict[str, float]] = {}
     for _ in range(rounds):
         for name, fit in sides.items():
             sweeps, user, item = fit()
-            figures.setdefault(name, {"first_s": sweeps[0][0], "recall@20": judged(split, user, item)})
+            values.setdefault(name, {"first_s": sweeps[0][0], "recall@20": judged(split, user, item)})
             times[name] += sweeps[1:]
     for name, pairs in times.items():
-        figures[name] |= dict(zip(("wall_s", "cpu_s"), np.median(pairs, axis=0).tolist()))
+        values[name] |= dict(zip(("wall_s", "cpu_s"), np.median(pairs, axis=0).tolist()))
         if not quick:
-            figures[name]["peak_mb"] = _measure.peak_memory("benchmarks.speed.als", name, data, str(dim))
-        print(f"{data}, {dim}: {name:<16}" + ", ".join(f"{key} {value:.4g}" for key, value in figures[name].items()))
+            values[name]["peak_mb"] = _measure.peak_memory("benchmarks.speed.als", name, data, str(dim))
+        print(f"{data}, {dim}: {name:<16}" + ", ".join(f"{key} {value:.4g}" for key, value in values[name].items()))
     cases = {}
     for name, peer in PEERS.items():
-        case = {f"jaxrec_{key}": value for key, value in figures[name].items()}
-        if peer in figures:
-            case |= {f"implicit_{key}": value for key, value in figures[peer].items()}
-            case["ratio"] = figures[name]["wall_s"] / figures[peer]["wall_s"]
-            case["cpu_ratio"] = figures[name]["cpu_s"] / figures[peer]["cpu_s"]
+        case = {f"jaxrec_{key}": value for key, value in values[name].items()}
+        if peer in values:
+            case |= {f"implicit_{key}": value for key, value in values[peer].items()}
+            case["ratio"] = values[name]["wall_s"] / values[peer]["wall_s"]
+            case["cpu_ratio"] = values[name]["cpu_s"] / values[peer]["cpu_s"]
         cases[f"{data}, {dim}: {name}"] = case
     return cases
 

@@ -116,7 +116,7 @@ def tables(this: Study, records: Records) -> dict[str, Rows]:
     return found
 
 
-def figure(values: np.ndarray, digits: int = 4, sign: str = "") -> str:
+def mean_of(values: np.ndarray, digits: int = 4, sign: str = "") -> str:
     """Mean ± standard error over seeds."""
     error = stderr(values)
     return f"{values.mean():{sign}.{digits}f}" + (f" ± {error:.{digits}f}" if error else "")
@@ -189,7 +189,7 @@ def section(this: Study, records: Records) -> str:
         grids = {method.name: method.grid for method in this.methods[data]()}
         rows = {name: row for name, row in rows.items() if this.listed(name)}
         columns: dict[str, Sequence[str]] = {"ranker": list(rows)}
-        columns |= {head(m): [figure(row.values[m]) for row in rows.values()] for m in this.shown(data)}
+        columns |= {head(m): [mean_of(row.values[m]) for row in rows.values()] for m in this.shown(data)}
         columns |= this.columns(data, rows)
         columns["chosen"] = [this.chosen(row, grids.get(name, {})) for name, row in rows.items()]
         columns["seeds"] = [str(len(row.seeds)) for row in rows.values()]

@@ -27,7 +27,7 @@ import optax
 from scipy.optimize import linear_sum_assignment
 
 import jaxrec as jr
-from benchmarks.studies._study import Study, figure, less, main, stderr, swept
+from benchmarks.studies._study import Study, less, main, mean_of, stderr, swept
 from jaxrec import study
 from jaxrec.data import splits, synthetic
 from jaxrec.models import MARS, MF
@@ -280,7 +280,7 @@ def columns(data: str, rows: Mapping[str, study.Row]) -> dict[str, list[str]]:
     for title, other in ((f"less {best}'s", best), ("less 9 dimensions'", NARROW)):
         if other in rows:
             differences = {name: less(row, rows[other], METRIC) for name, row in rows.items()}
-            cells[title] = ["" if name == other else figure(d, sign="+") for name, d in differences.items()]
+            cells[title] = ["" if name == other else mean_of(d, sign="+") for name, d in differences.items()]
     for side in ("users", "items"):
         cells[f"{side}' facet"] = [agreed(row, side) for row in rows.values()]
     return cells

@@ -28,7 +28,7 @@ import optax
 
 import jaxrec as jr
 from benchmarks import _record
-from benchmarks.studies._study import Study, figure, less, main, pairs_alone, quietly, records_of, stderr, swept
+from benchmarks.studies._study import Study, less, main, mean_of, pairs_alone, quietly, records_of, stderr, swept
 from jaxrec import study
 from jaxrec.data import datasets, splits
 from jaxrec.optim import lambda_opt
@@ -311,7 +311,7 @@ def columns(data: str, rows: Mapping[str, study.Row]) -> dict[str, list[str]]:
     cells: dict[str, list[str]] = {"NDCG@50 less one λ's": [], "search": []}
     for name, row in rows.items():
         compared = row.setting and not name.endswith("one λ") and twin(name) in rows
-        cells["NDCG@50 less one λ's"].append(figure(less(row, rows[twin(name)], METRIC), sign="+") if compared else "")
+        cells["NDCG@50 less one λ's"].append(mean_of(less(row, rows[twin(name)], METRIC), sign="+") if compared else "")
         spent = row.search_seconds or row.cpu_seconds[0]
         cells["search"].append(f"{row.trials}, {spent:.0f} s" if row.setting else "")
     return cells

@@ -33,7 +33,7 @@ import optax
 
 import jaxrec as jr
 from benchmarks import _record
-from benchmarks.studies._study import Study, figure, main, pairs_alone, quietly, varied
+from benchmarks.studies._study import Study, main, mean_of, pairs_alone, quietly, varied
 from jaxrec import study
 from jaxrec.data import datasets, splits
 from jaxrec.optim import riemannian, rowwise
@@ -426,7 +426,7 @@ def after(tables: Any, records: Any) -> str:
             for name, at in points(what).items():
                 if found := [rows[label] for label in at.values() if label in rows]:
                     cells = [
-                        figure(rows[label].values["hit_rate@10"]) if label in rows else "" for label in at.values()
+                        mean_of(rows[label].values["hit_rate@10"]) if label in rows else "" for label in at.values()
                     ]
                     lines.append([f"{name} ({max(len(row.seeds) for row in found)})", *cells])
             title = what.replace("n_", "").replace("_", " ")

@@ -32,7 +32,7 @@ EPOCHS, PATIENCE, SWEEPS = 60, 6, 40
 MINIMUM = {"ml-100k": 3.0, "ml-1m": 3.0, "lastfm-2k": None, "gowalla": None}  # ratings that count
 MINIMUM |= {"ml-10m": 3.0, "amazon-electronics-5core": None, "steam": None}  # the paper's, where they can be had
 SMALL = ("ml-100k", "lastfm-2k")
-FIGURES = ("mrr@10", "ndcg@10", "recall@20", "ndcg@20")
+METRICS = ("mrr@10", "ndcg@10", "recall@20", "ndcg@20")
 
 Fitted = tuple[Any, jr.typing.Variables, jr.train.Log]
 Grid = Mapping[str, tuple[float, ...]]
@@ -57,10 +57,10 @@ def split(data: str, seed: int) -> splits.Split:
 
 
 def evaluate(model: Any, variables: jr.typing.Variables, part: splits.Split, on: str) -> jr.evaluate.Report:
-    """The figures that are recorded."""
+    """The metrics that are recorded."""
     report = study.full_ranking(model, variables, part, on)
     return jr.evaluate.Report(
-        report.users, {name: report.per_user[name] for name in FIGURES}, {}, None, report.protocol
+        report.users, {name: report.per_user[name] for name in METRICS}, {}, None, report.protocol
     )
 
 

@@ -27,7 +27,7 @@ import optax
 
 import jaxrec as jr
 from benchmarks import _record
-from benchmarks.studies._study import Study, afresh, figure, fitted, main, quietly, tested, varied
+from benchmarks.studies._study import Study, afresh, fitted, main, mean_of, quietly, tested, varied
 from jaxrec import study
 from jaxrec.data import datasets, splits
 from jaxrec.interactions import IdMap
@@ -242,10 +242,10 @@ def methods(data: str) -> list[study.Method]:
 
 
 def evaluate(model: Any, variables: jr.typing.Variables, part: Part, on: str) -> jr.evaluate.Report:
-    """The figures on validation or test, and of VALID on test how its interests differ."""
+    """The metrics on validation or test, and of VALID on test how its interests differ."""
     report = part.judged(model, variables, on, ks=(20, 50))
     looked = looked_into(model, variables, part) if on == "test" and isinstance(model, jr.models.VALID) else {}
-    per_user = {figure: report.per_user[figure] for figure in SHOWN}
+    per_user = {name: report.per_user[name] for name in SHOWN}
     return jr.evaluate.Report(report.users, per_user, looked, None, report.protocol)
 
 
@@ -288,7 +288,7 @@ def after(tables: Any, records: Any) -> str:
                 one = (what, value) == ("n_interests", "1")  # whose prototypes cannot be alike
                 apart = [f"{row.values[each].mean():.2f}" for each in ("collapse", "uniformity")]
                 lines.append(
-                    [what.replace("n_", ""), value, name, *(figure(row.values[m]) for m in ("recall@20", "ndcg@20"))]
+                    [what.replace("n_", ""), value, name, *(mean_of(row.values[m]) for m in ("recall@20", "ndcg@20"))]
                 )
                 lines[-1] += ["" if one else apart[0], apart[1], " ".join(map(str, row.epochs)), str(len(row.seeds))]
     head = ["varied", "", "method", "Recall@20", "NDCG@20", "collapse", "uniformity", "best epochs", "seeds"]
