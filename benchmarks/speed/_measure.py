@@ -1,4 +1,4 @@
-"""How the speed of several sides is measured: first calls, medians of calls in turn, and peak memory."""
+"""How the speed of several sides is measured: first calls, medians of alternate calls, and peak memory."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def implicit(**options: Any) -> Any:
 def compared(
     runs: Mapping[str, Callable[[], Any]], *, rounds: int, units: float = 1.0
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Times functions in turn, so that a drift of the machine's speed meets all alike.
+    """Times functions alternately, so that a drift of the machine's speed meets all alike.
 
     Args:
         runs: side -> function that does its work before it returns.

@@ -1,11 +1,11 @@
 """Seconds a sweep of RG2, of iALS and of implicit's ALS, on Gowalla and ml-1m with 64 and 256 dimensions.
 
-All fit in turn in one run, on all cores; iALS takes them as a mesh of one device a core. A sweep is both sides once,
-and its time the median over the sweeps of all fits but each fit's first, which includes compilation; below 1 jaxrec is
-faster. iALS is `solvers.wrmf` at implicit's own settings, so that the two solve one problem; RG2 solves another, for
-which implicit has nothing. Recall@20 is after the same 4 sweeps, untuned and from each library's own start. Peak memory
-is of a separate process, imports and data included. Besides: a made-up set of 10 million pairs, and what a sweep of RG2
-costs against pairs, dimensions and users.
+All fit alternately in one run, on all cores; iALS takes them as a mesh of one device a core. A sweep is both sides
+once, and its time the median over the sweeps of all fits but each fit's first, which includes compilation; below 1
+jaxrec is faster. iALS is `solvers.wrmf` at implicit's own settings, so that the two solve one problem; RG2 solves
+another, for which implicit has nothing. Recall@20 is after the same 4 sweeps, untuned and from each library's own
+start. Peak memory is of a separate process, imports and data included. Besides: a made-up set of 10 million pairs, and
+what a sweep of RG2 costs against pairs, dimensions and users.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Top-20 lists of every Gowalla user, seen items masked, 64 dimensions: jaxrec against implicit, in turn in one run.
+"""Top-20 lists of every Gowalla user, seen items masked, 64 dimensions: jaxrec against implicit.
 
-Both rank the same random factors on all cores. Medians; below 1 jaxrec is faster. First calls include compilation, and
-peak memory is of a separate process, imports and data included. The lists must agree up to ties.
+Both rank the same random factors on all cores, alternately in one run. Medians; below 1 jaxrec is faster. First calls
+include compilation, and peak memory is of a separate process, imports and data included. The lists must agree up to
+ties.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Seconds and memory of a step of λOpt against a step of the parameters alone: MF-BPR, ml-1m, DUI.
 
-128 dimensions, batches of 1,024. Three ways to train, in turn in one run, medians: one fixed λ; steps in turn, one of Λ
-after each of Θ; and steps in turn of which none is of Λ, so that the difference of the last two is the step of Λ
-itself. The ratio is that step over one of the fixed λ. Memory is XLA's own account of the compiled steps, in tables of
-users and items together: arguments, temporaries and outputs that are no argument's buffer, for a state that is donated
-and for one that is kept, as `fit` does; data are not counted.
+128 dimensions, batches of 1,024. Three ways to train alternate in one run: one fixed λ; a step of Λ after each of Θ;
+and the same optimiser without any step of Λ, so that the difference of the last two is the step of Λ itself. Medians.
+The ratio is that step over one of the fixed λ. Memory is XLA's own account of the compiled steps, in tables of users
+and items together: arguments, temporaries and outputs that are no argument's buffer, for a state that is donated and
+for one that is kept, as `fit` does; data are not counted.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""An epoch of MARS on Ciao by its released rule: jaxrec's looked-up rows against dense PyTorch, in turn in one run.
+"""An epoch of MARS on Ciao by its released rule: jaxrec, which moves the rows looked up, against dense PyTorch.
 
-4 facets of 128 dimensions, batches of 1,000 triples, of which the released code's epoch has 676. All make the same
-steps: the gradient written by hand, plain SGD, rows back on the sphere. The peer is written here from the rule's
-description, with dense gradients, and renormalises all rows of both tables in each forward pass. "Two passes" goes
-forward for positives and for negatives, each with the user, as the description of the released code has it; "one pass"
-does both at once, the same step at less cost. jaxrec's time includes drawing the triples; PyTorch gets its triples
-drawn beforehand, as the released code does. The aim was a ratio of 0.1.
+4 facets of 128 dimensions, batches of 1,000 triples, of which the released code's epoch has 676. All alternate in one
+run and make the same steps: the gradient written by hand, plain SGD, rows back on the sphere. The peer is written here
+from the rule's description, with dense gradients, and renormalises all rows of both tables in each forward pass. "Two
+passes" goes forward for positives and for negatives, each with the user, as the description of the released code has
+it; "one pass" does both at once, the same step at less cost. jaxrec's time includes drawing the triples; PyTorch gets
+its triples drawn beforehand, as the released code does. The aim was a ratio of 0.1.
 
-Medians of shares of an epoch in turn, given for 676 batches; below 1 jaxrec is faster. All cores for each, PyTorch's
-waiting threads set to sleep. First calls include compilation, and peak memory is of a separate process, imports and
-data included.
+Medians of shares of an epoch, alternately, given for 676 batches; below 1 jaxrec is faster. All cores for each,
+PyTorch's waiting threads set to sleep. First calls include compilation, and peak memory is of a separate process,
+imports and data included.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Eight seeds of MF-BPR on movielens-small: one `train.sweep` against eight `train.fit`, in turn in one run.
+"""Eight seeds of MF-BPR on movielens-small: one `train.sweep` against eight `train.fit`, alternately in one run.
 
 32 dimensions, one uniform negative, batches of 1,024, optax.adam, 10 epochs on the training part of the quickstart's
 split; no validation. Both give the same eight runs; the largest deviation of a parameter is on record. The sweep is

@@ -1,10 +1,11 @@
-"""An epoch of matrix factorisation on Gowalla: jaxrec against PyTorch, in turn in one run; below 1 jaxrec is faster.
+"""An epoch of matrix factorisation on Gowalla: jaxrec against PyTorch; below 1 jaxrec is faster.
 
-MF-BPR with 1 negative and MF-MML (cosines) with 100, 64 dimensions, batches of 1,024, negatives uniform and drawn on
-the way, dense Adam in both: PyTorch's, and `optim.rowwise.adam`, which is the same algorithm. The case "lazy" is MF-BPR
-by `optim.rowwise.lazy_adam`, which moves only the rows that a step looks up: another algorithm, against PyTorch's dense
-Adam all the same. All cores for both, PyTorch's waiting threads set to sleep. Medians; first calls include compilation.
-MF-BPR goes through the whole epoch, 792 steps, MF-MML through 200 of them (random pairs, whole tables).
+Both alternate in one run. MF-BPR with 1 negative and MF-MML (cosines) with 100, 64 dimensions, batches of 1,024,
+negatives uniform and drawn on the way, dense Adam in both: PyTorch's, and `optim.rowwise.adam`, which is the same
+algorithm. The case "lazy" is MF-BPR by `optim.rowwise.lazy_adam`, which moves only the rows that a step looks up:
+another algorithm, against PyTorch's dense Adam all the same. All cores for both, PyTorch's waiting threads set to
+sleep. Medians; first calls include compilation. MF-BPR goes through the whole epoch, 792 steps, MF-MML through 200 of
+them (random pairs, whole tables).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """An epoch of VALID on citeulike-a: jaxrec's streamed decoder and ragged histories against dense PyTorch.
 
 512 users a step, 4 interests, 2 blocks, 64 dimensions, Adam, noise and dropout as in training. The peer is written here
-from the description of the released code: dense rows, groups [B, N, K], every interest's encoder and decoder in turn.
-Without noise both give the same loss, which is checked first. Both make the same number of steps in turn, given for an
-epoch of 11; medians, and below 1 jaxrec is faster. All cores for each; first calls include compilation.
+from the description of the released code: dense rows, groups [B, N, K], the interests' encoders and decoders one by
+one. Without noise both give the same loss, which is checked first. Both make the same number of steps alternately,
+given for an epoch of 11; medians, and below 1 jaxrec is faster. All cores for each; first calls include compilation.
 
 Then jaxrec alone: peak memory of a step over Gowalla's 40,981 items and over a made-up catalogue of a million, of a
 separate process, imports and data included; and seconds of a step over three catalogues, next to those of its seven

@@ -59,7 +59,7 @@ class Study(NamedTuple):
         finish: called with each data set after training.
         seeds: of the runs.
         tuned: data sets on which methods are tuned for others, and not evaluated on test.
-        groups: data sets for which each method is trained in turn.
+        groups: data sets for which each method is trained before the next.
         claims: (method, another), compared by a rule wherever both have several runs.
         chosen: row and grid -> the cell that says what was chosen.
         columns: data set and rows -> further columns.
