@@ -20,10 +20,19 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 IGNORED = pathlib.Path("runs")  # what git does not see
 
 
-def parser(name: str, about: str, *, defaults: bool = False) -> argparse.ArgumentParser:
-    """A reader of the command line `python -m benchmarks.<name>`; `about` is the module's docstring."""
-    how = argparse.ArgumentDefaultsHelpFormatter if defaults else argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(f"python -m benchmarks.{name}", description=about, formatter_class=how)
+def parser(name: str, about: str, quick: str | None = None) -> argparse.ArgumentParser:
+    """A reader of the command line `python -m benchmarks.<name>`.
+
+    Args:
+        name: of the benchmark.
+        about: the module's docstring.
+        quick: what `--quick` does, if there is such an option.
+    """
+    how = argparse.RawDescriptionHelpFormatter
+    made = argparse.ArgumentParser(f"python -m benchmarks.{name}", description=about, formatter_class=how)
+    if quick is not None:
+        made.add_argument("--quick", action="store_true", help=f"the same code on less: {quick}")
+    return made
 
 
 def write(

@@ -7,9 +7,10 @@ quickstart.json to a folder, by default runs/, which git ignores.
 
 from __future__ import annotations
 
-import argparse
 import pathlib
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ import optax
 
 import jaxrec as jr
 from benchmarks import _record
-from jaxrec.data import audit, datasets, splits
+from jaxrec.data import datasets, splits
 
 LOSSES = {
     "MF-BPR": (jr.models.dot, jr.losses.bpr),
@@ -28,95 +29,82 @@ LOSSES = {
     ),
     "MF-softmax": (jr.models.cosine, partial(jr.losses.softmax, temperature=0.2)),
 }
+SETTINGS = {"dim": 32, "negatives": 20, "epochs": 45, "batch_size": 1024, "learning_rate": 5e-3, "seeds": 3}
+MINIMUM, USER = 0.5, 0  # stars that make a positive; the user whose recommendations are shown
 
 
-def arguments() -> argparse.Namespace:
-    """Reads the command line."""
-    parser = _record.parser("quickstart", __doc__, defaults=True)
-    parser.add_argument("--dim", type=int, default=32, help="length of the vectors")
-    parser.add_argument("--negatives", type=int, default=20, help="sampled negatives for each positive")
-    parser.add_argument("--epochs", type=int, default=45, help="at most so many; early stopping ends sooner")
-    parser.add_argument("--batch-size", type=int, default=1024, help="positives a step")
-    parser.add_argument("--learning-rate", type=float, default=5e-3, help="of Adam")
-    parser.add_argument("--minimum", type=float, default=0.5, help="stars that make a positive; 0.5 takes all")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each loss, with seeds 0, 1, ...")
-    parser.add_argument("--user", type=int, default=0, help="id of the user whose recommendations are shown")
-    parser.add_argument("--folder", type=pathlib.Path, default=_record.IGNORED, help="where the files go")
-    parser.add_argument("--quick", action="store_true", help="the same code on less: one seed, 6 epochs")
-    options = parser.parse_args()
-    if options.quick:
-        options.seeds, options.epochs = 1, 6
-    return options
-
-
-def train(name: str, split: splits.Split, seed: int, options: argparse.Namespace):
-    """Trains MF with one loss and seed; gives the model, the best epoch's state and the history."""
+def train(name: str, split: splits.Split, seed: int, settings: Mapping[str, Any]) -> tuple:
+    """Trains MF with one loss and seed; gives the model, the best epoch's state and the log."""
     score, loss = LOSSES[name]
-    model = jr.models.MF(split.train.n_users, split.train.n_items, dim=options.dim, score=score, scale=0.1)
-    sample = partial(jr.sampling.uniform, n_items=split.train.n_items, n=options.negatives)
+    model = jr.models.MF(split.train.n_users, split.train.n_items, dim=settings["dim"], score=score, scale=0.1)
+    sample = partial(jr.sampling.uniform, n_items=split.train.n_items, n=settings["negatives"])
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
-    tx = optax.adam(options.learning_rate)
-    state, history = jr.train.fit(
+    tx = optax.adam(settings["learning_rate"])
+    state, log = jr.train.fit(
         jr.train.init(jax.random.key(seed), model, tx),
         objective,
         tx,
         split.train,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        validate=lambda variables: jr.evaluate.full_ranking(model, variables, split.train, split.valid, ks=(10,)).means,
+        epochs=settings["epochs"],
+        batch_size=settings["batch_size"],
+        validate=lambda variables: jr.evaluate.full_ranking(model, variables, split.train, split.valid, ks=(10,)),
         every=3,
         stopping=jr.train.EarlyStopping("ndcg@10", patience=2),
         progress=False,
     )
-    return model, state, history
+    return model, state, log
 
 
 def main() -> None:
     """Runs the whole story and prints it."""
-    options = arguments()
-    data = datasets.load("movielens-small", minimum=options.minimum)
-    print(f"{data.about}\n\nRatings of {options.minimum:g} stars and more: {data.interactions}\n")
+    parser = _record.parser("quickstart", __doc__, "one seed, 6 epochs")
+    parser.add_argument("--folder", type=pathlib.Path, default=_record.IGNORED, help="where the files go")
+    options = parser.parse_args()
+    settings = SETTINGS | ({"seeds": 1, "epochs": 6} if options.quick else {})
+    data = datasets.load("movielens-small", minimum=MINIMUM)
+    print(f"{data.about}\n\nRatings of {MINIMUM:g} stars and more: {data.interactions}\n")
     order = partial(splits.temporal_order, key=jax.random.key(0))
     split = splits.ratio(data.interactions, (0.8, 0.1, 0.1), order=order)
     print("Each user's latest 10 % are the test part, the 10 % before them validation.")
-    print(audit(split.train, split.test), "\n")
+    print(jr.evaluate.audit(split.train, split.test), "\n")
 
     # The test part is ranked with training and validation pairs masked.
     known = split.train.union(split.valid)
     judge = partial(jr.evaluate.full_ranking, train=known, test=split.test, ks=(5, 10, 20))
     trivial = {each.name: each.fit(split.train, None, jax.random.key(0)) for each in jr.study.TRIVIAL}
     reports = {name: [judge(model, variables)] for name, (model, variables, _) in trivial.items()}
-    histories = {}
+    logs = {}
     for name in LOSSES:
-        runs = [train(name, split, seed, options) for seed in range(options.seeds)]
+        runs = [train(name, split, seed, settings) for seed in range(settings["seeds"])]
         reports[name] = [judge(model, state.variables) for model, state, _ in runs]
-        histories[name] = runs[0][2]
-        print(f"trained {name}: {options.seeds} seeds, best epochs {[int(state.epoch) for _, state, _ in runs]}")
-        model, state, _ = runs[0]
+        logs[name] = runs[0][2]
+        print(f"trained {name}: {len(runs)} seeds, best epochs {[int(state.epoch) for _, state, _ in runs]}")
+    model, state, _ = runs[0]
 
-    print(f"\n{reports['popularity'][0].protocol}; epoch chosen on validation; mean of {options.seeds} seeds,")
+    protocol = reports["popularity"][0].protocol
+    print(f"\n{protocol}; epoch chosen on validation; mean of {settings['seeds']} seeds,")
     print("± standard error over users; the last column is the paired difference from popularity in NDCG@10")
     print(f"{'':<12}{'NDCG@10':>18}{'Recall@10':>18}{'MRR@10':>10}{'coverage@10':>13}{'NDCG@10 - popularity':>28}")
     cases = {name: row(name, runs, reports["popularity"][0]) for name, runs in reports.items()}
 
-    ids = jr.evaluate.top_k(model, state.variables, [options.user], k=5, seen=known)[1][0]
+    ids = jr.evaluate.top_k(model, state.variables, [USER], k=5, seen=known)[1][0]
     titles, genres = data.features["title"], data.features["genres"]
-    rated = split.train.indices[split.train.indptr[options.user] : split.train.indptr[options.user + 1]]
-    print(f"\nUser {data.id_map.user_labels(options.user)} rated {'; '.join(titles[rated[:5]])}; ...")
+    rated = split.train.take([USER]).indices
+    print(f"\nUser {data.id_map.user_labels(USER)} rated {'; '.join(titles[rated[:5]])}; ...")
     print(f"{name} recommends:")
     for rank, item in enumerate(ids, 1):
         print(f"  {rank}. {titles[item]} ({genres[item]})")
 
-    folder, settings = options.folder, {name: value for name, value in vars(options).items() if name != "folder"}
-    facts = {"protocol": reports["popularity"][0].protocol, "data": known.fingerprint(), "settings": settings}
+    folder = options.folder
     folder.mkdir(parents=True, exist_ok=True)
-    picture(histories, folder / "learning_curves.png")
+    picture(logs, folder / "learning_curves.png")
     print(f"\nlearning curves: {folder / 'learning_curves.png'}, the table's values: {folder / 'quickstart.json'}")
+    facts = {"protocol": protocol, "data": known.fingerprint(), "settings": settings | {"minimum": MINIMUM}}
     _record.write("quickstart", cases, quick=options.quick, folder=folder, **facts)
 
 
 def row(name: str, runs: list[jr.evaluate.Report], baseline: jr.evaluate.Report) -> dict[str, float]:
-    """Prints a line of the table; gives its figures. Users are the unit, each with the mean over its seeds."""
+    """Prints a line of the table; gives its values. Users are the unit, each with the mean over its seeds."""
     per_user = {metric: np.mean([run.per_user[metric] for run in runs], axis=0) for metric in runs[0].per_user}
     catalogue = {metric: float(np.mean([run.catalogue[metric] for run in runs])) for metric in runs[0].catalogue}
     mean = jr.evaluate.Report(runs[0].users, per_user, catalogue, None, runs[0].protocol)
@@ -139,7 +127,7 @@ def row(name: str, runs: list[jr.evaluate.Report], baseline: jr.evaluate.Report)
     }
 
 
-def picture(histories: dict[str, jr.train.Log], path: pathlib.Path) -> None:
+def picture(logs: Mapping[str, jr.train.Log], path: pathlib.Path) -> None:
     """Draws the learning curves of the first seeds."""
     import matplotlib
 
@@ -147,8 +135,8 @@ def picture(histories: dict[str, jr.train.Log], path: pathlib.Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-    jr.plotting.learning_curves(histories, "loss", ax=axes[0]).set_yscale("log")
-    jr.plotting.learning_curves(histories, "ndcg@10", ax=axes[1]).set_title("validation", fontsize=10)
+    jr.plotting.learning_curves(logs, "loss", ax=axes[0]).set_yscale("log")
+    jr.plotting.learning_curves(logs, "ndcg@10", ax=axes[1]).set_title("validation", fontsize=10)
     figure.savefig(path, dpi=120)
 
 

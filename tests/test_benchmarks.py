@@ -171,10 +171,10 @@ def test_the_command_of_a_study_trains_tables_and_draws(tmp_path, monkeypatch, c
     from benchmarks.studies import _study
 
     pytest.importorskip("matplotlib")
-    fit = lambda train, valid, key, **setting: (*jr.solvers.ease.fit(train, **setting), None)  # noqa: E731
-    ease = study.Method("EASE", fit, {"regularization": (1.0, 10.0)})
-    line = lambda tables, records: [[{"title": "a", "lines": {"EASE": (["1", "2"], [0, 1]), "b": (None, 0.5)}}]]  # noqa: E731
-    this = made_up([ease], claims=[("EASE", "popularity")], panes=line)
+    fit = lambda train, valid, key, **setting: jr.solvers.rg2.solve(train, dim=2, key=key, **setting)  # noqa: E731
+    closed = study.Method("RG2", fit, {"regularization": (0.1, 0.3)})
+    line = lambda tables, records: [[{"title": "a", "lines": {"RG2": (["1", "2"], [0, 1]), "b": (None, 0.5)}}]]  # noqa: E731
+    this = made_up([closed], claims=[("RG2", "popularity")], panes=line)
     monkeypatch.setattr(_record, "RESULTS", tmp_path)
 
     def said(*arguments):
@@ -184,17 +184,17 @@ def test_the_command_of_a_study_trains_tables_and_draws(tmp_path, monkeypatch, c
         return "\n".join(text), json.loads(last)
 
     _, found = said("--quick")
-    assert found["cases"]["board: EASE"]["recall@2"] > 0.5 and not list(tmp_path.iterdir())
+    assert found["cases"]["board: RG2"]["recall@2"] > 0.5 and not list(tmp_path.iterdir())
     text, found = said()
-    assert found["benchmark"] == "studies.made_up" and set(found["cases"]) >= {"board: EASE", "board: popularity"}
+    assert found["benchmark"] == "studies.made_up" and set(found["cases"]) >= {"board: RG2", "board: popularity"}
     assert (tmp_path / "made_up.png").stat().st_size > 0
     rows = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
-    assert rows["| EASE"].endswith("| regularization 10* | 2 | 1 |")
-    assert "- EASE: above popularity on board (" in text
+    assert rows["| RG2"].endswith("| regularization 0.3* | 2 | 1 |")
+    assert "- RG2: above popularity on board (" in text
     before = (tmp_path / "made_up.jsonl").read_bytes()
     assert said("--table")[1] == said()[1] == found and (tmp_path / "made_up.jsonl").read_bytes() == before
-    with pytest.raises(SystemExit, match="no method 'EAES'"):
-        said("--method", "EAES")
+    with pytest.raises(SystemExit, match="no method 'GR2'"):
+        said("--method", "GR2")
 
 
 @pytest.mark.parametrize(("difference", "place"), [(0.2, "above B"), (-0.2, "below B"), (0.0, "not told apart from B")])
@@ -375,11 +375,10 @@ def test_adversary_moves_each_row_by_its_length_up_the_loss():
 
     tx = lambda_opt.adversarial(optax.sgd(1.0), epsilon=0.5, weight=2.0, begin=1)
     params = {"user": jax.numpy.array([[3.0, 4.0], [9.0, 9.0]]), "item": jax.numpy.array([[1.0, 0.0]])}
-    value = lambda p, _: 0.5 * (p["user"][0] * p["item"][0]).sum()  # noqa: E731
-    state, draw = tx.init(params), lambda_opt.as_drawn(None, None)
-    _, plain, later = tx.step(value, params, state, draw)
+    value = lambda p, key, batch: 0.5 * (p["user"][0] * p["item"][0]).sum()  # noqa: E731
+    _, plain, later = tx.step(value, params, tx.init(params), None, None)
     np.testing.assert_allclose(plain["user"][0], [2.5, 4.0])
-    _, after, _ = tx.step(value, params, later, draw)
+    _, after, _ = tx.step(value, params, later, None, None)
     np.testing.assert_allclose(after["user"], [[3 - 0.5 - 2 * 0.5 * 1.3, 4 - 2 * 0.5 * 0.4], [9, 9]], rtol=1e-6)
     np.testing.assert_allclose(after["item"][0], [1 - 1.5 - 2 * 0.5 * 3.5, 0 - 2 - 2 * 0.5 * 4], rtol=1e-6)
 
@@ -436,8 +435,8 @@ def test_peer_of_mars_and_ours_go_the_same_way():
 
     @jax.jit
     def step(params, opt_state, batch):
-        value = lambda params: mars.objective({"params": params}, jax.random.key(0), batch, **options)  # noqa: E731
-        return tx.step(value, params, opt_state)
+        value = lambda params, *_: mars.objective({"params": params}, jax.random.key(0), batch, **options)  # noqa: E731
+        return tx.step(value, params, opt_state, None, None)
 
     params, opt_state = state.variables["params"], state.opt_state
     for _ in range(4):
@@ -508,7 +507,7 @@ def test_mf_softmax_beats_popularity_on_movielens_by_two_standard_errors():
 def test_the_examples_of_the_readme_run():
     """All of them, one after another as a reader would, but for the numbers of epochs."""
     blocks = [part.split("```")[0] for part in (ROOT / "README.md").read_text().split("```python\n")[1:]]
-    code = re.sub(r"(epochs|sweeps)=\d+", r"\1=2", "\n".join(blocks)) + "print(float(loss), newcomer.shape)\n"
+    code = re.sub(r"(epochs|sweeps)=\d+", r"\1=2", "\n".join(blocks)) + "print(float(loss), scores.shape)\n"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "id order" in done.stdout and "ndcg" in done.stdout

@@ -1,18 +1,22 @@
-"""How the speed of several sides is measured: first calls, medians of calls in turn, and peak memory."""
+"""How the speed of several sides is measured: first calls, medians of alternate calls, and peak memory."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+
+from benchmarks import _record
 
 
 def there(**runs: Callable[[], Any] | None) -> dict[str, Callable[[], Any]]:
@@ -22,10 +26,32 @@ def there(**runs: Callable[[], Any] | None) -> dict[str, Callable[[], Any]]:
     return {name: run for name, run in runs.items() if run is not None}
 
 
+def torch() -> Any:
+    """PyTorch on all cores, its waiting threads set to sleep; None if it is not installed."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        import torch
+    except ImportError:
+        return None
+    torch.set_num_threads(_record.cores())
+    return torch
+
+
+def implicit(**options: Any) -> Any:
+    """Makes a model of implicit's ALS on all cores; None if it is not installed."""
+    try:
+        from implicit.cpu.als import AlternatingLeastSquares
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return None
+    threadpool_limits(1, "blas")  # as implicit asks for: its own threads share the work
+    return partial(AlternatingLeastSquares, num_threads=_record.cores(), **options)
+
+
 def compared(
     runs: Mapping[str, Callable[[], Any]], *, rounds: int, units: float = 1.0
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Times functions in turn, so that a drift of the machine's speed meets all alike.
+    """Times functions alternately, so that a drift of the machine's speed meets all alike.
 
     Args:
         runs: side -> function that does its work before it returns.

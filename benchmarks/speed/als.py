@@ -1,11 +1,11 @@
 """Seconds a sweep of RG2, of iALS and of implicit's ALS, on Gowalla and ml-1m with 64 and 256 dimensions.
 
-All fit in turn in one run, on all cores; iALS takes them as a mesh of one device a core. A sweep is both sides once,
-and its time the median over the sweeps of all fits but each fit's first, which includes compilation; below 1 jaxrec is
-faster. iALS is `als.ials.wrmf` at implicit's own settings, so that the two solve one problem; RG2 solves another, for
-which implicit has nothing. Recall@20 is after the same 4 sweeps, untuned and from each library's own start. Peak memory
-is of a separate process, imports and data included. Besides: a made-up set of 10 million pairs, and what a sweep of RG2
-costs against pairs, dimensions and users.
+All fit alternately in one run, on all cores; iALS takes them as a mesh of one device a core. A sweep is both sides
+once, and its time the median over the sweeps of all fits but each fit's first, which includes compilation; below 1
+jaxrec is faster. iALS is `solvers.wrmf` at implicit's own settings, so that the two solve one problem; RG2 solves
+another, for which implicit has nothing. Recall@20 is after the same 4 sweeps, untuned and from each library's own
+start. Peak memory is of a separate process, imports and data included. Besides: a made-up set of 10 million pairs, and
+what a sweep of RG2 costs against pairs, dimensions and users.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def ours(what: str, train: jr.Interactions, data: str, dim: int, sweeps: int = S
             began = time.process_time()
             return {}
 
-        variables, log = fit(validate=between)
+        _, variables, log = fit(validate=between)
         tables = (np.asarray(variables["params"][side]) for side in ("user", "item"))
         return list(zip(log.column("seconds")[1], spent)), *tables
 
@@ -89,18 +89,14 @@ def ours(what: str, train: jr.Interactions, data: str, dim: int, sweeps: int = S
 
 def theirs(what: str, train: jr.Interactions, data: str, dim: int, sweeps: int = SWEEPS) -> Timed | None:
     """The same by implicit, or None if it is not installed."""
-    try:
-        from implicit.cpu.als import AlternatingLeastSquares
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        return None
-    threadpool_limits(1, "blas")  # as implicit asks for: its own threads share the work
-    matrix = scipy.sparse.csr_matrix(train.to_scipy())
     options = {"factors": dim, "regularization": REGULARIZATION, "alpha": ALPHA[data], "iterations": sweeps}
-    options |= {"use_cg": what.endswith("CG"), "num_threads": _record.cores(), "random_state": 0}
+    made = _measure.implicit(**options, use_cg=what.endswith("CG"), random_state=0)
+    if made is None:
+        return None
+    matrix = scipy.sparse.csr_matrix(train.to_scipy())
 
     def run():
-        model = AlternatingLeastSquares(**options)
+        model = made()
         ticks = [(time.perf_counter(), time.process_time())]
         callback = lambda *_: ticks.append((time.perf_counter(), time.process_time()))  # noqa: E731
         model.fit(matrix, show_progress=False, callback=callback)
@@ -115,24 +111,24 @@ def compared(data: str, dim: int, rounds: int, quick: bool) -> dict[str, dict[st
     sides = {name: ours(name, split.train, data, dim) for name in PEERS}
     sides = _measure.there(**sides, **{name: theirs(name, split.train, data, dim) for name in set(PEERS.values())})
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    figures: dict[str, dict[str, float]] = {}
+    values: dict[str, dict[str, float]] = {}
     for _ in range(rounds):
         for name, fit in sides.items():
             sweeps, user, item = fit()
-            figures.setdefault(name, {"first_s": sweeps[0][0], "recall@20": judged(split, user, item)})
+            values.setdefault(name, {"first_s": sweeps[0][0], "recall@20": judged(split, user, item)})
             times[name] += sweeps[1:]
     for name, pairs in times.items():
-        figures[name] |= dict(zip(("wall_s", "cpu_s"), np.median(pairs, axis=0).tolist()))
+        values[name] |= dict(zip(("wall_s", "cpu_s"), np.median(pairs, axis=0).tolist()))
         if not quick:
-            figures[name]["peak_mb"] = _measure.peak_memory("benchmarks.speed.als", name, data, str(dim))
-        print(f"{data}, {dim}: {name:<16}" + ", ".join(f"{key} {value:.4g}" for key, value in figures[name].items()))
+            values[name]["peak_mb"] = _measure.peak_memory("benchmarks.speed.als", name, data, str(dim))
+        print(f"{data}, {dim}: {name:<16}" + ", ".join(f"{key} {value:.4g}" for key, value in values[name].items()))
     cases = {}
     for name, peer in PEERS.items():
-        case = {f"jaxrec_{key}": value for key, value in figures[name].items()}
-        if peer in figures:
-            case |= {f"implicit_{key}": value for key, value in figures[peer].items()}
-            case["ratio"] = figures[name]["wall_s"] / figures[peer]["wall_s"]
-            case["cpu_ratio"] = figures[name]["cpu_s"] / figures[peer]["cpu_s"]
+        case = {f"jaxrec_{key}": value for key, value in values[name].items()}
+        if peer in values:
+            case |= {f"implicit_{key}": value for key, value in values[peer].items()}
+            case["ratio"] = values[name]["wall_s"] / values[peer]["wall_s"]
+            case["cpu_ratio"] = values[name]["cpu_s"] / values[peer]["cpu_s"]
         cases[f"{data}, {dim}: {name}"] = case
     return cases
 
@@ -159,7 +155,7 @@ def large(quick: bool) -> dict[str, float]:
 def sweep_seconds(train: jr.Interactions, dim: int, sweeps: int) -> list[float]:
     """Wall seconds of each sweep of RG2."""
     options = {"key": jax.random.key(0), "tolerance": None, "progress": False}
-    _, log = jr.solvers.rg2.fit(train, dim=dim, regularization=0.5, sweeps=sweeps, **options)
+    *_, log = jr.solvers.rg2.fit(train, dim=dim, regularization=0.5, sweeps=sweeps, **options)
     return log.column("seconds")[1]
 
 
@@ -192,8 +188,7 @@ def panes(measured: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
 
 def main() -> None:
     """Measures, draws and writes the record."""
-    parser = _record.parser("speed.als", __doc__)
-    parser.add_argument("--quick", action="store_true", help="the same code: ml-1m, 32 dimensions, less data")
+    parser = _record.parser("speed.als", __doc__, "ml-1m, 32 dimensions, less data")
     parser.add_argument("--peak-of", nargs=3, metavar=("WHAT", "DATA", "DIM"), help="fit once; print the peak memory")
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", _record.cores())

@@ -1,7 +1,8 @@
-"""Top-20 lists of every Gowalla user, seen items masked, 64 dimensions: jaxrec against implicit, in turn in one run.
+"""Top-20 lists of every Gowalla user, seen items masked, 64 dimensions: jaxrec against implicit.
 
-Both rank the same random factors on all cores. Medians; below 1 jaxrec is faster. First calls include compilation, and
-peak memory is of a separate process, imports and data included. The lists must agree up to ties.
+Both rank the same random factors on all cores, alternately in one run. Medians; below 1 jaxrec is faster. First calls
+include compilation, and peak memory is of a separate process, imports and data included. The lists must agree up to
+ties.
 """
 
 from __future__ import annotations
@@ -34,13 +35,9 @@ def ours(train: jr.Interactions, users: np.ndarray, tables: dict[str, np.ndarray
 
 def theirs(train: jr.Interactions, users: np.ndarray, tables: dict[str, np.ndarray]):
     """A function that gives (scores, items) by implicit, or None if it is not installed."""
-    try:
-        from implicit.cpu.als import AlternatingLeastSquares
-        from threadpoolctl import threadpool_limits
-    except ImportError:
+    if (made := _measure.implicit(factors=DIM)) is None:
         return None
-    threadpool_limits(1, "blas")  # as implicit asks for: its own threads share the work
-    model = AlternatingLeastSquares(factors=DIM, num_threads=_record.cores())
+    model = made()
     model.user_factors, model.item_factors = tables["user"], tables["item"]
     seen = scipy.sparse.csr_matrix(train.to_scipy())[users]
     return lambda: model.recommend(users, seen, N=K, filter_already_liked_items=True)[::-1]
@@ -48,8 +45,7 @@ def theirs(train: jr.Interactions, users: np.ndarray, tables: dict[str, np.ndarr
 
 def main() -> None:
     """Measures, compares the lists and writes the record."""
-    parser = _record.parser("speed.evaluate", __doc__)
-    parser.add_argument("--quick", action="store_true", help="the same code on 2,000 users, 3 rounds")
+    parser = _record.parser("speed.evaluate", __doc__, "2,000 users, 3 rounds")
     parser.add_argument("--peak-of", choices=("jaxrec", "implicit"), help="run one side once; print its peak memory")
     options = parser.parse_args()
     train = datasets.load("gowalla").train

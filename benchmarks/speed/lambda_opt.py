@@ -1,10 +1,10 @@
 """Seconds and memory of a step of λOpt against a step of the parameters alone: MF-BPR, ml-1m, DUI.
 
-128 dimensions, batches of 1,024. Three ways to train, in turn in one run, medians: one fixed λ; steps in turn, one of Λ
-after each of Θ; and steps in turn of which none is of Λ, so that the difference of the last two is the step of Λ
-itself. The ratio is that step over one of the fixed λ. Memory is XLA's own account of the compiled steps, in tables of
-users and items together: arguments, temporaries and outputs that are no argument's buffer, for a state that is donated
-and for one that is kept, as `fit` does; data are not counted.
+128 dimensions, batches of 1,024. Three ways to train alternate in one run: one fixed λ; a step of Λ after each of Θ;
+and the same optimiser without any step of Λ, so that the difference of the last two is the step of Λ itself. Medians.
+The ratio is that step over one of the fixed λ. Memory is XLA's own account of the compiled steps, in tables of users
+and items together: arguments, temporaries and outputs that are no argument's buffer, for a state that is donated and
+for one that is kept, as `fit` does; data are not counted.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import jaxrec as jr
 from benchmarks import _record
 from benchmarks.speed import _measure
 from benchmarks.studies.lambda_opt import Part, fixed, learned, prepare
-from jaxrec.optim import lambda_opt
-from jaxrec.optim.moments import amsgrad, smooth_adam
 from jaxrec.train import Recipe
 
 BATCH, DIM = 1024, 128
@@ -38,10 +35,9 @@ COLUMNS = {
 def recipes(part: Part) -> dict[str, Recipe]:
     """The three ways, as wide as the released code."""
     model = jr.models.MF(part.train.n_users, part.train.n_items, dim=DIM, scale=0.1)
-    both = learned(part, lambda_rate=1e-3, model=model)
-    never = lambda_opt.alternate(optax.adam(1e-2), amsgrad(1e-3), simulated=smooth_adam(1e-2), every=10**9)
     one = fixed(part, regularization=jnp.array(0.01), model=model)
-    return {"fixed": one, "in_turn": both, "never": both._replace(tx=never)}
+    both, never = (learned(part, lambda_rate=1e-3, model=model, every=every) for every in (1, 10**9))
+    return {"fixed": one, "in_turn": both, "never": never}
 
 
 def runner(part: Part, recipe: Recipe) -> Any:
@@ -50,7 +46,7 @@ def runner(part: Part, recipe: Recipe) -> Any:
 
     def run() -> None:
         nonlocal state
-        options = {"epochs": int(state.epoch) + 1, "batch_size": BATCH, "touched": recipe.touched, "progress": False}
+        options = {"epochs": int(state.epoch) + 1, "batch_size": BATCH, "progress": False}
         state, _ = jr.train.fit(state, recipe.objective, recipe.tx, part.train, **options)
 
     return run
@@ -61,28 +57,23 @@ def tables_of_memory(part: Part, recipe: Recipe, *, donated: bool) -> float:
     state = jr.train.init(jax.random.key(0), recipe.model, recipe.tx)
     params, key = state.variables["params"], jax.random.key(1)
     users, items = (jnp.asarray(ids[:BATCH]) for ids in part.train.pairs())
-    batch = jr.train.Batch(users, items, None, jnp.ones(BATCH, bool))
-    value = lambda params, drawn: recipe.objective({"params": params}, *drawn)  # noqa: E731
+    batch = jr.train.Batch.of(users, items)
 
-    def step(params: Any, opt_state: Any, drawn: Any) -> Any:
-        if isinstance(recipe.tx, lambda_opt.Alternating):
-            return recipe.tx.step(value, params, opt_state, drawn)
-        loss, slopes = jax.value_and_grad(value)(params, drawn)
-        updates, opt_state = recipe.tx.update(slopes, opt_state, params)
-        return loss, optax.apply_updates(params, updates), opt_state
+    def step(params: Any, opt_state: Any, key: jax.Array, batch: jr.train.Batch) -> Any:
+        def value(params, key, batch, other=None):
+            return (other or recipe.objective)({"params": params}, key, batch)
 
-    drawn = (key, batch) if recipe.touched is None else recipe.touched(key, batch)._replace(valid_value=None)
-    compiled = jax.jit(step, donate_argnums=(0, 1) if donated else ()).lower(params, state.opt_state, drawn).compile()
-    found = compiled.memory_analysis()
+        return jr.optim.as_step(recipe.tx).step(value, params, opt_state, key, batch)
+
+    step = jax.jit(step, donate_argnums=(0, 1) if donated else ())
+    found = step.lower(params, state.opt_state, key, batch).compile().memory_analysis()
     used = found.argument_size_in_bytes + found.temp_size_in_bytes + found.output_size_in_bytes
     return (used - found.alias_size_in_bytes) / sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
 def main() -> None:
     """Measures and writes the record."""
-    parser = _record.parser("speed.lambda_opt", __doc__)
-    parser.add_argument("--quick", action="store_true", help="the same code on ml-100k, 20 steps, 3 rounds")
-    quick = parser.parse_args().quick
+    quick = _record.parser("speed.lambda_opt", __doc__, "ml-100k, 20 steps, 3 rounds").parse_args().quick
     steps, rounds = (20, 3) if quick else (60, 5)
     split = prepare("ml-100k" if quick else "ml-1m", 0)
     kept = np.zeros(split.train.n_pairs, bool)

@@ -1,25 +1,22 @@
-"""An epoch of MARS on Ciao by its released rule: jaxrec's looked-up rows against dense PyTorch, in turn in one run.
+"""An epoch of MARS on Ciao by its released rule: jaxrec, which moves the rows looked up, against dense PyTorch.
 
-4 facets of 128 dimensions, batches of 1,000 triples, of which the released code's epoch has 676. All make the same
-steps: the gradient written by hand, plain SGD, rows back on the sphere. The peer is written here from the rule's
-description, with dense gradients, and renormalises all rows of both tables in each forward pass. "Two passes" goes
-forward for positives and for negatives, each with the user, as the description of the released code has it; "one pass"
-does both at once, the same step at less cost. jaxrec's time includes drawing the triples; PyTorch gets its triples
-drawn beforehand, as the released code does. The aim was a ratio of 0.1.
+4 facets of 128 dimensions, batches of 1,000 triples, of which the released code's epoch has 676. All alternate in one
+run and make the same steps: the gradient written by hand, plain SGD, rows back on the sphere. The peer is written here
+from the rule's description, with dense gradients, and renormalises all rows of both tables in each forward pass. "Two
+passes" goes forward for positives and for negatives, each with the user, as the description of the released code has
+it; "one pass" does both at once, the same step at less cost. jaxrec's time includes drawing the triples; PyTorch gets
+its triples drawn beforehand, as the released code does. The aim was a ratio of 0.1.
 
-Medians of shares of an epoch in turn, given for 676 batches; below 1 jaxrec is faster. All cores for each, PyTorch's
-waiting threads set to sleep. First calls include compilation, and peak memory is of a separate process, imports and
-data included.
+Medians of shares of an epoch, alternately, given for 676 batches; below 1 jaxrec is faster. All cores for each,
+PyTorch's waiting threads set to sleep. First calls include compilation, and peak memory is of a separate process,
+imports and data included.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import jax
 import numpy as np
@@ -47,7 +44,7 @@ COLUMNS = {
 def start(train: jr.Interactions) -> tuple[jr.models.MARS, Any, jr.train.State]:
     """The model, its optimiser and its state."""
     model = jr.models.MARS(train.n_users, train.n_items, dim=DIM, **PRESET["model"])
-    tx = jr.optim.rowwise.touched_only(mars.optimizer(**PRESET["optimizer"]))
+    tx = jr.optim.rowwise.lazy(mars.optimizer(**PRESET["optimizer"]))
     return model, tx, jr.train.init(jax.random.key(0), model, tx)
 
 
@@ -70,13 +67,10 @@ def ours(train: jr.Interactions, batches: int) -> Callable[[], float]:
 
 def theirs(train: jr.Interactions, batches: int, passes: int) -> Callable[[], float] | None:
     """The same in PyTorch, or None if it is not installed."""
-    try:
-        import torch
-
-        from benchmarks.speed._dense_mars import DenseMARS
-    except ImportError:
+    if (torch := _measure.torch()) is None:
         return None
-    torch.set_num_threads(_record.cores())
+    from benchmarks.speed._dense_mars import DenseMARS
+
     rate = PRESET["optimizer"]["learning_rate"]
     peer = DenseMARS(start(train)[2].variables["params"], learning_rate=rate, passes=passes)
     weights = {name: PRESET["objective"][name] for name in ("pull_weight", "facet_weight")}
@@ -106,8 +100,7 @@ def drawn(train: jr.Interactions) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def main() -> None:
     """Measures and writes the record."""
-    parser = _record.parser("speed.mars", __doc__)
-    parser.add_argument("--quick", action="store_true", help=f"the same code: runs of {CALL // 4} batches, 3 rounds")
+    parser = _record.parser("speed.mars", __doc__, f"runs of {CALL // 4} batches, 3 rounds")
     parser.add_argument("--peak-of", choices=("jaxrec", *PEERS), help="run a side once; print the peak memory")
     options = parser.parse_args()
     train = datasets.load("ciao", minimum=0).train

@@ -1,8 +1,8 @@
-"""Eight seeds of MF-BPR on movielens-small: one `train.sweep` against eight `train.fit`, in turn in one run.
+"""Eight seeds of MF-BPR on movielens-small: one `train.sweep` against eight `train.fit`, alternately in one run.
 
 32 dimensions, one uniform negative, batches of 1,024, optax.adam, 10 epochs on the training part of the quickstart's
 split; no validation. Both give the same eight runs; the largest deviation of a parameter is on record. The sweep is
-timed as it comes (on CPU: programs of one lane side by side) and, as "vmap", with all lanes vmapped into one program;
+timed as it comes (on CPU: programs of one run side by side) and, as "vmap", with all runs vmapped into one program;
 each of the eight fits waits for the one before. Side by side needs idle cores to pay. Medians; counted rounds compile
 nothing. The second case is what a sweep is for: the first call of 4 learning rates, where each fit compiles its own
 optimiser.
@@ -11,10 +11,7 @@ optimiser.
 from __future__ import annotations
 
 import itertools
-import os
 from functools import partial
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import jax
 import numpy as np
@@ -38,9 +35,7 @@ COLUMNS = {
 
 def main() -> None:
     """Measures and writes the record."""
-    parser = _record.parser("speed.sweep", __doc__)
-    parser.add_argument("--quick", action="store_true", help="the same code on less: 2 epochs, 2 rounds")
-    quick = parser.parse_args().quick
+    quick = _record.parser("speed.sweep", __doc__, "2 epochs, 2 rounds").parse_args().quick
     epochs, rounds = (2, 2) if quick else (10, 5)
     data = datasets.load("movielens-small", minimum=0.5).interactions
     order = partial(splits.temporal_order, key=jax.random.key(0))
@@ -57,7 +52,7 @@ def main() -> None:
 
     def swept(keys=keys, **more):
         result = jr.train.sweep(keys, setup, train, **settings, **more)
-        return [result.state(lane).variables["params"] for lane in range(len(result.lanes))]
+        return [result.state(run).variables["params"] for run in range(len(result.runs))]
 
     def one_by_one(keys=keys, transformations=(fixed,)):
         runs = itertools.product(transformations, keys)

@@ -1,18 +1,16 @@
-"""An epoch of matrix factorisation on Gowalla: jaxrec against PyTorch, in turn in one run; below 1 jaxrec is faster.
+"""An epoch of matrix factorisation on Gowalla: jaxrec against PyTorch; below 1 jaxrec is faster.
 
-MF-BPR with 1 negative and MF-MML (cosines) with 100, 64 dimensions, batches of 1,024, negatives uniform and drawn on
-the way, dense Adam in both: PyTorch's, and `optim.rowwise.dense_adam`, which is the same algorithm. The case "row-wise"
-is MF-BPR by `optim.rowwise.adam`, which moves only the rows of a step: another algorithm, against PyTorch's dense Adam
-all the same. All cores for both, PyTorch's waiting threads set to sleep. Medians; first calls include compilation.
-MF-BPR goes through the whole epoch, 792 steps, MF-MML through 200 of them (random pairs, whole tables).
+Both alternate in one run. MF-BPR with 1 negative and MF-MML (cosines) with 100, 64 dimensions, batches of 1,024,
+negatives uniform and drawn on the way, dense Adam in both: PyTorch's, and `optim.rowwise.adam`, which is the same
+algorithm. The case "lazy" is MF-BPR by `optim.rowwise.lazy_adam`, which moves only the rows that a step looks up:
+another algorithm, against PyTorch's dense Adam all the same. All cores for both, PyTorch's waiting threads set to
+sleep. Medians; first calls include compilation. MF-BPR goes through the whole epoch, 792 steps, MF-MML through 200 of
+them (random pairs, whole tables).
 """
 
 from __future__ import annotations
 
-import os
 from functools import partial
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import jax
 import numpy as np
@@ -23,12 +21,12 @@ from benchmarks.speed import _measure
 from jaxrec.data import datasets
 
 DIM, BATCH, RATE = 64, 1024, 1e-3
-MARGINS, WEIGHTS, WEIGHT = (0.7, 0.8, 0.9), (0.1, 0.15, 0.75), 700.0
-MML = partial(jr.losses.mml, margins=MARGINS, weights=WEIGHTS, negative_weight=WEIGHT)
+OPTIONS = {"batch_size": BATCH, "progress": False}
+MML = jr.papers.mml.GOWALLA
 CASES = {
-    "MF-BPR, 1 negative": (792, 1, jr.models.dot, jr.losses.bpr, jr.optim.rowwise.dense_adam),
-    "MF-BPR, 1 negative, row-wise": (792, 1, jr.models.dot, jr.losses.bpr, jr.optim.rowwise.adam),
-    "MF-MML, 100 negatives": (200, 100, jr.models.cosine, MML, jr.optim.rowwise.dense_adam),
+    "MF-BPR, 1 negative": (792, 1, jr.models.dot, jr.losses.bpr, jr.optim.rowwise.adam),
+    "MF-BPR, 1 negative, lazy": (792, 1, jr.models.dot, jr.losses.bpr, jr.optim.rowwise.lazy_adam),
+    "MF-MML, 100 negatives": (200, 100, jr.models.cosine, partial(jr.losses.mml, **MML), jr.optim.rowwise.adam),
 }
 TITLE = "Speed of training"
 COLUMNS = {
@@ -45,14 +43,12 @@ def ours(train: jr.Interactions, n: int, score, loss, adam):
     model = jr.models.MF(train.n_users, train.n_items, dim=DIM, score=score)
     sample = partial(jr.sampling.uniform, n_items=train.n_items, n=n)
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
-    touched = partial(jr.train.pairwise_rows, sample=sample) if adam is jr.optim.rowwise.dense_adam else None
-    options = {"batch_size": BATCH, "touched": touched, "progress": False}
     tx = adam(RATE)
     state = jr.train.init(jax.random.key(0), model, tx)
 
     def run():
         nonlocal state
-        state, log = jr.train.fit(state, objective, tx, train, epochs=int(state.epoch) + 1, **options)
+        state, log = jr.train.fit(state, objective, tx, train, epochs=int(state.epoch) + 1, **OPTIONS)
         return log.records[-1]["loss"]
 
     return run
@@ -60,13 +56,10 @@ def ours(train: jr.Interactions, n: int, score, loss, adam):
 
 def theirs(train: jr.Interactions, n: int):
     """The same in PyTorch, or None if it is not installed."""
-    try:
-        import torch
-    except ImportError:
+    if (torch := _measure.torch()) is None:
         return None
     functional = torch.nn.functional
     torch.manual_seed(0)
-    torch.set_num_threads(_record.cores())
     user, item = torch.nn.Embedding(train.n_users, DIM), torch.nn.Embedding(train.n_items, DIM)
     for table in (user, item):
         torch.nn.init.normal_(table.weight, std=0.01)
@@ -79,8 +72,8 @@ def theirs(train: jr.Interactions, n: int):
             return functional.softplus(neg - pos[:, None]).mean()
         u, v, w = (functional.normalize(x, dim=-1) for x in (u, v, w))
         pos, neg = (u * v).sum(-1), torch.bmm(w, u.unsqueeze(-1)).squeeze(-1)
-        penalty = sum(weight * functional.relu(neg - margin) for margin, weight in zip(MARGINS, WEIGHTS))
-        return (functional.relu(1 - pos) + WEIGHT * penalty.mean(-1)).mean()
+        penalty = sum(weight * functional.relu(neg - margin) for margin, weight in zip(MML["margins"], MML["weights"]))
+        return (functional.relu(1 - pos) + MML["negative_weight"] * penalty.mean(-1)).mean()
 
     def run():
         total = 0.0
@@ -98,9 +91,7 @@ def theirs(train: jr.Interactions, n: int):
 
 def main() -> None:
     """Measures the cases and writes the record."""
-    parser = _record.parser("speed.train", __doc__)
-    parser.add_argument("--quick", action="store_true", help="the same code on 20 steps, 3 rounds")
-    quick = parser.parse_args().quick
+    quick = _record.parser("speed.train", __doc__, "20 steps, 3 rounds").parse_args().quick
     whole = datasets.load("gowalla").train
     order, cases = np.random.default_rng(0).permutation(whole.n_pairs), {}
     for name, (steps, n, score, loss, adam) in CASES.items():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -16,6 +19,7 @@ import jaxrec as jr
 from benchmarks import _record
 from jaxrec import study
 from jaxrec.evaluate.report import Comparison
+from jaxrec.interactions import DataWarning
 
 Records = Sequence[Mapping[str, Any]]
 Rows = Mapping[str, study.Row]
@@ -55,7 +59,7 @@ class Study(NamedTuple):
         finish: called with each data set after training.
         seeds: of the runs.
         tuned: data sets on which methods are tuned for others, and not evaluated on test.
-        groups: data sets for which each method is trained in turn.
+        groups: data sets for which each method is trained before the next.
         claims: (method, another), compared by a rule wherever both have several runs.
         chosen: row and grid -> the cell that says what was chosen.
         columns: data set and rows -> further columns.
@@ -112,10 +116,23 @@ def tables(this: Study, records: Records) -> dict[str, Rows]:
     return found
 
 
-def figure(values: np.ndarray, digits: int = 4, sign: str = "") -> str:
+def mean_of(values: np.ndarray, digits: int = 4, sign: str = "") -> str:
     """Mean ± standard error over seeds."""
     error = stderr(values)
     return f"{values.mean():{sign}.{digits}f}" + (f" ± {error:.{digits}f}" if error else "")
+
+
+def pairs_alone(interactions: jr.Interactions) -> jr.Interactions:
+    """Without weights and timestamps: stars and plays count once."""
+    return dataclasses.replace(interactions, weights=None, timestamps=None)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """No warnings of flaws of the data that a study's text tells of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        yield
 
 
 def stderr(values: Any) -> float | None:
@@ -172,7 +189,7 @@ def section(this: Study, records: Records) -> str:
         grids = {method.name: method.grid for method in this.methods[data]()}
         rows = {name: row for name, row in rows.items() if this.listed(name)}
         columns: dict[str, Sequence[str]] = {"ranker": list(rows)}
-        columns |= {head(m): [figure(row.values[m]) for row in rows.values()] for m in this.shown(data)}
+        columns |= {head(m): [mean_of(row.values[m]) for row in rows.values()] for m in this.shown(data)}
         columns |= this.columns(data, rows)
         columns["chosen"] = [this.chosen(row, grids.get(name, {})) for name, row in rows.items()]
         columns["seeds"] = [str(len(row.seeds)) for row in rows.values()]
@@ -267,12 +284,11 @@ def varied(rows: Rows, points: Mapping[str, Mapping[str, str]], metric: str) -> 
 
 def main(this: Study) -> None:
     """Trains what has no record, draws the picture and prints the section."""
-    parser = _record.parser(f"studies.{this.name}", this.about)
+    parser = _record.parser(f"studies.{this.name}", this.about, "keeps no record")
     parser.add_argument("--data", nargs="+", choices=list(this.methods), help="data sets (default: all)")
     parser.add_argument("--method", nargs="+", help="names of methods to train (default: all)")
     parser.add_argument("--seeds", type=int, nargs="*", default=list(this.seeds), help="seeds of the runs on test")
     parser.add_argument("--table", action="store_true", help="train nothing; show what is on record")
-    parser.add_argument("--quick", action="store_true", help="the same code on less; keeps no record")
     options = parser.parse_args()
     if options.quick:
         print(json.dumps({"benchmark": f"studies.{this.name}", "cases": quick(this)}))
@@ -324,6 +340,13 @@ def cases(rows: Any) -> dict[str, dict[str, float]]:
 # ---------------------------------------------------------------------- training
 
 
+def fitted(key: Any, model: Any, objective: Any, tx: Any, train: Any, *, parameters: Any = None, **options: Any) -> Any:
+    """What `fit` of a `jaxrec.study.Method` gives, of training by `train.fit`."""
+    state = jr.train.init(key, model, tx, parameters=parameters)
+    state, log = jr.train.fit(state, objective, tx, train, progress=False, **options)
+    return model, state.variables, log
+
+
 def afresh(fit: Callable, *data: Any, **setting: Any) -> Any:
     """A run whose seconds include compilation, whatever ran before it."""
     jax.clear_caches()
@@ -336,6 +359,6 @@ def swept(model: Any, setup: Callable, train: Any, key: Any, settings: Sequence[
     keys = jax.random.split(key, 1)
     found = jr.train.sweep(keys, setup, train, settings=columns, progress=False, **options)
     return [
-        None if lane.diverged is not None else (model, found.state(place).variables, lane.history)
-        for place, lane in enumerate(found.lanes)
+        None if run.diverged is not None else (model, found.state(place).variables, run.log)
+        for place, run in enumerate(found.runs)
     ]

@@ -27,7 +27,7 @@ import optax
 from scipy.optimize import linear_sum_assignment
 
 import jaxrec as jr
-from benchmarks.studies._study import Study, figure, less, main, stderr, swept
+from benchmarks.studies._study import Study, less, main, mean_of, stderr, swept
 from jaxrec import study
 from jaxrec.data import splits, synthetic
 from jaxrec.models import MARS, MF
@@ -168,7 +168,7 @@ def spherical(
 
 def apart_objective(variables: Any, key: Array, batch: jr.train.Batch, *, model: Any) -> Array:
     """`separation` of the batch's users and the first of their positives."""
-    _, u, v = model.apply(variables, batch.users, batch.items[:, 0], method="parts")
+    _, u, v = model.apply(variables, batch.users[:, 0], batch.items[:, 0], method="parts")
     return mars.separation(u, v, score=model.score, where=batch.where[:, 0])
 
 
@@ -188,14 +188,14 @@ class Kind(NamedTuple):
 
     setup: Setup
     grid: Mapping[str, tuple[float, ...]]
-    feed: Mapping[str, Any] = {"batch_size": 100, "group": 32}
+    feed: Mapping[str, Any] = {"batch_size": 100, "examples": partial(jr.train.groups, n=32)}
     share: float = 1.0
     needs: Callable[[jr.Interactions, Array], Mapping[str, Any]] = lambda train, key: {}
 
 
 def factors(train: jr.Interactions, key: Array) -> dict[str, Array]:
     """Tables of a non-negative factorisation into K."""
-    return jr.models.mf.nmf(train, dim=K, key=key)["params"]
+    return jr.solvers.nmf.fit(train, dim=K, key=key)[1]["params"]
 
 
 def from_nmf(train: jr.Interactions, key: Array) -> dict[str, Any]:
@@ -240,8 +240,7 @@ def trained(
 ) -> list[Any]:
     """All settings as one sweep."""
     epochs = max(int(epochs * kind.share), 1)
-    group, batch = kind.feed.get("group"), kind.feed["batch_size"]
-    steps = epochs * -(-len(jr.train.examples(train, group).users) // batch)
+    steps = epochs * -(-kind.feed.get("examples", jr.train.singles)(train).n // kind.feed["batch_size"])
     setup = partial(kind.setup, train=train, steps=steps, **kind.needs(train, key))
     model = setup(**settings[0]).model
     options = {"epochs": epochs, "every": max(epochs // 20, 1), "select": METRIC, "at_once": 1, **kind.feed}
@@ -281,7 +280,7 @@ def columns(data: str, rows: Mapping[str, study.Row]) -> dict[str, list[str]]:
     for title, other in ((f"less {best}'s", best), ("less 9 dimensions'", NARROW)):
         if other in rows:
             differences = {name: less(row, rows[other], METRIC) for name, row in rows.items()}
-            cells[title] = ["" if name == other else figure(d, sign="+") for name, d in differences.items()]
+            cells[title] = ["" if name == other else mean_of(d, sign="+") for name, d in differences.items()]
     for side in ("users", "items"):
         cells[f"{side}' facet"] = [agreed(row, side) for row in rows.values()]
     return cells

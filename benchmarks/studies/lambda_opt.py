@@ -17,7 +17,6 @@ NDCG@50 of DUI over one λ on MovieLens-10M.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -29,15 +28,14 @@ import optax
 
 import jaxrec as jr
 from benchmarks import _record
-from benchmarks.studies._study import Study, figure, less, main, records_of, stderr, swept
+from benchmarks.studies._study import Study, less, main, mean_of, pairs_alone, quietly, records_of, stderr, swept
 from jaxrec import study
 from jaxrec.data import datasets, splits
-from jaxrec.interactions import DataWarning
 from jaxrec.optim import lambda_opt
 from jaxrec.optim.moments import amsgrad, smooth_adam
 from jaxrec.optim.regularization import coefficients, penalty
 from jaxrec.train import Recipe
-from jaxrec.train.lambda_opt import draws, pairwise_rows
+from jaxrec.train.lambda_opt import draws, penalised_rows
 
 DIM, RATE, SCALE = 64, 1e-2, 0.1
 BUDGET = {  # epochs of train, and positives a step
@@ -82,33 +80,22 @@ def prepare(data: str, seed: int) -> splits.Split:
     """The split of one seed: ties in time, halves of validation and lastfm-2k's order change with it."""
     whole, key = datasets.load(data).interactions, jax.random.key(seed)
     order = splits.random_order if whole.timestamps is None else splits.temporal_order
-    train, valid, test = map(plain, splits.in_turn(whole, order=partial(order, key=key)))
+    train, valid, test = map(pairs_alone, splits.in_turn(whole, order=partial(order, key=key)))
     by_chance = partial(splits.random_order, key=jax.random.fold_in(key, 1))
     halves = splits.in_turn(valid, test=0.5, valid=0.0, order=by_chance)
     return splits.Split(train, Halves(halves.train, halves.test), test)
 
 
-def plain(pairs: jr.Interactions) -> jr.Interactions:
-    """The pairs alone."""
-    return jr.Interactions.from_pairs(*pairs.pairs(), n_users=pairs.n_users, n_items=pairs.n_items)
-
-
-def quiet(judge: Any, *arguments: Any, **options: Any) -> jr.evaluate.Report:
-    """The report, of users without training pairs too."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)
-        return judge(*arguments, **options)
-
-
+@quietly()  # of users without training pairs
 def evaluate(model: Any, variables: jr.typing.Variables, part: splits.Split, on: str) -> dict[str, float]:
     """What chooses; or the metrics on test, with λOpt's NDCG@50 for fifths of the users by their training pairs."""
     known = part.train.union(part.valid.learn)
     if on == "valid":
-        means = quiet(jr.evaluate.full_ranking, model, variables, known, part.valid.select, ks=(50,)).means
+        means = jr.evaluate.full_ranking(model, variables, known, part.valid.select, ks=(50,)).means
         return {METRIC: means[METRIC]}
     known = known.union(part.valid.select)
-    apart = quiet(jr.papers.lambda_opt.separate_ranking, model, variables, known, part.test, ks=(50,))
-    full = quiet(jr.evaluate.full_ranking, model, variables, known, part.test, ks=(50,))
+    apart = jr.papers.lambda_opt.separate_ranking(model, variables, known, part.test, ks=(50,))
+    full = jr.evaluate.full_ranking(model, variables, known, part.test, ks=(50,))
     degrees = part.train.user_degrees[apart.users]
     found = {name: apart.means[name] for name in PAPER} | {f"full {name}": full.means[name] for name in FULL}
     for fifth, users in enumerate(np.array_split(np.argsort(degrees, kind="stable"), GROUPS), 1):
@@ -169,11 +156,10 @@ def bpr(part: Part, model: Any) -> jr.typing.Objective:
     return partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=negatives(part.train))
 
 
-def penalised(
-    variables: jr.typing.Variables, key: jax.Array, batch: jr.train.Batch, *, objective: Any, rows: Any, lambdas: Any
-) -> jax.Array:
+def penalised(variables: Any, key: jax.Array, batch: jr.train.Batch, *, objective: Any, lambdas: Any) -> jax.Array:
     """The objective with Ω of fixed coefficients on the batch's rows, as λOpt's steps of Θ have it."""
-    return objective(variables, key, batch) + penalty(lambdas, variables["params"], rows(key, batch))
+    rows = penalised_rows(key, batch, objective=objective)
+    return objective(variables, key, batch) + penalty(lambdas, variables["params"], rows)
 
 
 # ---------------------------------------------------------------------- coefficients that are fixed
@@ -181,8 +167,7 @@ def penalised(
 
 def fixed(part: Part, *, model: Any, regularization: Any) -> Recipe:
     """One λ, or coefficients of any granularity."""
-    rows = partial(pairwise_rows, sample=negatives(part.train))
-    objective = partial(penalised, objective=bpr(part, model), rows=rows, lambdas=regularization)
+    objective = partial(penalised, objective=bpr(part, model), lambdas=regularization)
     return Recipe(model, objective, optax.adam(RATE))
 
 
@@ -199,58 +184,53 @@ def random(part: Part, *, model: Any, draw: Any, granularity: str) -> Recipe:
 # ---------------------------------------------------------------------- coefficients that are learned
 
 
-def learned(part: Part, *, model: Any, lambda_rate: Any, granularity: str = "DUI", scope: str = "full") -> Recipe:
+def learned(part: Part, *, model: Any, lambda_rate: Any, granularity: str = "DUI", **options: Any) -> Recipe:
     """λOpt on `learn`, by Adam and AMSGrad as the released scripts have it, one look-ahead a step."""
-    start = partial(coefficients, granularity=granularity)
-    options = {"start": start, "simulated": smooth_adam(RATE), "scope": scope}
-    tx = lambda_opt.alternate(optax.adam(RATE), amsgrad(lambda_rate), **options)
-    rows = partial(pairwise_rows, sample=negatives(part.train))
-    return Recipe(model, bpr(part, model), tx, partial(draws, train=part.train, valid=part.learn, rows=rows))
+    options = {"granularity": granularity, "simulated": smooth_adam(RATE)} | options
+    return alternating(part, model, optax.adam(RATE), amsgrad(lambda_rate), **options)
+
+
+def alternating(part: Part, model: Any, tx: Any, lambda_tx: Any, *, granularity: str, **options: Any) -> Recipe:
+    """Steps of parameters and of coefficients."""
+    objective = bpr(part, model)
+    options["draws"] = partial(draws, objective=objective, train=part.train, valid=part.learn)
+    options["start"] = partial(coefficients, granularity=granularity)
+    return Recipe(model, objective, lambda_opt.alternate(tx, lambda_tx, **options))
 
 
 def sgda(part: Part, *, model: Any, learning_rate: Any, lambda_rate: Any) -> Recipe:
     """One λ a dimension, both moved by plain gradient descent, the look-ahead on the batch's rows."""
-    start = partial(coefficients, granularity="D")
-    tx = lambda_opt.alternate(optax.sgd(learning_rate), optax.sgd(lambda_rate), start=start, scope="exact")
-    rows = partial(pairwise_rows, sample=negatives(part.train))
-    return Recipe(model, bpr(part, model), tx, partial(draws, train=part.train, valid=part.learn, rows=rows))
+    return alternating(part, model, optax.sgd(learning_rate), optax.sgd(lambda_rate), granularity="D", scope="exact")
 
 
 # ---------------------------------------------------------------------- baselines without learned coefficients
 
 
-def adversarial(tx: optax.GradientTransformation, *, epsilon: Any, weight: float, begin: int) -> lambda_opt.Alternating:
+def adversarial(tx: optax.GradientTransformation, *, epsilon: Any, weight: float, begin: int) -> jr.optim.Step:
     """Steps down on the loss at Θ and, from step `begin` on, `weight` times that at Θ + Δ, Δ of length ε a row."""
+    init = lambda params: (tx.init(params), jnp.zeros((), jnp.int32))  # noqa: E731
+    return jr.optim.Step(init, partial(_adversarial, tx=tx, epsilon=epsilon, weight=weight, begin=begin))
 
-    def init(params: Any) -> lambda_opt.AlternatingState:
-        return lambda_opt.AlternatingState(tx.init(params), (), (), jnp.zeros((), jnp.int32))
+
+def _adversarial(value_fn, params, state, key, batch, *, tx, epsilon, weight, begin):
+    opt_state, count = state
 
     def longer(gradient: jax.Array) -> jax.Array:
         square = (gradient**2).sum(-1, keepdims=True)
         return jnp.where(square > 0, epsilon * gradient * jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
 
-    def step(value: Any, params: Any, state: Any, draw: Any) -> tuple[jax.Array, Any, Any]:
-        loss, slopes = jax.value_and_grad(value)(params, draw.batch)
-        worse = jax.tree.map(lambda x, g: x + longer(g), params, slopes)
-        against = jax.grad(value)(worse, draw.batch)
-        share = jnp.where(state.count >= begin, weight, 0.0)
-        slopes = jax.tree.map(lambda g, a: g + share * a, slopes, against)
-        updates, opt_state = tx.update(slopes, state.opt_state, params)
-        return loss, optax.apply_updates(params, updates), state._replace(opt_state=opt_state, count=state.count + 1)
-
-    return lambda_opt.Alternating(init, step)
-
-
-def as_drawn(key: jax.Array, batch: jr.train.Batch) -> lambda_opt.Draw:
-    """The batch alone."""
-    return lambda_opt.Draw((key, batch), None, None, None, None)
+    loss, slopes = jax.value_and_grad(value_fn)(params, key, batch)
+    worse = jax.tree.map(lambda x, g: x + longer(g), params, slopes)
+    share = jnp.where(count >= begin, weight, 0.0)
+    slopes = jax.tree.map(lambda g, a: g + share * a, slopes, jax.grad(value_fn)(worse, key, batch))
+    updates, opt_state = tx.update(slopes, opt_state, params)
+    return loss, optax.apply_updates(params, updates), (opt_state, count + 1)
 
 
 def amf(part: Part, *, model: Any, epsilon: Any, regularization: Any) -> Recipe:
     """AMF: half the steps plain, half with the adversary, as its paper goes on from converged BPR; one λ besides."""
-    recipe = fixed(part, model=model, regularization=regularization)
     tx = adversarial(optax.adam(RATE), epsilon=epsilon, weight=1.0, begin=part.steps // 2)
-    return recipe._replace(tx=tx, touched=as_drawn)
+    return fixed(part, model=model, regularization=regularization)._replace(tx=tx)
 
 
 def neumf(part: Part, *, model: Any, learning_rate: Any) -> Recipe:
@@ -331,7 +311,7 @@ def columns(data: str, rows: Mapping[str, study.Row]) -> dict[str, list[str]]:
     cells: dict[str, list[str]] = {"NDCG@50 less one λ's": [], "search": []}
     for name, row in rows.items():
         compared = row.setting and not name.endswith("one λ") and twin(name) in rows
-        cells["NDCG@50 less one λ's"].append(figure(less(row, rows[twin(name)], METRIC), sign="+") if compared else "")
+        cells["NDCG@50 less one λ's"].append(mean_of(less(row, rows[twin(name)], METRIC), sign="+") if compared else "")
         spent = row.search_seconds or row.cpu_seconds[0]
         cells["search"].append(f"{row.trials}, {spent:.0f} s" if row.setting else "")
     return cells
@@ -374,7 +354,7 @@ def follow(data: str) -> None:
             found[side].append([float(np.asarray(table)[group].mean()) for group in groups[side]])
 
     state = jr.train.init(jax.random.split(jax.random.key(0), 1)[0], recipe.model, recipe.tx)
-    options = {"touched": recipe.touched, "epochs": part.epochs, "batch_size": part.batch_size, "progress": False}
+    options = {"epochs": part.epochs, "batch_size": part.batch_size, "progress": False}
     jr.train.fit(state, recipe.objective, recipe.tx, part.train, callbacks=[each], **options)
     study.append(TRAJECTORIES, found)
 

@@ -20,10 +20,8 @@ choose from, and their rivals up to six.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -35,10 +33,9 @@ import optax
 
 import jaxrec as jr
 from benchmarks import _record
-from benchmarks.studies._study import Study, figure, main, varied
+from benchmarks.studies._study import Study, main, mean_of, pairs_alone, quietly, varied
 from jaxrec import study
 from jaxrec.data import datasets, splits
-from jaxrec.interactions import DataWarning
 from jaxrec.optim import riemannian, rowwise
 from jaxrec.train import mars
 
@@ -73,8 +70,7 @@ class Part(NamedTuple):
             known = self.train if on == "valid" else self.train.union(self.valid)
             return jr.evaluate.full_ranking(model, variables, known, held_out, ks=(10,), users=users)
         pairs, negatives = held_out.pairs(), getattr(self, f"{on}_negatives")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DataWarning)  # of repeated negatives, which the protocol has
+        with quietly():  # of repeated negatives, which the protocol has
             return jr.evaluate.sampled_ranking(model, variables, pairs, negatives, ks=(10, 20), train=self.train)
 
 
@@ -89,24 +85,19 @@ def prepare(data: str, seed: int) -> Part:
     found = datasets.load(data.removesuffix("-random"))
     order = partial(splits.random_order, key=jax.random.key(seed))
     if data == "ml-1m-loo":
-        split = splits.leave_one_out(plain(found.train), order=order)
+        split = splits.leave_one_out(pairs_alone(found.train), order=order)
         users, _ = found.test.pairs()
         rows = np.searchsorted(users, split.test.pairs()[0])
         train, valid = split.train.union(split.valid), split.test
-        return Part(train, valid, plain(found.test), found.negatives[rows], found.negatives)
+        return Part(train, valid, pairs_alone(found.test), found.negatives[rows], found.negatives)
     if data in PUBLISHED:
-        parts = (plain(part) for part in (found.train, found.valid, found.test))
+        parts = (pairs_alone(part) for part in (found.train, found.valid, found.test))
         return Part(*parts, found.negatives, found.negatives)
-    whole = found.interactions or plain(found.train).union(plain(found.valid), plain(found.test))
-    split = splits.leave_one_out(plain(whole), order=order)
+    whole = found.interactions or pairs_alone(found.train).union(pairs_alone(found.valid), pairs_alone(found.test))
+    split = splits.leave_one_out(pairs_alone(whole), order=order)
     users, _ = split.test.pairs()
-    negatives = drawn(users, known=plain(whole), items=np.flatnonzero(split.train.item_degrees), seed=seed)
+    negatives = drawn(users, known=pairs_alone(whole), items=np.flatnonzero(split.train.item_degrees), seed=seed)
     return Part(*split, negatives, negatives)
-
-
-def plain(interactions: jr.Interactions) -> jr.Interactions:
-    """The pairs alone: stars and plays count once."""
-    return dataclasses.replace(interactions, weights=None, timestamps=None)
 
 
 def drawn(users: np.ndarray, *, known: jr.Interactions, items: np.ndarray, seed: int, n: int = 100) -> np.ndarray:
@@ -136,7 +127,7 @@ class Recipe(NamedTuple):
     tx: Any
     parameters: Mapping[str, Any] = {}
     batch_size: int = BATCH
-    group: int | None = None
+    examples: Callable[..., jr.train.Examples] = jr.train.singles
     epochs: int = 150
     every: int = 5
     fixed: bool = False
@@ -159,9 +150,9 @@ def adagrad(rate: float) -> optax.GradientTransformation:
     return optax.adagrad(rate, initial_accumulator_value=0.1 / BATCH**2, eps=1e-10)
 
 
-def in_ball(rate: float) -> rowwise.TouchedOnly:
-    """Adagrad on touched rows, kept in the unit ball."""
-    return rowwise.touched_only(optax.chain(adagrad(rate), riemannian.project_to_ball()))
+def in_ball(rate: float) -> jr.optim.Step:
+    """Adagrad on the rows that a step looks up, kept in the unit ball."""
+    return rowwise.lazy(optax.chain(adagrad(rate), riemannian.project_to_ball()))
 
 
 # ---------------------------------------------------------------------- baselines
@@ -172,33 +163,28 @@ def bpr(train: jr.Interactions, *, power: float, l2: float) -> Recipe:
     model = jr.models.MF(train.n_users, train.n_items, dim=DIM, scale=0.1)
     sample = negatives(train, power)
     objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=sample)
-    return Recipe(model, objective, rowwise.touched_only(optax.chain(optax.add_decayed_weights(l2), optax.adam(1e-3))))
+    return Recipe(model, objective, rowwise.lazy(optax.chain(optax.add_decayed_weights(l2), optax.adam(1e-3))))
 
 
 def nmf(train: jr.Interactions, *, dim: int) -> Recipe:
     """Solved, not trained."""
-    model = jr.models.MF(train.n_users, train.n_items, dim=dim)
-    return Recipe(model, None, None, jr.models.mf.nmf(train, dim=dim, key=jax.random.key(0)))
+    model, variables, _ = jr.solvers.nmf.fit(train, dim=dim, key=jax.random.key(0))
+    return Recipe(model, None, None, variables)
 
 
-def neumf(train: jr.Interactions, *, power: float, learning_rate: float = 1e-3) -> Recipe:
+def neumf(train: jr.Interactions, *, power: float) -> Recipe:
     """Four negatives a positive, as its paper."""
     model = jr.models.NeuMF(train.n_users, train.n_items)
     loss, sample = partial(jr.losses.bce, negatives="sum"), negatives(train, power, n=4)
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
-    return Recipe(model, objective, rowwise.touched_only(optax.adam(learning_rate)))
+    return Recipe(model, objective, rowwise.lazy(optax.adam(1e-3)))
 
 
-def cml(
-    train: jr.Interactions, *, power: float, margin: float, learning_rate: float, covariance: float = 0.0
-) -> Recipe:
-    """The weight by estimated rank, over five negatives; covariance on request."""
+def cml(train: jr.Interactions, *, power: float, margin: float, learning_rate: float) -> Recipe:
+    """The weight by estimated rank, over five negatives."""
     model = distances(train)
     loss = partial(jr.losses.warp, margin=margin, n_items=train.n_items)
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=negatives(train, power, n=5))
-    if covariance:
-        parts = ((1.0, objective), (covariance, jr.train.covariance_objective))
-        objective = partial(jr.train.combined_objective, parts=parts)
     return Recipe(model, objective, in_ball(learning_rate))
 
 
@@ -210,31 +196,22 @@ def metricf(train: jr.Interactions, *, power: float, margin: float) -> Recipe:
     return Recipe(model, objective, in_ball(0.1))
 
 
-def transcf(train: jr.Interactions, *, power: float, learning_rate: float = 3e-3) -> Recipe:
+def transcf(train: jr.Interactions, *, power: float) -> Recipe:
     """Hinge, the positives' distance, and the neighbourhood; large batches, as a step averages the whole graph."""
     model = jr.models.TransCF(train, dim=DIM, scale=0.1)
-    objective = partial(
-        jr.train.translation_objective,
-        model=model,
-        loss=jr.losses.hinge,
-        sample=negatives(train, power),
-        distance_weight=0.1,
-        neighbourhood_weight=0.1,
-    )
-    tx = optax.chain(optax.adam(learning_rate), riemannian.project_to_ball())
-    return Recipe(model, objective, tx, batch_size=5 * BATCH)
+    options = {"loss": jr.losses.hinge, "distance_weight": 0.1, "neighbourhood_weight": 0.1}
+    objective = partial(jr.train.translation_objective, model=model, sample=negatives(train, power), **options)
+    return Recipe(model, objective, in_ball_adam(3e-3), batch_size=5 * BATCH)
 
 
-def lrml(train: jr.Interactions, *, power: float, margin: float = 1.0) -> Recipe:
+def lrml(train: jr.Interactions, *, power: float) -> Recipe:
     """Twenty slots of memory; the positive's relation serves its negative."""
     model = jr.models.LRML(train.n_users, train.n_items, dim=DIM)
-    loss = partial(jr.losses.hinge, margin=margin)
+    loss = partial(jr.losses.hinge, margin=1.0)
     objective = partial(jr.train.relation_objective, model=model, loss=loss, sample=negatives(train, power))
-    vectors, memory = in_ball_adam(1e-3), optax.adam(1e-3)
+    rules = {"vectors": in_ball_adam(1e-3), "memory": optax.adam(1e-3)}
     labels = {"user": "vectors", "item": "vectors", "keys": "memory", "memory": "memory"}
-    return Recipe(
-        model, objective, rowwise.touched_only(optax.partition({"vectors": vectors, "memory": memory}, labels))
-    )
+    return Recipe(model, objective, rowwise.lazy(optax.partition(rules, labels)))
 
 
 def in_ball_adam(rate: float) -> optax.GradientTransformation:
@@ -253,7 +230,7 @@ def sml(train: jr.Interactions, *, power: float, learning_rate: float) -> Recipe
     }
     margins = {"user_margin": jnp.ones(train.n_users), "item_margin": jnp.ones(train.n_items)}
     labels = {"user": "vectors", "item": "vectors"} | dict.fromkeys(margins, "margins")
-    return Recipe(distances(train), objective, rowwise.touched_only(optax.partition(rules, labels)), margins)
+    return Recipe(distances(train), objective, rowwise.lazy(optax.partition(rules, labels)), margins)
 
 
 # ---------------------------------------------------------------------- facets
@@ -266,74 +243,35 @@ def facets(
     preset: Mapping[str, Mapping[str, Any]] = jr.papers.mars.RELEASED,
     power: float | None = None,
     dim: int = DIM,
-    n_facets: int | None = None,
-    rate: float = 1.0,
-    pull_weight: float | None = None,
-    facet_weight: float | None = None,
+    **given: float,
 ) -> Recipe:
-    """MARS or MAR by a preset, whose values stand where nothing else is given; `rate` multiplies its rates."""
-    model_options, objective_options = dict(preset["model"]), dict(preset["objective"])
-    for options, name, value in (
-        (model_options, "n_facets", n_facets),
-        (objective_options, "pull_weight", pull_weight),
-        (objective_options, "facet_weight", facet_weight),
-    ):
-        options |= {} if value is None else {name: value}
-    model = kind(train.n_users, train.n_items, dim=dim, **model_options)
-    powers = {**preset["power"], **({} if power is None else {"items": power})}
-    objective = partial(
-        mars.objective,
-        model=model,
-        margin=mars.adaptive_margin(train, **preset["margin"]),
-        **jr.papers.mars.samplers(train, **powers),
-        **objective_options,
-    )
-    optimizer = dict(preset["optimizer"])
-    if kind is jr.models.MAR:
-        optimizer["step"] = mars.ball_sgd
-    for name in ("learning_rate", "theta_learning_rate"):
-        optimizer[name] *= rate
+    """MARS or MAR by a preset, whose values stand where no others are given."""
+    of_model, of_objective = ({**preset[of], **{k: given[k] for k in given if k in preset[of]}} for of in OF_FACETS)
+    model = kind(train.n_users, train.n_items, dim=dim, **of_model)
+    powers = preset["power"] if power is None else {**preset["power"], "items": power}
+    draws = jr.papers.mars.samplers(train, **powers)
+    margin = mars.adaptive_margin(train, **preset["margin"])
+    objective = partial(mars.objective, model=model, margin=margin, **draws, **of_objective)
+    step = {"step": mars.ball_sgd} if kind is jr.models.MAR else {}
     epochs = -(-100 * PASSES * train.n_users // train.n_pairs)
-    tx = rowwise.touched_only(mars.optimizer(**optimizer))
+    tx = rowwise.lazy(mars.optimizer(**{**preset["optimizer"], **step}))
     return Recipe(model, objective, tx, epochs=epochs, every=max(epochs // 20, 1), fixed=True)
 
 
-def composed(
-    train: jr.Interactions,
-    *,
-    n_facets: int,
-    dim: int,
-    temperature: float,
-    learning_rate: float = 0.03,
-    theta_learning_rate: float = 0.0,
-    shared: int = 1024,
-) -> Recipe:
-    """Facets on spheres trained by a softmax over shared negatives, with row-wise Riemannian Adam."""
+def composed(train: jr.Interactions, *, n_facets: int, dim: int, temperature: float) -> Recipe:
+    """Facets on spheres trained by a softmax over shared negatives, with Riemannian Adam on the rows looked up."""
     model = jr.models.MARS(train.n_users, train.n_items, dim=dim, n_facets=n_facets, theta_scale=0.0)
-    draw = partial(jr.sampling.uniform, n_items=train.n_items, n=shared)
-    loss = partial(jr.losses.bsl, temperature=temperature)
-    sample = partial(jr.sampling.shared, sample=draw)
+    draw = partial(jr.sampling.uniform, n_items=train.n_items, n=1024)
+    loss, sample = partial(jr.losses.bsl, temperature=temperature), partial(jr.sampling.shared, sample=draw)
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
     step = partial(riemannian.riemannian_adam, calibrated=False)
-    tx = mars.optimizer(learning_rate, theta_learning_rate=theta_learning_rate, step=step)
-    return Recipe(model, objective, rowwise.touched_only(tx), batch_size=256, group=16, every=10)
+    tx = rowwise.lazy(mars.optimizer(0.03, theta_learning_rate=0.0, step=step))
+    return Recipe(model, objective, tx, batch_size=256, examples=partial(jr.train.groups, n=16), every=10)
 
 
-# The paper's objective, margins, negatives and step, on free facets. The paper's own facets are projections of one
-# vector (its equations 1 and 2), so that this is not the paper's model. It is spelt out here because the records of its
-# rows were made by it, regardless of `jr.papers.mars.PAPER`.
-FREE = {
-    "model": {"n_facets": 4, "theta_scale": 0.0, "facets": jr.models.mars.free},
-    "objective": {
-        "ranking": mars.push_and_pull,
-        "separate": partial(mars.separation, reduction="sum"),
-        "pull_weight": 0.1,
-        "facet_weight": 0.01,
-    },
-    "margin": {"count": "union"},
-    "power": {"users": 0.8, "items": 0.0},
-    "optimizer": {"learning_rate": 0.01, "theta_learning_rate": 0.01, "step": riemannian.riemannian_sgd},
-}
+OF_FACETS = ("model", "objective")  # parts of a preset with what is varied
+PAPER = jr.papers.mars.PAPER  # its facets are named below, so that the rows on record stay what they say
+FREE = {**PAPER, "model": {**PAPER["model"], "facets": jr.models.mars.free}}
 ANY, HALF, WARM = {"power": (0.0, 0.75)}, {"dim": (DIM // 2,)}, {"temperature": (0.1, 0.2)}
 UNIFORM = {"power": (0.0,)}  # on random splits, where uniform negatives were BPR's better ones on validation
 METHODS = {  # how a recipe is made, its grid, and what else holds where the split is not the published one by id
@@ -397,7 +335,7 @@ def states(train: jr.Interactions, recipe: Recipe, seed: int, looks: int | None)
         yield 0, float("nan"), recipe.parameters
         return
     state = jr.train.init(jax.random.key(seed), recipe.model, recipe.tx, parameters=recipe.parameters)
-    options = {"batch_size": recipe.batch_size, "group": recipe.group, "progress": False}
+    options = {"batch_size": recipe.batch_size, "examples": recipe.examples, "progress": False}
     for epoch in range(recipe.every, (recipe.epochs if looks is None else looks * recipe.every) + 1, recipe.every):
         began = time.perf_counter()
         state, _ = jr.train.fit(state, recipe.objective, recipe.tx, train, epochs=epoch, **options)
@@ -408,10 +346,7 @@ def stretched(recipe: Recipe, train: jr.Interactions) -> Recipe:
     """Looks of small sets are 500 steps apart or more, those of large ones 1,000 or an epoch: all train as long."""
     if recipe.fixed:
         return recipe
-    looks, steps = (
-        recipe.epochs // recipe.every,
-        -(-len(jr.train.examples(train, recipe.group).users) // recipe.batch_size),
-    )
+    looks, steps = recipe.epochs // recipe.every, -(-recipe.examples(train).n // recipe.batch_size)
     between = recipe.every * steps
     every = max(1000 // steps, 1) if between > 1000 else recipe.every * max(500 // between, 1)
     return recipe._replace(epochs=looks * every, every=every)
@@ -491,7 +426,7 @@ def after(tables: Any, records: Any) -> str:
             for name, at in points(what).items():
                 if found := [rows[label] for label in at.values() if label in rows]:
                     cells = [
-                        figure(rows[label].values["hit_rate@10"]) if label in rows else "" for label in at.values()
+                        mean_of(rows[label].values["hit_rate@10"]) if label in rows else "" for label in at.values()
                     ]
                     lines.append([f"{name} ({max(len(row.seeds) for row in found)})", *cells])
             title = what.replace("n_", "").replace("_", " ")

@@ -27,7 +27,7 @@ import numpy as np
 import optax
 
 import jaxrec as jr
-from benchmarks.studies._study import Study, afresh, main, records_of
+from benchmarks.studies._study import Study, afresh, fitted, main, records_of
 from jaxrec import study
 from jaxrec.data import datasets, splits
 
@@ -38,9 +38,10 @@ EPOCHS = {"gowalla": 1.0, "yelp2018": 2 / 3}  # Yelp2018 has 1.5 times the pairs
 RATES = (0.5, 1.0, 2.0)  # factors of a case's learning rate that are compared
 CCL = {data: {"margin": 0.9, "weight": 150.0} for data in L2}  # SimpleX's setting for both
 OTHER_CCL = {data: {"margin": 0.7, "weight": 70.0} for data in L2}
+NAMES = ("margins", "weights", "negative_weight")  # what the records say of MML; the positive weight is 1
 MML = {
-    "gowalla": {"margins": (0.7, 0.8, 0.9), "weights": (0.1, 0.15, 0.75), "negative_weight": 700.0},
-    "yelp2018": {"margins": (0.6, 0.7, 0.8, 0.9), "weights": (0.05, 0.15, 0.2, 0.6), "negative_weight": 400.0},
+    "gowalla": {name: jr.papers.mml.GOWALLA[name] for name in NAMES},
+    "yelp2018": {name: jr.papers.mml.YELP2018[name] for name in NAMES},
 }
 BSL = {"gowalla": {"temperature": 0.08, "exponent": 1.22}, "yelp2018": {"temperature": 0.11, "exponent": 1.1}}
 
@@ -54,7 +55,7 @@ class Case(NamedTuple):
         score: of the model.
         n: negatives of each example, or of the whole batch if `shared`.
         shared: one draw of negatives for the batch.
-        group: an example is a user with up to so many positives; None is one positive, as in the papers.
+        examples: users with up to 16 positives, or one positive each, as in the papers.
         batch: examples a step.
         epochs: on Gowalla.
         rate: first learning rate of Adam; the last is a hundredth of it.
@@ -67,7 +68,7 @@ class Case(NamedTuple):
     score: Callable = jr.models.cosine
     n: int = 2048
     shared: bool = True
-    group: int | None = 16
+    examples: Callable[..., jr.train.Examples] = partial(jr.train.groups, n=16)
     batch: int = 2048
     epochs: int = 60
     rate: float = 0.04
@@ -75,8 +76,8 @@ class Case(NamedTuple):
 
 
 ccl, mml = partial(Case, jr.losses.ccl), partial(Case, jr.losses.mml, MML)
-single = {"shared": False, "group": None, "batch": 4096, "epochs": 8, "rate": 0.02, "n": 10}
-singly = {"group": None, "batch": 4096, "epochs": 6, "rate": 0.02}
+single = {"shared": False, "examples": jr.train.singles, "batch": 4096, "epochs": 8, "rate": 0.02, "n": 10}
+singly = {"examples": jr.train.singles, "batch": 4096, "epochs": 6, "rate": 0.02}
 CASES = {
     "BPR, 10 a positive": Case(jr.losses.bpr, score=jr.models.dot, **single | {"rate": 0.005}),
     "CCL, 10 a positive": ccl(CCL, **single),
@@ -123,19 +124,9 @@ def split(data: str) -> splits.Split:
     return splits.Split(found.train.select(kept), found.train.select(~kept), found.test)
 
 
-def trained(
-    case: Case,
-    data: str,
-    test: Any,
-    train: Any,
-    valid: Any,
-    key: Any,
-    *,
-    learning_rate: float,
-    epochs: int,
-    **options: Any,
-) -> Any:
+def trained(case: Case, data: str, test: Any, train: Any, valid: Any, key: Any, **options: Any) -> Any:
     """Trains for a fixed number of epochs. Its log is of validation; without, of test, where nothing is chosen."""
+    learning_rate, epochs = options.pop("learning_rate"), options.pop("epochs")
     model = jr.models.MF(train.n_users, train.n_items, dim=DIM, score=case.score, scale=SCALE, dropout=DROPOUT)
     if case.simplex:
         pool = {"pool": jr.models.UserAttention(), "shared_history": False, "length": 50}
@@ -144,7 +135,7 @@ def trained(
     sample = partial(jr.sampling.shared, sample=sample) if case.shared else sample
     loss = partial(case.loss, **options) if options else case.loss
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample, leave_out=case.simplex)
-    steps = -(-len(jr.train.examples(train, case.group).users) // case.batch) * epochs
+    steps = -(-case.examples(train).n // case.batch) * epochs
     schedule = optax.exponential_decay(learning_rate, steps, FINAL)
     tx = optax.chain(optax.add_decayed_weights(L2[data]), optax.adam(schedule))
     looked = test() if valid is None else valid
@@ -153,12 +144,11 @@ def trained(
         report = jr.evaluate.full_ranking(model, variables, train, looked, ks=(20,))
         return {name: report.means[name] for name in ("recall@20", "ndcg@20")}
 
-    run = {"epochs": epochs, "batch_size": case.batch, "group": case.group, "every": EVERY, "progress": False}
-    state = jr.train.init(key, model, tx)
-    state, log = jr.train.fit(state, objective, tx, train, validate=judge, **run)
+    run = {"epochs": epochs, "batch_size": case.batch, "examples": case.examples, "every": EVERY}
+    _, variables, log = fitted(key, model, objective, tx, train, validate=judge, **run)
     best = max((record for record in log.records if METRIC in record), key=lambda record: record[METRIC])
     more = {f"best-on-test {name}": best[name] for name in ("recall@20", "ndcg@20")} if valid is None else {}
-    return Trained(model, more | {"steps": steps}), state.variables, log
+    return Trained(model, more | {"steps": steps}), variables, log
 
 
 def evaluate(trained: Any, variables: jr.typing.Variables, part: splits.Split, on: str) -> jr.evaluate.Report:

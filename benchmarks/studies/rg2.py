@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,18 +23,19 @@ import numpy as np
 import optax
 
 import jaxrec as jr
-from benchmarks.studies._study import Study, afresh, main
+from benchmarks.studies._study import Study, afresh, fitted, main
 from jaxrec import study
 from jaxrec.data import datasets, splits
 
-DIM, SCALE, GROUP = 64, 0.1, 16
+DIM, SCALE, GROUPS = 64, 0.1, partial(jr.train.groups, n=16)
 EPOCHS, PATIENCE, SWEEPS = 60, 6, 40
 MINIMUM = {"ml-100k": 3.0, "ml-1m": 3.0, "lastfm-2k": None, "gowalla": None}  # ratings that count
 MINIMUM |= {"ml-10m": 3.0, "amazon-electronics-5core": None, "steam": None}  # the paper's, where they can be had
 SMALL = ("ml-100k", "lastfm-2k")
-FIGURES = ("mrr@10", "ndcg@10", "recall@20", "ndcg@20")
+METRICS = ("mrr@10", "ndcg@10", "recall@20", "ndcg@20")
 
 Fitted = tuple[Any, jr.typing.Variables, jr.train.Log]
+Grid = Mapping[str, tuple[float, ...]]
 
 
 def metric_of(data: str) -> str:
@@ -56,27 +57,11 @@ def split(data: str, seed: int) -> splits.Split:
 
 
 def evaluate(model: Any, variables: jr.typing.Variables, part: splits.Split, on: str) -> jr.evaluate.Report:
-    """The figures that are recorded."""
+    """The metrics that are recorded."""
     report = study.full_ranking(model, variables, part, on)
     return jr.evaluate.Report(
-        report.users, {name: report.per_user[name] for name in FIGURES}, {}, None, report.protocol
+        report.users, {name: report.per_user[name] for name in METRICS}, {}, None, report.protocol
     )
-
-
-class Method(NamedTuple):
-    """How a model is trained on "train", "valid", a key and a setting, given `metric` and `large`; see `methods`.
-
-    Attributes:
-        fit: as in `jaxrec.study.Method`.
-        grid: to choose from on validation.
-        few: the grid for large sets.
-        refit: as in `jaxrec.study.Method`; a method without takes no part on Gowalla.
-    """
-
-    fit: Callable[..., Fitted]
-    grid: Mapping[str, tuple[float, ...]]
-    few: Mapping[str, tuple[float, ...]] | None = None
-    refit: Callable[..., Fitted] | None = None
 
 
 # ---------------------------------------------------------------------- solvers
@@ -86,7 +71,7 @@ def validation(model: Any, train: jr.Interactions, valid: jr.Interactions, metri
     """Options that end training by validation."""
     k = int(metric.partition("@")[2])
     judge = lambda v: jr.evaluate.full_ranking(model, v, train, valid, ks=(k,)).means  # noqa: E731
-    return {"validate": judge, "stopping": jr.train.EarlyStopping(metric, patience=PATIENCE), "progress": False}
+    return {"validate": judge, "stopping": jr.train.EarlyStopping(metric, patience=PATIENCE)}
 
 
 def factors(train: jr.Interactions, **options: Any) -> jr.models.MF:
@@ -96,17 +81,15 @@ def factors(train: jr.Interactions, **options: Any) -> jr.models.MF:
 
 def solved(fit: Callable, train: Any, valid: Any, key: Any, *, metric: str, large: bool, **setting: float) -> Fitted:
     """ALS, ended by validation."""
-    model, options = factors(train), {"dim": DIM, "key": key, "tolerance": None, **setting}
-    return model, *fit(train, sweeps=SWEEPS, **validation(model, train, valid, metric), **options)
+    ended = validation(factors(train), train, valid, metric)
+    return fit(train, dim=DIM, key=key, tolerance=None, sweeps=SWEEPS, progress=False, **ended, **setting)
 
 
-def solved_again(
-    fit: Callable, train: Any, key: Any, log: Any, *, metric: str, large: bool, **setting: float
-) -> Fitted:
+def solved_again(fit: Callable, train: Any, key: Any, log: Any, *, metric: str, large: bool, **setting: float) -> Any:
     """ALS for the sweeps that were best on validation."""
     epochs, values = log.column(metric)
-    options = {"dim": DIM, "key": key, "tolerance": None, "progress": False, **setting}
-    return factors(train), *fit(train, sweeps=epochs[int(np.argmax(values))], **options)
+    sweeps = epochs[int(np.argmax(values))]
+    return fit(train, dim=DIM, key=key, tolerance=None, sweeps=sweeps, progress=False, **setting)
 
 
 def closed_form(train: Any, valid: Any, key: Any, *, metric: str, large: bool, regularization: float) -> Fitted:
@@ -122,33 +105,21 @@ def closed_form_again(train: Any, key: Any, log: Any, **setting: Any) -> Fitted:
     return closed_form(train, None, key, **setting)
 
 
-def solver(fit: Callable, grid: Mapping[str, tuple[float, ...]]) -> Method:
+def solver(fit: Callable, grid: Grid) -> tuple[Callable[..., Fitted], Grid, Callable[..., Fitted]]:
     """A method by ALS."""
-    return Method(partial(solved, fit), grid, refit=partial(solved_again, fit))
+    return partial(solved, fit), grid, partial(solved_again, fit)
 
 
 # ---------------------------------------------------------------------- SGD
 
 
-def sgd(
-    make: Callable,
-    train: Any,
-    valid: Any,
-    key: Any,
-    *,
-    metric: str,
-    large: bool,
-    learning_rate: float,
-    l2: float,
-    batches: int = 1,
-) -> Fitted:
+def sgd(make: Callable, train: Any, valid: Any, key: Any, *, metric: str, large: bool, batches: int = 1, **setting):
     """Adam with L2 on whole tables, ended by validation; a step takes so many `batches`, of groups of 16 positives."""
     model, objective, parameters, after = make(train)
-    tx = optax.chain(optax.add_decayed_weights(l2), optax.adam(learning_rate), *after)
-    state = jr.train.init(key, model, tx, parameters=parameters)
-    options = {"epochs": EPOCHS, "batch_size": (1024 if large else 256) * batches, "group": GROUP, "every": 2}
-    state, log = jr.train.fit(state, objective, tx, train, **options, **validation(model, train, valid, metric))
-    return model, state.variables, log
+    tx = optax.chain(optax.add_decayed_weights(setting["l2"]), optax.adam(setting["learning_rate"]), *after)
+    options = {"epochs": EPOCHS, "batch_size": (1024 if large else 256) * batches, "examples": GROUPS, "every": 2}
+    options |= validation(model, train, valid, metric)
+    return fitted(key, model, objective, tx, train, parameters=parameters, **options)
 
 
 def pairwise(loss: jr.typing.Loss, n: int, train: jr.Interactions, **more: Any):
@@ -174,7 +145,7 @@ def uib(train: jr.Interactions):
     boundary = {"boundary": jnp.zeros(train.n_users)}
 
     def arguments(variables, batch, negatives):
-        return {"boundary": variables["params"]["boundary"][batch.users][:, None]}
+        return {"boundary": variables["params"]["boundary"][batch.users]}
 
     model, objective, *_ = pairwise(jr.losses.uib, 100, train, arguments=arguments)
     return model, objective, boundary, ()
@@ -185,7 +156,7 @@ def sparsemax(train: jr.Interactions):
     model = factors(train, scale=SCALE)
 
     def objective(variables, key, batch):
-        scores = model.apply(variables, batch.users, method="rows")
+        scores = model.apply(variables, batch.users[:, 0], method="rows")
         rows = jnp.arange(len(batch.users))[:, None]
         targets = jnp.zeros(scores.shape).at[rows, batch.items].add(batch.where.astype(scores.dtype))
         return jr.losses.mean(jr.losses.sparsemax(scores, targets), weights=batch.where.sum(1).astype(scores.dtype))
@@ -207,38 +178,39 @@ def sml(train: jr.Interactions):
     return model, objective, margins, (inside,)
 
 
-def lightgcn(make: Callable, grid: Mapping[str, tuple[float, ...]]) -> Method:
+def lightgcn(make: Callable, grid: Grid) -> tuple[Callable[..., Fitted], Grid]:
     """The same losses on propagated vectors. A step goes through the whole graph, so that it had better be worth it."""
     graph = lambda train: make(train, model=jr.models.LightGCN(train, dim=DIM, layers=3, scale=SCALE))  # noqa: E731
-    return Method(partial(sgd, graph, batches=4), grid)
+    return partial(sgd, graph, batches=4), grid
+
+
+def sampled(loss: jr.typing.Loss) -> tuple[Callable[..., Fitted], Grid]:
+    """A loss with 100 negatives a group."""
+    return partial(sgd, partial(pairwise, loss, 100)), RATES
 
 
 RATES = {"learning_rate": (3e-3, 1e-2, 3e-2), "l2": (0.0, 1e-5, 1e-4)}
-FEW = {"learning_rate": (3e-3, 1e-2), "l2": (1e-5, 1e-4)}
+FEWER = {RATES["learning_rate"]: (3e-3, 1e-2), RATES["l2"]: (1e-5, 1e-4)}  # on large sets
 GRAPH = {"learning_rate": (1e-2, 3e-2, 1e-1), "l2": (1e-5,)}
 LIGHT = {"learning_rate": (1e-2,), "l2": (1e-7,)}  # near what its paper's decay comes to; one setting, not tuned
 SHARES = {"regularization": (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)}
-MARGINS = {"l2": (0.0,)}
+TWO = {"alpha": (0.02, 0.05, 0.1, 0.2), "regularization": (0.03, 0.1, 0.3)}
+WEIGHTS = {"unobserved_weight": (0.01, 0.03, 0.1, 0.3, 1.0), "regularization": (0.003, 0.01, 0.03, 0.1)}
 softmax = partial(full, jr.losses.mine)  # against all items, the positive among them
-METHODS = {
+METHODS = {  # fit and grid; a method without the third, `refit` of `jaxrec.study.Method`, takes no part on Gowalla
     "RG2": solver(jr.solvers.rg2.fit, {"regularization": (0.03, 0.1, 0.3, 0.6, 1.0)}),
-    "RG2, closed form": Method(closed_form, SHARES, refit=closed_form_again),
-    "RG2, alpha tuned": solver(
-        jr.solvers.rg2.fit, {"alpha": (0.02, 0.05, 0.1, 0.2), "regularization": (0.03, 0.1, 0.3)}
-    ),
+    "RG2, closed form": (closed_form, SHARES, closed_form_again),
+    "RG2, alpha tuned": solver(jr.solvers.rg2.fit, TWO),
     "WRMF": solver(jr.solvers.wrmf.fit, {"alpha": (1.0, 4.0, 10.0), "regularization": (3.0, 10.0, 50.0, 200.0)}),
-    "iALS": solver(
-        jr.solvers.ials.fit,
-        {"unobserved_weight": (0.01, 0.03, 0.1, 0.3, 1.0), "regularization": (0.003, 0.01, 0.03, 0.1)},
-    ),
-    "softmax": Method(partial(sgd, softmax), RATES, FEW),
-    "sampled softmax": Method(partial(sgd, partial(pairwise, jr.losses.sampled_softmax, 100)), RATES, FEW),
-    "RG2 by SGD": Method(partial(sgd, gram), RATES, FEW),
-    "BPR": Method(partial(sgd, partial(pairwise, jr.losses.bpr, 100)), RATES, FEW),
-    "BCE": Method(partial(sgd, partial(pairwise, jr.losses.bce, 100)), RATES, FEW),
-    "UIB": Method(partial(sgd, uib), RATES, FEW),
-    "SML": Method(partial(sgd, sml), RATES | MARGINS, FEW | MARGINS),
-    "Sparsemax": Method(partial(sgd, sparsemax), RATES, FEW),
+    "iALS": solver(jr.solvers.ials.fit, WEIGHTS),
+    "softmax": (partial(sgd, softmax), RATES),
+    "sampled softmax": sampled(jr.losses.sampled_softmax),
+    "RG2 by SGD": (partial(sgd, gram), RATES),
+    "BPR": sampled(jr.losses.bpr),
+    "BCE": sampled(jr.losses.bce),
+    "UIB": (partial(sgd, uib), RATES),
+    "SML": (partial(sgd, sml), RATES | {"l2": (0.0,)}),
+    "Sparsemax": (partial(sgd, sparsemax), RATES),
     "LightGCN, softmax": lightgcn(softmax, GRAPH),
     "LightGCN, softmax, l2 1e-7": lightgcn(softmax, LIGHT),
     "LightGCN, RG2": lightgcn(gram, GRAPH),
@@ -253,11 +225,11 @@ def methods(data: str) -> list[study.Method]:
     popular = lambda train, *_: (*jr.models.popularity(train), None)  # noqa: E731
     found, fixed = [study.Method("popularity", popular, refit=popular)], {"metric": metric_of(data)}
     fixed["large"] = data not in SMALL
-    for name, method in METHODS.items():
-        if method.refit if data == "gowalla" else data == "ml-1m" or not name.startswith("LightGCN"):
-            grid = (None if data in SMALL else method.few) or method.grid
-            refit = partial(method.refit, **fixed) if data == "gowalla" else None
-            found.append(study.Method(name, partial(afresh, method.fit, **fixed), grid, refit))
+    for name, (fit, grid, *again) in METHODS.items():
+        if again if data == "gowalla" else data == "ml-1m" or not name.startswith("LightGCN"):
+            grid = grid if data in SMALL else {key: FEWER.get(values, values) for key, values in grid.items()}
+            refit = partial(*again, **fixed) if data == "gowalla" else None
+            found.append(study.Method(name, partial(afresh, fit, **fixed), grid, refit))
     return found
 
 

@@ -17,7 +17,6 @@ values are not known to us.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -28,14 +27,13 @@ import optax
 
 import jaxrec as jr
 from benchmarks import _record
-from benchmarks.studies._study import Study, afresh, figure, main, tested, varied
+from benchmarks.studies._study import Study, afresh, fitted, main, mean_of, quietly, tested, varied
 from jaxrec import study
 from jaxrec.data import datasets, splits
-from jaxrec.interactions import DataWarning, IdMap
+from jaxrec.interactions import IdMap
 
-DIM, USERS = 64, 512
-EVERY, PATIENCE, METRIC = 3, 5, "recall@20"  # epochs between looks, and looks without a gain that end a run
-EPOCHS = 300
+DIM, METRIC, EPOCHS, EVERY = 64, "recall@20", 300, 3  # epochs at most, and between looks
+STOPPING = jr.train.EarlyStopping(METRIC, patience=5, ties=True)
 SHOWN = ("recall@20", "recall@50", "ndcg@20", "ndcg@50")
 
 Fitted = tuple[Any, jr.typing.Variables, jr.train.Log | None]
@@ -52,12 +50,9 @@ class Part(NamedTuple):
 
     def judged(self, model: Any, variables: jr.typing.Variables, on: str, *, ks: tuple[int, ...]) -> jr.evaluate.Report:
         """All items ranked but those of train, or of the histories, for the users of "valid" or "test"."""
-        known = self.train
-        if self.histories is not None:
-            known = self.histories[on]
-            if hasattr(model, "history"):
-                model, variables = jr.models.for_users(model, variables, known)
-        return jr.evaluate.full_ranking(model, variables, known, getattr(self, on), ks=ks)
+        known = self.train if self.histories is None else self.histories[on]
+        histories = known if getattr(model, "needs_histories", False) else None
+        return jr.evaluate.full_ranking(model, variables, known, getattr(self, on), ks=ks, histories=histories)
 
 
 @lru_cache(maxsize=1)
@@ -70,16 +65,14 @@ def prepare(data: str) -> Part:
     order = partial(splits.random_order, key=jax.random.key(0))
     if data != "ml-1m-users":
         return Part(data, *compacted(splits.ratio(whole, order=order)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)  # as below
+    with quietly():
         held = splits.held_out_users(jax.random.key(1), whole, n_valid=1000, n_test=1000, order=order)
     return Part(data, held.train, held.valid, held.test, {"valid": held.valid_history, "test": held.test_history})
 
 
 def compacted(split: splits.Split) -> splits.Split:
     """The split without items that have no train pair."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)  # of how many pairs go: the module's docstring says it
+    with quietly():
         kept = splits.drop_cold(split)
     ids = IdMap(np.arange(split.train.n_users), np.arange(split.train.n_items))
     return splits.compact(kept, ids)[0]
@@ -90,24 +83,10 @@ def judge(model: Any, part: Part) -> Callable[[jr.typing.Variables], jr.evaluate
     return lambda variables: part.judged(model, variables, "valid", ks=(20,))
 
 
-def fitted(
-    part: Part, key: Any, model: Any, objective: Any, tx: Any, *, limit: int | None, every: int = EVERY, **options: Any
-) -> Fitted:
+def trained(part: Part, key: Any, model: Any, objective: Any, tx: Any, *, limit: int | None, **options: Any) -> Fitted:
     """Trained until validation no longer gets better; or for so many epochs at most."""
-    rule = jr.train.EarlyStopping(METRIC, patience=PATIENCE, ties=True)
-    state, history = jr.train.fit(
-        jr.train.init(key, model, tx),
-        objective,
-        tx,
-        part.train,
-        epochs=limit or EPOCHS,
-        validate=judge(model, part),
-        every=every,
-        stopping=rule,
-        progress=False,
-        **options,
-    )
-    return model, state.variables, history
+    options |= {"epochs": limit or EPOCHS, "every": EVERY, "stopping": STOPPING, "validate": judge(model, part)}
+    return fitted(key, model, objective, tx, part.train, **options)
 
 
 # ---------------------------------------------------------------------- autoencoders
@@ -118,43 +97,34 @@ SETTINGS = {  # of the released configurations; sets without one take citeulike-
 }
 
 
-def interests(
-    part: Part,
-    key: Any,
-    *,
-    kind: Callable[..., Any] = jr.models.VALID,
-    limit: int | None,
-    **options: Any,
-) -> Fitted:
+def encoded(part: Part, key: Any, model: Any, *, limit: int | None, batch_size: int, **of_objective: float) -> Fitted:
+    """An autoencoder, whose examples are users."""
+    objective = partial(jr.train.autoencoders.objective, model=model, **of_objective)
+    options = {"limit": limit, "batch_size": batch_size, "examples": jr.train.by_user}
+    return trained(part, key, model, objective, optax.adam(1e-3), **options)
+
+
+def interests(part: Part, key: Any, *, kind: Any = jr.models.VALID, limit: int | None, **options: Any) -> Fitted:
     """VALID or MacridVAE at the released setting of the set, 512 users a step."""
     of_model, of_objective = SETTINGS.get(part.name, SETTINGS["citeulike-a"])
-    model = kind(part.train, **{"dim": DIM, "width": DIM, **of_model, **options})
-    objective = partial(jr.train.autoencoders.objective, model=model, **of_objective)
-    return fitted(part, key, model, objective, optax.adam(1e-3), limit=limit, batch_size=USERS, group=0)
+    model = kind(part.train.n_items, **{"dim": DIM, "width": DIM, **of_model, **options})
+    return encoded(part, key, model, limit=limit, batch_size=512, **of_objective)
 
 
 def multvae(part: Part, key: Any, *, cap: float, limit: int | None) -> Fitted:
     """At its released sizes, 500 users a step; β reaches its cap in 60 epochs, as a smaller set needs."""
-    model = jr.models.MultVAE(part.train)
     total = 60 * -(-np.count_nonzero(part.train.user_degrees) // 500) / cap
-    objective = partial(jr.train.autoencoders.objective, model=model, cap=cap, total=total)
-    return fitted(part, key, model, objective, optax.adam(1e-3), limit=limit, batch_size=500, group=0)
+    model = jr.models.MultVAE(part.train.n_items)
+    return encoded(part, key, model, limit=limit, batch_size=500, cap=cap, total=total)
 
 
 def recvae(part: Part, key: Any, *, divergence_weight: float, limit: int | None) -> Fitted:
     """At its released sizes; an epoch is four passes."""
-    model = jr.models.RecVAE(part.train, divergence_weight=divergence_weight)
-    state, history = jr.train.autoencoders.alternating(
-        key,
-        model,
-        optax.adam(5e-4),
-        part.train,
-        epochs=limit or EPOCHS,
-        validate=judge(model, part),
-        stopping=jr.train.EarlyStopping(METRIC, patience=PATIENCE, ties=True),
-        progress=False,
-    )
-    return model, state.variables, history
+    model = jr.models.RecVAE(part.train.n_items, divergence_weight=divergence_weight)
+    options = {"validate": judge(model, part), "stopping": STOPPING, "progress": False}
+    train, tx, epochs = jr.train.autoencoders.alternating, optax.adam(5e-4), limit or EPOCHS
+    state, log = train(key, model, tx, part.train, epochs=epochs, **options)
+    return model, state.variables, log
 
 
 # ---------------------------------------------------------------------- one vector a user, or none
@@ -174,8 +144,8 @@ def ccl(part: Part, key: Any, *, simplex: bool, margin: float, weight: float, li
     sample = partial(jr.sampling.shared, sample=draw)
     # SimpleX leaves the positive out of the history, so that its examples are single pairs
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample, leave_out=simplex)
-    options = {"batch_size": 1024} if simplex else {"batch_size": 256, "group": 16}
-    return fitted(part, key, model, objective, optax.adam(1e-2), limit=limit, **options)
+    options = {"batch_size": 1024} if simplex else {"batch_size": 256, "examples": partial(jr.train.groups, n=16)}
+    return trained(part, key, model, objective, optax.adam(1e-2), limit=limit, **options)
 
 
 def lightgcn(part: Part, key: Any, *, learning_rate: float, limit: int | None) -> Fitted:
@@ -184,34 +154,21 @@ def lightgcn(part: Part, key: Any, *, learning_rate: float, limit: int | None) -
     sample = partial(jr.sampling.uniform, n_items=part.train.n_items, n=1)
     objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=sample)
     tx = optax.chain(optax.add_decayed_weights(1e-7), optax.adam(learning_rate))
-    return fitted(part, key, model, objective, tx, limit=limit, batch_size=8192)
+    return trained(part, key, model, objective, tx, limit=limit, batch_size=8192)
 
 
 def solved(fit: Callable, part: Part, key: Any, *, limit: int | None, **setting: float) -> Fitted:
     """ALS, ended by validation."""
     model = jr.models.MF(part.train.n_users, part.train.n_items, dim=DIM)
-    variables, history = fit(
-        part.train,
-        dim=DIM,
-        key=key,
-        tolerance=None,
-        sweeps=limit or 30,
-        validate=judge(model, part),
-        stopping=jr.train.EarlyStopping(METRIC, patience=3),
-        progress=False,
-        **setting,
-    )
-    return model, variables, history
+    options = {"stopping": jr.train.EarlyStopping(METRIC, patience=3), "tolerance": None, "progress": False}
+    validate, sweeps = judge(model, part), limit or 30
+    return fit(part.train, dim=DIM, key=key, sweeps=sweeps, validate=validate, **options, **setting)
 
 
 def ease(part: Part, key: Any, *, regularization: float, limit: int | None) -> Fitted:
     """The closed form; nothing is drawn."""
-    model, variables = jr.solvers.ease.fit(part.train, regularization=regularization)
-    return (
-        model,
-        variables,
-        jr.train.Log().append({"epoch": 0, METRIC: judge(model, part)(variables).means[METRIC]}),
-    )
+    model, variables, log = jr.solvers.ease.fit(part.train, regularization=regularization)
+    return model, variables, log.append({"epoch": 0, METRIC: judge(model, part)(variables).means[METRIC]})
 
 
 # ---------------------------------------------------------------------- the study
@@ -285,10 +242,10 @@ def methods(data: str) -> list[study.Method]:
 
 
 def evaluate(model: Any, variables: jr.typing.Variables, part: Part, on: str) -> jr.evaluate.Report:
-    """The figures on validation or test, and of VALID on test how its interests differ."""
+    """The metrics on validation or test, and of VALID on test how its interests differ."""
     report = part.judged(model, variables, on, ks=(20, 50))
     looked = looked_into(model, variables, part) if on == "test" and isinstance(model, jr.models.VALID) else {}
-    per_user = {figure: report.per_user[figure] for figure in SHOWN}
+    per_user = {name: report.per_user[name] for name in SHOWN}
     return jr.evaluate.Report(report.users, per_user, looked, None, report.protocol)
 
 
@@ -296,7 +253,7 @@ def looked_into(model: Any, variables: jr.typing.Variables, part: Part) -> dict[
     """Of 1,000 users: how alike their prototypes are, and how evenly the users lie on the sphere (figure 5)."""
     users = np.flatnonzero(part.train.user_degrees).astype(np.int32)
     users = np.random.default_rng(0).permutation(users)[:1000]
-    found = model.apply(variables, users, method="posterior")
+    found = model.apply(variables, users, histories=part.train.take(users), method="posterior")
     x = np.array(found.interests).reshape(len(users), -1)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     near = np.exp(-2 * (2 - 2 * x @ x.T))[np.triu_indices(len(users), 1)]
@@ -331,7 +288,7 @@ def after(tables: Any, records: Any) -> str:
                 one = (what, value) == ("n_interests", "1")  # whose prototypes cannot be alike
                 apart = [f"{row.values[each].mean():.2f}" for each in ("collapse", "uniformity")]
                 lines.append(
-                    [what.replace("n_", ""), value, name, *(figure(row.values[m]) for m in ("recall@20", "ndcg@20"))]
+                    [what.replace("n_", ""), value, name, *(mean_of(row.values[m]) for m in ("recall@20", "ndcg@20"))]
                 )
                 lines[-1] += ["" if one else apart[0], apart[1], " ".join(map(str, row.epochs)), str(len(row.seeds))]
     head = ["varied", "", "method", "Recall@20", "NDCG@20", "collapse", "uniformity", "best epochs", "seeds"]
