@@ -186,8 +186,8 @@ def held_out_users(
     """Strong generalisation (Liang et al. 2018, arXiv 1802.05814): users train whole, or are held out whole.
 
     Of each held-out user the last `share` of the pairs is to be found. The others are the history by which a model
-    knows the user: `evaluate.full_ranking(model, variables, history, test, histories=history)`. Pairs of held-out users with
-    items that no training user has are dropped; a `DataWarning` says how many.
+    knows the user: `evaluate.full_ranking(model, variables, history, test, histories=history)`. Pairs of held-out
+    users with items that no training user has are dropped; a `DataWarning` says how many.
 
     Args:
         key: chooses the users.
