@@ -101,9 +101,13 @@ def settings(grid: Mapping[str, Sequence[Any]], trials: int | None = None, key: 
 
 
 def full_ranking(model: Any, variables: Variables, split: Split, on: str, *, ks: Sequence[int] = (10, 20)) -> Report:
-    """`jaxrec.evaluate.full_ranking` on "valid" or "test"; on test, validation is masked too."""
+    """`jaxrec.evaluate.full_ranking` on "valid" or "test"; on test, validation is masked too.
+
+    Models of histories see those of `split.train`.
+    """
     known = split.train if on == "valid" or split.valid is None else split.train.union(split.valid)
-    return evaluate.full_ranking(model, variables, known, getattr(split, on), ks=ks)
+    histories = split.train if getattr(model, "needs_histories", False) else None
+    return evaluate.full_ranking(model, variables, known, getattr(split, on), ks=ks, histories=histories)
 
 
 # ---------------------------------------------------------------------- runs

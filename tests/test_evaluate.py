@@ -474,8 +474,8 @@ class Shares:
 
     def apply(self, variables, users, items=None, *, histories, method=None):
         indptr, n = jnp.asarray(histories.indptr), histories.n_users
-        rows = jnp.searchsorted(indptr[1:], jnp.arange(len(histories.indices)), side="right")
-        x = jnp.zeros((n, len(variables))).at[rows, histories.indices].set(1, mode="drop")
+        rows = jnp.searchsorted(indptr[1:], jnp.arange(len(histories.indices), dtype=jnp.int32), side="right")
+        x = jnp.zeros((n, len(variables)), variables.dtype).at[rows, histories.indices].set(1, mode="drop")
         scores = x @ variables / jnp.maximum(x.sum(1, keepdims=True), 1)
         return scores if method == "rows" else jnp.take_along_axis(scores, items, axis=1)
 

@@ -772,8 +772,6 @@ TAKERS = {
     "LightGCN": jr.models.LightGCN,
     "TransCF": jr.models.TransCF,
     "SimpleX": jr.models.SimpleX,
-    "VALID": jr.models.VALID,
-    "MultVAE": jr.models.MultVAE,
 }
 TRAIN = Interactions.from_pairs([0, 1], [1, 0])
 MF, TX = jr.models.MF(2, 2, dim=1), optax.sgd(0.1)

@@ -412,7 +412,7 @@ def test_a_model_with_fewer_users_or_items_than_train_is_refused():
     for more, message in (({"users": 1}, "model's n_users is 30, train's 31"), ({"items": 2}, "n_items is 30, .* 32")):
         with pytest.raises(ValueError, match=message):
             fit(model_of(), train=larger(TRAIN, **more))
-    for model in (jr.models.VALID(TRAIN, dim=2, width=2), jr.models.LightGCN(TRAIN, dim=2)):
+    for model in (jr.models.SimpleX(TRAIN, dim=2), jr.models.LightGCN(TRAIN, dim=2)):
         with pytest.raises(ValueError, match="model's n_users is 30, train's 31"):
             fit(model, train=larger(TRAIN, users=1))
 

@@ -129,7 +129,7 @@ def test_encoder_and_decoder_are_trained_in_turn():
     best = int(np.argmax(log.column("recovered")[1])) + 1
     assert recovered(model, state.variables) == 1 and int(state.epoch) == 3 * best
     assert len(log.records) == best + 3 and len(set(seen)) == 1
-    assert log.names == ["seconds", "encoder_loss", "loss", "recovered"]
+    assert log.names == ["encoder_loss", "loss", "seconds", "recovered"]
 
 
 def test_the_decoder_is_trained_without_dropout(monkeypatch):

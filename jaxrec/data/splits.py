@@ -185,9 +185,9 @@ def held_out_users(
 ) -> HeldOut:
     """Strong generalisation (Liang et al. 2018, arXiv 1802.05814): users train whole, or are held out whole.
 
-    Of each held-out user the last `share` of the pairs is to be found, and the others are the history by which the user
-    is known: `models.for_users(model, variables, history)`, then `evaluate.full_ranking(..., history, test)`. Pairs of
-    held-out users with items that no training user has are dropped; a `DataWarning` says how many.
+    Of each held-out user the last `share` of the pairs is to be found. The others are the history by which a model
+    knows the user: `evaluate.full_ranking(model, variables, history, test, histories=history)`. Pairs of held-out
+    users with items that no training user has are dropped; a `DataWarning` says how many.
 
     Args:
         key: chooses the users.

@@ -269,16 +269,16 @@ class _Training:
         return True
 
     def finished(self) -> Run:
-        history = Log(tuple(self.records))
+        log = Log(tuple(self.records))
         if self.diverged is not None:
-            return Run(self.setting, self.seed, history, len(self.records), {}, self.diverged)
+            return Run(self.setting, self.seed, log, len(self.records), {}, self.diverged)
         metrics = {name: value for name, value in self.chosen.items() if name not in ("epoch", "seconds")}
-        return Run(self.setting, self.seed, history, int(self.chosen["epoch"]), metrics, None)
+        return Run(self.setting, self.seed, log, int(self.chosen["epoch"]), metrics, None)
 
 
 @dataclasses.dataclass
 class _Program:
-    """Lanes that are vmapped together; copies of the last fill it up to its width."""
+    """Runs that are vmapped jointly; copies of the last one fill up the width."""
 
     runs: list[_Training]
     states: loop.State
@@ -427,7 +427,7 @@ def _where(mask, first, second):
 
 
 def _choose(mask: np.ndarray, first: loop.State, second: loop.State) -> loop.State:
-    """Lanes of `first` where the mask is True, else of `second`."""
+    """Runs of `first` where the mask is True, else of `second`."""
     if mask.all():
         return first
     return _where(mask, first, second) if mask.any() else second
