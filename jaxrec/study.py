@@ -157,10 +157,11 @@ def run(
             of other data under the same name.
 
     >>> import tempfile
+    >>> from jaxrec import solvers
     >>> from jaxrec.data import splits, synthetic
     >>> order = partial(splits.random_order, key=jax.random.key(0))
     >>> board = splits.ratio(synthetic.checkerboard(24)[0], order=order)
-    >>> fit = lambda train, valid, key, **setting: (*models.ease(train, **setting), None)
+    >>> fit = lambda train, valid, key, **setting: solvers.ease.fit(train, **setting)
     >>> ease = Method("EASE", fit, {"regularization": [1.0, 10.0, 100.0]})
     >>> run([ease], {"board": board}, folder=tempfile.mkdtemp(), progress=False).best("board")
     'EASE'

@@ -16,7 +16,7 @@ import jaxrec as jr
 from jaxrec._log import Log
 from jaxrec.data import synthetic
 from jaxrec.train.loop import State
-from jaxrec.train.runs import Lane, Setting, Sweep
+from jaxrec.train.runs import Run, Setting, Sweep
 from jaxrec.train.sweep import _parts
 
 TRAIN, _ = synthetic.checkerboard(12)
@@ -305,7 +305,7 @@ def made(values, shown=("ndcg",)):
     """A sweep with these figures [settings, seeds]; NaN diverged."""
     settings = tuple(Setting(rate=0.1 * (place + 1)) for place in range(len(values)))
     runs = tuple(
-        Lane(setting, seed, Log(), 1, {} if np.isnan(value) else {"ndcg": value}, "so" if np.isnan(value) else None)
+        Run(setting, seed, Log(), 1, {} if np.isnan(value) else {"ndcg": value}, "so" if np.isnan(value) else None)
         for setting, row in zip(settings, values)
         for seed, value in enumerate(row)
     )
@@ -489,7 +489,7 @@ def test_settings_that_make_a_shape_are_explained():
 def test_unknown_names_say_what_there_is():
     found = made([[1.0, 2.0]])
     for ask in (found.values, found.table, found.best):
-        with pytest.raises(ValueError, match=r"figure='mrr'; the runs have \['ndcg'\]"):
+        with pytest.raises(ValueError, match=r"metric='mrr'; the runs have \['ndcg'\]"):
             ask("mrr")
     for run in (2, -1):
         with pytest.raises(ValueError, match=f"run={run}; give an integer from 0 to 1"):
