@@ -764,7 +764,7 @@ TAKERS = {
     "explorative": lambda x: jr.sampling.explorative(KEY, (1,), train=x, table=None),
     "reject_seen": lambda x: jr.sampling.reject_seen(KEY, jnp.array([0]), sample=None, seen=x),
     "in_batch": lambda x: jr.sampling.in_batch(jnp.array([0]), jnp.array([0]), seen=x),
-    "draws": lambda x: jr.train.lambda_opt.draws(KEY, BATCH, train=TRAIN, valid=x, rows=None),
+    "draws": lambda x: jr.train.lambda_opt.draws(KEY, BATCH, objective=None, train=TRAIN, valid=x),
     "adaptive_margin": jr.train.mars.adaptive_margin,
     "nmf": lambda x: jr.solvers.nmf.fit(x, dim=1, key=KEY),
     "popularity": jr.models.popularity,

@@ -9,23 +9,12 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "jaxrec"
 LAYERS = [
-    {
-        "typing",
-        "interactions",
-        "sparse",
-        "_numerics",
-        "_identity",
-        "_ids",
-        "_keys",
-        "_log",
-        "_lookup",
-        "_mesh",
-        "_partials",
-    },
+    {"typing", "interactions", "sparse"}
+    | {"_numerics", "_identity", "_ids", "_keys", "_log", "_lookup", "_mesh", "_partials", "_run"},
     {"losses", "metrics", "sampling", "optim", "data"},
     {"models", "solvers"},
     {"train", "evaluate"},
-    {"data", "plotting", "study", "_records", "_results"},
+    {"papers", "plotting", "study", "_records", "_results"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 ONLY = {"flax": {"models"}, "optax": {"optim", "train", "papers"}}
@@ -51,6 +40,7 @@ def imports(path, top_level_only=False):
                 yield node.module
 
 
+@pytest.mark.every_case
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(path):
     room = room_of(path)

@@ -336,7 +336,7 @@ def test_history_says_what_it_has():
         ({"epochs": 0}, "epochs=0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"every": 0}, "every=0"),
-        ({"group": -1}, "group=-1"),
+        ({"examples": partial(jr.train.groups, n=-1)}, "n=-1; give an integer"),
         ({"stopping": jr.train.EarlyStopping("ndcg@10")}, "pass validate="),
         (
             {"stopping": jr.train.EarlyStopping("x"), "validate": lambda _: {"y": 1.0}},
