@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec._numerics import integer
+from jaxrec._numerics import as_ids, integer
 from jaxrec.interactions import Interactions, check_positives
 from jaxrec.typing import Array
 
@@ -135,6 +135,7 @@ class Groups:
 
     def batch(self, places: Array, step: Array | int = 0) -> Batch:
         """The batch of the examples at `places` [B]; the place R stands for padding."""
+        places = as_ids(places)
         where, chosen = (places < self.n)[:, None], jnp.minimum(places, self.n - 1)
         pairs = chosen[:, None]
         if self.first is not None:
@@ -211,6 +212,7 @@ class Users:
         Histories have room for what B users have together in all but one of 10¹² draws. If they have more, the
         weights are NaN and so is the loss: nothing is left out in silence.
         """
+        places = as_ids(places)
         real = places < self.n
         users = self.users[jnp.where(real, places, self.shortest)]
         room = -(-_surpassed(*self.degrees, len(users), odds=1e-12) // 256) * 256
