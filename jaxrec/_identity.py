@@ -359,3 +359,20 @@ def _installed(module: str | None) -> bool:
         return True
     place = getattr(sys.modules.get(root), "__file__", None) or ""
     return any(part in ("site-packages", "dist-packages") for part in re.split(r"[/\\]", place))
+
+
+def described(value: Any) -> str:
+    """Names and values of nested partials in words, and the `digest`, which tells apart what looks the same so."""
+    return f"{_words(value)} #{digest(value)}"
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, functools.partial):
+        keywords = [f"{name}={_words(item)}" for name, item in sorted(value.keywords.items())]
+        return f"{_words(value.func)}({', '.join([*map(_words, value.args), *keywords])})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {_words(item)}' for name, item in value.items())}}}"
+    if isinstance(value, jax.Array | np.ndarray) and np.ndim(value):
+        return f"{value.dtype}{list(np.shape(value))}"
+    plain = re.sub(r" at 0x[0-9a-f]+|# attributes", "", repr(value))
+    return getattr(value, "__qualname__", None) or " ".join(plain.split())

@@ -28,11 +28,11 @@ def extended(record: Mapping[str, float], found: Any) -> dict[str, float]:
     Raises:
         ValueError: for a name that the record has already.
     """
-    figures = metrics_of(found)
-    taken = sorted(set(record) & set(figures))
+    metrics = metrics_of(found)
+    taken = sorted(set(record) & set(metrics))
     if taken:
         raise ValueError(f"validate gives {taken[0]!r}, which the record has already; give it another name")
-    return {**record, **figures}
+    return {**record, **metrics}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import warnings
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -319,3 +320,60 @@ def test_an_interrupted_run_is_saved_and_resumes(tmp_path):
     assert same(caught.value.state, whole(2)[0]) and len(caught.value.log.records) == 2
     state, log = fit(4, checkpoint=checkpoint)
     assert same(state, whole(4)[0]) and math.isclose(len(log.records), 4)
+
+
+# ---------------------------------------------------------------------- every loop
+
+
+BOARD = synthetic.checkerboard(12)[0]
+TABLES = {"user": jnp.linspace(-1, 1, 36).reshape(12, 3), "item": jnp.linspace(1, -0.5, 36).reshape(12, 3)}
+RUNS = {
+    "ials": lambda n, **loop: jr.solvers.ials.fit(
+        BOARD, dim=2, regularization=0.1, unobserved_weight=0.1, key=jax.random.key(0), sweeps=n, **loop
+    )[1:],
+    "wrmf": lambda n, **loop: jr.solvers.wrmf.fit(
+        BOARD, dim=2, regularization=0.1, alpha=1.0, key=jax.random.key(0), sweeps=n, **loop
+    )[1:],
+    "rg2": lambda n, **loop: jr.solvers.rg2.fit(
+        BOARD, dim=2, regularization=0.1, key=jax.random.key(0), sweeps=n, tolerance=None, **loop
+    )[1:],
+    "gauss_newton": lambda n, **loop: jr.solvers.gauss_newton.fit(
+        lambda params: (params["user"], params["item"]),
+        TABLES,
+        BOARD,
+        regularization=0.01,
+        steps=n,
+        tolerance=None,
+        **loop,
+    )[1:],
+    "alternating": lambda n, **loop: jr.train.autoencoders.alternating(
+        jax.random.key(0),
+        jr.models.RecVAE(12, dim=2, width=4),
+        optax.sgd(0.1),
+        BOARD,
+        epochs=n,
+        batch_size=6,
+        encoder_passes=1,
+        **loop,
+    ),
+}
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize("name", RUNS)
+def test_every_loop_resumes_and_calls_back_after_each_epoch(name, tmp_path):
+    run, seen = partial(RUNS[name], progress=False), []
+    whole, log = run(3)
+    checkpoint = jr.train.Checkpoint(tmp_path / "run")
+    run(2, checkpoint=checkpoint)
+    resumed, again = run(3, checkpoint=checkpoint, callbacks=[lambda state, record: seen.append((state, record))])
+    assert [record["epoch"] for record in again.records] == [1, 2, 3] and log.names == again.names
+    assert [record["epoch"] for _, record in seen] == [3]
+    for found in (resumed, seen[0][0]):
+        jax.tree.map(np.testing.assert_array_equal, plain(found), plain(whole))
+
+
+def plain(tree):
+    """Leaves, typed keys as their data."""
+    leaves = jax.tree.leaves(tree)
+    return [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]

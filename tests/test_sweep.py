@@ -176,7 +176,7 @@ def test_grid_makes_all_combinations():
 )
 def test_parts_are_as_equal_as_can_be(n, at_once, width, expected):
     found = _parts(n, at_once, width)
-    assert (found[0], [list(wave) for wave in found[1]]) == (expected[0], [list(wave) for wave in expected[1]])
+    assert (found[0], [list(part) for part in found[1]]) == (expected[0], [list(part) for part in expected[1]])
 
 
 def test_parts_give_what_the_whole_gives_and_compile_once():
@@ -271,7 +271,7 @@ def test_all_runs_may_diverge():
 
 @WIDTHS
 def test_select_keeps_each_runs_best_epoch(width):
-    """Lanes are validated in order, so that the figures can be dictated: run 2's are best first, run 0's last."""
+    """Runs are validated in order, so that the metrics can be dictated: run 2's are best first, run 0's last."""
     values = np.array([[0.1, 0.5, 0.3, 0.7], [0.1, 0.5, 0.5, 0.2], [0.9, 0.5, 0.3, 0.2], [np.nan, 0.0, 0.1, 0.0]])
     dictated = iter(values.T.ravel())
     seen = []
@@ -298,11 +298,11 @@ def test_validates_every_so_many_epochs_and_after_the_last_and_keeps_the_last():
     assert int(found.state(0).epoch) == 5
 
 
-# ---------------------------------------------------------------------- tables and tests on hand-made figures
+# ---------------------------------------------------------------------- tables and tests on hand-made metrics
 
 
 def made(values, shown=("ndcg",)):
-    """A sweep with these figures [settings, seeds]; NaN diverged."""
+    """A sweep with these metrics [settings, seeds]; NaN diverged."""
     settings = tuple(Setting(rate=0.1 * (place + 1)) for place in range(len(values)))
     runs = tuple(
         Run(setting, seed, Log(), 1, {} if np.isnan(value) else {"ndcg": value}, "so" if np.isnan(value) else None)
@@ -403,13 +403,13 @@ def test_an_interrupted_sweep_carries_what_was_trained(at_once):
     assert found.runs[0].log.column("loss")[1] == whole.runs[0].log.column("loss")[1][: lengths[0]]
 
 
-def test_a_selected_figure_that_is_never_a_number_is_said():
+def test_a_selected_metric_that_is_never_a_number_is_said():
     with pytest.warns(jr.train.DivergenceWarning, match="score was not a number at any validation of 2 of 2 runs"):
         found = sweep(validate=lambda _: {"score": math.nan}, select="score")
     assert np.isnan(found.values()).all()
 
 
-def test_evaluate_adds_test_figures_and_selection_stays_with_validation():
+def test_evaluate_adds_test_metrics_and_selection_stays_with_validation():
     found = made([[0.1, 0.2], [0.5, 0.6], [0.7, np.nan]])
     tested = found.evaluate(lambda variables: {"ndcg": -int(variables["params"]["x"]), "other": 1.0})
     assert tested.values("test ndcg")[:2].tolist() == [[0, -1], [-2, -3]]
@@ -429,7 +429,7 @@ def test_prints_a_table():
     assert second.split() == ["0.2", "0.5000", "±", "nan", "0.2500", "±", "nan", "1", "1"]
 
 
-def test_to_dataframe_has_a_row_a_lane():
+def test_to_dataframe_has_a_row_a_run():
     pytest.importorskip("pandas")
     frame = made([[0.1, 0.3], [0.5, np.nan]]).to_dataframe()
     assert frame.columns.tolist() == ["rate", "seed", "epoch", "ndcg", "diverged"]

@@ -18,7 +18,7 @@ from jaxrec.interactions import Interactions
 from jaxrec.models.mf import MF
 from jaxrec.solvers._mesh import check_mesh, spread
 from jaxrec.solvers._rows import Bucket, Side, sides, spare_pairs
-from jaxrec.solvers._run import Factors, described, first_factors, run
+from jaxrec.solvers._run import Factors, description_of, first_factors, run
 from jaxrec.solvers._solve import Half, Weighting
 from jaxrec.typing import Array, Key, Variables
 
@@ -73,7 +73,7 @@ def alternate(
         params=functools.partial(_factors, places=places, mesh=mesh),
         sweeps=sweeps,
         tolerance=tolerance,
-        description=lambda: described(train, key, **settings),
+        description=lambda: description_of(train, key, **settings),
         **loop,
     )
 

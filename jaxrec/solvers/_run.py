@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec._identity import digest
+from jaxrec._identity import described
 from jaxrec._keys import check_key
 from jaxrec._log import Log
 from jaxrec._numerics import as_integer, number
@@ -90,9 +90,9 @@ def first_factors(key: Key, train: Interactions, dim: int, scale: float) -> Fact
     return {"user": jnp.zeros((train.n_users, dim), item.dtype), "item": item}
 
 
-def described(train: Interactions, key: Key, **settings: Any) -> dict[str, Any]:
+def description_of(train: Interactions, key: Key, **settings: Any) -> dict[str, Any]:
     """What a checkpoint of a solver must match to be this run's."""
-    own = {name: f"{value!r:.80} #{digest(value)}" for name, value in settings.items()}
+    own = {name: described(value) for name, value in settings.items()}
     return {"train": train.fingerprint(), "key": np.asarray(jax.random.key_data(key)).tolist(), **own}
 
 

@@ -24,7 +24,7 @@ from jaxrec._partials import Static, combine, partition
 from jaxrec._run import Loop, NotFinite
 from jaxrec.interactions import Interactions
 from jaxrec.models.functions import from_functions
-from jaxrec.solvers._run import check_input, described, run
+from jaxrec.solvers._run import check_input, description_of, run
 from jaxrec.sparse import spmm
 from jaxrec.typing import Array, Key, Scalar, Variables
 
@@ -116,7 +116,7 @@ def fit(
         sweeps=steps,
         tolerance=tolerance,
         unit="steps",
-        description=lambda: described(train, jax.random.key(0), **settings),
+        description=lambda: description_of(train, jax.random.key(0), **settings),
         **loop,
     )
 

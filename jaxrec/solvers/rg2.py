@@ -34,7 +34,7 @@ from jaxrec.interactions import Interactions, check_interactions, check_weights
 from jaxrec.models.mf import MF
 from jaxrec.solvers._conjugate import Rows, conjugate, scores
 from jaxrec.solvers._mesh import check_mesh, dealt, spread
-from jaxrec.solvers._run import check_factors, check_input, check_solved, described, first_factors, run
+from jaxrec.solvers._run import check_factors, check_input, check_solved, description_of, first_factors, run
 from jaxrec.solvers._spectrum import Decomposition, Problem, decompose, dot, problem_of, shrink
 from jaxrec.sparse import spmm
 from jaxrec.typing import Array, Key, Scalar, Variables
@@ -108,7 +108,7 @@ def fit(
         params=factors,
         sweeps=sweeps,
         tolerance=tolerance,
-        description=lambda: described(train, key, tolerance=tolerance, **settings_of),
+        description=lambda: description_of(train, key, tolerance=tolerance, **settings_of),
         **loop,
     )
 

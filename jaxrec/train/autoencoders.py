@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxrec._identity import digest
-from jaxrec._log import Log
+from jaxrec._identity import described
+from jaxrec._log import DivergenceError, Log
 from jaxrec._numerics import integer, number
 from jaxrec._run import Loop, run
 from jaxrec.interactions import Interactions
@@ -129,12 +129,15 @@ def alternating(
     state = state._replace(opt_state={name: part[1].init(state.variables["params"]) for name, part in parts.items()})
 
     def advance(state: State, number: int) -> tuple[State, Mapping[str, float]]:
-        return _alternated(state, parts, train, batch_size)
+        try:
+            return _alternated(state, parts, train, batch_size)
+        except DivergenceError as error:  # of a pass, whose state is not that of this run
+            raise error.__context__ from None
 
     description = None
     if loop.get("checkpoint") is not None:
         own = {"model": model, "tx": tx, "batch_size": batch_size, "encoder_passes": encoder_passes}
-        description = {name: f"#{digest(value)}" for name, value in own.items()} | {"train": train.fingerprint()}
+        description = {name: described(value) for name, value in own.items()} | {"train": train.fingerprint()}
         description["key"] = np.asarray(jax.random.key_data(key)).tolist()
     return run(advance, state, epochs=epochs, variables=lambda state: state.variables, description=description, **loop)
 

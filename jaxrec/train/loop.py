@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ import numpy as np
 import optax
 
 from jaxrec import sampling
-from jaxrec._identity import digest
+from jaxrec._identity import described, digest
 from jaxrec._keys import check_key
 from jaxrec._log import EarlyStopping, Log
 from jaxrec._mesh import as_auto, placed_like
@@ -211,25 +210,14 @@ def _description(state, objective, tx, train, batch_size, examples, every, stopp
     """What a checkpoint must match to be this run's."""
     return {
         "batch_size": batch_size,
-        "examples": f"{_described(examples)} #{digest(examples)}",
+        "examples": described(examples),
         "every": every,
         "train": train.fingerprint(),
         "key": np.asarray(jax.random.key_data(state.key)).tolist(),
-        "objective": f"{_described(objective)} #{digest(objective)}",
+        "objective": described(objective),
         "optimizer": f"#{digest(tx.step)}",
         "stopping": None if stopping is None else repr(stopping),
     }
-
-
-def _described(value: Any) -> str:
-    """Names and values of nested partials in words; `digest` tells apart what looks the same here."""
-    if isinstance(value, functools.partial):
-        keywords = [f"{name}={_described(item)}" for name, item in sorted(value.keywords.items())]
-        return f"{_described(value.func)}({', '.join([*map(_described, value.args), *keywords])})"
-    if isinstance(value, jax.Array | np.ndarray) and np.ndim(value):
-        return f"{value.dtype}{list(np.shape(value))}"
-    plain = re.sub(r" at 0x[0-9a-f]+|# attributes", "", repr(value))
-    return getattr(value, "__qualname__", None) or " ".join(plain.split())
 
 
 # ---------------------------------------------------------------------- one epoch
