@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from support import TX
 from test_valid import PARAMS, TRAIN, TWO
@@ -219,3 +220,15 @@ def test_alternating_says_a_metric_that_is_never_a_number_and_carries_what_was_t
     for name, value in (("epochs", 2.0), ("encoder_passes", "1")):
         with pytest.raises(ValueError, match=f"^{name}=.*; give an integer"):
             run(**{name: value})
+
+
+def test_a_pass_that_diverges_ends_the_run_with_the_state_before_it():
+    """In the form that the run returns, not that of the pass."""
+    board = synthetic.checkerboard(12)[0]
+    exploding = optax.chain(optax.scale_by_schedule(lambda count: jnp.where(count < 4, 0.0, 1e30)), optax.sgd(1.0))
+    options = {"epochs": 5, "batch_size": 6, "encoder_passes": 1, "progress": False}
+    with pytest.raises(train.DivergenceError, match=r"lower the learning rate.*\.state is the last good one") as error:
+        alternating(jax.random.key(0), RecVAE(12, dim=2, width=4), exploding, board, **options)
+    assert str(error.value).count("last good one") == 1
+    assert set(error.value.state.opt_state) == {"encoder_loss", "loss"} and len(error.value.log.records) == 2
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(error.value.state.variables))

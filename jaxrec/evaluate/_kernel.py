@@ -42,6 +42,7 @@ def lengths(ks: Sequence[int] | int) -> tuple[int, ...]:
 
 
 def evaluated_users(train: Interactions, test: Interactions, users: ArrayLike | None) -> np.ndarray:
+    """The users to evaluate, int32 [U]: those with a test pair, all of them where `users` is None. Warns of flaws."""
     check_interactions(train=train, test=test)
     shapes = [(part.n_users, part.n_items) for part in (train, test)]
     if shapes[0] != shapes[1]:
