@@ -56,3 +56,10 @@ def data_root() -> pathlib.Path:
     if not root or not pathlib.Path(root).is_dir():
         pytest.skip("set JAXREC_DATA to the folder of real data sets to run this test")
     return pathlib.Path(root)
+
+
+@pytest.fixture
+def float64():
+    """The test runs with 64-bit numbers."""
+    with jax.enable_x64(True):
+        yield

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-import test_valid
+from support import valid
 
 import jaxrec as jr
 from jaxrec import study
@@ -453,8 +453,8 @@ def test_peer_of_valid_has_the_released_loss_and_gradients():
     torch = pytest.importorskip("torch")
     from benchmarks.speed._dense_valid import DenseVALID
 
-    peer = DenseVALID(test_valid.PARAMS, blocks=2, temperature=0.5, deviation=0.1, dropout=0.5)
-    loss = peer.loss(torch.from_numpy(test_valid.DENSE.astype(float)), 0.7, noise=False)
+    peer = DenseVALID(valid.PARAMS, blocks=2, temperature=0.5, deviation=0.1, dropout=0.5)
+    loss = peer.loss(torch.from_numpy(valid.DENSE.astype(float)), 0.7, noise=False)
     loss.backward()
     assert loss.item() == pytest.approx(15.12329788, abs=1e-8)
     assert peer.prototype.grad is None

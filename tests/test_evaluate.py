@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_metrics import ON_HITS, brute_force, pairwise_auc, second_opinion
+from support.metrics import ON_HITS, brute_force, pairwise_auc, second_opinion
 
 from jaxrec import evaluate, models, papers
 from jaxrec._log import Log

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_valid import PARAMS, TRAIN, TWO, USERS
+from support.valid import PARAMS, TRAIN, TWO, USERS
 
 from jaxrec.models import implicit
 

@@ -10,14 +10,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.losses import (
+    GOWALLA,
+    LOSSES,
+    NEG,
+    POS,
+    SCORES,
+    WHERE,
+    by_formula,
+    close,
+    differences,
+    relu,
+    sml_of_half,
+    uib,
+)
 
 from jaxrec import losses
 
 # ---------------------------------------------------------------------- golden values (float64)
 
-POS = (0.8, 0.1, 1.02)
-NEG = ((0.95, 0.72, 0.5, -0.2), (0.65, 0.61, 0.3, 0.93), (0.1, 0.2, 0.85, 0.99))
-GOWALLA = dict(margins=(0.7, 0.8, 0.9), weights=(0.1, 0.15, 0.75), negative_weight=700.0)
 GOLDEN = {
     "mml_yelp": (losses.mml, (12.6, 10.7, 20.0)),
     "mml_gowalla": (partial(losses.mml, **GOWALLA), (15.425, 12.275, 25.8125)),
@@ -39,205 +50,12 @@ def test_golden(loss, expected):
         np.testing.assert_allclose(jax.jit(loss)(jnp.array(POS), jnp.array(NEG)), expected, rtol=1e-9, atol=1e-10)
 
 
-# ---------------------------------------------------------------------- the formulae, for one comparison, by `math`
+# ---------------------------------------------------------------------- the contract
 
-
-def relu(x):
-    return max(x, 0.0)
-
-
-def softplus(x):
-    return relu(x) + math.log1p(math.exp(-abs(x)))
-
-
-def logsumexp(xs):
-    top = max(xs)
-    return top + math.log(sum(math.exp(x - top) for x in xs))
-
-
-def average(xs):
-    return sum(xs) / len(xs)
-
-
-def bpr(p, ns, reduce=average):
-    return reduce([softplus(n - p) for n in ns])
-
-
-def hinge(p, ns, margin=1.0, reduce=average):
-    return reduce([relu(margin - p + n) for n in ns])
-
-
-def mml(p, ns, margins=(0.6, 0.7, 0.8, 0.9), weights=(0.05, 0.15, 0.2, 0.6), wp=1.0, wn=400.0, reduce=average):
-    return wp * relu(1 - p) + wn * reduce([sum(w * relu(n - m) for m, w in zip(margins, weights)) for n in ns])
-
-
-def bce(p, ns, reduce=average):
-    return softplus(-p) + reduce([softplus(n) for n in ns])
-
-
-def mse(p, ns, reduce=average):
-    return 0.5 * (p - 1) ** 2 + 0.5 * reduce([n**2 for n in ns])
-
-
-def rg2_sampled(p, ns, reduce=average):
-    return -p + 0.5 * reduce([(n + 1) ** 2 for n in ns])
-
-
-def softmax(p, ns, temperature=1.0, log_q_pos=0.0, log_q_neg=0.0):
-    p = p / temperature - log_q_pos
-    return logsumexp([p] + [n / temperature - log_q_neg for n in ns]) - p
-
-
-def warp(p, ns, margin=1.0, n_items=50):
-    violating = sum(margin - p + n > 0 for n in ns) / len(ns)
-    return math.log(1 + n_items * violating) * relu(margin - p + max(ns))
-
-
-def uib(p, ns, boundary=0.0, alpha=0.5, reduce=average):
-    return (1 - alpha) * softplus(boundary - p) + alpha * reduce([softplus(n - boundary) for n in ns])
-
-
-def infonce_plus(p, ns, temperature=1.0, exponent=1.1, share=1.0, mean=False):
-    weighted = [(n / temperature, 1 / len(ns) if mean else 1.0) for n in ns] + [(p / temperature, share)] * (share > 0)
-    return exponent * logsumexp([x + math.log(w) for x, w in weighted]) - p / temperature
-
-
-def contrastive(p, ns, margin=1.0, reduce=average):
-    return 0.5 * p**2 + reduce([0.5 * relu(margin - n) ** 2 for n in ns])
-
-
-def triplet(p, ns, margin=1.0, reduce=average):
-    return reduce([relu(p**2 - n**2 + margin) for n in ns])
-
-
-def metricf(p, ns, margin=1.5, weight=1.1, reduce=average):
-    return weight * p**4 + reduce([relu(margin - n**2) ** 2 for n in ns])
-
-
-def half(ns):
-    """Distances between items for `sml`: any function of the negatives that keeps a mask's shape."""
-    return 0.5 * ns + 0.1
-
-
-def sml(p, ns, user_margin=1.0, item_margin=1.0, weight=0.01, margin_weight=10.0, reduce=average):
-    hinges = triplet(p, ns, user_margin, reduce) + weight * triplet(p, [half(n) for n in ns], item_margin, reduce)
-    return hinges - margin_weight * (user_margin + item_margin)
-
-
-def sml_of_half(pos, neg, **how):
-    return losses.sml(pos, neg, between=half(neg), **how)
-
-
-def cosine_triplet(p, ns, margin=0.3):
-    return triplet(math.sqrt(relu(2 - 2 * p)), [math.sqrt(relu(2 - 2 * n)) for n in ns], margin)
-
-
-def bsl(p, ns, temperature=0.11, exponent=1.1, mean=True):
-    partition = logsumexp([n / temperature for n in ns]) - (math.log(len(ns)) if mean else 0)
-    return -p / temperature + exponent * partition
-
-
-LOSSES = {
-    "bpr": (losses.bpr, bpr),
-    "bpr_sum": (partial(losses.bpr, negatives="sum"), partial(bpr, reduce=sum)),
-    "hinge": (losses.hinge, hinge),
-    "hinge_sum": (partial(losses.hinge, margin=0.3, negatives="sum"), partial(hinge, margin=0.3, reduce=sum)),
-    "warp": (partial(losses.warp, n_items=50), warp),
-    "warp_tight": (partial(losses.warp, n_items=1000, margin=0.3), partial(warp, n_items=1000, margin=0.3)),
-    "ccl": (losses.ccl, partial(mml, margins=(0.9,), weights=(1.0,), wn=150.0)),
-    "ccl_sum": (
-        partial(losses.ccl, margin=0.2, weight=3.0, negatives="sum"),
-        partial(mml, margins=(0.2,), weights=(1.0,), wn=3.0, reduce=sum),
-    ),
-    "mml": (losses.mml, mml),
-    "mml_sum": (
-        partial(losses.mml, **GOWALLA, positive_weight=2.0, negatives="sum"),
-        partial(mml, margins=(0.7, 0.8, 0.9), weights=(0.1, 0.15, 0.75), wp=2.0, wn=700.0, reduce=sum),
-    ),
-    "bce": (losses.bce, bce),
-    "bce_sum": (partial(losses.bce, negatives="sum"), partial(bce, reduce=sum)),
-    "mse": (losses.mse, mse),
-    "mse_sum": (partial(losses.mse, negatives="sum"), partial(mse, reduce=sum)),
-    "uib": (partial(losses.uib, boundary=0.4, alpha=0.3), partial(uib, boundary=0.4, alpha=0.3)),
-    "uib_sum": (partial(losses.uib, negatives="sum"), partial(uib, reduce=sum)),
-    "rg2_sampled": (losses.rg2_sampled, rg2_sampled),
-    "rg2_sampled_sum": (partial(losses.rg2_sampled, negatives="sum"), partial(rg2_sampled, reduce=sum)),
-    "softmax": (losses.softmax, softmax),
-    "softmax_cold": (partial(losses.softmax, temperature=0.2), partial(softmax, temperature=0.2)),
-    "sampled_softmax": (
-        partial(losses.sampled_softmax, temperature=0.5, log_q_pos=-1.0, log_q_neg=-3.0),
-        partial(softmax, temperature=0.5, log_q_pos=-1.0, log_q_neg=-3.0),
-    ),
-    "bsl": (losses.bsl, bsl),
-    "bsl_sum": (
-        partial(losses.bsl, temperature=0.3, exponent=1.4, negatives="sum"),
-        partial(bsl, temperature=0.3, exponent=1.4, mean=False),
-    ),
-    "infonce_plus": (losses.infonce_plus, infonce_plus),
-    "infonce_plus_share": (
-        partial(losses.infonce_plus, temperature=0.3, exponent=1.2, positive_share=0.4, negatives="mean"),
-        partial(infonce_plus, temperature=0.3, exponent=1.2, share=0.4, mean=True),
-    ),
-    "mine": (losses.mine, partial(infonce_plus, exponent=1.0, share=0.0, mean=True)),
-    "mine_sum": (
-        partial(losses.mine, temperature=0.3, exponent=1.1, negatives="sum"),
-        partial(infonce_plus, temperature=0.3, exponent=1.1, share=0.0),
-    ),
-    "contrastive": (losses.contrastive, contrastive),
-    "contrastive_sum": (
-        partial(losses.contrastive, margin=0.6, negatives="sum"),
-        partial(contrastive, margin=0.6, reduce=sum),
-    ),
-    "triplet": (losses.triplet, triplet),
-    "triplet_sum": (partial(losses.triplet, margin=0.3, negatives="sum"), partial(triplet, margin=0.3, reduce=sum)),
-    "metricf": (losses.metricf, metricf),
-    "metricf_sum": (
-        partial(losses.metricf, margin=0.6, positive_weight=2.0, negatives="sum"),
-        partial(metricf, margin=0.6, weight=2.0, reduce=sum),
-    ),
-    "sml": (sml_of_half, sml),
-    "sml_sum": (
-        partial(sml_of_half, user_margin=0.3, item_margin=0.4, weight=0.7, margin_weight=0.1, negatives="sum"),
-        partial(sml, user_margin=0.3, item_margin=0.4, weight=0.7, margin_weight=0.1, reduce=sum),
-    ),
-    "on_scores": (
-        partial(losses.on_scores, loss=partial(losses.triplet, margin=0.3), squared_distance=lambda s: 2 - 2 * s),
-        cosine_triplet,
-    ),
-    "combine": (
-        partial(losses.combine, parts=((1.5, losses.bpr), (0.1, partial(losses.ccl, margin=0.4)))),
-        lambda p, ns: 1.5 * bpr(p, ns) + 0.1 * mml(p, ns, margins=(0.4,), weights=(1.0,), wn=150.0),
-    ),
-}
 AVERAGING = [name for name in LOSSES if not name.endswith("_sum") and "softmax" not in name and name != "infonce_plus"]
 ONE_EACH = {name: pair for name, pair in LOSSES.items() if not name.endswith("_sum") or name == "bsl_sum"}
 every_loss = pytest.mark.parametrize("loss, formula", ONE_EACH.values(), ids=ONE_EACH)
 every_fn = pytest.mark.parametrize("loss", [loss for loss, _ in ONE_EACH.values()], ids=ONE_EACH)
-
-# Row 0 has one valid negative, row 1 two, row 2 all, row 3 none. Scores keep clear of all margins.
-SCORES = (
-    np.array([0.3, 0.97, -0.4, 0.55], np.float32),
-    np.array(
-        [[0.93, 0.74, -0.3, 0.1], [0.65, 0.86, 0.33, -0.9], [0.12, 0.83, 0.98, 0.71], [0.5, 0.95, 0.2, 0.3]], np.float32
-    ),
-)
-WHERE = np.array([[1, 0, 0, 0], [0, 1, 0, 1], [1, 1, 1, 1], [0, 0, 0, 0]], bool)
-
-
-def _by_formula(formula, pos, neg, where):
-    """Deletes the masked negatives and applies the formula; NumPy float64."""
-    shape = np.broadcast_shapes(pos.shape, neg.shape[:-1])
-    pos = np.broadcast_to(pos, shape)
-    neg, where = (np.broadcast_to(x, (*shape, neg.shape[-1])) for x in (neg, where))
-    values = np.zeros(shape)
-    for at in np.ndindex(shape):
-        if where[at].any():
-            values[at] = formula(float(pos[at]), [float(n) for n in neg[at][where[at]]])
-    return values
-
-
-def _close(actual, expected, rtol=1e-5, atol=0.0):
-    np.testing.assert_allclose(actual, expected, rtol=rtol, atol=max(atol, rtol * max(1e-3, np.abs(expected).max())))
 
 
 @pytest.mark.parametrize(
@@ -291,13 +109,13 @@ def _jitted(loss):
 @pytest.mark.parametrize("loss, formula", LOSSES.values(), ids=LOSSES)
 def test_masking_is_deletion_and_eager_is_jit_is_vmap(loss, formula):
     pos, neg = SCORES
-    _close(loss(pos, neg), _by_formula(formula, pos, neg, np.ones_like(WHERE)))
-    expected = _by_formula(formula, pos, neg, WHERE)
+    close(loss(pos, neg), by_formula(formula, pos, neg, np.ones_like(WHERE)))
+    expected = by_formula(formula, pos, neg, WHERE)
     eager = loss(pos, neg, where=WHERE)
     assert eager.shape == (4,) and eager.dtype == jnp.float32 and eager[3] == 0
-    _close(eager, expected)
-    _close(_jitted(loss)(pos, neg, WHERE)[0], expected)
-    _close(jax.jit(jax.vmap(lambda p, n, w: loss(p, n, where=w)))(pos, neg, WHERE), expected)
+    close(eager, expected)
+    close(_jitted(loss)(pos, neg, WHERE)[0], expected)
+    close(jax.jit(jax.vmap(lambda p, n, w: loss(p, n, where=w)))(pos, neg, WHERE), expected)
 
 
 @every_fn
@@ -326,14 +144,8 @@ def test_extreme_scores_keep_the_right_finite_value_and_gradient(loss, formula, 
     pos, where = np.full(4, size, np.float32), np.ones((4, 4), bool)
     neg = np.array([[1e4] * 4, [-1e4] * 4, [1e4, -1e4] * 2, [0, 1e4, -1e4, 1]], np.float32)
     values, d_pos, d_neg = _jitted(loss)(pos, neg, where)
-    _close(values, _by_formula(formula, pos, neg, where), atol=0.02)  # some float32 steps of 1e4 / temperature
+    close(values, by_formula(formula, pos, neg, where), atol=0.02)  # some float32 steps of 1e4 / temperature
     assert np.isfinite(d_pos).all() and np.isfinite(d_neg).all()
-
-
-def _differences(f, x, step=1e-6):
-    """Central finite differences of the sum of f, float64."""
-    steps = step * np.eye(x.size).reshape(-1, *x.shape)
-    return np.array([(f(x + d).sum() - f(x - d).sum()) / (2 * step) for d in steps]).reshape(x.shape)
 
 
 @every_loss
@@ -341,9 +153,9 @@ def test_gradient_equals_finite_differences(loss, formula):
     pos, neg = (x.astype(np.float64) for x in SCORES)
     with jax.enable_x64(True):
         values, d_pos, d_neg = _jitted(loss)(pos, neg, WHERE)
-    _close(values, _by_formula(formula, pos, neg, WHERE), rtol=1e-12)
-    _close(d_pos, _differences(lambda p: _by_formula(formula, p, neg, WHERE), pos), rtol=1e-7)
-    _close(d_neg, _differences(lambda n: _by_formula(formula, pos, n, WHERE), neg), rtol=1e-7)
+    close(values, by_formula(formula, pos, neg, WHERE), rtol=1e-12)
+    close(d_pos, differences(lambda p: by_formula(formula, p, neg, WHERE), pos), rtol=1e-7)
+    close(d_neg, differences(lambda n: by_formula(formula, pos, n, WHERE), neg), rtol=1e-7)
 
 
 @pytest.mark.parametrize("name", AVERAGING)
@@ -352,7 +164,7 @@ def test_duplicating_all_negatives_changes_nothing_where_they_are_averaged(name)
     twice = np.tile(neg[:, :2], 2)
     first = np.broadcast_to([True, True, False, False], neg.shape)
     values = _jitted(LOSSES[name][0])
-    _close(values(pos, twice, np.ones_like(WHERE))[0], values(pos, neg, first)[0])
+    close(values(pos, twice, np.ones_like(WHERE))[0], values(pos, neg, first)[0])
 
 
 @pytest.mark.parametrize(
@@ -381,7 +193,7 @@ def test_duplicating_all_negatives_changes_nothing_where_they_are_averaged(name)
 def test_hyperparameters_may_be_traced(loss, sweep):
     swept = jax.vmap(lambda hyper: loss(*SCORES, **hyper))({name: jnp.array(values) for name, values in sweep.items()})
     for i in range(2):
-        _close(swept[i], loss(*SCORES, **{name: values[i] for name, values in sweep.items()}))
+        close(swept[i], loss(*SCORES, **{name: values[i] for name, values in sweep.items()}))
 
 
 @every_fn
@@ -418,7 +230,7 @@ def test_uib_has_a_boundary_for_each_comparison_and_at_zero_is_half_of_bce():
     expected = [uib(float(p), n[w].astype(float).tolist(), float(b)) for p, n, w, b in rows]
     assert float(values) == pytest.approx(sum(expected), rel=1e-6)
     assert np.isfinite(gradient).all() and gradient[3] == 0 and (gradient[:3] != 0).all()
-    _close(losses.uib(pos, neg), losses.bce(pos, neg) / 2)
+    close(losses.uib(pos, neg), losses.bce(pos, neg) / 2)
 
 
 def test_warp_weighs_by_rank_without_a_gradient_through_the_rank():
@@ -622,8 +434,8 @@ def test_the_code_of_the_table_runs():
     for block in blocks:
         exec(block, names)
     own = names["squared_hinge"]
-    _close(
+    close(
         _jitted(own)(*SCORES, WHERE)[0],
-        _by_formula(lambda p, ns: sum(relu(1 - p + n) ** 2 for n in ns), *SCORES, WHERE),
+        by_formula(lambda p, ns: sum(relu(1 - p + n) ** 2 for n in ns), *SCORES, WHERE),
     )
     assert names["values"].shape == names["pos"].shape and np.isfinite(names["values"]).all()

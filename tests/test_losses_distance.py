@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_losses import SCORES, WHERE, _by_formula, _close, _differences, contrastive, relu, triplet
+from support.losses import SCORES, WHERE, by_formula, close, contrastive, differences, relu, triplet
 
 from jaxrec import losses
 
@@ -50,7 +50,7 @@ def test_sml_is_the_released_sum_over_the_batch_when_gamma_is_divided_by_the_bat
         assert float(ours(*data[3:], gamma / size)) == pytest.approx(_released_sml(*data, 0.01, gamma), rel=1e-6)
         assert abs(float(ours(*data[3:], gamma)) - _released_sml(*data, 0.01, gamma)) > 1
         gradient = np.asarray(jax.grad(ours)(*data[3:], gamma / size))
-    _close(gradient, _differences(lambda m: np.array(_released_sml(*data[:3], m, data[4], 0.01, gamma)), data[3]))
+    close(gradient, differences(lambda m: np.array(_released_sml(*data[:3], m, data[4], 0.01, gamma)), data[3]))
 
 
 def test_a_masked_comparison_of_sml_gives_no_gradient_to_margins_or_distances():
@@ -89,14 +89,14 @@ def test_on_minus_squared_distances_triplet_is_hinge():
     value_and_grad = jax.value_and_grad(lambda f, p, n: f(p, n).sum(), argnums=(1, 2))
     ours, hinge = (value_and_grad(f, pos, neg) for f in (loss, partial(losses.hinge, margin=0.8)))
     for actual, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(hinge)):
-        _close(actual, expected)
+        close(actual, expected)
 
 
 @pytest.mark.parametrize("loss, formula", [(losses.triplet, triplet), (losses.contrastive, contrastive)])
 def test_on_scores_by_hand_with_masks(loss, formula):
     pos, neg = -(SCORES[0] ** 2), -(SCORES[1] ** 2)
     values = jax.jit(partial(losses.on_scores, loss=loss))(pos, neg, where=WHERE)
-    _close(values, _by_formula(formula, np.abs(SCORES[0]), np.abs(SCORES[1]), WHERE))
+    close(values, by_formula(formula, np.abs(SCORES[0]), np.abs(SCORES[1]), WHERE))
 
 
 @pytest.mark.parametrize("loss", [losses.triplet, losses.contrastive])
@@ -119,4 +119,4 @@ def test_cosines_become_distances_of_unit_vectors():
     value = losses.on_scores(
         cosines[0], cosines[1:], loss=losses.contrastive, squared_distance=lambda cosine: 2 - 2 * cosine
     )
-    _close(value, losses.contrastive(distances[0], distances[1:]))
+    close(value, losses.contrastive(distances[0], distances[1:]))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_losses import LOSSES, _close
+from support.losses import LOSSES, close
 
 from jaxrec import losses
 
@@ -54,9 +54,9 @@ def test_values_and_gradients_are_those_of_the_broadcast_comparison(loss, mask):
     value, (d_pos, d_neg) = jax.jit(_weighted(loss, where))(pos, neg)
     whole = None if where is None else np.broadcast_to(where, (B, P, N))
     direct, (direct_pos, direct_neg) = jax.jit(_weighted(loss, whole))(pos, np.broadcast_to(neg, (B, P, N)))
-    _close(value, direct)
-    _close(d_pos, direct_pos)
-    _close(d_neg, np.asarray(direct_neg).sum(1, keepdims=True), rtol=2e-5)
+    close(value, direct)
+    close(d_pos, direct_pos)
+    close(d_neg, np.asarray(direct_neg).sum(1, keepdims=True), rtol=2e-5)
 
 
 @every_fn
@@ -90,14 +90,14 @@ def test_full_rows_without_leading_axes_and_under_vmap(name):
     loss = LOSSES[name][0]
     pos, neg, _ = _scores("no mask")
     values = jax.jit(loss)(pos, neg)
-    _close(jax.jit(jax.vmap(loss))(pos, neg), values)
-    _close(jax.jit(loss)(pos[0], neg[0]), values[0])
+    close(jax.jit(jax.vmap(loss))(pos, neg), values)
+    close(jax.jit(loss)(pos[0], neg[0]), values[0])
 
 
 def test_traced_hyperparameters_get_their_gradient_through_the_loop():
     pos, neg, where = _scores("of the row")
     gradient = jax.jit(jax.grad(lambda m, p, n, w: losses.hinge(p, n, where=w, margin=m).sum()))
-    _close(gradient(0.3, pos, neg, where), gradient(0.3, pos, np.repeat(neg, P, 1), np.repeat(where, P, 1)))
+    close(gradient(0.3, pos, neg, where), gradient(0.3, pos, np.repeat(neg, P, 1), np.repeat(where, P, 1)))
 
 
 def test_a_boundary_of_the_user_keeps_the_row_and_one_of_the_positive_goes_through_the_loop():
@@ -110,7 +110,7 @@ def test_a_boundary_of_the_user_keeps_the_row_and_one_of_the_positive_goes_throu
 
         assert _largest(jax.grad(total, argnums=(0, 1, 2)), pos, neg, boundary) < B * P * N
         repeated = np.repeat(neg, P, 1), np.broadcast_to(boundary, (B, P)), np.repeat(where, P, 1)
-        _close(total(pos, neg, boundary), total(pos, *repeated))
+        close(total(pos, neg, boundary), total(pos, *repeated))
 
 
 def test_sml_takes_margins_and_distances_of_each_positive_through_the_loop():
@@ -123,11 +123,11 @@ def test_sml_takes_margins_and_distances_of_each_positive_through_the_loop():
 
     rows = pos, neg, where, between, user, item
     repeated = pos, np.repeat(neg, P, 1), np.repeat(where, P, 1), between, np.repeat(user, P, 1), item
-    _close(total(*rows), total(*repeated))
+    close(total(*rows), total(*repeated))
     d_user, d_item = jax.grad(total, argnums=(4, 5))(*rows)
     direct_user, direct_item = jax.grad(total, argnums=(4, 5))(*repeated)
-    _close(d_user, direct_user.sum(1, keepdims=True))
-    _close(d_item, direct_item)
+    close(d_user, direct_user.sum(1, keepdims=True))
+    close(d_item, direct_item)
 
 
 def test_the_gradient_of_sparsemax_forms_no_square():

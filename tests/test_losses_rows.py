@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_losses import NEG, POS, _close, _differences, logsumexp, relu
+from support.losses import NEG, POS, close, differences, logsumexp, relu
 
 from jaxrec import losses
 from jaxrec.losses.softmax import _simplex_projection
@@ -88,15 +88,15 @@ def test_row_losses_mask_by_deletion_for_targets_of_any_dtype(loss, formula, dty
     targets = TARGETS.astype(dtype)
     values, _ = _jitted_rows(loss)(ROWS, targets, ROW_WHERE)
     assert values.shape == (5,) and values.dtype == jnp.float32 and values[3] == values[4] == 0
-    _close(values, _rows_by_formula(formula, ROWS, ROW_WHERE, targets.astype(float)))
+    close(values, _rows_by_formula(formula, ROWS, ROW_WHERE, targets.astype(float)))
 
 
 @every_row_loss
 def test_row_losses_are_the_same_eager_and_under_jit_and_vmap(loss, formula):
     expected = _rows_by_formula(formula, ROWS, np.ones_like(ROW_WHERE))
-    _close(loss(ROWS, TARGETS), expected)
-    _close(jax.jit(jax.vmap(loss))(ROWS, TARGETS), expected)
-    _close(jax.jit(loss)(ROWS[None], TARGETS[None]), expected[None])
+    close(loss(ROWS, TARGETS), expected)
+    close(jax.jit(jax.vmap(loss))(ROWS, TARGETS), expected)
+    close(jax.jit(loss)(ROWS[None], TARGETS[None]), expected[None])
 
 
 @every_row_loss
@@ -113,7 +113,7 @@ def test_masked_items_reach_neither_value_nor_gradient_of_row_losses(loss, formu
 def test_extreme_rows_keep_the_right_finite_value_and_gradient(loss, formula):
     rows = np.array([[1e4, 1e4, -1e4, 0], [-1e4, 1e4, 1e4, 1e4], [-1e4] * 4, [1e4] * 4, [1e4] * 4], np.float32)
     values, gradient = _jitted_rows(loss)(rows, TARGETS, np.ones_like(ROW_WHERE))
-    _close(values, _rows_by_formula(formula, rows, np.ones_like(ROW_WHERE)))
+    close(values, _rows_by_formula(formula, rows, np.ones_like(ROW_WHERE)))
     assert np.isfinite(gradient).all()
 
 
@@ -122,8 +122,8 @@ def test_gradient_of_row_losses_equals_finite_differences(loss, formula):
     rows = ROWS.astype(np.float64)
     with jax.enable_x64(True):
         values, gradient = _jitted_rows(loss)(rows, TARGETS, ROW_WHERE)
-    _close(values, _rows_by_formula(formula, rows, ROW_WHERE), rtol=1e-12)
-    _close(gradient, _differences(lambda x: _rows_by_formula(formula, x, ROW_WHERE), rows), rtol=1e-7)
+    close(values, _rows_by_formula(formula, rows, ROW_WHERE), rtol=1e-12)
+    close(gradient, differences(lambda x: _rows_by_formula(formula, x, ROW_WHERE), rows), rtol=1e-7)
 
 
 def test_gradient_of_sparsemax_is_the_projection_minus_the_targets():
@@ -162,7 +162,7 @@ def test_gradient_of_sparsemax_in_its_targets_in_both_modes_and_twice():
             return np.array([sparsemax(s[w], x[w]) if w.any() else 0.0 for s, x, w in zip(scores, t, where)])
 
         gradient = jax.grad(lambda t: loss(scores, t).sum())(targets)
-        np.testing.assert_allclose(gradient, _differences(by_hand, targets), atol=1e-8)
+        np.testing.assert_allclose(gradient, differences(by_hand, targets), atol=1e-8)
         both = jax.grad(lambda s, t: loss(s, t).sum(), (0, 1))
         _, along = jax.jvp(loss, (scores, targets), tuple(moves))
         expected = sum((g * m).sum(-1) for g, m in zip(both(scores, targets), moves))

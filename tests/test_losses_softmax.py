@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_losses import NEG, POS, SCORES, WHERE, _close, _differences, average, bsl, logsumexp
+from support.losses import NEG, POS, SCORES, WHERE, average, bsl, close, differences, logsumexp
 
 from jaxrec import losses
 
@@ -25,18 +25,18 @@ def test_bsl_does_not_overflow_at_a_low_temperature(exponent):
 def test_bsl_with_exponent_one_is_the_softmax_without_its_positive():
     pos, neg = SCORES
     gap = losses.bsl(pos, neg, temperature=0.2, exponent=1.0, negatives="sum")
-    _close(losses.softmax(pos, neg, temperature=0.2), jax.nn.softplus(gap))
+    close(losses.softmax(pos, neg, temperature=0.2), jax.nn.softplus(gap))
 
 
 def test_infonce_plus_is_softmax_mine_and_bsl():
     pos, neg = SCORES
     how = {"where": WHERE, "temperature": 0.2}
-    _close(losses.infonce_plus(pos, neg, exponent=1.0, positive_share=1.0, **how), losses.softmax(pos, neg, **how))
+    close(losses.infonce_plus(pos, neg, exponent=1.0, positive_share=1.0, **how), losses.softmax(pos, neg, **how))
     without = losses.infonce_plus(pos, neg, exponent=1.3, positive_share=0.0, **how)
-    _close(without, losses.mine(pos, neg, exponent=1.3, negatives="sum", **how))
-    _close(without, losses.bsl(pos, neg, exponent=1.3, negatives="sum", **how))
-    _close(losses.mine(pos, neg, exponent=1.3, **how), losses.bsl(pos, neg, exponent=1.3, **how))
-    _close(losses.infonce_plus(pos, neg, exponent=1.3, positive_share=1e-30, **how), without)
+    close(without, losses.mine(pos, neg, exponent=1.3, negatives="sum", **how))
+    close(without, losses.bsl(pos, neg, exponent=1.3, negatives="sum", **how))
+    close(losses.mine(pos, neg, exponent=1.3, **how), losses.bsl(pos, neg, exponent=1.3, **how))
+    close(losses.infonce_plus(pos, neg, exponent=1.3, positive_share=1e-30, **how), without)
 
 
 @pytest.mark.parametrize("share", [0.0, 1e-30, 0.3, 1.0])
@@ -70,12 +70,12 @@ def test_sampled_softmax_of_the_whole_catalogue_is_the_full_softmax():
         np.diag(scores), others, log_q_pos=-math.log(n), log_q_neg=np.full(others.shape, -math.log(n), np.float32)
     )
     full = jax.nn.logsumexp(scores, axis=1) - np.diag(scores)
-    _close(sampled, full)
-    _close(losses.multinomial(scores, np.eye(n, dtype=bool)), full)
+    close(sampled, full)
+    close(losses.multinomial(scores, np.eye(n, dtype=bool)), full)
     doubled = losses.sampled_softmax(np.diag(scores), scores, log_q_pos=-math.log(n), log_q_neg=-math.log(n))
     assert (doubled > full + 1e-3).all()
     for loss in (partial(losses.bsl, temperature=1.0, exponent=1.0), losses.mine):
-        _close(loss(np.diag(scores), scores, negatives="sum"), full)
+        close(loss(np.diag(scores), scores, negatives="sum"), full)
 
 
 def test_a_user_with_two_positives_counts_twice_in_the_softmax():
@@ -127,10 +127,10 @@ def test_pooled_positives_and_their_gradient(temperature):
     with jax.enable_x64(True):
         gradient, values = jax.jit(jax.grad(weighted_sum, has_aux=True))(POOL.astype(np.float64))
         gradient, values = np.asarray(gradient), np.asarray(values)
-    _close(values, pooled(POOL, POOL_USERS, POOL_WHERE, temperature), rtol=1e-7)
+    close(values, pooled(POOL, POOL_USERS, POOL_WHERE, temperature), rtol=1e-7)
     clean = np.where(POOL_WHERE, POOL, 0).astype(np.float64)
-    expected = _differences(lambda p: pooled(p, POOL_USERS, POOL_WHERE, temperature) * np.arange(1.0, 8), clean)
-    _close(gradient, expected, rtol=1e-7)
+    expected = differences(lambda p: pooled(p, POOL_USERS, POOL_WHERE, temperature) * np.arange(1.0, 8), clean)
+    close(gradient, expected, rtol=1e-7)
     assert values[5] == 0 and gradient[5] == 0
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_losses import _differences
+from support.losses import differences
 
 import jaxrec as jr
 from jaxrec import losses
@@ -83,7 +83,7 @@ def test_gradients_are_those_of_finite_differences():
             args[place] = x
             return by_hand(*args)[WHERE]
 
-        np.testing.assert_allclose(found, _differences(value, x), atol=1e-8)
+        np.testing.assert_allclose(found, differences(value, x), atol=1e-8)
 
 
 def test_masked_entries_reach_neither_value_nor_gradient():

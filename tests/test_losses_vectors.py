@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_losses import _close, _differences
+from support.losses import close, differences
 
 from jaxrec import losses
 
@@ -71,9 +71,9 @@ def test_formulae_eager_jit_and_vmap():
 
 def test_weight_and_scale_may_be_traced():
     swept = jax.jit(jax.vmap(lambda w: losses.directau(USERS.astype(np.float32), ITEMS.astype(np.float32), weight=w)))
-    _close(swept(jnp.array([0.5, 5.0])), np.array([directau(USERS, ITEMS, w) for w in (0.5, 5.0)]))
+    close(swept(jnp.array([0.5, 5.0])), np.array([directau(USERS, ITEMS, w) for w in (0.5, 5.0)]))
     swept = jax.jit(jax.vmap(lambda s: losses.uniformity(USERS.astype(np.float32), scale=s)))
-    _close(swept(jnp.array([0.5, 5.0])), np.array([uniformity(USERS, s) for s in (0.5, 5.0)]))
+    close(swept(jnp.array([0.5, 5.0])), np.array([uniformity(USERS, s) for s in (0.5, 5.0)]))
 
 
 @pytest.mark.parametrize("fill", [0.0, np.nan, np.inf])
@@ -92,7 +92,7 @@ def test_masking_is_deletion_and_gradients_equal_finite_differences(fill):
         (d_crowd, lambda x: np.array(uniformity(x)), USERS),
         (d_shared, lambda x: np.array(covariance(x)), USERS),
     ]:
-        np.testing.assert_allclose(np.asarray(actual)[WHERE], _differences(f, x[WHERE]), atol=1e-8)
+        np.testing.assert_allclose(np.asarray(actual)[WHERE], differences(f, x[WHERE]), atol=1e-8)
         assert (np.asarray(actual)[~WHERE] == 0).all()
 
 
@@ -117,7 +117,7 @@ def test_rows_of_zeros_and_equal_rows_have_finite_gradients():
     assert np.isfinite(gradient).all() and (gradient[0] == 0).all()
     for users, items in ((x, x), (x, x[::-1])):
         values, vjp = jax.vjp(jax.jit(losses.alignment), users, items)
-        _close(values, alignment(users, items), atol=1e-6)
+        close(values, alignment(users, items), atol=1e-6)
         assert all(np.isfinite(g).all() and (g[0] == 0).all() for g in vjp(jnp.ones(4, jnp.float32)))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from support import TX
-from test_valid import PARAMS, TRAIN, TWO
+from support.valid import PARAMS, TRAIN, TWO
 
 import jaxrec as jr
 from jaxrec import train

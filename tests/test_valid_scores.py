@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from support import TX
-from test_valid import CLOSE, DENSE, PARAMS, TRAIN, TWO, USERS, M, N, applied, interactions
+from support.valid import CLOSE, DENSE, PARAMS, TRAIN, TWO, USERS, M, N, applied, interactions
 
 import jaxrec as jr
 from jaxrec import metrics
@@ -16,12 +16,6 @@ from jaxrec.data import synthetic
 from jaxrec.evaluate import _kernel
 from jaxrec.models import VALID, MacridVAE, attention
 from jaxrec.models.valid import collapse
-
-
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
