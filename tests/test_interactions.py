@@ -510,12 +510,12 @@ def test_labels_never_merge_and_come_back(labels):
 @pytest.mark.parametrize(
     ("labels", "other", "message"),
     [
-        ([1, 2], ["1"], "users has integers for labels, such as 1; it has none such as '1', which are strings"),
-        ([1, 2], [1.0], "users has integers for labels, .* which are floats: convert"),
-        ([1, 2], [True], "which are booleans"),
-        (["a", "b"], [1], "users has strings for labels"),
+        ([1, 2], ["1"], "the labels of users are integers, such as 1, but strings such as '1' are given"),
+        ([1, 2], [1.0], "the labels of users are integers, .* but floats .* are given; convert"),
+        ([1, 2], [True], "but booleans such as True are given"),
+        (["a", "b"], [1], "the labels of users are strings"),
         (["a", "b"], [None], r"users\[0\] is missing"),
-        (["a", "b"], ["c"], r"users has no label 'c' \(1 such\); it has such as 'a'"),
+        (["a", "b"], ["c"], r"users has no label 'c' \(1 such\); its first label is 'a'"),
     ],
 )
 def test_labels_of_another_kind_are_not_looked_up(labels, other, message):
@@ -615,7 +615,7 @@ def test_a_second_part_goes_by_the_map_of_the_first(kind):
     assert same is id_map and (test.n_users, test.n_items) == (3, 3)
     assert [ids.tolist() for ids in test.pairs()] == [[1], [2]]
     users, items = np.array([20, 99, 10, 88]).astype(kind), np.array([10, 10, 77, 30]).astype(kind)
-    with pytest.raises(ValueError, match=r"users has no label '?(99|88)'? \(2 such\); it has such as '?10"):
+    with pytest.raises(ValueError, match=r"users has no label '?(99|88)'? \(2 such\); its first label is '?10"):
         Interactions.from_labels(users, items, id_map=id_map)
     how = {"weights": [1, 2, 3, 4], "timestamps": [5, 6, 7, 8], "id_map": id_map, "unknown": "drop"}
     with pytest.warns(DataWarning, match="dropped 3 of 4 pairs: id_map lacks 2 of their users and 1 of their items"):
