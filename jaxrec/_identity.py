@@ -1,10 +1,9 @@
-"""Identifies functions together with the values that they read, within a process and across
-processes.
+"""Identifies functions together with the values that they read, in one process and across several.
 
-jit compiles a function once for each static argument. It takes a Python function for the same
-argument even after the globals and closures that the function reads have changed. The library
-therefore also caches compiled programs by `reads(function)`. A checkpoint stores
-`digest(function)`, which is the same in every process of one Python version.
+jit compiles a function once for each static argument. It compares Python functions by identity,
+even if the globals and closures that they read have changed. The library therefore also caches
+compiled programs by `reads(function)`. A checkpoint stores `digest(function)`, which is the same in
+every process of one Python version.
 
 Some inputs are not detected: the contents of objects of installed packages (except those in
 `_OPEN`), names that a function looks up at run time (`getattr`, `globals()[name]`), and files and
@@ -95,8 +94,9 @@ def digest(value: Any) -> str:
 
 
 class _Same:
-    """A token that compares by identity. It keeps the object alive, so that its address is not
-    reused.
+    """A token that compares by identity.
+
+    It keeps the object alive, so that its address is not reused.
     """
 
     def __init__(self, value: Any):
@@ -298,9 +298,7 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 
 def _function_of(member: Any) -> Any:
-    """Returns the function of a static method, class method or property; any other member
-    unchanged.
-    """
+    """Returns the function of a static method, class method or property; else the member itself."""
     if isinstance(member, staticmethod | classmethod):
         return member.__func__
     return member.fget if isinstance(member, property) else member
@@ -336,8 +334,7 @@ def _contents(cell: Any) -> Any:
 
 @functools.lru_cache(4096)
 def _named(code: types.CodeType) -> tuple[frozenset, frozenset, frozenset]:
-    """Returns the names of globals, attributes and modules that a function or an inner one looks
-    up.
+    """Returns the names of globals, attributes and modules that a function or an inner one uses.
 
     A global that the function itself assigns, such as a counter, is its state and not an input.
     """
@@ -381,9 +378,7 @@ def _code(code: types.CodeType) -> _Code:
 
 @functools.cache
 def _installed(module: str | None) -> bool:
-    """Whether a module belongs to Python, an installed package or jaxrec, so that its code is
-    fixed.
-    """
+    """Whether a module belongs to Python, an installed package or jaxrec: its code is fixed."""
     root = (module or "").partition(".")[0]
     if root in sys.stdlib_module_names or root in ("jaxrec", "builtins"):
         return True

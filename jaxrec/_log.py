@@ -148,9 +148,7 @@ class EarlyStopping:
         return state["waited"] >= self.patience
 
     def never_a_number(self, state: Mapping[str, float]) -> str | None:
-        """Returns an error message if every validation gave NaN, so that no epoch is the best; else
-        None.
-        """
+        """Returns an error message if every validation gave NaN, else None."""
         if state["best_epoch"] or not state["waited"]:
             return None
         return (

@@ -7,7 +7,7 @@ import jax
 from jaxrec._numerics import as_ids
 from jaxrec.typing import Array
 
-_LANES = 8  # float32 numbers in a vector register
+_WIDTH = 8  # float32 numbers in a vector register
 
 
 def lookup(table: Array, ids: Array) -> Array:
@@ -31,10 +31,10 @@ def lookup(table: Array, ids: Array) -> Array:
     if not isinstance(table, jax.Array):
         return table[ids]
     ids = as_ids(ids)
-    if table.ndim < 2 or table.shape[-1] % _LANES:
+    if table.ndim < 2 or table.shape[-1] % _WIDTH:
         return table[ids]
     # `lookup_again` indexes by the same flat ids, so that XLA looks the rows up once for both.
-    return table.reshape(len(table), -1, _LANES)[ids.reshape(-1)].reshape(*ids.shape, *table.shape[1:])
+    return table.reshape(len(table), -1, _WIDTH)[ids.reshape(-1)].reshape(*ids.shape, *table.shape[1:])
 
 
 def lookup_again(table: Array, ids: Array) -> Array:
@@ -42,7 +42,7 @@ def lookup_again(table: Array, ids: Array) -> Array:
 
     XLA recognises that the rows are the same and looks them up once.
     """
-    in_lanes = table.ndim > 1 and table.shape[-1] % _LANES == 0
-    seen = table.reshape(len(table), -1, _LANES) if in_lanes else table
+    divides = table.ndim > 1 and table.shape[-1] % _WIDTH == 0
+    seen = table.reshape(len(table), -1, _WIDTH) if divides else table
     rows = seen.at[ids].get(mode="promise_in_bounds", wrap_negative_indices=False)
     return rows.reshape(*ids.shape, *table.shape[1:])

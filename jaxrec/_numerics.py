@@ -103,8 +103,7 @@ def accumulated(x: Array) -> jax.Array:
 
 
 def as_ids(ids: ArrayLike) -> jax.Array:
-    """Returns ids as int32; ids that do not fit become the nearest int32, which no user or item
-    has.
+    """Returns ids as int32; ids that do not fit become the nearest int32, which is not a valid id.
 
     So they never wrap around to a valid id.
 

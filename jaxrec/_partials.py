@@ -1,6 +1,4 @@
-"""Takes nested `functools.partial`s apart, so that their arrays become arguments of jitted
-functions.
-"""
+"""Takes arrays out of nested `functools.partial`s, to pass them to jitted functions as arguments."""
 
 from __future__ import annotations
 
@@ -30,9 +28,7 @@ class Static(NamedTuple):
     reads: tuple
 
     def again(self, *, forget: bool = True) -> Static:
-        """Returns the same functions with the values that they read now; see
-        `jaxrec._identity.reads`.
-        """
+        """Returns the same functions with what they read now; see `jaxrec._identity.reads`."""
         return self._replace(reads=reads(*self.leaves, forget=forget))
 
 

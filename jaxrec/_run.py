@@ -1,6 +1,4 @@
-"""The loop of everything that runs in epochs: log, validation, early stopping, checkpoints,
-progress bar.
-"""
+"""The epoch loop: log, validation, early stopping, checkpoints, progress bar."""
 
 from __future__ import annotations
 
@@ -103,8 +101,7 @@ def run(
     callbacks: Sequence[Callable[[Any, Mapping[str, float]], Any]] = (),
     progress: bool = True,
 ) -> tuple[Any, Log]:
-    """Runs epochs until `epochs` are done, the records have settled, or early stopping ends the
-    run.
+    """Runs epochs until `epochs` are done, the records have settled, or early stopping ends them.
 
     Args:
         advance: runs one epoch. It takes the state and the number of the epoch, from 1, and returns

@@ -169,8 +169,7 @@ class Interactions:
         id_map: IdMap | None = None,
         unknown: Literal["raise", "drop"] = "raise",
     ) -> tuple[Interactions, IdMap]:
-        """Builds the matrix from your own labels (strings or numbers); returns it with the label
-        map.
+        """Builds the matrix from your own labels (strings or numbers), and the map of labels.
 
         Ids follow the sorted order of the labels. The readers of `jaxrec.data.readers` return these
         four columns, so `Interactions.from_labels(*readers.movielens(path))` works.
@@ -296,8 +295,9 @@ class Interactions:
         return np.bincount(np.asarray(self.indices), minlength=self.n_items)
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns all pairs as (users, items), int32 [nnz] each, sorted by user and item; on the
-        host.
+        """Returns all pairs as (users, items), int32 [nnz] each, sorted by user and item.
+
+        The arrays are on the host.
         """
         degrees = np.diff(np.asarray(self.indptr))
         return np.repeat(np.arange(self.n_users, dtype=np.int32), degrees), np.asarray(self.indices)
@@ -374,9 +374,7 @@ class Interactions:
         return scipy.sparse.csr_array((values, np.asarray(self.indices), np.asarray(self.indptr)), shape=shape)
 
     def fingerprint(self) -> str:
-        """Returns a name for the data: 12 hexadecimal digits of a SHA-256 of shape, pairs and
-        weights.
-        """
+        """Returns 12 hexadecimal digits of a SHA-256 of shape, pairs and weights."""
         digest = hashlib.sha256(f"{self.n_users},{self.n_items}".encode())
         for column, dtype in ((self.indptr, np.int32), (self.indices, np.int32), (self.weights, np.float32)):
             if column is not None:
@@ -423,8 +421,7 @@ class Interactions:
         return jnp.where(where, jnp.asarray(self.indices).at[first + number].get(mode="clip"), 0), where
 
     def flat_rows(self, users: Array, *, capacity: int) -> tuple[Array, Array, Array]:
-        """Returns the items of a block of users as one flat list, user after user, padded at its
-        end.
+        """Returns the items of a block of users as one flat, padded list, user after user.
 
         Args:
             users: integers [B]; a user outside 0 .. M-1 has no items.
@@ -497,9 +494,7 @@ class Interactions:
 
 
 def _row_bounds(matrix: Interactions, users: Array) -> tuple[Array, Array]:
-    """Returns the start in `indices` and the length of each user's row; unknown users have length
-    0.
-    """
+    """Returns the start in `indices` and the length of each user's row; 0 for unknown users."""
     if matrix.n_users == 0:
         return jnp.zeros_like(users), jnp.zeros_like(users)
     indptr = jnp.asarray(matrix.indptr)
@@ -524,6 +519,7 @@ def _contains(matrix: Interactions, users: Array, items: Array) -> Array:
         right = (low < high) & (indices.at[middle].get(mode="clip") < items)
         return jnp.where(right, middle + 1, low), jnp.where(right | (low >= high), high, middle)
 
+    # Enough steps for the longest possible row; searches that are done keep their bounds.
     steps = max(matrix.n_items, 1).bit_length() + 1
     low, _ = jax.lax.fori_loop(0, steps, halve, (first, end))
     return (low < end) & (indices.at[low].get(mode="clip") == items)
@@ -606,8 +602,7 @@ def _known(id_map: IdMap, labels: tuple[np.ndarray, np.ndarray], columns: dict[s
 
 
 def check_interactions(**given: Any) -> None:
-    """Raises `TypeError` for an argument that is not an `Interactions`; names it and how to convert
-    it.
+    """Raises `TypeError` for an argument that is not an `Interactions`; says how to convert it.
 
     >>> check_interactions(train=scipy.sparse.eye_array(3))
     Traceback (most recent call last):
@@ -631,8 +626,9 @@ def check_interactions(**given: Any) -> None:
 
 
 def check_weights(**given: Interactions) -> None:
-    """Raises `ValueError` for interactions with a negative or non-finite weight; traced weights are
-    not checked.
+    """Raises `ValueError` for interactions with a negative or non-finite weight.
+
+    Traced weights are not checked.
     """
     for name, interactions in given.items():
         if interactions.weights is None or isinstance(interactions.weights, jax.core.Tracer):

@@ -74,8 +74,7 @@ def recall(hits: Array, n_relevant: Array, *, k: int, denominator: Denominator =
 
 
 def precision(hits: Array, n_relevant: Array, *, k: int) -> Array:
-    """Share of the first k that is relevant: hits / k, also for users with fewer than k relevant
-    items.
+    """Share of the first k that is relevant: hits / k, even if fewer than k items are relevant.
 
     Args:
         hits: bool [..., K], whether the item at each rank is relevant.

@@ -76,7 +76,7 @@ def popularity_table(train: Interactions, *, power: float = 1.0) -> AliasTable:
     if not train.n_pairs:
         raise ValueError(f"train has no pairs: {train!r}; no item can be drawn from it")
     degrees = train.item_degrees.astype(np.float64)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # reported below
         mass = np.where(degrees > 0, np.maximum(degrees, 1) ** power, 0)
     if not 0 < mass.sum() < np.inf:
         raise ValueError(
@@ -123,8 +123,7 @@ def _from_table(key: Key, shape: tuple[int, ...], table: AliasTable) -> Array:
 
 
 def explorative(key: Key, shape: tuple[int, ...], *, train: Interactions, table: AliasTable) -> tuple[Array, Array]:
-    """Draws positives with replacement: users from a table, and for each a uniform one of its
-    items.
+    """Draws positives with replacement: users from a table, and one item of each uniformly.
 
     With `popularity_table(train.transpose(), power=0.8)` a user is drawn in proportion to (number
     of items) ** 0.8, as in the explorative sampling of MARS (eq. 10). Power 1 would draw pairs
@@ -186,6 +185,7 @@ def reject_seen(key: Key, users: Array, *, sample: Sampler, seen: Interactions, 
     keys = jax.random.split(key, rounds + 1)
 
     def again(key, items):
+        # Draws for all positions, because shapes are static, and keeps the draws that are needed.
         return jnp.where(seen.contains(users[..., None], items), sample(key, users), items)
 
     def unfinished(state):
@@ -279,7 +279,7 @@ _SHUFFLED = 128  # largest n for which a shuffle takes no longer than the networ
 
 
 def permuted(key: Key, places: Array, *, n: int) -> Array:
-    """Maps positions by a random permutation of 0 .. n-1, each independently and without sorting.
+    """Maps positions by a random permutation of 0 .. n-1; a large n needs no sort.
 
     Up to n = 128 it is `jax.random.permutation`, so all n! permutations are equally likely. For
     larger n, a Feistel network of ten rounds (Luby and Rackoff 1988, 10.1137/0217022) with
@@ -311,7 +311,7 @@ def permuted(key: Key, places: Array, *, n: int) -> Array:
         y = (other ^ round_key) * jnp.uint32(0x85EBCA6B)
         y = (y ^ (y >> 13)) * jnp.uint32(0xC2B2AE35)
         x = x + ((y >> 16) * jnp.uint32(size) >> 16)  # adds 0 .. size-1, uniform up to size / 2¹⁶
-        return jnp.where(x < size, x, x - jnp.uint32(size))
+        return jnp.where(x < size, x, x - jnp.uint32(size))  # modulo: x is below 2 · size
 
     def network(x: Array) -> Array:
         left, right = x // jnp.uint32(columns), x % jnp.uint32(columns)

@@ -49,9 +49,7 @@ def spmm(matrix: Interactions, transposed: Interactions | None, x: Array) -> Arr
 
 
 def _form(matrix: Interactions, turned: bool = False) -> tuple[Any, ...]:
-    """Returns shape, number of pairs, and whether there are no weights; of the transpose if
-    `turned`.
-    """
+    """Returns shape, number of pairs and whether weights are None, of the transpose if `turned`."""
     sizes = matrix.n_users, matrix.n_items
     return *(sizes[::-1] if turned else sizes), matrix.n_pairs, matrix.weights is None
 
@@ -90,6 +88,7 @@ def _product_forward(turned, matrix, transposed, x):
     In that case `transposed` is not used, because its weights are not the ones that are
     differentiated.
     """
+    # With `symbolic_zeros`, each leaf tells by `perturbed` whether it is differentiated.
     moved = matrix.weights is not None and matrix.weights.perturbed
     matrix, transposed, x = jax.tree.map(lambda leaf: leaf.value, (matrix, transposed, x))
     transposed = None if moved else transposed
@@ -105,6 +104,7 @@ def _product_backward(turned, residuals, cotangent):
     if x is not None:
         along = _along_pairs(dataclasses.replace(matrix, weights=None), *((x, cotangent) if turned else (cotangent, x)))
         along = along.astype(matrix.weights.dtype)
+        # None is the cotangent of integer leaves.
         for_matrix = dataclasses.replace(matrix, indptr=None, indices=None, timestamps=None, weights=along)
     return for_matrix, None, _product(not turned, matrix, transposed, cotangent)
 

@@ -20,9 +20,7 @@ Variables = Mapping[str, Any]
 
 
 class Loss(Protocol):
-    """A function that compares `pos` [...] with the last axis of `neg` [..., n] and removes that
-    axis.
-    """
+    """A function that compares `pos` [...] with the last axis of `neg` [..., n]; returns [...]."""
 
     def __call__(self, pos: Array, neg: Array, *, where: Array | None = None) -> Array:
         """Returns losses [...]."""
@@ -36,16 +34,13 @@ class Sampler(Protocol):
 
 
 class Model(Protocol):
-    """What training and evaluation need of a model; every `flax.linen.Module` of `jaxrec.models`
-    has it.
+    """What training and evaluation need of a model, such as a Linen module of `jaxrec.models`.
 
     If a model has the attributes `n_users` and `n_items`, evaluation checks ids against them.
     """
 
     def apply(self, variables: Variables, *args: Any, method: Any = None) -> Array:
-        """Returns scores of the pairs (users, items), or with `method="rows"` scores [B, N] of
-        users.
-        """
+        """Returns scores of pairs (users, items); with `method="rows"`, scores [B, N] of users."""
 
 
 class Objective(Protocol):

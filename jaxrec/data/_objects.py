@@ -41,9 +41,7 @@ def objects(path: str | os.PathLike, names: Sequence[str | None], expected: str)
 
 
 def _parsed_json(block: bytes, names: Sequence[str | None], kinds: list[type]) -> _text.Values:
-    """Parses a block of JSON lines with pyarrow; raises `Unexpected` where Python might read it
-    otherwise.
-    """
+    """Parses a block of JSON lines with pyarrow; raises `Unexpected` if Python might differ."""
     pyarrow, arrow_json = _text.optional("pyarrow"), _text.optional("pyarrow.json")
     if not block.startswith(b"{"):
         raise _text.Unexpected
@@ -185,6 +183,7 @@ def _pattern_of(names: tuple[str, ...]) -> re.Pattern:
     It matches dictionaries of strings, numbers and flat lists, about ten times as fast as
     `ast.literal_eval` parses them.
     """
+    # Possessive quantifiers and atomic groups prevent backtracking.
     string = r"""[uU]?+(?:'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+")"""
     value = rf"""(?:{string}|True|False|None|[-+]?+[.\d][-+.\w]*+|\[(?:{string}|[^\[\]'"])*+\])"""
     wanted = (rf"[uU]?+(?:'{re.escape(name)}'|\"{re.escape(name)}\"): *+({value})" for name in names)

@@ -183,7 +183,7 @@ def delimited(path: str | os.PathLike, layout: Layout) -> Values:
     for number, block in blocks(path):
         if header:
             number, block, found = _without_header(number, block)
-            header = not found
+            header = not found  # a block of blank lines has no header
         filled = without_blanks(block)
         if filled:
             try:
@@ -219,7 +219,7 @@ def _parsed(block: bytes, layout: Layout) -> list[Any]:
         )
     except pyarrow.ArrowInvalid as error:
         raise Unexpected from error
-    if table.num_rows != block.count(b"\n"):
+    if table.num_rows != block.count(b"\n"):  # a row over several lines
         raise Unexpected
     return [None if place is None else table[str(place)].combine_chunks() for place in layout.places]
 
@@ -231,7 +231,7 @@ def _well_quoted(separator: bytes) -> re.Pattern:
     There is no space before an opening quote, no text after a closing one, and no line break
     between.
     """
-    one = re.escape(separator)
+    one = re.escape(separator)  # possessive quantifiers (*+) prevent backtracking
     field = rb"""(?:"[^"\n]*+(?:""[^"\n]*+)*+"| *+[^" %b\n][^%b\n]*+| *+)""" % (one, one)
     return re.compile(rb"(?:%b(?:%b|\n))*+" % (field, one))
 
@@ -364,9 +364,7 @@ def joined(path: str | os.PathLike, parts: Sequence[Values]) -> Values:
 
 
 def joined_labels(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Joins the labels of all blocks: int64 or uint64 if all are integers that fit, else str
-    objects.
-    """
+    """Joins the labels of all blocks: integers if all are integers that fit, else str objects."""
     if all(part.dtype == np.int64 for part in parts):
         return np.concatenate(parts)
     # Blocks were converted separately: a block of integers may meet another of strings.

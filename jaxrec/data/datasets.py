@@ -217,9 +217,7 @@ def _places(users: np.ndarray) -> np.ndarray:
 
 
 def _negatives(arrays: download.Arrays, minimum: float | None, n_items: int) -> np.ndarray:
-    """Returns the rows of negatives in the order of `test.pairs()`, which is sorted by user and
-    item.
-    """
+    """Returns the rows of negatives in the order of `test.pairs()`."""
     test, negatives = arrays["test"], arrays["negatives"]
     if negatives.ndim != 2 or len(negatives) != len(test) or negatives.dtype.kind not in "iu":
         raise ValueError(f"negatives is {negatives.dtype}{list(negatives.shape)}; it must be integers [{len(test)}, n]")
@@ -227,7 +225,7 @@ def _negatives(arrays: download.Arrays, minimum: float | None, n_items: int) -> 
         raise ValueError(
             f"negatives run from {negatives.min()} to {negatives.max()}; items run from 0 to {n_items - 1}"
         )
-    order = np.lexsort((test[:, 1], test[:, 0]))
+    order = np.lexsort((test[:, 1], test[:, 0]))  # `test.pairs()` is sorted by user and item
     if minimum is not None:
         order = order[_weights(arrays, "test")[order] >= minimum]
     return negatives[order].astype(np.int32)

@@ -36,8 +36,7 @@ class Source(NamedTuple):
 
 
 def cache() -> pathlib.Path:
-    """Returns the folder of downloaded sets: `$JAXREC_CACHE`, or the operating system's cache
-    folder.
+    """Returns the folder of downloaded sets: `$JAXREC_CACHE`, or the system's cache folder.
 
     Raises:
         ImportError: if `$JAXREC_CACHE` is not set and pooch, which finds the system's folder, is
@@ -116,9 +115,7 @@ def unpacked(arrays: Arrays) -> Arrays:
 
 
 def movielens(archive: str, *, ratings: str, movies: str, encoding: str) -> Callable[[pathlib.Path], Arrays]:
-    """Returns a parser of a GroupLens zip file: ratings, and titles, years and genres of rated
-    movies.
-    """
+    """Returns a parser of a GroupLens zip file: ratings, and titles, years and genres of movies."""
 
     def parse(folder: pathlib.Path) -> Arrays:
         """Parses the archive in a folder."""
@@ -177,8 +174,9 @@ def reviews(file: str, **fields: str) -> Callable[[pathlib.Path], Arrays]:
 
 
 def lightgcn(folder: pathlib.Path) -> Arrays:
-    """Returns the arrays of `data.npz` from `train.txt`, `test.txt` and the optional lists of
-    original ids.
+    """Returns the arrays of `data.npz` from `train.txt`, `test.txt` and lists of original ids.
+
+    The lists, `user_list.txt` and `item_list.txt`, are optional.
     """
     arrays = {}
     for part in ("train", "test"):

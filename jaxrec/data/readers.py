@@ -68,8 +68,7 @@ def movielens(path: str | os.PathLike, *, minimum: float | None = None) -> Colum
 
 
 def recbole(path: str | os.PathLike, *, minimum: float | None = None) -> Columns:
-    """Reads an atomic `.inter` file of RecBole (Zhao et al. 2021): tabs, and a header of
-    `name:type`.
+    """Reads an `.inter` file of RecBole (Zhao et al. 2021): tabs, and a header of `name:type`.
 
     The columns `user_id` and `item_id` are required; `rating` and `timestamp` are read if present.
     Other columns are ignored.
@@ -285,7 +284,7 @@ def at_least(columns: Columns, minimum: float | None, *, source: object = "these
     return Columns(columns.users[keep], columns.items[keep], None, timestamps)
 
 
-# ---------------------------------------------------------------------- inside
+# ---------------------------------------------------------------------- private helpers
 
 
 def _place(path: str | os.PathLike, argument: str, name: str | int, known: list) -> int:
@@ -326,8 +325,9 @@ def _labels(name: str, column: Any) -> np.ndarray:
 
 
 def _floats(name: str, values: np.ndarray) -> np.ndarray:
-    """Converts numbers, or datetimes as seconds, to float64; raises `ValueError` for missing or
-    infinite ones.
+    """Converts numbers, or datetimes as seconds, to float64.
+
+    Raises `ValueError` for missing or infinite ones.
     """
     seconds = as_seconds(values)
     try:

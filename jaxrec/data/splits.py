@@ -426,7 +426,7 @@ def compact(data: Pairs, id_map: IdMap) -> tuple[Pairs, IdMap]:
     return (dense[0] if isinstance(data, Interactions) else Split(*dense)), kept
 
 
-# ---------------------------------------------------------------------- inside
+# ---------------------------------------------------------------------- private helpers
 
 
 def _fraction(name: str, value: float) -> float:

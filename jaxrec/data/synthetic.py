@@ -58,8 +58,9 @@ class FacetSpaces(NamedTuple):
 
 
 def checkerboard(n: int, *, hold_out: bool = True) -> tuple[Interactions, Interactions]:
-    """Builds a checkerboard: user u interacts with item i if u + i is even (a test set of
-    `implicit`).
+    """Builds a checkerboard: user u interacts with item i if u + i is even.
+
+    The test suite of the library `implicit` uses it.
 
     The diagonal is the test set: a good model recommends item u to user u, because it is the only
     item of u's colour that u has not seen. Popularity does not help: all items of a colour have the

@@ -130,8 +130,9 @@ def setting(name: str, value: Array | Scalar, scores: Array, **bounds: float) ->
 
 
 def logsumexp(values: Array, where: Array, any_valid: Array) -> Array:
-    """Computes log Σ exp over the valid entries of the last axis; 0 without gradient if there are
-    none.
+    """Computes log Σ exp over the valid entries of the last axis.
+
+    A row without valid entries is 0 and has no gradient.
     """
     # A row of only -inf would have a NaN gradient: a row without valid entries keeps its values.
     kept = jnp.where(where | ~any_valid[..., None], values, -jnp.inf)

@@ -82,11 +82,10 @@ def metricf(
     positive_weight: Scalar = 1.1,
     negatives: Negatives = "mean",
 ) -> Array:
-    """Metric factorisation (Zhang et al. 2018, arXiv 1802.04606), a squared loss of squared
-    distances.
+    """Metric factorisation (Zhang et al. 2018, arXiv 1802.04606): squares of squared distances.
 
-    positive_weight · pos⁴ + meanⱼ max(0, margin − negⱼ²)²: the squared distances of positives are
-    fitted to 0, those of negatives to the margin or more.
+    positive_weight · pos⁴ + meanⱼ max(0, margin − negⱼ²)²: the squared distances of
+    positives are fitted to 0, those of negatives to the margin or more.
 
     Args:
         pos: distances user to positive item, [...].

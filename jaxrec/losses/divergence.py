@@ -1,6 +1,4 @@
-"""Kullback-Leibler divergences of Gaussian posteriors, summed over the last axis: [..., D] ->
-[...].
-"""
+"""Kullback-Leibler divergences of Gaussian posteriors over the last axis: [..., D] -> [...]."""
 
 from __future__ import annotations
 
@@ -12,8 +10,9 @@ from jaxrec.typing import Array
 
 
 def kl_standard(mean: Array, log_variance: Array) -> Array:
-    """KL(N(μ, e^lv) ‖ N(0, 1)) = ½ Σ (e^lv + μ² − 1 − lv) (Kingma and Welling 2014, arXiv
-    1312.6114).
+    """KL divergence from a standard normal (Kingma and Welling 2014, arXiv 1312.6114).
+
+    KL(N(μ, e^lv) ‖ N(0, 1)) = ½ Σ (e^lv + μ² − 1 − lv).
 
     Args:
         mean: means μ, [..., D].
@@ -31,9 +30,10 @@ def kl_standard(mean: Array, log_variance: Array) -> Array:
 
 
 def kl_normalised(log_variance: Array) -> Array:
-    """KL(N(μ, σ₀² e^lv) ‖ N(0, σ₀²)) for unit vectors μ, as in MacridVAE (Ma et al. 2019).
+    """KL divergence of MacridVAE for unit vectors (Ma et al. 2019, arXiv 1910.14238).
 
-    ½ Σ (e^lv − lv − 1); the constant 1 / (2σ₀²) is left out (arXiv 1910.14238).
+    KL(N(μ, σ₀² e^lv) ‖ N(0, σ₀²)) for unit vectors μ, without its constant 1 / (2σ₀²), is ½ Σ (e^lv
+    − lv − 1).
 
     Args:
         log_variance: logarithms lv of the variances relative to σ₀², [..., D].

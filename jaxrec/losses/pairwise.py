@@ -20,8 +20,9 @@ from jaxrec.typing import Array, Scalar
 
 
 def bpr(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negatives = "mean") -> Array:
-    """Bayesian personalised ranking (Rendle et al. 2009, arXiv 1205.2618): meanⱼ −log σ(pos −
-    negⱼ).
+    """Bayesian personalised ranking (Rendle et al. 2009, arXiv 1205.2618).
+
+    meanⱼ −log σ(pos − negⱼ).
 
     Args:
         pos: scores of the positives, [...].
@@ -63,8 +64,7 @@ def hinge(
 
 
 def warp(pos: Array, neg: Array, *, where: Array | None = None, margin: Scalar = 1.0, n_items: Scalar | int) -> Array:
-    """Weighted approximate-rank loss for metric learning (Hsieh et al. 2017,
-    10.1145/3038912.3052639).
+    """Weighted approximate-rank loss (Hsieh et al. 2017, 10.1145/3038912.3052639).
 
     log(1 + n_items · v) · max(0, margin − pos + maxⱼ negⱼ), where v is the fraction of the
     negatives that violate the margin (margin − pos + negⱼ > 0). The logarithm depends on the

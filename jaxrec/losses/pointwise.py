@@ -64,8 +64,9 @@ def uib(
     alpha: Scalar = 0.5,
     negatives: Negatives = "mean",
 ) -> Array:
-    """User interest boundary (Zhuo et al. 2021, arXiv 2111.11026): positives above it, negatives
-    below.
+    """User interest boundary (Zhuo et al. 2021, arXiv 2111.11026).
+
+    Positives should score above the boundary, negatives below.
 
     (1 − alpha) · softplus(boundary − pos) + alpha · meanⱼ softplus(negⱼ − boundary). With boundary
     0 and alpha ½ it is half of `bce`.

@@ -150,8 +150,9 @@ def mine(
     exponent: Scalar = 1.0,
     negatives: Negatives = "mean",
 ) -> Array:
-    """Decoupled contrastive loss MINE (Li et al. 2023, arXiv 2312.08520): −p + exponent · log meanⱼ
-    eⁿʲ.
+    """Decoupled contrastive loss MINE (Li et al. 2023, arXiv 2312.08520).
+
+    −p + exponent · log meanⱼ eⁿʲ.
 
     p = pos/temperature, nʲ = negⱼ/temperature; the positive is not in the logarithm. The paper's
     MINE+ is `mine(exponent=1.1, negatives="sum")` with a temperature, which is also `bsl` with a
@@ -184,8 +185,9 @@ def bsl(
     exponent: Scalar = 1.1,
     negatives: Negatives = "mean",
 ) -> Array:
-    """Bilateral softmax loss (Wu et al. 2023, arXiv 2312.12882): −pos/t + exponent · log meanⱼ
-    e^(negⱼ/t).
+    """Bilateral softmax loss (Wu et al. 2023, arXiv 2312.12882).
+
+    −pos/t + exponent · log meanⱼ e^(negⱼ/t).
 
     The positive is not in the denominator. The defaults are those of the released code for
     Yelp2018; for Gowalla it uses temperature .08 and exponent 1.22.

@@ -70,8 +70,7 @@ def uniformity(x: Array, *, where: Array | None = None, scale: Scalar = 2.0) -> 
 
 
 def directau(users: Array, items: Array, *, where: Array | None = None, weight: Scalar = 1.0) -> Array:
-    """Direct optimisation of alignment and uniformity (DirectAU, Wang et al. 2022, arXiv
-    2206.12811).
+    """DirectAU: optimises alignment and uniformity (Wang et al. 2022, arXiv 2206.12811).
 
     mean alignment + weight · ½ (uniformity(users) + uniformity(items)) over a batch of B pairs. The
     paper's weights are 5 on Gowalla, 1 on Yelp2018 and .5 on Beauty. The paper ranks by the dot
