@@ -1,7 +1,8 @@
 """jaxrec: a functional JAX library for recommendation from implicit feedback.
 
-Models, losses, samplers, metrics and optimiser steps are functions of arrays; compose them with `functools.partial`,
-`jax.jit`, `jax.vmap` and `optax.chain`. Start at `jaxrec.data`, `jaxrec.train` and `jaxrec.evaluate`.
+Models, losses, samplers, metrics and optimiser steps are functions of arrays. Compose them with
+`functools.partial`, `jax.jit`, `jax.vmap` and `optax.chain`. Start with `jaxrec.data`,
+`jaxrec.train` and `jaxrec.evaluate`.
 """
 
 from jaxrec import (

@@ -1,11 +1,13 @@
-"""What a function is, with all that it reads: for compiled programs in one process, and for runs over several.
+"""Identifies functions together with the values that they read, in one process and across several.
 
-A jitted function is compiled once for each static argument, and a Python function counts as the same argument however
-the globals and closures that it reads have changed. So the library compiles for `reads(function)` as well. A checkpoint
-keeps `digest(function)`, which is the same in every process of one Python version.
+jit compiles a function once for each static argument. It compares Python functions by identity,
+even if the globals and closures that they read have changed. The library therefore also caches
+compiled programs by `reads(function)`. A checkpoint stores `digest(function)`, which is the same in
+every process of one Python version.
 
-What is not seen: what an object of an installed package holds (other than optax, SciPy and pandas), names that a
-function makes up while it runs (`getattr`, `globals()[name]`), and what lies on disk or in the environment.
+Some inputs are not detected: the contents of objects of installed packages (except those in
+`_OPEN`), names that a function looks up at run time (`getattr`, `globals()[name]`), and files and
+environment variables.
 """
 
 from __future__ import annotations
@@ -32,31 +34,34 @@ import numpy as np
 from jaxrec.interactions import Interactions
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), enum.Enum, np.generic, np.dtype)
-_LONG = 10_000  # entries from which a container is hashed whole, not entry by entry
-_DEEP = 200  # levels below which a value counts as a leaf
+_LONG = 10_000  # a container with more entries is hashed as a whole
+_DEEP = 200  # a value nested deeper than this counts as a leaf
+# Packages whose objects are identified by their attributes.
 _OPEN = (
     "argparse",
     "ml_collections",
     "optax",
     "scipy",
     "types",
-)  # packages whose objects are what their attributes are
+)
 _seen: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # user's function -> the values that it read last
 
 
 def reads(*values: Any, forget: bool = True) -> tuple:
-    """A hashable key of what functions read beside their arguments: globals, closures, defaults, attributes.
+    """Returns a hashable key of what functions read besides their arguments.
 
-    It goes through partials, containers, dataclasses, user-defined classes, and functions that functions call.
-    Functions of installed packages count by name, with their closures. NumPy arrays count by content; JAX arrays and
-    `Interactions`, which do not change, by identity.
+    That is: globals, closures, defaults and attributes. The search covers partials, containers,
+    dataclasses, user-defined classes, and functions that the functions call. A function of an
+    installed package is identified by its name and its closure, NumPy arrays by content, and JAX
+    arrays and `Interactions`, which are immutable, by identity.
 
-    JAX also keeps what it traced of functions inside, such as the body of a scan or a jitted helper. Where a function
-    that was met before reads another value now, JAX is made to forget all that it traced.
+    JAX also caches traces of inner functions, such as the body of a scan or a jitted helper. If a
+    function that was seen before now reads another value, JAX's caches are cleared.
 
     Args:
-        values: functions, or what holds them.
-        forget: whether to do so. False where a traced function has changed its own values, such as a list of shapes.
+        values: functions, or objects that contain them.
+        forget: whether to clear JAX's caches. Pass False if a traced function changes its own
+            values while it is traced, such as a list of shapes.
 
     >>> def scaled(by):
     ...     return lambda x: by[0] * x
@@ -77,7 +82,9 @@ def reads(*values: Any, forget: bool = True) -> tuple:
 
 
 def digest(value: Any) -> str:
-    """Twelve hexadecimal digits that name a function with all that it reads, the same in every process.
+    """Returns 12 hexadecimal digits that identify a function with all that it reads.
+
+    They are the same in every process.
 
     >>> from functools import partial
     >>> digest(partial(max, 1)) == digest(partial(max, 1)), digest(partial(max, 1)) == digest(partial(max, 2))
@@ -87,7 +94,10 @@ def digest(value: Any) -> str:
 
 
 class _Same:
-    """Equal to itself alone. It keeps the object, so that its address is not used again."""
+    """A token that compares by identity.
+
+    It keeps the object alive, so that its address is not reused.
+    """
 
     def __init__(self, value: Any):
         self.value = value
@@ -100,6 +110,7 @@ class _Same:
 
 
 def _content(value: Any) -> Any:
+    """Returns a token of a leaf's content, the same in every process."""
     if isinstance(value, Interactions):
         return "interactions", value.fingerprint()
     if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
@@ -110,40 +121,45 @@ def _content(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    """The repr without addresses, the same in every process."""
+    """Returns the repr without memory addresses, the same in every process."""
     try:
         return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
-    except Exception:  # of a class of the user's
+    except Exception:  # the __repr__ of a user's class may raise anything
         return type(value).__qualname__
 
 
 def _bytes(array: np.ndarray) -> tuple:
+    """Returns a token of an array's dtype, shape and content."""
     if array.dtype.hasobject:
         return "objects", array.shape, repr(array.tolist())
     return str(array.dtype), array.shape, hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 class _Walk:
-    """One pass over a value. Objects met before count by their number, so that cycles end.
+    """One pass over nested values; it turns each into a hashable token.
+
+    An object that occurs again is represented by its number, so that cycles end.
 
     Args:
-        leaf: the token of what has no parts to look at.
+        leaf: returns the token of a value that has no parts to look into.
     """
 
     def __init__(self, leaf: Callable[[Any], Any]):
         self.leaf, self.met, self.kept, self.depth = leaf, {}, [], 0
-        self.values: dict[types.FunctionType, Any] | None = {}  # what each function of the user's reads
+        self.values: dict[types.FunctionType, Any] | None = {}  # what each user-defined function reads
 
     def tokens(self, values: Any) -> tuple:
+        """Returns the tokens of several values."""
         return tuple(map(self.token, values))
 
     def token(self, value: Any) -> Any:
+        """Returns the token of a value."""
         if isinstance(value, _PLAIN):
             return type(value).__qualname__, repr(value)
         if id(value) in self.met:
             return "again", self.met[id(value)]
         self.met[id(value)] = len(self.met)
-        self.kept.append(value)  # or a later object could have its address
+        self.kept.append(value)  # keeps it alive, so that its id is not reused
         if self.depth > _DEEP:
             return self.leaf(value)
         self.depth += 1
@@ -153,18 +169,19 @@ class _Walk:
             self.depth -= 1
 
     def of_any(self, value: Any) -> Any:
+        """Returns the token of a value that was not met before, by its type."""
         for kind, tokens in _KINDS:
             if isinstance(value, kind):
                 return tokens(self, value)
         kind, package = type(value), type(value).__module__.partition(".")[0]
-        if package in ("jax", "jaxlib"):  # such as a jitted function, or one with a gradient of its own
+        if package in ("jax", "jaxlib"):  # such as a jitted function, or one with a custom gradient
             parts = (getattr(value, name, None) for name in ("__wrapped__", "fwd", "bwd", "jvp"))
             inside = [part for part in parts if callable(part)]
             return ("wrapped", *self.tokens(inside)) if inside else self.leaf(value)
         if dataclasses.is_dataclass(value):
             names = [field.name for field in dataclasses.fields(value) if field.name != "parent"]
             return self.of_object(value, {name: inspect.getattr_static(value, name, None) for name in names})
-        if callable(getattr(kind, "to_numpy", None)):  # a column or a frame
+        if callable(getattr(kind, "to_numpy", None)):  # a column or a DataFrame
             return kind.__qualname__, _text(getattr(value, "columns", "")), _bytes(np.asarray(value.to_numpy()))
         if package in _OPEN or not _installed(kind.__module__):
             slots = [name for each in kind.__mro__ for name in vars(each).get("__slots__", ()) if hasattr(value, name)]
@@ -177,7 +194,7 @@ class _Walk:
         return self.token(type(value)), self.of_mapping(attributes)
 
     def of_kind(self, value: Any) -> Any:
-        """The class of a container, whose methods count where they are the user's."""
+        """Returns the class of a container; for a user-defined class this includes its methods."""
         return type(value).__qualname__ if _installed(type(value).__module__) else self.token(type(value))
 
     def of_mapping(self, value: Mapping) -> tuple:
@@ -196,6 +213,7 @@ class _Walk:
         return type(value).__qualname__, bytes(value)
 
     def of_long(self, value: Any) -> Any:
+        """Returns the token of a long container: a hash of its pickle."""
         try:
             return "long", len(value), hashlib.sha256(pickle.dumps(value)).hexdigest()
         except Exception:
@@ -236,7 +254,7 @@ class _Walk:
     def of_function(self, value: types.FunctionType) -> tuple:
         cells = self.tokens(_contents(cell) for cell in value.__closure__ or ())
         name = "function", value.__module__, value.__qualname__, cells
-        if vars(value):  # what a decorator wrapped, and attributes
+        if vars(value):  # attributes, such as the function that a decorator wrapped
             name = *name, self.of_mapping(vars(value))
         if _installed(value.__globals__.get("__name__")):
             return name
@@ -245,6 +263,7 @@ class _Walk:
         found |= {key: sys.modules[key] for key in modules if key in sys.modules}
         found = _through_modules(found, attributes)
         cells = {key: _contents(cell) for key, cell in zip(value.__code__.co_freevars, value.__closure__ or ())}
+        # Only values are compared here: functions that this one calls have their own entries.
         kinds = (types.FunctionType, type, types.ModuleType)
         mine = {key: item for key, item in (cells | found).items() if not isinstance(item, kinds)}
         if self.leaf is _Same and self.values is not None:
@@ -271,7 +290,7 @@ _KINDS = (
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """What lies in an object itself, without asking its class."""
+    """Returns the attributes of the instance itself, without those of its class."""
     try:
         return dict(object.__getattribute__(value, "__dict__"))
     except AttributeError:
@@ -279,14 +298,17 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 
 def _function_of(member: Any) -> Any:
-    """The function of a static method, class method or property; all else as it is."""
+    """Returns the function of a static method, class method or property; else the member itself."""
     if isinstance(member, staticmethod | classmethod):
         return member.__func__
     return member.fget if isinstance(member, property) else member
 
 
 def _through_modules(found: dict[str, Any], attributes: frozenset) -> dict[str, Any]:
-    """With the attributes of the user's modules among them, and of modules inside these, that code looks up."""
+    """Replaces user modules by those of their attributes that the code looks up.
+
+    Modules inside these modules are followed too, up to three levels.
+    """
     modules = {key: item for key, item in found.items() if isinstance(item, types.ModuleType)}
     found = {key: item for key, item in found.items() if key not in modules or _installed(item.__name__)}
     for _ in range(3):
@@ -303,17 +325,18 @@ def _through_modules(found: dict[str, Any], attributes: frozenset) -> dict[str, 
 
 
 def _contents(cell: Any) -> Any:
+    """Returns the contents of a closure's cell."""
     try:
         return cell.cell_contents
-    except ValueError:  # not assigned yet
+    except ValueError:  # the variable is not assigned yet
         return "empty"
 
 
 @functools.lru_cache(4096)
 def _named(code: types.CodeType) -> tuple[frozenset, frozenset, frozenset]:
-    """Names of globals, of attributes, and of modules that a function or one inside it looks up.
+    """Returns the names of globals, attributes and modules that a function or an inner one uses.
 
-    A global that the function itself assigns, such as a counter, is its state and no input.
+    A global that the function itself assigns, such as a counter, is its state and not an input.
     """
     names, attributes, modules, own = set(), set(), set(), set()
     for instruction in dis.get_instructions(code):
@@ -332,7 +355,7 @@ def _named(code: types.CodeType) -> tuple[frozenset, frozenset, frozenset]:
 
 
 class _Code(NamedTuple):
-    """A function's code without its place in a file."""
+    """The code of a function without its position in a file."""
 
     instructions: str
     constants: tuple
@@ -341,6 +364,8 @@ class _Code(NamedTuple):
 
 @functools.lru_cache(4096)
 def _code(code: types.CodeType) -> _Code:
+    """Returns the `_Code` of a code object and those nested in it."""
+
     def constant(value: Any) -> Any:
         if isinstance(value, types.CodeType):
             return _code(value)
@@ -353,7 +378,7 @@ def _code(code: types.CodeType) -> _Code:
 
 @functools.cache
 def _installed(module: str | None) -> bool:
-    """Whether a module comes with Python, with an installed package or with this one: its code does not change."""
+    """Whether a module belongs to Python, an installed package or jaxrec: its code is fixed."""
     root = (module or "").partition(".")[0]
     if root in sys.stdlib_module_names or root in ("jaxrec", "builtins"):
         return True
@@ -362,11 +387,15 @@ def _installed(module: str | None) -> bool:
 
 
 def described(value: Any) -> str:
-    """Names and values of nested partials in words, and the `digest`, which tells apart what looks the same so."""
+    """Returns nested partials in words with their names and values, followed by the `digest`.
+
+    The digest distinguishes functions that have the same words.
+    """
     return f"{_words(value)} #{digest(value)}"
 
 
 def _words(value: Any) -> str:
+    """Returns the words of `described`."""
     if isinstance(value, functools.partial):
         keywords = [f"{name}={_words(item)}" for name, item in sorted(value.keywords.items())]
         return f"{_words(value.func)}({', '.join([*map(_words, value.args), *keywords])})"

@@ -1,4 +1,4 @@
-"""Columns of ids, weights, timestamps and labels, checked where they enter; labels become ids and come back."""
+"""Checks columns of ids, weights, timestamps and labels, and maps labels to ids and back."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import numpy as np
 from jaxrec.typing import ArrayLike
 
 INT32_MAX = np.iinfo(np.int32).max
-_PLAIN = 1 << 14  # up to so many labels a dictionary is quicker than importing pyarrow
-_MILLISECONDS = 1e11  # as seconds that is the year 5138
+_PLAIN = 1 << 14  # up to this many labels, a dictionary is faster than importing pyarrow
+_MILLISECONDS = 1e11  # larger values are not plausible as seconds: this one is in the year 5138
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class IdMap:
-    """The caller's own labels of the ids 0 .. n-1, in both directions; it lives on the host.
+    """Maps ids 0 .. n-1 to your own labels and back; it is kept on the host.
 
-    The labels of one side are of one kind: all strings, all integers or all floats. A look-up by another kind of label
-    is refused, so that 7 and "7", or 1 and 1.0, are never taken for each other. The first look-up builds an index,
-    which the later ones use.
+    The labels of users, and those of items, are of one kind: all strings, all integers or all
+    floats. Looking up another kind of label raises an error, so that 7 and "7", or 1 and 1.0, are
+    never confused. The first look-up builds an index, which later ones use.
 
     Attributes:
         users: distinct labels [M]; id u has label `users[u]`. Strings are kept as objects.
-        items: distinct labels [N].
+        items: distinct labels [N]; id i has label `items[i]`.
 
     Raises:
-        ValueError: if labels are missing, of several kinds or not one-dimensional; on the first look-up, if a label
-            occurs twice.
+        ValueError: if labels are missing, of several kinds or not one-dimensional; on the first
+            look-up, if a label occurs twice.
 
     >>> id_map = IdMap(users=np.array(["ann", "bob"]), items=np.array([7, 10]))
     >>> id_map.item_ids([7, 10]).tolist(), id_map.item_labels([1, -1]).tolist()
@@ -48,27 +48,28 @@ class IdMap:
         return f"IdMap({len(self.users)} users, {len(self.items)} items)"
 
     def user_ids(self, labels: ArrayLike, *, unknown: int | None = None) -> np.ndarray:
-        """Ids int32 of user labels of any shape.
+        """Returns the ids, int32, of user labels of any shape.
 
         Args:
-            labels: of the kind that the map holds.
-            unknown: the id of a label that the map lacks, such as -1; by default such a label raises `ValueError`.
+            labels: labels of the kind that the map holds.
+            unknown: the id to return for a label that the map lacks, such as -1. By default such a
+                label raises `ValueError`.
 
         Raises:
-            ValueError: for missing labels and labels of another kind, whatever `unknown` is.
+            ValueError: for missing labels and labels of another kind, for any value of `unknown`.
         """
         return _lookup("users", self.users, self._user_places, labels, unknown)
 
     def item_ids(self, labels: ArrayLike, *, unknown: int | None = None) -> np.ndarray:
-        """Ids int32 of item labels of any shape; see `user_ids`."""
+        """Returns the ids, int32, of item labels of any shape; see `user_ids`."""
         return _lookup("items", self.items, self._item_places, labels, unknown)
 
     def user_labels(self, ids: ArrayLike) -> np.ndarray:
-        """Labels of user ids of any shape; None for -1, the padding of short lists."""
+        """Returns the labels of user ids of any shape; None for -1, the padding of short lists."""
         return _labels("users", self.users, ids)
 
     def item_labels(self, ids: ArrayLike) -> np.ndarray:
-        """Labels of item ids of any shape; None for -1, the padding of short lists."""
+        """Returns the labels of item ids of any shape; None for -1, the padding of short lists."""
         return _labels("items", self.items, ids)
 
     @functools.cached_property
@@ -84,7 +85,7 @@ class IdMap:
 
 
 def column_of(frame: Any, argument: str, name: str) -> Any:
-    """A named column of a DataFrame; `ValueError` where the frame lacks it or has it twice."""
+    """Returns a named column of a DataFrame; raises `ValueError` if it is absent or occurs twice."""
     found = list(frame.columns).count(name)
     if found != 1:
         what = "is not a column of the frame" if found == 0 else f"is the name of {found} columns of the frame"
@@ -93,6 +94,7 @@ def column_of(frame: Any, argument: str, name: str) -> Any:
 
 
 def _array(name: str, values: ArrayLike) -> np.ndarray:
+    """Returns values as a NumPy array; raises `ValueError` if some are masked."""
     if isinstance(values, np.ma.MaskedArray) and np.ma.getmaskarray(values).any():
         bad = np.ma.getmaskarray(values).ravel()
         raise ValueError(f"{name}[{_first(bad)}] is masked ({bad.sum()} such rows); drop them first")
@@ -100,12 +102,14 @@ def _array(name: str, values: ArrayLike) -> np.ndarray:
 
 
 def _flat(name: str, column: np.ndarray) -> np.ndarray:
+    """Raises `ValueError` unless a column is one-dimensional."""
     if column.ndim != 1:
         raise ValueError(f"{name} has shape {list(column.shape)}; give a column of one entry for each pair")
     return column
 
 
 def _numbers(name: str, values: ArrayLike) -> np.ndarray:
+    """Returns a column of numbers as float64."""
     column = _flat(name, _array(name, values))
     try:
         if column.dtype.kind in "cmM":
@@ -116,19 +120,20 @@ def _numbers(name: str, values: ArrayLike) -> np.ndarray:
 
 
 def _first(bad: np.ndarray) -> int:
+    """Returns the first position where `bad` is True."""
     return int(np.flatnonzero(bad)[0])
 
 
 def _exact(dtype: np.dtype) -> int:
-    """Floats of this size and more do not tell neighbouring whole numbers apart."""
+    """Returns the size from which floats of a dtype no longer represent every whole number."""
     return 2 ** (np.finfo(dtype).nmant + 1)
 
 
 def checked_ids(name: str, values: ArrayLike, size: int | None) -> np.ndarray:
-    """A column of ids as int32.
+    """Returns a column of ids as int32.
 
     Raises:
-        ValueError: unless all are whole numbers from 0 to below `size` that fit int32.
+        ValueError: unless all are whole numbers of 0 or more, below `size`, that fit int32.
     """
     ids = _flat(name, _array(name, values))
     if len(ids) == 0:
@@ -139,7 +144,8 @@ def checked_ids(name: str, values: ArrayLike, size: int | None) -> np.ndarray:
         bad = ~np.isfinite(ids) | (ids != np.floor(ids))
         if bad.any():
             at = _first(bad)
-            raise ValueError(f"{name}[{at}] is {ids[at]}; ids are whole numbers: drop or mend {bad.sum()} such rows")
+            raise ValueError(f"{name}[{at}] is {ids[at]}; ids are whole numbers: drop or correct {bad.sum()} such rows")
+        # Large float32 ids may have been rounded to a neighbour; float64 ids that large fail below.
         bad = np.abs(ids.astype(np.float64)) >= _exact(ids.dtype)
         if bad.any() and ids.dtype.itemsize < 8:
             at = _first(bad)
@@ -159,22 +165,24 @@ def checked_ids(name: str, values: ArrayLike, size: int | None) -> np.ndarray:
 
 
 def checked_weights(values: ArrayLike) -> np.ndarray:
-    """A column of weights as float64, whatever dtype is given; `ValueError` unless all are finite in float32."""
+    """Returns a column of weights as float64; raises `ValueError` unless all are finite in float32."""
     weights = _numbers("weights", values)
     bad = ~(np.abs(weights) <= np.finfo(np.float32).max)
     if bad.any():
         at = _first(bad)
         raise ValueError(
-            f"weights[{at}] is {weights[at]}; weights are finite float32: drop or mend {bad.sum()} such rows"
+            f"weights[{at}] is {weights[at]}; weights are finite float32: drop or correct {bad.sum()} such rows"
         )
     return weights
 
 
 def checked_timestamps(values: ArrayLike) -> np.ndarray:
-    """A column of seconds or datetimes as int32, rounded down; datetimes without a time zone are UTC.
+    """Returns a column of seconds or datetimes as int32, rounded down.
+
+    Datetimes without a time zone are UTC.
 
     Raises:
-        ValueError: for a missing time, and for one that does not fit int32.
+        ValueError: for a missing time, and for a time that does not fit int32.
     """
     given = _flat("timestamps", _array("timestamps", values))
     dates = as_seconds(given)
@@ -186,11 +194,9 @@ def checked_timestamps(values: ArrayLike) -> np.ndarray:
         if not np.isfinite(seconds[at]):
             remedy = "drop rows without a time"
         elif dates is None and abs(seconds[at]) >= _MILLISECONDS:
-            remedy = "these look like milliseconds or finer: divide milliseconds by 1000"
+            remedy = "these look like milliseconds or a finer unit: divide milliseconds by 1000"
         else:
-            remedy = (
-                "count in minutes or days instead, or from a later start, for only their order and distances matter"
-            )
+            remedy = "count in minutes or days instead, or from a later start: only order and differences matter"
         raise ValueError(
             f"timestamps[{at}] is {given[at]}; timestamps are numbers that fit int32, such as seconds from 1970 to "
             f"2038-01-19: {remedy} ({bad.sum()} such rows)"
@@ -199,7 +205,7 @@ def checked_timestamps(values: ArrayLike) -> np.ndarray:
 
 
 def as_seconds(column: np.ndarray) -> np.ndarray | None:
-    """Datetimes as float64 seconds since 1970, NaN where one is missing; None for anything but datetimes.
+    """Returns datetimes as float64 seconds since 1970, NaN if missing; None for other columns.
 
     Datetimes without a time zone are UTC, as in NumPy.
     """
@@ -221,20 +227,22 @@ def as_seconds(column: np.ndarray) -> np.ndarray | None:
 
 
 def labels_of(name: str, values: ArrayLike) -> np.ndarray:
-    """Labels of any shape in the form in which they are compared and kept.
+    """Returns labels of any shape in the form in which they are compared and stored.
 
-    Integers become int64 or uint64 if they fit, else objects. Strings are objects, never of a fixed width, which would
-    drop NUL at their end and take the memory of the longest for each.
+    Integers become int64 or uint64 if they fit, else objects. Strings become objects: NumPy's
+    strings of fixed width would drop NUL characters at the end, and each would take the memory of
+    the longest.
 
     Args:
-        name: for errors.
-        values: an array, a pandas, polars or Arrow column, a sequence or one label.
+        name: name of the column, for errors.
+        values: an array, a pandas, polars or Arrow column, a sequence, or one label.
 
     Raises:
-        ValueError: for missing labels (None, NaN, NaT, pandas.NA, the empty string), labels of several kinds, such as 7
-            and "7", 1 and 1.0 or 1 and True, and floats so large that they do not tell whole numbers apart.
+        ValueError: for missing labels (None, NaN, NaT, pandas.NA, the empty string); for labels of
+            several kinds, such as 7 and "7", 1 and 1.0, or 1 and True; and for floats too large to
+            represent every whole number.
     """
-    # np.asarray would turn a list of strings into an array of fixed width
+    # np.asarray would turn a list of strings into an array of fixed width.
     array = _array(name, values) if hasattr(values, "__array__") else np.array(values, dtype=object)
     if array.dtype.kind in "UST":
         array = array.astype(object)
@@ -255,12 +263,16 @@ def labels_of(name: str, values: ArrayLike) -> np.ndarray:
 
 
 def _of_one_kind(name: str, labels: np.ndarray) -> np.ndarray:
-    """Objects [n] as an array of their own dtype where there is one; `ValueError` for several kinds."""
+    """Returns objects [n] as an array of their own dtype, if there is one.
+
+    Raises `ValueError` for missing labels and for labels of several kinds.
+    """
     entries = labels.tolist()
     kinds = {of: _kind_of(of) for of in set(map(type, entries))}
     several = {"list", "tuple", "dict", "set", "ndarray"} & set(kinds.values())
     if several:
         raise ValueError(f"{name} holds {several.pop()}s; labels are strings or numbers, one for each row")
+    # Only types that may hold a missing value are checked entry by entry, which is slow.
     unsure = {of for of, kind in kinds.items() if kind not in ("integers", "booleans", "strings", "bytes")}
     if unsure:
         _refuse_missing(name, np.array([type(label) in unsure and is_missing(label) for label in entries], bool))
@@ -282,6 +294,7 @@ def _of_one_kind(name: str, labels: np.ndarray) -> np.ndarray:
 
 
 def _integers(entries: list[int]) -> np.ndarray:
+    """Returns Python ints as int64 or uint64 if they fit, else as objects."""
     for dtype in (np.int64, np.uint64):
         try:
             return np.array(entries, dtype)
@@ -291,6 +304,7 @@ def _integers(entries: list[int]) -> np.ndarray:
 
 
 def _kind_of(kind: type) -> str:
+    """Returns the kind of label that a type holds."""
     for name, types in (
         ("booleans", (bool, np.bool_)),
         ("integers", (int, np.integer)),
@@ -304,7 +318,7 @@ def _kind_of(kind: type) -> str:
 
 
 def _kind(labels: np.ndarray) -> str:
-    """The kind of labels as `labels_of` gives them."""
+    """Returns the kind of labels that `labels_of` returned."""
     named = {"b": "booleans", "i": "integers", "u": "integers", "f": "floats"}
     if labels.dtype.kind == "O":
         return _kind_of(type(labels.flat[0]))
@@ -312,30 +326,32 @@ def _kind(labels: np.ndarray) -> str:
 
 
 def is_missing(label: object) -> bool:
-    """Whether an object stands for nothing: None, NaN, NaT or pandas.NA."""
+    """Whether an object is a missing value: None, NaN, NaT or pandas.NA."""
     try:
-        return label is None or bool(label != label)
-    except TypeError:  # pandas.NA refuses to be a bool
+        return label is None or bool(label != label)  # NaN differs from itself
+    except TypeError:  # pandas.NA has no truth value
         return True
     except ValueError:  # an array has no truth value
         return False
 
 
 def _refuse_missing(name: str, missing: np.ndarray) -> None:
+    """Raises `ValueError` if a label is missing."""
     if missing.any():
         raise ValueError(f"{name}[{_first(missing)}] is missing ({missing.sum()} such rows); drop them first")
 
 
 def _short(label: object) -> str:
+    """Returns the repr of a label, cut to 80 characters."""
     text = repr(label)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def factorised(name: str, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted distinct labels of a column, and the place int [n] of each entry among them.
+    """Returns the sorted distinct labels of a column, and the position of each entry among them.
 
     Raises:
-        ValueError: as `labels_of`, and for labels that cannot be sorted.
+        ValueError: for the errors of `labels_of`, and for labels that cannot be sorted.
     """
     labels = _flat(name, labels_of(name, values))
     if labels.dtype.kind != "O" or len(labels) == 0:
@@ -343,7 +359,7 @@ def factorised(name: str, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     if len(labels) > _PLAIN and isinstance(labels[0], str):
         try:
             return _factorised_by_arrow(labels)
-        except (ImportError, ValueError):  # not installed, or lone surrogates, which are no UTF-8
+        except (ImportError, ValueError):  # not installed, or lone surrogates, which UTF-8 cannot encode
             pass
     try:
         return _factorised_by_dict(labels.tolist())
@@ -352,17 +368,19 @@ def factorised(name: str, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _factorised_by_arrow(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`factorised` for many strings, with pyarrow."""
     import pyarrow
     from pyarrow import compute
 
     encoded = pyarrow.array(labels, pyarrow.large_string()).dictionary_encode()
-    order = compute.sort_indices(encoded.dictionary)  # by UTF-8 bytes, which is the order of code points
+    order = compute.sort_indices(encoded.dictionary)  # by UTF-8 bytes, the same order as Python's
     rank = np.empty(len(order), np.int64)
     rank[order.to_numpy()] = np.arange(len(order))
     return encoded.dictionary.take(order).to_numpy(zero_copy_only=False), rank[encoded.indices.to_numpy()]
 
 
 def _factorised_by_dict(labels: list) -> tuple[np.ndarray, np.ndarray]:
+    """`factorised` for objects, with a dictionary."""
     distinct = sorted(set(labels))
     places = {label: place for place, label in enumerate(distinct)}
     known = np.empty(len(distinct), object)
@@ -371,6 +389,7 @@ def _factorised_by_dict(labels: list) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _places(name: str, known: np.ndarray) -> dict:
+    """Returns the id of each label; raises `ValueError` if a label occurs twice."""
     places = {label: place for place, label in enumerate(known.tolist())}
     if len(places) < len(known):
         again = next(label for place, label in enumerate(known.tolist()) if places[label] != place)
@@ -379,18 +398,19 @@ def _places(name: str, known: np.ndarray) -> dict:
 
 
 def _lookup(name: str, known: np.ndarray, places: dict, labels: ArrayLike, unknown: int | None) -> np.ndarray:
+    """Returns the ids of labels; see `IdMap.user_ids`."""
     labels = labels_of(name, labels)
     if labels.size and len(known) and _kind(labels) != _kind(known):
         given, had = labels.reshape(-1).tolist()[0], known[:1].tolist()[0]
         raise ValueError(
-            f"{name} has {_kind(known)} for labels, such as {_short(had)}; it has none such as {_short(given)}, which "
-            f"are {_kind(labels)}: convert them first"
+            f"the labels of {name} are {_kind(known)}, such as {_short(had)}, but {_kind(labels)} such as "
+            f"{_short(given)} are given; convert them first"
         )
     entries = labels.reshape(-1).tolist()
     ids = np.fromiter((places.get(label, -1) for label in entries), np.int32, len(entries))
     lacking = ids < 0
     if lacking.any() and unknown is None:
-        had = f"; it has such as {_short(known[:1].tolist()[0])}" if len(known) else ""
+        had = f"; its first label is {_short(known[:1].tolist()[0])}" if len(known) else ""
         raise ValueError(f"{name} has no label {_short(entries[_first(lacking)])} ({lacking.sum()} such){had}")
     if unknown is not None:
         ids[lacking] = unknown
@@ -398,13 +418,14 @@ def _lookup(name: str, known: np.ndarray, places: dict, labels: ArrayLike, unkno
 
 
 def _labels(name: str, known: np.ndarray, ids: ArrayLike) -> np.ndarray:
+    """Returns the labels of ids; see `IdMap.user_labels`."""
     ids = np.asarray(ids)
     if ids.size == 0:
         ids = ids.astype(np.int32)
     if ids.dtype.kind not in "iu":
         raise ValueError(f"{name} ids are {ids.dtype}; give integers")
     if ids.size and (ids.min() < -1 or ids.max() >= len(known)):
-        raise ValueError(f"{name} ids run from 0 to {len(known) - 1}, got {ids.min()} .. {ids.max()}")
+        raise ValueError(f"{name} ids run from 0 to {len(known) - 1}; {ids.min()} to {ids.max()} are given")
     if not (ids == -1).any():
         return known[ids]
     labels = known.astype(object)[ids]

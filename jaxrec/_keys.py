@@ -1,4 +1,4 @@
-"""Typed JAX keys at the door, and NumPy generators made of them."""
+"""Checks typed JAX keys, and seeds NumPy generators with them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from jaxrec.typing import Key
 
 
 def check_key(key: Any) -> None:
-    """`ValueError` for anything but one typed key, such as a seed or a key of the old kind; keys under `jit` pass.
+    """Raises `ValueError` unless `key` is one typed key; a seed or an old-style key is not.
+
+    Keys are accepted under `jit` too.
 
     >>> check_key(0)
     Traceback (most recent call last):
@@ -24,6 +26,10 @@ def check_key(key: Any) -> None:
 
 
 def generator(key: Key) -> np.random.Generator:
-    """A NumPy generator seeded by a typed JAX key; one key gives one stream. `ValueError` as `check_key`."""
+    """Returns a NumPy generator seeded by a typed JAX key; the same key gives the same numbers.
+
+    Raises:
+        ValueError: unless `key` is one typed key.
+    """
     check_key(key)
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))

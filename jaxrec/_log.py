@@ -1,4 +1,4 @@
-"""The log of a run, the rule that stops it early, and the exceptions that carry both out of a run that failed."""
+"""The log of a run, early stopping, and the exceptions that carry the results of a failed run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from jaxrec._numerics import integer, number
 
 
 def metrics_of(found: Any) -> dict[str, float]:
-    """What a `validate` gave, as named numbers: those of a mapping, or the `means` of a `Report`.
+    """Returns the metrics that a `validate` function returned, as a dict of floats.
+
+    Args:
+        found: a mapping from names to numbers, or a `Report`, whose `means` are taken.
 
     Raises:
         TypeError: for anything else.
@@ -19,29 +22,31 @@ def metrics_of(found: Any) -> dict[str, float]:
     try:
         return {str(name): float(value) for name, value in numbers.items()}
     except (AttributeError, TypeError, ValueError) as error:
-        raise TypeError(f"validate gives {found!r:.200}; give name -> number, or a Report ({error})") from None
+        raise TypeError(
+            f"validate gives {found!r:.200}; return a mapping from names to numbers, or a Report ({error})"
+        ) from None
 
 
 def extended(record: Mapping[str, float], found: Any) -> dict[str, float]:
-    """A record with what a `validate` gave; see `metrics_of`.
+    """Adds the metrics of `validate` to a record; see `metrics_of`.
 
     Raises:
-        ValueError: for a name that the record has already.
+        ValueError: for a name that the record already has.
     """
     metrics = metrics_of(found)
     taken = sorted(set(record) & set(metrics))
     if taken:
-        raise ValueError(f"validate gives {taken[0]!r}, which the record has already; give it another name")
+        raise ValueError(f"validate gives {taken[0]!r}, which the record already has; use another name")
     return {**record, **metrics}
 
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """One record an epoch: "epoch", "seconds", and the metrics of `validate` where it ran.
+    """The log of a run: one record for each epoch.
 
-    Training adds "loss" (mean over steps); a solver, whose epoch is a sweep, "objective".
-
-    The first epoch's seconds include compilation. `jaxrec.plotting.learning_curves` draws it.
+    A record holds "epoch", "seconds" and, if `validate` ran, its metrics. Training adds "loss", the
+    mean over the steps. A solver, whose epochs are sweeps, adds "objective". The seconds of the
+    first epoch include compilation. `jaxrec.plotting.learning_curves` plots a log.
 
     >>> log = Log().append({"epoch": 1, "loss": 0.7}).append({"epoch": 2, "loss": 0.6, "ndcg@10": 0.1})
     >>> log.column("ndcg@10")
@@ -51,16 +56,16 @@ class Log:
     records: tuple[Mapping[str, float], ...] = ()
 
     def append(self, record: Mapping[str, float]) -> Log:
-        """The log with one more record."""
+        """Returns the log with one more record."""
         return Log((*self.records, dict(record)))
 
     @property
     def names(self) -> list[str]:
-        """Names of all values but "epoch", in order of appearance."""
+        """Names of all values except "epoch", in order of appearance."""
         return list(dict.fromkeys(name for record in self.records for name in record if name != "epoch"))
 
     def column(self, name: str) -> tuple[list[int], list[float]]:
-        """Epochs and values under one name, where it was recorded.
+        """Returns the epochs and values of one name, for the records that have it.
 
         Raises:
             ValueError: for a name that no record has.
@@ -71,7 +76,7 @@ class Log:
         return [int(record["epoch"]) for record in kept], [record[name] for record in kept]
 
     def to_dataframe(self) -> Any:
-        """A pandas DataFrame with the epoch as index and a column for each name."""
+        """Returns a pandas DataFrame with the epoch as index and one column for each name."""
         import pandas as pd
 
         return pd.DataFrame(self.records, columns=["epoch", *self.names]).set_index("epoch")
@@ -85,15 +90,16 @@ class Log:
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
-    """Stops when `metric` has not got better for `patience` validations.
+    """Stops a run when `metric` has not improved for `patience` validations.
 
     Attributes:
-        metric: a name that `validate` gives, such as "ndcg@10".
-        patience: validations without a gain before the run ends.
-        mode: "max" if larger is better.
-        min_delta: a gain must be larger than this.
-        ties: a gain may also be equal to `min_delta`, so that what ties with the best is the best. With it and
-            `patience=16` this is RecBole's rule, whose patience of 15 must be surpassed.
+        metric: name of a metric that `validate` returns, such as "ndcg@10".
+        patience: number of validations without an improvement after which the run ends.
+        mode: "max" if larger is better, "min" if smaller is better.
+        min_delta: an improvement must be larger than this.
+        ties: whether a gain equal to `min_delta` is an improvement too, so that a later epoch that
+            ties with the best becomes the best. With `ties=True, patience=16` this is RecBole's
+            rule, which stops when its patience of 15 is exceeded.
 
     >>> rule = EarlyStopping("ndcg@10", patience=1)
     >>> state, improved = rule.update(rule.init(), {"epoch": 1, "ndcg@10": 0.2})
@@ -118,11 +124,13 @@ class EarlyStopping:
             object.__setattr__(self, name, value)
 
     def init(self) -> dict[str, float]:
-        """Nothing seen yet."""
+        """Returns the state before the first validation."""
         return {"best": float("-inf") if self.mode == "max" else float("inf"), "best_epoch": 0, "waited": 0}
 
     def update(self, state: Mapping[str, float], record: Mapping[str, float]) -> tuple[dict[str, float], bool]:
-        """Takes one validated record; returns the new state and whether it is the best so far. NaN is no gain.
+        """Returns the state after a validated record, and whether the record is the best so far.
+
+        NaN is never an improvement.
 
         Raises:
             ValueError: if the record lacks the metric.
@@ -136,30 +144,30 @@ class EarlyStopping:
         return {**state, "waited": state["waited"] + 1}, False
 
     def done(self, state: Mapping[str, float]) -> bool:
-        """Whether patience is at its end."""
+        """Whether the run should stop."""
         return state["waited"] >= self.patience
 
     def never_a_number(self, state: Mapping[str, float]) -> str | None:
-        """What is wrong where all validations gave NaN, so that none is the best; None where one gave a number."""
+        """Returns an error message if every validation gave NaN, else None."""
         if state["best_epoch"] or not state["waited"]:
             return None
         return (
-            f"{self.metric} was not a number at any of {state['waited']} validations, so that no epoch is the best; "
-            "look for NaN in what validate computes (no users to average over?), or at the loss"
+            f"{self.metric} was not a number at any of {state['waited']} validations, so no epoch is the best; "
+            "look for NaN in what validate computes (no users to average over?), or in the loss"
         )
 
 
 class DivergenceError(ValueError):
-    """Training has nothing to return: the loss is not finite, or the metric of early stopping never was a number.
+    """Training diverged: the loss is not finite, or the metric of early stopping was always NaN.
 
     Attributes:
-        state: the last good state, in the form that the failed function returns: that of the start of the epoch whose
-            loss is not finite, or the last one.
+        state: the last good state, in the form that the failed function returns. If a loss is not
+            finite, this is the state before its epoch; otherwise it is the last state.
         log: the `Log` of the epochs before.
     """
 
     def __init__(self, message: str, state: Any, log: Log | None = None):
-        super().__init__(message, state, log)  # all three, so that it can be pickled
+        super().__init__(message, state, log)  # pickle calls the class with these arguments
         self.state, self.log = state, log
 
     def __str__(self) -> str:
@@ -167,12 +175,13 @@ class DivergenceError(ValueError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during training. It carries what was trained, so that nothing is lost.
+    """Ctrl-C interrupted training; carries the results so far.
 
     Attributes:
-        state: the last state whose epoch was finished, in the form that the interrupted function returns.
-        log: its `Log`; empty for a sweep, whose runs have their own.
-        best: the best state so far, where early stopping watched a metric; None where no run has one.
+        state: the state after the last complete epoch, in the form that the interrupted function
+            returns.
+        log: its `Log`. It is empty for a sweep, whose runs have their own logs.
+        best: the best state so far if early stopping watches a metric; None if no run has one.
     """
 
     def __init__(self, state: Any, log: Log, best: Any = None):

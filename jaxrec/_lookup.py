@@ -1,4 +1,4 @@
-"""Rows of a table by their ids."""
+"""Looks up rows of a table by their ids."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ import jax
 from jaxrec._numerics import as_ids
 from jaxrec.typing import Array
 
-_LANES = 8
+_WIDTH = 8  # float32 numbers in a vector register
 
 
 def lookup(table: Array, ids: Array) -> Array:
-    """`table[ids]` of a table [n, ...] by integers [...]; on CPUs faster, where the rows looked up are few thousands.
+    """Returns `table[ids]`; on CPUs faster than indexing if a few thousand rows are looked up.
 
-    XLA's loop over a row of 64 numbers waits for memory once a row. Seen as [8, 8] the row is a few whole vectors, and
-    the rows after it are fetched meanwhile. Where a row does not divide, and for anything but an array, it is
-    `table[ids]`.
+    XLA's loop over the 64 numbers of a row waits for memory once for each row. Reshaped to [8, 8],
+    a row is a few whole vectors, and the next rows are fetched at the same time. If the length of a
+    row is not a multiple of 8, or if the table is not a JAX array, this is plain `table[ids]`.
+
+    Args:
+        table: [n, ...].
+        ids: integers [...].
+
+    Returns:
+        [..., *table.shape[1:]].
 
     >>> import jax.numpy as jnp
     >>> lookup(jnp.arange(32.0).reshape(2, 16), jnp.array([1, 1, 0])).shape
@@ -24,18 +31,18 @@ def lookup(table: Array, ids: Array) -> Array:
     if not isinstance(table, jax.Array):
         return table[ids]
     ids = as_ids(ids)
-    if table.ndim < 2 or table.shape[-1] % _LANES:
+    if table.ndim < 2 or table.shape[-1] % _WIDTH:
         return table[ids]
-    # By flat ids, as `lookup_again` has them: XLA then looks the rows up once for both.
-    return table.reshape(len(table), -1, _LANES)[ids.reshape(-1)].reshape(*ids.shape, *table.shape[1:])
+    # `lookup_again` indexes by the same flat ids, so that XLA looks the rows up once for both.
+    return table.reshape(len(table), -1, _WIDTH)[ids.reshape(-1)].reshape(*ids.shape, *table.shape[1:])
 
 
 def lookup_again(table: Array, ids: Array) -> Array:
-    """`lookup` by ids [R] that are known to lie within the table, for rows that were looked up before.
+    """Looks up rows again that `lookup` has returned before, by ids [R] that lie within the table.
 
-    XLA finds that the rows are the same and looks them up once.
+    XLA recognises that the rows are the same and looks them up once.
     """
-    in_lanes = table.ndim > 1 and table.shape[-1] % _LANES == 0
-    seen = table.reshape(len(table), -1, _LANES) if in_lanes else table
+    divides = table.ndim > 1 and table.shape[-1] % _WIDTH == 0
+    seen = table.reshape(len(table), -1, _WIDTH) if divides else table
     rows = seen.at[ids].get(mode="promise_in_bounds", wrap_negative_indices=False)
     return rows.reshape(*ids.shape, *table.shape[1:])

@@ -1,4 +1,4 @@
-"""Arrays on meshes of devices."""
+"""Places arrays on meshes of devices."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 
 def as_auto(tree: Any) -> Any:
-    """The same arrays, those on an Explicit mesh on that mesh as Auto. Nothing is moved.
+    """Returns the arrays with Explicit mesh axes turned into Auto axes; no data move.
 
-    Under Explicit axes, the default of `jax.make_mesh`, every look-up in a sharded table must say where its result
-    goes; under Auto axes XLA decides.
+    With Explicit axes, the default of `jax.make_mesh`, every look-up in a sharded table must name
+    the sharding of its result. With Auto axes XLA chooses it.
     """
 
     def is_explicit(x: Any) -> bool:
@@ -29,7 +29,10 @@ def as_auto(tree: Any) -> Any:
 
 
 def placed_like(tree: Any, like: Any) -> Any:
-    """Arrays with the shardings of `like`, a tree of the same structure; other leaves of `like` place nothing."""
+    """Gives arrays the shardings of `like`, a tree of the same structure.
+
+    An array stays where it is if its leaf of `like` has no sharding.
+    """
 
     def one(x: Any, template: Any) -> Any:
         sharding = getattr(template, "sharding", None)

@@ -1,4 +1,4 @@
-"""What counts as an integer or a number, and the precision that sums are kept in: one answer for the whole library."""
+"""Shared rules for integers, numbers and ids, and for the precision of sums."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from jaxrec.typing import Array, ArrayLike
 
 
 def as_integer(value: Any) -> int | None:
-    """The Python int of whatever `operator.index` takes (int, NumPy and JAX integers); None for anything else.
+    """Returns the Python int of anything that `operator.index` accepts, else None.
 
-    A traced integer gives None too: its value is not known.
+    These are int, NumPy integers and JAX integers. A traced integer gives None, because its value
+    is not known.
 
     >>> as_integer(np.int64(3)), as_integer(3.0), as_integer("3")
     (3, None, None)
@@ -28,13 +29,13 @@ def as_integer(value: Any) -> int | None:
 
 
 def integer(name: str, value: Any, *, least: int = 1, most: int | None = None) -> int:
-    """The Python int of an argument.
+    """Returns an argument as a Python int within bounds.
 
     Args:
-        name: of the argument, for the error.
-        value: see `as_integer`.
-        least: smallest value allowed.
-        most: largest value allowed, or None.
+        name: name of the argument, for errors.
+        value: anything that `as_integer` accepts.
+        least: smallest allowed value.
+        most: largest allowed value, or None.
 
     Raises:
         TypeError: for a traced integer, whose value is not known.
@@ -47,7 +48,7 @@ def integer(name: str, value: Any, *, least: int = 1, most: int | None = None) -
     ValueError: dim=8.0; give an integer of 1 or more
     """
     if isinstance(value, jax.core.Tracer):
-        raise TypeError(f"{name} is traced, and must be known while tracing; bind it by functools.partial instead")
+        raise TypeError(f"{name} is traced, but must be known while tracing; bind it with functools.partial instead")
     found = as_integer(value)
     if found is None or found < least or (most is not None and found > most):
         bounds = f"of {least} or more" if most is None else f"from {least} to {most}"
@@ -56,17 +57,20 @@ def integer(name: str, value: Any, *, least: int = 1, most: int | None = None) -
 
 
 def number(name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf) -> Any:
-    """The argument itself, checked where its value is known; a traced number passes.
+    """Returns an argument unchanged after checking that it is finite and within bounds.
+
+    A traced number is not checked.
 
     Args:
-        name: of the argument, for the error.
-        value: a Python, NumPy or JAX number, or an array of numbers, which must all be within the bounds.
-        least: smallest value allowed.
+        name: name of the argument, for errors.
+        value: a Python, NumPy or JAX number, or an array of numbers, all of which must be within
+            the bounds.
+        least: smallest allowed value.
         above: bound that the value must exceed.
-        most: largest value allowed.
+        most: largest allowed value.
 
     Raises:
-        ValueError: for anything but a finite number within the bounds.
+        ValueError: for anything but finite numbers within the bounds.
 
     >>> number("temperature", jnp.float32(-1), above=0)
     Traceback (most recent call last):
@@ -86,7 +90,9 @@ def number(name: str, value: Any, *, least: float = -math.inf, above: float = -m
 
 
 def accumulated(x: Array) -> jax.Array:
-    """Floats of fewer than 32 bits as float32, in which sums and exponentials are taken; all else as it is.
+    """Converts floats of fewer than 32 bits to float32, for sums and exponentials.
+
+    Other arrays are returned as they are.
 
     >>> accumulated(jnp.ones(2, jnp.bfloat16)).dtype.name, accumulated(jnp.ones(2, jnp.int32)).dtype.name
     ('float32', 'int32')
@@ -97,7 +103,9 @@ def accumulated(x: Array) -> jax.Array:
 
 
 def as_ids(ids: ArrayLike) -> jax.Array:
-    """Ids as int32. What int32 does not hold becomes the nearest int32, which is nobody's id, and never wraps round.
+    """Returns ids as int32; ids that do not fit become the nearest int32, which is not a valid id.
+
+    So they never wrap around to a valid id.
 
     >>> import numpy as np
     >>> as_ids(np.array([3, 2**32 + 1, -(2**40)])).tolist()
@@ -106,6 +114,6 @@ def as_ids(ids: ArrayLike) -> jax.Array:
     if not isinstance(ids, jax.Array):
         ids = np.asarray(ids)
     given, held = np.iinfo(ids.dtype), np.iinfo(np.int32)
-    if given.max > held.max:  # a cast, or JAX without x64, would cut the upper bits off
+    if given.max > held.max:  # a cast, or JAX without x64, would drop the upper bits
         ids = ids.clip(max(given.min, held.min), held.max)
     return jnp.asarray(ids, jnp.int32)

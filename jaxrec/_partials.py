@@ -1,4 +1,4 @@
-"""Nested `functools.partial`s taken apart, so that the arrays in them travel into jitted functions as arguments."""
+"""Takes arrays out of nested `functools.partial`s, to pass them to jitted functions as arguments."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from jaxrec.typing import Array
 
 
 class Static(NamedTuple):
-    """Functions without their arrays: hashable, so that jit can key on it.
+    """Functions without their arrays: hashable, so that jit can cache by it.
 
     Attributes:
-        tree: how the functions are nested.
-        leaves: the functions and values, `_Hole` where an array was.
+        tree: the structure of the nested functions.
+        leaves: the functions and values; `_Hole` in place of each array.
         reads: what the functions read from globals and closures; see `jaxrec._identity.reads`.
     """
 
@@ -28,19 +28,27 @@ class Static(NamedTuple):
     reads: tuple
 
     def again(self, *, forget: bool = True) -> Static:
-        """The same functions with what they read now; see `jaxrec._identity.reads`."""
+        """Returns the same functions with what they read now; see `jaxrec._identity.reads`."""
         return self._replace(reads=reads(*self.leaves, forget=forget))
 
 
 class _Hole:
-    """Stands where an array was taken out."""
+    """Marks where an array was taken out."""
 
 
 def partition(functions: tuple) -> tuple[list, Static]:
-    """Takes the arrays out of nested partials, to be arguments of jit: XLA folds large constants for minutes.
+    """Takes the arrays out of nested partials, so that they can be arguments of a jitted function.
+
+    As constants of the program, large arrays would take XLA minutes to fold.
+
+    Args:
+        functions: a tuple of functions, partials and containers of them.
+
+    Returns:
+        The arrays, and the rest as a `Static`; `combine` puts them together again.
 
     Raises:
-        TypeError: for a value that jit cannot key on, such as a model with an array among its attributes.
+        TypeError: for a value that jit cannot cache by, such as a model with an array as attribute.
 
     >>> arrays, static = partition((functools.partial(np.add, np.ones(2)),))
     >>> combine(arrays, static)[0](np.ones(2)).tolist()
@@ -56,7 +64,7 @@ def partition(functions: tuple) -> tuple[list, Static]:
 
 
 def check_static(value: Any, name: str = "") -> None:
-    """`TypeError` for a value that jit cannot key on; names the attribute that holds an array, and the remedy."""
+    """Raises `TypeError` for a value that is not hashable; names the attribute that holds an array."""
     try:
         hash(value)
     except TypeError as error:
@@ -65,25 +73,26 @@ def check_static(value: Any, name: str = "") -> None:
             check_static(getattr(value, field.name, None), f"{type(value).__name__}.{field.name}")
         what = name or repr(value)[:80]
         raise TypeError(
-            f"{what} is a {type(value).__name__}, and models are keys of compiled programs, so their attributes must "
-            "be hashable. Give numbers, strings, tuples or functions; keep arrays in variables, or bind them by "
-            "functools.partial"
+            f"{what} is a {type(value).__name__}, but the attributes of models must be hashable, because compiled "
+            "programs are cached by model. Give numbers, strings, tuples or functions; keep arrays in variables, or "
+            "bind them with functools.partial"
         ) from error
 
 
 def _as_pytree(value: Any) -> Any:
+    """Replaces partials by pytrees of functions and arguments; tuples, lists and dicts are walked."""
     if isinstance(value, functools.partial):
         keywords = {name: _as_pytree(item) for name, item in value.keywords.items()}
         return jax.tree_util.Partial(value.func, *map(_as_pytree, value.args), **keywords)
     if type(value) in (tuple, list):
         return tuple(map(_as_pytree, value))
-    if isinstance(value, tuple):  # named
+    if isinstance(value, tuple):  # a NamedTuple takes its entries one by one
         return type(value)(*map(_as_pytree, value))
     return {name: _as_pytree(item) for name, item in value.items()} if type(value) is dict else value
 
 
 def bound(functions: tuple) -> Iterator[tuple[Any, str, Any]]:
-    """Every keyword bound in nested partials: (function, name, value).
+    """Yields every keyword that is bound in nested partials, as (function, name, value).
 
     >>> [(name, value) for _, name, value in bound((functools.partial(np.add, dtype=functools.partial(int, base=2)),))]
     [('dtype', functools.partial(<class 'int'>, base=2)), ('base', 2)]
@@ -99,6 +108,6 @@ def bound(functions: tuple) -> Iterator[tuple[Any, str, Any]]:
 
 
 def combine(arrays: Sequence[Array], static: Static) -> tuple:
-    """The functions that `partition` took apart, with these arrays."""
+    """Rebuilds the functions that `partition` took apart, with these arrays."""
     supply = iter(arrays)
     return jax.tree.unflatten(static.tree, [next(supply) if leaf is _Hole else leaf for leaf in static.leaves])

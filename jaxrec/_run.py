@@ -1,4 +1,4 @@
-"""The loop around everything that runs in epochs: progress bar, log, validation, early stopping, checkpoints."""
+"""The epoch loop: log, validation, early stopping, checkpoints, progress bar."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from jaxrec.typing import Variables
 
 
 class Progress(NamedTuple):
-    """A run between two epochs.
+    """The state of a run between two epochs.
 
     Attributes:
-        state: after the last epoch.
-        best: the best state, where early stopping watches a metric; else `state`.
-        stopping: what early stopping has seen.
-        log: of the epochs done.
-        epoch: epochs done.
-        start: epoch and checksum of the variables with which the run started, where it is saved.
+        state: the state after the last epoch.
+        best: the best state if early stopping watches a metric; else `state`.
+        stopping: the state of early stopping.
+        log: the log of the completed epochs.
+        epoch: number of completed epochs.
+        start: epoch and checksum of the variables with which the run started; None without a
+            checkpoint.
     """
 
     state: Any
@@ -40,31 +41,33 @@ class Progress(NamedTuple):
 
 
 class Saver(Protocol):
-    """What the loop asks of a checkpoint; `jaxrec.train.Checkpoint` is one."""
+    """The interface that the loop needs of a checkpoint, such as `jaxrec.train.Checkpoint`."""
 
     every: int
     folder: pathlib.Path
 
     def reserved(self) -> contextlib.AbstractContextManager[None]:
-        """Keeps the folder for this process."""
+        """Reserves the folder for this process while the context is open."""
 
     def restore(self, run: Progress, description: Mapping[str, Any]) -> Progress:
-        """The latest saved run, or `run` itself."""
+        """Returns the latest saved run, or `run` if none is saved."""
 
     def save(self, run: Progress, description: Mapping[str, Any]) -> None:
         """Saves a run."""
 
 
 class Loop(TypedDict, total=False):
-    """Keywords that `train.fit`, every solver and every alternation take.
+    """Keyword arguments that `train.fit`, every solver and every alternation take.
 
     Attributes:
-        validate: host function of the variables that gives named numbers, or a `Report`, whose means are taken. They
-            are written to the log.
-        every: validate after every so many epochs, and after the last.
-        stopping: ends the run when its metric no longer improves. What is returned is then the best state.
-        checkpoint: where to save. If the run is killed, the same call resumes it.
-        callbacks: each is called after every epoch with the state and the epoch's record.
+        validate: a function of the variables, called on the host, that returns metrics: a mapping
+            from names to numbers, or a `Report`, whose means are taken. They are written to the
+            log.
+        every: validate after every `every` epochs, and after the last.
+        stopping: ends the run when its metric no longer improves; the best state is then returned.
+        checkpoint: where to save the run. If the run is killed, the same call resumes it.
+        callbacks: functions that are called after every epoch with the state and the epoch's
+            record.
         progress: whether to show a progress bar.
     """
 
@@ -77,7 +80,7 @@ class Loop(TypedDict, total=False):
 
 
 class NotFinite(Exception):
-    """An epoch whose result cannot be used. `run` turns it into a `DivergenceError` with the state before it."""
+    """An epoch whose result is not finite; `run` raises `DivergenceError` with the state before it."""
 
 
 def run(
@@ -98,19 +101,22 @@ def run(
     callbacks: Sequence[Callable[[Any, Mapping[str, float]], Any]] = (),
     progress: bool = True,
 ) -> tuple[Any, Log]:
-    """Runs until `epochs` are done, the records have settled, or `stopping` has waited long enough.
+    """Runs epochs until `epochs` are done, the records have settled, or early stopping ends them.
 
     Args:
-        advance: one epoch: (state, number of the epoch, from 1) to the next state and named numbers. It raises
-            `NotFinite` where they cannot be used.
-        state: the start.
+        advance: runs one epoch. It takes the state and the number of the epoch, from 1, and returns
+            the next state and named numbers for the log. It raises `NotFinite` if they cannot be
+            used.
+        state: the initial state.
         epochs: total number of epochs, counted from the start of the run.
-        variables: of a state, for `validate`.
-        epoch: epochs that `state` has done.
-        settled: of the record before and this one, whether to end; None never does.
-        description: what a checkpoint must match; JSON values.
-        returned: what the caller returns of a state, for `callbacks` and exceptions.
-        unit: what the bar counts.
+        variables: returns the variables of a state, for `validate`.
+        epoch: number of epochs that the initial state has already done.
+        settled: takes the previous record and this one and returns whether to end the run; None
+            never ends it.
+        description: JSON values that a checkpoint must match to be resumed.
+        returned: turns a state into what the caller returns, for `callbacks` and exceptions.
+        unit: what the progress bar counts, such as "epochs"; it is also the name of `epochs` in
+            errors.
         validate: see `Loop`.
         every: see `Loop`.
         stopping: see `Loop`.
@@ -119,21 +125,22 @@ def run(
         progress: see `Loop`.
 
     Returns:
-        The state, the best one with `stopping`, and the log.
+        The last state, or the best one with `stopping`; and the log.
 
     Raises:
-        DivergenceError: a `ValueError`, for an epoch that is `NotFinite`, and for a metric of `stopping` that was no
-            number at any validation.
-        Interrupted: at Ctrl-C. The checkpoint has the state too.
+        DivergenceError: a `ValueError`, if an epoch is `NotFinite`, or if the metric of `stopping`
+            was NaN at every validation.
+        Interrupted: on Ctrl-C. The state is saved to the checkpoint first.
         TypeError: for a `stopping` or `checkpoint` of another type.
-        ValueError: for `epochs` or `every` that is not an integer of 1 or more, `stopping` without `validate`, a metric
-            that `validate` does not give, and a checkpoint of another run.
+        ValueError: if `epochs` or `every` is not an integer of 1 or more, if `stopping` is given
+            without `validate`, if `validate` does not return the metric of `stopping`, or if the
+            checkpoint is of another run.
     """
     epochs, every = integer(unit, epochs), integer("every", every)
     if stopping is not None and not isinstance(stopping, EarlyStopping):
         raise TypeError(f"stopping={stopping!r}; give jaxrec.train.EarlyStopping(metric)")
     if stopping is not None and validate is None:
-        raise ValueError(f"stopping watches {stopping.metric!r}, but there is no validate to give it; pass validate=")
+        raise ValueError(f"stopping watches {stopping.metric!r}, but validate is None; pass validate=")
     if checkpoint is not None and not hasattr(checkpoint, "reserved"):
         raise TypeError(f"checkpoint={checkpoint!r}; give jaxrec.train.Checkpoint(directory)")
     now = Progress(state, state, {} if stopping is None else stopping.init(), Log(), epoch)
@@ -144,8 +151,8 @@ def run(
         if now.epoch > epochs or (now.epoch == epochs and checkpoint is None):
             where = "the state" if checkpoint is None else checkpoint.folder
             warnings.warn(
-                f"{where} has done {now.epoch} {unit} and {unit}={epochs} is their total number: nothing is trained; "
-                "give a larger number to continue",
+                f"{where} has done {now.epoch} {unit}, and {unit}={epochs} counts from the start of the run: nothing "
+                "is left to train; give a larger number to continue",
                 stacklevel=3,
             )
         first = saved = now.epoch
@@ -170,7 +177,7 @@ def run(
                     if stopping is not None:
                         follow, improved = stopping.update(follow, record)
                         done = done or stopping.done(follow)
-                # One assignment, so that Ctrl-C finds a whole epoch or none of it.
+                # A single assignment, so that Ctrl-C cannot leave a half-recorded epoch.
                 now = Progress(
                     state, state if improved else now.best, follow, now.log.append(record), number, now.start
                 )
@@ -195,7 +202,7 @@ def run(
 
 
 def checksum(tree: Any) -> str:
-    """SHA-256 of the arrays of a tree."""
+    """Returns the SHA-256 of the arrays of a tree."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         typed = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)

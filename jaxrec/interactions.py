@@ -1,4 +1,4 @@
-"""Implicit feedback as a compressed sparse row (CSR) matrix of users by items."""
+"""Stores implicit feedback as a compressed sparse row (CSR) matrix of users by items."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jaxrec.typing import Array, ArrayLike
 
 
 class DataWarning(UserWarning):
-    """The data can be used, but a person should know this about them."""
+    """Warns of a flaw in data that can still be used, such as duplicate pairs."""
 
 
 @functools.partial(
@@ -31,18 +31,19 @@ class DataWarning(UserWarning):
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Interactions:
-    """Which users met which items: a CSR matrix as a frozen pytree.
+    """The pairs of users and items that interacted: a CSR matrix as a frozen pytree.
 
-    Row u holds the items of user u, ascending and without repetition. The constructors check their
-    input and build NumPy arrays on the host; `jax.device_put` moves the whole to a device, and any jitted function
-    takes it as an argument. Training, solvers, models, samplers, splits and evaluation raise `TypeError` for anything
-    else in its place, and say what to make of it.
+    Row u holds the items of user u in ascending order, each once. The constructors check their
+    input and build NumPy arrays on the host. `jax.device_put` moves all arrays to a device, and any
+    jitted function takes an `Interactions` as an argument. Functions of this library that need
+    interactions raise `TypeError` for any other type; the message says how to convert it.
 
     Attributes:
         indptr: int32 [M + 1]; the items of user u are `indices[indptr[u]:indptr[u + 1]]`.
         indices: int32 [nnz], item ids.
-        weights: float32 [nnz] or None, such as counts; None means that every pair weighs 1.
-        timestamps: int32 [nnz] or None, seconds since 1970 or any other order.
+        weights: float32 [nnz] or None, such as counts; None means that every pair has weight 1.
+        timestamps: int32 [nnz] or None, seconds since 1970 or any other numbers that order the
+            pairs.
         n_users: M, static.
         n_items: N, static.
 
@@ -81,24 +82,27 @@ class Interactions:
         n_users: int | None = None,
         n_items: int | None = None,
     ) -> Interactions:
-        """Builds the matrix from ids 0 .. n-1, one pair a row, in any order.
+        """Builds the matrix from ids 0 .. n-1, given as one pair a row, in any order.
 
-        A pair that occurs more than once is merged: its weights are added, its latest timestamp is
-        kept, and a `DataWarning` says how many rows were merged. Weights of any dtype are added in float64.
+        If a pair occurs more than once, its rows are merged: the weights are added (in float64),
+        the latest timestamp is kept, and a `DataWarning` says how many rows were merged.
 
         Args:
-            users: integers [n].
-            items: integers [n].
-            weights: numbers [n], finite.
-            timestamps: datetimes, or numbers that fit int32 (seconds, not milliseconds) [n]; fractions are cut off.
-            n_users: number of users; by default the largest id plus one. Then a `DataWarning` says if fewer than a
-                tenth of these ids occur, and if they seem to start at 1, so that user 0 would be nobody.
-            n_items: likewise for items.
+            users: user ids, integers [n].
+            items: item ids, integers [n].
+            weights: finite numbers [n] of any dtype, or None.
+            timestamps: datetimes, or numbers that fit int32 (seconds, not milliseconds) [n], or
+                None. Fractions are rounded down.
+            n_users: number of users M. By default it is the largest id plus one. A `DataWarning`
+                then says if fewer than a tenth of the ids below it occur, or if the ids seem to
+                start at 1, so that user 0 would have no pairs.
+            n_items: number of items N; the default is as for `n_users`.
 
         Raises:
-            ValueError: for an empty set, columns of different lengths, ids that are negative, fractional, NaN, not
-                numbers, or not below `n_users`/`n_items`, sizes that are not integers, weights (also sums of them)
-                and timestamps that do not fit, and 2³¹ distinct pairs or more.
+            ValueError: if there is no pair; if the columns have different lengths; if an id is
+                negative, fractional, NaN, not a number, or not below `n_users` or `n_items`; if a
+                size is not an integer; if a weight, a sum of weights or a timestamp does not fit
+                its dtype; or if there are 2³¹ or more distinct pairs.
         """
         n_users = None if n_users is None else integer("n_users", n_users, most=INT32_MAX)
         n_items = None if n_items is None else integer("n_items", n_items, most=INT32_MAX)
@@ -119,7 +123,8 @@ class Interactions:
 
     @classmethod
     def _merged(cls, users, items, weights, timestamps, n_users, n_items) -> Interactions:
-        keys = users.astype(np.int64) * n_items + items
+        """Sorts checked columns by user and item and merges the rows of the same pair."""
+        keys = users.astype(np.int64) * n_items + items  # int64: the product exceeds int32
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
         first = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
@@ -164,31 +169,34 @@ class Interactions:
         id_map: IdMap | None = None,
         unknown: Literal["raise", "drop"] = "raise",
     ) -> tuple[Interactions, IdMap]:
-        """Builds the matrix from your own labels (strings or numbers) and returns the map back to them.
+        """Builds the matrix from your own labels (strings or numbers), and the map of labels.
 
-        The ids follow the sorted order of the labels. The readers of `jaxrec.data.readers` return just these four
-        columns, so that `Interactions.from_labels(*readers.movielens(path))` works.
+        Ids follow the sorted order of the labels. The readers of `jaxrec.data.readers` return these
+        four columns, so `Interactions.from_labels(*readers.movielens(path))` works.
 
-        The labels of a column are of one kind. A column that holds 7 and "7", 1 and 1.0, or 1 and True is refused:
-        whether these are one label or two is not for the library to guess. Integers may be of any size.
-
-        A string such as "nan" or "None" is a label, and a `DataWarning` says that it looks like a missing value that
-        was turned into text.
+        All labels of a column must be of one kind. A column that mixes 7 and "7", 1 and 1.0, or 1
+        and True raises an error, because it is not clear whether these are one label or two.
+        Integers may have any size. A string such as "nan" or "None" is a label, but a `DataWarning`
+        says that it looks like a missing value that was turned into text.
 
         Args:
             users: labels [n].
             items: labels [n].
-            weights: as `from_pairs` takes them.
-            timestamps: likewise.
-            id_map: the map to use, such as the one of the train part for a test part in its own file; by default a new
-                one is built from the labels given.
-            unknown: what to do about a pair with a label that `id_map` lacks: "raise", or "drop", which leaves it out
-                and says how many in a `DataWarning`.
+            weights: see `from_pairs`.
+            timestamps: see `from_pairs`.
+            id_map: an existing map to use, such as that of the training file for a test file. By
+                default a new map is built from the labels.
+            unknown: what to do with a pair that has a label missing from `id_map`: "raise", or
+                "drop", which drops the pair and says how many were dropped in a `DataWarning`.
+
+        Returns:
+            The matrix, and the `IdMap` between labels and ids.
 
         Raises:
-            ValueError: as `from_pairs`; also for missing labels (None, NaN, pandas.NA, the empty string), labels of
-                several kinds or of another kind than those of `id_map`, floats too large to tell whole numbers apart,
-                labels that `id_map` lacks, and where no pair is left.
+            ValueError: for the errors of `from_pairs`; for missing labels (None, NaN, pandas.NA,
+                the empty string); for labels of several kinds, or of another kind than those of
+                `id_map`; for floats too large to represent every whole number; for labels that
+                `id_map` lacks; and if no pair is left.
 
         >>> train, id_map = Interactions.from_labels(["ann", "bob"], [10, 7])
         >>> test, _ = Interactions.from_labels(["bob"], [10], id_map=id_map)
@@ -196,7 +204,7 @@ class Interactions:
         (Interactions(2 users x 2 items, 1 pairs, density 25.0000%), [1])
         """
         if unknown not in ("raise", "drop") or (unknown == "drop" and id_map is None):
-            raise ValueError(f"unknown={unknown!r}; give 'raise', or 'drop' with the id_map to go by")
+            raise ValueError(f"unknown={unknown!r}; give 'raise', or 'drop' together with id_map")
         user_labels, users = factorised("users", users)
         item_labels, items = factorised("items", items)
         for name, labels, places in (("users", user_labels, users), ("items", item_labels, items)):
@@ -222,12 +230,25 @@ class Interactions:
         id_map: IdMap | None = None,
         unknown: Literal["raise", "drop"] = "raise",
     ) -> tuple[Interactions, IdMap]:
-        """Builds the matrix from named columns of a pandas or polars DataFrame; see `from_labels`.
+        """Builds the matrix from named columns of a pandas or polars DataFrame.
 
-        A datetime column may serve as `timestamp`; without a time zone it is UTC.
+        `from_labels` describes the labels and the last two arguments.
+
+        Args:
+            frame: the DataFrame.
+            user: name of the column of user labels.
+            item: name of the column of item labels.
+            weight: name of the column of weights, or None.
+            timestamp: name of the column of timestamps, or None. Datetimes without a time zone are
+                UTC.
+            id_map: see `from_labels`.
+            unknown: see `from_labels`.
+
+        Returns:
+            The matrix, and the `IdMap` between labels and ids.
 
         Raises:
-            ValueError: for a column that the frame lacks or has twice, and as `from_labels`.
+            ValueError: if a column is missing or occurs twice, and for the errors of `from_labels`.
         """
         columns = []
         for argument, name in (("user", user), ("item", item), ("weight", weight), ("timestamp", timestamp)):
@@ -238,16 +259,17 @@ class Interactions:
     def from_scipy(cls, matrix: Any) -> Interactions:
         """Builds the matrix from any SciPy sparse matrix or array, of any dtype.
 
-        Entries stored twice are added, in float64. Zeros, stored or as a sum, are no interactions. If any value is
-        not 1, the values become weights.
+        Entries stored twice are added in float64. Entries that are 0, or whose sum is 0, are
+        dropped. If any value differs from 1, the values become weights.
 
         Raises:
-            ValueError: for values that are not finite real numbers, and a matrix that is empty or not two-dimensional.
+            ValueError: if a value is not a finite real number, or if the matrix is empty or not
+                two-dimensional.
         """
         coo = scipy.sparse.coo_array(matrix)
         if coo.ndim != 2 or coo.dtype.kind not in "biuf":
-            raise ValueError(f"matrix is {coo.dtype}{list(coo.shape)}; give real numbers, users by items")
-        # converting to CSR adds what is stored twice, and would do so in the dtype of the matrix
+            raise ValueError(f"matrix is {coo.dtype}{list(coo.shape)}; give a matrix of real numbers, users by items")
+        # Converting to CSR adds duplicate entries in the matrix's own dtype, which may overflow.
         csr = scipy.sparse.csr_array((coo.data.astype(np.float64), coo.coords), shape=coo.shape)
         csr.sum_duplicates()
         csr.eliminate_zeros()
@@ -264,24 +286,35 @@ class Interactions:
 
     @property
     def user_degrees(self) -> Array:
-        """Number of items of each user, int [M]."""
+        """Number of items of each user, int32 [M]."""
         return self.indptr[1:] - self.indptr[:-1]
 
     @property
     def item_degrees(self) -> np.ndarray:
-        """Number of users of each item, int [N], on the host."""
+        """Number of users of each item, int64 [N], on the host."""
         return np.bincount(np.asarray(self.indices), minlength=self.n_items)
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """All pairs as (users, items), int32 [nnz] each, sorted by user and item, on the host."""
+        """Returns all pairs as (users, items), int32 [nnz] each, sorted by user and item.
+
+        The arrays are on the host.
+        """
         degrees = np.diff(np.asarray(self.indptr))
         return np.repeat(np.arange(self.n_users, dtype=np.int32), degrees), np.asarray(self.indices)
 
     def select(self, keep: ArrayLike) -> Interactions:
-        """The pairs where `keep` (bool [nnz], in the order of `pairs`) is True, over the same ids; may be empty."""
+        """Returns the pairs where `keep` is True, over the same ids; the result may be empty.
+
+        Args:
+            keep: bool [nnz], in the order of `pairs`.
+
+        Raises:
+            ValueError: if `keep` has another shape or dtype.
+        """
         keep = np.asarray(keep)
         if keep.shape != (self.n_pairs,) or keep.dtype != bool:
             raise ValueError(f"keep is {keep.dtype}{list(keep.shape)}; give one bool for each of {self.n_pairs} pairs")
+        # kept[p] counts the kept pairs before place p, so it maps old row bounds to new ones.
         kept = np.r_[0, np.cumsum(keep, dtype=np.int64)].astype(np.int32)
         return dataclasses.replace(
             self,
@@ -292,13 +325,14 @@ class Interactions:
         )
 
     def union(self, *others: Interactions) -> Interactions:
-        """The pairs of this set and of others over the same ids, such as train and validation.
+        """Returns the pairs of this set and of others over the same ids, such as train and valid.
 
-        A pair that several sets hold is merged, as by `from_pairs`. If any set has weights, the result has: a pair of a
-        set without weights counts 1. The result has timestamps only if all sets have them.
+        A pair that occurs in several sets is merged as in `from_pairs`. If any set has weights, so
+        does the result, and pairs of sets without weights count 1. The result has timestamps only
+        if all sets have them.
 
         Raises:
-            ValueError: for sets with different numbers of users or items, and if no set has a pair.
+            ValueError: if the numbers of users or items differ, or if no set has a pair.
 
         >>> train, valid = Interactions.from_pairs([0, 1], [1, 0]), Interactions.from_pairs([0, 1], [0, 1])
         >>> train.union(valid)
@@ -308,8 +342,8 @@ class Interactions:
         for part in others:
             if (part.n_users, part.n_items) != sizes:
                 raise ValueError(
-                    f"{part.n_users} users x {part.n_items} items and {sizes[0]} x {sizes[1]}; give parts over the "
-                    "same ids: the constructors take `n_users` and `n_items`"
+                    f"the parts have {part.n_users} users x {part.n_items} items and {sizes[0]} x {sizes[1]}; give "
+                    "parts over the same ids, by passing n_users and n_items to the constructors"
                 )
         users, items = (np.concatenate(ids) for ids in zip(*(part.pairs() for part in parts)))
         more = {"n_users": self.n_users, "n_items": self.n_items}
@@ -321,7 +355,7 @@ class Interactions:
         return Interactions.from_pairs(users, items, **more)
 
     def transpose(self) -> Interactions:
-        """The same pairs as a matrix of items by users, on the host."""
+        """Returns the same pairs as a matrix of items by users, on the host."""
         users, items = self.pairs()
         order = np.argsort(items, kind="stable")
         return Interactions(
@@ -334,13 +368,13 @@ class Interactions:
         )
 
     def to_scipy(self) -> scipy.sparse.csr_array:
-        """A SciPy CSR array [M, N] of the weights (float32, 1 where there are none)."""
+        """Returns a SciPy CSR array [M, N] of the weights (float32; 1 if there are no weights)."""
         values = np.ones(self.n_pairs, np.float32) if self.weights is None else np.asarray(self.weights)
         shape = (self.n_users, self.n_items)
         return scipy.sparse.csr_array((values, np.asarray(self.indices), np.asarray(self.indptr)), shape=shape)
 
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits of a SHA-256 over shape, pairs and weights, to name the data in a report."""
+        """Returns 12 hexadecimal digits of a SHA-256 of shape, pairs and weights."""
         digest = hashlib.sha256(f"{self.n_users},{self.n_items}".encode())
         for column, dtype in ((self.indptr, np.int32), (self.indices, np.int32), (self.weights, np.float32)):
             if column is not None:
@@ -350,23 +384,31 @@ class Interactions:
     # ------------------------------------------------------------------ under jit
 
     def contains(self, users: Array, items: Array) -> Array:
-        """Whether each pair is stored; `users` and `items` (integers) broadcast, the answer has their shape.
+        """Tells for each pair whether it is stored.
 
-        It searches the user's row by halves, in log₂ N steps, and forms no [M, N] array. A pair with a user outside
-        0 .. M-1 or an item outside 0 .. N-1 is not stored.
+        A binary search in the user's row takes log₂ N steps; no array [M, N] is formed. A pair
+        whose user is outside 0 .. M-1 or whose item is outside 0 .. N-1 is not stored.
+
+        Args:
+            users: integers [...].
+            items: integers [...] that broadcast with `users`.
+
+        Returns:
+            bool, of the broadcast shape.
         """
         chex.assert_type([users, items], int)
         return _contains(self, as_ids(users), as_ids(items))
 
     def rows(self, users: Array, *, length: int) -> tuple[Array, Array]:
-        """The items of a block of users, padded.
+        """Returns the items of a block of users as padded rows.
 
         Args:
-            users: integers [...]; one outside 0 .. M-1 has no items.
-            length: static; the first `length` items of each user are given.
+            users: integers [...]; a user outside 0 .. M-1 has no items.
+            length: static; only the first `length` items of each user are returned.
 
         Returns:
-            items int32 [..., length], 0 where padded, and where bool [..., length], True for real entries.
+            items int32 [..., length], 0 where padded; and where bool [..., length], True for real
+            entries.
         """
         chex.assert_type(users, int)
         length = integer("length", length, least=0)
@@ -375,17 +417,20 @@ class Interactions:
         where = number < degrees
         if self.n_pairs == 0:
             return jnp.zeros(where.shape, jnp.int32), where
+        # Padded places may lie past the end of `indices`.
         return jnp.where(where, jnp.asarray(self.indices).at[first + number].get(mode="clip"), 0), where
 
     def flat_rows(self, users: Array, *, capacity: int) -> tuple[Array, Array, Array]:
-        """The items of a block of users as one list of pairs, one user's after another's: padded once, not by user.
+        """Returns the items of a block of users as one flat, padded list, user after user.
 
         Args:
-            users: integers [B]; one outside 0 .. M-1 has no items.
-            capacity: static C, at least the number of pairs of these users; any beyond C are left out.
+            users: integers [B]; a user outside 0 .. M-1 has no items.
+            capacity: static length C of the list. It must be at least the number of pairs of these
+                users: pairs beyond it are silently left out.
 
         Returns:
-            rows int32 [C], places in `users`, B where padded; items int32 [C], 0 there; degrees int32 [B].
+            rows int32 [C], the position of each pair's user in `users`, B where padded; items int32
+            [C], 0 where padded; and degrees int32 [B], the number of items of each user.
         """
         chex.assert_type(users, int)
         chex.assert_rank(users, 1)
@@ -397,22 +442,25 @@ class Interactions:
         if self.n_pairs == 0 or not len(first):
             return rows, jnp.zeros(capacity, jnp.int32), degrees
         row = jnp.minimum(rows, len(first) - 1)
+        # ends - degrees is where a user's items start in the flat list.
         places = (first - ends + degrees)[row] + number
         return rows, jnp.where(rows < len(first), jnp.asarray(self.indices).at[places].get(mode="clip"), 0), degrees
 
     def take(self, users: ArrayLike, *, capacity: int | None = None) -> Interactions:
-        """The rows of a block of users, in the order given, as `Interactions` [B, N]: what models call `histories`.
+        """Returns the rows of a block of users as `Interactions` [B, N]: the `histories` of models.
 
-        Weights and timestamps are left out.
+        The rows are in the order of `users`. Weights and timestamps are left out.
 
         Args:
-            users: integers [B]; one outside 0 .. M-1 has no items, and one given twice has two rows.
-            capacity: static, the room for their pairs: `indices` is padded with 0 to it, which models and evaluation
-                allow for. None makes room for these pairs alone. Under `jit` it must be given, and pairs beyond it
-                are left out.
+            users: integers [B]. A user outside 0 .. M-1 has no items; a user given twice has two
+                rows.
+            capacity: static length of `indices`, which is padded with 0; models and evaluation
+                ignore the padding. None uses the number of pairs of these users. Under `jit` it is
+                required, and pairs beyond it are silently left out.
 
         Raises:
-            ValueError: for a capacity that is less than the number of pairs, except under `jit`.
+            ValueError: if the capacity is smaller than the number of pairs (not under `jit`), or if
+                it is None under `jit`.
 
         >>> Interactions.from_pairs([0, 0, 2], [1, 3, 0]).take([2, 1, 0]).pairs()[1].tolist()
         [0, 1, 3]
@@ -420,32 +468,33 @@ class Interactions:
         if not any(isinstance(x, jax.core.Tracer) for x in (users, self.indptr, self.indices)):
             return self._taken(np.asarray(users), capacity)
         if capacity is None:
-            raise ValueError("the users are traced; give capacity, the room for their pairs")
+            raise ValueError("the users are traced; give capacity, the largest number of their pairs")
         _, items, degrees = self.flat_rows(users, capacity=capacity)
         ends = jnp.minimum(jnp.cumsum(degrees, dtype=jnp.int32), capacity)
         indptr = jnp.concatenate([jnp.zeros(1, jnp.int32), ends])
         return Interactions(indptr, items, None, None, len(users), self.n_items)
 
     def _taken(self, users: np.ndarray, capacity: int | None) -> Interactions:
-        """`take` on the host."""
+        """Does the work of `take` on the host."""
         chex.assert_type(users, int)
         chex.assert_rank(users, 1)
         known = (users >= 0) & (users < self.n_users)
         users = np.where(known, users, 0).astype(np.int64)
+        # Without users, unknown users still look up row 0.
         indptr = np.asarray(self.indptr) if self.n_users else np.zeros(2, np.int32)
         first = indptr[users].astype(np.int64)
         degrees = np.where(known, indptr[users + 1] - first, 0)
         ends = np.cumsum(degrees)
         n = int(ends[-1]) if len(ends) else 0
         if capacity is not None and integer("capacity", capacity, least=0) < n:
-            raise ValueError(f"capacity={capacity}, but these users have {n} pairs; give at least as much")
+            raise ValueError(f"capacity={capacity}, but these users have {n} pairs; give {n} or more")
         items = np.zeros(n if capacity is None else int(capacity), np.int32)
         items[:n] = np.asarray(self.indices)[np.arange(n) + np.repeat(first - ends + degrees, degrees)]
         return Interactions(_offsets(np.r_[0, ends]), items, None, None, len(users), self.n_items)
 
 
 def _row_bounds(matrix: Interactions, users: Array) -> tuple[Array, Array]:
-    """Where the rows of `users` (int32) start in `indices`, and their lengths; 0 for a user outside 0 .. M-1."""
+    """Returns the start in `indices` and the length of each user's row; 0 for unknown users."""
     if matrix.n_users == 0:
         return jnp.zeros_like(users), jnp.zeros_like(users)
     indptr = jnp.asarray(matrix.indptr)
@@ -457,6 +506,7 @@ def _row_bounds(matrix: Interactions, users: Array) -> tuple[Array, Array]:
 
 @jax.jit
 def _contains(matrix: Interactions, users: Array, items: Array) -> Array:
+    """Binary search for `Interactions.contains`."""
     users, items = jnp.broadcast_arrays(users, items)
     if matrix.n_pairs == 0:
         return jnp.zeros(users.shape, bool)
@@ -465,10 +515,11 @@ def _contains(matrix: Interactions, users: Array, items: Array) -> Array:
 
     def halve(_, bounds):
         low, high = bounds
-        middle = low + ((high - low) >> 1)  # low + high may pass 2³¹
+        middle = low + ((high - low) >> 1)  # low + high could overflow int32
         right = (low < high) & (indices.at[middle].get(mode="clip") < items)
         return jnp.where(right, middle + 1, low), jnp.where(right | (low >= high), high, middle)
 
+    # Enough steps for the longest possible row; searches that are done keep their bounds.
     steps = max(matrix.n_items, 1).bit_length() + 1
     low, _ = jax.lax.fori_loop(0, steps, halve, (first, end))
     return (low < end) & (indices.at[low].get(mode="clip") == items)
@@ -478,6 +529,7 @@ _AS_TEXT = {"nan", "NaN", "NaT", "None", "null", "<NA>"}
 
 
 def _say_missing_as_text(name: str, labels: np.ndarray, places: np.ndarray) -> None:
+    """Warns of labels such as "nan", which look like missing values that were turned into text."""
     if labels.dtype.kind != "O":
         return
     for place in (place for place, label in enumerate(labels) if label in _AS_TEXT):
@@ -490,27 +542,27 @@ def _say_missing_as_text(name: str, labels: np.ndarray, places: np.ndarray) -> N
 
 
 def _offsets(ends: np.ndarray) -> np.ndarray:
-    """The places in the list of pairs where rows start, as int32; `ValueError` where they do not fit."""
+    """Returns row offsets into the list of pairs as int32; raises `ValueError` if they do not fit."""
     if len(ends) and ends[-1] > INT32_MAX:
         raise ValueError(f"{ends[-1]} pairs are more than the {INT32_MAX} that int32 can count; leave some users out")
     return ends.astype(np.int32)
 
 
 def _number(name: str, ids: np.ndarray) -> int:
-    """The largest id plus one; says if most ids below are nobody's, or only the first one is."""
+    """Returns the largest id plus one; warns if most smaller ids, or only id 0, never occur."""
     n = int(ids.max()) + 1
     used = np.count_nonzero(np.bincount(ids)) if n <= 10 * len(ids) else len(np.unique(ids))
     if n > 10 * used:
         warnings.warn(
-            f"{name} run to {n - 1}, but only {used} of these ids occur, and all get rows in models and rankings; "
-            f"Interactions.from_labels numbers them without gaps, n_{name}={n} says that the gaps are meant",
+            f"{name} run to {n - 1}, but only {used} of these ids occur, and every id gets a row in models and "
+            f"rankings; use Interactions.from_labels to avoid gaps, or give n_{name}={n} if the gaps are intended",
             DataWarning,
             stacklevel=3,
         )
     elif used > 1 and ids.min() == 1:
         warnings.warn(
-            f"{name} seem to start at 1: ids start at 0, so that 0 would get a row in models and rankings and be "
-            f"nobody; subtract 1, use Interactions.from_labels, or give n_{name}={n} if 0 is one of them",
+            f"{name} seem to start at 1, but ids start at 0: id 0 would get a row in models and rankings and have no "
+            f"pairs; subtract 1, use Interactions.from_labels, or give n_{name}={n} if id 0 is intended",
             DataWarning,
             stacklevel=3,
         )
@@ -518,12 +570,13 @@ def _number(name: str, ids: np.ndarray) -> int:
 
 
 def _known(id_map: IdMap, labels: tuple[np.ndarray, np.ndarray], columns: dict[str, Any]) -> dict[str, Any]:
-    """The columns with the ids of `id_map`, without the rows that have a label which it lacks.
+    """Replaces labels by the ids of `id_map` and drops the rows with a label that it lacks.
 
     Args:
         id_map: the map to use.
         labels: distinct labels of users and of items.
-        columns: "users" and "items" as places in `labels`; "weights" and "timestamps", or None.
+        columns: "users" and "items" as positions in `labels`; "weights" and "timestamps", each a
+            column or None.
     """
     lengths = {name: len(column) for name, column in columns.items() if column is not None}
     if len(set(lengths.values())) > 1:
@@ -533,7 +586,10 @@ def _known(id_map: IdMap, labels: tuple[np.ndarray, np.ndarray], columns: dict[s
     keep = (users >= 0) & (items >= 0)
     if not keep.any():
         given = [such.tolist()[0] for such in (*labels, id_map.users, id_map.items) if len(such)]
-        raise ValueError(f"id_map has none of {len(keep)} pairs' labels; is it of other data? Given, had: {given}")
+        raise ValueError(
+            f"id_map lacks a label of each of the {len(keep)} pairs; does it belong to other data? The first labels "
+            f"given and in id_map are {given}"
+        )
     if not keep.all():
         warnings.warn(
             f"dropped {(~keep).sum()} of {len(keep)} pairs: id_map lacks {len(np.unique(columns['users'][users < 0]))} "
@@ -546,7 +602,7 @@ def _known(id_map: IdMap, labels: tuple[np.ndarray, np.ndarray], columns: dict[s
 
 
 def check_interactions(**given: Any) -> None:
-    """`TypeError` for an argument that is no `Interactions`: names it, and says what to make of it.
+    """Raises `TypeError` for an argument that is not an `Interactions`; says how to convert it.
 
     >>> check_interactions(train=scipy.sparse.eye_array(3))
     Traceback (most recent call last):
@@ -559,7 +615,7 @@ def check_interactions(**given: Any) -> None:
         if parts:
             instead = f"one of its parts, such as {name}.{parts[0]}"
         elif isinstance(value, tuple) and value and isinstance(value[0], Interactions):
-            instead = f"{name}[0], for an IdMap came with them"
+            instead = f"{name}[0], the first entry of this tuple"
         elif scipy.sparse.issparse(value):
             instead = f"Interactions.from_scipy({name})"
         elif hasattr(value, "columns"):
@@ -570,7 +626,10 @@ def check_interactions(**given: Any) -> None:
 
 
 def check_weights(**given: Interactions) -> None:
-    """`ValueError` for interactions with a weight that is negative or not finite; names it. Traced weights pass."""
+    """Raises `ValueError` for interactions with a negative or non-finite weight.
+
+    Traced weights are not checked.
+    """
     for name, interactions in given.items():
         if interactions.weights is None or isinstance(interactions.weights, jax.core.Tracer):
             continue
@@ -585,12 +644,16 @@ def check_weights(**given: Interactions) -> None:
 
 
 def check_positives(**given: Any) -> None:
-    """Refuses what nothing can be learned from: no `Interactions`, no pairs, wrong weights, or only weights of 0."""
+    """Raises an error for interactions that nothing can be learned from.
+
+    These are: another type than `Interactions`, no pairs, a negative or non-finite weight, and only
+    weights of 0.
+    """
     check_interactions(**given)
     check_weights(**given)
     for name, interactions in given.items():
         if interactions.n_pairs == 0:
-            raise ValueError(f"{name} has no pairs, so that there is nothing to learn from")
+            raise ValueError(f"{name} has no pairs, so there is nothing to learn from; give at least one")
         weights = interactions.weights
         if weights is not None and not isinstance(weights, jax.core.Tracer) and not np.any(weights):
-            raise ValueError(f"{name}.weights are all 0, so that there is nothing to learn from; leave weights out")
+            raise ValueError(f"{name}.weights are all 0, so there is nothing to learn from; leave weights out")

@@ -1,10 +1,11 @@
-"""Ranking metrics on hits in rank order, and properties of the recommended lists as a whole.
+"""Ranking metrics of hits in rank order, and properties of the recommended lists as a whole.
 
     metric(hits[..., K], n_relevant[...], *, k) -> [...]
 
-`hits` is bool: whether the item at each rank is relevant, best rank first. `n_relevant` is how many relevant items the
-user has in all. A user without relevant items gets 0; whoever averages leaves such users out. The definitions are
-those of trec_eval; variants that other papers use are arguments. Every metric is float32, with `jax_enable_x64` too.
+`hits` is bool: whether the item at each rank is relevant, best rank first. `n_relevant` is the
+number of all relevant items of the user. A user without relevant items gets 0; leave such users out
+when you average. The definitions are those of trec_eval; arguments select variants that other
+papers use. Every metric is float32, also with `jax_enable_x64`.
 """
 
 from __future__ import annotations
@@ -22,40 +23,48 @@ Denominator = Literal["n_relevant", "min_k"]
 
 
 def _checked(hits: Array, n_relevant: Array, k: int) -> tuple[Array, Array, int]:
-    """The first k hits and n_relevant as float32, and k as int."""
+    """Returns the first k hits and n_relevant as float32, and k as int."""
     hits, n_relevant = jnp.asarray(hits), jnp.asarray(n_relevant)
     chex.assert_type(hits, bool)
     chex.assert_shape(n_relevant, hits.shape[:-1])
     found = as_integer(k)
     if found is None or not 1 <= found <= hits.shape[-1]:
-        raise ValueError(f"k={k}, but the lists hold {hits.shape[-1]} items; ask for 1 .. {hits.shape[-1]}")
+        raise ValueError(f"k={k}, but the lists hold {hits.shape[-1]} items; give 1 .. {hits.shape[-1]}")
     return hits[..., :found].astype(jnp.float32), n_relevant.astype(jnp.float32), found
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:
+    """Divides; a denominator of 0 gives 0."""
+    # Double where: the untaken branch must not divide by 0.
     return jnp.where(denominator > 0, numerator / jnp.where(denominator > 0, denominator, 1), 0)
 
 
 def _size(n_relevant: Array, k: int, denominator: Denominator) -> Array:
+    """Returns what recall and average precision divide by."""
     if denominator not in ("n_relevant", "min_k"):
         raise ValueError(f'denominator={denominator!r}; give "n_relevant" or "min_k"')
     return n_relevant if denominator == "n_relevant" else jnp.minimum(n_relevant, k)
 
 
 def _ranks(n: int) -> Array:
-    """1 .. n, float32."""
+    """Returns 1 .. n as float32."""
     return jnp.arange(1, n + 1, dtype=jnp.float32)
 
 
 def _per_rank(values: Array, like: Array) -> Array:
-    """Values [k] with leading axes of 1, to multiply `like` [..., k]."""
+    """Reshapes values [k] to broadcast with `like` [..., k]."""
     return values.reshape((1,) * (like.ndim - 1) + (-1,)).astype(like.dtype)
 
 
 def recall(hits: Array, n_relevant: Array, *, k: int, denominator: Denominator = "n_relevant") -> Array:
-    """Share of the relevant items among the first k.
+    """Share of the relevant items that are among the first k.
 
-    `denominator="min_k"` divides by min(k, n_relevant) instead, as the papers on VAEs and iALS do.
+    Args:
+        hits: bool [..., K], whether the item at each rank is relevant.
+        n_relevant: number of relevant items of each user, [...].
+        k: static length of the lists, 1 .. K.
+        denominator: "n_relevant", or "min_k" to divide by min(k, n_relevant), as papers on VAEs and
+            iALS do.
 
     >>> recall(jnp.array([False, True]), jnp.array(4), k=2).item()
     0.25
@@ -65,27 +74,51 @@ def recall(hits: Array, n_relevant: Array, *, k: int, denominator: Denominator =
 
 
 def precision(hits: Array, n_relevant: Array, *, k: int) -> Array:
-    """Share of relevant items among the first k: hits / k, also for users with fewer than k relevant items."""
+    """Share of the first k that is relevant: hits / k, even if fewer than k items are relevant.
+
+    Args:
+        hits: bool [..., K], whether the item at each rank is relevant.
+        n_relevant: number of relevant items of each user, [...].
+        k: static length of the lists, 1 .. K.
+    """
     hits, n_relevant, _ = _checked(hits, n_relevant, k)
     return jnp.where(n_relevant > 0, hits.mean(-1), 0)
 
 
 def hit_rate(hits: Array, n_relevant: Array, *, k: int) -> Array:
-    """1 where at least one of the first k is relevant, else 0."""
+    """1 if at least one of the first k items is relevant, else 0.
+
+    Args:
+        hits: bool [..., K], whether the item at each rank is relevant.
+        n_relevant: number of relevant items of each user, [...].
+        k: static length of the lists, 1 .. K.
+    """
     hits, _, _ = _checked(hits, n_relevant, k)
     return hits.max(-1)
 
 
 def mrr(hits: Array, n_relevant: Array, *, k: int) -> Array:
-    """Reciprocal rank of the first relevant item, 0 if it is not among the first k."""
+    """Reciprocal rank of the first relevant item; 0 if it is not among the first k.
+
+    Args:
+        hits: bool [..., K], whether the item at each rank is relevant.
+        n_relevant: number of relevant items of each user, [...].
+        k: static length of the lists, 1 .. K.
+    """
     hits, _, k = _checked(hits, n_relevant, k)
     return (hits * _per_rank(1 / _ranks(k), hits)).max(-1)
 
 
 def ndcg(hits: Array, n_relevant: Array, *, k: int) -> Array:
-    """Normalised discounted cumulative gain, binary: Σᵣ hitᵣ / log₂(r + 1), over the same sum of an ideal list.
+    """Normalised discounted cumulative gain with binary relevance (Järvelin and Kekäläinen 2002).
 
-    The ideal list has min(k, n_relevant) hits (Järvelin and Kekäläinen 2002, 10.1145/582415.582418).
+    Σᵣ hitᵣ / log₂(r + 1), divided by the same sum for an ideal list with min(k, n_relevant) hits
+    (10.1145/582415.582418).
+
+    Args:
+        hits: bool [..., K], whether the item at each rank is relevant.
+        n_relevant: number of relevant items of each user, [...].
+        k: static length of the lists, 1 .. K.
 
     >>> round(ndcg(jnp.array([False, True]), jnp.array(3), k=2).item(), 5)
     0.38685
@@ -98,9 +131,15 @@ def ndcg(hits: Array, n_relevant: Array, *, k: int) -> Array:
 
 
 def average_precision(hits: Array, n_relevant: Array, *, k: int, denominator: Denominator = "n_relevant") -> Array:
-    """Mean over the relevant items of the precision at their ranks, 0 for those after rank k; its mean is MAP@k.
+    """Mean over the relevant items of the precision at their ranks; its mean over users is MAP@k.
 
-    `denominator="min_k"` divides by min(k, n_relevant) instead of n_relevant.
+    An item after rank k counts 0.
+
+    Args:
+        hits: bool [..., K], whether the item at each rank is relevant.
+        n_relevant: number of relevant items of each user, [...].
+        k: static length of the lists, 1 .. K.
+        denominator: "n_relevant", or "min_k" to divide by min(k, n_relevant).
     """
     hits, n_relevant, k = _checked(hits, n_relevant, k)
     precisions = jnp.cumsum(hits, axis=-1) * _per_rank(1 / _ranks(k), hits)
@@ -108,16 +147,20 @@ def average_precision(hits: Array, n_relevant: Array, *, k: int, denominator: De
 
 
 def auc(scores: Array, relevant: Array, *, where: Array | None = None) -> Array:
-    """Area under the ROC curve of full rows: the chance that a relevant item outscores another, ties counting half.
+    """Area under the ROC curve of whole rows.
+
+    It is the probability that a relevant item scores higher than an irrelevant one; ties count ½.
+    Each row is sorted.
 
     Args:
         scores: [..., N].
-        relevant: bool [..., N].
-        where: bool [..., N], True = use (such as items not seen in training).
+        relevant: bool [..., N], True for the relevant items.
+        where: bool [..., N], True for the items to use, such as those not seen in training; None
+            uses all.
 
     Returns:
-        [...]; 0 for rows without a relevant or without another item, NaN for rows where a score in use is NaN. It costs
-        a sort of each row.
+        [...]; 0 for rows without a relevant or without an irrelevant item, NaN for rows in which a
+        score to use is NaN.
     """
     scores, relevant = jnp.asarray(scores), jnp.asarray(relevant)
     chex.assert_type(relevant, bool)
@@ -125,13 +168,14 @@ def auc(scores: Array, relevant: Array, *, where: Array | None = None) -> Array:
     where = jnp.ones(scores.shape, bool) if where is None else where
 
     def row(scores, relevant, other):
+        """AUC of one row; `other` marks the irrelevant items to use."""
         ordered = jnp.sort(jnp.where(other, scores, jnp.inf))
         n_other = other.sum(dtype=jnp.int32)
         below, up_to = (
             jnp.minimum(jnp.searchsorted(ordered, scores, side=side), n_other).astype(jnp.float32)
             for side in ("left", "right")
         )
-        shares = _ratio(below + up_to, 2 * n_other.astype(jnp.float32))  # a sum of wins would pass what floats hold
+        shares = _ratio(below + up_to, 2 * n_other.astype(jnp.float32))  # float32 could not hold a sum of wins
         area = _ratio(jnp.where(relevant, shares, 0).sum(), relevant.sum(dtype=jnp.int32).astype(jnp.float32))
         return jnp.where((jnp.isnan(scores) & (relevant | other)).any(), jnp.nan, area)
 
@@ -140,20 +184,23 @@ def auc(scores: Array, relevant: Array, *, where: Array | None = None) -> Array:
     return jax.vmap(row)(*rows).reshape(scores.shape[:-1])
 
 
-# ---------------------------------------------------------------------- each relevant item alone
+# ---------------------------------------------------------------------- relevant items separately
 
 
 def rank_alone(pos: Array, others: Array, *, where: Array | None = None) -> Array:
-    """Rank of a relevant item were it the only one: 1 + the number of others that score higher.
+    """Ranks each relevant item among the irrelevant items only: 1 + the number that score higher.
 
-    The others are the items that are not relevant, and ties are in its favour, as the code of λOpt has it (arXiv
-    1905.11596). So ranks are better than those of one list for all, the more relevant items a user has. The rank is NaN
-    where a score that it depends on is NaN.
+    Ties rank the relevant item first, as in the code of λOpt (arXiv 1905.11596). The more relevant
+    items a user has, the better these ranks are compared with those of one common list. A rank is
+    NaN if a score that it depends on is NaN.
 
     Args:
         pos: scores [...] of relevant items.
-        others: scores [..., n] of those that are not.
-        where: bool [..., n], True = use.
+        others: scores [..., n] of irrelevant items.
+        where: bool [..., n], True for the irrelevant items to use; None uses all.
+
+    Returns:
+        Ranks from 1, float32 [...].
 
     >>> rank_alone(jnp.array([3.0, 1.0]), jnp.array([[2.0, 0.0, 4.0]])).tolist()
     [2.0, 3.0]
@@ -166,7 +213,18 @@ def rank_alone(pos: Array, others: Array, *, where: Array | None = None) -> Arra
 
 
 def auc_alone(pos: Array, others: Array, *, where: Array | None = None) -> Array:
-    """Share of the others that a relevant item outscores, ties counting as lost; see `rank_alone`. 0 without others."""
+    """Share of the irrelevant items that score lower than a relevant item; see `rank_alone`.
+
+    Ties count as 0, unlike in `rank_alone`.
+
+    Args:
+        pos: scores [...] of relevant items.
+        others: scores [..., n] of irrelevant items.
+        where: bool [..., n], True for the irrelevant items to use; None uses all.
+
+    Returns:
+        float32 [...]; 0 if there is no irrelevant item.
+    """
     below = accumulated(others) < accumulated(pos)[..., None]
     where = jnp.ones(below.shape, bool) if where is None else jnp.broadcast_to(where, below.shape)
     wins, count = (x.sum(-1, dtype=jnp.int32).astype(jnp.float32) for x in (below & where, where))
@@ -174,46 +232,67 @@ def auc_alone(pos: Array, others: Array, *, where: Array | None = None) -> Array
 
 
 def recall_alone(ranks: Array, *, k: int) -> Array:
-    """1 where `rank_alone` is among the first k, else 0; its mean over a user's relevant items is λOpt's HR@K."""
+    """1 if the rank of `rank_alone` is at most k, else 0.
+
+    Its mean over a user's relevant items is λOpt's HR@K.
+    """
     return (jnp.asarray(ranks, jnp.float32) <= integer("k", k)).astype(jnp.float32)
 
 
 def ndcg_alone(ranks: Array, *, k: int) -> Array:
-    """1 / log₂(1 + r) for `rank_alone` r among the first k, else 0; its mean over a user's items is λOpt's NDCG@K."""
+    """1 / log₂(1 + r) if the rank r of `rank_alone` is at most k, else 0.
+
+    Its mean over a user's relevant items is λOpt's NDCG@K.
+    """
     ranks = jnp.asarray(ranks, jnp.float32)
     return jnp.where(ranks <= integer("k", k), 1 / jnp.log2(1 + ranks), 0)
 
 
-# ---------------------------------------------------------------------- lists as a whole; -1 is padding
+# ---------------------------------------------------------------------- whole lists; -1 is padding
 
 
 def _listed(items: ArrayLike, n_items: int) -> Array:
-    """Ids as int32; `ValueError` for an id that no item has, where ids are known."""
+    """Returns ids as int32; raises `ValueError` for an id of `n_items` or more, unless traced."""
     items = as_ids(items)
     if not isinstance(items, jax.core.Tracer) and items.size and int(items.max()) >= n_items:
-        raise ValueError(f"items has id {int(items.max())} of {n_items} items; give ids below it, and -1 as padding")
+        raise ValueError(
+            f"items has id {int(items.max())}, but there are {n_items} items; give ids below {n_items}, and -1 as "
+            "padding"
+        )
     return items
 
 
 def _counts(items: ArrayLike, n_items: int) -> Array:
-    """How often each item is recommended, float32 [N]."""
+    """Returns how often each item is recommended, float32 [N]."""
     items = _listed(items, n_items).reshape(-1)
-    places = jnp.where(items < 0, n_items, items)
+    places = jnp.where(items < 0, n_items, items)  # out of bounds, so that padding is dropped
     return jnp.zeros(n_items, jnp.int32).at[places].add(1, mode="drop").astype(jnp.float32)
 
 
 def coverage(items: ArrayLike, *, n_items: int) -> Array:
-    """Share of the catalogue that is in at least one of the lists `items` (ids [..., k]).
+    """Share of the catalogue that is in at least one list.
 
-    `ValueError` for an id of `n_items` or more; under `jit` such ids are left out.
+    Args:
+        items: ids of the recommended items, [..., k]; -1 is padding.
+        n_items: number of items N of the catalogue.
+
+    Raises:
+        ValueError: for an id of N or more; under `jit` such ids are ignored.
     """
     return (_counts(items, integer("n_items", n_items)) > 0).mean(dtype=jnp.float32)
 
 
 def gini(items: ArrayLike, *, n_items: int) -> Array:
-    """Gini coefficient of how often each item of the catalogue is recommended: 0 = equally, near 1 = few items only.
+    """Gini coefficient of how often each item of the catalogue is recommended.
 
-    `ValueError` for an id of `n_items` or more; under `jit` such ids are left out.
+    0 means equally often; near 1 means that only few items are recommended.
+
+    Args:
+        items: ids of the recommended items, [..., k]; -1 is padding.
+        n_items: number of items N of the catalogue.
+
+    Raises:
+        ValueError: for an id of N or more; under `jit` such ids are ignored.
     """
     n_items = integer("n_items", n_items)
     counts = jnp.sort(_counts(items, n_items))
@@ -221,9 +300,17 @@ def gini(items: ArrayLike, *, n_items: int) -> Array:
 
 
 def popularity(items: ArrayLike, degrees: Array) -> Array:
-    """Mean number of training users of the items in each list: `items` ids [..., k], `degrees` [N] -> [...].
+    """Mean number of training users of the items in each list.
 
-    `ValueError` for an id of N or more; under `jit` such ids make the mean NaN.
+    Args:
+        items: ids of the recommended items, [..., k]; -1 is padding.
+        degrees: number of training users of each item, [N].
+
+    Returns:
+        float32 [...].
+
+    Raises:
+        ValueError: for an id of N or more; under `jit` such ids make the mean NaN.
     """
     degrees = jnp.asarray(degrees, jnp.float32)
     items = _listed(items, len(degrees))

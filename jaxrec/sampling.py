@@ -1,4 +1,4 @@
-"""Samplers of negative items, on the device: `sampler(key, users[...], **hyper) -> int32 [..., n]`.
+"""Samplers of negative items on the device: `sampler(key, users[...], **hyper) -> int32 [..., n]`.
 
 Bind the hyperparameters with `functools.partial`. The same key gives the same items.
 """
@@ -19,13 +19,18 @@ from jaxrec.typing import Array, Key, Sampler
 
 
 def uniform(key: Key, users: Array, *, n_items: int, n: int = 1) -> Array:
-    """Draws n items for each user, uniformly from all, with replacement; the user's own items may be among them.
+    """Draws n items for each user, uniformly from all items, with replacement.
+
+    A user's own items may be among them; `reject_seen` redraws those.
 
     Args:
-        key: consumed.
-        users: [...].
-        n_items: N, at least 1; it may be traced.
-        n: static.
+        key: typed key.
+        users: user ids [...].
+        n_items: number of items N, at least 1; it may be traced.
+        n: static number of items for each user.
+
+    Returns:
+        int32 [..., n].
 
     >>> uniform(jax.random.key(0), jnp.zeros(3, jnp.int32), n_items=10, n=4).shape
     (3, 4)
@@ -36,12 +41,15 @@ def uniform(key: Key, users: Array, *, n_items: int, n: int = 1) -> Array:
 
 
 class AliasTable(NamedTuple):
-    """A distribution over items that is drawn from in constant time (Walker 1977, 10.1145/355744.355749).
+    """A distribution over items from which draws take constant time (Walker 1977).
+
+    The method is the alias method, 10.1145/355744.355749.
 
     Attributes:
-        keep: float32 [N], the chance to keep a uniformly drawn item.
+        keep: float32 [N], the probability of keeping a uniformly drawn item.
         alias: int32 [N], the item to take otherwise.
-        log_q: float32 [N], the log-probability of each item, for `losses.sampled_softmax`; -inf where never drawn.
+        log_q: float32 [N], the log-probability of each item, for `losses.sampled_softmax`; -inf for
+            items that are never drawn.
     """
 
     keep: Array
@@ -50,24 +58,32 @@ class AliasTable(NamedTuple):
 
 
 def popularity_table(train: Interactions, *, power: float = 1.0) -> AliasTable:
-    """The distribution of items in proportion to (number of training users) ** power, made on the host.
+    """Builds the distribution of items in proportion to (number of training users) ** power.
 
-    `power` 1 is popularity, 0.75 is word2vec's (Mikolov et al. 2013, arXiv 1310.4546), 0 is uniform over the items
-    that have a training pair. Items without one are never drawn.
+    It is built on the host. Items without a training pair are never drawn.
+
+    Args:
+        train: the training interactions.
+        power: 1 for popularity, 0.75 for the distribution of word2vec (Mikolov et al. 2013, arXiv
+            1310.4546), 0 for uniform over the items that have a training pair.
 
     Raises:
-        ValueError: for a set without pairs, and a power that is not finite or too far from 0 for float64.
+        ValueError: if `train` has no pairs, or if `power` is not finite or its powers do not fit
+            float64.
     """
     check_interactions(train=train)
     number("power", power)
     if not train.n_pairs:
         raise ValueError(f"train has no pairs: {train!r}; no item can be drawn from it")
     degrees = train.item_degrees.astype(np.float64)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # reported below
         mass = np.where(degrees > 0, np.maximum(degrees, 1) ** power, 0)
     if not 0 < mass.sum() < np.inf:
-        raise ValueError(f"power={power} of up to {int(degrees.max())} users is no float64; give a power nearer to 0")
+        raise ValueError(
+            f"power={power} of up to {int(degrees.max())} users does not fit float64; give a power nearer to 0"
+        )
     mass = mass / mass.sum()
+    # Each item gets a column of height 1: items with too little mass are filled up from others.
     keep, alias = mass * len(mass), np.arange(len(mass))
     small, large = list(np.flatnonzero(keep < 1)), list(np.flatnonzero(keep >= 1))
     while small and large:
@@ -76,17 +92,30 @@ def popularity_table(train: Interactions, *, power: float = 1.0) -> AliasTable:
         keep[large[-1]] -= 1 - keep[item]
         if keep[large[-1]] < 1:
             small.append(large.pop())
-    keep[[*small, *large]] = 1
+    keep[[*small, *large]] = 1  # equal to 1 up to rounding
     with np.errstate(divide="ignore"):
         return AliasTable(keep.astype(np.float32), alias.astype(np.int32), np.log(mass).astype(np.float32))
 
 
 def popularity(key: Key, users: Array, *, table: AliasTable, n: int = 1) -> Array:
-    """Draws n items for each user from `popularity_table`, with replacement; the user's own items may be among them."""
+    """Draws n items for each user from a `popularity_table`, with replacement.
+
+    A user's own items may be among them; `reject_seen` redraws those.
+
+    Args:
+        key: typed key.
+        users: user ids [...].
+        table: the distribution of the items.
+        n: static number of items for each user.
+
+    Returns:
+        int32 [..., n].
+    """
     return _from_table(key, (*jnp.shape(users), integer("n", n)), table)
 
 
 def _from_table(key: Key, shape: tuple[int, ...], table: AliasTable) -> Array:
+    """Draws entries of a table by the alias method."""
     item_key, keep_key = jax.random.split(key)
     items = jax.random.randint(item_key, shape, 0, table.keep.shape[0], dtype=jnp.int32)
     kept = jax.random.uniform(keep_key, shape, jnp.float32) < jnp.asarray(table.keep)[items]
@@ -94,22 +123,23 @@ def _from_table(key: Key, shape: tuple[int, ...], table: AliasTable) -> Array:
 
 
 def explorative(key: Key, shape: tuple[int, ...], *, train: Interactions, table: AliasTable) -> tuple[Array, Array]:
-    """Draws positives, with replacement: users by a table, and one of the items of each, uniformly.
+    """Draws positives with replacement: users from a table, and one item of each uniformly.
 
-    With `popularity_table(train.transpose(), power=0.8)` a user comes in proportion to (number of items) ** 0.8, as the
-    explorative sampling of MARS has it (eq. 10): less often than if pairs were drawn, and 0 is all users alike.
+    With `popularity_table(train.transpose(), power=0.8)` a user is drawn in proportion to (number
+    of items) ** 0.8, as in the explorative sampling of MARS (eq. 10). Power 1 would draw pairs
+    uniformly, power 0 draws users uniformly.
 
     Args:
-        key: consumed.
-        shape: of both results.
+        key: typed key.
+        shape: shape of both results.
         train: the positives.
-        table: of users; those without a positive must never be drawn.
+        table: distribution of the users. It must never draw a user without a positive.
 
     Returns:
-        users and items, int32.
+        users and items, int32 of this shape.
 
     Raises:
-        ValueError: for a table of another number of users than `train` has.
+        ValueError: if the table has another number of users than `train`.
 
     >>> train = Interactions.from_pairs([0, 0, 2], [1, 3, 0])
     >>> users, items = explorative(jax.random.key(0), (9,), train=train, table=popularity_table(train.transpose()))
@@ -119,7 +149,7 @@ def explorative(key: Key, shape: tuple[int, ...], *, train: Interactions, table:
     check_interactions(train=train)
     if len(table.keep) != train.n_users:
         raise ValueError(
-            f"table is of {len(table.keep)} users, train has {train.n_users}; give popularity_table(train.transpose())"
+            f"table has {len(table.keep)} users, train has {train.n_users}; give popularity_table(train.transpose())"
         )
     user_key, item_key = jax.random.split(key)
     users = _from_table(user_key, shape, table)
@@ -128,17 +158,21 @@ def explorative(key: Key, shape: tuple[int, ...], *, train: Interactions, table:
 
 
 def reject_seen(key: Key, users: Array, *, sample: Sampler, seen: Interactions, rounds: int = 8) -> Array:
-    """Draws from `sample`, and draws anew whatever the user has in `seen`, at most `rounds` times.
+    """Draws from `sample`, and redraws up to `rounds` times the items that the user has in `seen`.
 
-    So it ends also for a user who has seen everything. What is still seen after the last round is kept: with a share
-    s of the catalogue seen that is s ** (rounds + 1) of the draws.
+    Items that are still seen after the last round are kept, so the function also returns for a user
+    who has seen everything. If `sample` is uniform and the user has seen a share s of the
+    catalogue, this is a share s ** (rounds + 1) of the draws.
 
     Args:
-        key: consumed.
-        users: [...].
-        sample: a sampler, its hyperparameters bound.
+        key: typed key.
+        users: user ids [...].
+        sample: a sampler with its hyperparameters bound.
         seen: the interactions to avoid.
-        rounds: static, at least 0.
+        rounds: static number of redraws, 0 or more.
+
+    Returns:
+        int32 [..., n].
 
     >>> train = Interactions.from_pairs([0, 0, 1], [0, 1, 2])
     >>> def draw(key, users):
@@ -151,6 +185,7 @@ def reject_seen(key: Key, users: Array, *, sample: Sampler, seen: Interactions, 
     keys = jax.random.split(key, rounds + 1)
 
     def again(key, items):
+        # Draws for all positions, because shapes are static, and keeps the draws that are needed.
         return jnp.where(seen.contains(users[..., None], items), sample(key, users), items)
 
     def unfinished(state):
@@ -165,10 +200,18 @@ def reject_seen(key: Key, users: Array, *, sample: Sampler, seen: Interactions, 
 
 
 def shared(key: Key, users: Array, *, sample: Sampler) -> Array:
-    """Draws once for the whole batch: [1, n] from a sampler of [B, n], for users [B].
+    """Draws once for the whole batch: one list of negatives [1, n] for all users.
 
-    Scores [B, n] are then one matrix product instead of B gathers, so that thousands of negatives cost what a hundred
-    of one's own do.
+    Scores [B, n] are then one matrix product instead of B look-ups of rows, so thousands of shared
+    negatives cost as much as a hundred separate ones.
+
+    Args:
+        key: typed key.
+        users: user ids [B]; `sample` is called with the first.
+        sample: a sampler with its hyperparameters bound.
+
+    Returns:
+        int32 [1, n].
 
     >>> from functools import partial
     >>> draw = partial(uniform, n_items=10, n=4)
@@ -179,14 +222,18 @@ def shared(key: Key, users: Array, *, sample: Sampler) -> Array:
 
 
 def in_batch(users: Array, items: Array, *, seen: Interactions | None = None) -> Array:
-    """Which items of a batch may serve its users as negatives: bool [B, B], True = use.
+    """Tells which items of a batch may be negatives of its users.
 
-    Not the positive itself, wherever it comes again, and, with `seen`, no item that the user has there.
+    The positive itself is excluded wherever it occurs in the batch. With `seen`, so are the items
+    that the user has there.
 
     Args:
-        users: [B].
+        users: user ids [B].
         items: positives [B].
-        seen: interactions to leave out.
+        seen: interactions to exclude, or None.
+
+    Returns:
+        bool [B, B], True if the column's item may be a negative of the row's user.
 
     >>> in_batch(jnp.array([0, 1, 2]), jnp.array([5, 5, 7])).tolist()
     [[False, False, True], [False, False, True], [True, True, False]]
@@ -201,45 +248,53 @@ def in_batch(users: Array, items: Array, *, seen: Interactions | None = None) ->
 
 
 def hardest(scores: Array, negatives: Array, *, n: int) -> Array:
-    """The n highest-scored of a pool: dynamic hard negatives (Zhang et al. 2013, 10.1145/2484028.2484126).
+    """Returns the n highest-scored negatives of a pool: dynamic hard negatives (Zhang et al. 2013).
+
+    The source is 10.1145/2484028.2484126.
 
     Args:
-        scores: of the pool, [B, m].
-        negatives: ids [B, m], or [1, m] of a pool that the batch shares.
-        n: at most m.
+        scores: scores of the pool, [B, m].
+        negatives: ids [B, m], or [1, m] for a pool that the batch shares.
+        n: number of negatives to keep, at most m.
+
+    Returns:
+        ids [B, n].
 
     Raises:
-        ValueError: for n above the size of the pool.
+        ValueError: if n is larger than the pool.
 
     >>> hardest(jnp.array([[0.1, 0.9, 0.5]]), jnp.array([[7, 8, 9]]), n=2).tolist()
     [[8, 9]]
     """
     kept = as_integer(n)
     if kept is None or not 1 <= kept <= scores.shape[-1]:
-        raise ValueError(f"n={n} of a pool of {scores.shape[-1]}; give 1 to {scores.shape[-1]}, or draw a larger pool")
+        raise ValueError(
+            f"n={n} of a pool of {scores.shape[-1]} negatives; give 1 to {scores.shape[-1]}, or draw a larger pool"
+        )
     places = jax.lax.top_k(scores, kept)[1]
     return jnp.take_along_axis(jnp.broadcast_to(negatives, scores.shape), places, axis=-1)
 
 
-_SHUFFLED = 128  # up to here a shuffle takes no longer than the network of a batch
+_SHUFFLED = 128  # largest n for which a shuffle takes no longer than the network on a batch
 
 
 def permuted(key: Key, places: Array, *, n: int) -> Array:
-    """Images of places under a random permutation of 0 .. n-1, each found by itself: to shuffle, nothing is sorted.
+    """Maps positions by a random permutation of 0 .. n-1; a large n needs no sort.
 
-    Up to n = 128 the permutation is `jax.random.permutation`, so that each of the n! comes with the same chance. Above,
-    a Feistel network of ten rounds (Luby and Rackoff 1988, 10.1137/0217022) with additions modulo a and b permutes
-    the pairs of Z_a × Z_b, where a ≈ √n and ab is hardly above n; what falls on n or above goes through it again
-    (Black and Rogaway 2002, 10.1007/3-540-45760-7_9). The ten round keys are drawn from `key`. It reaches few of the n!
-    permutations, but neither single images nor pairs of them come unevenly.
+    Up to n = 128 it is `jax.random.permutation`, so all n! permutations are equally likely. For
+    larger n, a Feistel network of ten rounds (Luby and Rackoff 1988, 10.1137/0217022) with
+    additions modulo a and b permutes the pairs of Z_a × Z_b, where a ≈ √n and ab is slightly above
+    n. A result of n or more goes through the network again (Black and Rogaway 2002,
+    10.1007/3-540-45760-7_9). The keys of the ten rounds are drawn from `key`. The network reaches
+    only few of the n! permutations, but single images and pairs of images are evenly distributed.
 
     Args:
-        key: typed key; one key is one permutation.
-        places: integers [...] of 0 .. n-1.
+        key: typed key; each key gives one permutation.
+        places: the positions to map, integers [...] of 0 .. n-1.
         n: static, at least 1.
 
     Returns:
-        int32 [...].
+        The images, int32 [...].
 
     >>> sorted(permuted(jax.random.key(0), jnp.arange(5), n=5).tolist())
     [0, 1, 2, 3, 4]
@@ -252,10 +307,11 @@ def permuted(key: Key, places: Array, *, n: int) -> Array:
     columns, round_keys = -(-n // rows), jax.random.bits(key, (10,), jnp.uint32)
 
     def moved(x: Array, other: Array, round_key: Array, size: int) -> Array:
+        """One round: adds to x a hash of the other half and the round's key, modulo `size`."""
         y = (other ^ round_key) * jnp.uint32(0x85EBCA6B)
         y = (y ^ (y >> 13)) * jnp.uint32(0xC2B2AE35)
-        x = x + ((y >> 16) * jnp.uint32(size) >> 16)  # uniform on 0 .. size-1, up to size / 2¹⁶
-        return jnp.where(x < size, x, x - jnp.uint32(size))
+        x = x + ((y >> 16) * jnp.uint32(size) >> 16)  # adds 0 .. size-1, uniform up to size / 2¹⁶
+        return jnp.where(x < size, x, x - jnp.uint32(size))  # modulo: x is below 2 · size
 
     def network(x: Array) -> Array:
         left, right = x // jnp.uint32(columns), x % jnp.uint32(columns)
@@ -274,18 +330,20 @@ def permuted(key: Key, places: Array, *, n: int) -> Array:
 
 
 def uniform_at(key: Key, rows: Array, columns: Array) -> tuple[Array, Array]:
-    """Two independent uniforms in (0, 1) for each pair: a function of key, row and column alone, whatever is around it.
+    """Returns two independent uniform numbers in (0, 1) for each pair of a row and a column.
 
-    Threefry-2x32 of 20 rounds (Salmon et al. 2011, 10.1145/2063384.2063405) of the pair, unrolled, so that XLA fuses it
-    into what uses it. For noise that is needed again at single places, or by parts.
+    The numbers depend only on the key, the row and the column, not on the shape of the arrays. Use
+    it for noise that is needed again at single positions, or in parts. It is Threefry-2x32 with 20
+    rounds (Salmon et al. 2011, 10.1145/2063384.2063405), unrolled, so that XLA fuses it with the
+    code that uses it.
 
     Args:
         key: typed key of any kind.
-        rows: integers [...] below 2³², that broadcast with `columns`.
-        columns: integers [...].
+        rows: integers [...] below 2³² that broadcast with `columns`.
+        columns: integers [...] below 2³².
 
     Returns:
-        Two arrays of default floats, of 23 random bits.
+        Two arrays of the default float dtype, with 23 random bits.
 
     >>> whole, _ = uniform_at(jax.random.key(0), jnp.arange(3)[:, None], jnp.arange(4)[None])
     >>> one, _ = uniform_at(jax.random.key(0), jnp.array(2), jnp.array(3))
@@ -298,12 +356,13 @@ def uniform_at(key: Key, rows: Array, columns: Array) -> tuple[Array, Array]:
 
 
 def _open_unit(bits: Array) -> Array:
+    """Maps random bits to (0, 1): the middles of 2²³ equal intervals."""
     dtype = jnp.result_type(float)
     return ((bits >> 9).astype(dtype) + jnp.asarray(0.5, dtype)) * jnp.asarray(2.0**-23, dtype)
 
 
 def _threefry(key: Array, left: Array, right: Array) -> tuple[Array, Array]:
-    """The block cipher of (left, right), uint32 each, under `key` uint32 [2]."""
+    """Encrypts the block (left, right), uint32 each, under `key` uint32 [2]."""
     schedule = (key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(0x1BD11BDA))
     rotations = ((13, 15, 26, 6), (17, 29, 16, 24))
     left, right = left + schedule[0], right + schedule[1]

@@ -1,7 +1,7 @@
-"""Aliases and Protocols for annotations; nothing here runs.
+"""Type aliases and protocols for annotations.
 
-Shape letters in docstrings: B examples, n negatives, P positives, M users, N items, D dims, K facets or interests,
-k length of a list; `...` stands for any leading axes.
+Docstrings give shapes by letter: B examples, n negatives, P positives, M users, N items, D dims, K
+facets or interests, k the length of a list. `...` means any leading axes.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ Variables = Mapping[str, Any]
 
 
 class Loss(Protocol):
-    """Compares `pos` [...] with the last axis of `neg` [..., n] and drops that axis."""
+    """A function that compares `pos` [...] with the last axis of `neg` [..., n]; returns [...]."""
 
     def __call__(self, pos: Array, neg: Array, *, where: Array | None = None) -> Array:
-        """Losses [...]."""
+        """Returns losses [...]."""
 
 
 class Sampler(Protocol):
-    """Draws items for users [...]; the same key gives the same items."""
+    """A function that draws items for users [...]; the same key gives the same items."""
 
     def __call__(self, key: Key, users: Array) -> Array:
-        """Item ids int32 [..., n]."""
+        """Returns item ids, int32 [..., n]."""
 
 
 class Model(Protocol):
-    """What training and evaluation ask of a model; every `flax.linen.Module` of `jaxrec.models` has it.
+    """What training and evaluation need of a model, such as a Linen module of `jaxrec.models`.
 
-    Evaluation checks ids by `n_users` and `n_items`, where a model has these.
+    If a model has the attributes `n_users` and `n_items`, evaluation checks ids against them.
     """
 
     def apply(self, variables: Variables, *args: Any, method: Any = None) -> Array:
-        """Scores of the pairs (users, items), or [B, N] for users with `method="rows"`."""
+        """Returns scores of pairs (users, items); with `method="rows"`, scores [B, N] of users."""
 
 
 class Objective(Protocol):
-    """The scalar that training minimises."""
+    """A function that computes the scalar that training minimises."""
 
     def __call__(self, variables: Variables, key: Key, batch: Any) -> jax.Array:
-        """Loss of one batch."""
+        """Returns the loss of one batch."""

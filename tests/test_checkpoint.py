@@ -284,7 +284,7 @@ def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
 def test_fewer_epochs_than_are_saved_is_said(tmp_path):
     checkpoint = jr.train.Checkpoint(tmp_path)
     fit(2, checkpoint=checkpoint)
-    with pytest.warns(UserWarning, match=f"{tmp_path} has done 2 epochs and epochs=1 is their total number"):
+    with pytest.warns(UserWarning, match=f"{tmp_path} has done 2 epochs, and epochs=1 counts from the start"):
         state, _ = fit(1, checkpoint=checkpoint)
     assert int(state.epoch) == 2
 

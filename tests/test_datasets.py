@@ -204,7 +204,7 @@ def test_unknown_and_absent_sets_say_where_to_put_them(folders, tmp_path, monkey
     [
         (dict(train=TRAIN), r"holds \['train'\]; it must hold interactions, or train and test"),
         (dict(pairs=TRAIN), "it must hold interactions, or train and test"),
-        (dict(interactions=TRAIN.T), r"interactions is int64\[2, 3\], not integers \[n, 2\]"),
+        (dict(interactions=TRAIN.T), r"interactions is int64\[2, 3\]; it must be integers \[n, 2\]"),
         (dict(interactions=TRAIN / 2), "interactions is float64"),
         (dict(interactions=TRAIN - 1), r"users\[0\] is -1; ids start at 0"),
         (dict(interactions=TRAIN[:0]), "users and items are empty"),
@@ -212,12 +212,12 @@ def test_unknown_and_absent_sets_say_where_to_put_them(folders, tmp_path, monkey
         (dict(interactions=TRAIN, timestamps=[1]), "timestamps has 1 entries"),
         (dict(interactions=TRAIN, item_ids=[7]), r"items\[0\] is 1; it must be below n_items=1"),
         (dict(interactions=TRAIN, item_title=["x"]), "item_title has 1 entries; there are 2 items"),
-        (dict(train=TRAIN, test=TEST, negatives=[[1], [2]]), r"negatives is int64\[2, 1\], not integers \[3, n\]"),
+        (dict(train=TRAIN, test=TEST, negatives=[[1], [2]]), r"is int64\[2, 1\]; it must be integers \[3, n\]"),
         (dict(interactions=np.array([None])), "is damaged or no npz archive"),
         (dict(interactions=np.array([[0, 2**31]])), "item ids run to 2147483648; ids must fit int32"),
         (dict(interactions=TRAIN, user_ids=["a", ""]), r"users\[1\] is missing"),
         (dict(train=TRAIN, test=TEST, negatives=[[1], [2**32 + 1], [0]]), "negatives run from 0 to 4294967297; items"),
-        (dict(train=TRAIN, test=TEST, negatives=[[1], [-1], [0]]), "negatives run from -1 to 1; items are 0 to 3"),
+        (dict(train=TRAIN, test=TEST, negatives=[[1], [-1], [0]]), "negatives run from -1 to 1; items run from 0 to 3"),
     ],
 )
 def test_malformed_archives_are_named(folders, arrays, message):

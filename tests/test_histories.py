@@ -48,7 +48,7 @@ def test_rows_are_taken_in_the_order_of_the_users(capacity):
 
 
 def test_room_that_is_too_small_or_not_known_is_said():
-    with pytest.raises(ValueError, match=r"^capacity=7, but these users have 8 pairs; give at least as much"):
+    with pytest.raises(ValueError, match=r"^capacity=7, but these users have 8 pairs; give 8 or more"):
         KNOWN.take(ORDER, capacity=7)
     with pytest.raises(ValueError, match=r"^capacity=-1; give an integer of 0 or more"):
         KNOWN.take(ORDER, capacity=-1)

@@ -284,7 +284,9 @@ def test_wrong_comparisons_are_refused(loss):
         loss(pos, neg, where=WHERE[0])
     with pytest.raises(AssertionError):
         loss(pos, pos)
-    with pytest.raises(ValueError, match=r"^pos \[.*\], neg \[.*\], where \[.*\]; give \[\.\.\.\], \[\.\.\., n\]"):
+    with pytest.raises(
+        ValueError, match=r"^pos \[.*\], neg \[.*\], where \[.*\]; give shapes \[\.\.\.\], \[\.\.\., n\]"
+    ):
         loss(jnp.ones(3), jnp.ones((4, 2)))
 
 
@@ -333,7 +335,7 @@ def test_mean_refuses_a_float_mask_and_shapes_that_differ():
     with pytest.raises(AssertionError):
         losses.mean(values, where=jnp.ones((2, 3)))
     for wrong, how, message in (
-        (values, {"where": jnp.ones(3, bool)}, r"the loss has shape \[2, 3\], where \[3\]; a loss gives one value a"),
+        (values, {"where": jnp.ones(3, bool)}, r"the loss has shape \[2, 3\], where \[3\]; a loss must return one"),
         (values, {"weights": jnp.ones(2)}, r"\[2, 3\], weights \[2\]"),
         (values.mean(), {"where": jnp.ones((2, 3), bool)}, r"the loss has shape \[\], where \[2, 3\]"),
     ):

@@ -243,7 +243,7 @@ def test_lists_with_items_that_nobody_has_are_refused(wrong):
         lambda: metrics.gini(lists, n_items=5),
         lambda: metrics.popularity(lists, np.ones(5)),
     ):
-        with pytest.raises(ValueError, match=r"items has id \d+ of 5 items"):
+        with pytest.raises(ValueError, match=r"items has id \d+, but there are 5 items"):
             call()
     assert np.isnan(jax.jit(metrics.popularity)(np.array([[0, 5]]), np.ones(5, np.float32))).all()
     for n_items in (0, 5.0):

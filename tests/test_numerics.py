@@ -25,7 +25,7 @@ def test_a_traced_integer_is_not_known():
 
 
 def test_a_traced_integer_is_named():
-    with pytest.raises(TypeError, match="n is traced, and must be known while tracing"):
+    with pytest.raises(TypeError, match="n is traced, but must be known while tracing"):
         jax.jit(lambda n: jnp.zeros(integer("n", n)))(3)
 
 

@@ -392,7 +392,7 @@ def test_users_held_out_are_whole_in_two_parts(whole, n_valid, n_test, share, se
 def test_samples_of_users_have_the_size_asked_for(whole, n, seed):
     able = np.asarray(whole.user_degrees) >= 2
     if n > able.sum():
-        with pytest.raises(ValueError, match=f"n={n}; {able.sum()} users have 2 or more pairs"):
+        with pytest.raises(ValueError, match=f"n={n}, but only {able.sum()} users have 2 or more pairs"):
             splits.sample_users(jax.random.key(seed), whole, n=n, min_pairs=2)
     else:
         chosen = splits.sample_users(jax.random.key(seed), whole, n=np.uint8(n), min_pairs=2)

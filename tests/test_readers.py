@@ -199,7 +199,7 @@ def test_movielens_names_the_malformed_line(tmp_path, text, message):
     ("text", "message"),
     [
         ("user_id\titem_id\n1\t2\n", r"line 1: found 'user_id\\titem_id', expected a typed header"),
-        ("uid:token\titem_id:token\n1\t2\n", "line 1: .* expected a typed header .*other names: delimited"),
+        ("uid:token\titem_id:token\n1\t2\n", "line 1: .* expected a typed header .*other names, use readers.delimited"),
         ("user_id:token\titem_id:token\n1\t2\n1 2\n", "line 3: found '1 2', expected 2 fields between tabs"),
     ],
 )
@@ -241,7 +241,7 @@ def test_delimited_refuses(tmp_path, options, message):
 
 def test_separator_must_be_told_where_the_suffix_does_not(tmp_path):
     path = write(tmp_path / "x.dat", "u;i\n1;2\n")
-    with pytest.raises(ValueError, match=r"separator cannot be told from the suffix '\.dat'"):
+    with pytest.raises(ValueError, match=r"the suffix '\.dat' of .* implies no separator"):
         readers.delimited(path, user="u", item="i")
     assert readers.delimited(path, user="u", item="i", separator=";").items.tolist() == [2]
 

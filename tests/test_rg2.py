@@ -251,7 +251,7 @@ def test_mesh_gives_the_same(train, devices, alpha):
         ({"sweeps": 0}, "sweeps=0; give an integer of 1 or more"),
         ({"alpha": -0.1}, "alpha=-0.1; give a finite number of 0 or more"),
         ({"steps": 0}, "steps=0; give an integer of 1 or more"),
-        ({"stopping": jr.train.EarlyStopping("ndcg@10")}, "no validate to give it"),
+        ({"stopping": jr.train.EarlyStopping("ndcg@10")}, "validate is None"),
         ({"mesh": Mesh(np.array(jax.devices()).reshape(2, 2), ("a", "b"))}, "single axis"),
     ],
 )

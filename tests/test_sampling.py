@@ -305,7 +305,7 @@ USERS, BY_ITEM = np.zeros(2, np.int32), sampling.popularity_table(TRAIN)
         (lambda k: sampling.reject_seen(k, USERS, sample=None, seen=TRAIN, rounds=1.5), "rounds=1.5"),
         (
             lambda k: sampling.explorative(k, (2,), train=TRAIN, table=sampling.popularity_table(TRAIN)),
-            "table is of 12",
+            "table has 12",
         ),
         (lambda k: sampling.permuted(k, USERS, n=0), "n=0; give an integer from 1"),
         (lambda k: sampling.permuted(k, USERS, n=2**31), "n=2147483648"),

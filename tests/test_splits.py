@@ -239,7 +239,7 @@ def test_time_quantiles():
     assert splits.time_quantiles(interactions, (0.0, 0.5, 0.75, 1.0)) == (1, 5, 9, 9)
     valid_from, test_from = splits.time_quantiles(user_of(100), (0.8, 0.9))
     assert sizes(splits.global_time(user_of(100), valid_from=valid_from, test_from=test_from)) == (80, 10, 10)
-    with pytest.raises(ValueError, match=r"fractions=\(0.5, 80.0\); they lie between 0 and 1"):
+    with pytest.raises(ValueError, match=r"fractions=\(0.5, 80.0\); give fractions between 0 and 1"):
         splits.time_quantiles(interactions, (0.5, 80))
 
 
@@ -271,7 +271,7 @@ def test_sample_users_and_strong_generalisation():
     assert not train.user_degrees[held].any() and valid.n_pairs == 0
     assert (history.user_degrees[held] > 0).all() and (test.user_degrees[held] > 0).all()
     assert train.n_pairs + history.n_pairs + test.n_pairs == interactions.n_pairs
-    with pytest.raises(ValueError, match="n=5; 4 users have 2 or more pairs"):
+    with pytest.raises(ValueError, match="n=5, but only 4 users have 2 or more pairs"):
         splits.sample_users(KEY, interactions, n=5, min_pairs=2)
 
 
@@ -301,10 +301,10 @@ def test_held_out_users_are_known_by_a_history_of_warm_items():
             n = (degrees[history] + degrees[target])[list(users[history])]
             np.testing.assert_array_equal(degrees[target][list(users[history])], np.maximum(n // 5, 1))
         dropped = f"dropped 1 of {sum(d.sum() for d in degrees[1:]) + 1} pairs of held-out users"
-        assert [str(w.message) for w in caught] == [f"{dropped}: item has no training pair"] * (2 * cold)
+        assert [str(w.message) for w in caught] == [f"{dropped}: their items have no training pair"] * (2 * cold)
     with pytest.raises(ValueError, match=r"share=1.0; give"):
         splits.held_out_users(KEY, x, n_valid=1, n_test=1, share=1.0, order=at_random)
-    with pytest.raises(ValueError, match="n=38; 37 users have 5 or more pairs"):
+    with pytest.raises(ValueError, match="n=38, but only 37 users have 5 or more pairs"):
         splits.held_out_users(KEY, x, n_valid=0, n_test=38, order=at_random)
     with pytest.raises(ValueError, match="n_valid=20, n_test=20 leave no user to train"):
         splits.held_out_users(KEY, x, n_valid=20, n_test=20, order=at_random, min_pairs=1)
@@ -343,7 +343,7 @@ UNTIMED = Interactions.from_pairs([0, 0, 0], [0, 1, 2])
         (lambda: splits.ratio(UNTIMED, order=lambda x: x.indices[:2]), r"order gives shape \[2\].* each of 3 pairs"),
         (
             lambda: splits.leave_one_out(UNTIMED, order=lambda x: x.indices // 2),
-            "order gives equal ranks inside a user",
+            "order gives equal ranks within a user",
         ),
         (lambda: splits.leave_one_out(UNTIMED, order=at_random, who=[True, False]), r"who is bool\[2\]; .* of 1 users"),
         (lambda: splits.leave_one_out(UNTIMED, order=at_random, who=[0]), r"who is int64\[1\]; give one bool"),

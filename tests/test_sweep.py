@@ -379,7 +379,7 @@ def test_evaluate_takes_a_report():
     report = jr.evaluate.Report(np.arange(2), {"ndcg": np.array([0.25, 0.75])}, {"coverage": 0.5}, None, "made")
     tested = made([[0.1, 0.2]]).evaluate(lambda _: report)
     assert tested.runs[0].metrics == {"ndcg": 0.1, "test ndcg": 0.5, "test coverage": 0.5}
-    with pytest.raises(TypeError, match="validate gives None; give name -> number, or a Report"):
+    with pytest.raises(TypeError, match="validate gives None; return a mapping from names to numbers, or a Report"):
         made([[0.1, 0.2]]).evaluate(lambda _: None)
 
 

@@ -394,7 +394,7 @@ def test_a_state_that_is_done_is_warned_of_and_a_report_serves_as_figures():
         progress=False,
     )
     assert "ndcg@10" in history.names
-    with pytest.warns(UserWarning, match="has done 1 epochs and epochs=1 is their total number"):
+    with pytest.warns(UserWarning, match="has done 1 epochs, and epochs=1 counts from the start"):
         again, history = jr.train.fit(state, objective(model), TX, TRAIN, epochs=1, progress=False)
     assert again is state and not history.records
     with pytest.raises(TypeError, match=r"variables is a State; give its \.variables"):
@@ -717,7 +717,7 @@ def test_what_the_objective_itself_writes_down_is_not_said_and_not_compiled_for(
 
 
 def test_names_that_a_record_has_are_refused():
-    with pytest.raises(ValueError, match="validate gives 'loss', which the record has already"):
+    with pytest.raises(ValueError, match="validate gives 'loss', which the record already has"):
         fit(model_of(), validate=lambda _: {"loss": 1.0})
 
 

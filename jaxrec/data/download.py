@@ -1,4 +1,4 @@
-"""Known sets from their sources: fetched, checked by hash, and kept as `<cache>/<name>/data.npz`."""
+"""Downloads known data sets, checks their hashes, and keeps them as `<cache>/<name>/data.npz`."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ _GENRES += ["Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "
 
 
 class Source(NamedTuple):
-    """Where a set can be had.
+    """Where the files of a set come from.
 
     Attributes:
-        files: file name -> (address, hash as "algorithm:digits"); None for a file that only its user can fetch.
+        files: maps each file name to (address, hash as "algorithm:digits"), or to None for a file
+            that the user must fetch.
         parse: turns the folder of the fetched files into the arrays of `data.npz`.
     """
 
@@ -35,22 +36,30 @@ class Source(NamedTuple):
 
 
 def cache() -> pathlib.Path:
-    """The folder of downloaded sets: `$JAXREC_CACHE`, else the operating system's place for caches.
+    """Returns the folder of downloaded sets: `$JAXREC_CACHE`, or the system's cache folder.
 
     Raises:
-        ImportError: where that place is asked of pooch and pooch is missing.
+        ImportError: if `$JAXREC_CACHE` is not set and pooch, which finds the system's folder, is
+            missing.
     """
     folder = os.environ.get("JAXREC_CACHE")
     return pathlib.Path(folder or readers.optional("pooch").os_cache("jaxrec"))
 
 
 def fetch(source: Source, folder: pathlib.Path) -> pathlib.Path:
-    """Downloads the files of a set, parses them and writes `folder/data.npz`; the files themselves are not kept.
+    """Downloads the files of a set, converts them to `folder/data.npz` and deletes the files.
+
+    Args:
+        source: the files and their parser; every file must have an address.
+        folder: the folder of the set.
+
+    Returns:
+        The path of `data.npz`.
 
     Raises:
-        ImportError: where pooch is missing.
-        OSError: where an address cannot be reached.
-        ValueError: for a file whose hash is not the known one.
+        ImportError: if pooch is missing.
+        OSError: if an address cannot be reached.
+        ValueError: if the hash of a file is wrong.
     """
     pooch = readers.optional("pooch")
     target = folder / "data.npz"
@@ -67,18 +76,20 @@ def fetch(source: Source, folder: pathlib.Path) -> pathlib.Path:
 
 
 def keep(source: Source, files: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    """Parses the files of a set, which lie in `files`, and writes `folder/data.npz`, whole or not at all."""
+    """Converts the files of a set in the folder `files` to `folder/data.npz`; returns its path."""
     arrays = source.parse(files)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="incoming-") as incoming:
         written = pathlib.Path(incoming) / "data.npz"
         np.savez_compressed(written, **packed(arrays))
-        os.replace(written, folder / "data.npz")
+        os.replace(written, folder / "data.npz")  # atomic: the file is complete or absent
     return folder / "data.npz"
 
 
 def packed(arrays: Arrays) -> Arrays:
-    """The arrays with strings as JSON text, for an npz file: neither pickled nor of a fixed width.
+    """Returns the arrays with strings as JSON text, for an npz file without pickles.
+
+    JSON text also avoids NumPy's fixed-width strings.
 
     >>> packed({"user_ids": np.array(["ann", "bob"], object)})["user_ids.json"].tobytes()
     b'["ann", "bob"]'
@@ -92,7 +103,7 @@ def packed(arrays: Arrays) -> Arrays:
 
 
 def unpacked(arrays: Arrays) -> Arrays:
-    """The arrays that `packed` was given."""
+    """Returns the arrays that were given to `packed`."""
     found = {}
     for name, array in arrays.items():
         if name.endswith(".json"):
@@ -104,9 +115,10 @@ def unpacked(arrays: Arrays) -> Arrays:
 
 
 def movielens(archive: str, *, ratings: str, movies: str, encoding: str) -> Callable[[pathlib.Path], Arrays]:
-    """A parser of GroupLens' zip files: the ratings, and titles, years and genres of the rated movies."""
+    """Returns a parser of a GroupLens zip file: ratings, and titles, years and genres of movies."""
 
     def parse(folder: pathlib.Path) -> Arrays:
+        """Parses the archive in a folder."""
         with zipfile.ZipFile(folder / archive) as opened:
             lines = opened.read(movies).decode(encoding).splitlines()
             opened.extract(ratings, folder)
@@ -117,7 +129,7 @@ def movielens(archive: str, *, ratings: str, movies: str, encoding: str) -> Call
 
 
 def _movie(line: str) -> tuple[int, tuple[str, int, str]]:
-    """Id and (title, year, genres) from a line of `movies.dat` (fields between "::") or `u.item` (between "|")."""
+    """Returns the id and (title, year, genres) of a line of `movies.dat` ("::") or `u.item` ("|")."""
     if "::" in line:
         item, title, genres = line.split("::")
     else:
@@ -128,7 +140,7 @@ def _movie(line: str) -> tuple[int, tuple[str, int, str]]:
 
 
 def pair_arrays(columns: readers.Columns) -> Arrays:
-    """The arrays of `data.npz` from pairs by label."""
+    """Returns the arrays of `data.npz` from columns of labels."""
     user_ids, users = factorised("users", columns.users)
     item_ids, items = factorised("items", columns.items)
     arrays = {"interactions": np.stack([users, items], axis=1).astype(np.int32), "user_ids": user_ids}
@@ -138,7 +150,12 @@ def pair_arrays(columns: readers.Columns) -> Arrays:
 
 
 def movie_arrays(columns: readers.Columns, movies: Mapping[int, tuple[str, int, str]]) -> Arrays:
-    """The arrays of `data.npz` from ratings by label and, by item label, (title, year, genres)."""
+    """Returns the arrays of `data.npz` from ratings, with titles, years and genres of the movies.
+
+    Args:
+        columns: the ratings by label.
+        movies: maps an item's label to (title, year, genres).
+    """
     arrays = pair_arrays(columns)
     described = (movies.get(item, (f"movie {item}", 0, "")) for item in arrays["item_ids"].tolist())
     titles, years, genres = zip(*described)
@@ -147,12 +164,20 @@ def movie_arrays(columns: readers.Columns, movies: Mapping[int, tuple[str, int, 
 
 
 def reviews(file: str, **fields: str) -> Callable[[pathlib.Path], Arrays]:
-    """A parser of McAuley's review files, one object a line; `fields` as in `readers.json_lines`."""
+    """Returns a parser of McAuley's review files, one object a line.
+
+    Args:
+        file: name of the file in the folder.
+        **fields: names of the fields, as in `readers.json_lines`.
+    """
     return lambda folder: pair_arrays(readers.json_lines(folder / file, **fields))
 
 
 def lightgcn(folder: pathlib.Path) -> Arrays:
-    """The arrays of `data.npz` from `train.txt` and `test.txt` and, where they are, the lists of original ids."""
+    """Returns the arrays of `data.npz` from `train.txt`, `test.txt` and lists of original ids.
+
+    The lists, `user_list.txt` and `item_list.txt`, are optional.
+    """
     arrays = {}
     for part in ("train", "test"):
         users, items, *_ = readers.adjacency(folder / f"{part}.txt")

@@ -1,11 +1,12 @@
-"""Readers of the usual file formats; each gives four columns with your own labels.
+"""Reads the usual file formats; each reader returns four columns with your own labels.
 
-`Interactions.from_labels(*readers.movielens(path))` makes the matrix. The readers need the extra `data` (pyarrow).
+`Interactions.from_labels(*readers.movielens(path))` builds the matrix. Readers of files need the
+extra `data` (pyarrow).
 
-Text files are UTF-8. They may be compressed by gzip, have a byte order mark and end their lines in either way. Blank
-lines are skipped, and spaces and tabs at both ends of a delimited field are dropped. A malformed line raises a
-`ValueError` that names file, line, what was found and what was expected. So does a missing label: an empty field, JSON
-null, NaN or None.
+Text files are UTF-8. They may be compressed with gzip, start with a byte order mark, and use any
+line ends. Blank lines are skipped. Spaces and tabs at both ends of a delimited field are dropped. A
+malformed line raises a `ValueError` that names the file, the line, what was found and what was
+expected. So does a missing label: an empty field, JSON null, NaN or None.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from jaxrec.data._text import optional as optional
 
 
 class Columns(NamedTuple):
-    """What every reader returns; one entry a row of the file, in its order.
+    """The columns that every reader returns, one entry for each row of the file, in its order.
 
     Attributes:
-        users: labels [n]: int64 (or uint64) if all are integers as Python writes them, so that "7" is 7 and "007" is
-            not; else str, as objects.
-        items: labels [n], likewise.
+        users: labels [n]. They are int64 (or uint64) if all are integers in Python's notation, so
+            "7" becomes 7 but "007" stays a string; otherwise they are str objects.
+        items: labels [n], of the same types.
         weights: float64 [n], such as ratings or counts, or None.
-        timestamps: int64 [n], fractions cut off, or None.
+        timestamps: int64 [n], fractions rounded down, or None.
     """
 
     users: np.ndarray
@@ -43,15 +44,16 @@ class Columns(NamedTuple):
 def movielens(path: str | os.PathLike, *, minimum: float | None = None) -> Columns:
     """Reads the ratings of any MovieLens release (Harper and Konstan 2015).
 
-    The first line tells which: `u::i::r::t` (1M, 10M), `u<tab>i<tab>r<tab>t` (100K), or a CSV with the header
-    `userId,movieId,rating,timestamp` (20M and later, latest).
+    The first line determines the format: `u::i::r::t` (1M, 10M), `u<tab>i<tab>r<tab>t` (100K), or a
+    CSV file with the header `userId,movieId,rating,timestamp` (20M and later, latest).
 
     Args:
         path: the file `ratings.dat`, `u.data` or `ratings.csv`.
-        minimum: keep the rows rated `minimum` or more, and drop the ratings.
+        minimum: keep only the rows with a rating of `minimum` or more, and drop the ratings.
 
     Raises:
-        ValueError: for another first line, a malformed line, and a `minimum` that keeps nothing.
+        ValueError: for any other first line, for a malformed line, and for a `minimum` that keeps
+            no row.
     """
     number, first = _text.first_line(path)
     names = ["userId", "movieId", "rating", "timestamp"]
@@ -66,22 +68,27 @@ def movielens(path: str | os.PathLike, *, minimum: float | None = None) -> Colum
 
 
 def recbole(path: str | os.PathLike, *, minimum: float | None = None) -> Columns:
-    """Reads an atomic file `.inter` of RecBole (Zhao et al. 2021): tabs, and a header of `name:type`.
+    """Reads an `.inter` file of RecBole (Zhao et al. 2021): tabs, and a header of `name:type`.
 
-    The columns `user_id` and `item_id` must be there; `rating` and `timestamp` may be; others are left out.
+    The columns `user_id` and `item_id` are required; `rating` and `timestamp` are read if present.
+    Other columns are ignored.
 
     Args:
         path: the file.
-        minimum: keep the rows rated `minimum` or more, and drop the ratings.
+        minimum: keep only the rows with a rating of `minimum` or more, and drop the ratings.
 
     Raises:
-        ValueError: for a header without types or without ids, a malformed line, and a `minimum` that keeps nothing.
+        ValueError: for a header without types or ids, for a malformed line, and for a `minimum`
+            that keeps no row.
     """
     number, first = _text.first_line(path)
     header = _text.fields_of(first, "\t")
     names = [field.partition(":")[0] for field in header]
     if not all(":" in field for field in header) or not {"user_id", "item_id"} <= set(names):
-        expected = "a typed header such as user_id:token<tab>item_id:token<tab>rating:float (other names: delimited)"
+        expected = (
+            "a typed header such as user_id:token<tab>item_id:token<tab>rating:float (for other names, use "
+            "readers.delimited)"
+        )
         raise _text.malformed(path, number, first, expected)
     wanted = ("user_id", "item_id", "rating", "timestamp")
     places = tuple(_place(path, name, name, names) if name in names else None for name in wanted)
@@ -90,12 +97,12 @@ def recbole(path: str | os.PathLike, *, minimum: float | None = None) -> Columns
 
 
 def adjacency(path: str | os.PathLike) -> Columns:
-    """Reads the text form of NGCF and LightGCN (He et al. 2020): one user a line, `user item item ...`, integers.
+    """Reads the format of NGCF and LightGCN (He et al. 2020): integers, one user a line.
 
-    A user alone on a line has no items there and is skipped.
+    A line is `user item item ...`. A line with only a user has no items and is skipped.
 
     Raises:
-        ValueError: for anything but integers.
+        ValueError: for a field that is not an integer, and for a file without pairs.
     """
     return Columns(*_text.adjacency(path))
 
@@ -112,32 +119,33 @@ def delimited(
     quoted: bool = True,
     minimum: float | None = None,
 ) -> Columns:
-    """Reads chosen columns of any delimited text.
+    """Reads chosen columns of any delimited text file.
 
-    Between separators of one character a field may stand in double quotes, where a doubled quote is one quote. There
-    must be no line break inside the quotes.
+    If the separator is one character, fields may be in double quotes, and a doubled quote inside
+    them is one quote character. A quoted field must not contain a line break.
 
     Args:
         path: the file.
-        user: column of user labels, by name, or by position (from 0) where `header` is False.
+        user: column of user labels: its name, or its position (from 0) if `header` is False.
         item: column of item labels, likewise.
         weight: column of numbers, likewise, or None.
         timestamp: column of numbers, likewise, or None.
-        separator: of any length; by default a comma in `.csv` and a tab in `.tsv`.
+        separator: one or more characters; by default a comma for `.csv` and a tab for `.tsv`.
         header: whether the first line names the columns.
-        quoted: whether a quote at the start of a field opens a quoted field. If False, quotes are text.
-        minimum: keep the rows of this weight or more, and drop the weights.
+        quoted: whether a quote at the start of a field opens a quoted field. If False, quotes are
+            text.
+        minimum: keep only the rows with a weight of `minimum` or more, and drop the weights.
 
     Raises:
         ImportError: if pyarrow is missing.
-        ValueError: for a column that is not there or there twice, a malformed line, a missing label, and a `minimum`
-            that keeps nothing.
+        ValueError: for a column that is absent or occurs twice, for a malformed line, for a missing
+            label, and for a `minimum` that keeps no row.
     """
     if separator is None:
         suffix = pathlib.Path(str(path).removesuffix(".gz")).suffix
         separator = {".csv": ",", ".tsv": "\t"}.get(suffix)
         if separator is None:
-            raise ValueError(f"separator cannot be told from the suffix {suffix!r} of {path}; give separator=")
+            raise ValueError(f"the suffix {suffix!r} of {path} implies no separator; give separator=")
     if separator == "" or set(separator) & set('"\r\n'):
         raise ValueError(f"separator={separator!r}; give one or more characters, no quotes and no line breaks")
     fields = _text.fields_of(_text.first_line(path)[1], separator, quoted)
@@ -158,23 +166,24 @@ def json_lines(
     timestamp: str | None = None,
     minimum: float | None = None,
 ) -> Columns:
-    """Reads chosen fields of one object a line: JSON, or a Python dictionary as in the older files of McAuley et al.
+    """Reads chosen fields of a file with one object a line.
 
-    Labels are strings or whole numbers, the same in all lines, so that 7 and "7" are not mixed. Strings are kept as
-    they are, spaces at their ends included; only if all are integers as Python writes them, they become integers.
+    A line is JSON, or a Python dictionary as in the older files of McAuley et al. Labels must be
+    strings in all lines or whole numbers in all lines, so that 7 and "7" are not mixed. Strings
+    keep spaces at their ends. They become integers only if all are integers in Python's notation.
 
     Args:
         path: the file.
         user: name of the field of user labels.
         item: name of the field of item labels.
         weight: name of a field of numbers, or of strings that are numbers, or None.
-        timestamp: likewise.
-        minimum: keep the rows of this weight or more, and drop the weights.
+        timestamp: name of a field of numbers, or of strings that are numbers, or None.
+        minimum: keep only the rows with a weight of `minimum` or more, and drop the weights.
 
     Raises:
         ImportError: if pyarrow is missing.
-        ValueError: for a line that is no such object or lacks a field, a missing label (null, an empty string), and a
-            `minimum` that keeps nothing.
+        ValueError: for a line that is not such an object or lacks a field, for a missing label
+            (null, an empty string), and for a `minimum` that keeps no row.
     """
     wanted = (user, item, weight, timestamp)
     names = ", ".join(name for name in wanted if name is not None)
@@ -191,11 +200,13 @@ def parquet(
     timestamp: str | None = None,
     minimum: float | None = None,
 ) -> Columns:
-    """Reads named columns of a Parquet file; see `dataframe`.
+    """Reads named columns of a Parquet file.
+
+    `dataframe` describes the arguments.
 
     Raises:
         ImportError: if pyarrow is missing.
-        ValueError: as `dataframe`, and for a file that is damaged or no Parquet.
+        ValueError: for a file that is damaged or not Parquet, and for the errors of `dataframe`.
     """
     arrow = optional("pyarrow.parquet")
     wanted = (("user", user), ("item", item), ("weight", weight), ("timestamp", timestamp))
@@ -222,17 +233,20 @@ def dataframe(
     """Takes named columns of a pandas or polars DataFrame.
 
     Args:
-        frame: the table.
-        user: name of the column of user labels. Integers of any dtype and whole floats become int64 (uint64 where they
-            do not fit), and so do strings that all are integers; other labels become str.
-        item: name of the column of item labels, likewise.
+        frame: the DataFrame.
+        user: name of the column of user labels. Integers of any dtype and whole floats become int64
+            (uint64 if they do not fit). Strings become integers if all are integers in Python's
+            notation; other labels become str.
+        item: name of the column of item labels, which are treated likewise.
         weight: name of a column of numbers, or None.
-        timestamp: name of a column of numbers or datetimes (which become seconds since 1970), or None.
-        minimum: keep the rows of this weight or more, and drop the weights.
+        timestamp: name of a column of numbers or datetimes, or None. Datetimes become seconds since
+            1970.
+        minimum: keep only the rows with a weight of `minimum` or more, and drop the weights.
 
     Raises:
-        ValueError: for a column that the frame lacks or has twice, a missing value, labels of several kinds, floats too
-            large to tell whole numbers apart, weights that are no finite numbers, and a `minimum` that keeps nothing.
+        ValueError: for a column that is absent or occurs twice, for a missing value, for labels of
+            several kinds, for floats too large to represent every whole number, for weights that
+            are not finite numbers, and for a `minimum` that keeps no row.
     """
     wanted = (("user", user), ("item", item), ("weight", weight), ("timestamp", timestamp))
     frame = {name: column_of(frame, argument, name) for argument, name in wanted if name is not None}
@@ -240,13 +254,16 @@ def dataframe(
 
 
 def at_least(columns: Columns, minimum: float | None, *, source: object = "these columns") -> Columns:
-    """Turns ratings into implicit feedback: keeps the rows whose weight is `minimum` or more, and drops the weights.
+    """Turns ratings into implicit feedback: keeps rows with a large weight and drops the weights.
 
-    With `minimum=None` the columns come back as they are. `source` names them in errors.
+    Args:
+        columns: the columns of a reader.
+        minimum: the smallest weight to keep; None returns the columns unchanged.
+        source: the name of the data in errors.
 
     Raises:
-        ValueError: for a `minimum` that is no finite number, if there are no weights, if one is NaN, or if none is that
-            large.
+        ValueError: if `minimum` is not a finite number, if there are no weights, if a weight is
+            NaN, or if all weights are below `minimum`.
 
     >>> at_least(Columns(np.array([1, 2]), np.array([7, 8]), np.array([3.0, 5.0])), 4)
     Columns(users=array([2]), items=array([8]), weights=None, timestamps=None)
@@ -267,19 +284,20 @@ def at_least(columns: Columns, minimum: float | None, *, source: object = "these
     return Columns(columns.users[keep], columns.items[keep], None, timestamps)
 
 
-# ---------------------------------------------------------------------- inside
+# ---------------------------------------------------------------------- private helpers
 
 
 def _place(path: str | os.PathLike, argument: str, name: str | int, known: list) -> int:
-    """Where a column is in a row; `ValueError` unless it is there once."""
+    """Returns the position of a column in a row; raises `ValueError` unless it occurs exactly once."""
     if known.count(name) != 1:
         what = "is the name of several columns" if name in known else "is not a column"
-        remedy = "; without a header, columns go by position" if known[:1] == [0] else ""
+        remedy = "; without a header, give columns by position" if known[:1] == [0] else ""
         raise ValueError(f"{argument}={name!r} {what} of {path}; it has {known}{remedy}")
     return known.index(name)
 
 
 def _columns_of(frame: Mapping[str, Any], wanted: Sequence[tuple[str, str | None]]) -> Columns:
+    """Converts named columns of a table to `Columns`."""
     user, item, weight, timestamp = (name for _, name in wanted)
     return Columns(
         _labels(user, frame[user]),
@@ -290,6 +308,7 @@ def _columns_of(frame: Mapping[str, Any], wanted: Sequence[tuple[str, str | None
 
 
 def _labels(name: str, column: Any) -> np.ndarray:
+    """Converts a column of labels: integers to int64 or uint64, other labels to str objects."""
     labels = labels_of(name, column)
     kind = labels.dtype.kind
     if kind in "iu":
@@ -306,7 +325,10 @@ def _labels(name: str, column: Any) -> np.ndarray:
 
 
 def _floats(name: str, values: np.ndarray) -> np.ndarray:
-    """Numbers, or seconds for datetimes, as float64; `ValueError` for what is missing or infinite."""
+    """Converts numbers, or datetimes as seconds, to float64.
+
+    Raises `ValueError` for missing or infinite ones.
+    """
     seconds = as_seconds(values)
     try:
         if seconds is None and values.dtype.kind in "cm":
@@ -323,7 +345,7 @@ def _floats(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def _whole(name: str, values: np.ndarray) -> np.ndarray:
-    """Timestamps as int64: exact if they are integers, else rounded down."""
+    """Converts timestamps to int64: exactly if they are integers, else rounded down."""
     if values.dtype.kind == "i":
         return values.astype(np.int64)
     numbers = np.floor(_floats(name, values))
@@ -334,5 +356,6 @@ def _whole(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def _complete(name: str, missing: np.ndarray) -> None:
+    """Raises `ValueError` if a value is missing."""
     if missing.any():
         raise ValueError(f"{name}[{int(np.argmax(missing))}] is missing ({missing.sum()} such rows); drop them first")

@@ -1,13 +1,14 @@
-"""Splits of the pairs into train, valid and test: who may lose pairs, and which of their pairs, are said apart.
+"""Splits interactions into train, valid and test.
 
-*Who* is `who`, bool [M]: users whose pairs may be held out; the others stay in train whole. *Which* is said by an
-order of each user's pairs, of which the last are held out, or by one time for all. Every part keeps the ids of the
-whole.
+Most splits hold out pairs. `who`, bool [M], selects the users whose pairs may be held out; the
+pairs of the other users all stay in train. An order ranks the pairs of each user, and the last ones
+are held out; `global_time` uses one time for all users instead. Every part keeps the ids of the
+whole set.
 
     order = functools.partial(splits.random_order, key=jax.random.key(0))
     train, valid, test = splits.ratio(interactions, (0.8, 0.1, 0.1), order=order)
 
-Strong generalisation, where users are held out rather than pairs, is `held_out_users`.
+`held_out_users` holds out users instead of pairs (strong generalisation).
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ class Split(NamedTuple):
 
 
 class HeldOut(NamedTuple):
-    """Users held out, over the ids of the whole.
+    """A split that holds out users; all parts keep the ids of the whole set.
 
     Attributes:
-        train: all pairs of the users that train.
-        valid_history: what a model may see of the users for validation.
-        valid: what it should find of them.
-        test_history: likewise for test.
-        test: likewise.
+        train: all pairs of the training users.
+        valid_history: the pairs of the validation users that a model may see.
+        valid: the pairs of the validation users that a model should find.
+        test_history: the pairs of the test users that a model may see.
+        test: the pairs of the test users that a model should find.
     """
 
     train: Interactions
@@ -61,15 +62,17 @@ Pairs = TypeVar("Pairs", Interactions, Split)
 
 
 def random_order(interactions: Interactions, *, key: Key) -> np.ndarray:
-    """Ranks int64 [nnz] of the pairs in a random order."""
+    """Returns ranks int64 [nnz] of the pairs in a random order."""
     return generator(key).permutation(interactions.n_pairs)
 
 
 def temporal_order(interactions: Interactions, *, key: Key) -> np.ndarray:
-    """Ranks int64 [nnz] of the pairs in order of time; equal times are put in random order, never in that of item ids.
+    """Returns ranks int64 [nnz] of the pairs in order of time.
+
+    Pairs with the same time are ordered at random, never by item id.
 
     Raises:
-        ValueError: where there are no timestamps.
+        ValueError: if there are no timestamps.
     """
     by_time = np.lexsort((generator(key).permutation(interactions.n_pairs), _timestamps(interactions)))
     ranks = np.empty(interactions.n_pairs, np.int64)
@@ -81,21 +84,21 @@ def temporal_order(interactions: Interactions, *, key: Key) -> np.ndarray:
 
 
 def given(interactions: Interactions, *, valid: ArrayLike, test: ArrayLike) -> Split:
-    """The split of two masks; all others end here, and so may your own.
+    """Splits pairs by two masks; use it for your own splits.
 
     Args:
         interactions: the whole set.
-        valid: bool [nnz], in the order of `interactions.pairs()`, True for the pairs of valid.
-        test: bool [nnz], likewise; what is in neither is train.
+        valid: bool [nnz], in the order of `interactions.pairs()`; True for the pairs of valid.
+        test: bool [nnz]; True for the pairs of test. Pairs in neither mask are train.
 
     Raises:
-        ValueError: for masks of other shape or dtype, and for a pair in both.
+        ValueError: if a mask has another shape or dtype, or if a pair is in both masks.
     """
     check_interactions(interactions=interactions)
     valid = _mask("valid", valid, interactions.n_pairs, "pairs")
     test = _mask("test", test, interactions.n_pairs, "pairs")
     if (valid & test).any():
-        raise ValueError(f"valid and test share {(valid & test).sum()} pairs; a pair is held out once")
+        raise ValueError(f"valid and test share {(valid & test).sum()} pairs; give each pair to one of them")
     return Split(interactions.select(~(valid | test)), interactions.select(valid), interactions.select(test))
 
 
@@ -106,23 +109,23 @@ def ratio(
     order: Order,
     who: ArrayLike | None = None,
 ) -> Split:
-    """Holds out a share of each user's pairs: the last of them are test, those before valid.
+    """Holds out a share of each user's pairs: the last are test, those before them valid.
 
-    Of n pairs, max(1, ⌊n·f⌋) are held out for a fraction f > 0 and none for f = 0, but train keeps one pair at least,
-    and test is served before valid: 1 pair is train; 2 are 1 train, 1 test; 5 are 3/1/1, 19 are 17/1/1 and 20 are
-    16/2/2 at the default fractions.
-
-    See `in_turn` for plain ⌊n·f⌋.
+    A fraction f > 0 holds out max(1, ⌊n·f⌋) of n pairs; f = 0 holds out none. Train always keeps at
+    least one pair, and test gets its pairs before valid. With the default fractions, 1 pair is
+    split into 1/0/0 (train/valid/test), 2 into 1/0/1, 5 into 3/1/1, 19 into 17/1/1 and 20 into
+    16/2/2. `in_turn` holds out ⌊n·f⌋ pairs without a minimum.
 
     Args:
         interactions: the whole set.
-        fractions: of train, valid and test; they sum to 1.
-        order: gives the order of the pairs, such as `random_order` or `temporal_order` with their key filled in.
+        fractions: fractions of train, valid and test, which sum to 1.
+        order: a function that ranks the pairs, such as `random_order` or `temporal_order` with
+            their key bound.
         who: bool [M], users whose pairs may be held out; None means all.
 
     Raises:
-        ValueError: for fractions that are negative, leave train nothing or do not sum to 1, for an order
-            with ties inside a user, and a `who` of other shape or dtype.
+        ValueError: if a fraction is negative, the train fraction is 0, or the sum is not 1; if the
+            order has ties within a user; or if `who` has another shape or dtype.
 
     >>> import functools
     >>> x = Interactions.from_pairs([0] * 10, range(10))
@@ -149,20 +152,23 @@ def in_turn(
     order: Order,
     who: ArrayLike | None = None,
 ) -> Split:
-    """Holds out a share of each user's pairs for test, and then a share of those left for valid, as λOpt's code does.
+    """Holds out a share of each user's pairs for test, then a share of the rest for valid.
 
-    Of n pairs the last t = ⌊n·test⌋ are test and the ⌊(n − t)·valid⌋ before them valid: at the default shares 10 pairs
-    are 6/2/2, 7 are 5/1/1, and 4 are 3/1/0. Unlike by `ratio`, users with few pairs may have none in test.
+    This is the split of λOpt's code. Of n pairs, the last t = ⌊n·test⌋ are test and the ⌊(n −
+    t)·valid⌋ before them are valid. With the default shares, 10 pairs are split into 6/2/2
+    (train/valid/test), 7 into 5/1/1 and 4 into 3/1/0. Unlike with `ratio`, users with few pairs may
+    have none in test.
 
     Args:
         interactions: the whole set.
-        test: share of all pairs of a user.
-        valid: share of what is left.
-        order: gives the order of the pairs, such as `temporal_order` with its key filled in.
+        test: share of a user's pairs for test.
+        valid: share for valid of the pairs that test leaves.
+        order: a function that ranks the pairs, such as `temporal_order` with its key bound.
         who: bool [M], users whose pairs may be held out; None means all.
 
     Raises:
-        ValueError: for shares not in [0, 1), an order with ties inside a user, and a `who` of other shape or dtype.
+        ValueError: if a share is not in [0, 1), if the order has ties within a user, or if `who`
+            has another shape or dtype.
     """
     check_interactions(interactions=interactions)
     test, valid = _fraction("test", test), _fraction("valid", valid)
@@ -183,24 +189,25 @@ def held_out_users(
     order: Order,
     min_pairs: int = 5,
 ) -> HeldOut:
-    """Strong generalisation (Liang et al. 2018, arXiv 1802.05814): users train whole, or are held out whole.
+    """Splits by users, for strong generalisation (Liang et al. 2018, arXiv 1802.05814).
 
-    Of each held-out user the last `share` of the pairs is to be found. The others are the history by which a model
-    knows the user: `evaluate.full_ranking(model, variables, history, test, histories=history)`. Pairs of held-out
-    users with items that no training user has are dropped; a `DataWarning` says how many.
+    All pairs of a training user are train. The last `share` of a held-out user's pairs are those to
+    be found; the others are the history that a model sees: `evaluate.full_ranking(model, variables,
+    history, test, histories=history)`. Pairs of held-out users whose item has no training user are
+    dropped; a `DataWarning` says how many.
 
     Args:
-        key: chooses the users.
+        key: a typed key, which selects the users.
         interactions: the whole set.
-        n_valid: users for validation.
-        n_test: users for test.
-        share: of a user's pairs to be found, as in `ratio`.
-        order: gives the order of the pairs, such as `random_order` with its key filled in.
-        min_pairs: users with fewer all train.
+        n_valid: number of validation users.
+        n_test: number of test users.
+        share: the share of a held-out user's pairs to be found, rounded as in `ratio`.
+        order: a function that ranks the pairs, such as `random_order` with its key bound.
+        min_pairs: users with fewer pairs are always training users.
 
     Raises:
-        ValueError: for a share outside (0, 1), fewer such users than asked for or none left to train, and an order with
-            ties inside a user.
+        ValueError: if `share` is not in (0, 1), if there are fewer such users than asked for, if no
+            training user is left, or if the order has ties within a user.
 
     >>> import functools
     >>> x = Interactions.from_pairs(np.repeat(range(9), 5), [*range(5)] * 9)
@@ -222,24 +229,25 @@ def held_out_users(
     known = others.select(train.item_degrees[others.indices] > 0)
     if known.n_pairs < others.n_pairs:
         dropped = f"dropped {others.n_pairs - known.n_pairs} of {others.n_pairs} pairs of held-out users"
-        warnings.warn(f"{dropped}: item has no training pair", DataWarning, stacklevel=2)
+        warnings.warn(f"{dropped}: their items have no training pair", DataWarning, stacklevel=2)
     history, _, found = ratio(known, (1 - share, 0.0, share), order=order)
     parts = [keep_users(part, who) for who in (in_valid, in_test) for part in (history, found)]
     return HeldOut(train, *parts)
 
 
 def leave_one_out(interactions: Interactions, *, order: Order, who: ArrayLike | None = None) -> Split:
-    """Holds out two pairs of each user: the last is test, the one before valid (He et al. 2017).
+    """Holds out two pairs of each user: the last is test, the one before it valid (He et al. 2017).
 
-    Users with fewer than 3 pairs keep all in train.
+    Users with fewer than 3 pairs keep all of them in train.
 
     Args:
         interactions: the whole set.
-        order: gives the order of the pairs, such as `random_order` or `temporal_order` with their key filled in.
+        order: a function that ranks the pairs, such as `random_order` or `temporal_order` with
+            their key bound.
         who: bool [M], users whose pairs may be held out; None means all.
 
     Raises:
-        ValueError: for an order with ties inside a user, and a `who` of other shape or dtype.
+        ValueError: if the order has ties within a user, or if `who` has another shape or dtype.
     """
     check_interactions(interactions=interactions)
     one = (np.asarray(interactions.user_degrees) >= 3).astype(np.int64)
@@ -253,27 +261,28 @@ def global_time(
     test_from: float | str | datetime.date | np.datetime64,
     who: ArrayLike | None = None,
 ) -> Split:
-    """Splits all users at the same times: no training pair is later than a held-out one (unless `who` keeps it).
+    """Splits all users at the same two times.
 
-    A user or item may be held out whole; see `drop_cold`.
+    No training pair is later than a held-out pair, except the pairs of users that `who` excludes.
+    All pairs of a user or item may be held out; see `drop_cold`.
 
     Args:
         interactions: the whole set, with timestamps.
-        valid_from: pairs of this time and later, up to `test_from`, are valid. Give a number, or a date in UTC, such as
-            "2020-01-31", if the timestamps are seconds since 1970.
-        test_from: pairs of this time and later are test. `time_quantiles` gives both.
+        valid_from: pairs at this time or later, and before `test_from`, are valid. Give a number,
+            or a date in UTC such as "2020-01-31" if the timestamps are seconds since 1970.
+        test_from: pairs at this time or later are test. `time_quantiles` computes both times.
         who: bool [M], users whose pairs may be held out; None means all.
 
     Raises:
-        ValueError: without timestamps, for times that leave nothing in train or test or come in the
-            wrong order, and a `who` of other shape or dtype.
+        ValueError: if there are no timestamps, if the times leave train or test empty or are in the
+            wrong order, or if `who` has another shape or dtype.
     """
     times = _timestamps(interactions)
     if len(times) == 0:
         raise ValueError(f"{interactions} has no pairs to split")
     valid_from, test_from = _seconds("valid_from", valid_from), _seconds("test_from", test_from)
     if valid_from > test_from:
-        raise ValueError(f"valid_from={valid_from} comes after test_from={test_from}; exchange them")
+        raise ValueError(f"valid_from={valid_from} comes after test_from={test_from}; swap them")
     if valid_from <= times.min() or test_from > times.max():
         raise ValueError(
             f"valid_from={valid_from}, test_from={test_from} leave train or test empty; timestamps run from "
@@ -284,10 +293,12 @@ def global_time(
 
 
 def time_quantiles(interactions: Interactions, fractions: Sequence[float]) -> tuple[int, ...]:
-    """For each fraction, the time before which that share of all pairs lies (a little less, where times tie).
+    """Returns for each fraction the time before which that share of all pairs lies.
+
+    If pairs share that time, slightly fewer pairs lie before it.
 
     Raises:
-        ValueError: without timestamps, and for fractions outside 0 .. 1.
+        ValueError: if there are no timestamps, or if a fraction is outside 0 .. 1.
 
     >>> x = Interactions.from_pairs([0] * 10, range(10), timestamps=range(100, 110))
     >>> time_quantiles(x, (0.8, 0.9))
@@ -295,9 +306,9 @@ def time_quantiles(interactions: Interactions, fractions: Sequence[float]) -> tu
     """
     times, fractions = np.sort(_timestamps(interactions)), _fractions(fractions)
     if max(fractions, default=0) > 1:
-        raise ValueError(f"fractions={fractions}; they lie between 0 and 1")
+        raise ValueError(f"fractions={fractions}; give fractions between 0 and 1")
     if len(times) == 0:
-        raise ValueError(f"{interactions} has no pairs, and so no times")
+        raise ValueError(f"{interactions} has no pairs, so it has no times; give at least one pair")
     places = np.minimum(_floor(len(times) * np.asarray(fractions)), len(times) - 1)
     return tuple(times[places].tolist())
 
@@ -306,36 +317,51 @@ def time_quantiles(interactions: Interactions, fractions: Sequence[float]) -> tu
 
 
 def sample_users(key: Key, interactions: Interactions, *, n: int, min_pairs: int = 1) -> np.ndarray:
-    """Draws n users of at least `min_pairs` pairs, as bool [M]: a `who`, or held-out users.
+    """Draws n users with at least `min_pairs` pairs.
+
+    Args:
+        key: a typed key.
+        interactions: the whole set.
+        n: number of users to draw.
+        min_pairs: number of pairs that a user must have.
+
+    Returns:
+        bool [M], True for the drawn users, such as for `who`.
 
     Raises:
-        ValueError: where there are fewer such users.
+        ValueError: if there are fewer than n such users.
     """
     check_interactions(interactions=interactions)
     check_key(key)
     n, min_pairs = integer("n", n, least=0), integer("min_pairs", min_pairs, least=0)
     known = np.flatnonzero(np.asarray(interactions.user_degrees) >= min_pairs)
     if n > len(known):
-        raise ValueError(f"n={n}; {len(known)} users have {min_pairs} or more pairs")
+        raise ValueError(f"n={n}, but only {len(known)} users have {min_pairs} or more pairs; draw fewer")
     chosen = np.zeros(interactions.n_users, bool)
     chosen[generator(key).choice(known, n, replace=False)] = True
     return chosen
 
 
 def keep_users(interactions: Interactions, who: ArrayLike) -> Interactions:
-    """The pairs of the users where `who` (bool [M]) is True, over the same ids."""
+    """Returns the pairs of the users where `who` (bool [M]) is True, over the same ids."""
     check_interactions(interactions=interactions)
     return interactions.select(_may_lose(interactions, who))
 
 
 def k_core(interactions: Interactions, *, users: int = 5, items: int = 5) -> Interactions:
-    """The largest subset where every user has `users` pairs or more and every item `items`, over the same ids.
+    """Returns the largest subset in which every user and every item has enough pairs.
 
-    Pairs of smaller users and items go, again and again until none is left. Users and items without pairs keep their
-    ids; see `compact`.
+    Pairs of users with fewer than `users` pairs and of items with fewer than `items` pairs are
+    removed repeatedly until there are none. The ids stay the same, so users and items may be left
+    without pairs; see `compact`.
+
+    Args:
+        interactions: the whole set.
+        users: number of pairs that every remaining user has at least.
+        items: number of pairs that every remaining item has at least.
 
     Raises:
-        ValueError: where nothing is left.
+        ValueError: if no pair is left.
     """
     check_interactions(interactions=interactions)
     users, items = integer("users", users, least=0), integer("items", items, least=0)
@@ -351,7 +377,10 @@ def k_core(interactions: Interactions, *, users: int = 5, items: int = 5) -> Int
 
 
 def drop_cold(split: Split) -> Split:
-    """Drops from valid and test the pairs whose user or item has no training pair; a `DataWarning` says how many."""
+    """Drops the pairs of valid and test whose user or item has no training pair.
+
+    A `DataWarning` says how many pairs were dropped.
+    """
     known_users, known_items = np.asarray(split.train.user_degrees) > 0, split.train.item_degrees > 0
     kept = []
     for part in (split.valid, split.test):
@@ -362,17 +391,25 @@ def drop_cold(split: Split) -> Split:
             f"{before.n_pairs - after.n_pairs} of {before.n_pairs} {name} pairs"
             for name, before, after in zip(("valid", "test"), split[1:], kept)
         )
-        warnings.warn(f"dropped {counts}: user or item has no training pair", DataWarning, stacklevel=2)
+        warnings.warn(f"dropped {counts}: their user or item has no training pair", DataWarning, stacklevel=2)
     return Split(split.train, *kept)
 
 
 def compact(data: Pairs, id_map: IdMap) -> tuple[Pairs, IdMap]:
-    """Renumbers the ids so that each has a pair, in some part if `data` is a `Split`; order is kept.
+    """Removes ids without pairs and renumbers the others in the same order.
 
-    Arrays of one entry an item follow by `array[id_map.item_ids(new_map.items)]`.
+    In a `Split`, an id is kept if it has a pair in any part. Reorder an array of one entry for each
+    item by `array[id_map.item_ids(new_map.items)]`.
+
+    Args:
+        data: `Interactions` or a `Split`.
+        id_map: the map of its labels.
+
+    Returns:
+        The renumbered data, and its map.
 
     Raises:
-        ValueError: for an `id_map` of other size.
+        ValueError: if `id_map` has other numbers of users or items.
 
     >>> x, id_map = Interactions.from_labels(["ann", "bob"], [10, 7])
     >>> compact(x.select([False, True]), id_map)
@@ -389,42 +426,49 @@ def compact(data: Pairs, id_map: IdMap) -> tuple[Pairs, IdMap]:
     return (dense[0] if isinstance(data, Interactions) else Split(*dense)), kept
 
 
-# ---------------------------------------------------------------------- inside
+# ---------------------------------------------------------------------- private helpers
 
 
 def _fraction(name: str, value: float) -> float:
-    """A number of 0 or more as a Python float; 0.29 in 32 bits is 0.29, so that 100 pairs give 29."""
+    """Returns a number of 0 or more as a Python float.
+
+    A float32 becomes the float that prints the same, so that 0.29 of 100 pairs is 29 in float32
+    too.
+    """
     number(name, value, least=0)
     return float(str(value)) if hasattr(value, "dtype") else float(value)
 
 
 def _fractions(values: Sequence[float]) -> tuple[float, ...]:
+    """Checks every fraction."""
     return tuple(_fraction(f"fractions[{at}]", value) for at, value in enumerate(values))
 
 
 def _seconds(name: str, time: float | str | datetime.date | np.datetime64) -> float:
-    """A point in time as timestamps are kept; dates are UTC."""
+    """Returns a point in time in the unit of the timestamps; dates are UTC."""
     if isinstance(time, datetime.datetime) and time.tzinfo:
         return time.timestamp()
     if isinstance(time, str | datetime.date | np.datetime64):
         seconds = np.datetime64(time, "s")
         if np.isnat(seconds):
-            raise ValueError(f"{name}={time}; give a time")
+            raise ValueError(f"{name}={time}; give a time, not a missing value")
         return int(seconds.astype(np.int64))
     whole = as_integer(time)
     return float(number(name, time)) if whole is None else whole
 
 
 def _floor(values: np.ndarray) -> np.ndarray:
-    """Floor that forgives rounding: 100 · 0.29 is 28.999999999999996."""
+    """Rounds down, forgiving rounding errors: 100 · 0.29 is 28.999999999999996 but gives 29."""
     return np.floor(values + 1e-9).astype(np.int64)
 
 
 def _share(degrees: np.ndarray, fraction: float) -> np.ndarray:
+    """Returns how many of each user's pairs a fraction takes, at least 1 if it is positive."""
     return np.maximum(_floor(degrees * fraction), 1) if fraction > 0 else np.zeros_like(degrees)
 
 
 def _timestamps(interactions: Interactions) -> np.ndarray:
+    """Returns the timestamps; raises `ValueError` if there are none."""
     check_interactions(interactions=interactions)
     if interactions.timestamps is None:
         raise ValueError(f"{interactions} has no timestamps; give them to from_pairs, or split by random_order")
@@ -432,13 +476,14 @@ def _timestamps(interactions: Interactions) -> np.ndarray:
 
 
 def _may_lose(interactions: Interactions, who: ArrayLike | None) -> np.ndarray:
-    """Bool [nnz]: the pairs of users in `who`."""
+    """Returns bool [nnz], True for the pairs of users in `who`."""
     if who is None:
         return np.ones(interactions.n_pairs, bool)
     return _mask("who", who, interactions.n_users, "users")[interactions.pairs()[0]]
 
 
 def _mask(name: str, values: ArrayLike, size: int, what: str) -> np.ndarray:
+    """Returns `values` as a checked bool array [size]."""
     mask = np.asarray(values)
     if mask.shape != (size,) or mask.dtype != bool:
         raise ValueError(f"{name} is {mask.dtype}{list(mask.shape)}; give one bool for each of {size} {what}")
@@ -455,8 +500,8 @@ def _last(interactions: Interactions, order: Order, who: ArrayLike | None, n_val
         raise ValueError(f"order gives shape {list(ranks.shape)}; it must give one rank for each of {len(users)} pairs")
     by_rank = np.lexsort((ranks, users))
     if ((ranks[by_rank][1:] == ranks[by_rank][:-1]) & (users[1:] == users[:-1])).any():
-        raise ValueError("order gives equal ranks inside a user; break ties, at random as temporal_order does")
-    to_end = np.empty(len(users), np.int64)
+        raise ValueError("order gives equal ranks within a user; break ties at random, as temporal_order does")
+    to_end = np.empty(len(users), np.int64)  # 1 for the last pair of a user, 2 for the one before it
     to_end[by_rank] = np.asarray(interactions.indptr)[1:][users] - np.arange(len(users))
     may = _may_lose(interactions, who)
     test = may & (to_end <= n_test[users])
@@ -464,7 +509,7 @@ def _last(interactions: Interactions, order: Order, who: ArrayLike | None, n_val
 
 
 def _renumbered(part: Interactions, users: np.ndarray, items: np.ndarray) -> Interactions:
-    """The same pairs over the sorted ids `users` and `items`, which hold all that have pairs."""
+    """Returns the same pairs over the sorted ids `users` and `items`, which include all with pairs."""
     return dataclasses.replace(
         part,
         indptr=np.append(np.asarray(part.indptr)[users], part.n_pairs).astype(np.int32),

@@ -1,4 +1,4 @@
-"""Small made-up sets with a known truth, to try models, losses and metrics on."""
+"""Generates small synthetic sets with a known structure, to test models, losses and metrics on."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from jaxrec._numerics import integer, number
 from jaxrec.interactions import Interactions
 from jaxrec.typing import Key
 
-_CELLS = 1 << 22
+_CELLS = 1 << 22  # scores [users, items] held at a time
 
 
 class LowRank(NamedTuple):
-    """What `low_rank` planted: user u meets item i with log-odds of a product of factors.
+    """The factors from which `low_rank` draws.
 
-    Up to a constant for each user, the log-odds are `user_factors @ item_factors.T`.
+    Up to a constant for each user, the log-odds of the items are `user_factors @ item_factors.T`.
 
     Attributes:
         user_factors: float32 [M, D].
@@ -31,11 +31,12 @@ class LowRank(NamedTuple):
 
 
 class Facets(NamedTuple):
-    """What `facets` planted.
+    """The facets from which `facets` draws.
 
     Attributes:
         item_facets: int32 [N], the facet of each item, 0 .. K-1.
-        user_mixtures: float32 [M, K], the share of each facet in a user's taste; rows sum to 1.
+        user_mixtures: float32 [M, K], the share of each facet in a user's preferences; rows sum to
+            1.
     """
 
     item_facets: np.ndarray
@@ -43,12 +44,12 @@ class Facets(NamedTuple):
 
 
 class FacetSpaces(NamedTuple):
-    """What `facet_spaces` planted; all vectors have length 1.
+    """The vectors from which `facet_spaces` draws; all vectors have length 1.
 
     Attributes:
-        user_mixtures: float32 [M, K], how much each facet counts for a user; rows sum to 1.
-        users: float32 [M, K, D], what a user likes in each facet.
-        items: float32 [N, K, D], what an item is in each facet.
+        user_mixtures: float32 [M, K], the weight of each facet for a user; rows sum to 1.
+        users: float32 [M, K, D], the vector of each user in each facet.
+        items: float32 [N, K, D], the vector of each item in each facet.
     """
 
     user_mixtures: np.ndarray
@@ -57,20 +58,23 @@ class FacetSpaces(NamedTuple):
 
 
 def checkerboard(n: int, *, hold_out: bool = True) -> tuple[Interactions, Interactions]:
-    """n users and n items: user u meets item i where u + i is even (the test of the library `implicit`).
+    """Builds a checkerboard: user u interacts with item i if u + i is even.
 
-    The diagonal is test: a model that works recommends item u to user u, the only one of its colour not met yet.
-    No popularity helps: in train, all items of a colour have the same number of users.
+    The test suite of the library `implicit` uses it.
+
+    The diagonal is the test set: a good model recommends item u to user u, because it is the only
+    item of u's colour that u has not seen. Popularity does not help: all items of a colour have the
+    same number of training users.
 
     Args:
-        n: users and items, 4 or more.
-        hold_out: whether the diagonal is left out of train; otherwise it is in both.
+        n: number of users and of items, 4 or more.
+        hold_out: whether the diagonal is left out of train. If False, it is in train and test.
 
     Returns:
         train and test, [n, n] each.
 
     Raises:
-        ValueError: for n below 4, where some user has nothing to learn from.
+        ValueError: for n below 4, which would leave some user without training pairs.
 
     >>> train, test = checkerboard(4)
     >>> train.to_scipy().toarray().astype(int).tolist()
@@ -86,20 +90,26 @@ def checkerboard(n: int, *, hold_out: bool = True) -> tuple[Interactions, Intera
 def low_rank(
     key: Key, *, n_users: int, n_items: int, dim: int, pairs_per_user: int, sharpness: float = 3.0
 ) -> tuple[Interactions, LowRank]:
-    """Planted low rank: each user draws items without replacement, with log-odds that are a product of D factors.
+    """Draws interactions from low-rank preferences.
 
-    Factors are normal, scaled so that the log-odds have standard deviation `sharpness`; 0 is no preference at all.
+    Each user draws items without replacement. The log-odds of an item are a dot product of D
+    factors. The factors are normal, scaled so that the log-odds have standard deviation
+    `sharpness`.
 
     Args:
         key: typed key; the same key gives the same set.
-        n_users: M.
-        n_items: N.
-        dim: D.
-        pairs_per_user: items that each user meets, 1 .. N.
-        sharpness: how strongly the factors rule the choice.
+        n_users: number of users M.
+        n_items: number of items N.
+        dim: number of factors D.
+        pairs_per_user: number of items of each user, 1 .. N.
+        sharpness: standard deviation of the log-odds; 0 makes all items equally likely.
+
+    Returns:
+        The interactions, and the factors.
 
     Raises:
-        ValueError: for sizes that are not positive, more pairs than items, and a negative sharpness.
+        ValueError: for sizes that are not positive, for more pairs than items, and for a negative
+            sharpness.
     """
     n_users, n_items, pairs_per_user = _sizes(n_users, n_items, pairs_per_user)
     dim = integer("dim", dim)
@@ -120,19 +130,24 @@ def facets(
     concentration: float = 0.3,
     noise: float = 0.05,
 ) -> tuple[Interactions, Facets]:
-    """Planted facets: each item belongs to one of K facets, each user mixes facets and draws items by the mixture.
+    """Draws interactions from user mixtures of facets; each item belongs to one facet.
 
-    Mixtures are Dirichlet(`concentration`): small means few facets a user. An item is drawn, without replacement, by
-    the user's share of its facet, evenly among the items of the facet.
+    The mixtures are Dirichlet(`concentration`). A user draws items without replacement: the
+    probability of an item is the user's share of its facet, divided evenly among the items of the
+    facet.
 
     Args:
         key: typed key; the same key gives the same set.
-        n_users: M.
-        n_items: N, at least K; facets have the same number of items, give or take one.
-        n_facets: K.
-        pairs_per_user: items that each user meets, 1 .. N.
-        concentration: of the Dirichlet distribution, positive.
-        noise: share of draws that come evenly from all items, 0 <= noise <= 1.
+        n_users: number of users M.
+        n_items: number of items N, at least K. The sizes of the facets differ by at most one item.
+        n_facets: number of facets K.
+        pairs_per_user: number of items of each user, 1 .. N.
+        concentration: positive parameter of the Dirichlet distribution; small values give each user
+            few facets.
+        noise: the share of draws that are uniform over all items, from 0 to 1.
+
+    Returns:
+        The interactions, and the facets.
 
     Raises:
         ValueError: for numbers outside these ranges.
@@ -142,14 +157,16 @@ def facets(
     concentration = float(number("concentration", concentration, above=0))
     noise = float(number("noise", noise, least=0))
     if noise > 1:
-        raise ValueError(f"noise={noise}; it is a share of the draws: give 0 to 1")
+        raise ValueError(f"noise={noise}; it is a share of the draws: give a number from 0 to 1")
     rng = generator(key)
     of_item = rng.permutation(np.arange(n_items, dtype=np.int32) % n_facets)
     mixtures = rng.dirichlet(np.full(n_facets, concentration), n_users).astype(np.float32)
     sizes = np.bincount(of_item, minlength=n_facets)
 
     def log_odds(block):
+        """Log-probabilities of the items for a block of users, up to a constant."""
         by_facet = (1 - noise) * mixtures[block] / sizes + noise / n_items
+        # A share may underflow to 0.
         return np.log(np.maximum(by_facet, np.finfo(np.float32).tiny))[:, of_item]
 
     return _draw(rng, log_odds, n_users, n_items, pairs_per_user), Facets(of_item, mixtures)
@@ -166,21 +183,27 @@ def facet_spaces(
     concentration: float = 0.1,
     sharpness: float = 8.0,
 ) -> tuple[Interactions, FacetSpaces]:
-    """Planted facet spaces: each item is a point on K spheres, say of its genre and of its cast, and users mix spheres.
+    """Draws interactions from facets in which users and items are points on spheres.
 
-    Mixtures are Dirichlet(`concentration`): small means few facets a user. Points are uniform on the spheres, items are
-    drawn without replacement, with log-odds sharpness · Σ_k mixture_uk cos(user_u^k, item_i^k): the form of
-    `models.MARS`. It is also a dot product of K D factors, as those of `low_rank`, but each user needs few of them.
+    Each item is a point on K spheres, for example one for its genre and one for its cast. Each user
+    weighs the facets by a mixture, drawn from Dirichlet(`concentration`). Points are uniform on the
+    spheres. A user draws items without replacement, with log-odds sharpness · Σ_k mixture_uk
+    cos(user_u^k, item_i^k), which is the score of `models.MARS`. This is also a dot product of K·D
+    factors, as in `low_rank`, but each user needs only few of them.
 
     Args:
         key: typed key; the same key gives the same set.
-        n_users: M.
-        n_items: N.
-        n_facets: K.
-        dim: D, of a facet.
-        pairs_per_user: items that each user meets, 1 .. N.
-        concentration: of the Dirichlet distribution, positive.
-        sharpness: how strongly the facets rule the choice; 0 is no preference at all.
+        n_users: number of users M.
+        n_items: number of items N.
+        n_facets: number of facets K.
+        dim: dimension D of each facet.
+        pairs_per_user: number of items of each user, 1 .. N.
+        concentration: positive parameter of the Dirichlet distribution; small values give each user
+            few facets.
+        sharpness: scale of the log-odds; 0 makes all items equally likely.
+
+    Returns:
+        The interactions, and the vectors.
 
     Raises:
         ValueError: for numbers outside these ranges.
@@ -202,20 +225,22 @@ def facet_spaces(
 def power_law(
     key: Key, *, n_users: int, n_items: int, n_pairs: int, exponents: tuple[float, float] = (0.5, 0.8)
 ) -> Interactions:
-    """Sparse and as large as wanted, to measure time and memory: who meets whom is chance, how often is a power law.
+    """Draws a sparse set with power-law degrees, of any size, to measure time and memory.
 
-    A pair's user is drawn in proportion to rank^-exponents[0], its item to rank^-exponents[1], repetitions are drawn
-    anew; ranks are dealt to ids at random. Memory is some tens of bytes a pair.
+    The user of a pair is drawn in proportion to rank^-exponents[0] and its item in proportion to
+    rank^-exponents[1], independently. Repeated pairs are drawn again. Ranks are assigned to ids at
+    random. It takes some tens of bytes of memory for each pair.
 
     Args:
         key: typed key; the same key gives the same set.
-        n_users: M.
-        n_items: N.
-        n_pairs: distinct pairs, at most a quarter of M N.
-        exponents: of users and items, 0 (all alike) or more, below 2.
+        n_users: number of users M.
+        n_items: number of items N.
+        n_pairs: number of distinct pairs, at most a quarter of M·N.
+        exponents: exponents of users and of items, from 0 (uniform) to below 2.
 
     Raises:
-        ValueError: for sizes that are not positive, too many pairs, and exponents outside the range.
+        ValueError: for sizes that are not positive, for too many pairs, and for exponents outside
+            the range.
     """
     n_users, n_items = integer("n_users", n_users, most=INT32_MAX), integer("n_items", n_items, most=INT32_MAX)
     n_pairs = integer("n_pairs", n_pairs, most=INT32_MAX)
@@ -234,11 +259,13 @@ def power_law(
         wanted = int(1.2 * (n_pairs - len(pairs))) + 16
         users, items = (ids[np.searchsorted(shares[:-1], rng.random(wanted), side="right")] for ids, shares in sides)
         pairs = np.unique(np.append(pairs, users * n_items + items))
+    # np.unique sorts, so the surplus must be dropped at random.
     pairs = rng.choice(pairs, n_pairs, replace=False, shuffle=False)
     return Interactions.from_pairs(*np.divmod(pairs, n_items), n_users=n_users, n_items=n_items)
 
 
 def _sizes(n_users: int, n_items: int, pairs_per_user: int) -> tuple[int, int, int]:
+    """Returns the checked sizes as Python ints."""
     n_users, n_items = integer("n_users", n_users, most=INT32_MAX), integer("n_items", n_items, most=INT32_MAX)
     if integer("pairs_per_user", pairs_per_user) > n_items:
         raise ValueError(f"pairs_per_user={pairs_per_user} is more than n_items={n_items}; give fewer")
@@ -248,7 +275,7 @@ def _sizes(n_users: int, n_items: int, pairs_per_user: int) -> tuple[int, int, i
 def _draw(
     rng: np.random.Generator, log_odds: Callable[[slice], np.ndarray], n_users: int, n_items: int, pairs_per_user: int
 ) -> Interactions:
-    """Items of each user without replacement by the Gumbel top-k trick, in blocks of users."""
+    """Draws items of each user without replacement by the Gumbel top-k trick, in blocks of users."""
     rows = []
     step = max(_CELLS // n_items, 1)
     for start in range(0, n_users, step):

@@ -1,11 +1,13 @@
-"""Losses: pure functions that compare scores and return one value a comparison; `mean` is the only reduction.
+"""Losses: pure functions that return one value for each comparison; `mean` is the only reduction.
 
     loss(pos[...], neg[..., n], *, where=None, <hyperparameters>) -> [...]
     loss(scores[..., N], targets[..., N], *, where=None, ...)     -> [...]
 
-`where` is bool, True = use. Set hyperparameters by `functools.partial(losses.mml, margins=...)`. `contrastive`,
-`triplet`, `metricf` and `sml` take distances, on scores by `on_scores`; `alignment`, `uniformity`, `directau` and
-`covariance` take vectors; `rg2` takes users' vectors and sums over the items'. LOSSES.md has the table of all.
+`where` is bool, True for the entries to use. Bind hyperparameters with `functools.partial`, such as
+`partial(losses.mml, margins=...)`. `contrastive`, `triplet`, `metricf` and `sml` take distances;
+`on_scores` applies them to scores. `alignment`, `uniformity`, `directau` and `covariance` take
+vectors. `rg2` takes the users' vectors and sums over the items. LOSSES.md has a table of all
+losses.
 """
 
 from jaxrec.losses._reduce import combine as combine

@@ -1,4 +1,4 @@
-"""What all losses share: the reductions over negatives and over comparisons, masks, blocks, and sums of losses."""
+"""Shared parts of the losses: reductions, masks, loops over positives, and sums of losses."""
 
 from __future__ import annotations
 
@@ -17,48 +17,52 @@ Negatives = Literal["mean", "sum"]
 
 
 def mean(values: Array, *, where: Array | None = None, weights: Array | None = None) -> Array:
-    """Mean over all entries: the only reduction from losses [...] to a scalar.
+    """Averages losses to a scalar; this is the only such reduction.
 
-    Σ w v / Σ w over the entries where `where` is True; 0 where nothing is valid. Half precision is summed in float32.
+    Computes Σ w v / Σ w over the entries where `where` is True, or 0 if there are none. Half
+    precision is summed in float32.
 
     Args:
         values: losses [...].
-        where: bool [...], True = use.
-        weights: [...], such as counts. They must be finite and at least 0; their values are not checked here, as they
-            are unknown under `jit`. With weights that sum to 0 or less the mean is 0.
+        where: bool [...], True for the entries to use; None uses all.
+        weights: finite numbers of 0 or more [...], such as counts; None weighs all entries the
+            same. The values are not checked, because they are unknown under `jit`. If the weights
+            sum to 0 or less, the mean is 0.
 
     Raises:
-        ValueError: for shapes that differ, as those of a loss that took the mean itself.
+        ValueError: if the shapes differ, for example because a loss already averaged its values.
 
     >>> float(mean(jnp.array([1.0, 5.0]), where=jnp.array([True, False])))
     1.0
     """
-    for name, beside in (("where", where), ("weights", weights)):
-        if beside is not None and jnp.shape(beside) != jnp.shape(values):
+    for name, given in (("where", where), ("weights", weights)):
+        if given is not None and jnp.shape(given) != jnp.shape(values):
             raise ValueError(
-                f"the loss has shape {list(jnp.shape(values))}, {name} {list(jnp.shape(beside))}; "
-                "a loss gives one value a comparison, not their mean"
+                f"the loss has shape {list(jnp.shape(values))}, {name} {list(jnp.shape(given))}; "
+                "a loss must return one value for each comparison, not their mean"
             )
     values = accumulated(values)
     weights = jnp.ones_like(values) if weights is None else jnp.asarray(weights, values.dtype)
     if where is not None:
         chex.assert_type(where, bool)
+        # Both are masked: 0 · NaN would still be NaN.
         values, weights = jnp.where(where, values, 0), jnp.where(where, weights, 0)
     total = weights.sum()
     return jnp.where(total > 0, (weights * values).sum() / jnp.where(total > 0, total, 1), 0)
 
 
 def combine(pos: Array, neg: Array, *, where: Array | None = None, parts: Sequence[tuple[Scalar, Loss]]) -> Array:
-    """Weighted sum of losses of the same scores: Σ weight · loss(pos, neg), itself a loss.
+    """Sums losses of the same scores: Σ weight · loss(pos, neg). The sum is itself a loss.
 
     Args:
-        pos: scores [...].
-        neg: scores [..., n].
-        where: bool [..., n], True = use.
-        parts: pairs (weight, loss); weights may be traced, hyperparameters are set by `functools.partial`.
+        pos: scores of the positives, [...].
+        neg: scores of the negatives, [..., n].
+        where: bool [..., n], True for the negatives to use; None uses all.
+        parts: pairs (weight, loss). Weights may be traced; bind the losses' hyperparameters with
+            `functools.partial`.
 
     Raises:
-        ValueError: for no parts, and for a weight that is not finite.
+        ValueError: if there are no parts, or if a weight is not finite.
 
     >>> square = lambda pos, neg, *, where: pos**2
     >>> float(combine(jnp.array(3.0), jnp.array([0.0]), parts=((1.0, square), (0.5, square))))
@@ -66,7 +70,8 @@ def combine(pos: Array, neg: Array, *, where: Array | None = None, parts: Sequen
     """
     if not parts:
         raise ValueError("parts is empty; give at least one pair (weight, loss)")
-    pos, neg = accumulated(pos), accumulated(neg)  # once, so that the gradients of the parts are added in float32
+    # Converted here, not in each part, so that the gradients of the parts are added in float32.
+    pos, neg = accumulated(pos), accumulated(neg)
 
     def weighted(weight: Scalar, loss: Loss) -> Array:
         values = accumulated(loss(pos, neg, where=where))
@@ -76,10 +81,12 @@ def combine(pos: Array, neg: Array, *, where: Array | None = None, parts: Sequen
 
 
 def masked(pos: Array, neg: Array, where: Array | None) -> tuple[Array, Array, Array, Array]:
-    """Checks the shapes of a comparison; returns `pos` and `neg` with 0 where masked, `where` as bool, and its `any`.
+    """Checks the shapes of a comparison and replaces masked scores by 0.
 
-    Masked entries leave through a constant, so that not even a NaN in them reaches value or gradient. Scores of half
-    precision become float32: a float16 holds no square of 300, and a bfloat16 no sum of 300 ones.
+    Returns `pos`, `neg`, `where` as bool, and whether a row has a valid negative. Masked entries
+    are replaced by a constant, so that not even a NaN in them reaches the value or the gradient.
+    Scores of half precision become float32: float16 cannot hold the square of 300, and bfloat16
+    cannot hold the sum of 300 ones.
     """
     pos, neg = accumulated(pos), accumulated(neg)
     chex.assert_rank(neg, pos.ndim + 1)
@@ -93,14 +100,14 @@ def masked(pos: Array, neg: Array, where: Array | None) -> tuple[Array, Array, A
         jnp.broadcast_shapes((*shapes[0], 1), *shapes[1:])
     except ValueError:
         raise ValueError(
-            "pos {}, neg {}, where {}; give [...], [..., n], [..., n]".format(*map(list, shapes))
+            "pos {}, neg {}, where {}; give shapes [...], [..., n], [..., n]".format(*map(list, shapes))
         ) from None
     any_valid = where.any(-1)
     return jnp.where(any_valid, pos, 0), jnp.where(where, neg, 0), where, any_valid
 
 
 def over_negatives(values: Array, where: Array, negatives: Negatives) -> Array:
-    """Mean or sum over the valid entries of the last axis; 0 where there are none."""
+    """Reduces the valid entries of the last axis to their mean or sum, or to 0 if there are none."""
     values = jnp.where(where, values, 0)
     total = values.sum(-1)
     if negatives == "sum":
@@ -112,9 +119,10 @@ def over_negatives(values: Array, where: Array, negatives: Negatives) -> Array:
 
 
 def setting(name: str, value: Array | Scalar, scores: Array, **bounds: float) -> Array:
-    """A hyperparameter in the precision of the loss, which a float64 would widen; a scalar is checked by `number`.
+    """Returns a hyperparameter in the dtype of the scores, at least float32.
 
-    The entries of an array are not checked, for they may be masked.
+    A float64 hyperparameter would otherwise widen the loss. A scalar is checked by `number`; the
+    entries of an array are not checked, because some may be masked.
     """
     dtype = jnp.result_type(scores)
     wide = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 32
@@ -122,7 +130,11 @@ def setting(name: str, value: Array | Scalar, scores: Array, **bounds: float) ->
 
 
 def logsumexp(values: Array, where: Array, any_valid: Array) -> Array:
-    """Over the valid entries of the last axis; 0 (and no gradient) where nothing is valid."""
+    """Computes log Σ exp over the valid entries of the last axis.
+
+    A row without valid entries is 0 and has no gradient.
+    """
+    # A row of only -inf would have a NaN gradient: a row without valid entries keeps its values.
     kept = jnp.where(where | ~any_valid[..., None], values, -jnp.inf)
     return jnp.where(any_valid, jax.nn.logsumexp(kept, axis=-1), 0)
 
@@ -130,16 +142,16 @@ def logsumexp(values: Array, where: Array, any_valid: Array) -> Array:
 def by_positive(
     compare: Callable[..., Array], vectors: Sequence[Array | Scalar], rows: Sequence[Array | None]
 ) -> Array:
-    """`compare(*vectors, *rows)`, one positive at a time where one row of negatives serves many.
+    """Computes `compare(*vectors, *rows)`, looping over positives that share one row of negatives.
 
-    A comparison of each pair of `pos` [..., P] and `neg` [..., 1, N] would form [..., P, N]. A loop over P, whose body
-    is computed again on the way back, holds [..., 1, N] in both directions. Where each positive has negatives of its
-    own, it is the plain call.
+    Comparing each pair of `pos` [..., P] and `neg` [..., 1, N] at once would form [..., P, N]. The
+    loop over P holds only [..., 1, N]; its body is computed again in the backward pass, so this is
+    true of the gradient too. If each positive has its own negatives, `compare` is called directly.
 
     Args:
-        compare: gives [...] from vectors [...] and rows [..., n].
-        vectors: each [...], or a scalar.
-        rows: each [..., n] or None, the negatives first.
+        compare: a function of vectors [...] and rows [..., n] that returns [...].
+        vectors: arrays [...] or scalars, the positives first.
+        rows: arrays [..., n] or None, the negatives first.
     """
     arrays = (*vectors, *rows)
     axes = (-1,) * len(vectors) + (-2,) * len(rows)
@@ -147,7 +159,7 @@ def by_positive(
     if jnp.ndim(rows[0]) < 2 or lengths[len(vectors)] != 1 or max(lengths[: len(vectors)]) < 2:
         return compare(*arrays)
 
-    @partial(jax.checkpoint, prevent_cse=False)
+    @partial(jax.checkpoint, prevent_cse=False)  # inside a loop, CSE cannot undo the recomputation
     def one(slices: list[Array]) -> Array:
         following = iter(slices)
         whole = (x if n == 1 else jnp.expand_dims(next(following), a) for x, a, n in zip(arrays, axes, lengths))

@@ -1,7 +1,7 @@
-"""Losses of distances: `pos` [...] and `neg` [..., n] are distances d ≥ 0, smaller = better.
+"""Losses of distances: `pos` [...] and `neg` [..., n] are distances d ≥ 0, smaller is better.
 
-The contract is that of `jaxrec.losses.pairwise`. `on_scores` makes a loss of scores of any of them, so that it trains
-the models whose score is minus a squared distance.
+Masks and reductions are those of `jaxrec.losses.pairwise`. `on_scores` turns any of these losses
+into a loss of scores, for models whose score is minus a squared distance.
 """
 
 from __future__ import annotations
@@ -21,9 +21,19 @@ from jaxrec.typing import Array, Loss, Scalar
 def contrastive(
     pos: Array, neg: Array, *, where: Array | None = None, margin: Scalar = 1.0, negatives: Negatives = "mean"
 ) -> Array:
-    """Contrastive loss (Hadsell et al. 2006, 10.1109/CVPR.2006.100): ½ pos² + ½ meanⱼ max(0, margin − negⱼ)².
+    """Contrastive loss (Hadsell et al. 2006, 10.1109/CVPR.2006.100).
 
-    Distances pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum".
+    ½ pos² + ½ meanⱼ max(0, margin − negⱼ)².
+
+    Args:
+        pos: distances user to positive item, [...].
+        neg: distances user to negative items, [..., n].
+        where: bool [..., n], True for the negatives to use; None uses all.
+        margin: the distance that negatives should have at least.
+        negatives: "mean" or "sum" over the negatives of a positive.
+
+    Returns:
+        Losses [...].
 
     >>> float(contrastive(jnp.array(2.0), jnp.array([0.0, 3.0])))
     2.25
@@ -39,9 +49,17 @@ def triplet(
 ) -> Array:
     """Triplet loss (Schroff et al. 2015, arXiv 1503.03832): meanⱼ max(0, pos² − negⱼ² + margin).
 
-    `hinge` on the scores −d².
+    It equals `hinge` on the scores −d².
 
-    Distances pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum".
+    Args:
+        pos: distances user to positive item, [...].
+        neg: distances user to negative items, [..., n].
+        where: bool [..., n], True for the negatives to use; None uses all.
+        margin: how much smaller the squared distance of the positive should be.
+        negatives: "mean" or "sum" over the negatives of a positive.
+
+    Returns:
+        Losses [...].
 
     >>> float(triplet(jnp.array(1.0), jnp.array([1.0, 2.0])))
     0.5
@@ -64,21 +82,24 @@ def metricf(
     positive_weight: Scalar = 1.1,
     negatives: Negatives = "mean",
 ) -> Array:
-    """Metric factorisation (Zhang et al. 2018, arXiv 1802.04606), a squared loss of squared distances.
+    """Metric factorisation (Zhang et al. 2018, arXiv 1802.04606): squares of squared distances.
 
-    positive_weight · pos⁴ + meanⱼ max(0, margin − negⱼ²)²: squared distances are fitted to 0 for positives, to the
-    margin or more for negatives.
+    positive_weight · pos⁴ + meanⱼ max(0, margin − negⱼ²)²: the squared distances of
+    positives are fitted to 0, those of negatives to the margin or more.
 
     Args:
-        pos: distances [...].
-        neg: distances [..., n].
-        where: bool [..., n], True = use.
-        margin: β of the released code, a squared distance; 0.6, 1.5 and 2.5 stand in it.
-        positive_weight: 1 + α, with .1 for the released code's α.
-        negatives: average or sum over the negatives.
+        pos: distances user to positive item, [...].
+        neg: distances user to negative items, [..., n].
+        where: bool [..., n], True for the negatives to use; None uses all.
+        margin: β of the released code, a squared distance; the code uses 0.6, 1.5 and 2.5.
+        positive_weight: 1 + α; the released code uses α = 0.1.
+        negatives: "mean" or "sum" over the negatives of a positive.
 
-    Differs: this is the released code's ranking loss, with its sum over the negatives by `negatives="sum"`. As released
-    that code draws no negatives, so that their number is to be tuned.
+    Returns:
+        Losses [...].
+
+    Differs: follows the ranking loss of the released code, which sums over the negatives
+    (`negatives="sum"` here). The released code draws no negatives, so their number must be tuned.
 
     >>> float(metricf(jnp.array(1.0), jnp.array([1.0, 2.0]), positive_weight=1.0))
     1.125
@@ -104,23 +125,27 @@ def sml(
 ) -> Array:
     """Symmetric metric learning with adaptive margins (Li et al. 2020, 10.1609/aaai.v34i04.5894).
 
-    meanⱼ max(0, pos² − negⱼ² + mᵤ) + weight · meanⱼ max(0, pos² − betweenⱼ² + nᵢ) − margin_weight · (mᵤ + nᵢ), where
-    the last term rewards wide margins. After each step clip the margins to [0, 1] and project the vectors onto the unit
-    ball.
+    meanⱼ max(0, pos² − negⱼ² + mᵤ) + weight · meanⱼ max(0, pos² − betweenⱼ² + nᵢ) − margin_weight ·
+    (mᵤ + nᵢ). The last term rewards large margins. After each step, clip the margins to [0, 1] and
+    project the vectors onto the unit ball.
 
     Args:
-        pos: distances user to positive item [...].
-        neg: distances user to negative items [..., n].
-        where: bool [..., n], True = use.
-        between: distances positive item to negative items [..., n].
+        pos: distances user to positive item, [...].
+        neg: distances user to negative items, [..., n].
+        where: bool [..., n], True for the negatives to use; None uses all.
+        between: distances positive item to negative items, [..., n].
         user_margin: mᵤ, learnt, [...] or a scalar.
         item_margin: nᵢ, learnt, [...] or a scalar.
         weight: λ of the paper.
         margin_weight: γ of the paper.
-        negatives: average or sum over the negatives.
+        negatives: "mean" or "sum" over the negatives of a positive.
 
-    Differs: the released code sums the hinges over the batch but averages the margins over it, and takes one negative.
-    To get its objective, up to a factor B, from `losses.mean` over a batch of B, divide its γ (10) by B.
+    Returns:
+        Losses [...].
+
+    Differs: the released code takes one negative, sums the hinges over the batch, but averages the
+    margins over the batch. To get its objective divided by B from `losses.mean` over a batch of B,
+    divide its γ (10) by B.
 
     >>> float(sml(jnp.array(1.0), jnp.array([1.0]), between=jnp.array([2.0]), margin_weight=0.25))
     0.5
@@ -156,16 +181,20 @@ def on_scores(
     where: Array | None = None,
     squared_distance: Callable[[Array], Array] = operator.neg,
 ) -> Array:
-    """A loss of distances as a loss of scores: loss(d(pos), d(neg)) with d = √max(0, squared_distance(score)).
+    """Applies a loss of distances to scores: loss(d(pos), d(neg)).
+
+    The distance is d = √max(0, squared_distance(score)). Its gradient at distance 0 is 0.
 
     Args:
-        pos: scores [...].
-        neg: scores [..., n].
-        loss: of distances, such as `functools.partial(losses.contrastive, margin=0.5)`.
-        where: bool [..., n], True = use.
-        squared_distance: of a score; the default is for scores −d², `lambda s: 2 - 2 * s` for cosines of unit vectors.
+        pos: scores of the positives, [...].
+        neg: scores of the negatives, [..., n].
+        loss: a loss of distances, such as `functools.partial(losses.contrastive, margin=0.5)`.
+        where: bool [..., n], True for the negatives to use; None uses all.
+        squared_distance: the squared distance as a function of the score. The default is for scores
+            −d²; `lambda s: 2 - 2 * s` is for cosines of unit vectors.
 
-    The gradient at distance 0 is 0.
+    Returns:
+        Losses [...].
 
     >>> float(on_scores(jnp.array(-1.0), jnp.array([-1.0, -4.0]), loss=triplet))
     0.5
@@ -174,10 +203,12 @@ def on_scores(
 
     def distance(scores: Array) -> Array:
         squared = squared_distance(accumulated(scores))
+        # Double where: the gradient of the square root is infinite at 0.
         return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
 
     return loss(distance(pos), distance(neg), where=where)
 
 
 def _lead(pos: Array, others: Array, margin: Array | Scalar, where: Array, negatives: Negatives) -> Array:
+    """Returns the mean or sum over j of max(0, pos² − othersⱼ² + margin)."""
     return over_negatives(jax.nn.relu(pos[..., None] ** 2 - others**2 + margin), where, negatives)

@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergences of a Gaussian posterior, over the last axis: [..., D] -> [...]."""
+"""Kullback-Leibler divergences of Gaussian posteriors over the last axis: [..., D] -> [...]."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from jaxrec.typing import Array
 
 
 def kl_standard(mean: Array, log_variance: Array) -> Array:
-    """KL(N(μ, e^lv) ‖ N(0, 1)) = ½ Σ (e^lv + μ² − 1 − lv) (Kingma and Welling 2014, arXiv 1312.6114).
+    """KL divergence from a standard normal (Kingma and Welling 2014, arXiv 1312.6114).
+
+    KL(N(μ, e^lv) ‖ N(0, 1)) = ½ Σ (e^lv + μ² − 1 − lv).
 
     Args:
-        mean: μ [..., D].
-        log_variance: lv [..., D].
+        mean: means μ, [..., D].
+        log_variance: logarithms lv of the variances, [..., D].
+
+    Returns:
+        Divergences [...].
 
     >>> float(kl_standard(jnp.ones(2), jnp.zeros(2)))
     1.0
@@ -25,12 +30,16 @@ def kl_standard(mean: Array, log_variance: Array) -> Array:
 
 
 def kl_normalised(log_variance: Array) -> Array:
-    """KL(N(μ, σ₀² e^lv) ‖ N(0, σ₀²)) of unit vectors μ, less its constant 1 / 2σ₀²: ½ Σ (e^lv − lv − 1).
+    """KL divergence of MacridVAE for unit vectors (Ma et al. 2019, arXiv 1910.14238).
 
-    Of MacridVAE (Ma et al. 2019, arXiv 1910.14238).
+    KL(N(μ, σ₀² e^lv) ‖ N(0, σ₀²)) for unit vectors μ, without its constant 1 / (2σ₀²), is ½ Σ (e^lv
+    − lv − 1).
 
     Args:
-        log_variance: lv [..., D].
+        log_variance: logarithms lv of the variances relative to σ₀², [..., D].
+
+    Returns:
+        Divergences [...].
 
     >>> float(kl_normalised(jnp.zeros(3)))
     0.0

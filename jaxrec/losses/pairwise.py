@@ -1,9 +1,10 @@
-"""Losses that compare a positive score with each of its negatives' scores, by difference or by margin.
+"""Losses that compare the score of a positive with those of its negatives, by difference or margin.
 
-`pos` [...] and `neg` [..., n] are scores, larger = better. Each loss gives [...]: the negatives are averaged over the
-valid ones (so that their number is no learning-rate knob) or summed where a paper does. A row without a valid negative
-is 0 and gets no gradient. For all items as negatives pass `pos` [B, P] with `neg` [B, 1, N]: no loss forms [B, P, N]
-then, unless `where` has that shape.
+`pos` [...] and `neg` [..., n] are scores, larger is better. Each loss returns [...]. By default the
+losses of a positive's valid negatives are averaged, so that their number does not change the size
+of the gradient; `negatives="sum"` adds them up, as some papers do. A row without a valid negative
+is 0 and has no gradient. To use all items as negatives, pass `pos` [B, P] with `neg` [B, 1, N]: no
+loss then forms an array [B, P, N], unless `where` has that shape.
 """
 
 from __future__ import annotations
@@ -19,9 +20,18 @@ from jaxrec.typing import Array, Scalar
 
 
 def bpr(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negatives = "mean") -> Array:
-    """Bayesian personalised ranking (Rendle et al. 2009, arXiv 1205.2618): meanⱼ −log σ(pos − negⱼ).
+    """Bayesian personalised ranking (Rendle et al. 2009, arXiv 1205.2618).
 
-    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum".
+    meanⱼ −log σ(pos − negⱼ).
+
+    Args:
+        pos: scores of the positives, [...].
+        neg: scores of the negatives, [..., n].
+        where: bool [..., n], True for the negatives to use; None uses all.
+        negatives: "mean" or "sum" over the negatives of a positive.
+
+    Returns:
+        Losses [...].
 
     >>> round(float(bpr(jnp.array(0.0), jnp.array([0.0]))), 4)
     0.6931
@@ -32,9 +42,19 @@ def bpr(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negati
 def hinge(
     pos: Array, neg: Array, *, where: Array | None = None, margin: Scalar = 1.0, negatives: Negatives = "mean"
 ) -> Array:
-    """Margin loss on score differences, the triplet loss in score form: meanⱼ max(0, margin − pos + negⱼ).
+    """Margin loss on score differences: meanⱼ max(0, margin − pos + negⱼ).
 
-    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum".
+    It is the triplet loss in terms of scores.
+
+    Args:
+        pos: scores of the positives, [...].
+        neg: scores of the negatives, [..., n].
+        where: bool [..., n], True for the negatives to use; None uses all.
+        margin: how much higher the positive should score.
+        negatives: "mean" or "sum" over the negatives of a positive.
+
+    Returns:
+        Losses [...].
 
     >>> float(hinge(jnp.array(2.0), jnp.array([0.0, 1.5])))
     0.25
@@ -44,19 +64,25 @@ def hinge(
 
 
 def warp(pos: Array, neg: Array, *, where: Array | None = None, margin: Scalar = 1.0, n_items: Scalar | int) -> Array:
-    """Weighted approximate-rank margin loss (Hsieh et al. 2017, 10.1145/3038912.3052639, for metric learning).
+    """Weighted approximate-rank loss (Hsieh et al. 2017, 10.1145/3038912.3052639).
 
-    log(1 + n_items · v) · max(0, margin − pos + maxⱼ negⱼ), v the fraction of the negatives that violate the margin,
-    margin − pos + negⱼ > 0. The logarithm, of the estimated rank, gets no gradient.
+    log(1 + n_items · v) · max(0, margin − pos + maxⱼ negⱼ), where v is the fraction of the
+    negatives that violate the margin (margin − pos + negⱼ > 0). The logarithm depends on the
+    estimated rank n_items · v and gets no gradient.
 
     Args:
-        pos: scores [...]; for collaborative metric learning, minus squared distances.
-        neg: scores [..., n].
-        where: bool [..., n], True = use.
-        margin: by which the positive should lead.
+        pos: scores of the positives, [...]; in collaborative metric learning, minus squared
+            distances.
+        neg: scores of the negatives, [..., n].
+        where: bool [..., n], True for the negatives to use; None uses all.
+        margin: how much higher the positive should score.
         n_items: number of items in the catalogue, an int or traced.
 
-    Differs: Weston et al. (2011) count the draws until one violates; a fixed number of negatives keeps shapes static.
+    Returns:
+        Losses [...].
+
+    Differs: Weston et al. (2011) count draws until one violates the margin; here the number of
+    negatives is fixed, because JAX needs static shapes.
 
     >>> round(float(warp(jnp.array(2.0), jnp.array([0.0, 1.5]), n_items=10)), 4)
     0.8959
@@ -85,12 +111,22 @@ def ccl(
 ) -> Array:
     """Cosine contrastive loss (SimpleX, Mao et al. 2021, arXiv 2109.12613).
 
-    max(0, 1 − pos) + weight · meanⱼ max(0, negⱼ − margin), on cosines. The positive term is clipped at 0, which is
-    reached when dropout follows normalisation.
+    max(0, 1 − pos) + weight · meanⱼ max(0, negⱼ − margin), on cosines. Dropout after normalisation
+    can make pos larger than 1, hence the max in the first term.
 
-    Differs: the released code sums over negatives when its weight is 0 or None; here `negatives="sum"` says so.
+    Args:
+        pos: cosines of the positives, [...].
+        neg: cosines of the negatives, [..., n].
+        where: bool [..., n], True for the negatives to use; None uses all.
+        margin: the largest cosine of a negative without a penalty.
+        weight: weight of the negatives.
+        negatives: "mean" or "sum" over the negatives of a positive.
 
-    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum".
+    Returns:
+        Losses [...].
+
+    Differs: the released code sums over the negatives if its weight is 0 or None; here
+    `negatives="sum"` does so.
 
     >>> round(float(ccl(jnp.array(0.8), jnp.array([0.95, 0.1]))), 4)
     3.95
@@ -112,25 +148,30 @@ def mml(
 ) -> Array:
     """Multi-margin loss (Ozsoy 2024, arXiv 2405.04614), later named multi-margin cosine loss.
 
-    positive_weight · max(0, 1 − pos) + negative_weight · meanⱼ Σₖ weightsₖ max(0, negⱼ − marginsₖ), on cosines: a
-    piecewise linear penalty whose slope grows at each margin. The defaults are the paper's for Yelp2018; for Gowalla it
-    takes margins (.7, .8, .9), weights (.1, .15, .75), negative_weight 700.
+    positive_weight · max(0, 1 − pos) + negative_weight · meanⱼ Σₖ weightsₖ max(0, negⱼ − marginsₖ),
+    on cosines. The penalty of a negative is piecewise linear, and its slope grows at each margin.
+    The defaults are the paper's for Yelp2018; for Gowalla it uses margins (.7, .8, .9), weights
+    (.1, .15, .75) and negative_weight 700.
 
     Args:
-        pos: cosines [...].
-        neg: cosines [..., n].
-        where: bool [..., n], True = use.
+        pos: cosines of the positives, [...].
+        neg: cosines of the negatives, [..., n].
+        where: bool [..., n], True for the negatives to use; None uses all.
         margins: K numbers.
         weights: K numbers, one for each margin.
         positive_weight: factor of the positive term.
-        negative_weight: factor of the averaged negative term.
-        negatives: average (as the released code) or sum over the negatives.
+        negative_weight: factor of the negative term.
+        negatives: "mean" (as in the released code) or "sum" over the negatives of a positive.
+
+    Returns:
+        Losses [...].
 
     Raises:
-        ValueError: for no margins, margins and weights of different lengths, margins that are not finite numbers, and
-            weights that are not finite or below 0.
+        ValueError: if there are no margins, if margins and weights have different lengths, if a
+            margin is not a finite number, or if a weight is not finite or below 0.
 
-    Differs: equation 7 of the paper lacks the negative weight; this is the released code's place for it.
+    Differs: follows the released code instead of the paper: equation 7 of the paper has no negative
+    weight; here it stands where the code has it.
 
     >>> round(float(mml(jnp.array(0.8), jnp.array([0.95, 0.72, 0.5, -0.2]))), 4)
     12.6
@@ -151,7 +192,7 @@ def mml(
 def _over_differences(
     penalty: Callable[[Array], Array], pos: Array, neg: Array, where: Array | None, negatives: Negatives
 ) -> Array:
-    """Mean or sum over j of penalty(negⱼ − pos)."""
+    """Returns the mean or sum over j of penalty(negⱼ − pos)."""
 
     def compare(pos: Array, neg: Array, where: Array | None) -> Array:
         pos, neg, where, any_valid = masked(pos, neg, where)

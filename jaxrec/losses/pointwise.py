@@ -1,4 +1,4 @@
-"""Losses that judge each score by itself: against 1 or 0, or against a boundary between positives and negatives.
+"""Losses of single scores: against the targets 1 and 0, or against a boundary between them.
 
 The signature is that of `jaxrec.losses.pairwise`: `pos` [...], `neg` [..., n] -> [...].
 """
@@ -15,7 +15,14 @@ from jaxrec.typing import Array, Scalar
 def bce(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negatives = "mean") -> Array:
     """Binary cross-entropy on logits: −log σ(pos) − meanⱼ log(1 − σ(negⱼ)).
 
-    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum".
+    Args:
+        pos: scores of the positives, [...].
+        neg: scores of the negatives, [..., n].
+        where: bool [..., n], True for the negatives to use; None uses all.
+        negatives: "mean" or "sum" over the negatives of a positive.
+
+    Returns:
+        Losses [...].
 
     >>> round(float(bce(jnp.array(0.0), jnp.array([0.0]))), 4)
     1.3863
@@ -28,9 +35,17 @@ def bce(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negati
 def mse(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negatives = "mean") -> Array:
     """Squared error: ½ (pos − 1)² + ½ meanⱼ negⱼ².
 
-    With `negatives="sum"` it is the "MSE" of the SimpleX and multi-margin papers, which stands on cosines.
+    With `negatives="sum"` and cosines as scores it is the "MSE" of the SimpleX and multi-margin
+    papers.
 
-    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum".
+    Args:
+        pos: scores of the positives, [...].
+        neg: scores of the negatives, [..., n].
+        where: bool [..., n], True for the negatives to use; None uses all.
+        negatives: "mean" or "sum" over the negatives of a positive.
+
+    Returns:
+        Losses [...].
 
     >>> float(mse(jnp.array(0.0), jnp.array([1.0])))
     1.0
@@ -49,21 +64,26 @@ def uib(
     alpha: Scalar = 0.5,
     negatives: Negatives = "mean",
 ) -> Array:
-    """User interest boundary (Zhuo et al. 2021, arXiv 2111.11026): positives above a boundary, negatives below.
+    """User interest boundary (Zhuo et al. 2021, arXiv 2111.11026).
 
-    (1 − alpha) · softplus(boundary − pos) + alpha · meanⱼ softplus(negⱼ − boundary). With boundary 0 and alpha ½ it is
-    half of `bce`.
+    Positives should score above the boundary, negatives below.
+
+    (1 − alpha) · softplus(boundary − pos) + alpha · meanⱼ softplus(negⱼ − boundary). With boundary
+    0 and alpha ½ it is half of `bce`.
 
     Args:
-        pos: scores [...].
-        neg: scores [..., n].
-        where: bool [..., n], True = use.
+        pos: scores of the positives, [...].
+        neg: scores of the negatives, [..., n].
+        where: bool [..., n], True for the negatives to use; None uses all.
         boundary: a learnt score of the user, [...] or a scalar.
         alpha: weight of the negatives, from 0 to 1.
-        negatives: average or sum over the negatives.
+        negatives: "mean" or "sum" over the negatives of a positive.
+
+    Returns:
+        Losses [...].
 
     Raises:
-        ValueError: for an alpha outside 0 .. 1 and a scalar boundary that is not finite.
+        ValueError: if alpha is outside 0 .. 1, or if a scalar boundary is not finite.
 
     >>> round(float(uib(jnp.array(0.0), jnp.array([0.0]))), 4)
     0.6931

@@ -1,8 +1,9 @@
-"""Losses through a normalised distribution: over one positive and its negatives, or over a whole row of items.
+"""Losses of a normalised distribution, over a positive and its negatives or over all items.
 
-`softmax`, `sampled_softmax`, `infonce_plus`, `mine` and `bsl` have the signature of `jaxrec.losses.pairwise` and form
-one log-sum-exp a row, so that `pos` [B, P] against all items `neg` [B, 1, N] costs [B, N]. `pooled` prepares the
-positives of `bsl`. `multinomial` and `sparsemax` take `scores` and `targets` [..., N].
+`softmax`, `sampled_softmax`, `infonce_plus`, `mine` and `bsl` have the signature of
+`jaxrec.losses.pairwise`. They compute one log-sum-exp for each row of negatives, so `pos` [B, P]
+against all items, `neg` [B, 1, N], takes memory [B, N]. `pooled` prepares the positives of `bsl`.
+`multinomial` and `sparsemax` take `scores` and `targets` [..., N].
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ def _log_ratio(
     positive_share: Scalar = 1.0,
     negatives: Negatives = "sum",
 ) -> tuple[Array, Array, Array]:
-    """log((Σⱼ eⁿʲ + positive_share · eᵖ) / eᵖ), the one log-sum-exp of this family; also p and the valid rows."""
+    """Computes log((Σⱼ eⁿʲ + positive_share · eᵖ) / eᵖ), the log-sum-exp that this family shares.
+
+    Also returns p = pos/temperature, and which rows have a valid negative.
+    """
     temperature = setting("temperature", temperature, pos, above=0)
     share = setting("positive_share", positive_share, pos, least=0)
     pos, neg, where, any_valid = masked(pos, neg, where)
@@ -41,6 +45,7 @@ def _log_ratio(
     elif negatives != "sum":
         raise ValueError(f'negatives={negatives!r}; give "mean" or "sum"')
     gap = partition - p
+    # Double where: a share of 0 has no logarithm.
     log_share = jnp.log(jnp.where(share > 0, share, 1))
     return jnp.where(share > 0, log_share + jax.nn.softplus(gap - log_share), gap), p, any_valid
 
@@ -48,11 +53,18 @@ def _log_ratio(
 def softmax(pos: Array, neg: Array, *, where: Array | None = None, temperature: Scalar = 1.0) -> Array:
     """Softmax cross-entropy of the positive against its negatives: InfoNCE, or SSM on cosines.
 
-    log(eᵖ + Σⱼ eⁿʲ) − p with p = pos/temperature, nʲ = negⱼ/temperature (van den Oord et al. 2018, arXiv 1807.03748;
-    Wu et al. 2022, arXiv 2201.02327). One negative and temperature 1 give `bpr`. With all other items as negatives it
-    is the full softmax.
+    log(eᵖ + Σⱼ eⁿʲ) − p with p = pos/temperature, nʲ = negⱼ/temperature (van den Oord et al. 2018,
+    arXiv 1807.03748; Wu et al. 2022, arXiv 2201.02327). With one negative and temperature 1 it is
+    `bpr`. With all other items as negatives it is the full softmax.
 
-    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...].
+    Args:
+        pos: scores of the positives, [...].
+        neg: scores of the negatives, [..., n].
+        where: bool [..., n], True for the negatives to use; None uses all.
+        temperature: divides the scores; above 0.
+
+    Returns:
+        Losses [...].
 
     >>> round(float(softmax(jnp.array(0.0), jnp.array([0.0]))), 4)
     0.6931
@@ -75,12 +87,16 @@ def sampled_softmax(
     `softmax` of (pos/temperature − log_q_pos) against (neg/temperature − log_q_neg).
 
     Args:
-        pos: scores [...].
-        neg: scores [..., n], drawn with probability q.
-        where: bool [..., n], True = use.
+        pos: scores of the positives, [...].
+        neg: scores of the negatives, [..., n], which are drawn with probability q.
+        where: bool [..., n], True for the negatives to use; None uses all.
         log_q_pos: log q of the positives, [...] or a scalar.
-        log_q_neg: log q of the negatives, [..., n] or a scalar; a constant cancels against `log_q_pos`.
-        temperature: divides the scores, not log q.
+        log_q_neg: log q of the negatives, [..., n] or a scalar. The same constant added to both
+            cancels.
+        temperature: divides the scores, but not log q; above 0.
+
+    Returns:
+        Losses [...].
     """
     temperature = setting("temperature", temperature, pos, above=0)
     chex.assert_type([pos, neg], float)
@@ -98,19 +114,23 @@ def infonce_plus(
     positive_share: Scalar = 1.0,
     negatives: Negatives = "sum",
 ) -> Array:
-    """InfoNCE with balance coefficients (Li et al. 2023, arXiv 2312.08520), the general form of `softmax` and `bsl`.
+    """InfoNCE with balance coefficients (Li et al. 2023, arXiv 2312.08520).
 
-    −p + exponent · log(Σⱼ eⁿʲ + positive_share · eᵖ) with p = pos/temperature, nʲ = negⱼ/temperature. Exponent 1 and
-    share 1 give `softmax`; share 0 gives `mine`.
+    −p + exponent · log(Σⱼ eⁿʲ + positive_share · eᵖ) with p = pos/temperature, nʲ =
+    negⱼ/temperature. It generalises `softmax` (exponent 1, share 1) and `mine` and `bsl` (share 0).
 
     Args:
-        pos: scores [...].
-        neg: scores [..., n].
-        where: bool [..., n], True = use.
-        temperature: divides the scores.
+        pos: scores of the positives, [...].
+        neg: scores of the negatives, [..., n].
+        where: bool [..., n], True for the negatives to use; None uses all.
+        temperature: divides the scores; above 0.
         exponent: λ of the paper, the weight of the logarithm.
-        positive_share: ε of the paper, the weight ≥ 0 of the positive among the negatives; at 0 it gets no gradient.
-        negatives: "mean" replaces the sum over the negatives by their mean.
+        positive_share: ε of the paper, the weight of the positive in the logarithm, 0 or more. At
+            0, `positive_share` itself gets no gradient.
+        negatives: "sum" or "mean" of the negatives inside the logarithm.
+
+    Returns:
+        Losses [...].
 
     >>> round(float(infonce_plus(jnp.array(0.0), jnp.array([0.0]), exponent=1.0)), 4)
     0.6931
@@ -130,12 +150,24 @@ def mine(
     exponent: Scalar = 1.0,
     negatives: Negatives = "mean",
 ) -> Array:
-    """Decoupled contrastive loss MINE (Li et al. 2023, arXiv 2312.08520): −p + exponent · log meanⱼ eⁿʲ.
+    """Decoupled contrastive loss MINE (Li et al. 2023, arXiv 2312.08520).
 
-    p = pos/temperature, nʲ = negⱼ/temperature; the positive is not in the logarithm. The paper's MINE+ is
-    `mine(exponent=1.1, negatives="sum")` with a temperature, which is `bsl` with a sum.
+    −p + exponent · log meanⱼ eⁿʲ.
 
-    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum".
+    p = pos/temperature, nʲ = negⱼ/temperature; the positive is not in the logarithm. The paper's
+    MINE+ is `mine(exponent=1.1, negatives="sum")` with a temperature, which is also `bsl` with a
+    sum.
+
+    Args:
+        pos: scores of the positives, [...].
+        neg: scores of the negatives, [..., n].
+        where: bool [..., n], True for the negatives to use; None uses all.
+        temperature: divides the scores; above 0.
+        exponent: weight of the logarithm.
+        negatives: "mean" or "sum" of the negatives inside the logarithm.
+
+    Returns:
+        Losses [...].
 
     >>> float(mine(jnp.array(0.5), jnp.array([0.5])))
     0.0
@@ -153,15 +185,28 @@ def bsl(
     exponent: Scalar = 1.1,
     negatives: Negatives = "mean",
 ) -> Array:
-    """Bilateral softmax loss (Wu et al. 2023, arXiv 2312.12882): −pos/t + exponent · log meanⱼ e^(negⱼ/t).
+    """Bilateral softmax loss (Wu et al. 2023, arXiv 2312.12882).
 
-    The defaults are the released code's for Yelp2018; for Gowalla it takes temperature .08, exponent 1.22. The positive
-    is not in the denominator. `negatives="sum"` replaces the mean in the logarithm, the released mode "reweight".
+    −pos/t + exponent · log meanⱼ e^(negⱼ/t).
 
-    Differs: the paper's two temperatures are, in the released code and here, one temperature and an exponent. Its
-    pooling of positives of one user within a batch, the released mode "multi", is `pooled`, made before the loss.
+    The positive is not in the denominator. The defaults are those of the released code for
+    Yelp2018; for Gowalla it uses temperature .08 and exponent 1.22.
 
-    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum".
+    Args:
+        pos: scores of the positives, [...].
+        neg: scores of the negatives, [..., n].
+        where: bool [..., n], True for the negatives to use; None uses all.
+        temperature: t, which divides the scores; above 0.
+        exponent: weight of the logarithm.
+        negatives: "mean" or "sum" of the negatives inside the logarithm; "sum" is the released mode
+            "reweight".
+
+    Returns:
+        Losses [...].
+
+    Differs: follows the released code instead of the paper: one temperature and an exponent replace
+    the paper's two temperatures. The paper also pools the positives of a user within a batch (the
+    released mode "multi"): apply `pooled` before this loss.
 
     >>> float(bsl(jnp.array(0.5), jnp.array([0.5]), temperature=0.5, exponent=1.0))
     0.0
@@ -172,15 +217,18 @@ def bsl(
 def pooled(pos: Array, users: Array, *, where: Array | None = None, temperature: Scalar) -> Array:
     """Pools the positives of each user in a batch, for `bsl` (Wu et al. 2023, arXiv 2312.12882).
 
-    temperature · log meanᵣ e^(posᵣ/temperature) over the rows r of the batch with the same user, in every such row.
-    `bsl(pooled(pos, users, temperature=t), neg, temperature=t)` is the released mode "multi". With distinct users it
-    changes nothing.
+    Each row gets temperature · log meanᵣ e^(posᵣ/temperature) over the rows r of the batch with the
+    same user. `bsl(pooled(pos, users, temperature=t), neg, temperature=t)` is the released mode
+    "multi". If all users differ, `pos` does not change.
 
     Args:
-        pos: scores [B].
+        pos: scores of the positives, [B].
         users: integer ids [B], in any order.
-        where: bool [B], True = use; other rows are in no mean and get 0.
-        temperature: that of the loss.
+        where: bool [B], True for the rows to use; the others enter no mean and get 0.
+        temperature: the temperature of the loss.
+
+    Returns:
+        Pooled scores [B].
 
     >>> pos, users = jnp.array([1.0, 3.0, 5.0]), jnp.array([7, 2, 7])
     >>> [round(float(p), 4) for p in pooled(pos, users, temperature=1.0)]
@@ -191,7 +239,7 @@ def pooled(pos: Array, users: Array, *, where: Array | None = None, temperature:
     chex.assert_rank(pos, 1)
     chex.assert_equal_shape([pos, users, where])
     chex.assert_type([pos, users, where], [float, int, bool])
-    if not isinstance(users, jax.Array):  # whose 64 bits JAX would cut, so that users become one
+    if not isinstance(users, jax.Array):  # without x64, JAX would truncate 64-bit ids and merge users
         users = np.unique(users, return_inverse=True)[1].astype(np.int32)
     pos, n_rows = accumulated(pos), len(pos)
     order = jnp.argsort(users)
@@ -199,6 +247,7 @@ def pooled(pos: Array, users: Array, *, where: Array | None = None, temperature:
     is_next_user = jnp.concatenate([jnp.zeros(min(1, n_rows), bool), ordered[1:] != ordered[:-1]])
     segment = jnp.zeros(n_rows, jnp.int32).at[order].set(jnp.cumsum(is_next_user, dtype=jnp.int32))
 
+    # A log-mean-exp for each segment, shifted by its maximum; the shift needs no gradient.
     p = jnp.where(where, pos, 0) / temperature
     kept = jax.lax.stop_gradient(jnp.where(where, p, -jnp.inf))
     top = jax.ops.segment_max(kept, segment, num_segments=n_rows)[segment]
@@ -211,6 +260,7 @@ def pooled(pos: Array, users: Array, *, where: Array | None = None, temperature:
 
 
 def _checked_rows(scores: Array, targets: Array, where: Array | None) -> tuple[Array, Array, Array]:
+    """Checks the shapes of whole rows, replaces masked entries by 0, and returns `where` as bool."""
     chex.assert_equal_shape([scores, targets])
     chex.assert_type(scores, float)
     if where is None:
@@ -228,7 +278,10 @@ def multinomial(scores: Array, targets: Array, *, where: Array | None = None) ->
     Args:
         scores: logits [..., N].
         targets: counts or 0/1 [..., N], any numeric or bool dtype.
-        where: bool [..., N], True = use; masked items leave the normalisation too.
+        where: bool [..., N], True for the items to use; the others are left out of the softmax too.
+
+    Returns:
+        Losses [...].
 
     >>> round(float(multinomial(jnp.zeros(4), jnp.array([1, 0, 1, 0]))), 4)
     2.7726
@@ -239,15 +292,19 @@ def multinomial(scores: Array, targets: Array, *, where: Array | None = None) ->
 
 
 def sparsemax(scores: Array, targets: Array, *, where: Array | None = None) -> Array:
-    """Sparsemax loss of a row (Martins and Astudillo 2016, arXiv 1602.02068), a quadratic kin of the softmax.
+    """Sparsemax loss of a row (Martins and Astudillo 2016, arXiv 1602.02068), a quadratic softmax.
 
-    maxₚ (p·s − ½‖p‖²) + ½‖y‖² − s·y over the simplex, y = targets scaled to sum 1. Its gradient in the scores is
-    sparsemax(s) − y and in y it is y − s; both are written out, and both modes of differentiation work.
+    maxₚ (p·s − ½‖p‖²) + ½‖y‖² − s·y over p in the simplex, where s are the scores and y the targets
+    scaled to sum to 1. The gradients, sparsemax(s) − y in s and y − s in y, are given in closed
+    form, and forward and reverse mode work.
 
     Args:
         scores: [..., N].
         targets: non-negative [..., N], any numeric or bool dtype; a row of zeros has loss 0.
-        where: bool [..., N], True = use.
+        where: bool [..., N], True for the items to use; None uses all.
+
+    Returns:
+        Losses [...].
 
     >>> float(sparsemax(jnp.array([3.0, 0.0]), jnp.array([1, 0])))
     0.0
@@ -260,12 +317,14 @@ def sparsemax(scores: Array, targets: Array, *, where: Array | None = None) -> A
 
 @jax.custom_jvp
 def _fenchel_young(scores: Array, targets: Array, where: Array) -> Array:
+    """The sparsemax loss for targets that sum to 1, with its own derivatives."""
     p = _simplex_projection(scores, where)
     return (p * scores).sum(-1) - 0.5 * (p**2).sum(-1) + 0.5 * (targets**2).sum(-1) - (scores * targets).sum(-1)
 
 
 @partial(_fenchel_young.defjvp, symbolic_zeros=True)
 def _fenchel_young_tangent(primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    """The directional derivative of `_fenchel_young`; skips arguments without a tangent."""
     scores, targets, where = primals
     slopes = _simplex_projection(scores, where) - targets, targets - scores
     moved = [s * t for s, t in zip(slopes, tangents) if not isinstance(t, jax.custom_derivatives.SymbolicZero)]
@@ -273,10 +332,12 @@ def _fenchel_young_tangent(primals: tuple[Array, ...], tangents: tuple[Any, ...]
 
 
 def _simplex_projection(scores: Array, where: Array) -> Array:
-    """Euclidean projection of each row's valid entries onto the simplex; shifting by the maximum keeps it exact.
+    """Projects each row's valid entries onto the simplex (Euclidean projection).
 
-    Σ relu(s − τ) = 1 is solved by Newton's method from τ = max s − 1: as the sum is convex in τ, the steps only rise,
-    and end at the root once the support no longer shrinks (Michelot 1986, 10.1007/BF00938486). Nothing is sorted.
+    Newton's method solves Σ relu(s − τ) = 1 from τ = max s − 1. The sum is convex in τ, so τ only
+    grows, and the method is exact once the support no longer shrinks (Michelot 1986,
+    10.1007/BF00938486). This needs no sort. Subtracting the maximum first does not change the
+    projection and limits rounding errors.
     """
     top = jnp.where(where, scores, -jnp.inf).max(-1, keepdims=True)
     shifted = jnp.where(where, scores - jnp.where(jnp.isfinite(top), top, 0), -jnp.inf)
@@ -289,6 +350,7 @@ def _simplex_projection(scores: Array, where: Array) -> Array:
         _, tau = state
         return tau, jnp.maximum(threshold(fixed > tau), tau)
 
+    # The loop only finds the support, which needs no gradient; the last threshold has one.
     fixed = jax.lax.stop_gradient(shifted)
     lowest = jnp.full_like(fixed[..., :1], -1)
     _, tau = jax.lax.while_loop(lambda state: (state[1] > state[0]).any(), step, (lowest - 1, lowest))

@@ -1,4 +1,4 @@
-"""The squared losses of RG2, against sampled items and against all."""
+"""The squared losses of RG2, against sampled items or against all items."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ from jaxrec.typing import Array
 
 
 def rg2_sampled(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negatives = "mean") -> Array:
-    """The ranking-generalisable squared loss (RG2) from sampled items: −pos + ½ meanⱼ (negⱼ + 1)².
+    """The ranking-generalisable squared loss (RG2) on sampled items: −pos + ½ meanⱼ (negⱼ + 1)².
 
-    The second-order expansion of the full softmax round 0. Unbiased when the negatives are drawn uniformly from
-    *all* items, the user's own among them.
+    It is the second-order expansion of the full softmax around scores of 0. It is unbiased if the
+    negatives are drawn uniformly from *all* items, including the user's own.
 
-    Scores pos [...] and neg [..., n], where bool [..., n] (True = use) -> [...]; negatives "mean" or "sum".
+    Args:
+        pos: scores of the positives, [...].
+        neg: scores of the negatives, [..., n].
+        where: bool [..., n], True for the negatives to use; None uses all.
+        negatives: "mean" or "sum" over the negatives of a positive.
+
+    Returns:
+        Losses [...].
 
     >>> float(rg2_sampled(jnp.array(1.0), jnp.array([0.0])))
     -0.5
@@ -26,20 +33,25 @@ def rg2_sampled(pos: Array, neg: Array, *, where: Array | None = None, negatives
 
 
 def rg2(pos: Array, users: Array, gram: Array, total: Array, *, n_items: int, where: Array | None = None) -> Array:
-    """RG2 against all N items, exactly and without their scores: −o + (1/2N) Σⱼ (oⱼ + 1)².
+    """RG2 against all N items, exact and without their scores: −o + (1/2N) Σⱼ (oⱼ + 1)².
 
-    With G = QᵀQ and s = Qᵀ1 of the items' table Q, the sum is pᵀGp + 2 p·s + N. `train.gram_objective` makes the two.
-
-    It is the softmax's expansion less its constant log N − ½, and no bound on it: the paper's proof needs
-    I/N − diag(π) + ππᵀ to be positive semi-definite, which it is near o = 0 only.
+    With G = QᵀQ and s = Qᵀ1 of the item table Q, the sum is pᵀGp + 2 p·s + N.
+    `train.gram_objective` computes G and s. The loss is the second-order expansion of the full
+    softmax, without its constant log N − ½. It does not bound the softmax loss: the paper's proof
+    needs I/N − diag(π) + ππᵀ to be positive semi-definite, which is true only near o = 0.
 
     Args:
-        pos: scores of the positives, [...].
-        users: the users' vectors p, [..., K]; one user's may serve many positives by broadcasting, [B, 1, K].
-        gram: G [K, K], of the same precision as `users`; on accelerators make it with `precision="highest"`.
-        total: s [K].
-        n_items: N.
-        where: bool [...], True = use; elsewhere the loss is 0 and has no gradient.
+        pos: scores o of the positives, [...].
+        users: vectors p of the users, [..., D]. To share one vector among the positives of a user,
+            pass [B, 1, D].
+        gram: G [D, D], in the same precision as `users`. On accelerators compute it with
+            `precision="highest"`.
+        total: s [D].
+        n_items: number of items N.
+        where: bool [...], True for the positives to use. The others have loss 0 and no gradient.
+
+    Returns:
+        Losses [...].
 
     >>> items = jnp.array([[1.0, 0.0], [0.0, 2.0]])
     >>> float(rg2(jnp.array(1.0), jnp.array([1.0, -1.0]), items.T @ items, items.sum(0), n_items=2))
@@ -54,6 +66,7 @@ def rg2(pos: Array, users: Array, gram: Array, total: Array, *, n_items: int, wh
     if where is not None:
         chex.assert_type(where, bool)
         chex.assert_equal_shape([pos, where])
+        # A vector shared by several positives is masked only if none of them is valid.
         any_valid = where if jnp.shape(users)[:-1] == jnp.shape(pos) else where.any(-1, keepdims=True)
         pos, users = jnp.where(where, pos, 0), jnp.where(any_valid[..., None], users, 0)
     quadratic = (jnp.matmul(users, gram, precision="highest") * users).sum(-1)

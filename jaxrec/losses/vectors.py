@@ -1,4 +1,7 @@
-"""Losses of vectors, without negatives: users near their items, both spread over the sphere, coordinates apart."""
+"""Losses of vectors, without negatives.
+
+They bring users close to their items, spread vectors over the sphere, or decorrelate coordinates.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,16 @@ from jaxrec.typing import Array, Scalar
 
 
 def alignment(users: Array, items: Array) -> Array:
-    """Squared distance of the normalised vectors (Wang and Isola 2020, arXiv 2005.10242): ‖u/‖u‖ − i/‖i‖‖².
+    """Squared distance of normalised vectors (Wang and Isola 2020, arXiv 2005.10242).
 
-    [..., D] and [..., D] give [...]. A vector of zeros stays 0 and gets no gradient.
+    ‖u/‖u‖ − i/‖i‖‖². A vector of zeros stays 0 and gets no gradient.
+
+    Args:
+        users: vectors u, [..., D].
+        items: vectors i, [..., D].
+
+    Returns:
+        Losses [...].
 
     >>> float(alignment(jnp.array([2.0, 0.0]), jnp.array([0.0, 3.0])))
     2.0
@@ -24,17 +34,19 @@ def alignment(users: Array, items: Array) -> Array:
 
 
 def uniformity(x: Array, *, where: Array | None = None, scale: Scalar = 2.0) -> Array:
-    """How closely the rows of a batch crowd on the sphere (Wang and Isola 2020, arXiv 2005.10242).
+    """Measures how close the rows of a batch are to each other on the sphere (Wang and Isola 2020).
 
-    log mean over pairs i < j of e^(−scale · ‖xᵢ − xⱼ‖²), rows normalised. It forms [..., B, B].
+    log mean over pairs i < j of e^(−scale · ‖xᵢ − xⱼ‖²), with normalised rows (arXiv 2005.10242).
+    It forms an array [..., B, B].
 
     Args:
         x: vectors [..., B, D].
-        where: bool [..., B], True = use.
-        scale: of the squared distances.
+        where: bool [..., B], True for the rows to use; None uses all.
+        scale: factor of the squared distances; above 0.
 
     Returns:
-        [...], at most 0; 0 where fewer than two rows are valid. A row of zeros stays 0 and gets no gradient.
+        Losses [...], at most 0; 0 if fewer than two rows are valid. A row of zeros stays 0 and gets
+        no gradient.
 
     >>> round(float(uniformity(jnp.array([[1.0, 0.0], [0.0, 5.0]]))), 4)
     -4.0
@@ -58,17 +70,21 @@ def uniformity(x: Array, *, where: Array | None = None, scale: Scalar = 2.0) -> 
 
 
 def directau(users: Array, items: Array, *, where: Array | None = None, weight: Scalar = 1.0) -> Array:
-    """Direct optimisation of alignment and uniformity (DirectAU, Wang et al. 2022, arXiv 2206.12811).
+    """DirectAU: optimises alignment and uniformity (Wang et al. 2022, arXiv 2206.12811).
 
-    mean alignment + weight · ½ (uniformity(users) + uniformity(items)) over a batch of B pairs: one value a batch. The
-    paper's weights are 5 on Gowalla, 1 on Yelp2018 and .5 on Beauty; it ranks by the dot product of the vectors as they
-    are, not normalised.
+    mean alignment + weight · ½ (uniformity(users) + uniformity(items)) over a batch of B pairs. The
+    paper's weights are 5 on Gowalla, 1 on Yelp2018 and .5 on Beauty. The paper ranks by the dot
+    product of the vectors without normalisation.
 
     Args:
         users: vectors [..., B, D].
-        items: vectors [..., B, D], the positive item of each user; a user's repetitions stay in.
-        where: bool [..., B], True = use.
+        items: vectors [..., B, D], the positive item of each user. A user who occurs several times
+            counts each time.
+        where: bool [..., B], True for the pairs to use; None uses all.
         weight: γ of the paper.
+
+    Returns:
+        Losses [...], one for each batch.
 
     >>> round(float(directau(jnp.eye(2), jnp.eye(2), weight=0.5)), 4)
     -2.0
@@ -85,20 +101,21 @@ def directau(users: Array, items: Array, *, where: Array | None = None, weight: 
 
 
 def covariance(x: Array, *, where: Array | None = None) -> Array:
-    """Squared covariances of different coordinates (DeCov, Cogswell et al. 2016, arXiv 1511.06068): Σ_{d≠e} C_de².
+    """Squared covariances of different coordinates (DeCov, Cogswell et al. 2016, arXiv 1511.06068).
 
-    C is the mean over a batch's rows of (x − μ)(x − μ)ᵀ, μ their mean. In CML (Hsieh et al. 2017,
-    10.1145/3038912.3052639) the rows are users' and items', see `train.covariance_objective`.
+    Σ_{d≠e} C_de², where C is the mean of (x − μ)(x − μ)ᵀ over the rows of a batch, and μ their
+    mean. In CML (Hsieh et al. 2017, 10.1145/3038912.3052639) the rows are those of users and items;
+    see `train.covariance_objective`.
 
     Args:
         x: vectors [..., B, D].
-        where: bool [..., B], True = use.
+        where: bool [..., B], True for the rows to use; None uses all.
 
     Returns:
-        [...], 0 where nothing is valid.
+        Losses [...], 0 if no row is valid.
 
-    Differs: DeCov has a factor ½. The released code of CML adds the covariances up with their
-    signs, so that those of the two signs cancel, over the whole tables.
+    Differs: DeCov has a factor ½. The released code of CML adds the signed covariances of the whole
+    tables, so that positive and negative ones cancel.
 
     >>> float(covariance(jnp.array([[1.0, 2.0], [3.0, 6.0]])))
     8.0
@@ -117,5 +134,7 @@ def covariance(x: Array, *, where: Array | None = None) -> Array:
 
 
 def _normalised(x: Array) -> Array:
+    """Divides vectors by their lengths; a vector of zeros stays 0."""
+    # Double where: the gradient of the square root is infinite at 0.
     squared = (x**2).sum(-1, keepdims=True)
     return jnp.where(squared > 0, x / jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
