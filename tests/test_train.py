@@ -513,7 +513,7 @@ def test_margins_for_other_users_are_refused():
     ("tx", "dim", "message"),
     [
         (optax.sgd(0.1), 8, "state.opt_state belongs to another optimiser than tx; pass fit the same tx as init"),
-        (TX, 4, r"mu.* is \[30, 8\], but for these parameters it is \[30, 4\]"),
+        (TX, 4, r"mu.* has shape \[30, 8\], but for these parameters it is \[30, 4\]"),
     ],
 )
 def test_another_optimisers_state_is_refused(tx, dim, message):
@@ -905,7 +905,7 @@ def test_tables_on_an_explicit_mesh_train():
             "the loss returns int32; it must return an array of floats",
         ),
         ({"tx": 1e-3}, "tx is 0.001; give an optax transformation"),
-        ({"model": jr.models.MF}, "model is the class MF; give a model"),
+        ({"model": jr.models.MF}, "model is the class MF; give an instance"),
     ],
 )
 def test_arguments_of_another_type_are_named(options, message):
