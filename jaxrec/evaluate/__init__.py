@@ -1,4 +1,6 @@
-"""Evaluation: recommend lists, rank all items or sampled ones, compare reports, audit a split."""
+"""Evaluation: recommends lists, ranks all items or sampled ones, compares reports, and audits a
+split.
+"""
 
 from jaxrec.evaluate.audit import Audit as Audit
 from jaxrec.evaluate.audit import audit as audit

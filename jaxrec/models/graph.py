@@ -34,7 +34,7 @@ class LightGCN(nn.Module):
 
     Attributes:
         graph: the training interactions; weights are not used. They are read at `init`; afterwards
-            only their sizes are.
+            only their sizes are used.
         dim: D.
         layers: L; 0 gives `MF`.
         scale: standard deviation of the initial vectors.

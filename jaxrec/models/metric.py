@@ -52,7 +52,7 @@ class TransCF(nn.Module):
 
     Attributes:
         graph: the training interactions; weights are not used. They are read at `init`; afterwards
-            only their sizes are.
+            only their sizes are used.
         dim: D.
         scale: standard deviation of the initial vectors.
 
