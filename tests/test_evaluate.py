@@ -414,8 +414,8 @@ NOTHING = WORLD[1].select(np.zeros(WORLD[1].n_pairs, bool))
         ({"users": np.ones(M, bool)}, "users is bool"),
         ({"users": [28, 29]}, "none of the users has a test pair"),
         ({"test": NOTHING}, "none of the users has a test pair"),
-        ({"test": _interactions(TEST[:, :30])}, r"train is \(30, 40\), test \(30, 30\)"),
-        ({"train": _interactions(TRAIN[:20])}, r"train is \(20, 40\), test \(30, 40\)"),
+        ({"test": _interactions(TEST[:, :30])}, r"train is \(30, 40\) users by items, but test is \(30, 30\)"),
+        ({"train": _interactions(TRAIN[:20])}, r"train is \(20, 40\) users by items, but test is \(30, 40\)"),
         ({"variables": SCORES[:, :39]}, "the model scores 39 items, but the interactions hold 40"),
         ({"variables": np.full_like(SCORES, np.nan)}, "27 users have scores of NaN, user 0 the first"),
     ],
@@ -572,7 +572,7 @@ def test_histories_are_demanded_by_name_of_models_that_know_users_by_them_and_re
         with pytest.raises(TypeError, match=r"^histories is a ndarray; give Interactions"):
             way(histories=TRAIN)
     for way in _ways(TABLE, SCORES):
-        with pytest.raises(ValueError, match=r"^_Scorer does not know users by their items; leave histories out"):
+        with pytest.raises(ValueError, match=r"^_Scorer does not know users by their items; do not pass histories"):
             way(histories=WORLD[0])
 
 

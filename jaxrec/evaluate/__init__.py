@@ -1,6 +1,4 @@
-"""Evaluation: recommends lists, ranks all items or sampled ones, compares reports, and audits a
-split.
-"""
+"""Evaluation: recommendation lists, full and sampled ranking, reports, and audits of splits."""
 
 from jaxrec.evaluate.audit import Audit as Audit
 from jaxrec.evaluate.audit import audit as audit

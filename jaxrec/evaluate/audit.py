@@ -92,8 +92,7 @@ def audit(
     users: ArrayLike | int | None = None,
     key: Key | None = None,
 ) -> Audit:
-    """Checks a split for overlap, cold users and items, selection by id, popularity, time leaks,
-    and flawed negatives.
+    """Checks a split for overlap, cold ids, selection by id, popularity, time leaks, bad negatives.
 
     Findings are counted on all pairs. The trivial rankers are evaluated on `users`. By default
     these are all test users, or a random 10,000 of them if there are more, which `protocol` then
@@ -168,16 +167,19 @@ def _chosen_users(test: Interactions, users: ArrayLike | int | None, key: Key | 
 
 
 def _share(count: int, total: int) -> str:
+    """Formats a count as "3 of 10 (30.0%)"."""
     return f"{count} of {total} ({count / max(total, 1):.1%})"
 
 
 def _overlap(train: Interactions, test: Interactions) -> Finding:
+    """Counts test pairs that are also training pairs."""
     count = int(np.asarray(train.contains(*test.pairs())).sum())
     message = f"{_share(count, test.n_pairs)} test pairs are also training pairs"
     return Finding("overlap", count, test.n_pairs, count > 0, message)
 
 
 def _cold_users(train: Interactions, test: Interactions) -> Finding:
+    """Counts test users without a training pair."""
     tested = np.asarray(test.user_degrees) > 0
     count = int((tested & (np.asarray(train.user_degrees) == 0)).sum())
     message = f"{_share(count, tested.sum())} test users have no training pair"
@@ -185,6 +187,7 @@ def _cold_users(train: Interactions, test: Interactions) -> Finding:
 
 
 def _cold_items(train: Interactions, test: Interactions) -> Finding:
+    """Counts test pairs whose item has no training pair; more than 1 % are serious."""
     count = int((train.item_degrees[test.pairs()[1]] == 0).sum())
     message = f"{_share(count, test.n_pairs)} test pairs have an item without a training pair"
     return Finding("cold items", count, test.n_pairs, count > 0.01 * test.n_pairs, message)
@@ -294,6 +297,7 @@ def _popularity(train: Interactions, test: Interactions) -> Finding:
 
 
 def _time_of_user(train: Interactions, test: Interactions) -> Finding:
+    """Counts test pairs that are older than a training pair of their user."""
     users, _ = train.pairs()
     latest = np.full(train.n_users, np.iinfo(np.int32).min)
     np.maximum.at(latest, users, np.asarray(train.timestamps))
@@ -304,6 +308,7 @@ def _time_of_user(train: Interactions, test: Interactions) -> Finding:
 
 
 def _time_overall(train: Interactions, test: Interactions) -> Finding:
+    """Counts training pairs that are newer than the oldest test pair."""
     count = int((np.asarray(train.timestamps) > np.asarray(test.timestamps).min()).sum())
     message = f"{_share(count, train.n_pairs)} training pairs are newer than the oldest test pair"
     message += ": training sees the future" * (count > 0)
@@ -314,6 +319,9 @@ def _time_overall(train: Interactions, test: Interactions) -> Finding:
 
 
 def _negatives(train: Interactions, test: Interactions, negatives: np.ndarray) -> list[Finding]:
+    """Counts negatives that are relevant, known or repeated, and checks whether they are drawn by
+    popularity.
+    """
     users, items = test.pairs()
     own = negatives == items[:, None]
     trained = np.asarray(train.contains(users[:, None], negatives))

@@ -48,8 +48,7 @@ class _Scorer:
 
 
 def scorer(fn: Callable[[Variables, Array], Array]) -> Model:
-    """Returns a model from any `fn(variables, users [B]) -> scores [B, N]`, for the functions of
-    this module.
+    """Returns a model for this module from any `fn(variables, users [B]) -> scores [B, N]`.
 
     Define `fn` once and pass what it needs as `variables`. A new function is compiled again, and so
     is one that reads a global or a closure whose value has changed.
@@ -131,8 +130,7 @@ def full_ranking(
     auc: bool = False,
     block: int | None = None,
 ) -> Report:
-    """Ranks all items for each user, without the training items, and evaluates the lists on the
-    test pairs.
+    """Ranks all items but the training items for each user, and evaluates the lists on test pairs.
 
     Users without a test pair are left out. Without a key, tied scores rank the test item last: each
     test item is ranked as if its score were one float lower. With a key, ties are broken at random.

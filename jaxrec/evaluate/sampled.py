@@ -31,8 +31,7 @@ def sampled_ranking(
     histories: Interactions | None = None,
     block: int = 1024,
 ) -> Report:
-    """Ranks each test item among its own sampled negatives, as many papers do; tied scores rank the
-    test item last.
+    """Ranks each test item among its own sampled negatives; tied scores rank the test item last.
 
     The results depend on how the negatives were drawn, and do not order models as a full ranking
     does (Krichene and Rendle 2020, 10.1145/3394486.3403226). Use them only to compare with a paper

@@ -227,6 +227,7 @@ class RecVAE(_Autoencoder):
         return _deep(self.encoder, pairs, self.dropout)
 
     def _divergence(self, pairs, z, mean, log_variance) -> Array:
+        """Returns KL [B], estimated from the sample z, with its weight."""
         old_mean, old_log_variance = _deep(self.old, pairs, 0.0)
         parts = [(0.0, 0.0), (old_mean, old_log_variance), (0.0, 10.0)]
         prior = jnp.stack([_log_normal(z, *part) + weight for part, weight in zip(parts, _LOG_WEIGHTS.tolist())])

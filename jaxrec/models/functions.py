@@ -1,6 +1,4 @@
-"""Models from plain functions and from NNX modules. Training, sweeps and evaluation take them as
-they take Linen modules.
-"""
+"""Models from plain functions and from NNX modules, for training, sweeps and evaluation."""
 
 from __future__ import annotations
 

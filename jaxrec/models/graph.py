@@ -17,8 +17,7 @@ from jaxrec.typing import Array
 
 
 class LightGCN(nn.Module):
-    """LightGCN (He et al. 2020, arXiv 2002.02126): matrix factorisation whose tables are smoothed
-    over the graph.
+    """LightGCN (He et al. 2020, arXiv 2002.02126): matrix factorisation smoothed over the graph.
 
     E⁽ᵏ⁺¹⁾ = D^{-1/2} [[0, R], [Rᵀ, 0]] D^{-1/2} E⁽ᵏ⁾,   score = u·v of the mean of E⁽⁰⁾ .. E⁽ᴸ⁾
 

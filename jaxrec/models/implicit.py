@@ -79,6 +79,7 @@ def gmres(update: Update, start: Array, n: int, *, tolerance: float = 1e-6, rest
 
 
 def _fixed_point(update: Update, start: Array, n: int, solve: Callable) -> Array:
+    """Makes n updates, and solves for the gradient of the fixed point by `solve`."""
     start = jax.lax.stop_gradient(start)
     if n < _FEW:
         warnings.warn(
@@ -107,6 +108,7 @@ def _iterated_forward(fn, solve, n, start, held):
 
 
 def _iterated_backward(fn, solve, n, residuals, v):
+    """Solves (I − Jᵀ) w = v at x, and passes w on to what the update holds."""
     x, held = residuals
     _, in_x = jax.vjp(lambda x: fn(x, *held), x)
     w = solve(lambda w: in_x(w)[0], v)

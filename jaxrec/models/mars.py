@@ -81,8 +81,7 @@ def into_ball(x: Array) -> Array:
 
 
 def free(model: MARS, name: str, n: int, *, init: Callable[..., Array] | None = None) -> Lookup:
-    """Creates a table [n, K, D] that holds the facets themselves, as in the released code; the
-    parameter is `name`.
+    """Creates the facets as one parameter `name` [n, K, D], as in the released code.
 
     The facets start on the sphere or in the ball. The optimiser must keep them there
     (`optim.riemannian`), as the score uses them without normalisation.
@@ -266,8 +265,7 @@ class MAR(MARS):
 def from_shares(
     key: Key, users: Array, items: Array, *, dim: int, noise: Scalar = 0.1, place: Callable[[Array], Array] = unit
 ) -> dict[str, Array]:
-    """Returns parameters of `free` facets that start from a non-negative factorisation;
-    experimental.
+    """Returns parameters of `free` facets from a non-negative factorisation; experimental.
 
     The paper starts in this way but gives no formula. Here P_u = log(w_u / Σw_u + 10⁻³). Facet k of
     a user or an item is its share of k times an anchor a_k, plus noise, and is then placed. The

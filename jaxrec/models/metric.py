@@ -1,8 +1,7 @@
-"""Models whose scores are distances: users and items in one space, with or without a translation
-between them.
+"""Models whose scores are distances between users and items, with or without a translation.
 
-If the score is the distance itself, no model of its own is needed: it is
-`MF(score=negative_squared_distance)`. The papers differ in what they minimise:
+If the score is the distance itself, use `MF(score=negative_squared_distance)`. The papers differ in
+what they minimise:
 
     CML      `losses.warp`, plus `train.covariance_objective`
     MetricF  `losses.metricf` by `losses.on_scores`

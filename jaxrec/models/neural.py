@@ -16,8 +16,7 @@ from jaxrec.typing import Array
 
 
 class NeuMF(nn.Module):
-    """Neural collaborative filtering (He et al. 2017, arXiv 1708.05031): generalised matrix
-    factorisation and an MLP.
+    """Neural collaborative filtering (He et al. 2017, arXiv 1708.05031): factorisation and an MLP.
 
     score = w·[p ⊙ q, h_L] + b,   h_l = relu(W_l h_{l−1} + b_l),   h_0 = [p', q']
 

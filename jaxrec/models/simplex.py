@@ -83,8 +83,7 @@ class UserAttention(nn.Module):
 
 
 class SimpleX(nn.Module):
-    """SimpleX (Mao et al. 2021, arXiv 2109.12613): a gate between a user's own vector and the
-    history's.
+    """SimpleX (Mao et al. 2021, arXiv 2109.12613): a user's own vector mixed with the history's.
 
     h_u = g e_u + (1 − g) V p_u,   p_u = Σ_k α_k e_k over the history of u,   score = cos(h_u, e_i)
 
@@ -201,9 +200,7 @@ class SimpleX(nn.Module):
         return products(u, _looked_up(_unit, self.item, items))
 
     def rows(self, users: Array) -> Array:
-        """Scores all items for users [B] -> [B, N], from their whole histories: nothing is left
-        out.
-        """
+        """Scores all items for users [B] -> [B, N], from their whole histories."""
         (users,) = checked_ids(users)
         return jnp.einsum("bd,nd->bn", _unit(self._mixed(users, None)), _unit(self.item))
 

@@ -1,6 +1,4 @@
-"""Multi-interest variational autoencoders: VALID and MacridVAE, with a vector for each of a user's
-K interests.
-"""
+"""Multi-interest variational autoencoders: VALID and MacridVAE, with K vectors per user."""
 
 from __future__ import annotations
 
@@ -219,8 +217,7 @@ class VALID(HistoryModel):
 
 
 class MacridVAE(VALID):
-    """MacridVAE (Ma et al. 2019, arXiv 1910.14238): VALID with one block, whose prototypes are
-    shared and learned.
+    """MacridVAE (Ma et al. 2019, arXiv 1910.14238): VALID with one block and learned prototypes.
 
     Attributes:
         n_blocks: 1.

@@ -1,5 +1,4 @@
-"""λOpt: regularisation coefficients that are learned while the model trains (Chen et al. 2019,
-arXiv 1905.11596).
+"""λOpt: regularisation coefficients learned during training (Chen et al. 2019, arXiv 1905.11596).
 
 The parameters Θ descend on the training loss plus Ω(Λ, Θ) = Σ Λ ⊙ Θ². The coefficients Λ descend on
 the validation loss of Θ̄(Λ), the parameters after the next step of Θ's optimiser. `lookahead`
@@ -40,8 +39,7 @@ def lookahead(
     first_order: bool = False,
     shared: Sequence[str] = TABLES,
 ) -> Any:
-    """Returns Θ̄(Λ), the parameters after the optimiser's next steps on value + `penalty`; the real
-    state does not change.
+    """Returns Θ̄(Λ), the parameters after simulated steps of the optimiser on value + `penalty`.
 
     With one step, no second derivatives of the training loss are needed: its gradient is taken at
     Θ, which does not depend on Λ. With more steps, the later ones have second derivatives.
@@ -208,8 +206,7 @@ def alternate(
     first_order: bool = False,
     shared: Sequence[str] = TABLES,
 ) -> Step:
-    """Returns a `Step` that alternates steps of Θ under Λ with steps of Λ on validation data, as in
-    the paper.
+    """Returns a `Step` that alternates steps of Θ under Λ with steps of Λ on validation data.
 
     Λ is projected to 0 or above after each step; the moments of its optimiser are not changed. Θ
     goes first, since the length of Adam's first step does not depend on the gradient, so that it

@@ -1,5 +1,4 @@
-"""Adam that can be differentiated, and PyTorch's AMSGrad: the two optimisers that reproduce λOpt's
-released code.
+"""Differentiable Adam, and PyTorch's AMSGrad: the two optimisers of λOpt's released code.
 
 Both take the states of the optimisers of the same name in `optax`.
 """
@@ -20,8 +19,7 @@ from jaxrec.typing import Array
 def smooth_adam(
     learning_rate: optax.ScalarOrSchedule, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> optax.GradientTransformation:
-    """Adam for looking ahead: it takes the state of `optax.adam`, and has a derivative where
-    moments are 0.
+    """Adam that takes the state of `optax.adam`, and has a derivative where moments are 0.
 
     Updates are m / (1 − β₁ᵗ) · √(1 − β₂ᵗ) / √(v + ε), with ε under the root, as the released code
     simulates Adam. If the gradients of a coordinate are below √ε, as is common for mean losses, the
@@ -54,8 +52,7 @@ def smooth_adam(
 def amsgrad(
     learning_rate: optax.ScalarOrSchedule, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> optax.GradientTransformation:
-    """AMSGrad (Reddi et al. 2018, arXiv 1904.09237) as in PyTorch, which the released code uses for
-    Λ.
+    """AMSGrad (Reddi et al. 2018, arXiv 1904.09237) as in PyTorch; the released code uses it for Λ.
 
     The maximum is taken over v, and its bias is corrected afterwards: m / (1 − β₁ᵗ) / (√(max v / (1
     − β₂ᵗ)) + ε). `optax.amsgrad` takes it over the corrected v̂, whose largest value is often the

@@ -1,5 +1,4 @@
-"""Penalties Ω(Λ, Θ) = Σ Λ ⊙ Θ² with fine-grained coefficients Λ, which are fixed or learned by
-`optim.lambda_opt`.
+"""Penalties Ω(Λ, Θ) = Σ Λ ⊙ Θ² with fine-grained coefficients Λ, fixed or learned by λOpt.
 
 Λ is a mapping from names of parameters to arrays that broadcast against them; nested parameters
 have a nested mapping. Λ can also be one array, which the parameters named in `shared` then share.
@@ -98,8 +97,7 @@ def coefficients(
 def penalty(
     lambdas: Any, params: Mapping[str, Any], rows: Rows | None = None, *, shared: Sequence[str] = TABLES
 ) -> Array:
-    """Computes Ω(Λ, Θ) = Σ Λ ⊙ Θ² over whole tables or over some rows; its gradient in Θ is 2 Λ ⊙
-    Θ.
+    """Computes Ω(Λ, Θ) = Σ Λ ⊙ Θ² over whole tables or some rows; its gradient in Θ is 2 Λ ⊙ Θ.
 
     With `rows` = {name: (ids [R], weights [R])} it is Σ_r weights_r Σ Λ[ids_r] ⊙ Θ[ids_r]². With
     weights of 1/B, this is the mean over B examples of the penalty of their rows. A parameter that

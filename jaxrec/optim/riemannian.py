@@ -1,5 +1,4 @@
-"""Steps on the unit sphere and in the ball, row by row, as transformations that compose with
-`optax.chain`.
+"""Steps on the unit sphere and in the ball, row by row, to compose with `optax.chain`.
 
 A chain maps the gradient g of the loss at the points x to a change of x. For example, eq. 21 of
 MARS (Tan et al. 2021, arXiv 2103.14866), x ← R_x(−η (1 + x·g/|g|) (I − x xᵀ) g), is
@@ -107,8 +106,7 @@ def exponential(point: Array, step: Array, *, axis: int = -1) -> Array:
 
 
 def retract_to_sphere(method: Retraction = normalisation, *, axis: int = -1) -> optax.GradientTransformation:
-    """Turns an update z into R_x(z) − x, so that `optax.apply_updates` ends on the unit sphere; the
-    last of a chain.
+    """Turns an update z into R_x(z) − x, which ends on the unit sphere; the last of a chain.
 
     A row whose update is 0 stays as it is, even if it is not on the sphere.
 
@@ -133,8 +131,7 @@ def retract_to_sphere(method: Retraction = normalisation, *, axis: int = -1) -> 
 
 
 def project_to_ball(radius: Scalar = 1.0, *, axis: int = -1) -> optax.GradientTransformation:
-    """Turns an update z into the change to the point nearest to x + z with |x| ≤ radius; the last
-    of a chain.
+    """Turns an update z into one to the ball's point nearest to x + z; the last of a chain.
 
     Each row has its own ball, unlike in `optax.projections.projection_l2_ball`, which takes the
     norm of the whole tree. Rows that stay inside keep their update. Rows outside are moved to the

@@ -23,8 +23,7 @@ from jaxrec.typing import Array, Key, Scalar
 
 
 def found(value_fn: ValueFn, params: Any, key: Key | None = None, batch: Any = None) -> dict[str, int | None]:
-    """Returns how many rows a step looks up in each table; None for a table that is treated as a
-    whole.
+    """Returns how many rows a step looks up in each table; None for a table treated as a whole.
 
     A table is treated by rows if the loss only looks up its rows, and fewer of them than it has.
     Look-ups inside a loop (`lax.scan`, `lax.map`), a branch or `jax.checkpoint` are not recognised.
@@ -189,8 +188,7 @@ def _masked(value: Any) -> bool:
 
 
 def lazy_adam(learning_rate: Scalar, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Step:
-    """Is `lazy(optax.adam(...))` in less time: Adam on the rows that a step looks up, a different
-    algorithm from `adam`.
+    """Adam on the rows that a step looks up: `lazy(optax.adam(...))` in less time. `adam` differs.
 
     A row's moments are averages over the steps that looked it up, so that rare rows keep their
     momentum.

@@ -1,6 +1,4 @@
-"""Training of autoencoders. Their examples are users with all their items: call `fit` with
-`examples=by_user`.
-"""
+"""Training of autoencoders, whose examples are users with all their items (`examples=by_user`)."""
 
 from __future__ import annotations
 
@@ -99,8 +97,7 @@ def alternating(
     encoder_passes: int = 3,
     **loop: Unpack[Loop],
 ) -> tuple[State, Log]:
-    """Trains encoder and decoder alternately, as RecVAE is trained (Shenbin et al. 2020,
-    10.1145/3336191.3371831).
+    """Alternates encoder and decoder training (RecVAE; Shenbin et al. 2020, 10.1145/3336191.3371831).
 
     An epoch has three stages: `encoder_passes` passes of the encoder over all users; the copying of
     the encoder to the old encoder; and one pass of the decoder, without dropout. β is 1.

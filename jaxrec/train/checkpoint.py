@@ -1,6 +1,4 @@
-"""Checkpoints through orbax: written atomically, verified when read, and sufficient to resume a
-run.
-"""
+"""Checkpoints through orbax: written atomically, verified when read, enough to resume a run."""
 
 from __future__ import annotations
 

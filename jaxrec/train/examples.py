@@ -1,5 +1,4 @@
-"""Examples of an epoch: single positives, groups of a user's positives, or users with all their
-items.
+"""Examples of an epoch: single positives, groups of positives, or users with all their items.
 
 `fit(..., examples=...)` takes a function of the positives, such as `singles`, `partial(groups,
 n=16)` or `by_user`. The function returns examples: an object with their number `n`, and a method
@@ -163,8 +162,7 @@ def singles(train: Interactions) -> Groups:
 
 
 def groups(train: Interactions, *, n: int) -> Groups:
-    """Returns users with up to n of their positives. A user with more positives makes several
-    examples.
+    """Returns users with up to n of their positives; users with more make several examples.
 
     Negatives are drawn and scored once for all positives of an example. For the same work, an epoch
     therefore compares several times as many pairs.
@@ -233,8 +231,7 @@ class Users:
 
 
 def by_user(train: Interactions) -> Users:
-    """Returns each user that has items once, with all their items, for models that know users by
-    their histories.
+    """Returns each user that has items once, with all their items, for models of histories.
 
     Raises:
         ValueError: if there are no pairs, or weights are negative, not finite or all 0.

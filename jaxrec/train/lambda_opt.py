@@ -1,5 +1,4 @@
-"""What the steps of λOpt need in a run of `fit`: training and validation batches, and the rows to
-penalise.
+"""What λOpt's steps need in `fit`: training and validation batches, and the rows to penalise.
 
     draws = partial(train.lambda_opt.draws, objective=objective, train=pairs, valid=valid_pairs)
     tx    = optim.lambda_opt.alternate(optax.adam(1e-3), lambda_tx, draws=draws, simulated=smooth_adam(1e-3))
@@ -38,8 +37,7 @@ def draws(
     steps: int | None = None,
     valid_objective: Objective | None = None,
 ) -> lambda_opt.Draw:
-    """Draws what one step needs: a batch of `train` to look ahead on, a batch of `valid`, and the
-    rows that each penalises.
+    """Draws a look-ahead batch of `train`, a batch of `valid`, and the rows that each penalises.
 
     Args:
         key: the step's typed key. The objective uses it for the step's batch; the other two batches
@@ -86,8 +84,7 @@ def draws(
 
 
 def penalised_rows(key: Key, batch: Batch, *, objective: Objective) -> dict[str, tuple[Array, Array]]:
-    """Returns the rows of "user" and "item" that an objective looks up, with their weights in its
-    mean.
+    """Returns the rows of "user" and "item" that an objective looks up, with their weights in it.
 
     A positive counts once for its user and once for its item; each of its n negatives counts 1/n.
     The weights of the interactions apply as in the loss. `train.mars.objective` is a sum over the

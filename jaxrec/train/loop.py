@@ -1,6 +1,4 @@
-"""Training: an epoch is one jitted `lax.scan` over shuffled examples, with negatives drawn on the
-device.
-"""
+"""Training: an epoch is one jitted `lax.scan` over shuffled examples; draws are on the device."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The objective of MAR and MARS: a push with a margin per user, a pull, and a term that separates
-facets.
+"""The objective of MAR and MARS: a push with a margin per user, a pull, and a facet separation.
 
 The paper is Tan et al. 2021, arXiv 2103.14866; `jaxrec.papers.mars` has its presets. `models.MARS`
 and `models.MAR` can also be trained with any other objective.
@@ -70,8 +69,7 @@ def separation(
     on: Literal["both", "users"] = "both",
     reduction: Literal["mean", "sum", "inside"] = "mean",
 ) -> Array:
-    """Penalises facets that are close to each other: (1 / α) Σ_{i<j} log(1 + e^(α (s(uⁱ, uʲ) +
-    s(vⁱ, vʲ)))).
+    """Penalises close facets: (1 / α) Σ_{i<j} log(1 + e^(α (s(uⁱ, uʲ) + s(vⁱ, vʲ)))).
 
     s is the score of two facets of the same user or item: the cosine for MARS, eq. 12, and minus
     the squared distance for MAR, eq. 6.
@@ -133,8 +131,7 @@ _products.defvjp(lambda left, right: (_products(left, right), (left, right)), _p
 
 
 def adaptive_margin(train: Interactions, *, count: Literal["union", "sum"] = "union") -> np.ndarray:
-    """Computes the margins γ_u [M]: the share of users who have no item in common with user u (eq.
-    7).
+    """Computes the margins γ_u [M]: the share of users without an item in common with u (eq. 7).
 
     γ_u = 1 − |∪_{v of u} U_v| / M, where U_v are the users of item v, u among them. Users of rare
     items get a large margin. It is computed on the host, by blocks of users.
@@ -226,8 +223,7 @@ def objective(
 def optimizer(
     learning_rate: Scalar, *, theta_learning_rate: Scalar, step: Callable[[Scalar], Any] = riemannian.riemannian_sgd
 ) -> optax.GradientTransformationExtraArgs:
-    """Moves the facets by `step(learning_rate)`, and `theta` by gradient descent with its own
-    learning rate.
+    """Moves the facets by `step(learning_rate)`, and `theta` by gradient descent at its own rate.
 
     Both learning rates are for a loss that is a sum over the batch. With the facets' rate, θ tends
     to concentrate on one facet per user; a fiftieth of it, or 0, keeps all facets in use.

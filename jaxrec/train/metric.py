@@ -18,8 +18,7 @@ from jaxrec.typing import Array, Key, Loss, Model, Sampler, Scalar, Variables
 
 
 def covariance_objective(variables: Variables, key: Key, batch: Batch) -> Array:
-    """Computes `losses.covariance` of the batch's users and positive items jointly: the regulariser
-    of CML.
+    """Computes `losses.covariance` of the batch's users and positives jointly: CML's regulariser.
 
     Add it to the loss with `combined_objective`. It uses the rows of the parameters "user" [M, D]
     and "item" [N, D] directly, before the model's score maps them. The weights of the interactions
@@ -43,8 +42,7 @@ def covariance_objective(variables: Variables, key: Key, batch: Batch) -> Array:
 def sml_objective(
     variables: Variables, key: Key, batch: Batch, *, sample: Sampler, loss: Callable[..., Array] = losses.sml
 ) -> Array:
-    """Computes symmetric metric learning (Li et al. 2020, 10.1609/aaai.v34i04.5894): mean
-    `losses.sml` of the positives.
+    """Computes the mean `losses.sml` of the positives (Li et al. 2020, 10.1609/aaai.v34i04.5894).
 
     The model is `MF(score=negative_squared_distance)`. The learned margins are passed to
     `train.init` as `parameters={"user_margin": jnp.ones(M), "item_margin": jnp.ones(N)}`. The
@@ -79,8 +77,7 @@ def sml_objective(
 def relation_objective(
     variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Loss, sample: Sampler
 ) -> Array:
-    """Computes `pairwise_objective` with the relation of user and positive used for the negatives
-    too, as for LRML.
+    """Computes `pairwise_objective` with the positive's relation used for the negatives too (LRML).
 
     Args:
         variables: the model's variables, as returned by `model.init`.
@@ -112,8 +109,7 @@ def translation_objective(
     distance_weight: Scalar,
     neighbourhood_weight: Scalar,
 ) -> Array:
-    """Computes the objective of TransCF (Park et al. 2018, arXiv 1906.01637): a loss, and two
-    regularisers of the positives.
+    """Computes the objective of TransCF (Park et al. 2018, arXiv 1906.01637).
 
     It is the mean of loss − distance_weight · score + neighbourhood_weight · (‖u − ū‖² + ‖v −
     v̄‖²). One call of the model scores positives and negatives, so that a step averages the

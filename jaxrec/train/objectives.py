@@ -1,5 +1,4 @@
-"""What a step minimises: positives of a batch against negatives, as one scalar of (variables, key,
-batch).
+"""Objectives: positives of a batch against negatives, as a scalar of (variables, key, batch).
 
 Bind model, loss and sampler with `functools.partial`. A batch holds up to P positives of each user,
 `items` [B, P]. A user's negatives are drawn and scored once for all of them.
@@ -134,8 +133,7 @@ def in_batch_objective(
 
 
 def rows_objective(variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Loss) -> Array:
-    """Computes the mean loss of the batch's positives, each against the whole catalogue; nothing is
-    sampled.
+    """Computes the mean loss of the batch's positives, each against the whole catalogue.
 
     The catalogue includes the positives, as uniform sampling does: this is the limit of
     `pairwise_objective` with `sampling.uniform` for many negatives. With `losses.mine` it is the
@@ -179,8 +177,7 @@ def vectors_objective(
 def gram_objective(
     variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Callable[..., Array] = losses.rg2
 ) -> Array:
-    """Computes the mean loss of the batch's positives against the whole catalogue from its Gram
-    matrix.
+    """Computes the mean loss of the positives against the whole catalogue, from its Gram matrix.
 
     It equals `rows_objective` with `losses.rg2_sampled`, but never forms scores [B, N]: a step
     takes 2NK² operations for any batch size, with K-dimensional vectors. Scores are those of the
@@ -210,8 +207,7 @@ def gram_objective(
 def combined_objective(
     variables: Variables, key: Key, batch: Batch, *, parts: Sequence[tuple[Scalar, Objective]]
 ) -> Array:
-    """Computes a weighted sum of objectives, Σ weight · objective(variables, key, batch), such as a
-    loss and a regulariser.
+    """Computes a weighted sum of objectives, Σ weight · objective(variables, key, batch).
 
     To add losses of the same scores, use `losses.combine`, which scores them once.
 

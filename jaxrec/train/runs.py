@@ -93,8 +93,7 @@ class PairedSeeds(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Sweep:
-    """The result of `train.sweep`. Runs are ordered by setting: run = setting · (number of seeds) +
-    seed.
+    """The result of `train.sweep`. Runs are ordered by setting: run = setting · n_seeds + seed.
 
     Attributes:
         runs: one record per run.
@@ -183,8 +182,7 @@ class Sweep:
         *,
         other: Sweep | None = None,
     ) -> PairedSeeds:
-        """Tests two settings against each other, paired by seed: the same key gives both the same
-        initial values and draws.
+        """Tests two settings against each other, paired by seed: a key gives both the same draws.
 
         Args:
             metric: a name, or None for the first of `shown`.
@@ -243,8 +241,7 @@ class Sweep:
         return place
 
     def evaluate(self, fn: Callable[[Variables], Mapping[str, float] | Report], *, prefix: str = "test ") -> Sweep:
-        """Returns a sweep with the metrics `fn(variables)` added to each run, such as a report on
-        test data.
+        """Returns a sweep with metrics `fn(variables)` added to each run, such as a test report.
 
         The names of the metrics get the prefix, so that `best` still selects by validation. Runs
         that diverged are skipped.

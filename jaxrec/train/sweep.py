@@ -50,8 +50,7 @@ class DivergenceWarning(UserWarning):
 
 
 def grid(**values: Sequence[Any]) -> dict[str, np.ndarray]:
-    """Returns all combinations of the values, as `settings` of a sweep; the last name varies
-    fastest.
+    """Returns all combinations of values, as `settings` of a sweep; the last name varies fastest.
 
     Raises:
         ValueError: if a value is not a sequence of one or more values.
@@ -83,8 +82,7 @@ def sweep(
     width: int | None = None,
     progress: bool = True,
 ) -> Sweep:
-    """Trains every setting under every key, each as `init` and `fit` would, with one compilation
-    for all.
+    """Trains every setting under every key, as `init` and `fit` would, with one compilation.
 
     A run takes two to three times the memory of its parameters and optimiser state (the values from
     the start of the epoch are kept in case it diverges, and one more copy with `select`), and the
