@@ -79,7 +79,7 @@ def test_another_run_is_refused(name, tmp_path):
     first, second = DIFFERENT[name]
     checkpoint = jr.train.Checkpoint(tmp_path)
     fit(1, checkpoint=checkpoint, **first)
-    with pytest.raises(ValueError, match=r"holds another run, with .* where this one has"):
+    with pytest.raises(ValueError, match=r"holds another run, with .* instead of"):
         fit(2, checkpoint=checkpoint, **second)
     assert len(fit(2, checkpoint=checkpoint, **first)[1].records) == 2
 

@@ -366,7 +366,7 @@ def test_a_single_nan_score_is_refused(sign, n_items):
     """Both signs: x86 makes NaN with the sign bit set, which a total order puts last."""
     scores = np.tile(np.arange(n_items, dtype=np.float32), (10, 1))
     scores[4, 11] = np.copysign(np.nan, sign)
-    with pytest.raises(ValueError, match=r"NaN, user 4 .*did training diverge"):
+    with pytest.raises(ValueError, match=r"NaN, user 4 .*training did not diverge"):
         evaluate.top_k(TABLE, scores, np.arange(10), k=3)
 
 
@@ -408,15 +408,15 @@ NOTHING = WORLD[1].select(np.zeros(WORLD[1].n_pairs, bool))
         ({"ks": ()}, "k=0"),
         ({"users": [0, 30]}, r"users run from 0 to 30; ids are 0 \.\. 29"),
         ({"users": [-1, 2]}, "users run from -1 to 2"),
-        ({"users": []}, "at least one"),
+        ({"users": []}, "one or more"),
         ({"users": [0.0, 1.0]}, "users is float64"),
         ({"users": 3}, "users is int"),
         ({"users": np.ones(M, bool)}, "users is bool"),
         ({"users": [28, 29]}, "none of the users has a test pair"),
         ({"test": NOTHING}, "none of the users has a test pair"),
-        ({"test": _interactions(TEST[:, :30])}, r"train is \(30, 40\), test \(30, 30\)"),
-        ({"train": _interactions(TRAIN[:20])}, r"train is \(20, 40\), test \(30, 40\)"),
-        ({"variables": SCORES[:, :39]}, "the model scores 39 items, the interactions hold 40"),
+        ({"test": _interactions(TEST[:, :30])}, r"train is \(30, 40\) users by items, but test is \(30, 30\)"),
+        ({"train": _interactions(TRAIN[:20])}, r"train is \(20, 40\) users by items, but test is \(30, 40\)"),
+        ({"variables": SCORES[:, :39]}, "the model scores 39 items, but the interactions hold 40"),
         ({"variables": np.full_like(SCORES, np.nan)}, "27 users have scores of NaN, user 0 the first"),
     ],
 )
@@ -430,12 +430,12 @@ def test_full_ranking_refuses(how, message):
     [
         ({"k": 41}, "k=41, but the catalogue has 40 items"),
         ({"k": 0}, "k=0"),
-        ({"seen": _interactions(TRAIN[:, :30])}, "the model scores 40 items, the interactions hold 30"),
+        ({"seen": _interactions(TRAIN[:, :30])}, "the model scores 40 items, but the interactions hold 30"),
         ({"users": [30], "seen": WORLD[0]}, "users run from 30 to 30"),
         ({"users": [-1]}, "users run from -1"),
         ({"items": [0, 40]}, r"items run from 0 to 40; ids are 0 \.\. 39"),
-        ({"items": np.ones(40, bool)}, r"items is bool\[40\]; give a column of integer ids"),
-        ({"items": np.zeros(0, int)}, "at least one"),
+        ({"items": np.ones(40, bool)}, r"items is bool\[40\]; give a column of one or more integer ids"),
+        ({"items": np.zeros(0, int)}, "one or more"),
     ],
 )
 def test_top_k_refuses(how, message):
@@ -566,13 +566,13 @@ def _ways(model, variables):
 def test_histories_are_demanded_by_name_of_models_that_know_users_by_them_and_refused_of_others():
     for way in _ways(Shares(), SHARES):
         with pytest.raises(
-            ValueError, match=r"^Shares knows users by their items; give histories=.*histories=train.*mask"
+            ValueError, match=r"^Shares knows users by their items; pass histories=.*histories=train.*mask"
         ):
             way()
         with pytest.raises(TypeError, match=r"^histories is a ndarray; give Interactions"):
             way(histories=TRAIN)
     for way in _ways(TABLE, SCORES):
-        with pytest.raises(ValueError, match=r"^_Scorer does not know users by their items; leave histories out"):
+        with pytest.raises(ValueError, match=r"^_Scorer does not know users by their items; do not pass histories"):
             way(histories=WORLD[0])
 
 
@@ -582,10 +582,10 @@ def test_histories_of_other_users_or_items_are_refused():
     fewer = Interactions.from_pairs([0, 1], [0, 1], n_users=M - 1, n_items=N)
     narrow = Interactions.from_pairs([0, 1], [0, 1], n_users=M, n_items=N - 1)
     for number, way in enumerate(_ways(model, variables)):
-        with pytest.raises(ValueError, match=r"^the model scores 40 items, histories hold 39"):
+        with pytest.raises(ValueError, match=r"^the model scores 40 items, but histories hold 39"):
             way(histories=narrow)
         if number < 2:
-            with pytest.raises(ValueError, match=r"^histories are of 29 users, the interactions of 30"):
+            with pytest.raises(ValueError, match=r"^histories are of 29 users, but the interactions of 30"):
                 way(histories=fewer)
     for call in (
         lambda: evaluate.top_k(model, variables, [0, M - 1], k=2, histories=fewer),
@@ -715,7 +715,7 @@ def test_sampled_ranking_refuses_nan():
 @pytest.mark.parametrize(
     ("users", "items", "negatives", "message"),
     [
-        ([], [], np.zeros((0, 3), int), "at least 1"),
+        ([], [], np.zeros((0, 3), int), "of 1 or more"),
         ([0], [-1], [[1]], "items run from -1 to -1; ids are 0"),
         ([0], [1], [[0.5]], "negatives is float64"),
     ],
@@ -811,7 +811,7 @@ def test_ties_at_infinity_rank_the_test_item_last():
 
 
 def test_scores_that_are_no_floats_are_refused():
-    with pytest.raises(TypeError, match=r"the model's scores are int32; give floats, such as scores.astype"):
+    with pytest.raises(TypeError, match=r"the model's scores are int32; return floats, such as scores.astype"):
         evaluate.top_k(evaluate.scorer(lambda table, users: table[users]), jnp.ones((2, 3), jnp.int32), [0], k=1)
 
 
@@ -834,5 +834,5 @@ def test_seen_items_of_other_users_are_refused():
     model = models.MF(3, 4, dim=2)
     variables = model.init(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
     seen = Interactions.from_pairs([0, 4], [0, 1], n_users=5, n_items=4)
-    with pytest.raises(ValueError, match="the model knows 3 users, the interactions hold 5"):
+    with pytest.raises(ValueError, match="the model knows 3 users, but the interactions hold 5"):
         evaluate.top_k(model, variables, [0], k=1, seen=seen)

@@ -120,5 +120,5 @@ def test_a_model_that_lacks_something_is_named():
     with pytest.raises(AttributeError, match="the model has no 'parts'; it has"):
         MODELS["score"].apply({"params": tables(jax.random.key(0))}, method="parts")
     small = from_functions(tables, score=score, n_users=N, n_items=N - 1)
-    with pytest.raises(ValueError, match="the model's n_items is 29, train's 30"):
+    with pytest.raises(ValueError, match="the model's n_items is 29, but train's is 30"):
         jr.train.fit(jr.train.init(jax.random.key(0), small, TX), objective(small), TX, TRAIN, epochs=1)

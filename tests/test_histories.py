@@ -190,12 +190,12 @@ def test_a_call_without_the_histories_of_its_users_says_what_to_give(made):
     methods += [partial(run, ORDER, method="bound")] if name != "EASE" else []
     for call in methods:
         with pytest.raises(
-            ValueError, match=rf"^{name} knows users by their items; give histories=.*train\.take\(users"
+            ValueError, match=rf"^{name} knows users by their items; pass histories=.*train\.take\(users"
         ):
             call()
-        with pytest.raises(ValueError, match=r"^users are \[4\], and histories are of 3 users; give .* train\.take"):
+        with pytest.raises(ValueError, match=r"^users are \[4\], but histories are of 3 users; give .* train\.take"):
             call(histories=KNOWN.take(ORDER[:3]))
-        with pytest.raises(ValueError, match=f"^histories have 3 items, {name} has 5; give"):
+        with pytest.raises(ValueError, match=f"^histories have 3 items, but {name} has 5; give"):
             call(histories=Interactions.from_pairs([0, 1], [2, 0], n_users=4))
         with pytest.raises(TypeError, match=r"^histories is a ndarray; give Interactions"):
             call(histories=np.eye(5))

@@ -397,7 +397,7 @@ ROOT = optax.stateless_with_tree_map(lambda slope, _: jnp.sqrt(slope**2))  # as 
     [
         (lambda: alternate(optax.sgd(0.1), optax.sgd(0.1), draws=draws, scope="whole"), "scope='whole'"),
         (lambda: alternate(optax.sgd(0.1), optax.sgd(0.1), draws=draws, every=0), "every=0"),
-        (lambda: alternate(ROOT, optax.sgd(0.1), draws=draws).init({"user": jnp.ones((2, 2))}), "give simulated="),
+        (lambda: alternate(ROOT, optax.sgd(0.1), draws=draws).init({"user": jnp.ones((2, 2))}), "pass simulated="),
         (lambda: lookahead({}, {}, (), (), value=bpr, tx=optax.sgd(0.1), steps=0), "steps=0"),
         (lambda: lookahead({}, {}, (), drawn(), value=bpr, tx=optax.sgd(0.1), steps=3), "leading axes"),
         (

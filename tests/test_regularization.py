@@ -87,8 +87,14 @@ def test_names_choose_and_nest():
         (lambda: coefficients(tables(D), tables=("user", "items")), "no parameter is named 'items'"),
         (lambda: coefficients({"user": jnp.ones((2, 3)), "item": jnp.ones((2, 4))}, "D"), "give 'DD'"),
         (lambda: penalty({"users": jnp.ones(())}, tables(D)), "no parameter is named 'users'"),
-        (lambda: penalty({"user": jnp.ones(D)}, tables(D)), r"'user' are \(3,\), it is \(5, 3\)"),
-        (lambda: penalty({"user": jnp.ones((M + 1, 1))}, tables(D)), r"are \(6, 1\), it is \(5, 3\)"),
+        (
+            lambda: penalty({"user": jnp.ones(D)}, tables(D)),
+            r"'user' have shape \(3,\), but the parameter has \(5, 3\)",
+        ),
+        (
+            lambda: penalty({"user": jnp.ones((M + 1, 1))}, tables(D)),
+            r"have shape \(6, 1\), but the parameter has \(5, 3\)",
+        ),
     ],
 )
 def test_wrong_values_are_named(call, message):

@@ -357,7 +357,7 @@ def test_rows_that_are_not_unit_vectors_are_refused_when_known(tx):
     """A step would normalise them in silence."""
     for rows in (2 * ROWS, ROWS + 0.5, 0 * ROWS, np.full_like(ROWS, np.nan)):
         for rule in (tx, rowwise.lazy(tx), optax.masked(tx, {"facet": True, "weight": False})):
-            with pytest.raises(ValueError, match=r"params\['facet'\] has rows of lengths .*; give it unit vectors"):
+            with pytest.raises(ValueError, match=r"params\['facet'\] has rows of lengths .*; give unit vectors"):
                 rule.init({"facet": ROWS, "weight": ROWS[:1]} | {"facet": rows})
     tx.init({"facet": ROWS, "nothing": np.zeros((0, 3), np.float32)})
     tx.init(jnp.asarray(ROWS, jnp.bfloat16))

@@ -409,11 +409,14 @@ def larger(train, users=0, items=0):
 
 def test_a_model_with_fewer_users_or_items_than_train_is_refused():
     """Looking up clamps: without the check the last row would be trained in the place of those that are missing."""
-    for more, message in (({"users": 1}, "model's n_users is 30, train's 31"), ({"items": 2}, "n_items is 30, .* 32")):
+    for more, message in (
+        ({"users": 1}, "model's n_users is 30, but train's is 31"),
+        ({"items": 2}, "n_items is 30, .* 32"),
+    ):
         with pytest.raises(ValueError, match=message):
             fit(model_of(), train=larger(TRAIN, **more))
     for model in (jr.models.SimpleX(TRAIN, dim=2), jr.models.LightGCN(TRAIN, dim=2)):
-        with pytest.raises(ValueError, match="model's n_users is 30, train's 31"):
+        with pytest.raises(ValueError, match="model's n_users is 30, but train's is 31"):
             fit(model, train=larger(TRAIN, users=1))
 
 
@@ -447,15 +450,18 @@ TALLER, WIDER = larger(TRAIN, users=1), larger(TRAIN, items=1)
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        (partial(jr.sampling.uniform, n_items=31), "n_items of uniform is for n_items=31, train has 30; make it for"),
-        (partial(jr.sampling.uniform, n_items=29), "n_items=29, train has 30"),
+        (
+            partial(jr.sampling.uniform, n_items=31),
+            "n_items of uniform is for n_items=31, but train has 30; create it for",
+        ),
+        (partial(jr.sampling.uniform, n_items=29), "n_items=29, but train has 30"),
         (
             partial(jr.sampling.reject_seen, sample=partial(jr.sampling.uniform, n_items=30), seen=TRAIN.transpose()),
             None,
         ),
         (
             partial(jr.sampling.reject_seen, sample=partial(jr.sampling.uniform, n_items=30), seen=TALLER),
-            "seen of reject_seen is for n_users=31, train has 30",
+            "seen of reject_seen is for n_users=31, but train has 30",
         ),
         (
             partial(
@@ -486,7 +492,7 @@ def test_a_sampler_may_draw_from_all_items_of_a_larger_model():
         sample = partial(jr.sampling.uniform, n_items=n_items)
         bound = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=sample)
         state = jr.train.init(jax.random.key(0), model, TX)
-        with pytest.raises(ValueError, match="33, train has 30 and the model 32") if error else nullcontext():
+        with pytest.raises(ValueError, match="33, but train has 30 and the model 32") if error else nullcontext():
             jr.train.fit(state, bound, TX, TRAIN, epochs=1, progress=False)
 
 
@@ -494,7 +500,7 @@ def test_margins_for_other_users_are_refused():
     model = jr.models.MARS(30, 30, dim=2, n_facets=2)
     state = jr.train.init(jax.random.key(0), model, TX)
     for data, margin, message in (
-        (TRAIN, np.ones(29, np.float32), "margin of objective is for n_users=29, train has 30"),
+        (TRAIN, np.ones(29, np.float32), "margin of objective is for n_users=29, but train has 30"),
         (TALLER, 0.5, "seen of reject_seen is for n_users=31|train of explorative is for n_users=31"),
     ):
         draw = jr.papers.mars.samplers(data, users=0.8, items=0.0)
@@ -506,8 +512,8 @@ def test_margins_for_other_users_are_refused():
 @pytest.mark.parametrize(
     ("tx", "dim", "message"),
     [
-        (optax.sgd(0.1), 8, "state.opt_state is of another optimiser than tx; give fit the tx that init had"),
-        (TX, 4, r"mu.* is \[30, 8\], of these parameters it would be \[30, 4\]"),
+        (optax.sgd(0.1), 8, "state.opt_state belongs to another optimiser than tx; pass fit the same tx as init"),
+        (TX, 4, r"mu.* has shape \[30, 8\], but for these parameters it is \[30, 4\]"),
     ],
 )
 def test_another_optimisers_state_is_refused(tx, dim, message):
@@ -590,24 +596,24 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
     checkpoint = jr.train.Checkpoint(tmp_path / "run")
     fit(model_of(), checkpoint=checkpoint)
     for options, message in (
-        ({"batch_size": 64}, "batch_size=128 where this one has 64"),
-        ({"examples": partial(jr.train.groups, n=4)}, "examples=.singles #.* where this one has .groups\\(n=4\\)"),
-        ({"every": 2}, "every=1 where this one has 2"),
+        ({"batch_size": 64}, "batch_size=128 instead of 64"),
+        ({"examples": partial(jr.train.groups, n=4)}, "examples=.singles #.* instead of .groups\\(n=4\\)"),
+        ({"every": 2}, "every=1 instead of 2"),
         ({"train": TEST}, "with train="),
         ({"tx": optax.sgd(0.1)}, "with optimizer="),
         ({"tx": optax.adam(0.02)}, "with optimizer="),
         (
             {"validate": lambda _: {"a": 1.0}, "stopping": jr.train.EarlyStopping("a")},
-            "stopping=None where this one has .*patience=5",
+            "stopping=None instead of .*patience=5",
         ),
     ):
         with pytest.raises(ValueError, match=message):
             fit(model_of(), checkpoint=checkpoint, **options)
     with pytest.raises(ValueError, match="with key="):
         fit(model_of(), seed=1, checkpoint=checkpoint)
-    with pytest.raises(ValueError, match=r"objective='pairwise_objective\(loss=bpr.*where this one has .*\(loss=hinge"):
+    with pytest.raises(ValueError, match=r"objective='pairwise_objective\(loss=bpr.*instead of .*\(loss=hinge"):
         fit(model_of(), jr.losses.hinge, checkpoint=checkpoint)
-    with pytest.raises(ValueError, match=r"dim = 8 .*where this one has .* dim = 4 "):
+    with pytest.raises(ValueError, match=r"dim = 8 .*instead of .* dim = 4 "):
         fit(model_of(dim=4), checkpoint=checkpoint)
 
 
@@ -734,10 +740,10 @@ def test_a_global_that_changes_during_training_is_said(monkeypatch):
 @pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint8])
 def test_sizes_of_numpy_integers_are_checked(kind):
     small = jr.models.MF(kind(20), kind(30), dim=kind(4))
-    with pytest.raises(ValueError, match="the model's n_users is 20, train's 30"):
+    with pytest.raises(ValueError, match="the model's n_users is 20, but train's is 30"):
         fit(small)
     sample = partial(jr.sampling.uniform, n_items=kind(10), n=2)
-    with pytest.raises(ValueError, match="n_items of uniform is for n_items=10, train has 30"):
+    with pytest.raises(ValueError, match="n_items of uniform is for n_items=10, but train has 30"):
         jr.train.fit(
             jr.train.init(jax.random.key(0), model_of(), TX),
             partial(jr.train.pairwise_objective, model=model_of(), loss=jr.losses.bpr, sample=sample),
@@ -890,13 +896,16 @@ def test_tables_on_an_explicit_mesh_train():
     ("options", "message"),
     [
         ({"loss": "bpr"}, "loss='bpr'; give a function, such as jaxrec.losses.bpr"),
-        ({"loss": lambda pos, neg, *, where=None: None}, "the loss gives NoneType; return an array of floats"),
+        (
+            {"loss": lambda pos, neg, *, where=None: None},
+            "the loss returns NoneType; it must return an array of floats",
+        ),
         (
             {"loss": lambda pos, neg, *, where=None: (neg > pos[..., None]).sum(-1, dtype=jnp.int32)},
-            "the loss gives int32; return an array of floats",
+            "the loss returns int32; it must return an array of floats",
         ),
         ({"tx": 1e-3}, "tx is 0.001; give an optax transformation"),
-        ({"model": jr.models.MF}, "model is the class MF; give a model"),
+        ({"model": jr.models.MF}, "model is the class MF; give an instance"),
     ],
 )
 def test_arguments_of_another_type_are_named(options, message):

@@ -87,7 +87,9 @@ def test_batches_without_histories_are_refused():
     halves = {"nll": jnp.ones(3), "kl": jnp.ones(3)}
     for items in (np.zeros(3, int), np.zeros((3, 2), int)):
         batch = train.Batch.of(np.arange(3), items)
-        with pytest.raises(ValueError, match=r"^the batch has no histories; call fit with examples=train\.by_user"):
+        with pytest.raises(
+            ValueError, match=r"^the batch has no histories; call fit with examples=jaxrec\.train\.by_user"
+        ):
             objective(halves, jax.random.key(0), batch, model=Halves())
 
 
@@ -163,7 +165,7 @@ def test_each_turn_moves_its_part_alone(encoder):
     ],
 )
 def test_bad_arguments_of_alternating_are_named(options, message):
-    with pytest.raises(TypeError, match="model=MultVAE has no old encoder"):
+    with pytest.raises(TypeError, match="model=MultVAE lacks an encoder or an old encoder"):
         alternating(jax.random.key(0), MultVAE(30, dim=2, width=3), TX, BOARD, **OPTIONS)
     with pytest.raises(ValueError, match=message):
         alternating(jax.random.key(0), RecVAE(30), TX, BOARD, **OPTIONS | options)

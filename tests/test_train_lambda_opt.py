@@ -107,7 +107,10 @@ def test_validation_without_pairs_or_of_other_users_is_refused():
     """Of no pairs a draw would be the first that lie in memory; of other users, those of the last row."""
     nothing = VALID.select(np.zeros(VALID.n_pairs, bool))
     others = jr.Interactions.from_pairs(*VALID.pairs(), n_users=N + 1, n_items=N)
-    for valid, message in ((nothing, "valid has no pairs"), (others, "valid of draws is for n_users=41, train has 40")):
+    for valid, message in (
+        (nothing, "valid has no pairs"),
+        (others, "valid of draws is for n_users=41, but train has 40"),
+    ):
         with pytest.raises(ValueError, match=message):
             tx = ADAM(draws=partial(DRAWS, valid=valid))
             jr.train.fit(started(MF, tx), partial(BPR, model=MF), tx, PAIRS, **OPTIONS)
@@ -182,5 +185,5 @@ def test_an_objective_that_does_not_say_its_rows_is_refused():
     """Without a sampler, or with two, it is not known which rows to penalise."""
     both = partial(jr.train.combined_objective, parts=[(1.0, partial(BPR, model=MF)), (1.0, partial(BPR, model=MF))])
     for objective, n in ((partial(jr.train.gram_objective, model=MF), 0), (both, 2)):
-        with pytest.raises(ValueError, match=f"the objective binds {n} samplers as sample=.*give rows="):
+        with pytest.raises(ValueError, match=f"the objective binds {n} samplers as sample=.*pass rows="):
             DRAWS(jax.random.key(0), jr.train.Batch.of(jnp.array([0]), jnp.array([1])), objective=objective)

@@ -1,4 +1,4 @@
-"""Evaluation: recommend lists, rank all items or sampled ones, compare reports, audit a split."""
+"""Evaluation: recommendation lists, full and sampled ranking, reports, and audits of splits."""
 
 from jaxrec.evaluate.audit import Audit as Audit
 from jaxrec.evaluate.audit import audit as audit

@@ -21,14 +21,18 @@ from jaxrec._partials import check_static
 from jaxrec.interactions import DataWarning, Interactions, check_interactions
 from jaxrec.typing import Array, ArrayLike, Key, Model, Variables
 
-_GROUP = 32  # items a group in the first stage of top-k
+_GROUP = 32  # items per group in the first stage of top-k
 
 
 def given_ids(name: str, ids: ArrayLike, n: int | None) -> np.ndarray:
-    """Ids as int32 [U]; `ValueError` unless they are integers, at least one, below 2³¹ − 1, and below `n` if given."""
+    """Returns ids as int32 [U].
+
+    Raises:
+        ValueError: unless they are one or more integers, below `n` if given, else below 2³¹ − 1.
+    """
     ids = np.asarray(ids)
     if ids.ndim != 1 or len(ids) == 0 or ids.dtype.kind not in "iu":
-        raise ValueError(f"{name} is {ids.dtype}{list(ids.shape)}; give a column of integer ids, at least one")
+        raise ValueError(f"{name} is {ids.dtype}{list(ids.shape)}; give a column of one or more integer ids")
     largest = int(np.iinfo(np.int32).max if n is None else n) - 1
     if ids.min() < 0 or ids.max() > largest:
         raise ValueError(f"{name} run from {ids.min()} to {ids.max()}; ids are 0 .. {largest}")
@@ -36,17 +40,21 @@ def given_ids(name: str, ids: ArrayLike, n: int | None) -> np.ndarray:
 
 
 def lengths(ks: Sequence[int] | int) -> tuple[int, ...]:
-    """The lengths of lists, ascending, each once."""
+    """Returns the lengths of lists, ascending, each once."""
     given = [ks] if as_integer(ks) is not None or isinstance(ks, str) else np.asarray(ks).reshape(-1).tolist()
     return tuple(sorted({integer("ks", k) for k in given}))
 
 
 def evaluated_users(train: Interactions, test: Interactions, users: ArrayLike | None) -> np.ndarray:
-    """The users to evaluate, int32 [U]: those with a test pair, all of them where `users` is None. Warns of flaws."""
+    """Returns the users to evaluate, int32 [U]: those of `users` that have a test pair; None means
+    all users.
+
+    Warns of test pairs that are also training pairs, and of users without training pairs.
+    """
     check_interactions(train=train, test=test)
     shapes = [(part.n_users, part.n_items) for part in (train, test)]
     if shapes[0] != shapes[1]:
-        raise ValueError(f"train is {shapes[0]}, test {shapes[1]} users by items; split one set of Interactions")
+        raise ValueError(f"train is {shapes[0]} users by items, but test is {shapes[1]}; split one set of Interactions")
     chosen = np.arange(test.n_users) if users is None else given_ids("users", users, test.n_users)
     chosen = chosen[np.asarray(test.user_degrees)[chosen] > 0].astype(np.int32)
     if len(chosen) == 0:
@@ -82,32 +90,33 @@ def ranked(
     candidates: ArrayLike | None = None,
     histories: Interactions | None = None,
 ) -> tuple[np.ndarray, np.ndarray, Any]:
-    """The k best items of users [U], on the host.
+    """Returns the k best items of users [U], on the host.
 
     Args:
-        model: has `rows`, and perhaps `vectors`.
-        variables: the model's variables, as `model.init` returns them.
+        model: a model with the method `rows`, and perhaps `vectors`.
+        variables: the model's variables, as returned by `model.init`.
         users: ids int32 [U].
         k: length of the lists.
         seen: pairs to leave out.
-        demoted: pairs that lose ties where there is no key; the relevant ones of `judge`.
-        key: for the order of equal scores.
-        block: users scored at a time.
-        judge: if given, a function of whole rows, (scores [B, N'], places, where) -> a tree of arrays [B]. The places
-            are rows and columns of the relevant pairs, `demoted`, padded with row B; used is what is not seen.
-        candidates: ids [n] of the items that lists are made of; None is all.
+        demoted: pairs that lose ties if there is no key; the relevant pairs of `judge`.
+        key: typed key for the order of equal scores.
+        block: number of users scored at a time.
+        judge: function of whole rows, (scores [B, N'], indices, where) -> a tree of arrays [B], or
+            None. The indices are rows and columns of the relevant pairs, `demoted`, padded with row
+            B; `where` is True for items that are not seen.
+        candidates: ids [n] of the items that may be recommended; None is all.
         histories: the items that the model knows users by, if it does.
 
     Returns:
-        scores float32 [U, k], items int32 [U, k], and what `judge` gives, each [U], or None.
+        scores float32 [U, k], items int32 [U, k], and what `judge` returns, each [U], or None.
 
     Raises:
         TypeError, ValueError: see `jaxrec.evaluate.top_k`.
     """
     if hasattr(variables, "variables"):
-        raise TypeError(f"variables is a {type(variables).__name__}; give its .variables")
+        raise TypeError(f"variables is a {type(variables).__name__}; pass its .variables")
     if not hasattr(model, "apply"):
-        raise TypeError(f"model is a {type(model).__name__}; give a model, or evaluate.scorer(fn) of a function")
+        raise TypeError(f"model is a {type(model).__name__}; give a model, or evaluate.scorer(fn) for a function")
     if isinstance(variables, tuple) and variables and isinstance(variables[-1], Log):
         raise TypeError("variables ends with a Log; unpack what the solver returned: model, variables, log = fit(...)")
     check_static(model)
@@ -118,17 +127,20 @@ def ranked(
     one = users[:1], None if histories is None else histories.take(users[:1])
     row = jax.eval_shape(functools.partial(_rows, model), variables, *one)
     if len(row.shape) != 2:
-        raise ValueError(f"the model gives {list(row.shape)} for users [1]; give a row of scores a user, [B, N]")
+        raise ValueError(f"the model gives {list(row.shape)} for users [1]; it must give a row per user, [B, N]")
     if not jnp.issubdtype(row.dtype, jnp.floating):
-        raise TypeError(f"the model's scores are {row.dtype}; give floats, such as scores.astype(jnp.float32)")
+        raise TypeError(f"the model's scores are {row.dtype}; return floats, such as scores.astype(jnp.float32)")
     n_items = row.shape[1]
     for interactions in (seen, demoted):
         if interactions is not None and interactions.n_items != n_items:
-            raise ValueError(f"the model scores {n_items} items, the interactions hold {interactions.n_items}")
+            raise ValueError(
+                f"the model scores {n_items} items, but the interactions hold {interactions.n_items}; use one id map"
+            )
         if interactions is not None and histories is not None and interactions.n_users != histories.n_users:
             raise ValueError(
-                f"histories are of {histories.n_users} users, the interactions of {interactions.n_users}, so that an "
-                "id is another user; give Interactions over the same ids"
+                f"histories are of {histories.n_users} users, but the interactions of "
+                f"{interactions.n_users}, so that "
+                "ids mean different users; give Interactions over the same ids"
             )
     n_users = getattr(model, "n_users", None)
     if n_users is None and hasattr(model, "vectors"):
@@ -136,12 +148,13 @@ def ranked(
     given_ids("users", users, n_users)
     if seen is not None and n_users is not None and seen.n_users != n_users:
         raise ValueError(
-            f"the model knows {n_users} users, the interactions hold {seen.n_users}, so that an id is another user; "
-            "give Interactions over the model's users"
+            f"the model knows {n_users} users, but the interactions hold {seen.n_users}, so that "
+            "ids mean different "
+            "users; give Interactions over the model's users"
         )
     say_empty(histories, users, stacklevel=4)
     if as_integer(k) is None or not 1 <= k <= n_items:
-        raise ValueError(f"k={k!r}, but the catalogue has {n_items} items; ask for an integer of 1 .. {n_items}")
+        raise ValueError(f"k={k!r}, but the catalogue has {n_items} items; give an integer of 1 to {n_items}")
     k = int(k)
     if key is not None:
         check_key(key)
@@ -152,6 +165,8 @@ def ranked(
     block = min(-(-max(block, 8) // 8) * 8, -(-len(users) // 8) * 8)
     n_blocks = -(-len(users) // block)
     padded = np.resize(users, n_blocks * block).reshape(n_blocks, block)
+    # Columns in random order: `top_k` keeps the first of equal scores, which must not be the
+    # smallest id.
     order = np.asarray(jax.random.permutation(jax.random.key(0) if key is None else key, n_items))
     places = np.argsort(order).astype(np.int32)
     allowed = np.zeros(-(-n_items // _GROUP) * _GROUP, bool)
@@ -165,61 +180,69 @@ def ranked(
     items = np.asarray(items).reshape(-1, k)[: len(users)]
     if np.isnan(scores).any():
         bad = np.isnan(scores).any(axis=1)
-        raise ValueError(f"{bad.sum()} users have scores of NaN, user {users[bad][0]} the first; did training diverge?")
+        raise ValueError(
+            f"{bad.sum()} users have scores of NaN, user {users[bad][0]} the first; check that training did not diverge"
+        )
     return scores, items, jax.tree.map(lambda values: np.asarray(values).reshape(-1)[: len(users)], judged)
 
 
 def check_histories(model: Model, histories: Interactions | None) -> None:
-    """`ValueError` if a model that knows users by their items gets no histories, and if another model gets some."""
+    """Raises `ValueError` if a model that knows users by their items gets no histories, or if
+    another model gets some.
+    """
     name = type(model).__name__
     if not getattr(model, "needs_histories", False):
         if histories is not None:
-            raise ValueError(f"{name} does not know users by their items; leave histories out")
+            raise ValueError(f"{name} does not know users by their items; do not pass histories")
         return
     if histories is None:
         raise ValueError(
-            f"{name} knows users by their items; give histories=, the Interactions that it may see, such as "
-            "histories=train. They are not taken from what is masked, which may hold validation pairs"
+            f"{name} knows users by their items; pass histories=, the Interactions that it may "
+            "see, such as "
+            "histories=train. They are not taken from the masked pairs, which may hold validation "
+            "pairs"
         )
     check_interactions(histories=histories)
     n_items = getattr(model, "n_items", None)
     if n_items is not None and histories.n_items != n_items:
-        raise ValueError(f"the model scores {n_items} items, histories hold {histories.n_items}; use one id map")
+        raise ValueError(f"the model scores {n_items} items, but histories hold {histories.n_items}; use one id map")
 
 
 def say_empty(histories: Interactions | None, users: np.ndarray, *, stacklevel: int) -> None:
-    """A `DataWarning` if some of the users have no items in the histories."""
+    """Warns with a `DataWarning` if some of the users have no items in the histories."""
     if histories is None:
         return
     empty = np.asarray(histories.user_degrees)[users] == 0
     if empty.any():
         warnings.warn(
             f"{empty.sum()} of {len(users)} users, user {users[empty][0]} the first, have no items in the histories, "
-            "so that all of them get the same scores; give histories that have theirs",
+            "so that all of them get the same scores; pass histories that hold their items",
             DataWarning,
             stacklevel=stacklevel,
         )
 
 
 def by_name(histories: Interactions | None) -> dict[str, Interactions]:
-    """The keyword for `model.apply`, which other models do not take."""
+    """Returns the keyword `histories` of `model.apply`, or nothing if there are none."""
     return {} if histories is None else {"histories": histories}
 
 
 def room(n_pairs: int) -> int:
-    """At least so many pairs, rounded up, so that few programs are compiled."""
+    """Rounds a number of pairs up to a multiple of 1024, so that few programs are compiled."""
     return -(-max(n_pairs, 1) // 1024) * 1024
 
 
 def area(scores: Array, places: tuple[Array, Array], where: Array) -> Array:
-    """Area under the ROC curve of each row."""
+    """Returns the area under the ROC curve of each row."""
     return metrics.auc(scores, jnp.zeros(scores.shape, bool).at[places].set(True, mode="drop"), where=where)
 
 
 def _edges(interactions: Interactions | None, users: np.ndarray, places: np.ndarray) -> tuple | None:
-    """The pairs of each block of users [n_blocks, B]: row in the block and place of the item, both [n_blocks, L].
+    """Returns the pairs of each block of users [n_blocks, B]: row in the block and column of the
+    item, both [n_blocks, L].
 
-    Rows are padded with B, which a scatter drops. Flat lists of pairs take the longest block, not the longest user.
+    Padding has row B, which a scatter drops. L is the number of pairs of the largest block: flat
+    lists need less memory than rows padded to the longest user.
     """
     if interactions is None:
         return None
@@ -230,7 +253,9 @@ def _edges(interactions: Interactions | None, users: np.ndarray, places: np.ndar
 
 
 def _histories(known: Interactions | None, users: np.ndarray) -> Interactions | None:
-    """The histories of each block of users [n_blocks, B]: `indptr` [n_blocks, B + 1] and `indices` [n_blocks, L]."""
+    """Returns the histories of each block of users [n_blocks, B]: `indptr` [n_blocks, B + 1],
+    `indices` [n_blocks, L].
+    """
     if known is None:
         return None
     whole, at, shape = _in_blocks(known, users)
@@ -242,7 +267,9 @@ def _histories(known: Interactions | None, users: np.ndarray) -> Interactions | 
 
 
 def _in_blocks(interactions: Interactions, users: np.ndarray) -> tuple[Interactions, tuple, tuple[int, int]]:
-    """The rows of all users [n_blocks, B], the block of each pair and its place there, and the shape (n_blocks, L)."""
+    """Returns the rows of all users [n_blocks, B], each pair's block and its index there, and the
+    shape (n_blocks, L).
+    """
     n_blocks, block = users.shape
     whole = interactions.take(users.reshape(-1))
     starts = whole.indptr[::block].astype(np.int64)
@@ -252,16 +279,18 @@ def _in_blocks(interactions: Interactions, users: np.ndarray) -> tuple[Interacti
 
 
 def _rows(model: Model, variables: Variables, users: Array, histories: Interactions | None = None) -> Array:
+    """Scores all items for users, at full precision."""
     with jax.default_matmul_precision("highest"):
         return model.apply(variables, users, method="rows", **by_name(histories))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "k", "lower", "judge", "reads"))
 def _blocks(variables, order, allowed, inputs, *, model, k, lower, judge, reads):
-    """Scores and items [n_blocks, B, k]; the columns stand in the random `order` [N], which breaks ties.
+    """Returns scores and items [n_blocks, B, k], and what `judge` returns.
 
-    They are padded with columns that are not `allowed`, bool. `reads` is what the model's functions read, for which the
-    program is compiled.
+    Columns are in the random `order` [N], which breaks ties, and are padded to a multiple of the
+    group size; `allowed` is False for padding and for items that may not be recommended. `reads` is
+    what the model's functions read from globals and closures: jit compiles again if it has changed.
     """
     del reads
     n_items, width = order.shape[0], allowed.shape[0]
@@ -270,6 +299,8 @@ def _blocks(variables, order, allowed, inputs, *, model, k, lower, judge, reads)
         user_table, item_table = model.apply(variables, method="vectors")
         user_table, item_table = accumulated(user_table), accumulated(item_table)
         tables = user_table, jnp.pad(item_table[order], ((0, width - n_items), (0, 0)))
+        # A NaN or infinite vector may hide behind the mask or the padding: mark its users before
+        # the product.
         user_is_bad = ~jnp.isfinite(user_table).all(axis=1) | ~jnp.isfinite(item_table).all()
 
     def scored(users, histories):
@@ -295,9 +326,10 @@ def _blocks(variables, order, allowed, inputs, *, model, k, lower, judge, reads)
 
 
 def _one_lower(x: Array) -> Array:
-    """The next float below, or the one after it; not `nextafter`, whose step from 0 is a denormal that CPUs flush.
+    """Returns the next float below, or the one after it. `nextafter` would step from 0 to a
+    denormal, which CPUs flush to 0.
 
-    Below +inf comes the largest finite number; −inf, which is what is masked, stays.
+    Below +inf comes the largest finite number; −inf, which marks masked items, stays.
     """
     info = jnp.finfo(x.dtype)
     lower = jnp.where(jnp.isfinite(x), x - jnp.maximum(jnp.abs(x) * info.eps, info.tiny), x)
@@ -305,11 +337,13 @@ def _one_lower(x: Array) -> Array:
 
 
 def _grouped_top_k(scores: Array, k: int) -> tuple[Array, Array]:
-    """`lax.top_k` of [B, G·C] in two stages: the k best groups by their maximum, then the k best of their items.
+    """Computes `lax.top_k` of [B, G·C] in two stages: the k best groups by their maximum, then the
+    k best of their items.
 
-    Exact, since each of the k best items lies in one of the k best groups. A group is a *strided* set of columns, so
-    that the maxima are an elementwise maximum of G slices and nothing is copied. On CPU `lax.top_k` of long rows costs
-    more than the product that made them; this way costs less.
+    It is exact, since each of the k best items lies in one of the k best groups. A group is a
+    *strided* set of columns: the maxima are then an elementwise maximum of slices, and nothing is
+    copied. On CPU, `lax.top_k` of long rows takes more time than the product that computes them;
+    two stages take less.
     """
     n_rows, width = scores.shape
     n_groups = width // _GROUP

@@ -1,4 +1,4 @@
-"""What a reader must know of a split before trusting results measured on it."""
+"""What to know about a split before trusting results measured on it."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.typing import Array, ArrayLike, Key, Variables
 
 _CUT = 10
-_MOST_USERS = 10_000  # their mean of a hit rate has a standard error of .005 at most
+_MOST_USERS = 10_000  # the standard error of a mean hit rate is then at most .005
 
 
 class Finding(NamedTuple):
-    """One thing that was looked for.
+    """The result of one check.
 
     Attributes:
-        name: short, stable.
-        count: how many of `total` show it.
-        total: of how many.
-        serious: whether results on this split need a word about it.
-        message: in words.
-        rankers: names of the trivial rankers (keys of `Audit.rankers`) that exploit it.
+        name: short and stable.
+        count: how many of `total` show the flaw.
+        total: number of things checked.
+        serious: whether a report on this split must mention it.
+        message: the finding in words.
+        rankers: names of the trivial rankers (keys of `Audit.rankers`) that exploit the flaw.
     """
 
     name: str
@@ -46,12 +46,13 @@ class Finding(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Audit:
-    """Findings on a split, and what rankers score on it that learn nothing.
+    """Findings on a split, and the metrics of rankers that learn nothing.
 
     Attributes:
-        findings: all that was looked at, serious or not.
-        rankers: ranker -> metric -> mean: random, popularity, item id both ways, and the next id. The metrics are the
-            hit rate and the NDCG of lists of 10 items, or of all items where there are fewer.
+        findings: results of all checks, serious or not.
+        rankers: ranker -> metric -> mean. The rankers are random, popularity, item id in both
+            directions, and the next id. The metrics are the hit rate and the NDCG of lists of 10
+            items, or of all items if there are fewer.
         protocol: how the rankers were evaluated, and on how many of the test users.
     """
 
@@ -68,7 +69,7 @@ class Audit:
         for finding in self.findings:
             if finding.name == name:
                 return finding
-        raise KeyError(f"no finding {name!r}; there are {[finding.name for finding in self.findings]}")
+        raise KeyError(f"there is no finding {name!r}; there are {[finding.name for finding in self.findings]}")
 
     def __repr__(self) -> str:
         lines = [f"Audit: {len(self.serious)} of {len(self.findings)} findings are serious (!)"]
@@ -91,25 +92,27 @@ def audit(
     users: ArrayLike | int | None = None,
     key: Key | None = None,
 ) -> Audit:
-    """Looks for overlap, cold users and items, ids that decide, popularity, time leaks, and faults of the negatives.
+    """Checks a split for overlap, cold ids, selection by id, popularity, time leaks, bad negatives.
 
-    The findings are counted on all pairs. The trivial rankers are evaluated on the users given; by default on all test
-    users up to 10,000, and on a random 10,000 of them if there are more, which `protocol` says.
+    Findings are counted on all pairs. The trivial rankers are evaluated on `users`. By default
+    these are all test users, or a random 10,000 of them if there are more, which `protocol` then
+    says.
 
-    Duplicate pairs are none of its findings: `Interactions` has merged them, and said how many, when it was made.
+    Duplicate pairs are not among the findings: `Interactions` merges them when it is created, and
+    warns how many there were.
 
     Args:
         train: pairs [M, N] to learn from.
-        test: held-out pairs over the same ids, T of them.
-        negatives: item ids [T, n], row t for pair t of `test.pairs()`; if given, the trivial rankers are measured among
-            them, else on the full catalogue.
-        users: ids of the users on whom the trivial rankers are evaluated, or the number of test users to sample; if
-            there are no more than that, all are taken.
+        test: held-out pairs [M, N] over the same ids, T of them.
+        negatives: item ids [T, n], row t for pair t of `test.pairs()`. If given, the trivial
+            rankers are evaluated among them, else on the full catalogue.
+        users: ids of the users on whom the trivial rankers are evaluated, or the number of test
+            users to sample; if there are fewer, all are used.
         key: typed key of the sample; by default `jax.random.key(0)`.
 
     Raises:
-        ValueError: for train and test of different shapes or without pairs, negatives whose rows do not fit or that are
-            no items, and users of whom none has a test pair.
+        ValueError: if train and test have different shapes or no pairs, negatives have the wrong
+            shape or are not item ids, or none of the users has a test pair.
     """
     check_interactions(train=train, test=test)
     if (train.n_users, train.n_items) != (test.n_users, test.n_items):
@@ -133,10 +136,11 @@ def audit(
 
 
 def _checked_negatives(negatives: ArrayLike, test: Interactions) -> np.ndarray:
+    """Returns the negatives as int32 [T, n]."""
     negatives = np.asarray(negatives)
     if negatives.ndim != 2 or len(negatives) != test.n_pairs or negatives.dtype.kind not in "iu":
         found = f"{negatives.dtype}{list(negatives.shape)}"
-        raise ValueError(f"negatives is {found}; give integers [{test.n_pairs}, n], a row for each test pair")
+        raise ValueError(f"negatives is {found}; give integers [{test.n_pairs}, n], one row per test pair")
     if negatives.size and (negatives.min() < 0 or negatives.max() >= test.n_items):
         raise ValueError(
             f"negatives run from {negatives.min()} to {negatives.max()}; items are 0 to {test.n_items - 1}"
@@ -145,7 +149,7 @@ def _checked_negatives(negatives: ArrayLike, test: Interactions) -> np.ndarray:
 
 
 def _chosen_users(test: Interactions, users: ArrayLike | int | None, key: Key | None) -> tuple[np.ndarray, int]:
-    """The users to evaluate, ascending, and how many have a test pair."""
+    """Returns the users to evaluate, ascending, and how many users have a test pair."""
     tested = np.flatnonzero(np.asarray(test.user_degrees) > 0)
     if users is not None and as_integer(users) is None:
         chosen = np.intersect1d(checked_ids("users", users, test.n_users), tested)
@@ -163,16 +167,19 @@ def _chosen_users(test: Interactions, users: ArrayLike | int | None, key: Key | 
 
 
 def _share(count: int, total: int) -> str:
+    """Formats a count as "3 of 10 (30.0%)"."""
     return f"{count} of {total} ({count / max(total, 1):.1%})"
 
 
 def _overlap(train: Interactions, test: Interactions) -> Finding:
+    """Counts test pairs that are also training pairs."""
     count = int(np.asarray(train.contains(*test.pairs())).sum())
     message = f"{_share(count, test.n_pairs)} test pairs are also training pairs"
     return Finding("overlap", count, test.n_pairs, count > 0, message)
 
 
 def _cold_users(train: Interactions, test: Interactions) -> Finding:
+    """Counts test users without a training pair."""
     tested = np.asarray(test.user_degrees) > 0
     count = int((tested & (np.asarray(train.user_degrees) == 0)).sum())
     message = f"{_share(count, tested.sum())} test users have no training pair"
@@ -180,33 +187,40 @@ def _cold_users(train: Interactions, test: Interactions) -> Finding:
 
 
 def _cold_items(train: Interactions, test: Interactions) -> Finding:
+    """Counts test pairs whose item has no training pair; more than 1 % are serious."""
     count = int((train.item_degrees[test.pairs()[1]] == 0).sum())
     message = f"{_share(count, test.n_pairs)} test pairs have an item without a training pair"
     return Finding("cold items", count, test.n_pairs, count > 0.01 * test.n_pairs, message)
 
 
 def _last_items(train: Interactions) -> np.ndarray:
-    """Largest training id of each user, −1 where there is none; rows are sorted."""
+    """Returns the largest training id of each user, or −1 if there is none; rows are sorted."""
     indptr = np.asarray(train.indptr)
     last = np.asarray(train.indices)[np.maximum(indptr[1:] - 1, 0)]
     return np.where(np.diff(indptr) > 0, last, -1)
 
 
 def _both_parts(train: Interactions, test: Interactions) -> tuple[np.ndarray, np.ndarray]:
-    """Users with training and test pairs, and whether all their test ids are above all their training ids."""
+    """Returns users with training and test pairs, and whether all their test ids are above all
+    their training ids.
+    """
     both = np.flatnonzero((np.asarray(train.user_degrees) > 0) & (np.asarray(test.user_degrees) > 0))
     first = np.asarray(test.indices)[np.asarray(test.indptr)[both]]
     return both, first > _last_items(train)[both]
 
 
 def _surprising(count: int, chance: np.ndarray) -> bool:
-    """Whether so many of independent events are far more than their chances [E] give, and not few."""
+    """Returns whether a count of independent events is far above what their chances [E] give, and
+    not small.
+    """
     spread = np.sqrt((chance * (1 - chance)).sum())
     return bool(count - chance.sum() > max(5 * spread + 5, 0.05 * len(chance)))
 
 
 def _id_order(train: Interactions, test: Interactions) -> Finding:
-    """Users whose test ids are all above their training ids; by chance that is 1 / C(d + t, t)."""
+    """Counts users whose test ids are all above their training ids; the probability by chance is 1
+    / C(d + t, t).
+    """
     d, t = np.asarray(train.user_degrees), np.asarray(test.user_degrees)
     both, above = _both_parts(train, test)
     count = int(above.sum())
@@ -218,7 +232,7 @@ def _id_order(train: Interactions, test: Interactions) -> Finding:
         + (
             "Held-out items are chosen by id: never let ids reach a model or break ties"
             if serious
-            else "Ids do not choose"
+            else "Held-out items are not chosen by id"
         )
     )
     return Finding(
@@ -227,10 +241,11 @@ def _id_order(train: Interactions, test: Interactions) -> Finding:
 
 
 def _id_places(train: Interactions, test: Interactions) -> Finding:
-    """Users with d and t pairs whose test ids are, in order among their ids, where those of another such user are.
+    """Counts users whose test ids have the same ranks among their ids as those of another user with
+    as many pairs.
 
-    By chance that is 1 / (C(d + t, t) − 1), as users whose test ids are at the end, of whom `_id_order` speaks, are
-    left out.
+    d and t are a user's numbers of training and test pairs. The probability by chance is 1 / (C(d +
+    t, t) − 1): users whose test ids come last are left out, since `_id_order` counts them.
     """
     d, t = np.asarray(train.user_degrees), np.asarray(test.user_degrees)
     both, above = _both_parts(train, test)
@@ -238,7 +253,7 @@ def _id_places(train: Interactions, test: Interactions) -> Finding:
     keys = [np.asarray(x, np.int64) * train.n_items + y for x, y in (train.pairs(), (users, items))]
     places = np.searchsorted(*keys) - np.asarray(train.indptr)[users] + np.arange(len(users))
     places -= np.asarray(test.indptr)[users]
-    # sums of random numbers are equal where the places are
+    # Compare sets of ranks by a hash: the sum of one random number per rank.
     code = np.random.default_rng(0).integers(2**62, size=int(places.max()) + 1)
     sums = np.zeros(train.n_users, np.int64)
     np.add.at(sums, users, code[places])
@@ -251,19 +266,22 @@ def _id_places(train: Interactions, test: Interactions) -> Finding:
     chance = 1 / (scipy.special.binom(d[one] + t[one], t[one]) - 1)
     serious = _surprising(count, chance)
     message = (
-        f"for {_share(count, len(one))} users the test ids are at the same places among their ids as those of another "
-        f"user of their size; chance gives {chance.sum():.1f}. "
+        f"for {_share(count, len(one))} users the test ids have the same ranks among their ids as "
+        "those of another "
+        f"user with as many pairs; chance gives {chance.sum():.1f}. "
         + (
-            "One draw served all users of a size: where ids mean something, validation and test are different problems"
+            "One draw was used for all users of a size: if ids carry meaning, validation and test differ"
             if serious
-            else "Places do not repeat"
+            else "Ranks do not repeat"
         )
     )
     return Finding("id places", count, len(one), serious, message)
 
 
 def _popularity(train: Interactions, test: Interactions) -> Finding:
-    """Items of test pairs against items of training pairs, by training users less the pair's own."""
+    """Compares the items of test pairs with those of training pairs, by their training users
+    without the pair's own.
+    """
     degrees = train.item_degrees
     held_out, trained = degrees[test.pairs()[1]], degrees[train.pairs()[1]] - 1
     median = np.median(trained)
@@ -271,13 +289,15 @@ def _popularity(train: Interactions, test: Interactions) -> Finding:
     share = count / test.n_pairs
     serious = not 0.35 < share < 0.65
     message = (
-        f"test items have {np.median(held_out):g} training users in the median, items of training pairs {median:g}; "
-        f"{_share(count, test.n_pairs)} test pairs are below that"
+        f"the median number of training users is {np.median(held_out):g} for items of test pairs "
+        f"and {median:g} for "
+        f"items of training pairs; {_share(count, test.n_pairs)} test pairs are below the latter"
     )
     return Finding("popularity", count, test.n_pairs, serious, message, ("popularity",))
 
 
 def _time_of_user(train: Interactions, test: Interactions) -> Finding:
+    """Counts test pairs that are older than a training pair of their user."""
     users, _ = train.pairs()
     latest = np.full(train.n_users, np.iinfo(np.int32).min)
     np.maximum.at(latest, users, np.asarray(train.timestamps))
@@ -288,9 +308,10 @@ def _time_of_user(train: Interactions, test: Interactions) -> Finding:
 
 
 def _time_overall(train: Interactions, test: Interactions) -> Finding:
+    """Counts training pairs that are newer than the oldest test pair."""
     count = int((np.asarray(train.timestamps) > np.asarray(test.timestamps).min()).sum())
-    message = f"{_share(count, train.n_pairs)} training pairs are younger than the oldest test pair"
-    message += ": the future is known" * (count > 0)
+    message = f"{_share(count, train.n_pairs)} training pairs are newer than the oldest test pair"
+    message += ": training sees the future" * (count > 0)
     return Finding("time overall", count, train.n_pairs, count > 0, message)
 
 
@@ -298,6 +319,9 @@ def _time_overall(train: Interactions, test: Interactions) -> Finding:
 
 
 def _negatives(train: Interactions, test: Interactions, negatives: np.ndarray) -> list[Finding]:
+    """Counts negatives that are relevant, known or repeated, and checks whether they are drawn by
+    popularity.
+    """
     users, items = test.pairs()
     own = negatives == items[:, None]
     trained = np.asarray(train.contains(users[:, None], negatives))
@@ -306,7 +330,7 @@ def _negatives(train: Interactions, test: Interactions, negatives: np.ndarray) -
     repeated = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
     findings = []
     for name, hits, what in (
-        ("negatives, own item", own, "negatives are the very test item of their row"),
+        ("negatives, own item", own, "negatives are the test item of their row"),
         ("negatives, other test items", tested, "negatives are other test items of the user"),
         ("negatives, training items", trained, "negatives are training items of the user"),
     ):
@@ -318,10 +342,10 @@ def _negatives(train: Interactions, test: Interactions, negatives: np.ndarray) -
     degrees = train.item_degrees
     drawn, uniform = degrees[negatives].mean(), degrees[degrees > 0].mean()
     above = int((degrees[negatives] > uniform).sum())
-    message = f"negatives have {drawn:.1f} training users in the mean, the catalogue {uniform:.1f}: " + (
-        "drawn by popularity, which makes rare test items look easy or hard"
+    message = f"the mean number of training users is {drawn:.1f} for negatives, {uniform:.1f} for all items: " + (
+        "negatives are drawn by popularity, which makes rare test items look easy or hard"
         if drawn > 2 * uniform
-        else "no popularity draw"
+        else "negatives are not drawn by popularity"
     )
     findings.append(Finding("negatives, popularity", above, negatives.size, drawn > 2 * uniform, message))
     return findings
@@ -331,12 +355,15 @@ def _negatives(train: Interactions, test: Interactions, negatives: np.ndarray) -
 
 
 def _next_id(last: Variables, users: Array) -> Array:
-    """The smallest id above the user's largest training id first, then upwards; ids below come last."""
+    """Scores the smallest id above the user's largest training id highest, then upwards; ids below
+    come last.
+    """
     gap = last["items"][None, :] - last["last"][users][:, None]
     return -jnp.where(gap > 0, gap, gap + 2 * gap.shape[1]).astype(jnp.float32)
 
 
 def _trivial(train: Interactions, test: Interactions, negatives: np.ndarray | None, chosen: np.ndarray):
+    """Evaluates the trivial rankers; returns their metrics and the protocol."""
     last = {"last": jnp.asarray(_last_items(train), jnp.int32), "items": jnp.arange(train.n_items, dtype=jnp.int32)}
     rankers = {
         "random": models.random(jax.random.key(0), train.n_items),

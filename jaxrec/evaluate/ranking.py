@@ -1,8 +1,9 @@
-"""Top-k lists and ranking metrics of all items.
+"""Top-k lists, and ranking metrics over all items.
 
-A model takes part with `apply(variables, users, method="rows")` -> [B, N]. A model that also has `vectors` is ranked by
-the product of its two tables. A model with an attribute `needs_histories` of True gets `histories=` too, `Interactions`
-[B, N] of these users' items, whose `indices` are padded at the end. `scorer` makes a model from any function.
+A model needs `apply(variables, users, method="rows")` -> [B, N]. A model that also has `vectors` is
+ranked by the product of its two tables. A model whose attribute `needs_histories` is True also gets
+`histories=`: `Interactions` [B, N] of these users' items, whose `indices` are padded at the end.
+`scorer` makes a model from any function.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class _Scorer:
     fn: Callable[[Variables, Array], Array]
 
     def apply(self, variables: Variables, users: Array, items: Array | None = None, *, method: Any = None) -> Array:
-        """Rows [B, N], or the scores of pairs (users [B] or [B, 1] with items [B, n])."""
+        """Returns rows [B, N], or the scores of pairs (users [B] or [B, 1] with items [B, n])."""
         if method == "rows":
             return self.fn(variables, users)
         rows = self.fn(variables, users.reshape(-1))
@@ -47,10 +48,10 @@ class _Scorer:
 
 
 def scorer(fn: Callable[[Variables, Array], Array]) -> Model:
-    """Makes a model of any `fn(variables, users [B]) -> scores [B, N]`, for the functions of this module.
+    """Returns a model for this module from any `fn(variables, users [B]) -> scores [B, N]`.
 
-    Define `fn` once and pass what it needs as `variables`: a new function compiles anew, and so does one that reads a
-    global or a closure whose value has changed.
+    Define `fn` once and pass what it needs as `variables`. A new function is compiled again, and so
+    is one that reads a global or a closure whose value has changed.
 
     >>> model = scorer(lambda table, users: table[users])
     >>> top_k(model, jnp.array([[0.1, 0.9, 0.5]]), [0], k=2)[1].tolist()
@@ -71,36 +72,39 @@ def top_k(
     key: Key | None = None,
     block: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best items of each user.
+    """Returns the k best items of each user.
 
-    Equal scores come in an order drawn from `key` (None = a fixed key), one for all users; never by item id.
+    Equal scores are ordered at random, with one order for all users, and never by item id.
 
     Args:
-        model: see the module.
+        model: a model with the method `rows`, and perhaps `vectors`; see the module.
         variables: the model's variables, as returned by `model.init`.
         users: ids [U].
         k: length of the lists.
-        seen: pairs to leave out.
-        items: ids [n] to choose among, such as those in stock; None is all.
-        histories: pairs [M, N] that the model may see, for a model that knows users by their items, such as
-            `models.VALID`. Other models take none.
-        key: typed key for ties.
-        block: users scored at a time; by default such that a block of scores stays in the processor's cache, or
-            takes about 0.5 GB on an accelerator. Results do not depend on it.
+        seen: pairs [M, N] to leave out.
+        items: ids [n] to choose among, such as items in stock; None is all.
+        histories: pairs [M, N] that the model may see, for a model that knows users by their items,
+            such as `models.VALID`. Other models take none.
+        key: typed key from which the order of equal scores is drawn; None is a fixed key.
+        block: number of users scored at a time. By default a block of scores fits into the
+            processor's cache, or takes about 0.5 GB on an accelerator. Results do not depend on it.
 
     Returns:
-        scores float32 [U, k] and items int32 [U, k], best first; -inf and -1 where a user has fewer items left.
+        scores float32 [U, k] and items int32 [U, k], best first; -inf and -1 if a user has fewer
+        items left.
 
     Warns:
-        DataWarning: for users without items in `histories`.
+        DataWarning: if users have no items in `histories`.
 
     Raises:
-        TypeError: for a `State` instead of its variables.
-        ValueError: for a model that needs `histories` and gets none, or gets some and takes none; k outside 1 .. N,
-            user ids outside the model (where it has `n_users` or `vectors`), `histories` or `seen`, a model whose N is
-            not that of `seen`, `items` that are none of 0 .. N-1, scores of NaN.
+        TypeError: if `variables` is a `State` or another result of training instead of its
+            variables, `model` is not a model, or scores are not floats.
+        ValueError: if a model that needs `histories` gets none, or another model gets some; k lies
+            outside 1 .. N; user ids lie outside the model (if it has `n_users` or `vectors`),
+            `histories` or `seen`; N of the model is not that of `seen`; `items` are not ids in 0 ..
+            N-1; or scores are NaN.
 
-    Similar items are those of a scorer whose users are items; the item itself comes first:
+    For similar items, make a scorer whose users are items. The item itself comes first:
 
     >>> unit = jnp.array([[0.6, 0.8], [0.0, 1.0], [1.0, 0.0]])  # such as vectors over their norms
     >>> top_k(scorer(lambda table, ids: table[ids] @ table.T), unit, [0], k=2)[1].tolist()
@@ -126,35 +130,40 @@ def full_ranking(
     auc: bool = False,
     block: int | None = None,
 ) -> Report:
-    """Ranks all items for each user, training items left out, and judges the lists by the test pairs.
+    """Ranks all items but the training items for each user, and evaluates the lists on test pairs.
 
-    Users without a test pair are left out. Equal scores: without a key each test item is ranked as if its
-    score were one float lower, so that tied scores rank it last; with a key, at random.
+    Users without a test pair are left out. Without a key, tied scores rank the test item last: each
+    test item is ranked as if its score were one float lower. With a key, ties are broken at random.
 
     Args:
-        model: see the module.
+        model: a model with the method `rows`, and perhaps `vectors`; see the module.
         variables: the model's variables, as returned by `model.init`.
-        train: pairs [M, N] that are masked. To mask validation pairs too, give train and validation in one.
+        train: pairs [M, N] that are masked. To mask validation pairs too, give training and
+            validation pairs as one.
         test: pairs [M, N] to find.
         ks: lengths of the lists, or one length.
-        users: ids [U] to evaluate; by default all that have a test pair.
-        histories: pairs [M, N] that the model may see, for a model that knows users by their items, such as
-            `models.VALID`. Usually the pairs that it was trained on, `histories=train`. They are not taken from what is
-            masked: with validation pairs masked, the model would see them by accident. Other models take none.
+        users: ids [U] to evaluate; None is all that have a test pair.
+        histories: pairs [M, N] that the model may see, for a model that knows users by their items,
+            such as `models.VALID`. Usually these are the pairs that it was trained on,
+            `histories=train`. They are not taken from the masked pairs: if validation pairs are
+            masked, the model would see them by accident. Other models take none.
         key: typed key to break ties at random.
-        auc: also the area under the ROC curve; it sorts whole rows, which is slow for large N.
-        block: users scored at a time; results do not depend on it.
+        auc: whether to compute the area under the ROC curve too; it sorts whole rows, which is slow
+            for large N.
+        block: number of users scored at a time; results do not depend on it.
 
     Returns:
-        A `Report` with "recall@k", "ndcg@k", "precision@k", "hit_rate@k", "mrr@k", "average_precision@k" and
-        "popularity@k" (mean training users of the list's items) for each user, "coverage@k" and "gini@k" of all lists.
+        A `Report`. It has "recall@k", "ndcg@k", "precision@k", "hit_rate@k", "mrr@k",
+        "average_precision@k" and "popularity@k" (mean number of training users of the list's items)
+        for each user, and "coverage@k" and "gini@k" of all lists.
 
     Warns:
-        DataWarning: for test pairs that are also training pairs, and for users without training pairs or without items
-            in `histories`.
+        DataWarning: if test pairs are also training pairs, or users have no training pairs or no
+            items in `histories`.
 
     Raises:
-        TypeError, ValueError: as `top_k`; also for train and test of different shapes, or no user to evaluate.
+        TypeError, ValueError: as `top_k`; also if train and test have different shapes, or there is
+            no user to evaluate.
     """
     users = evaluated_users(train, test, users)
     ks = lengths(ks)
@@ -162,7 +171,8 @@ def full_ranking(
     options["histories"] = histories
     _, items, areas = ranked(model, variables, users, k=ks[-1] if ks else 0, **options)
     per_user, catalogue = _list_metrics(items, users, test, train.item_degrees, ks=tuple(ks))
-    names = [f"{metric.__name__}@{k}" for metric in (*_METRICS, metrics.popularity) for k in ks]  # jit sorts its dicts
+    # jit returns dicts sorted by key: restore the order of the metrics.
+    names = [f"{metric.__name__}@{k}" for metric in (*_METRICS, metrics.popularity) for k in ks]
     per_user = {name: np.asarray(per_user[name], np.float64) for name in names}
     catalogue = {name: float(value) for name, value in catalogue.items()}
     if auc:
@@ -174,7 +184,9 @@ def full_ranking(
 
 @functools.partial(jax.jit, static_argnames="ks")
 def _list_metrics(items, users, test, degrees, *, ks):
-    """Metrics of lists [U, k] at every cut-off: for each user [U], and of all lists together."""
+    """Returns the metrics of lists [U, k] at every cut-off: for each user [U], and of all lists
+    jointly.
+    """
     hits = test.contains(users[:, None], items)
     n_relevant = jnp.asarray(test.user_degrees)[users]
     per_user = {f"{metric.__name__}@{k}": metric(hits, n_relevant, k=k) for metric in _METRICS for k in ks}

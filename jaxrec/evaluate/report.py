@@ -1,4 +1,4 @@
-"""What an evaluation found: figures for each user, their means, and the protocol behind them."""
+"""The result of an evaluation: metrics for each user, their means, and the protocol."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Comparison(NamedTuple):
 
     Attributes:
         difference: mean over users of first − second.
-        stderr: its standard error.
-        p_value: of the paired two-sided t-test.
-        n_users: users that both reports hold.
+        stderr: standard error of the difference.
+        p_value: two-sided p-value of the paired t-test.
+        n_users: number of users in both reports.
     """
 
     difference: float
@@ -29,14 +29,15 @@ class Comparison(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Report:
-    """Ranking quality for each user, with the protocol in words.
+    """Ranking metrics for each user, with the protocol in words.
 
     Attributes:
         users: ids [U] of the evaluated users (or of the user of each evaluated pair).
         per_user: metric name such as "ndcg@10" -> float64 [U].
-        catalogue: figures of all lists together, such as "coverage@10".
-        items: recommended ids [U, k], best first, -1 where a list is short; None for sampled ranking.
-        protocol: how it was measured.
+        catalogue: metrics of all lists jointly, such as "coverage@10".
+        items: recommended ids [U, k], best first, -1 where a list is short; None for sampled
+            ranking.
+        protocol: how the metrics were measured.
     """
 
     users: np.ndarray
@@ -47,7 +48,7 @@ class Report:
 
     @property
     def means(self) -> dict[str, float]:
-        """Mean over users of every metric, and the catalogue figures."""
+        """Mean over users of every metric, and the metrics of the catalogue."""
         return {name: float(np.mean(values)) for name, values in self.per_user.items()} | dict(self.catalogue)
 
     @property
@@ -58,19 +59,24 @@ class Report:
         return {name: float(value / np.sqrt(n)) for name, value in deviation.items()}
 
     def compare(self, other: Report, metric: str) -> Comparison:
-        """Paired comparison with another report on the users that both hold; users are the unit.
+        """Compares two reports, paired by user, on the users that both contain.
+
+        Args:
+            other: the second report.
+            metric: name of a metric for each user, such as "ndcg@10".
 
         Raises:
-            TypeError: for anything but a `Report`.
-            ValueError: for a metric that one of them lacks or that is not finite, or fewer than 2 users in common.
+            TypeError: if `other` is not a `Report`.
+            ValueError: if one report lacks the metric, it is not finite, a report has a user more
+                than once, or the reports have fewer than 2 users in common.
         """
         for report in (self, other):
             if not isinstance(report, Report):
-                raise TypeError(f"other is a {type(report).__name__}; give a Report")
+                raise TypeError(f"other is a {type(report).__name__}; pass a Report")
             if metric not in report.per_user:
                 raise ValueError(f"no metric {metric!r} for each user; there are {sorted(report.per_user)}")
             if len(np.unique(report.users)) != len(report.users):
-                raise ValueError("a user is evaluated more than once in this report; compare reports of whole users")
+                raise ValueError("a report has a user more than once; compare reports with one row per user")
         common, mine, theirs = np.intersect1d(self.users, other.users, return_indices=True)
         if len(common) < 2:
             raise ValueError(f"the reports share {len(common)} users; a paired comparison needs at least 2")
@@ -82,13 +88,13 @@ class Report:
         return Comparison(float(mean), float(stderr), float(p_value), len(common))
 
     def to_dataframe(self) -> Any:
-        """A pandas DataFrame of the metrics, one row a user id."""
+        """Returns a pandas DataFrame of the metrics, with one row per user id."""
         import pandas as pd
 
         return pd.DataFrame(dict(self.per_user), index=pd.Index(self.users, name="user"))
 
     def _rows(self) -> tuple[list[str], list[tuple[str, list[str]]]]:
-        """Cut-offs and, for each metric, its cells: "0.1234 ± 0.0012"."""
+        """Returns the cut-offs and, for each metric, its cells: "0.1234 ± 0.0012"."""
         means, stderr = self.means, self.stderr
         cuts = sorted({name.partition("@")[2] for name in means}, key=lambda cut: (cut == "", int(cut or 0)))
         table = []

@@ -31,40 +31,43 @@ def sampled_ranking(
     histories: Interactions | None = None,
     block: int = 1024,
 ) -> Report:
-    """Ranks each test item among its own sampled negatives, as many papers do; tied scores rank the test item last.
+    """Ranks each test item among its own sampled negatives; tied scores rank the test item last.
 
-    Such figures depend on how the negatives were drawn and do not order models as a full ranking does (Krichene and
-    Rendle 2020, 10.1145/3394486.3403226): use them to compare with a paper that did the same.
+    The results depend on how the negatives were drawn, and do not order models as a full ranking
+    does (Krichene and Rendle 2020, 10.1145/3394486.3403226). Use them only to compare with a paper
+    that did the same.
 
     Args:
-        model: scores pairs by `apply(variables, users, items)`.
+        model: a model that scores pairs by `apply(variables, users, items)`.
         variables: the model's variables, as returned by `model.init`.
         test_pairs: users [T] and items [T].
-        negatives: item ids [T, n]. A negative that comes twice in a row counts once, one that equals the test item
-            not at all; a `DataWarning` says how many.
+        negatives: item ids [T, n]. A negative that is repeated in a row counts once; one that
+            equals the test item does not count. A `DataWarning` says how many there are.
         ks: lengths of the lists, or one length.
-        train: if given, items without a training pair take no part: negatives among them do not count, and test pairs
-            with such an item are left out, as the released code of TransCF and MARS has it.
-        histories: pairs that the model may see, for a model that knows users by their items, such as `models.VALID`;
-            see `full_ranking`. Other models take none.
-        block: pairs scored at a time.
+        train: if given, items without a training pair are left out, as in the released code of
+            TransCF and MARS: such negatives do not count, and test pairs with such an item are
+            dropped.
+        histories: pairs [M, N] that the model may see, for a model that knows users by their items,
+            such as `models.VALID`; see `full_ranking`. Other models take none.
+        block: number of pairs scored at a time.
 
     Returns:
-        A `Report` with "hit_rate@k", "ndcg@k" and "mrr@k" for each test pair (in `users` stands the pair's user).
+        A `Report` with "hit_rate@k", "ndcg@k" and "mrr@k" for each test pair; its `users` are the
+        users of the pairs.
 
     Warns:
-        DataWarning: for negatives that do not count, and for users without items in `histories`.
+        DataWarning: if negatives do not count, or users have no items in `histories`.
 
     Raises:
-        ValueError: for shapes that do not fit, ids that are negative, no integers, or outside the model where it has
-            `n_users` and `n_items`, or outside `histories`; a model that needs `histories` and gets none, or gets some
-            and takes none; and for scores of NaN.
+        ValueError: if shapes do not fit; ids are negative, not integers, outside the model (if it
+            has `n_users` and `n_items`) or outside `histories`; a model that needs `histories` gets
+            none, or another model gets some; or scores are NaN.
     """
     users, items, negatives = *(np.asarray(x) for x in test_pairs), np.asarray(negatives)
     fits = users.shape == items.shape == negatives.shape[:1] and users.ndim == 1 and negatives.ndim == 2
     if not fits or negatives.size == 0:
         shapes = f"users {list(users.shape)}, items {list(items.shape)}, negatives {list(negatives.shape)}"
-        raise ValueError(f"{shapes}; give [T], [T] and [T, n], T and n at least 1")
+        raise ValueError(f"{shapes}; give [T], [T] and [T, n], with T and n of 1 or more")
     check_histories(model, histories)
     n_users = getattr(model, "n_users", None) if histories is None else histories.n_users
     n_items = getattr(model, "n_items", None)
@@ -96,7 +99,9 @@ def sampled_ranking(
     rank = np.concatenate(ranks)[: len(users)]
     if np.isnan(rank).any():
         first = users[np.isnan(rank)][0]
-        raise ValueError(f"a score of user {first} is NaN; did training diverge, or is an id outside the model?")
+        raise ValueError(
+            f"a score of user {first} is NaN; check that training did not diverge, and that no id is outside the model"
+        )
     per_user = {}
     for k in lengths(ks):
         hit = rank < k
@@ -108,19 +113,21 @@ def sampled_ranking(
 
 
 def _trained(train: Interactions, users: np.ndarray, items: np.ndarray, negatives: np.ndarray):
-    """Test pairs whose item has a training pair, their negatives, and which of these have one."""
+    """Returns the test pairs whose item has a training pair, their negatives, and which of these
+    have one.
+    """
     largest = max(items.max(), negatives.max())
     if largest >= train.n_items:
         raise ValueError(f"item {largest} is not in train, which has {train.n_items}; use one id map")
     known = np.asarray(train.item_degrees) > 0
     kept = known[items]
     if not kept.any():
-        raise ValueError("no test item has a training pair; there is nothing to rank. Leave train out to rank them all")
+        raise ValueError("no test item has a training pair, so nothing is ranked; leave train out to rank them all")
     return users[kept], items[kept], negatives[kept], known[negatives[kept]]
 
 
 def _distinct(rows: np.ndarray) -> np.ndarray:
-    """True at the first occurrence of each value in its row."""
+    """Returns True at the first occurrence of each value in its row."""
     order = np.argsort(rows, axis=1, kind="stable")
     ordered = np.take_along_axis(rows, order, axis=1)
     first = np.concatenate([np.ones((len(rows), 1), bool), ordered[:, 1:] != ordered[:, :-1]], axis=1)
@@ -130,7 +137,9 @@ def _distinct(rows: np.ndarray) -> np.ndarray:
 
 
 def _histories(known: Interactions | None, users: np.ndarray) -> Iterator[Interactions | None]:
-    """The histories of each block of users [n_blocks, B], made when it is their turn: a user comes once a test pair."""
+    """Yields the histories of each block of users [n_blocks, B], one block at a time: a user is
+    repeated for each test pair.
+    """
     if known is None:
         yield from [None] * len(users)
         return
@@ -141,7 +150,9 @@ def _histories(known: Interactions | None, users: np.ndarray) -> Iterator[Intera
 
 @functools.partial(jax.jit, static_argnames=("model", "reads"))
 def _sampled_ranks(variables, users, candidates, valid, histories, *, model, reads):
-    """How many valid negatives score at least as high as the first candidate, float32 [B]; NaN if a score is."""
+    """Returns how many valid negatives score at least as high as the first candidate, float32 [B];
+    NaN if a score is NaN.
+    """
     del reads
     scores = model.apply(variables, users[:, None], candidates, **by_name(histories))
     rank = (valid & (scores[:, 1:] >= scores[:, :1])).sum(-1).astype(jnp.float32)

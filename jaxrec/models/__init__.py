@@ -1,4 +1,8 @@
-"""Models as Linen modules: `model.init(key, users, items)`, `model.apply(variables, users, items)`."""
+"""Models as Linen modules.
+
+`model.init(key, users, items)` draws the variables, and `model.apply(variables, users, items)`
+scores pairs.
+"""
 
 from jaxrec.models import attention as attention
 from jaxrec.models import implicit as implicit

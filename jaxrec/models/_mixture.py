@@ -1,10 +1,12 @@
-"""The decoder of interests over a whole catalogue, by chunks of items: memory is [B, K, chunk], not [B, K, N].
+"""The decoder of interests over the whole catalogue, by chunks of items: memory is [B, K, chunk],
+not [B, K, N].
 
     s_l = LSE_k(q2_k·h_l + g_kl) − LSE_k(q1_k·h_l + g_kl),    log p_l = s_l − LSE_l s_l
 
-is log Σ_k A_kl exp(ẑ_k·h_l / τ_dec), A = softmax_k(q1·h + g), where q1 is prototypes / τ and q2 = q1 + ẑ / τ_dec.
-The Gumbel noise g is a function of (key, user, interest, item), so that it is the same at single pairs and in chunks,
-forward and backward. It comes as odds exp(g) = 1 / E of exponentials E.
+This is log Σ_k A_kl exp(ẑ_k·h_l / τ_dec) with A = softmax_k(q1·h + g), where q1 = prototypes / τ
+and q2 = q1 + ẑ / τ_dec. The Gumbel noise g is a function of (key, user, interest, item). It is
+therefore the same for single pairs and for chunks, forward and backward. It is drawn as odds exp(g)
+= 1 / E with exponentials E.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ class Noise(NamedTuple):
     """Where odds come from.
 
     Attributes:
-        key: None for no noise.
-        users: int32 [B], or [1] of what a batch shares.
+        key: typed key; None for no noise.
+        users: int32 [B], or [1] if the batch shares the noise.
     """
 
     key: Key | None
@@ -33,7 +35,9 @@ class Noise(NamedTuple):
 
 
 def odds(noise: Noise, users: Array, items: Array, n_interests: int) -> list[Array | None]:
-    """exp(g) for each interest, arrays of the shape to which `users` and `items` broadcast; None without noise."""
+    """Returns exp(g) for each interest, arrays of the shape to which `users` and `items` broadcast;
+    None without noise.
+    """
     if noise.key is None:
         return [None] * n_interests
     pairs = -(-n_interests // 2)
@@ -42,7 +46,8 @@ def odds(noise: Noise, users: Array, items: Array, n_interests: int) -> list[Arr
 
 
 def log_sum(logits: list[Array], factors: list[Array | None]) -> tuple[Array, list[Array]]:
-    """log Σ_k factor_k exp(logit_k), and each term's share of the sum."""
+    """Returns log Σ_k factor_k exp(logit_k), and each term's share of the sum."""
+    # The shift cancels in the result, so that it needs no gradient.
     shift = jax.lax.stop_gradient(functools.reduce(jnp.maximum, logits))
     terms = [jnp.exp(logit - shift) for logit in logits]
     terms = [term if factor is None else term * factor.astype(term.dtype) for term, factor in zip(terms, factors)]
@@ -51,24 +56,26 @@ def log_sum(logits: list[Array], factors: list[Array | None]) -> tuple[Array, li
 
 
 def logits_at(q: Array, pairs: Pairs, vectors: Array) -> list[Array]:
-    """q_k·h for each interest, K arrays [C], of the pairs' items with vectors [C, D]."""
+    """Returns q_k·h for each interest, K arrays [C], for the pairs' items with vectors [C, D]."""
     return list(jnp.einsum("ckd,cd->kc", spread(q, pairs.rows), vectors))
 
 
 def odds_at(noise: Noise, pairs: Pairs, n_interests: int) -> list[Array | None]:
-    """The odds of single pairs, K arrays [C]."""
+    """Returns the odds of single pairs, K arrays [C]."""
     return odds(noise, spread(noise.users, pairs.rows), pairs.items, n_interests)
 
 
 def at_pairs(q1: Array, q2: Array, pairs: Pairs, vectors: Array, noise: Noise) -> Array:
-    """s [C] of single pairs, whose items have vectors [C, D]; q1 is [B, K, D], or [1, K, D] of what a batch shares."""
+    """Returns s [C] of single pairs, whose items have vectors [C, D]; q1 is [B, K, D], or [1, K, D]
+    if the batch shares it.
+    """
     factors = odds_at(noise, pairs, q2.shape[1])
     before, after = (log_sum(logits_at(q, pairs, vectors), factors)[0] for q in (q1, q2))
     return after - before
 
 
 def scores(q1: Array, q2: Array, items: Array) -> Array:
-    """s [B, N] of all items [N, D], without noise."""
+    """Returns s [B, N] of all items [N, D], without noise."""
     none = [None] * q2.shape[1]
     before, after = ([q[:, k] @ items.T for k in range(q.shape[1])] for q in (q1, q2))
     return log_sum(after, none)[0] - log_sum(before, none)[0]
@@ -76,23 +83,25 @@ def scores(q1: Array, q2: Array, items: Array) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def log_normaliser(q1: Array, q2: Array, items: Array, noise: Noise, chunk: int) -> Array:
-    """LSE_l s_l [B] over all items [N, D], `chunk` of them at a time.
+    """Returns LSE_l s_l [B] over all items [N, D], computed from `chunk` items at a time.
 
-    Its vjp goes through the chunks again: with p = exp(s − LSE) and the shares w1, w2 of the two sums,
-    ∂q2_k = Σ_l p w2 h_l, ∂q1_k = −Σ_l p w1 h_l, ∂h_l = Σ_uk p (w2 q2 − w1 q1).
+    The backward pass goes through the chunks again. With p = exp(s − LSE) and the shares w1, w2 of
+    the two sums, ∂q2_k = Σ_l p w2 h_l, ∂q1_k = −Σ_l p w1 h_l, ∂h_l = Σ_uk p (w2 q2 − w1 q1).
     """
     return _forward(q1, q2, items, noise, chunk)[0]
 
 
 def _chunks(items: Array, chunk: int) -> tuple[Array, Array]:
-    """Vectors [n, chunk, D] and ids int32 [n, chunk] of chunks of the items; ids of N and more are padding."""
+    """Returns vectors [n, chunk, D] and ids int32 [n, chunk] of chunks of the items; ids of N and
+    above are padding.
+    """
     n = -(-len(items) // chunk)
     padded = jnp.pad(items, ((0, n * chunk - len(items)), (0, 0)))
     return padded.reshape(n, chunk, -1), jnp.arange(n * chunk, dtype=jnp.int32).reshape(n, chunk)
 
 
 def _of_chunk(q1, q2, vectors, ids, n_items, noise):
-    """s [B, c], and the shares of each interest in both sums [B or 1, c]."""
+    """Returns s [B, c], and the shares of each interest in both sums [B or 1, c]."""
     factors = odds(noise, noise.users[:, None], ids[None], q2.shape[1])
     before, w1 = log_sum([q1[:, k] @ vectors.T for k in range(q1.shape[1])], factors)
     after, w2 = log_sum([q2[:, k] @ vectors.T for k in range(q2.shape[1])], factors)
@@ -100,6 +109,8 @@ def _of_chunk(q1, q2, vectors, ids, n_items, noise):
 
 
 def _forward(q1, q2, items, noise, chunk):
+    """Computes the running maximum and sum of exponentials over the chunks."""
+
     def add(carry, part):
         largest, total = carry
         s, _, _ = _of_chunk(q1, q2, *part, len(items), noise)
@@ -113,6 +124,7 @@ def _forward(q1, q2, items, noise, chunk):
 
 
 def _backward(chunk, residuals, cotangent):
+    """Recomputes each chunk and adds up the gradients of q1, q2 and the items."""
     q1, q2, items, noise, found = residuals
     shared = len(q1) == 1
 

@@ -1,6 +1,8 @@
-"""Attention among a user's prototypes, without parameters: `attention(x[..., K, D]) -> [..., K, D]`, x + B x.
+"""Attention among a user's prototypes, without parameters: `attention(x[..., K, D]) -> [..., K,
+D]`, x + B x.
 
-Of VALID (Tran and Lauw 2023, 10.1145/3583780.3614980), section 3.2; its released code has none.
+It is described in section 3.2 of VALID (Tran and Lauw 2023, 10.1145/3583780.3614980); the released
+code has none.
 """
 
 from __future__ import annotations
@@ -15,14 +17,18 @@ from jaxrec.typing import Array, Scalar
 
 
 class Attention(Protocol):
-    """Any of this module, its hyperparameters bound."""
+    """Any function of this module, with its hyperparameters bound."""
 
     def __call__(self, x: Array) -> Array:
-        """Prototypes [..., K, D] -> [..., K, D]."""
+        """Maps prototypes [..., K, D] to [..., K, D]."""
 
 
 def cosine(x: Array, *, temperature: Scalar = 0.5) -> Array:
-    """B = softmax_j(cos(x_k, x_j) / τ).
+    """Attends with B = softmax_j(cos(x_k, x_j) / τ).
+
+    Args:
+        x: prototypes [..., K, D].
+        temperature: τ.
 
     >>> cosine(jnp.eye(2), temperature=1.0).shape
     (2, 2)
@@ -31,16 +37,18 @@ def cosine(x: Array, *, temperature: Scalar = 0.5) -> Array:
 
 
 def coda(x: Array, *, temperature: Scalar = 0.5, center: Literal["row", "matrix"] = "row") -> Array:
-    """B = tanh(T − mean T) · sigmoid(S − mean S) of T = cos(x_k, x_j) / τ, S = −‖x_k − x_j‖₁ / τ (Tay et al. 2019).
+    """Attends with B = tanh(T − mean T) · sigmoid(S − mean S) (Tay et al. 2019).
+
+    T = cos(x_k, x_j) / τ, and S = −‖x_k − x_j‖₁ / τ.
 
     Args:
-        x: [..., K, D].
+        x: prototypes [..., K, D].
         temperature: τ.
-        center: whether a mean is that of a row, as in the released code of the authors' ADDVAE, or of the matrix: the
-            paper does not say.
+        center: "row" takes the means over rows, as the released code of the authors' ADDVAE does;
+            "matrix" takes them over the matrix. The paper does not say which.
 
     Raises:
-        ValueError: for another `center`.
+        ValueError: if `center` has another value.
     """
     if center not in ("row", "matrix"):
         raise ValueError(f"center={center!r}; give 'row' or 'matrix'")
@@ -52,5 +60,6 @@ def coda(x: Array, *, temperature: Scalar = 0.5, center: Literal["row", "matrix"
 
 
 def _cosines(x: Array) -> Array:
+    """Cosines of all pairs of prototypes, [..., K, K]."""
     x = _unit(x)
     return jnp.einsum("...kd,...jd->...kj", x, x)

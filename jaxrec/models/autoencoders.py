@@ -1,4 +1,4 @@
-"""Autoencoders of users' rows under a multinomial likelihood: MultDAE, MultVAE and RecVAE."""
+"""Autoencoders of users' rows with a multinomial likelihood: MultDAE, MultVAE and RecVAE."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from jaxrec.typing import Array, Key
 _XAVIER = nn.initializers.xavier_uniform()
 _SMALL = nn.initializers.truncated_normal(1e-3)
 _LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-_LOG_WEIGHTS = np.log([0.15, 0.75, 0.1])  # of RecVAE's prior: N(0, 1), the old posterior, N(0, e¹⁰)
+_LOG_WEIGHTS = np.log([0.15, 0.75, 0.1])  # RecVAE's prior: N(0, 1), the old posterior, N(0, e¹⁰)
 
 
 class _Autoencoder(HistoryModel):
-    """What encodes a user's row to z and scores all items by it: score = q(z)·h + b.
+    """Encodes a user's row to z and scores all items with it: score = q(z)·h + b.
 
-    The row is x = r / ‖r‖ of 0 and 1, dropped out. NLL is Σ −log softmax(scores)_l over the items of the row. Noise is
-    drawn in `apply(..., rngs={"noise": key})`; without that key nothing is random.
+    The row is x = r / ‖r‖ with r of 0 and 1, with dropout. NLL is Σ −log softmax(scores)_l over the
+    items of the row. Noise is drawn in `apply(..., rngs={"noise": key})`; without that key nothing
+    is random.
 
-    A subclass makes its parameters in `setup`, and `item` [N, W] and `item_bias` [N] among them. Its `_encoded(pairs)`
-    gives the mean [B, D] of z and the logarithm of its variance, or None where z is the mean; its `_divergence(pairs,
-    z, mean, log_variance)` gives KL [B].
+    A subclass creates its parameters in `setup`, among them `item` [N, W] and `item_bias` [N]. Its
+    `_encoded(pairs)` returns the mean [B, D] of z and the logarithm of its variance, or None if z
+    is the mean. Its `_divergence(pairs, z, mean, log_variance)` returns KL [B].
     """
 
     def __post_init__(self) -> None:
@@ -38,13 +39,14 @@ class _Autoencoder(HistoryModel):
         super().__post_init__()
 
     def rows(self, users: Array | None, *, histories: Interactions | None = None) -> Array:
-        """Scores [B, N] of all items for users [B], without noise."""
+        """Scores all items for users [B] -> [B, N], without noise."""
         return self._scores(self._encoded(self._pairs(users, histories))[0])
 
     def bound(self, users: Array | None, *, histories: Interactions | None = None) -> tuple[Array, Array]:
-        """NLL [B] and KL [B] of users [B], the two halves of the negative evidence lower bound.
+        """Returns NLL [B] and KL [B] of users [B], the two terms of the negative evidence lower
+        bound.
 
-        There is noise if there is a key for it.
+        There is noise if `apply` gets a key for it.
         """
         pairs = self._pairs(users, histories, self._key())
         mean, log_variance = self._encoded(pairs)
@@ -52,6 +54,7 @@ class _Autoencoder(HistoryModel):
         if log_variance is not None and pairs.key is not None:
             z += jnp.exp(log_variance / 2) * pairs.normal(z.shape[1:], draw=0).astype(z.dtype)
         scores = self._scores(z)
+        # Padding has row B, outside the scores, and adds 0.
         own = pairs.sums(scores.at[pairs.rows, pairs.items].get(mode="fill", fill_value=0))
         nll = pairs.degrees.astype(own.dtype) * jax.nn.logsumexp(scores, axis=-1) - own
         return nll, self._divergence(pairs, z, mean, log_variance)
@@ -64,7 +67,7 @@ class _Autoencoder(HistoryModel):
         return jnp.einsum("...w,...nw->...n", q, item[items]) + bias[items]
 
     def _query(self, z: Array) -> Array:
-        """q [B, W]; z itself where a subclass does not say otherwise."""
+        """Returns q [B, W]; by default z itself."""
         return z
 
     def _scores(self, z: Array) -> Array:
@@ -72,18 +75,20 @@ class _Autoencoder(HistoryModel):
 
 
 class MultDAE(_Autoencoder):
-    """The denoising autoencoder of Liang et al. (2018, arXiv 1802.05814): z = tanh(x E + b), score = z·h + c.
+    """The denoising autoencoder of Liang et al. (2018, arXiv 1802.05814): z = tanh(x E + b), score
+    = z·h + c.
 
-    Parameters are `context` [N, D] (E), `context_bias` [D], `item` [N, D], `item_bias` [N]. KL is 0; the paper decays
-    the parameters instead, `optax.chain(optax.add_decayed_weights(...), optax.adam(1e-3))`.
+    The parameters are `context` [N, D] (E), `context_bias` [D], `item` [N, D], `item_bias` [N]. KL
+    is 0. The paper decays the parameters instead: `optax.chain(optax.add_decayed_weights(...),
+    optax.adam(1e-3))`.
 
     Attributes:
         n_items: N.
         dim: D.
-        dropout: rate for the normalised row.
+        dropout: dropout rate of the normalised row.
 
     Raises:
-        ValueError: for a dim that is not an integer of 1 or more, and a dropout outside [0, 1).
+        ValueError: if `dim` is not an integer of 1 or more, or `dropout` lies outside [0, 1).
 
     >>> import jaxrec as jr
     >>> train = jr.Interactions.from_pairs([0, 0, 2], [1, 3, 0])
@@ -110,22 +115,25 @@ class MultDAE(_Autoencoder):
 
 
 class MultVAE(_Autoencoder):
-    """The variational autoencoder of Liang et al. (2018, arXiv 1802.05814), one hidden layer on either side.
+    """The variational autoencoder of Liang et al. (2018, arXiv 1802.05814), with one hidden layer
+    on either side.
 
-    (μ, lv) = tanh(x E + b) W + c,   z = μ + exp(lv / 2) ε,   score = tanh(z V + d)·h + e,   KL to N(0, 1)
+    (μ, lv) = tanh(x E + b) W + c,   z = μ + exp(lv / 2) ε,   score = tanh(z V + d)·h + e,   KL to
+    N(0, 1)
 
-    Parameters are `context` [N, W] (E), `context_bias`, `head` [W, 2D], `head_bias`, `hidden` [D, W] (V),
-    `hidden_bias`, `item` [N, W], `item_bias` [N]. The released code anneals KL by
-    `train.autoencoders.objective(cap=0.2, total=200_000)`, in batches of 500 users, with Adam at 1e-3.
+    The parameters are `context` [N, W] (E), `context_bias`, `head` [W, 2D], `head_bias`, `hidden`
+    [D, W] (V), `hidden_bias`, `item` [N, W], `item_bias` [N]. The released code anneals KL as
+    `train.autoencoders.objective(cap=0.2, total=200_000)` does, in batches of 500 users, with Adam
+    at 1e-3.
 
     Attributes:
         n_items: N.
         dim: D.
-        width: W, of the hidden layers.
-        dropout: rate for the normalised row.
+        width: W, size of the hidden layers.
+        dropout: dropout rate of the normalised row.
 
     Raises:
-        ValueError: for sizes that are not integers of 1 or more, and a dropout outside [0, 1).
+        ValueError: if a size is not an integer of 1 or more, or `dropout` lies outside [0, 1).
 
     >>> import jaxrec as jr
     >>> train = jr.Interactions.from_pairs([0, 0, 2], [1, 3, 0])
@@ -163,29 +171,32 @@ class MultVAE(_Autoencoder):
 
 
 class RecVAE(_Autoencoder):
-    """RecVAE (Shenbin et al. 2020, 10.1145/3336191.3371831): a deep encoder, a linear decoder, a prior of three parts.
+    """RecVAE (Shenbin et al. 2020, 10.1145/3336191.3371831): a deep encoder, a linear decoder, a
+    prior of three parts.
 
-    The encoder has five layers, h_i = LN(swish(W_i h_{i−1} + b_i + Σ_{j<i} h_j)) with h_0 = x, and (μ, lv) = W h_5 + c;
-    z = μ + exp(lv / 2) ε and score = z·h + e. The prior of each coordinate is .15 N(0, 1) + .75 q_old(z | r) + .1 N(0,
-    e¹⁰), where q_old is the posterior of an earlier encoder, without dropout. KL is of the one sample z,
-    γ |I_u| Σ (log q − log prior), its weight included. `train.autoencoders.alternating` trains encoder and decoder
+    The encoder has five layers, h_i = LN(swish(W_i h_{i−1} + b_i + Σ_{j<i} h_j)) with h_0 = x, and
+    (μ, lv) = W h_5 + c. Then z = μ + exp(lv / 2) ε and score = z·h + e. The prior of each
+    coordinate is .15 N(0, 1) + .75 q_old(z | r) + .1 N(0, e¹⁰), where q_old is the posterior of an
+    earlier encoder, without dropout. KL is estimated from the one sample z and includes its weight:
+    γ |I_u| Σ (log q − log prior). `train.autoencoders.alternating` trains encoder and decoder
     alternately.
 
-    Parameters are `encoder` (a tree), `item` [N, D], `item_bias` [N]; the old encoder is the untrained collection
-    "old".
+    The parameters are `encoder` (a tree), `item` [N, D], `item_bias` [N]. The old encoder is the
+    untrained collection "old".
 
     Attributes:
         n_items: N.
         dim: D.
-        width: of the encoder's layers.
-        dropout: rate for the normalised row; 0 when the decoder is trained.
+        width: size of the encoder's layers.
+        dropout: dropout rate of the normalised row; 0 when the decoder is trained.
         divergence_weight: γ.
 
     Raises:
-        ValueError: for sizes that are not integers of 1 or more, a dropout outside [0, 1), and a `divergence_weight`
-            that is negative or not finite.
+        ValueError: if a size is not an integer of 1 or more, `dropout` lies outside [0, 1), or
+            `divergence_weight` is negative or not finite.
 
-    Differs: the first old encoder is the encoder itself, not another draw, and biases begin at 0.
+    Differs: the first old encoder is a copy of the encoder, not another draw, and biases start at
+    0.
 
     >>> import jaxrec as jr
     >>> train = jr.Interactions.from_pairs([0, 0, 2], [1, 3, 0])
@@ -216,6 +227,7 @@ class RecVAE(_Autoencoder):
         return _deep(self.encoder, pairs, self.dropout)
 
     def _divergence(self, pairs, z, mean, log_variance) -> Array:
+        """Returns KL [B], estimated from the sample z, with its weight."""
         old_mean, old_log_variance = _deep(self.old, pairs, 0.0)
         parts = [(0.0, 0.0), (old_mean, old_log_variance), (0.0, 10.0)]
         prior = jnp.stack([_log_normal(z, *part) + weight for part, weight in zip(parts, _LOG_WEIGHTS.tolist())])
@@ -224,16 +236,18 @@ class RecVAE(_Autoencoder):
 
 
 def _first_layer(context: Array, bias: Array, pairs: Pairs, dropout: float) -> Array:
-    """x E + b [B, W]."""
+    """Returns x E + b [B, W]."""
     x = pairs.dropped(pairs.normalised(jnp.ones((len(pairs.rows), 1), context.dtype)), dropout, draw=1)
     return pairs.sums(x * jnp.asarray(context)[pairs.items]) + bias[None]
 
 
 def _log_normal(x: Array, mean: Array | float, log_variance: Array | float) -> Array:
+    """Log-density of a normal distribution."""
     return -0.5 * (log_variance + math.log(2 * math.pi) + (x - mean) ** 2 / jnp.exp(log_variance))
 
 
 def _deep_encoder(key: Key, n_items: int, width: int, dim: int) -> dict[str, Array]:
+    """Draws the parameters of RecVAE's encoder."""
     first, *others, last = jax.random.split(key, 6)
     return {
         "context": _LINEAR(first, (n_items, width)),
@@ -247,13 +261,14 @@ def _deep_encoder(key: Key, n_items: int, width: int, dim: int) -> dict[str, Arr
 
 
 def _deep(encoder: dict[str, Array], pairs: Pairs, dropout: float) -> tuple[Array, Array]:
-    """μ and lv [B, D] of RecVAE's encoder."""
+    """Returns μ and lv [B, D] of RecVAE's encoder."""
     h = _first_layer(encoder["context"], encoder["bias"][0], pairs, dropout)
     skipped = jnp.zeros_like(h)
     for number in range(5):
         if number > 0:
             h = h @ encoder["kernel"][number - 1] + encoder["bias"][number][None] + skipped
         h = nn.swish(h)
+        # Layer normalisation with the released code's ε = 0.1.
         centred = h - h.mean(-1, keepdims=True)
         h = centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 0.1)
         h = h * encoder["gain"][number][None] + encoder["shift"][number][None]

@@ -1,4 +1,4 @@
-"""Models from plain functions and from NNX modules, for training, sweeps and evaluation alike."""
+"""Models from plain functions and from NNX modules, for training, sweeps and evaluation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Functions:
     """A model from plain functions; see `from_functions`.
 
     Attributes:
-        functions: name -> function of the parameters and of what the method takes, as pairs.
+        functions: pairs of a name and a function of the parameters and the method's arguments.
         n_users: M, or None.
         n_items: N, or None.
     """
@@ -35,12 +35,14 @@ class Functions:
         return known[name]
 
     def init(self, key: Key, users: Array, items: Array, **options: Any) -> Variables:
-        """Variables {"params": init(key)}."""
+        """Returns the variables {"params": init(key)}."""
         del users, items, options
         return {"params": dict(self.functions)["init"](key)}
 
     def apply(self, variables: Variables, *args: Any, method: str = "score", **options: Any) -> Any:
-        """The function named by `method`, by default `score`, of the parameters and these arguments."""
+        """Calls the function named by `method`, by default `score`, with the parameters and these
+        arguments.
+        """
         return getattr(self, method)(variables["params"], *args, **options)
 
 
@@ -54,22 +56,25 @@ def from_functions(
     n_items: int | None = None,
     **methods: Callable[..., Any],
 ) -> Functions:
-    """A model from plain functions of its parameters.
+    """Returns a model from plain functions of its parameters.
 
-    Give `vectors`, and `score` and `rows` follow as dot products. Or give `score` with `n_items`, and `rows` follows.
-    Define the functions once: a new function is compiled anew.
+    If `vectors` is given, `score` and `rows` default to dot products. If `score` and `n_items` are
+    given, `rows` follows. Define the functions once: each new function is compiled again.
 
     Args:
-        init: key -> parameters, a tree of floats.
+        init: function of a typed key that returns the parameters, a tree of floats.
         score: (parameters, users, items) -> scores of the pairs, for ids that broadcast.
         rows: (parameters, users [B]) -> scores of all items [B, N].
-        vectors: parameters -> users' vectors [M, D] and items' vectors [N, D], whose dot product is the score.
-        n_users: M. Training and evaluation check ids by it.
-        n_items: N, likewise.
-        methods: further functions of the parameters, by name, for objectives that call `apply(..., method=name)`.
+        vectors: parameters -> users' vectors [M, D] and items' vectors [N, D], whose dot product is
+            the score.
+        n_users: M, by which training and evaluation check ids.
+        n_items: N, by which training and evaluation check ids.
+        methods: further functions of the parameters, by name, for objectives that call `apply(...,
+            method=name)`.
 
     Raises:
-        ValueError: where neither `score` nor `vectors` is given, and for `score` alone without `n_items`.
+        ValueError: if neither `score` nor `vectors` is given, or `score` is given without `rows`
+            and `n_items`.
 
     >>> model = from_functions(
     ...     lambda key: {"user": jnp.ones((3, 2)), "item": jax.random.normal(key, (5, 2))},
@@ -88,7 +93,7 @@ def from_functions(
         raise ValueError("neither score nor vectors is given; give one of them")
     if rows is None:
         if n_items is None:
-            raise ValueError("rows is made from the scores of all items; give n_items, or rows")
+            raise ValueError("without rows, all items are scored, whose number is unknown; give n_items, or rows")
         rows = functools.partial(_rows_of_scores, score=score, n_items=n_items)
     found = {"init": init, "score": score, "rows": rows} | ({} if vectors is None else {"vectors": vectors}) | methods
     return Functions(tuple(found.items()), n_users, n_items)
@@ -117,7 +122,7 @@ class FromNNX:
     """A model from an NNX module; see `from_nnx`.
 
     Attributes:
-        make: makes the module; it takes `rngs`.
+        make: function that takes `rngs` and returns the module.
     """
 
     make: Callable[..., Any]
@@ -125,15 +130,18 @@ class FromNNX:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name == "setup":
             raise AttributeError(name)
-        return getattr(self._abstract(), name)  # such as n_items and vectors
+        return getattr(self._abstract(), name)  # such as `n_items` and `vectors`
 
     def _abstract(self) -> Any:
+        """Returns the module with shapes instead of arrays."""
         from flax import nnx
 
         return nnx.eval_shape(lambda: self.make(rngs=nnx.Rngs(0)))
 
     def init(self, key: Key, users: Array, items: Array, **options: Any) -> Variables:
-        """Variables: "params" of its `nnx.Param`s, and "state" of all other variables where there are any."""
+        """Returns the variables: "params" with the module's `nnx.Param`s, and "state" with all
+        other variables, if any.
+        """
         from flax import nnx
 
         del users, items, options
@@ -142,7 +150,9 @@ class FromNNX:
         return {name: tree for name, tree in variables.items() if tree}
 
     def apply(self, variables: Variables, *args: Any, method: str = "__call__", **options: Any) -> Any:
-        """A call of the module, or of its method. Changes that the call makes to its state are dropped."""
+        """Calls the module, or its method. Changes that the call makes to the module's state are
+        dropped.
+        """
         from flax import nnx
 
         options.pop("rngs", None)
@@ -154,14 +164,15 @@ class FromNNX:
 
 
 def from_nnx(make: Callable[..., Any]) -> FromNNX:
-    """A model from an NNX module with `__call__(users, items)` and, for evaluation, `rows(users)` or `vectors()`.
+    """Returns a model from an NNX module with `__call__(users, items)` and, for evaluation,
+    `rows(users)` or `vectors()`.
 
     Args:
-        make: called with `rngs=flax.nnx.Rngs(...)`, makes the module: its class with the sizes bound by
-            `functools.partial`. Each key draws its own module.
+        make: function that returns the module when called with `rngs=flax.nnx.Rngs(...)`, such as
+            its class with the sizes bound by `functools.partial`. Each key draws other parameters.
 
     Raises:
-        TypeError: for a module that is made already, whose parameters no key could draw.
+        TypeError: if `make` is a module, whose parameters no key could draw any more.
 
     >>> from flax import nnx
     >>> class Popularity(nnx.Module):
@@ -178,7 +189,8 @@ def from_nnx(make: Callable[..., Any]) -> FromNNX:
 
     if isinstance(make, nnx.Module):
         raise TypeError(
-            f"make is a {type(make).__name__}; give a function that takes rngs and makes it, such as "
+            f"make is a {type(make).__name__}; give a function that takes rngs and returns the "
+            "module, such as "
             f"functools.partial({type(make).__name__}, n_users, n_items)"
         )
     return FromNNX(make)

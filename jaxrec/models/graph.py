@@ -17,32 +17,35 @@ from jaxrec.typing import Array
 
 
 class LightGCN(nn.Module):
-    """LightGCN (He et al. 2020, arXiv 2002.02126): matrix factorisation whose tables are smoothed over the graph.
+    """LightGCN (He et al. 2020, arXiv 2002.02126): matrix factorisation smoothed over the graph.
 
     E⁽ᵏ⁺¹⁾ = D^{-1/2} [[0, R], [Rᵀ, 0]] D^{-1/2} E⁽ᵏ⁾,   score = u·v of the mean of E⁽⁰⁾ .. E⁽ᴸ⁾
 
-    R is the matrix of ones at the interactions and D the diagonal of its degrees, so that a user's row of E⁽ᵏ⁺¹⁾ is
-    Σᵢ eᵢ⁽ᵏ⁾ / √(dᵤ dᵢ) over their items. Who has no interactions keeps E⁽⁰⁾ / (L + 1). A batch's positives stay in the
-    graph, as in the paper.
+    R is the matrix with ones at the interactions, and D is the diagonal matrix of its degrees. A
+    user's row of E⁽ᵏ⁺¹⁾ is therefore Σᵢ eᵢ⁽ᵏ⁾ / √(dᵤ dᵢ) over their items. A user or item without
+    interactions has E⁽⁰⁾ / (L + 1). The positives of a batch stay in the graph, as in the paper.
 
-    Parameters are `user` [M, D] and `item` [N, D], E⁽⁰⁾, drawn from a normal distribution. The graph travels as the
-    untrained collection "graph". Each call propagates both tables, whatever the batch: 2L sparse products, and as many
-    for the gradient (twice as many under `train.pairwise_objective`, for positives and for negatives), so that large
-    batches and `train.gram_objective` pay.
+    The parameters are `user` [M, D] and `item` [N, D], which form E⁽⁰⁾ and are drawn from a normal
+    distribution. The graph is the untrained collection "graph". Each call propagates both tables,
+    for any batch size. This takes 2L sparse products, and as many for the gradient;
+    `train.pairwise_objective` makes twice as many if it scores positives and negatives separately.
+    Large batches and `train.gram_objective` therefore pay off.
 
     Attributes:
-        graph: the training interactions; weights are not used. Read at `init`, later only for its sizes.
+        graph: the training interactions; weights are not used. They are read at `init`; afterwards
+            only their sizes are used.
         dim: D.
-        layers: L; with 0 it is `MF`.
+        layers: L; 0 gives `MF`.
         scale: standard deviation of the initial vectors.
 
     Raises:
-        ValueError: for a dim that is not an integer of 1 or more, layers that are not one of 0 or more, and a scale
-            that is negative or not finite.
+        ValueError: if `dim` is not an integer of 1 or more, `layers` is not an integer of 0 or
+            more, or `scale` is negative or not finite.
 
-    Differs: the paper's L2 is on the rows of E⁽⁰⁾ in a batch, 1e-4 · ½ (‖u‖² + ‖i‖² + ‖j‖²) averaged over the batch;
-    `optax.chain(optax.add_decayed_weights(l2), optax.adam(1e-3))` decays the whole tables, as elsewhere here. A user
-    comes B / M times a step and an item about 2B / N times, so that 1e-4 / M or 2e-4 / N is as much on average.
+    Differs: the paper's L2 penalty is on a batch's rows of E⁽⁰⁾, 1e-4 · ½ (‖u‖² + ‖i‖² + ‖j‖²)
+    averaged over the batch. `optax.chain(optax.add_decayed_weights(l2), optax.adam(1e-3))` decays
+    the whole tables instead. A step has a user B / M times and an item about 2B / N times on
+    average, so that an l2 of 1e-4 / M or 2e-4 / N is equally strong.
 
     >>> train = Interactions.from_pairs([0, 0, 2], [1, 3, 0])
     >>> model = LightGCN(train, dim=2)
@@ -82,18 +85,18 @@ class LightGCN(nn.Module):
         self.by_item = self.variable("graph", "by_item", lambda: _on_device(_normalised(self.graph).transpose()))
 
     def __call__(self, users: Array, items: Array) -> Array:
-        """Scores of the pairs: ids that broadcast, such as [B, 1] and [B, n] -> [B, n]."""
+        """Scores pairs of ids that broadcast, such as users [B, 1] and items [B, n] -> [B, n]."""
         chex.assert_type([users, items], int)
         u, v = self.vectors()
         return products(u[users], v[items])
 
     def rows(self, users: Array) -> Array:
-        """Scores of all items for users [B] -> [B, N]."""
+        """Scores all items for users [B] -> [B, N]."""
         u, v = self.vectors()
         return jnp.einsum("bd,nd->bn", u[users], v)
 
     def vectors(self) -> tuple[Array, Array]:
-        """The means over the layers, [M, D] and [N, D], whose dot product is the score."""
+        """Returns the means over the layers, [M, D] and [N, D], whose dot product is the score."""
         by_user, by_item = self.by_user.value, self.by_item.value
         user, item = self.user, self.item
         users, items = user, item
@@ -104,7 +107,7 @@ class LightGCN(nn.Module):
 
 
 def _normalised(graph: Interactions) -> Interactions:
-    """The graph with weights 1 / √(dᵤ dᵢ), on the host."""
+    """Returns the graph with weights 1 / √(dᵤ dᵢ), on the host."""
     users, items = graph.pairs()
     degrees = np.diff(np.asarray(graph.indptr))[users] * graph.item_degrees[items].astype(np.int64)
     return dataclasses.replace(graph, weights=1 / np.sqrt(degrees), timestamps=None)

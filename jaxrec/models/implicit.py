@@ -1,8 +1,10 @@
-"""How gradients pass through repeated updates x ← f(x): `gradient(f, start, n) -> x`, with f(x, number=1 .. n).
+"""How gradients pass through repeated updates x ← f(x): `gradient(f, start, n) -> x`, with f(x,
+number=1 .. n).
 
-What f holds beside x, such as parameters, may be differentiated too. All but `unrolled` and `straight_through` give
-`start` a gradient of 0. Those that look for a fixed point keep the noise of the first update, and warn where n is below
-nine: far from a fixed point their gradient is another one, and Neumann's series may grow without bound.
+Values that f holds, such as parameters, can be differentiated too. All functions but `unrolled` and
+`straight_through` give `start` a gradient of 0. `neumann` and `gmres` look for a fixed point: they
+keep the noise of the first update, and warn if n is below nine, since far from a fixed point their
+gradient is wrong, and Neumann's series may diverge.
 """
 
 from __future__ import annotations
@@ -18,18 +20,18 @@ import jax.numpy as jnp
 from jaxrec.typing import Array
 
 Update = Callable[..., Array]
-_FEW = 9  # updates: VALID with ten blocks is near its fixed point
+_FEW = 9  # VALID is near its fixed point after nine updates, with ten blocks
 
 
 class Gradient(Protocol):
-    """Any of this module."""
+    """Any function of this module."""
 
     def __call__(self, update: Update, start: Array, n: int) -> Array:
-        """x after n updates."""
+        """Returns x after n updates."""
 
 
 def unrolled(update: Update, start: Array, n: int) -> Array:
-    """n updates, all differentiated."""
+    """Makes n updates, and differentiates all of them."""
     x = start
     for number in range(1, n + 1):
         x = update(x, number=number)
@@ -37,22 +39,28 @@ def unrolled(update: Update, start: Array, n: int) -> Array:
 
 
 def detach(update: Update, start: Array, n: int) -> Array:
-    """n updates, none differentiated: as VALID's released code has it."""
+    """Makes n updates, and differentiates none of them, as VALID's released code does."""
     return jax.lax.stop_gradient(unrolled(update, start, n))
 
 
 def one_step(update: Update, start: Array, n: int) -> Array:
-    """n updates, the last differentiated (Chang et al. 2022, arXiv 2207.00787): the first term of Neumann's series."""
+    """Makes n updates, and differentiates the last (Chang et al. 2022, arXiv 2207.00787): one term
+    of Neumann's series.
+    """
     return update(detach(update, start, n - 1), number=n)
 
 
 def straight_through(update: Update, start: Array, n: int) -> Array:
-    """As `detach`, and `start` gets x's gradient (as the queries of Jia et al. 2023, arXiv 2210.08990)."""
+    """Makes n updates as `detach` does, and gives `start` the gradient of x, as the queries of Jia
+    et al. (2023, arXiv 2210.08990).
+    """
     return detach(update, start, n) + start - jax.lax.stop_gradient(start)
 
 
 def neumann(update: Update, start: Array, n: int, *, terms: int = 20) -> Array:
-    """The fixed point after n updates, differentiated implicitly: w = Σ_{i ≤ terms} (Jᵀ)ⁱ v for (I − Jᵀ) w = v."""
+    """Makes n updates, and differentiates x as a fixed point: w = Σ_{i ≤ terms} (Jᵀ)ⁱ v solves (I −
+    Jᵀ) w = v.
+    """
 
     def solve(transposed: Callable[[Array], Array], v: Array) -> Array:
         return jax.lax.fori_loop(0, terms, lambda _, w: v + transposed(w), v)
@@ -61,7 +69,7 @@ def neumann(update: Update, start: Array, n: int, *, terms: int = 20) -> Array:
 
 
 def gmres(update: Update, start: Array, n: int, *, tolerance: float = 1e-6, restart: int = 20) -> Array:
-    """The fixed point after n updates, differentiated implicitly, (I − Jᵀ) w = v being solved by GMRES."""
+    """Makes n updates, and differentiates x as a fixed point, solving (I − Jᵀ) w = v by GMRES."""
 
     def solve(transposed: Callable[[Array], Array], v: Array) -> Array:
         options = {"tol": tolerance, "restart": restart, "maxiter": 20}
@@ -71,21 +79,26 @@ def gmres(update: Update, start: Array, n: int, *, tolerance: float = 1e-6, rest
 
 
 def _fixed_point(update: Update, start: Array, n: int, solve: Callable) -> Array:
+    """Makes n updates, and solves for the gradient of the fixed point by `solve`."""
     start = jax.lax.stop_gradient(start)
     if n < _FEW:
         warnings.warn(
-            f"an implicit gradient is that of a fixed point, which {n} updates rarely reach; make {_FEW} or more "
-            f"(VALID: n_blocks={_FEW + 1}), or take unrolled or one_step",
+            f"an implicit gradient needs a fixed point, which {n} updates rarely reach; make "
+            f"{_FEW} or more "
+            f"(VALID: n_blocks={_FEW + 1}), or use unrolled or one_step",
             stacklevel=3,
         )
-    # all that the update holds becomes an argument, keys and integers too, which `jax.closure_convert` leaves inside
+    # Make everything that the update holds an argument, also keys and integers, unlike
+    # `jax.closure_convert`.
     closed = jax.make_jaxpr(lambda x: update(x, number=1))(start)
     return _iterated(lambda x, *held: jax.core.eval_jaxpr(closed.jaxpr, held, x)[0], solve, n, start, closed.consts)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _iterated(fn: Callable[..., Array], solve: Callable, n: int, start: Array, held: Any) -> Array:
-    """x after n times x ← fn(x, *held); its vjp takes x for a fixed point, which forgets `start`."""
+    """Returns x after n times x ← fn(x, *held). Its backward pass treats x as a fixed point,
+    independent of `start`.
+    """
     return jax.lax.fori_loop(0, n, lambda _, x: fn(x, *held), start)
 
 
@@ -95,6 +108,7 @@ def _iterated_forward(fn, solve, n, start, held):
 
 
 def _iterated_backward(fn, solve, n, residuals, v):
+    """Solves (I − Jᵀ) w = v at x, and passes w on to what the update holds."""
     x, held = residuals
     _, in_x = jax.vjp(lambda x: fn(x, *held), x)
     w = solve(lambda w: in_x(w)[0], v)

@@ -1,4 +1,4 @@
-"""Users and items as K vectors each, one a facet: MAR in unit balls, MARS on unit spheres."""
+"""Users and items with K vectors each, one per facet: MAR in unit balls, MARS on unit spheres."""
 
 from __future__ import annotations
 
@@ -30,23 +30,31 @@ Lookup = Callable[..., Array]
 
 
 class Facets(Protocol):
-    """Where the facets of a side come from; `free`, `projected` and `hybrid` are three."""
+    """Where the facets of users or items come from: `free`, `projected`, `hybrid`, or your own
+    function.
+    """
 
     def __call__(self, model: MARS, name: str, n: int) -> Lookup:
-        """Makes the parameters of n users or items, and a function of ids [...] (or none: all) to [..., K, D]."""
+        """Creates the parameters of n users or items, and returns a function from ids [...] to
+        facets [..., K, D].
+
+        Without ids, that function returns the facets of all.
+        """
 
 
 def unit(x: Array) -> Array:
-    """x / ‖x‖ over the last axis; a zero vector stays and gets no gradient."""
+    """Returns x / ‖x‖ over the last axis; a zero vector stays zero and gets no gradient."""
     return _unit(x)
 
 
 @jax.custom_vjp
 def calibrated_unit(x: Array) -> Array:
-    """`unit`, whose gradient g at the sphere is first multiplied by 1 + x·g/‖g‖: eq. 21 for `projected` facets.
+    """Is `unit`, but first multiplies the gradient g at the sphere by 1 + x·g/‖g‖: eq. 21 for
+    `projected` facets.
 
-    `MARS(..., facets=projected, place=calibrated_unit)`; free facets have it from `optim.riemannian`. Each place of a
-    batch has a factor of its own, not each row.
+    Use it as `MARS(..., facets=projected, place=calibrated_unit)`; free facets get eq. 21 from
+    `optim.riemannian`. The factor is computed for each occurrence of a row in a batch, not once per
+    row.
 
     >>> towards = jnp.array([0.6, 0.8])
     >>> jax.grad(lambda x: -calibrated_unit(x) @ towards)(jnp.array([2.0, 0.0])).round(4).tolist()  # -0.4 * 0.8 / 2
@@ -56,6 +64,7 @@ def calibrated_unit(x: Array) -> Array:
 
 
 def _calibrated_backward(x: Array, gradient: Array) -> tuple[Array]:
+    """Scales the gradient at the sphere, then passes it through `unit`."""
     placed, back = jax.vjp(unit, x)
     return back((1 + (placed * unit(gradient)).sum(-1, keepdims=True)) * gradient)
 
@@ -64,20 +73,21 @@ calibrated_unit.defvjp(lambda x: (unit(x), x), _calibrated_backward)
 
 
 def into_ball(x: Array) -> Array:
-    """x / max(1, ‖x‖) over the last axis."""
+    """Returns x / max(1, ‖x‖) over the last axis."""
     square = (x**2).sum(-1, keepdims=True)
+    # Both branches of `where` are differentiated: the inner one keeps rsqrt from 0.
     outside = square > 1
     return jnp.where(outside, x * jax.lax.rsqrt(jnp.where(outside, square, 1)), x)
 
 
 def free(model: MARS, name: str, n: int, *, init: Callable[..., Array] | None = None) -> Lookup:
-    """A table [n, K, D] of the facets themselves, as the released code has it: `name`.
+    """Creates the facets as one parameter `name` [n, K, D], as in the released code.
 
-    They start on the sphere or in the ball; an optimiser must keep them there (`optim.riemannian`), as the score takes
-    them as they are.
+    The facets start on the sphere or in the ball. The optimiser must keep them there
+    (`optim.riemannian`), as the score uses them without normalisation.
 
     Args:
-        model: whose parameters they are.
+        model: the model that owns the parameters.
         name: "user" or "item".
         n: number of users or items.
         init: an initialiser of [n, K, D]; the default is normal.
@@ -89,16 +99,22 @@ def free(model: MARS, name: str, n: int, *, init: Callable[..., Array] | None = 
 
 
 def projected(model: MARS, name: str, n: int) -> Lookup:
-    """One vector in K projections, eq. 1 and 2: x^k = place(xᵀ φ^k), of `name` [n, D] and `name_projection` [K, D, D].
+    """Creates facets as K projections of one vector, eq. 1 and 2: x^k = place(xᵀ φ^k).
 
-    Any optimiser serves, as facets are placed on the sphere or in the ball whenever they are used. The projections
-    start orthogonal, each another: were they alike, all facets would be one for ever.
+    The parameters are `name` [n, D] and `name_projection` [K, D, D]. Any optimiser can be used, as
+    facets are placed on the sphere or in the ball whenever they are used. The projections start as
+    different orthogonal matrices: with equal ones all facets would stay the same.
+
+    Args:
+        model: the model that owns the parameters.
+        name: "user" or "item".
+        n: number of users or items.
     """
     table = model.param(name, nn.initializers.normal(model.scale * model.dim**-0.5), (n, model.dim))
     projections = model.param(f"{name}_projection", _rotations, (model.n_facets, model.dim, model.dim))
 
     def facets(ids: Array | None = None) -> Array:
-        few = ids is not None and jnp.size(ids) <= n
+        few = ids is not None and jnp.size(ids) <= n  # project the rows or the table: the smaller
         placed = model.place(_project(jnp.asarray(lookup(table, ids) if few else table), projections))
         return placed if few or ids is None else placed[ids]
 
@@ -106,7 +122,13 @@ def projected(model: MARS, name: str, n: int) -> Lookup:
 
 
 def hybrid(model: MARS, name: str, n: int) -> Lookup:
-    """`free` facets that start as `projected` ones."""
+    """Creates `free` facets that start as `projected` ones.
+
+    Args:
+        model: the model that owns the parameters.
+        name: "user" or "item".
+        n: number of users or items.
+    """
 
     def init(key: Key, shape: tuple[int, ...]) -> Array:
         table_key, projection_key = jax.random.split(key)
@@ -117,11 +139,12 @@ def hybrid(model: MARS, name: str, n: int) -> Lookup:
 
 
 def _project(vectors: Array, projections: Array) -> Array:
+    """Projects vectors [..., D] to facets [..., K, D]."""
     return jnp.einsum("...d,kde->...ke", vectors, projections)
 
 
 def _rotations(key: Key, shape: tuple[int, ...]) -> Array:
-    """Random orthogonal matrices [K, D, D]."""
+    """Draws random orthogonal matrices [K, D, D]."""
     draw = nn.initializers.orthogonal()
     return jax.vmap(lambda key: draw(key, shape[1:]))(jax.random.split(key, shape[0]))
 
@@ -131,27 +154,32 @@ class MARS(nn.Module):
 
     g(u, v) = Σ_k θ_uk cos(u^k, v^k),   θ_u = softmax(P_u)
 
-    Parameters are those of `facets` (of `free`: `user` [M, K, D] and `item` [N, K, D]) and P, `theta` [M, K]. The
-    cosine of free facets is their plain dot product: with norms in the graph eq. 21 would have nothing to calibrate.
+    The parameters are those of `facets` (for `free`: `user` [M, K, D] and `item` [N, K, D]) and
+    `theta` [M, K] (P). The cosine of free facets is computed as their dot product: with norms in
+    the graph, eq. 21 would have nothing to calibrate.
 
     Attributes:
         n_users: M.
         n_items: N.
-        dim: D, of a facet.
+        dim: D, size of a facet.
         n_facets: K.
-        facets: `free` as the released code, `projected` as the paper's eq. 1 and 2, `hybrid`, or any `Facets`.
-        theta_scale: standard deviation of the initial `theta`. Released is 1 (the largest of four shares is .517 on
-            average, and training hardly moves it); 0 starts with equal shares.
-        scale: the initial vectors are normal with squared length scale² on average, before they are placed on the
-            sphere, where it does not matter, or in the ball.
+        facets: `free` as in the released code, `projected` as in the paper's eq. 1 and 2, `hybrid`,
+            or any `Facets`.
+        theta_scale: standard deviation of the initial `theta`. The released code uses 1 (the
+            largest of four shares is then .517 on average, and training hardly moves it); 0 starts
+            with equal shares.
+        scale: root mean squared length of the initial vectors, which are normal, before they are
+            placed. It matters in the ball, not on the sphere.
         score: how two facets score; see `models.MF`.
-        place: of facets, on the sphere or into the ball: `unit`, `calibrated_unit`, `into_ball`.
+        place: function that puts facets on the sphere or into the ball: `unit`, `calibrated_unit`
+            or `into_ball`.
 
     Raises:
-        TypeError: for facets, a score or a place that is no function.
-        ValueError: for sizes that are not integers of 1 or more, and scales that are negative or not finite.
+        TypeError: if `facets`, `score` or `place` is not a function.
+        ValueError: if a size is not an integer of 1 or more, or a scale is negative or not finite.
 
-    Differs: the released code has free facets, which the paper's equations have not.
+    Differs: the default follows the released code instead of the paper: facets are free, not
+    projected.
 
     >>> model = MARS(3, 5, dim=2, n_facets=4)
     >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.array([0]), jnp.array([0]))
@@ -184,28 +212,33 @@ class MARS(nn.Module):
         self.theta = self.param("theta", nn.initializers.normal(self.theta_scale), (self.n_users, self.n_facets))
 
     def __call__(self, users: Array, items: Array) -> Array:
-        """Scores of the pairs: ids that broadcast, such as [B, 1] and [B, n] -> [B, n]."""
+        """Scores pairs of ids that broadcast, such as users [B, 1] and items [B, n] -> [B, n]."""
         return products(*self._vectors(*self.parts(users, items)))
 
     def rows(self, users: Array) -> Array:
-        """Scores of all items for users [B] -> [B, N]."""
+        """Scores all items for users [B] -> [B, N]."""
         return jnp.einsum("bd,nd->bn", *self._vectors(*self.parts(users, None)))
 
     def vectors(self) -> tuple[Array, Array]:
-        """Tables [M, K D'], [N, K D'] whose dot product is the score: the users' hold θ, D' is D, or D + 2 of MAR."""
+        """Returns tables [M, K D'], [N, K D'] whose dot product is the score.
+
+        The users' table includes θ. D' is D for MARS, and D + 2 for MAR.
+        """
         return self._vectors(*self.parts(None, None))
 
     def parts(self, users: Array | None, items: Array | None) -> tuple[Array, Array, Array]:
-        """What a score is made of: θ [..., K] and facets [..., K, D] of users, and facets of items likewise.
+        """Returns what scores are computed from: θ [..., K] and facets [..., K, D] of users, and
+        facets [..., K, D] of items.
 
-        The two sides need not broadcast; None is all. `train.mars.objective` builds on it.
+        The ids of the two sides need not broadcast; None means all. `train.mars.objective` uses
+        this method.
         """
         chex.assert_type([ids for ids in (users, items) if ids is not None], int)
         logits = jnp.asarray(self.theta) if users is None else lookup(self.theta, users)
         return jax.nn.softmax(logits), self.user(users), self.item(items)
 
     def _vectors(self, theta: Array, u: Array, v: Array) -> tuple[Array, Array]:
-        """[..., K D'] of both sides."""
+        """Returns vectors [..., K D'] of both sides."""
         u, v = self.score(jnp.asarray(u), jnp.asarray(v))
         u = theta[..., None] * u
         return u.reshape(*u.shape[:-2], -1), v.reshape(*v.shape[:-2], -1)
@@ -216,8 +249,8 @@ class MAR(MARS):
 
     g(u, v) = −Σ_k θ_uk ‖u^k − v^k‖²,   θ_u = softmax(P_u)
 
-    Parameters and attributes are those of `MARS`. `vectors` are augmented by the squared lengths, so that evaluation
-    and nearest-neighbour indices need a dot product alone.
+    Parameters and attributes are those of `MARS`. `vectors` are extended by the squared lengths, so
+    that evaluation and nearest-neighbour indices only need a dot product.
 
     >>> model = MAR(3, 5, dim=2, n_facets=4)
     >>> tables = jax.eval_shape(lambda key: model.init_with_output(key, method="vectors")[0], jax.random.key(0))
@@ -232,23 +265,25 @@ class MAR(MARS):
 def from_shares(
     key: Key, users: Array, items: Array, *, dim: int, noise: Scalar = 0.1, place: Callable[[Array], Array] = unit
 ) -> dict[str, Array]:
-    """Parameters of `free` facets that start from a non-negative factorisation; experimental.
+    """Returns parameters of `free` facets from a non-negative factorisation; experimental.
 
-    The paper starts so but gives no formula. Here P_u = log(w_u / Σw_u + 10⁻³), and the facet k of a user or an item is
-    placed at its share of k times an anchor a_k, plus noise; a_k are random, orthogonal where K ≤ D. To start from it:
-    `train.init(key, model, tx, parameters=from_shares(...))` with the tables of `models.mf.nmf(train, dim=K, key=key)`.
+    The paper starts in this way but gives no formula. Here P_u = log(w_u / Σw_u + 10⁻³). Facet k of
+    a user or an item is its share of k times an anchor a_k, plus noise, and is then placed. The
+    anchors are random, and orthogonal if K ≤ D. To start from the parameters, call `train.init(key,
+    model, tx, parameters=from_shares(...))` with the tables of `models.mf.nmf(train, dim=K,
+    key=key)`.
 
     Args:
-        key: of anchors and noise.
+        key: typed key from which anchors and noise are drawn.
         users: W, non-negative [M, K].
         items: H, non-negative [N, K].
         dim: D.
-        noise: mean length of the noise.
+        noise: root mean squared length of the noise.
         place: `unit` for `MARS`, `into_ball` for `MAR`.
 
     Raises:
-        ValueError: for a seed in place of a key, a dim that is not an integer of 1 or more, noise that is negative or
-            not finite, and factors that are.
+        ValueError: if `key` is not a typed key, `dim` is not an integer of 1 or more, or `noise` or
+            the factors are negative or not finite.
 
     >>> w, h = np.ones((3, 2)), np.ones((5, 2))
     >>> tables = jax.eval_shape(lambda key: from_shares(key, w, h, dim=4), jax.random.key(0))
@@ -264,7 +299,7 @@ def from_shares(
     for name, factors, noise_key in zip(("user", "item"), (users, items), noise_keys):
         factors = np.asarray(factors)
         if not ((factors >= 0) & (factors < np.inf)).all():
-            raise ValueError(f"{name}s has negative entries or NaN; give factors of a non-negative factorisation")
+            raise ValueError(f"{name}s has entries that are negative or not finite; give non-negative factors")
         total = factors.sum(1, keepdims=True)
         share = jnp.asarray(factors / np.where(total > 0, total, 1), float)
         shift = noise * dim**-0.5 * jax.random.normal(noise_key, (*share.shape, dim))

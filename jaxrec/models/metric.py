@@ -1,14 +1,14 @@
-"""Models whose scores are distances: users and items in one space, with or without a translation between them.
+"""Models whose scores are distances between users and items, with or without a translation.
 
-Where the distance alone is the score there is no model to write. It is `MF(score=negative_squared_distance)`, and the
-papers differ in what they minimise:
+If the score is the distance itself, use `MF(score=negative_squared_distance)`. The papers differ in
+what they minimise:
 
-    CML      `losses.warp`, and `train.covariance_objective` beside it
+    CML      `losses.warp`, plus `train.covariance_objective`
     MetricF  `losses.metricf` by `losses.on_scores`
     SML      `train.sml_objective`
 
-All of them keep their vectors in the unit ball. That is the optimiser's affair: end its `optax.chain` with
-`optim.riemannian.project_to_ball`.
+All of them keep their vectors in the unit ball. This is done by the optimiser: end its
+`optax.chain` with `optim.riemannian.project_to_ball`.
 """
 
 from __future__ import annotations
@@ -39,21 +39,24 @@ class TransCF(nn.Module):
 
     score = −‖u + ū ⊙ v̄ − v‖²
 
-    ū is the mean of the vectors of the user's items, v̄ that of the vectors of the item's users, 0 where there are none.
-    A batch's positives stay in the neighbourhoods, as in the released code.
+    ū is the mean of the vectors of the user's items, and v̄ the mean of the vectors of the item's
+    users; both are 0 if there are none. The positives of a batch stay in the neighbourhoods, as in
+    the released code.
 
-    Trained by `losses.hinge` in `train.translation_objective`, which adds the paper's two regularisers.
+    Train it with `losses.hinge` in `train.translation_objective`, which adds the paper's two
+    regularisers.
 
-    Parameters are `user` [M, D] and `item` [N, D], drawn from a normal distribution. The graph travels as the
-    untrained collection "graph". Each call averages all neighbourhoods, whatever the batch.
+    The parameters are `user` [M, D] and `item` [N, D], drawn from a normal distribution. The graph
+    is the untrained collection "graph". Each call averages all neighbourhoods, for any batch size.
 
     Attributes:
-        graph: the training interactions; weights are not used. Read at `init`, later only for its sizes.
+        graph: the training interactions; weights are not used. They are read at `init`; afterwards
+            only their sizes are used.
         dim: D.
         scale: standard deviation of the initial vectors.
 
     Raises:
-        ValueError: for a dim that is not an integer of 1 or more, and a scale that is negative or not finite.
+        ValueError: if `dim` is not an integer of 1 or more, or `scale` is negative or not finite.
 
     Differs: the released code projects onto the unit ball once an epoch, not after each step.
 
@@ -94,32 +97,35 @@ class TransCF(nn.Module):
         self.by_item = self.variable("graph", "by_item", lambda: jax.tree.map(jnp.asarray, bare.transpose()))
 
     def __call__(self, users: Array, items: Array) -> Array:
-        """Scores of the pairs: ids that broadcast, such as [B, 1] and [B, n] -> [B, n]."""
+        """Scores pairs of ids that broadcast, such as users [B, 1] and items [B, n] -> [B, n]."""
         return products(*_translated(*self._rows(users, items)))
 
     def rows(self, users: Array) -> Array:
-        """Scores of all items for users [B] -> [B, N]."""
+        """Scores all items for users [B] -> [B, N]."""
         u, v = self.vectors()
         return jnp.einsum("bd,nd->bn", u[users], v)
 
     def vectors(self) -> tuple[Array, Array]:
-        """Tables [M, 4D + 2], [N, 4D + 2] whose dot product is the score."""
+        """Returns tables [M, 4D + 2], [N, 4D + 2] whose dot product is the score."""
         near_user, near_item = self._neighbours()
         return _translated(self.user, near_user, self.item, near_item)
 
     def regularised(self, users: Array, items: Array) -> tuple[Array, Array]:
-        """Scores of pairs, ids that broadcast to [...], and their regulariser ‖u − ū‖² + ‖v − v̄‖²: [...] both."""
+        """Returns the scores of pairs and their regulariser ‖u − ū‖² + ‖v − v̄‖², both [...], for
+        ids that broadcast to [...].
+        """
         u, near_u, v, near_v = self._rows(users, items)
-        apart = ((u - near_u) ** 2).sum(-1) + ((v - near_v) ** 2).sum(-1)
-        return products(*_translated(u, near_u, v, near_v)), apart
+        regulariser = ((u - near_u) ** 2).sum(-1) + ((v - near_v) ** 2).sum(-1)
+        return products(*_translated(u, near_u, v, near_v)), regulariser
 
     def _rows(self, users: Array, items: Array) -> tuple[Array, Array, Array, Array]:
+        """Looks up u, ū, v and v̄ of users and items."""
         chex.assert_type([users, items], int)
         near_user, near_item = self._neighbours()
         return lookup(self.user, users), lookup(near_user, users), lookup(self.item, items), lookup(near_item, items)
 
     def _neighbours(self) -> tuple[Array, Array]:
-        """Means over neighbourhoods, [M, D] and [N, D]."""
+        """Returns the means over neighbourhoods, [M, D] and [N, D]."""
         by_user, by_item = self.by_user.value, self.by_item.value
 
         def mean(matrix: Interactions, transposed: Interactions, table: Array) -> Array:
@@ -130,7 +136,9 @@ class TransCF(nn.Module):
 
 
 def _translated(u: Array, near_u: Array, v: Array, near_v: Array) -> tuple[Array, Array]:
-    """Vectors [..., 4D + 2] whose dot product is −‖u + ū ⊙ v̄ − v‖², its square multiplied out."""
+    """Returns vectors [..., 4D + 2] whose dot product is −‖u + ū ⊙ v̄ − v‖², with the square
+    multiplied out.
+    """
     left, right = negative_squared_distance(u, v)
     return (
         jnp.concatenate([left, 2 * near_u, -2 * u * near_u, -(near_u**2)], axis=-1),
@@ -143,11 +151,13 @@ class LRML(nn.Module):
 
     score = −√(‖u + r − v‖² + 10⁻³),   r = Σ_s a_s m_s,   a = softmax(K(u ⊙ v))
 
-    S slots of a memory m [S, D], and keys K [S, D] that say what each of them counts for a user and an item.
+    The memory m [S, D] has S slots. The keys K [S, D] decide how much each slot counts for a user
+    and an item.
 
-    Parameters are `user` [M, D], `item` [N, D], `keys` and `memory` [S, D], all drawn from a normal distribution.
-    Trained by `losses.hinge`, in `train.relation_objective` as the paper does, or in `train.pairwise_objective`, where
-    each negative has a relation of its own. No dot product ranks the same, so there is no `vectors`.
+    The parameters are `user` [M, D], `item` [N, D], `keys` and `memory` [S, D], all drawn from a
+    normal distribution. Train it with `losses.hinge`: in `train.relation_objective`, as in the
+    paper, or in `train.pairwise_objective`, where each negative has its own relation. No dot
+    product of tables gives the same ranking, so that there is no `vectors`.
 
     Attributes:
         n_users: M.
@@ -157,10 +167,11 @@ class LRML(nn.Module):
         scale: standard deviation of the initial parameters.
 
     Raises:
-        ValueError: for sizes that are not integers of 1 or more, and a scale that is negative or not finite.
+        ValueError: if a size is not an integer of 1 or more, or `scale` is negative or not finite.
 
-    Differs: the released excerpt clips the rows that it looks up to the unit ball in the forward pass; here that is
-    left to the optimiser, as for the others. Its initial values and settings are not released: `scale` is ours.
+    Differs: the released excerpt clips the rows that it looks up to the unit ball in the forward
+    pass; here this is left to the optimiser, as for the other models. Initial values and settings
+    are not released: `scale` is our choice.
 
     >>> model = LRML(3, 5, dim=2, slots=4)
     >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
@@ -187,22 +198,24 @@ class LRML(nn.Module):
             setattr(self, name, self.param(name, init, (size, self.dim)))
 
     def __call__(self, users: Array, items: Array, related: Array | None = None) -> Array:
-        """Scores of the pairs: ids that broadcast, such as [B, 1] and [B, n] -> [B, n].
+        """Scores pairs of ids that broadcast, such as users [B, 1] and items [B, n] -> [B, n].
 
         Args:
             users: integers [...].
             items: integers [...].
-            related: integers [...], items whose relation to the user is used; by default `items`.
+            related: integers [...], the items whose relation to the user is used; None uses
+                `items`.
         """
         chex.assert_type([users, items], int)
         u, v = lookup(self.user, users), lookup(self.item, items)
         return self._score(u, v, v if related is None else lookup(self.item, related))
 
     def rows(self, users: Array) -> Array:
-        """Scores of all items for users [B] -> [B, N], each by its own relation."""
+        """Scores all items for users [B] -> [B, N], each with its own relation."""
         u, v = lookup(self.user, users), jnp.asarray(self.item)
         return against_all(lambda u, v: self._score(u, v, v), u, v, width=self.dim)
 
     def _score(self, u: Array, v: Array, related: Array) -> Array:
+        """Scores vectors of users and items, with the relation of users and `related`."""
         relation = jax.nn.softmax((u * related) @ self.keys.T) @ self.memory
         return -jnp.sqrt(((u + relation - v) ** 2).sum(-1) + 1e-3)

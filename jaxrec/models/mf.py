@@ -1,4 +1,4 @@
-"""Matrix factorisation: a vector for each user and item, and a function that scores the two."""
+"""Matrix factorisation: one vector per user and item, and a function that scores the two."""
 
 from __future__ import annotations
 
@@ -19,24 +19,26 @@ from jaxrec.typing import Array, Key
 
 
 class Score(Protocol):
-    """How two vectors make a score; `dot`, `cosine` and `negative_squared_distance` are three."""
+    """How two vectors give a score: `dot`, `cosine`, `negative_squared_distance`, or your own
+    function.
+    """
 
     def __call__(self, users: Array, items: Array) -> tuple[Array, Array]:
         """Maps tables [..., D] to tables [..., D'] whose dot product is the score."""
 
 
 def dot(users: Array, items: Array) -> tuple[Array, Array]:
-    """u·v."""
+    """Returns vectors for u·v."""
     return users, items
 
 
 def cosine(users: Array, items: Array) -> tuple[Array, Array]:
-    """u·v / (‖u‖ ‖v‖); a zero vector scores 0 and gets no gradient."""
+    """Returns vectors for u·v / (‖u‖ ‖v‖); a zero vector scores 0 and gets no gradient."""
     return _unit(users), _unit(items)
 
 
 def negative_squared_distance(users: Array, items: Array) -> tuple[Array, Array]:
-    """−‖u − v‖² = (2u, −‖u‖², 1)·(v, 1, −‖v‖²)."""
+    """Returns vectors for −‖u − v‖² = (2u, −‖u‖², 1)·(v, 1, −‖v‖²)."""
     u_square, v_square = (users**2).sum(-1, keepdims=True), (items**2).sum(-1, keepdims=True)
     return (
         jnp.concatenate([2 * users, -u_square, jnp.ones_like(u_square)], axis=-1),
@@ -45,42 +47,48 @@ def negative_squared_distance(users: Array, items: Array) -> tuple[Array, Array]
 
 
 def _unit(x: Array) -> Array:
+    """Returns x / ‖x‖, with value and gradient 0 at 0."""
     square = (x**2).sum(-1, keepdims=True)
+    # Both branches of `where` are differentiated: the inner one keeps rsqrt from 0.
     positive = square > 0
     return jnp.where(positive, x * jax.lax.rsqrt(jnp.where(positive, square, 1)), 0)
 
 
 def dropped(vectors: Array, rate: float, key: Key) -> Array:
-    """Vectors [..., D] with a share of their coordinates set to 0 and the others scaled up by 1 / (1 - rate).
+    """Sets a share `rate` of the coordinates of vectors [..., D] to 0 and scales the others up by 1
+    / (1 − rate).
 
-    One key drops the same coordinates of [B, D] and [B, 1, D].
+    One key drops the same coordinates of [B, D] and of [B, 1, D].
     """
     kept = jax.random.bernoulli(key, 1 - rate, (vectors.size // vectors.shape[-1], vectors.shape[-1]))
     return jnp.where(kept.reshape(vectors.shape), vectors / (1 - rate), 0)
 
 
 def check_sizes(model: nn.Module, *names: str, least: int = 1) -> None:
-    """Makes Python ints of the model's sizes; `ValueError` for anything but integers of `least` or more."""
+    """Converts the model's sizes to Python ints; `ValueError` for anything but integers of `least`
+    or more.
+    """
     for name in names:
         setattr(model, name, integer(name, getattr(model, name), least=least))
 
 
 def check_numbers(model: nn.Module, *names: str, **bounds: float) -> None:
-    """Makes Python floats of NumPy and JAX numbers, and lets traced ones pass.
+    """Converts NumPy and JAX numbers to Python floats; traced numbers are not changed.
 
     Raises:
-        ValueError: for anything but finite numbers within `bounds`, which are those of `_numerics.number`.
+        ValueError: if a value is not a finite number within `bounds`, which are those of
+            `_numerics.number`.
     """
     for name in names:
         value = number(name, getattr(model, name), **bounds)
         if np.ndim(value):
-            raise ValueError(f"{name}={value}; give one number, an array cannot be a model's attribute")
+            raise ValueError(f"{name}={value}; give one number, since an array cannot be a model's attribute")
         if not isinstance(value, jax.core.Tracer) and type(value) not in (int, float):
             setattr(model, name, float(value))
 
 
 def check_rate(model: nn.Module, name: str) -> None:
-    """`check_numbers` of a share of entries to drop, which is 0 or more and below 1."""
+    """Applies `check_numbers` to a dropout rate, which must be 0 or more and below 1."""
     check_numbers(model, name, least=0)
     rate = getattr(model, name)
     if not isinstance(rate, jax.core.Tracer) and rate >= 1:
@@ -88,15 +96,16 @@ def check_rate(model: nn.Module, name: str) -> None:
 
 
 def check_function(model: nn.Module, name: str, instead: str) -> None:
-    """`TypeError` for an attribute that cannot be called, such as the name of a function."""
+    """Raises `TypeError` if an attribute cannot be called, such as the name of a function."""
     if not callable(getattr(model, name)):
         raise TypeError(f"{name}={getattr(model, name)!r}; give a function: {instead}")
 
 
 def check_attributes(model: nn.Module) -> None:
-    """`TypeError` for an attribute that jit cannot key on, such as an array; traced numbers pass.
+    """Raises `TypeError` if jit cannot hash an attribute, such as an array; traced numbers are not
+    checked.
 
-    A constructor calls it last, when sizes and numbers are Python's.
+    A constructor calls it last, when sizes and numbers have become Python's.
     """
     for field in dataclasses.fields(model):
         value = getattr(model, field.name, None)
@@ -105,13 +114,18 @@ def check_attributes(model: nn.Module) -> None:
 
 
 def checked_ids(*ids: Array) -> list[jax.Array]:
-    """Integers of any type as int32, in which places and draws are computed; `AssertionError` for others."""
+    """Casts integers of any dtype to int32, in which indices and draws are computed;
+    `AssertionError` for other dtypes.
+    """
     chex.assert_type(ids, int)
     return [as_ids(x) for x in ids]
 
 
 def products(u: Array, v: Array) -> Array:
-    """u·v over the last axis, of arrays that broadcast: without their product in full where one row meets many."""
+    """Returns u·v over the last axis, for arrays that broadcast.
+
+    If one row meets many, their full elementwise product is not formed.
+    """
     if u.ndim == 3 and v.ndim == 3 and u.shape[1] == 1:
         if v.shape[0] == 1:
             return jnp.einsum("bd,nd->bn", u[:, 0], v[0])
@@ -121,13 +135,14 @@ def products(u: Array, v: Array) -> Array:
 
 
 def against_all(score: Callable[[Any, Any], Array], users: Any, items: Any, *, width: int) -> Array:
-    """Scores [B, N] of a model without tables to multiply, for a few users at a time.
+    """Scores all items, [B, N], for a model without tables to multiply, a few users at a time.
 
     Args:
-        score: gives [b, N] from rows of users [b, 1, ...] and of items [1, N, ...].
+        score: function of rows of users [b, 1, ...] and of items [1, N, ...] that returns scores
+            [b, N].
         users: arrays [B, ...], a tree.
         items: arrays [N, ...], a tree.
-        width: numbers that a pair's score passes through; about 2²² of them are held at once.
+        width: number of intermediate values per pair; about 2²² of them are held at once.
     """
     n_items = jax.tree.leaves(items)[0].shape[0]
     items = jax.tree.map(lambda x: x[None], items)
@@ -139,24 +154,27 @@ def against_all(score: Callable[[Any, Any], Array], users: Any, items: Any, *, w
 
 
 class MF(nn.Module):
-    """Matrix factorisation (Koren et al. 2009, 10.1109/MC.2009.263), with any loss.
+    """Matrix factorisation (Koren et al. 2009, 10.1109/MC.2009.263), for any loss.
 
-    Parameters are `user` [M, D] and `item` [N, D], drawn from a normal distribution.
+    The parameters are `user` [M, D] and `item` [N, D], drawn from a normal distribution.
 
     Attributes:
         n_users: M.
         n_items: N.
         dim: D.
-        score: `dot`, `cosine`, `negative_squared_distance`, or any function of that form.
-        scale: standard deviation of the initial vectors. Under `cosine` only the ratio of step to length counts: the
-            experiments of SimpleX and the multi-margin loss use 1e-4.
-        dropout: share of the coordinates of a user's vector that are dropped after `score` has mapped it, the others
-            scaled up, where `apply` gets `rngs={"dropout": key}`, as training does. `rows` and `vectors` drop nothing.
-            SimpleX takes .1; cosines are then not bounded by 1.
+        score: `dot`, `cosine`, `negative_squared_distance`, or any function with the same
+            signature.
+        scale: standard deviation of the initial vectors. With `cosine`, only the ratio of step size
+            to vector length matters: the experiments of SimpleX and the multi-margin loss use 1e-4.
+        dropout: rate at which coordinates of the users' vectors are dropped after `score` has
+            mapped them; the others are scaled up. It applies if `apply` gets `rngs={"dropout":
+            key}`, as in training. `rows` and `vectors` have no dropout. SimpleX uses .1; cosines
+            are then not bounded by 1.
 
     Raises:
-        TypeError: for a score that is no function.
-        ValueError: for sizes that are not integers of 1 or more, a negative scale, and a dropout outside [0, 1).
+        TypeError: if `score` is not a function.
+        ValueError: if a size is not an integer of 1 or more, `scale` is negative or not finite, or
+            `dropout` lies outside [0, 1).
 
     >>> model = MF(3, 5, dim=2)
     >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
@@ -187,9 +205,9 @@ class MF(nn.Module):
         self.item = self.param("item", init, (self.n_items, self.dim))
 
     def __call__(self, users: Array, items: Array) -> Array:
-        """Scores of the pairs: ids that broadcast, such as [B, 1] and [B, n] -> [B, n]."""
+        """Scores pairs of ids that broadcast, such as users [B, 1] and items [B, n] -> [B, n]."""
         chex.assert_type([users, items], int)
-        if jnp.size(items) > self.n_items:  # a mapped table costs less than as many mapped rows
+        if jnp.size(items) > self.n_items:  # mapping the table costs less than mapping the rows
             u, v = self.score(lookup(self.user, users), self.item)
             v = v[items]
         else:
@@ -199,10 +217,10 @@ class MF(nn.Module):
         return products(u, v)
 
     def rows(self, users: Array) -> Array:
-        """Scores of all items for users [B] -> [B, N]."""
+        """Scores all items for users [B] -> [B, N]."""
         u, v = self.score(lookup(self.user, users), self.item)
         return jnp.einsum("bd,nd->bn", u, v)
 
     def vectors(self) -> tuple[Array, Array]:
-        """Tables [M, D'], [N, D'] whose dot product is the score."""
+        """Returns tables [M, D'], [N, D'] whose dot product is the score."""
         return self.score(self.user, self.item)

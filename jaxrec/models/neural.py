@@ -1,4 +1,4 @@
-"""NeuMF: a product of vectors beside a perceptron of others."""
+"""NeuMF: a product of vectors next to a perceptron of other vectors."""
 
 from __future__ import annotations
 
@@ -16,31 +16,33 @@ from jaxrec.typing import Array
 
 
 class NeuMF(nn.Module):
-    """Neural collaborative filtering (He et al. 2017, arXiv 1708.05031): generalised matrix factorisation and an MLP.
+    """Neural collaborative filtering (He et al. 2017, arXiv 1708.05031): factorisation and an MLP.
 
     score = w·[p ⊙ q, h_L] + b,   h_l = relu(W_l h_{l−1} + b_l),   h_0 = [p', q']
 
-    The score is the logit; the paper trains it by `losses.bce`, `negatives="sum"`, with 4 negatives. No dot product
-    ranks the same, so there is no `vectors`.
+    The score is the logit. The paper trains with `losses.bce`, `negatives="sum"`, and 4 negatives.
+    No dot product of tables gives the same ranking, so that there is no `vectors`.
 
-    Parameters are `user` [M, D] and `item` [N, D], p and q; `user_mlp` [M, H/2] and `item_mlp` [N, H/2], p' and q', H
-    the first of the layers; `kernel_l`, `bias_l` of the layers after it; `output` and `output_bias`.
+    The parameters are `user` [M, D] (p) and `item` [N, D] (q); `user_mlp` [M, H/2] (p') and
+    `item_mlp` [N, H/2] (q'), where H is the first of the layers; `kernel_l` and `bias_l` of each
+    later layer; `output` and `output_bias`.
 
     Attributes:
         n_users: M.
         n_items: N.
-        dim: D, of the product.
+        dim: D, size of the product.
         layers: sizes of h_0 .. h_L, two or more, the first even.
-        scale: standard deviation of the initial vectors. Matrices are drawn by Glorot's rule, the last by LeCun's, both
-            uniform; biases start at 0.
+        scale: standard deviation of the initial vectors. Matrices are initialised by Glorot's rule,
+            the output by LeCun's, both uniform; biases start at 0.
 
     Raises:
-        ValueError: for sizes that are not integers of 1 or more, fewer than two layers, a first one that is odd, and a
-            scale that is negative or not finite.
+        ValueError: if a size is not an integer of 1 or more, there are fewer than two layers, the
+            first layer is odd, or `scale` is negative or not finite.
 
-    Differs: the paper's better figures start from the parameters of a GMF and an MLP trained alone, their output
-    weights halved; nothing is pretrained here. The released code averages the cross-entropy over positives and
-    negatives alike, which is the sum here divided by 1 + n.
+    Differs: the paper's better results start from the parameters of a GMF and an MLP that were
+    trained separately, with their output weights halved; here nothing is pretrained. The released
+    code averages the cross-entropy over positives and negatives alike, which is the sum here
+    divided by 1 + n.
 
     >>> model = NeuMF(3, 5, dim=2, layers=(4, 2))
     >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
@@ -80,7 +82,7 @@ class NeuMF(nn.Module):
         self.output_bias = self.param("output_bias", zeros, (1,))
 
     def __call__(self, users: Array, items: Array) -> Array:
-        """Scores of the pairs: ids that broadcast, such as [B, 1] and [B, n] -> [B, n]."""
+        """Scores pairs of ids that broadcast, such as users [B, 1] and items [B, n] -> [B, n]."""
         chex.assert_type([users, items], int)
         return self._score(
             (lookup(self.user, users), lookup(self.user_mlp, users)),
@@ -88,17 +90,17 @@ class NeuMF(nn.Module):
         )
 
     def rows(self, users: Array) -> Array:
-        """Scores of all items for users [B] -> [B, N]."""
+        """Scores all items for users [B] -> [B, N]."""
         own = lookup(self.user, users), lookup(self.user_mlp, users)
         items = jnp.asarray(self.item), jnp.asarray(self.item_mlp)
         return against_all(self._score, own, items, width=self.dim + sum(self.layers[1:]))
 
     def _score(self, users: tuple[Array, Array], items: tuple[Array, Array]) -> Array:
-        """Logits from rows (p, p') of users and (q, q') of items that broadcast."""
+        """Returns logits from rows (p, p') of users and (q, q') of items that broadcast."""
         (p, p_mlp), (q, q_mlp) = users, items
         half = self.layers[0] // 2
         (kernel, bias), *tower = self.tower
-        # W₁ [p', q'] in two parts: each side is mapped before they meet.
+        # W₁ [p', q'] as a sum of two parts: each side is mapped once, before the sides broadcast.
         hidden = jax.nn.relu(_dense(p_mlp, kernel[:half], bias) + q_mlp @ kernel[half:])
         for kernel, bias in tower:
             hidden = jax.nn.relu(_dense(hidden, kernel, bias))

@@ -1,4 +1,4 @@
-"""SimpleX: a user's vector mixed with an aggregate of the items of their history, scored by cosine."""
+"""SimpleX: a user's vector mixed with an aggregate of the user's history, scored by cosine."""
 
 from __future__ import annotations
 
@@ -26,88 +26,102 @@ from jaxrec.models.mf import (
 from jaxrec.typing import Array, ArrayLike
 
 _XAVIER = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
-_CHUNK = 2**16  # pairs of a history aggregated at a time
+_CHUNK = 2**16  # pairs aggregated at a time in `vectors`
 
 
 class Pool(Protocol):
-    """How much each item of a history counts: α ∝ exp(query·key); `MeanPool`, `SelfAttention`, `UserAttention`."""
+    """How much each item of a history counts, α ∝ exp(query·key): `MeanPool`, `SelfAttention`,
+    `UserAttention`.
+    """
 
     def queries(self, users: Array) -> Array | None:
-        """Maps users' vectors [..., D] to queries [..., D'], or None where all items count alike."""
+        """Maps users' vectors [..., D] to queries [..., D'], or returns None if all items count
+        equally.
+        """
 
     def keys(self, items: Array) -> Array | None:
-        """Maps items' vectors [..., D] to keys [..., D'], or None likewise."""
+        """Maps items' vectors [..., D] to keys [..., D'], or returns None if all items count
+        equally.
+        """
 
 
 class MeanPool(nn.Module):
-    """All items of a history count alike; padding is not counted under either `padding`."""
+    """All items of a history count equally. Padding does not count, for either `padding`."""
 
     def queries(self, users: Array) -> None:
-        """None."""
+        """Returns None."""
 
     def keys(self, items: Array) -> None:
-        """None."""
+        """Returns None."""
 
 
 class SelfAttention(nn.Module):
-    """α_k ∝ exp(w·tanh(W e_k + b)): what an item counts depends on the item alone."""
+    """α_k ∝ exp(w·tanh(W e_k + b)): the weight of an item depends only on the item."""
 
     def queries(self, users: Array) -> Array:
-        """Ones [..., 1]."""
+        """Returns ones [..., 1]."""
         return jnp.ones((*users.shape[:-1], 1), users.dtype)
 
     @nn.compact
     def keys(self, items: Array) -> Array:
-        """w·tanh(W e + b) [..., 1]."""
+        """Returns w·tanh(W e + b) [..., 1]."""
         hidden = nn.tanh(nn.Dense(items.shape[-1], kernel_init=_XAVIER, param_dtype=items.dtype, name="hidden")(items))
         return nn.Dense(1, use_bias=False, kernel_init=_XAVIER, param_dtype=items.dtype, name="query")(hidden)
 
 
 class UserAttention(nn.Module):
-    """α_k ∝ exp(e_u·tanh(W e_k + b)): the user's own vector asks."""
+    """α_k ∝ exp(e_u·tanh(W e_k + b)): the user's own vector is the query."""
 
     def queries(self, users: Array) -> Array:
-        """The users' vectors [..., D]."""
+        """Returns the users' vectors [..., D]."""
         return users
 
     @nn.compact
     def keys(self, items: Array) -> Array:
-        """tanh(W e + b) [..., D]."""
+        """Returns tanh(W e + b) [..., D]."""
         return nn.tanh(nn.Dense(items.shape[-1], kernel_init=_XAVIER, param_dtype=items.dtype, name="hidden")(items))
 
 
 class SimpleX(nn.Module):
-    """SimpleX (Mao et al. 2021, arXiv 2109.12613): a gate between a user's own vector and the history's.
+    """SimpleX (Mao et al. 2021, arXiv 2109.12613): a user's own vector mixed with the history's.
 
     h_u = g e_u + (1 − g) V p_u,   p_u = Σ_k α_k e_k over the history of u,   score = cos(h_u, e_i)
 
-    A pair's score leaves its own item out of the history, or the model would learn to see whether it is there.
+    The score of a pair leaves its own item out of the history. Otherwise the model would learn to
+    detect whether the item is there.
 
-    Parameters are `user` [M, D], `item` [N, D], `value` [D, D] (Vᵀ), those of `pool`, and `history_item` [N, D] where
-    histories have a table of their own. With a gate of 1 they are `user` and `item`, and the model is
-    `MF(score=cosine)`. The interactions travel as the untrained collection "history".
+    The parameters are `user` [M, D], `item` [N, D], `value` [D, D] (Vᵀ), those of `pool`, and
+    `history_item` [N, D] if histories have their own table. With a gate of 1 they are `user` and
+    `item` only, and the model is `MF(score=cosine)`. The interactions are the untrained collection
+    "history".
 
     Attributes:
-        history: the training interactions; weights are not used. Read at `init`, later only for its sizes.
+        history: the training interactions; weights are not used. They are read at `init`;
+            afterwards only their sizes are used.
         dim: D.
         gate: g in [0, 1].
         pool: the weights α: `MeanPool()`, `SelfAttention()`, `UserAttention()`, or any `Pool`.
-        length: L, to which histories are padded; of longer ones the first L items by id are used (to choose others,
-            select them in `history`). None is the longest user's. A step holds B·L·D floats.
-        shared_history: False gives the items of histories a table of their own, as the released configuration for
-            Gowalla does.
-        padding: "proper" normalises α over the history. "released" is the released code: each of the L − |history|
-            padded places counts exp(0) = 1 in the denominator of the two attentions, which shrinks p.
-        scale: standard deviation of the initial vectors. Matrices are drawn by Xavier's rule, normal.
-        dropout: rate at which entries of the *normalised* user's vector are dropped, the rest divided by 1 − rate, in
-            `apply(..., rngs={"dropout": key})`; nothing is dropped without that key, nor in `rows` and `vectors`.
+        length: L, the length to which histories are padded. Of longer histories the first L items
+            by id are used; to use others, select them in `history`. None is the longest history's
+            length. A step holds B·L·D floats.
+        shared_history: False gives the items of histories their own table, as the released
+            configuration for Gowalla does.
+        padding: "proper" normalises α over the history. "released" follows the released code: each
+            of the L − |history| padding entries adds exp(0) = 1 to the denominator of the two
+            attentions, which shrinks p.
+        scale: standard deviation of the initial vectors. Matrices are initialised by Xavier's rule,
+            normal.
+        dropout: rate at which entries of the *normalised* user's vector are dropped in `apply(...,
+            rngs={"dropout": key})`; the others are divided by 1 − rate. Without that key, and in
+            `rows` and `vectors`, there is no dropout.
 
     Raises:
-        ValueError: for sizes that are not integers of 1 or more, a gate outside [0, 1], a dropout outside [0, 1), a
-            scale that is negative or not finite, and another padding.
+        ValueError: if a size is not an integer of 1 or more, `gate` lies outside [0, 1], `dropout`
+            lies outside [0, 1), `scale` is negative or not finite, or `padding` has another value.
 
-    Differs: the released code leaves the positive out of the history also when it scores the negatives, which here is
-    `left_out=positives[:, None]`; its 1e-9 in denominators is below the resolution of float32.
+    Differs: the released code also leaves the positive out of the history when it scores the
+    negatives, which here is `left_out=positives[:, None]`. Its 1e-9 in denominators is below the
+    resolution of float32.
 
     >>> train = Interactions.from_pairs([0, 0, 2], [1, 3, 0])
     >>> model = SimpleX(train, dim=2, pool=UserAttention())
@@ -133,7 +147,7 @@ class SimpleX(nn.Module):
         check_sizes(self, "dim", *(() if self.length is None else ("length",)))
         check_numbers(self, "gate", "scale", least=0)
         if self.gate > 1:
-            raise ValueError(f"gate={self.gate}; give 0 (history alone) .. 1 (the user's own vector alone)")
+            raise ValueError(f"gate={self.gate}; give 0 (only the history) to 1 (only the user's own vector)")
         check_rate(self, "dropout")
         if self.padding not in ("proper", "released"):
             raise ValueError(f"padding={self.padding!r}; give 'proper' or 'released'")
@@ -166,15 +180,17 @@ class SimpleX(nn.Module):
         self.longest = self.length or max(int(np.diff(np.asarray(self.history.indptr)).max()), 1)
 
     def __call__(self, users: Array, items: Array, left_out: Array | None = None) -> Array:
-        """Scores of the pairs: ids that broadcast, such as [B, 1] and [B, n] -> [B, n].
+        """Scores pairs of ids that broadcast, such as users [B, 1] and items [B, n] -> [B, n].
 
-        Where `left_out` is one item a user (it broadcasts to the shape of `users`), each user has one vector; otherwise
-        each pair has one, still from sums that are made once a user.
+        If `left_out` broadcasts to the shape of `users` (one item per user), each user has one
+        vector. Otherwise each pair has its own vector, computed from sums that are made once per
+        user.
 
         Args:
             users: integers [...].
             items: integers [...].
-            left_out: integers [...], the items left out of the histories; by default `items`. -1 leaves out nothing.
+            left_out: integers [...], the items left out of the histories; None leaves out `items`.
+                -1 leaves out nothing.
         """
         left_out = items if left_out is None else left_out
         users, items, left_out = checked_ids(users, items, left_out)
@@ -184,23 +200,25 @@ class SimpleX(nn.Module):
         return products(u, _looked_up(_unit, self.item, items))
 
     def rows(self, users: Array) -> Array:
-        """Scores of all items for users [B] -> [B, N], from their whole histories: nothing is left out."""
+        """Scores all items for users [B] -> [B, N], from their whole histories."""
         (users,) = checked_ids(users)
         return jnp.einsum("bd,nd->bn", _unit(self._mixed(users, None)), _unit(self.item))
 
     def fold_in(self, items: ArrayLike, where: ArrayLike | None = None) -> Array:
-        """Scores of all items for users never seen, from their histories [B, L], such as `Interactions.rows` gives.
+        """Scores all items for unseen users from their histories [B, L], such as
+        `Interactions.rows` returns.
 
-        They have no vector of their own: e_u = 0, so that `UserAttention` weighs all items alike, and with a gate of 1
-        all scores are 0.
+        These users have no vector: e_u = 0. `UserAttention` therefore weights all items equally,
+        and with a gate of 1 all scores are 0.
 
         Args:
             items: integers [B, L]. [[]] is one user without items.
-            where: bool [B, L], True for real entries; None is all.
+            where: bool [B, L], True for real entries; None uses all.
 
         Raises:
-            ValueError: for rows of different lengths, ids that are not integers, a `where` that is not bool [B, L], and
-                real ids outside 0 .. N - 1, except under `jit`, where they are not known.
+            ValueError: if rows have different lengths, ids are not integers, `where` is not bool
+                [B, L], or real ids lie outside 0 .. N - 1. Under `jit` the ids themselves are not
+                checked.
         """
         items, where = checked_items(items, where, self.n_items)
         own = jnp.zeros((*items.shape[:-1], self.dim), self.user.dtype)
@@ -210,7 +228,9 @@ class SimpleX(nn.Module):
         return jnp.einsum("bd,nd->bn", _unit(own), _unit(self.item))
 
     def vectors(self) -> tuple[Array, Array]:
-        """Tables [M, D], [N, D] whose dot product is the score of `rows`; histories are summed pair by pair."""
+        """Returns tables [M, D], [N, D] whose dot product is the score of `rows`; histories are
+        summed pair by pair.
+        """
         if self.gate == 1:
             return _unit(self.user), _unit(self.item)
         history: Interactions = self.known
@@ -227,7 +247,9 @@ class SimpleX(nn.Module):
         return _unit(self.gate * self.user + (1 - self.gate) * self._aggregate(sums, counts)), _unit(self.item)
 
     def _mixed(self, users: Array, left_out: Array | None) -> Array:
-        """h of users [...] without `left_out`: [..., D], of the users' shape or that of their pairs."""
+        """Returns h of users [...] without `left_out`: [..., D], of the users' shape or of their
+        pairs' shape.
+        """
         own = self.user[users]
         if self.gate == 1:
             return own
@@ -243,7 +265,7 @@ class SimpleX(nn.Module):
         return self.gate * own + (1 - self.gate) * pooled
 
     def _block(self, own: Array, items: Array) -> tuple[Array, Array]:
-        """Logits [..., L] and vectors [..., L, D] of a block of histories."""
+        """Returns logits [..., L] and vectors [..., L, D] of a block of histories."""
         keys = _looked_up(self.pool.keys, self.history_item, items)
         if keys is None:
             logits = jnp.zeros(items.shape, own.dtype)
@@ -252,10 +274,12 @@ class SimpleX(nn.Module):
         return logits, self.history_item[items]
 
     def _one_less(self, own, users, left_out, items, where, logits, values) -> Array:
-        """V p for pairs [...] -> [..., D], each without its own item, from two sums a user.
+        """Returns V p of pairs [...] -> [..., D], each without its own item, from two sums per
+        user.
 
-        An item's term is taken off the sum, which is sound as long as a larger one stays. So for the largest term there
-        is a second sum that never had it; of a history of one item that sum is empty, and p exactly 0.
+        The item's term is subtracted from the sum, which is accurate while a larger term stays. For
+        the largest term there is a second sum without it. If the history has only that item, this
+        sum is empty, and p is exactly 0.
         """
         last = jnp.where(where, items, -1).max(-1)
         member = self.known.contains(users, left_out) & (left_out <= last)
@@ -277,14 +301,16 @@ class SimpleX(nn.Module):
         return pooled - (scale * term)[..., None] * _looked_up(lambda e: e @ self.value, self.history_item, left_out)
 
     def _aggregate(self, sums: _Sums, count: Array) -> Array:
-        """V p [..., D] of histories of `count` [...] items."""
+        """Returns V p [..., D] of histories with `count` [...] items."""
         return (self._scale(sums, count)[..., None] * sums.numerator) @ self.value
 
     def _scale(self, sums: _Sums, count: Array) -> Array:
-        """What makes p of a numerator [...], 0 for an empty history."""
+        """Returns the factor [...] that turns a numerator into p; 0 for an empty history."""
         total, shift = sums.total, sums.shift
         factor = jnp.ones_like(total)
         if self.padding == "released" and self._attends():
+            # Each padding entry adds exp(0). Both terms are scaled by exp(-max(shift, 0)), so that
+            # none overflows.
             pads = jnp.maximum(self.longest - count, 0).astype(total.dtype)
             factor = jnp.where(pads > 0, jnp.exp(jnp.minimum(shift, 0)), 1)
             total = factor * total + pads * jnp.exp(-jnp.maximum(shift, 0))
@@ -296,7 +322,9 @@ class SimpleX(nn.Module):
 
 
 class _Sums(NamedTuple):
-    """Σ_k a_k e_k [..., D] and Σ_k a_k [...] of histories, with a_k = exp(logit_k − shift), the largest of them 1."""
+    """Σ_k a_k e_k [..., D] and Σ_k a_k [...] of histories, with a_k = exp(logit_k − shift), of
+    which the largest is 1.
+    """
 
     numerator: Array
     total: Array
@@ -311,7 +339,10 @@ def _sums(logits: Array, values: Array, where: Array) -> _Sums:
 
 
 def _segment_sums(logits: Array, table: Array, users: Array, items: Array, where: Array, n_users: int) -> _Sums:
-    """The same for pairs [nnz] sorted by user -> [M, D], [M], [M]; the vectors come by chunks, never [nnz, D]."""
+    """Returns the same sums for pairs [nnz] sorted by user -> [M, D], [M], [M].
+
+    Vectors are looked up by chunks, so that [nnz, D] is never formed.
+    """
     shift = _finite(jax.ops.segment_max(jnp.where(where, logits, -jnp.inf), users, n_users, indices_are_sorted=True))
     weights = jnp.exp(jnp.where(where, logits - shift[users], -jnp.inf))
     total = jax.ops.segment_sum(weights, users, n_users, indices_are_sorted=True)
@@ -330,13 +361,15 @@ def _segment_sums(logits: Array, table: Array, users: Array, items: Array, where
 
 
 def _finite(shift: Array) -> Array:
-    """A shift moves no result, so it gets no gradient; of an empty history it is 0."""
+    """Returns the shift with 0 for an empty history, and without a gradient, as it cancels in the
+    results.
+    """
     shift = jax.lax.stop_gradient(shift)
     return jnp.where(jnp.isfinite(shift), shift, 0)
 
 
 def _looked_up(fn: Callable[[Array], Array | None], table: Array, ids: Array) -> Array | None:
-    """`fn(table)[ids]`, on the table or the rows, whichever are fewer."""
+    """Returns `fn(table)[ids]`, mapping the table or the rows, whichever are fewer."""
     if ids.size <= table.shape[0]:
         return fn(table[ids])
     mapped = fn(table)

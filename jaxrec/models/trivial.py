@@ -1,6 +1,6 @@
-"""Rankers that learn nothing about a user: what every results table must beat.
+"""Rankers that learn nothing about a user, which every table of results should include.
 
-Each function returns `(model, variables)`, to be evaluated as any trained model.
+Each function returns `(model, variables)`, which are evaluated like a trained model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxrec.typing import Array, Key, Variables
 
 
 class ItemRanker(nn.Module):
-    """One score for each item, the same for all users."""
+    """One score per item, the same for all users."""
 
     n_items: int
 
@@ -28,11 +28,11 @@ class ItemRanker(nn.Module):
         self.item = self.param("item", nn.initializers.zeros, (self.n_items,))
 
     def __call__(self, users: Array, items: Array) -> Array:
-        """Scores of the pairs."""
+        """Scores pairs of ids that broadcast."""
         return jnp.broadcast_to(self.item[items], jnp.broadcast_shapes(jnp.shape(users), jnp.shape(items)))
 
     def rows(self, users: Array) -> Array:
-        """Scores of all items for users [B] -> [B, N]."""
+        """Scores all items for users [B] -> [B, N]."""
         return jnp.broadcast_to(self.item, (*jnp.shape(users), self.n_items))
 
 
@@ -49,13 +49,14 @@ class RandomRanker(nn.Module):
         self.seed = self.param("seed", _seed)
 
     def __call__(self, users: Array, items: Array) -> Array:
-        """Scores of the pairs, uniform on [0, 1)."""
+        """Scores pairs of ids that broadcast, uniform on [0, 1)."""
         users, items = checked_ids(users, items)
         hashed = _mixed(_mixed(self.seed ^ users.astype(jnp.uint32)) ^ items.astype(jnp.uint32))
+        # 24 bits, which float32 holds exactly.
         return (hashed >> 8).astype(jnp.result_type(float)) / 2**24
 
     def rows(self, users: Array) -> Array:
-        """Scores of all items for users [B] -> [B, N]."""
+        """Scores all items for users [B] -> [B, N]."""
         return self(jnp.asarray(users)[:, None], jnp.arange(self.n_items, dtype=jnp.int32)[None, :])
 
 
@@ -64,26 +65,28 @@ def _seed(key: Key) -> jax.Array:
 
 
 def _mixed(x: Array) -> Array:
-    """MurmurHash3's 32-bit finaliser (A. Appleby): each bit of the input moves each bit of the output."""
+    """Applies MurmurHash3's 32-bit finaliser (A. Appleby): each bit of the input affects each bit
+    of the output.
+    """
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
 
 
 def popularity(train: Interactions) -> tuple[ItemRanker, Variables]:
-    """Ranks items by their number of training users."""
+    """Returns a ranker of items by their number of training users."""
     check_interactions(train=train)
     return ItemRanker(train.n_items), {"params": {"item": jnp.asarray(train.item_degrees, float)}}
 
 
 def item_id(n_items: int, *, descending: bool = False) -> tuple[ItemRanker, Variables]:
-    """Ranks items by their id: what it scores shows how far ids leak the split."""
+    """Returns a ranker of items by their id. Its metrics show how far ids leak the split."""
     model = ItemRanker(n_items)
     ids = jnp.arange(model.n_items, dtype=float)
     return model, {"params": {"item": ids if descending else -ids}}
 
 
 def random(key: Key, n_items: int) -> tuple[RandomRanker, Variables]:
-    """Ranks items at random, anew for each user."""
+    """Returns a ranker of items in random order, a different one for each user."""
     check_key(key)
     return RandomRanker(n_items), {"params": {"seed": _seed(key)}}

@@ -1,4 +1,4 @@
-"""Multi-interest variational autoencoders: VALID and MacridVAE, whose users have a vector for each of K interests."""
+"""Multi-interest variational autoencoders: VALID and MacridVAE, with K vectors per user."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ _XAVIER = nn.initializers.glorot_normal()
 
 
 class Posterior(NamedTuple):
-    """What the encoder finds for B users.
+    """What the encoder returns for B users.
 
     Attributes:
-        prototypes: [B, K, D] (or [1, K, D] where all share them), unit vectors, those of the last block.
+        prototypes: [B, K, D] (or [1, K, D] if all users share them), unit vectors, those of the
+            last block.
         mean: μ [B, K, D], unit vectors.
-        log_variance: lv [B, K, D]; the deviation is σ₀ exp(lv / 2).
+        log_variance: lv [B, K, D]; the standard deviation is σ₀ exp(lv / 2).
         interests: [B, K, D], unit vectors: the means, or with noise the normalised samples.
     """
 
@@ -42,42 +43,46 @@ class Posterior(NamedTuple):
 class VALID(HistoryModel):
     """VALID (Tran and Lauw 2023, 10.1145/3583780.3614980): interests by iterative latent attention.
 
-    Each of R blocks groups the user's items by their nearness to K prototypes, A = softmax_k(x_k·h_l / τ + g); all but
-    the last move the prototypes to their groups, x_k ← unit(Σ_l w_lk h_l), with w = A normalised over the user's items
-    for each k, and dropped out. The last one encodes the groups, e_k = Σ_l w_lk E_l + b, (μ, −lv) = W tanh(e) + c,
-    z_k = unit(μ_k) + σ₀ exp(lv_k / 2) ε, and p_l ∝ Σ_k A_lk exp(unit(z_k)·h_l / τ_dec) over all items.
+    Each of R blocks groups the user's items by their closeness to K prototypes, A =
+    softmax_k(x_k·h_l / τ + g). All blocks but the last move the prototypes to their groups, x_k ←
+    unit(Σ_l w_lk h_l), where w is A normalised over the user's items for each k, with dropout. The
+    last block encodes the groups, e_k = Σ_l w_lk E_l + b, (μ, −lv) = W tanh(e) + c, z_k = unit(μ_k)
+    + σ₀ exp(lv_k / 2) ε, and p_l ∝ Σ_k A_lk exp(unit(z_k)·h_l / τ_dec) over all items.
 
-    The model knows a user by their items: all methods take `histories`, `Interactions` [B, N] of their B users.
-    `users` may then be None, for anybody. It says whose noise is drawn.
+    The model knows users by their items: all methods take `histories`, the `Interactions` [B, N] of
+    their B users. `users` decide whose noise is drawn; None is for unseen users.
 
-    Parameters are `item` [N, D] (H), `prototype` [K, D], `context` [N, W] (E), `context_bias` [W], `head` [W, 2D],
-    `head_bias` [2D]. The noise of groups, dropout and z is drawn in `apply(..., rngs={"noise": key})`; without that key
-    nothing is random.
+    The parameters are `item` [N, D] (H), `prototype` [K, D], `context` [N, W] (E), `context_bias`
+    [W], `head` [W, 2D], `head_bias` [2D]. The noise of groups, dropout and z is drawn in
+    `apply(..., rngs={"noise": key})`; without that key nothing is random.
 
     Attributes:
         n_items: N.
         dim: D.
         n_interests: K.
         n_blocks: R; 1 is MacridVAE.
-        width: W, of the encoder.
+        width: W, width of the encoder.
         temperature: τ of the groups.
         decoder_temperature: τ_dec.
         deviation: σ₀.
-        dropout: rate for the weights w.
-        gradient: how gradients pass through the blocks before the last: of `jaxrec.models.implicit`. `detach`, as
-            released, stops them, so that for R ≥ 2 `prototype` stays as it was drawn; `neumann` and `gmres` need ten
-            blocks or more.
-        attention: among a user's prototypes after each update, of `jaxrec.models.attention`.
-        chunk: items that the decoder takes at a time in training: its memory grows with B·K·chunk, not B·K·N.
+        dropout: dropout rate of the weights w.
+        gradient: how gradients pass through the blocks before the last: a function of
+            `jaxrec.models.implicit`. `detach`, as in the released code, stops them, so that for R ≥
+            2 `prototype` keeps its initial values. `neumann` and `gmres` need ten blocks or more.
+        attention: attention among a user's prototypes after each update: a function of
+            `jaxrec.models.attention`, or None.
+        chunk: number of items that the decoder processes at a time in training. Its memory grows
+            with B·K·chunk, not with B·K·N.
 
     Raises:
-        TypeError: for a gradient or an attention that is no function.
-        ValueError: for sizes that are not integers of 1 or more, temperatures or a deviation that are not finite
-            numbers above 0, and a dropout outside [0, 1). A call without histories, or with those of another number of
-            users or items, is one too.
+        TypeError: if `gradient` or `attention` is not a function.
+        ValueError: if a size is not an integer of 1 or more, a temperature or `deviation` is not a
+            finite number above 0, or `dropout` lies outside [0, 1); in a call, if `histories` is
+            missing or has another number of users or items.
 
-    Differs: from the paper as the released code does: updates take unit vectors and their result is normalised, biases
-    are there, KL leaves out the constant ‖μ‖² / 2σ₀². The padding item and user of RecBole are not there.
+    Differs: follows the released code instead of the paper: updates use unit vectors and normalise
+    their result, there are biases, and KL leaves out the constant ‖μ‖² / 2σ₀². RecBole's padding
+    item and user do not exist.
 
     >>> import jaxrec as jr
     >>> train = jr.Interactions.from_pairs([0, 0, 2], [1, 3, 0])
@@ -117,15 +122,17 @@ class VALID(HistoryModel):
         self.head_bias = self.param("head_bias", nn.initializers.zeros, (2 * self.dim,))
 
     def rows(self, users: Array | None, *, histories: Interactions | None = None) -> Array:
-        """Scores [B, N] of all items for users [B], without noise."""
+        """Scores all items for users [B] -> [B, N], without noise."""
         table = _unit(self.item)
         return _mixture.scores(*self._both(self._encoded(self._pairs(users, histories), table)), table)
 
     def bound(self, users: Array | None, *, histories: Interactions | None = None) -> tuple[Array, Array]:
-        """The two halves of the negative evidence lower bound of users [B], with noise if there is a key for it.
+        """Returns the two terms of the negative evidence lower bound of users [B]. There is noise
+        if `apply` gets a key for it.
 
         Returns:
-            Σ_{l of the user} −log p_l [B], and KL [B], summed over interests. A user without items has 0 and a KL.
+            Σ_{l of the user} −log p_l [B], and KL [B], summed over interests. For a user without
+            items the first is 0; KL need not be.
         """
         pairs, table = self._pairs(users, histories, self._key()), _unit(self.item)
         found = self._encoded(pairs, table)
@@ -135,11 +142,15 @@ class VALID(HistoryModel):
         return pairs.degrees.astype(s.dtype) * log_sum - s, kl_normalised(found.log_variance).sum(-1)
 
     def posterior(self, users: Array | None, *, histories: Interactions | None = None) -> Posterior:
-        """What the encoder finds for users [B], with noise if there is a key for it: arrays [B, K, D]."""
+        """Returns the encoder's result for users [B]: arrays [B, K, D]. There is noise if `apply`
+        gets a key for it.
+        """
         return self._encoded(self._pairs(users, histories, self._key()), _unit(self.item))
 
     def prototypes(self, users: Array | None, *, histories: Interactions | None = None) -> Array:
-        """Prototypes [R, B, K, D] by which each block groups the items of users [B]; unit vectors, without noise."""
+        """Returns the prototypes [R, B, K, D] by which each block groups the items of users [B]:
+        unit vectors, without noise.
+        """
         pairs, table = self._pairs(users, histories), _unit(self.item)
         start = _unit(self.prototype)[None]
         x = [jnp.broadcast_to(start, (len(pairs.users), *start.shape[1:]))]
@@ -150,18 +161,19 @@ class VALID(HistoryModel):
     # ------------------------------------------------------------------ the parts of a pass
 
     def _of_pairs(self, pairs: Pairs, items: Array) -> Array:
-        """Log-probabilities up to a constant of the user."""
+        """Returns log-probabilities up to a constant of the user."""
         table, none = _unit(self.item), [None] * self.n_interests
         h, queries = table[items], self._both(self._encoded(pairs, table))
         before, after = (_mixture.log_sum(list(jnp.einsum("...kd,...nd->k...n", q, h)), none)[0] for q in queries)
         return after - before
 
     def _both(self, found: Posterior) -> tuple[Array, Array]:
-        """q1 [B or 1, K, D] and q2 [B, K, D]."""
+        """Returns q1 [B or 1, K, D] and q2 [B, K, D] of `_mixture`."""
         q1 = found.prototypes / self.temperature
         return q1, q1 + found.interests / self.decoder_temperature
 
     def _encoded(self, pairs: Pairs, table: Array) -> Posterior:
+        """Runs all blocks, and encodes the groups of the last one."""
         x = _unit(self.prototype)[None]
         if self.n_blocks > 1:
             start = jnp.broadcast_to(x, (len(pairs.users), *x.shape[1:]))
@@ -177,40 +189,43 @@ class VALID(HistoryModel):
         return Posterior(x, mean, log_variance, _unit(z))
 
     def _log_variance(self, output: Array) -> Array:
+        """lv from the second half of the head's output."""
         return -output
 
     def _noise(self, pairs: Pairs, number: int) -> Noise:
-        """That of the groups of block `number` = 1 .. R; the first block's is the same for all users."""
+        """Returns the noise of the groups of block `number` = 1 .. R; the first block's is the same
+        for all users.
+        """
         key = None if pairs.key is None else jax.random.fold_in(pairs.key, 2 * number - 1)
         return Noise(key, jnp.zeros(1, jnp.int32) if number == 1 else pairs.users)
 
     def _grouped(self, x: Array, pairs: Pairs, table: Array, number: int) -> Array:
-        """A [C, K] of block `number`."""
+        """Returns A [C, K] of block `number`."""
         factors = _mixture.odds_at(self._noise(pairs, number), pairs, self.n_interests)
         logits = _mixture.logits_at(x / self.temperature, pairs, table[pairs.items])
         return jnp.stack(_mixture.log_sum(logits, factors)[1], axis=-1)
 
     def _weights(self, shares: Array, pairs: Pairs, number: int) -> Array:
-        """w [C, K] of A [C, K]."""
+        """Returns w [C, K] from A [C, K]."""
         return pairs.dropped(pairs.normalised(shares), self.dropout, draw=2 * number)
 
     def _updated(self, x: Array, pairs: Pairs, table: Array, number: int) -> Array:
-        """Prototypes after block `number`."""
+        """Returns the prototypes after block `number`."""
         w = self._weights(self._grouped(x, pairs, table, number), pairs, number)
         x = _unit(pairs.weighted(w, table[pairs.items]))
         return x if self.attention is None else _unit(self.attention(x))
 
 
 class MacridVAE(VALID):
-    """MacridVAE (Ma et al. 2019, arXiv 1910.14238): VALID with one block, whose prototypes are shared and learnt.
+    """MacridVAE (Ma et al. 2019, arXiv 1910.14238): VALID with one block and learned prototypes.
 
     Attributes:
         n_blocks: 1.
-        recbole: RecBole's variant: the row is normalised and dropped out once, before the groups weigh it, and the
-            encoder's output is lv, not −lv.
+        recbole: True for RecBole's variant: the row is normalised and dropped out once, before the
+            groups weight it, and the encoder's output is lv, not −lv.
 
     Raises:
-        ValueError: for other n_blocks, and as VALID.
+        ValueError: if `n_blocks` is not 1, or an attribute is wrong for `VALID`.
 
     >>> MacridVAE(n_items=4).n_blocks
     1
@@ -235,7 +250,8 @@ class MacridVAE(VALID):
 
 
 def collapse(prototypes: Array) -> Array:
-    """Mean cosine between different prototypes [..., K, D] -> [...]: 1 where all interests of a user are one.
+    """Returns the mean cosine between different prototypes [..., K, D] -> [...]: 1 if all interests
+    of a user are the same.
 
     >>> float(collapse(jnp.eye(3)))
     0.0

@@ -1,8 +1,9 @@
 """Gradients of tables as rows, found while tracing.
 
-A loss that only looks rows of a table up has a gradient that is 0 in all other rows. JAX builds it by scatter-adding
-the rows' gradients into zeros. `value_and_rows` traces the gradient once and evaluates it without those tables: each
-becomes `Rows`. Where the structure is another, the gradient is the dense table.
+If a loss only looks up rows of a table, the table's gradient is 0 in all other rows. JAX builds it
+by scatter-adding the rows' gradients into zeros. `value_and_rows` traces the gradient once and
+evaluates it without forming those tables: each becomes `Rows`. If the traced operations have
+another structure, the gradient is the dense table.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from jax.lax import GatherScatterMode
 
 from jaxrec.typing import Array
 
-_SAME = ("reshape", "convert_element_type", "copy", "copy_p")  # keep rows apart if the first axis stays
+_SAME = ("reshape", "convert_element_type", "copy", "copy_p")  # row by row if the first axis stays
 _JIT = ("jit", "pjit")
 
 
@@ -28,10 +29,10 @@ class Rows:
     """A table [n, ...] that is 0 outside some rows.
 
     Attributes:
-        ids: int32 [R]; values of an id that occurs more than once add up.
+        ids: int32 [R]; if an id occurs more than once, its values add up.
         values: [R, ...].
-        shape: of the table.
-        dense: builds the table by the operations that were traced.
+        shape: shape of the table.
+        dense: function that builds the table by the traced operations.
     """
 
     ids: Array
@@ -46,7 +47,8 @@ class Rows:
 
 
 def value_and_rows(value: Callable[[Any], Array], params: Any) -> tuple[Array, Any]:
-    """`jax.value_and_grad`, with `Rows` as the gradient of each table of which a step looks up few rows.
+    """Computes `jax.value_and_grad`, with `Rows` as the gradient of each table of which a step
+    looks up few rows.
 
     Args:
         value: scalar function of the parameters.
@@ -64,11 +66,12 @@ def value_and_rows(value: Callable[[Any], Array], params: Any) -> tuple[Array, A
 
 
 def _dense(value: Any) -> Array:
+    """Returns an array for an array or for `Rows`."""
     return value.dense() if isinstance(value, Rows) else value
 
 
 def _evaluated(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-    """Results of a traced function; those that are sums of scattered rows come as `Rows`."""
+    """Evaluates a traced function. Results that are sums of scattered rows become `Rows`."""
     known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
     for eqn in jaxpr.eqns:
         inputs = [x.val if isinstance(x, Literal) else known[x] for x in eqn.invars]
@@ -83,7 +86,7 @@ def _evaluated(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list
 
 
 def _bound(eqn: Any, inputs: Sequence[Any]) -> list[Any]:
-    """The operation itself, on whole tables."""
+    """Evaluates the operation itself, on whole tables."""
     params = eqn.primitive.get_bind_params(eqn.params)
     functions, params = params if isinstance(params, tuple) else ((), params)  # newer versions of JAX give a dict
     with getattr(eqn.ctx, "manager", contextlib.nullcontext()):
@@ -92,11 +95,12 @@ def _bound(eqn: Any, inputs: Sequence[Any]) -> list[Any]:
 
 
 def _rows(eqn: Any, inputs: Sequence[Any]) -> Rows | None:
-    """The result as `Rows`, where the operation keeps it one."""
+    """Returns the operation's result as `Rows`, or None if it is not one."""
     if len(eqn.outvars) != 1 or not eqn.outvars[0].aval.shape:
         return None
     name, out = eqn.primitive.name, eqn.outvars[0].aval
     dense = lambda: _bound(eqn, inputs)[0]  # noqa: E731
+    # The zeros into which JAX scatters: a table with no rows yet.
     if name == "broadcast_in_dim" and isinstance(eqn.invars[0], Literal) and eqn.invars[0].val == 0:
         nothing = jnp.zeros((0, *out.shape[1:]), out.dtype)
         return Rows(jnp.zeros(0, jnp.int32), nothing, out.shape, dense)
@@ -116,7 +120,7 @@ def _rows(eqn: Any, inputs: Sequence[Any]) -> Rows | None:
 
 
 def _puts_rows(eqn: Any) -> bool:
-    """Whether a scatter adds whole rows at ids of the first axis."""
+    """Returns whether a scatter adds whole rows at ids of the first axis."""
     operand, indices, updates = (x.aval for x in eqn.invars)
     how, leading = eqn.params["dimension_numbers"], indices.ndim - 1
     return (
@@ -128,11 +132,13 @@ def _puts_rows(eqn: Any) -> bool:
 
 
 def _scattered(mode: Any, ids: Array, values: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Ids [R] within the table and their values, as the mode of the scatter treats ids outside."""
+    """Returns ids [R] inside the table and their values, treating ids outside as the mode of the
+    scatter does.
+    """
     ids, values = ids.reshape(-1), values.reshape(-1, *shape[1:])
     if mode == GatherScatterMode.CLIP:
         ids = jnp.clip(ids, 0, shape[0] - 1)
     elif mode != GatherScatterMode.PROMISE_IN_BOUNDS:
-        there = (ids >= 0) & (ids < shape[0])
-        ids, values = jnp.where(there, ids, 0), jnp.where(there.reshape(-1, *[1] * (values.ndim - 1)), values, 0)
+        inside = (ids >= 0) & (ids < shape[0])
+        ids, values = jnp.where(inside, ids, 0), jnp.where(inside.reshape(-1, *[1] * (values.ndim - 1)), values, 0)
     return ids.astype(jnp.int32), values

@@ -1,9 +1,10 @@
-"""λOpt: coefficients of regularisation learned while the model trains (Chen et al. 2019, arXiv 1905.11596).
+"""λOpt: regularisation coefficients learned during training (Chen et al. 2019, arXiv 1905.11596).
 
-The parameters Θ step down on the training loss plus Ω(Λ, Θ) = Σ Λ ⊙ Θ². The coefficients Λ step down on the validation
-loss of Θ̄(Λ), where the optimiser of Θ would go next: `lookahead` simulates its step, `hypergradient` differentiates
-through it, `alternate` makes the two kinds of steps in turn. `regularization` has Ω and the granularities of Λ,
-`moments` the optimisers of the released code.
+The parameters Θ descend on the training loss plus Ω(Λ, Θ) = Σ Λ ⊙ Θ². The coefficients Λ descend on
+the validation loss of Θ̄(Λ), the parameters after the next step of Θ's optimiser. `lookahead`
+simulates that step, `hypergradient` differentiates through it, and `alternate` makes the two kinds
+of steps alternately. `regularization` has Ω and the granularities of Λ, and `moments` has the
+optimisers of the released code.
 """
 
 from __future__ import annotations
@@ -38,35 +39,39 @@ def lookahead(
     first_order: bool = False,
     shared: Sequence[str] = TABLES,
 ) -> Any:
-    """Θ̄(Λ): where the optimiser would take the parameters, by gradients of value + `penalty`; nothing is written back.
+    """Returns Θ̄(Λ), the parameters after simulated steps of the optimiser on value + `penalty`.
 
-    Of one step the training loss has no second derivatives in it: its gradient is taken at Θ, which Λ does not move.
-    Of more steps it has, through the later ones.
+    With one step, no second derivatives of the training loss are needed: its gradient is taken at
+    Θ, which does not depend on Λ. With more steps, the later ones have second derivatives.
 
     Args:
         lambdas: Λ.
         params: Θ.
-        opt_state: of `tx` as it trains; it is read, and the one that comes out of the simulation is dropped.
-        batch: of training, any tree of arrays. With `steps` S above 1 every leaf has a leading axis of S.
+        opt_state: the state of `tx` in training. It is only read; the simulated state is dropped.
+        batch: training batch, any tree of arrays. With S `steps` above 1, every leaf has a leading
+            axis of S.
         value: training loss of (params, batch), without the penalty.
-        tx: any optax transformation, or a `Step` such as `rowwise.lazy_sgd(η)`. It must have a derivative where moments
-            are 0, which the root in `optax.adam` does not have: simulate Adam by `moments.smooth_adam`, which takes the
-            same state.
-        rows: of `penalty`, with a leading axis as the batch's: the real step's, to simulate exactly that; or None, for
-            the penalty of whole tables, which is what the released code simulates and the paper draws.
-        steps: S, each with its own batch.
-        first_order: leave out the second derivatives of later steps, which the gradient of the training loss has.
-        shared: of `penalty`.
+        tx: any optax transformation, or a `Step` such as `rowwise.lazy_sgd(η)`. It must have a
+            derivative where moments are 0. The root in `optax.adam` has none there: simulate Adam
+            by `moments.smooth_adam`, which takes the same state.
+        rows: rows to penalise, as in `penalty`, with the same leading axis as the batch. With the
+            real step's rows, that step is simulated exactly. None penalises whole tables, as the
+            released code and the paper do.
+        steps: S, the number of steps; each has its own batch.
+        first_order: whether to leave out the second derivatives of the training loss in later
+            steps.
+        shared: names of the parameters that share Λ if it is one array, as in `penalty`.
 
     Returns:
-        The parameters after S steps, to be differentiated in Λ in reverse mode.
+        The parameters after S steps, which can be differentiated in Λ in reverse mode.
 
     Raises:
-        ValueError: for steps that are not an integer of 1 or more, leaves without an axis of that length, or
-            `first_order` of several steps with a `Step`, which takes the gradient itself.
+        ValueError: if `steps` is not an integer of 1 or more, a leaf has no axis of that length, or
+            `first_order` is used with several steps and a `Step`, which takes the gradient itself.
 
-    Differs: the released code takes the gradient of the training loss with the penalty of the batch in it, so that this
-    counts twice, by 1/B; and it corrects Adam's bias by the number of the step before.
+    Differs: the released code takes the gradient of the training loss with the batch's penalty
+    included, so that this is counted twice, with weight 1/B. It also corrects Adam's bias by the
+    number of the previous step.
     """
     _check_steps(steps, first_order, tx, (batch, rows))
 
@@ -76,7 +81,7 @@ def lookahead(
         if isinstance(tx, Step):
             both = lambda p, key, batch: value(p, batch) + shrink(p)  # noqa: E731
             return tx.step(both, params, opt_state, None, batch)[1:], None
-        # Apart from the penalty's, as the gradient of the loss alone needs no derivative in Λ at the first step.
+        # Take the two gradients separately: the loss's does not depend on Λ in the first step.
         stop = jax.lax.stop_gradient if first_order else lambda tree: tree
         slopes = jax.tree.map(jnp.add, stop(jax.grad(value)(stop(params), batch)), jax.grad(shrink)(params))
         updates, opt_state = tx.update(slopes, opt_state, params)
@@ -85,6 +90,7 @@ def lookahead(
     carry = params, opt_state
     if steps == 1:
         return step(carry, (batch, rows))[0][0]
+    # Recompute each step in the backward pass, instead of storing what it holds.
     return jax.lax.scan(jax.checkpoint(step), carry, (batch, rows))[0][0]
 
 
@@ -100,25 +106,26 @@ def hypergradient(
     valid_value: Value | None = None,
     **options: Any,
 ) -> tuple[Array, Any]:
-    """The validation loss l_V of Θ̄(Λ), without any penalty, and its gradient in Λ.
+    """Computes the validation loss l_V of Θ̄(Λ), without any penalty, and its gradient in Λ.
 
-    For gradient descent at rate η it is −2 η Θ ⊙ ∂l_V/∂Θ̄, summed over what a coefficient is for, and with `rows` times
-    the sum of a row's weights: then only rows that both batches meet have a gradient.
+    For gradient descent with learning rate η, the gradient is −2 η Θ ⊙ ∂l_V/∂Θ̄, summed over the
+    parameters that share a coefficient. With `rows` it is also multiplied by the sum of a row's
+    weights, so that only rows in both batches have a gradient.
 
-    A step down on it may end below 0. Project after the step, by `optax.projections.projection_non_negative` or with
-    `optax.keep_params_nonnegative()` last in the chain; the coefficient then leaves 0 again where its gradient is
-    negative.
+    A step may take Λ below 0. Project it after the step, with
+    `optax.projections.projection_non_negative`, or with `optax.keep_params_nonnegative()` at the
+    end of the chain. A coefficient leaves 0 again when its gradient is negative.
 
     Args:
         lambdas: Λ.
         params: Θ.
-        opt_state: of `tx` as it trains.
-        batch: of training, as `lookahead` takes it.
-        valid_batch: of validation, one.
+        opt_state: the state of `tx` in training.
+        batch: training batch, as in `lookahead`.
+        valid_batch: one validation batch.
         value: training loss of (params, batch), without the penalty.
-        tx: as `lookahead` takes it.
-        valid_value: validation loss of (params, valid_batch), if it is another than `value`.
-        options: `rows`, `steps`, `first_order`, `shared` of `lookahead`.
+        tx: the optimiser to simulate, as in `lookahead`.
+        valid_value: validation loss of (params, valid_batch); None uses `value`.
+        options: `rows`, `steps`, `first_order` and `shared` of `lookahead`.
 
     >>> value = lambda params, target: (params["user"] - target).sum() ** 2
     >>> tx, params = optax.sgd(0.1), {"user": jnp.array([[2.0]])}
@@ -136,28 +143,31 @@ def hypergradient(
 
 
 def _check_steps(steps: int, first_order: bool, tx: Any, batches: Any) -> None:
+    """Checks `steps` against the leading axes of the batches, and `first_order` against the kind of
+    optimiser.
+    """
     steps = integer("steps", steps)
     if steps > 1 and first_order and isinstance(tx, Step):
-        raise ValueError("first_order=True needs the gradients; simulate with an optax transformation")
+        raise ValueError("first_order=True needs the gradients, which a Step hides; simulate an optax transformation")
     sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)} if steps > 1 else set()
     if sizes - {(steps,)}:
-        raise ValueError(
-            f"steps={steps}, but leading axes of batch and rows are {sizes}; stack one batch for each step"
-        )
+        raise ValueError(f"steps={steps}, but the leading axes of batch and rows are {sizes}; stack one batch per step")
 
 
 # ---------------------------------------------------------------------- alternating steps
 
 
 class Draw(NamedTuple):
-    """What an alternating step needs besides its own batch. Batches are pairs (key, batch), as an objective takes them.
+    """What an alternating step needs in addition to its batch. Batches are pairs (key, batch), as
+    an objective takes them.
 
     Attributes:
         rows: the rows of the step's batch that are penalised, as `penalty` takes them.
-        ahead: of training, for the simulation, as `lookahead` takes it.
-        ahead_rows: the rows of that batch that are penalised.
-        valid: of validation.
-        valid_objective: objective of (variables, key, batch) on validation, if it is not the training objective.
+        ahead: training batch for the simulation, as `lookahead` takes it.
+        ahead_rows: the rows of the batch `ahead` that are penalised.
+        valid: validation batch.
+        valid_objective: objective of (variables, key, batch) on validation; None uses the training
+            objective.
     """
 
     rows: Rows | None
@@ -171,10 +181,10 @@ class AlternatingState(NamedTuple):
     """State of `alternate`.
 
     Attributes:
-        opt_state: of the optimiser of Θ.
+        opt_state: state of the optimiser of Θ.
         lambdas: Λ.
-        lambda_state: of the optimiser of Λ.
-        count: int32 [], steps done.
+        lambda_state: state of the optimiser of Λ.
+        count: int32 [], number of steps done.
     """
 
     opt_state: Any
@@ -196,31 +206,34 @@ def alternate(
     first_order: bool = False,
     shared: Sequence[str] = TABLES,
 ) -> Step:
-    """A step of Θ under Λ, then one of Λ on validation data, and so on: the paper's alternating optimisation.
+    """Returns a `Step` that alternates steps of Θ under Λ with steps of Λ on validation data.
 
-    Λ are brought back to 0 or above after each step; moments of their optimiser are not. Θ goes first, as Adam's first
-    step is as long whatever the gradient, so that Λ cannot be told from it.
+    Λ is projected to 0 or above after each step; the moments of its optimiser are not changed. Θ
+    goes first, since the length of Adam's first step does not depend on the gradient, so that it
+    tells nothing about Λ.
 
     Args:
-        tx: moves Θ, by gradients of the training loss plus the penalty of the batch's rows.
-        lambda_tx: moves Λ. The paper's scripts have
+        tx: the optimiser of Θ, on the training loss plus the penalty of the batch's rows.
+        lambda_tx: the optimiser of Λ. The paper's scripts use
             `optax.chain(optax.clip_by_global_norm(1e-3), moments.amsgrad(1e-2))`.
-        draws: function of (key, batch) that gives what a step needs, such as
+        draws: function of (key, batch) that returns the step's `Draw`, such as
             `partial(train.lambda_opt.draws, objective=objective, train=..., valid=...)`.
-        start: gives Λ for parameters, such as `partial(coefficients, granularity="DU")`.
-        simulated: `tx` in the look-ahead, if it must be another, such as `moments.smooth_adam(η)` for `optax.adam(η)`.
-        scope: what the look-ahead penalises: "full" is whole tables, as the paper and its code, so that each row of the
-            validation batch moves its Λ; "exact" is the rows, as the step of Θ does, so that only those do that are in
-            both batches.
-        every: a step of Λ after every so many of Θ.
-        steps: of `lookahead`.
-        first_order: of `lookahead`.
-        shared: of `penalty`.
+        start: function of the parameters that returns the initial Λ, such as `partial(coefficients,
+            granularity="DU")`.
+        simulated: the optimiser to use in the look-ahead, if not `tx`, such as
+            `moments.smooth_adam(η)` for `optax.adam(η)`.
+        scope: what the look-ahead penalises. "full" is whole tables, as in the paper and its code,
+            so that each row of the validation batch moves its Λ. "exact" is the rows of the batch,
+            as in the step of Θ, so that only rows in both batches do.
+        every: number of steps of Θ between steps of Λ.
+        steps: number of look-ahead steps; see `lookahead`.
+        first_order: whether to leave out second derivatives; see `lookahead`.
+        shared: names of the parameters that share Λ if it is one array, as in `penalty`.
 
     Raises:
-        ValueError: for another scope, and for `every` or `steps` that is not an integer of 1 or more. `init` refuses a
-            `tx` without `simulated` that has no derivative where a gradient is 0, as it is in rows outside a batch:
-            `optax.adam` and its like.
+        ValueError: if `scope` has another value, or `every` or `steps` is not an integer of 1 or
+            more. By `init`, if there is no `simulated` and `tx` has no derivative where a gradient
+            is 0, as it is in rows outside a batch; `optax.adam` is an example.
     """
     if scope not in ("full", "exact"):
         raise ValueError(f"scope={scope!r}; give 'full' or 'exact'")
@@ -232,6 +245,7 @@ def alternate(
 
 
 def _init(params, *, tx, lambda_tx, start, check):
+    """Creates the state of `alternate`."""
     if check and not isinstance(tx, Step):
         _check_smooth(tx, params)
     lambdas = start(params)
@@ -241,6 +255,7 @@ def _init(params, *, tx, lambda_tx, start, check):
 def _alternated(
     value_fn: ValueFn, params, state, key, batch, *, tx, lambda_tx, draws, simulated, scope, every, ahead
 ) -> tuple[Array, Any, AlternatingState]:
+    """Makes one step of Θ and, if it is due, one of Λ."""
     draw, lambdas, lambda_state = draws(key, batch), state.lambdas, state.lambda_state
 
     def penalised(params: Any, key: Key, batch: Any) -> Array:
@@ -260,7 +275,7 @@ def _alternated(
         return optax.projections.projection_non_negative(optax.apply_updates(lambdas, updates)), lambda_state
 
     count = state.count + 1
-    if every == 1:  # a branch would copy the tables that come out of it
+    if every == 1:  # `lax.cond` would copy the tables that it returns
         lambdas, lambda_state = learned(lambdas, lambda_state)
     else:
         same = lambda *old: old  # noqa: E731
@@ -269,7 +284,9 @@ def _alternated(
 
 
 def _check_smooth(tx: optax.GradientTransformation, params: Any) -> None:
-    """Refuses an optimiser whose first step cannot be differentiated at a gradient of 0."""
+    """Raises `ValueError` for an optimiser whose first step cannot be differentiated at a gradient
+    of 0.
+    """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
         return
 
@@ -279,6 +296,7 @@ def _check_smooth(tx: optax.GradientTransformation, params: Any) -> None:
 
     if not jnp.isfinite(jax.jit(jax.grad(moved))(jnp.zeros(()))):
         raise ValueError(
-            "tx has no derivative where a gradient is 0, as it is in rows outside a batch, so that Λ turns NaN; give "
+            "tx has no derivative where a gradient is 0, as it is in rows outside a batch, so that "
+            "Λ becomes NaN; pass "
             "simulated=, such as moments.smooth_adam(learning_rate) for optax.adam(learning_rate)"
         )

@@ -1,6 +1,6 @@
-"""Adam to differentiate through, and PyTorch's AMSGrad: the two optimisers by which λOpt's released code is simulated.
+"""Differentiable Adam, and PyTorch's AMSGrad: the two optimisers of λOpt's released code.
 
-Both take the states of their namesakes in `optax`.
+Both take the states of the optimisers of the same name in `optax`.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from jaxrec.typing import Array
 def smooth_adam(
     learning_rate: optax.ScalarOrSchedule, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> optax.GradientTransformation:
-    """Adam to look ahead with: it takes the state of `optax.adam`, and has a derivative where moments are 0.
+    """Adam that takes the state of `optax.adam`, and has a derivative where moments are 0.
 
-    m / (1 − β₁ᵗ) · √(1 − β₂ᵗ) / √(v + ε), as the released code simulates it: ε under the root. Where a coordinate's
-    gradients are below √ε, as those of mean losses often are, the simulated step is shorter than the real one, the more
-    the rarer its row.
+    Updates are m / (1 − β₁ᵗ) · √(1 − β₂ᵗ) / √(v + ε), with ε under the root, as the released code
+    simulates Adam. If the gradients of a coordinate are below √ε, as is common for mean losses, the
+    simulated step is shorter than the real one, and the more so the rarer the row.
 
     Args:
-        learning_rate: of the Adam that is simulated, as its decays.
-        b1: β₁.
-        b2: β₂.
-        eps: ε. `optax.adam` with `eps_root` adds it to v̂ = v / (1 − β₂ᵗ), which damps less while t is small.
+        learning_rate: learning rate of the simulated Adam.
+        b1: β₁ of the simulated Adam.
+        b2: β₂ of the simulated Adam.
+        eps: ε. `optax.adam` with `eps_root` adds it to v̂ = v / (1 − β₂ᵗ), which damps less while t
+            is small.
 
     Raises:
-        ValueError: for hyperparameters that are not finite numbers.
+        ValueError: if a hyperparameter is not a finite number.
     """
     _check(learning_rate, b1, b2, eps)
 
@@ -51,19 +52,20 @@ def smooth_adam(
 def amsgrad(
     learning_rate: optax.ScalarOrSchedule, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> optax.GradientTransformation:
-    """AMSGrad (Reddi et al. 2018, arXiv 1904.09237) as in PyTorch, by which the released code moves Λ.
+    """AMSGrad (Reddi et al. 2018, arXiv 1904.09237) as in PyTorch; the released code uses it for Λ.
 
-    The maximum is over v, and its bias is corrected afterwards: m / (1 − β₁ᵗ) / (√(max v / (1 − β₂ᵗ)) + ε). In
-    `optax.amsgrad` it is over the corrected v̂, the largest of which is often the first, so that steps stay smaller.
+    The maximum is taken over v, and its bias is corrected afterwards: m / (1 − β₁ᵗ) / (√(max v / (1
+    − β₂ᵗ)) + ε). `optax.amsgrad` takes it over the corrected v̂, whose largest value is often the
+    first, so that its steps stay smaller.
 
     Args:
-        learning_rate: step size.
-        b1: β₁.
-        b2: β₂.
-        eps: ε.
+        learning_rate: learning rate.
+        b1: β₁, decay of the first moment.
+        b2: β₂, decay of the second moment.
+        eps: ε, added to the root of the second moment.
 
     Raises:
-        ValueError: for hyperparameters that are not finite numbers.
+        ValueError: if a hyperparameter is not a finite number.
     """
     _check(learning_rate, b1, b2, eps)
 
@@ -81,6 +83,7 @@ def amsgrad(
 
 
 def _check(learning_rate: optax.ScalarOrSchedule, b1: float, b2: float, eps: float) -> None:
+    """Raises `ValueError` if a hyperparameter is not a finite number."""
     if not callable(learning_rate):
         number("learning_rate", learning_rate)
     for name, value in (("b1", b1), ("b2", b2), ("eps", eps)):
@@ -88,10 +91,12 @@ def _check(learning_rate: optax.ScalarOrSchedule, b1: float, b2: float, eps: flo
 
 
 def _moments(gradients: Any, state: Any, b1: float, b2: float) -> tuple[Array, Any, Any]:
+    """Returns the next count and the moments of all parameters."""
     mu = jax.tree.map(lambda old, g: b1 * old + (1 - b1) * g, state.mu, gradients)
     nu = jax.tree.map(lambda old, g: b2 * old + (1 - b2) * g**2, state.nu, gradients)
     return state.count + 1, mu, nu
 
 
 def _directions(direction: Callable[..., Array], count: Array, mu: Any, nu: Any) -> Any:
+    """Returns the update directions of all parameters."""
     return jax.tree.map(lambda m, v: direction(m, v, count.astype(m.dtype)), mu, nu)

@@ -1,7 +1,8 @@
-"""Penalties Ω(Λ, Θ) = Σ Λ ⊙ Θ² with fine-grained coefficients Λ, fixed, or learned by `optim.lambda_opt`.
+"""Penalties Ω(Λ, Θ) = Σ Λ ⊙ Θ² with fine-grained coefficients Λ, fixed or learned by λOpt.
 
-Λ are a mapping by names of parameters, of arrays that broadcast against them; a nested mapping for nested parameters;
-or one array, for the parameters in `shared` together. A parameter that they do not name is not penalised.
+Λ is a mapping from names of parameters to arrays that broadcast against them; nested parameters
+have a nested mapping. Λ can also be one array, which the parameters named in `shared` then share.
+Parameters without coefficients are not penalised.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from jaxrec.typing import Array, Scalar
 Granularity = Literal["global", "D", "DD", "U", "I", "UI", "DU", "DI", "DUI"]
 Rows = Mapping[str, Any]
 TABLES = ("user", "item")
-# Which axes of the two tables have coefficients of their own: rows, dimensions, both, or None for none at all.
+# The axes of the two tables that have separate coefficients: rows R, dimensions D, both, or None
+# for no penalty.
 _AXES = {
     "DD": ("D", "D"),
     "U": ("R", None),
@@ -38,25 +40,35 @@ def coefficients(
     value: Scalar = 0.0,
     tables: tuple[str, str] = TABLES,
 ) -> Any:
-    """Λ for the tables of users [M, ...] and items [N, ...], all of one value.
+    """Returns Λ for the tables of users [M, ...] and items [N, ...], filled with one value.
 
-    For tables [M, D] and [N, D]: "global" is one number for both, [], and "D" one for each dimension of both, [1, D].
-    The others give each table its own: "DD" [1, D] and [1, D]; "U" [M, 1] for users alone, "I" [N, 1] for items alone,
-    "UI" both; "DU" [M, D] and [1, D]; "DI" [1, D] and [N, D]; "DUI" [M, D] and [N, D], as many as parameters. In a
-    table [M, K, D] all axes but the first count as dimensions.
+    For tables [M, D] and [N, D] the granularities are:
+
+        "global"  one number for both, []
+        "D"       one number per dimension for both, [1, D]
+        "DD"      [1, D] and [1, D]
+        "U"       [M, 1] for users only
+        "I"       [N, 1] for items only
+        "UI"      [M, 1] and [N, 1]
+        "DU"      [M, D] and [1, D]
+        "DI"      [1, D] and [N, D]
+        "DUI"     [M, D] and [N, D], as many as parameters
+
+    In a table [M, K, D] all axes but the first count as dimensions.
 
     Args:
-        params: with the two tables; other parameters are not penalised.
+        params: parameters with the two tables; other parameters are not penalised.
         granularity: one of the above.
-        value: 0 in the paper.
-        tables: names of the tables of users and items; `shared` of `penalty`, where it is not the default.
+        value: the value of all coefficients; 0 in the paper.
+        tables: names of the tables of users and items. If they are not the default, pass them as
+            `shared` to `penalty` too.
 
     Raises:
-        ValueError: for another granularity, a value that is negative or not finite, tables that are not there, and "D"
-            for tables whose dimensions differ.
+        ValueError: if `granularity` has another value, `value` is negative or not finite, a table
+            is missing, or tables with different dimensions are to share "D".
 
-    Differs: the released code holds the side that "U" or "I" leaves out at the starting value; here it has no penalty,
-    which is the same from 0.
+    Differs: the released code keeps the side that "U" or "I" leaves out at the starting value; here
+    it has no penalty, which is the same if Λ starts at 0.
 
     >>> params = {"user": jnp.ones((3, 2)), "item": jnp.ones((4, 2))}
     >>> [(name, x.shape) for name, x in coefficients(params, "DU").items()]
@@ -76,7 +88,7 @@ def coefficients(
         return jnp.full((), value, users.dtype)
     if granularity == "D":
         if users.shape[1:] != items.shape[1:]:
-            raise ValueError(f"the tables are {users.shape} and {items.shape}; they can't share 'D', give 'DD'")
+            raise ValueError(f"the tables are {users.shape} and {items.shape}, which cannot share 'D'; give 'DD'")
         return filled(users, "D")
     sides = zip(tables, (users, items), _AXES[granularity])
     return {name: filled(table, axes) for name, table, axes in sides if axes is not None}
@@ -85,19 +97,21 @@ def coefficients(
 def penalty(
     lambdas: Any, params: Mapping[str, Any], rows: Rows | None = None, *, shared: Sequence[str] = TABLES
 ) -> Array:
-    """Ω(Λ, Θ) = Σ Λ ⊙ Θ², over whole tables or over the rows that a batch meets; its gradient in Θ is 2 Λ ⊙ Θ.
+    """Computes Ω(Λ, Θ) = Σ Λ ⊙ Θ² over whole tables or some rows; its gradient in Θ is 2 Λ ⊙ Θ.
 
-    With `rows` = {name: (ids [R], weights [R])} it is Σ_r weights_r Σ Λ[ids_r] ⊙ Θ[ids_r]²: under weights 1/B, the mean
-    over the B examples of what their rows are penalised. A parameter that `rows` does not name is penalised whole.
+    With `rows` = {name: (ids [R], weights [R])} it is Σ_r weights_r Σ Λ[ids_r] ⊙ Θ[ids_r]². With
+    weights of 1/B, this is the mean over B examples of the penalty of their rows. A parameter that
+    `rows` does not name is penalised as a whole.
 
     Args:
-        lambdas: Λ, as above.
+        lambdas: Λ, as described in the module.
         params: Θ.
-        rows: as above, or None for whole tables.
-        shared: names of the parameters that Λ without names are for.
+        rows: the rows to penalise, as above, or None for whole tables.
+        shared: names of the parameters that share Λ if it is one array.
 
     Raises:
-        ValueError: for a name that the parameters do not have, and Λ that do not broadcast against them.
+        ValueError: if Λ names a parameter that does not exist, or does not broadcast against the
+            parameters.
 
     >>> params = {"user": jnp.array([[1.0], [2.0]]), "item": jnp.array([[3.0]])}
     >>> float(penalty(jnp.array([[0.5]]), params)), float(penalty({"user": jnp.array([[0.5], [1.0]])}, params))
@@ -119,6 +133,7 @@ def penalty(
 
 
 def _of_rows(own: Array, table: Array, ids: Array, weights: Array) -> Array:
+    """Sums the weighted penalties of the rows at `ids` [R]."""
     own = lookup(own, ids) if own.ndim and own.shape[0] > 1 else own
     found = lookup(table, ids)
     weights = jnp.asarray(weights, found.dtype).reshape(-1, *[1] * (found.ndim - 1))
@@ -126,16 +141,22 @@ def _of_rows(own: Array, table: Array, ids: Array, weights: Array) -> Array:
 
 
 def _named(params: Mapping[str, Any], name: str) -> Any:
+    """Returns the parameter of this name."""
     if name not in params:
-        raise ValueError(f"no parameter is named {name!r}, there are {list(params)}; rename, or say which are shared")
+        raise ValueError(f"no parameter is named {name!r}; use a name of {list(params)}, or pass shared=")
     return params[name]
 
 
 def _broadcasting(name: str, own: Array, table: Any) -> Array:
-    # Asked for its own shape, a table whose look-ups are watched would count as used whole.
+    """Returns the coefficients of a parameter in its dtype; `ValueError` if they do not broadcast
+    against it.
+    """
     ((shape, dtype),) = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(table)]
     own = jnp.asarray(own, dtype)
     fits = own.ndim in (0, len(shape)) and all(a in (1, b) for a, b in zip(own.shape, shape))
     if not fits:
-        raise ValueError(f"lambdas for {name!r} are {own.shape}, it is {shape}; give (), or a size or 1 for each axis")
+        raise ValueError(
+            f"lambdas for {name!r} have shape {own.shape}, but the parameter has {shape}; "
+            "give shape (), or the parameter's size or 1 on each axis"
+        )
     return own

@@ -1,19 +1,21 @@
-"""Steps on the unit sphere and in the ball, row by row: transformations that compose by `optax.chain`.
+"""Steps on the unit sphere and in the ball, row by row, to compose with `optax.chain`.
 
-A chain runs from the gradient g of the loss at the points x to a change of x, for instance eq. 21 of MARS (Tan et al.
-2021, arXiv 2103.14866), x ← R_x(−η (1 + x·g/|g|) (I − x xᵀ) g):
+A chain maps the gradient g of the loss at the points x to a change of x. For example, eq. 21 of
+MARS (Tan et al. 2021, arXiv 2103.14866), x ← R_x(−η (1 + x·g/|g|) (I − x xᵀ) g), is
 
     optax.chain(calibrate(), tangent(), optax.scale_by_learning_rate(η), retract_to_sphere())
 
-which is `riemannian_sgd(η)`. A row is a vector along `axis`, the last one if not given, so that a table may be [M, D]
-as well as [M, K, D]. Each row is treated by itself: `optax.partition` and `optax.masked` choose the parameters,
-`optim.rowwise.lazy` makes the same step on the rows looked up only, and tables may be sharded by rows.
+which is `riemannian_sgd(η)`. A row is a vector along `axis`, by default the last one, so that a
+table may be [M, D] or [M, K, D]. Each row is treated separately. `optax.partition` and
+`optax.masked` choose the parameters, `optim.rowwise.lazy` makes the same step only on the rows that
+are looked up, and tables may be sharded by rows.
 
-A row whose gradient is 0 does not move by a bit. All can be differentiated through, such rows included.
+A row whose gradient is 0 does not change by a bit. All transformations can be differentiated
+through, also at such rows.
 
-`init` of `tangent` and `retract_to_sphere`, and so of all that is built from them, refuses rows that are not unit
-vectors: the first step would normalise them in silence. It looks at known values alone, so that under `jit` and `vmap`
-nothing is checked.
+`init` of `tangent`, `retract_to_sphere` and everything built from them raises an error for rows
+that are not unit vectors, as the first step would silently normalise them. It only checks known
+values: under `jit` and `vmap` nothing is checked.
 """
 
 from __future__ import annotations
@@ -30,18 +32,19 @@ import optax
 from jaxrec._numerics import number
 from jaxrec.typing import Array, Scalar
 
-_ROUNDING = 1e-2  # what a unit vector's length may be off, in half precision too
+_ROUNDING = 1e-2  # largest error of a unit vector's length, enough for half precision
 
 Retraction = Callable[..., Array]
 
 
 def calibrate(*, axis: int = -1) -> optax.GradientTransformation:
-    """A gradient times 1 + x·g/|g|, the factor of MARS (Tan et al. 2021, eq. 21).
+    """Multiplies a gradient by 1 + x·g/|g|, the factor of MARS (Tan et al. 2021, eq. 21).
 
-    It is 1 − cos(x, −g), between 0 and 2: small when x is where −g pulls it, large when it is on the other side. So g
-    must be the gradient of the loss: fed with an update, behind the learning rate, the factor would be 2 minus what it
-    should be, and behind `tangent` it is 1. It is 1 too where the loss normalises x, whose gradient is then tangent;
-    let the loss take the dot product of rows that are unit as they are.
+    The factor is 1 − cos(x, −g), between 0 and 2: small if x is where −g pulls it, large if it is
+    on the other side. g must therefore be the gradient of the loss. Applied to an update, after the
+    learning rate, the factor would be 2 minus the correct value; after `tangent` it is 1. It is
+    also 1 if the loss normalises x, whose gradient is then tangent: let the loss take the dot
+    product of unit rows directly.
 
     Differs: the paper calls x·g/|g| the cosine similarity of x to its target; it is minus that.
 
@@ -61,13 +64,14 @@ def calibrate(*, axis: int = -1) -> optax.GradientTransformation:
 
 
 def tangent(*, axis: int = -1) -> optax.GradientTransformation:
-    """The part of a gradient along the unit sphere: (I − x xᵀ) g, which is grad f(x) of MARS (Tan et al. 2021, eq. 20).
+    """Projects a gradient on the tangent space of the sphere: (I − x xᵀ) g, grad f(x) of MARS (Tan
+    et al. 2021, eq. 20).
 
     Args:
         axis: the axis of a row's D numbers.
 
     Raises:
-        ValueError: by `init`, for rows that are not unit vectors.
+        ValueError: by `init`, if rows are not unit vectors.
 
     >>> x, tx = jnp.array([1.0, 0.0]), tangent()
     >>> print(tx.update(jnp.array([3.0, 2.0]), tx.init(x), x)[0])
@@ -77,7 +81,8 @@ def tangent(*, axis: int = -1) -> optax.GradientTransformation:
 
 
 def normalisation(point: Array, step: Array, *, axis: int = -1) -> Array:
-    """The retraction R_x(z) = (x + z) / |x + z| of MARS (Tan et al. 2021, eq. 21), of points and steps [..., D].
+    """Computes the retraction R_x(z) = (x + z) / |x + z| of MARS (Tan et al. 2021, eq. 21), for
+    points and steps [..., D].
 
     >>> [round(v, 4) for v in normalisation(jnp.array([1.0, 0.0]), jnp.array([0.0, 0.75])).tolist()]
     [0.8, 0.6]
@@ -86,10 +91,12 @@ def normalisation(point: Array, step: Array, *, axis: int = -1) -> Array:
 
 
 def exponential(point: Array, step: Array, *, axis: int = -1) -> Array:
-    """The exponential map exp_x(z) = cos|z| x + sin|z| z/|z| (Tan et al. 2021, eq. 20), of points and steps [..., D].
+    """Computes the exponential map exp_x(z) = cos|z| x + sin|z| z/|z| (Tan et al. 2021, eq. 20),
+    for points and steps [..., D].
 
-    It goes the way |z| along the great circle, where `normalisation` goes arctan |z|. `step` must be tangent. The
-    result is divided by its norm, which is 1 but for rounding, so that rounding does not add up over steps.
+    It moves a distance of |z| along the great circle, where `normalisation` moves arctan |z|.
+    `step` must be tangent. The result is divided by its norm, which is 1 up to rounding, so that
+    rounding errors do not add up over steps.
 
     >>> [round(v, 4) for v in exponential(jnp.array([1.0, 0.0]), jnp.array([0.0, jnp.pi / 6])).tolist()]
     [0.866, 0.5]
@@ -99,16 +106,16 @@ def exponential(point: Array, step: Array, *, axis: int = -1) -> Array:
 
 
 def retract_to_sphere(method: Retraction = normalisation, *, axis: int = -1) -> optax.GradientTransformation:
-    """An update z becomes R_x(z) − x, so that `optax.apply_updates` lands on the unit sphere; the last of a chain.
+    """Turns an update z into R_x(z) − x, which ends on the unit sphere; the last of a chain.
 
-    A row whose update is 0 stays as it is, also where it is not on the sphere.
+    A row whose update is 0 stays as it is, even if it is not on the sphere.
 
     Args:
-        method: `normalisation` or `exponential`, or any (x, z, *, axis) -> R_x(z).
+        method: `normalisation`, `exponential`, or any (x, z, *, axis) -> R_x(z).
         axis: the axis of a row's D numbers.
 
     Raises:
-        ValueError: by `init`, for rows that are not unit vectors.
+        ValueError: by `init`, if rows are not unit vectors.
 
     >>> x, tx = jnp.array([[1.0, 0.0], [0.0, 1.0]]), retract_to_sphere()
     >>> z = jnp.array([[0.0, 0.75], [0.0, 0.0]])
@@ -124,17 +131,18 @@ def retract_to_sphere(method: Retraction = normalisation, *, axis: int = -1) -> 
 
 
 def project_to_ball(radius: Scalar = 1.0, *, axis: int = -1) -> optax.GradientTransformation:
-    """An update z becomes the change that ends at the point nearest to x + z with |x| ≤ radius; the last of a chain.
+    """Turns an update z into one to the ball's point nearest to x + z; the last of a chain.
 
-    Each row has a ball of its own, unlike `optax.projections.projection_l2_ball`, which takes the norm of the whole
-    tree. Rows that stay inside keep their update; rows that are outside are brought in, also with an update of 0.
+    Each row has its own ball, unlike in `optax.projections.projection_l2_ball`, which takes the
+    norm of the whole tree. Rows that stay inside keep their update. Rows outside are moved to the
+    ball, even if their update is 0.
 
     Args:
-        radius: of the ball.
+        radius: radius of the ball.
         axis: the axis of a row's D numbers.
 
     Raises:
-        ValueError: for a radius that is not a finite number above 0.
+        ValueError: if `radius` is not a finite number above 0.
 
     >>> x, tx = jnp.ones((2, 2)), project_to_ball()
     >>> moved = optax.apply_updates(x, tx.update(0 * x, tx.init(x), x)[0])
@@ -146,7 +154,8 @@ def project_to_ball(radius: Scalar = 1.0, *, axis: int = -1) -> optax.GradientTr
     def change(step: Array, point: Array) -> Array:
         moved, limit = point + step, jnp.asarray(radius, point.dtype)
         norm = _norm(moved, axis)
-        # A row on the boundary is outside by its rounding, and must not creep while nothing moves it.
+        # Rounding may put a row on the boundary slightly outside; with an update of 0 it must not
+        # move.
         outside = norm > limit * (1 + 8 * float(jnp.finfo(norm.dtype).eps))
         return jnp.where(outside, moved * limit / jnp.where(outside, norm, 1) - point, step)
 
@@ -160,18 +169,21 @@ def riemannian_sgd(
     method: Retraction = normalisation,
     axis: int = -1,
 ) -> optax.GradientTransformationExtraArgs:
-    """Gradient descent on the unit sphere: eq. 21 of MARS (Tan et al. 2021), x ← R_x(−η (1 + x·g/|g|) (I − x xᵀ) g).
+    """Gradient descent on the unit sphere: eq. 21 of MARS (Tan et al. 2021), x ← R_x(−η (1 +
+    x·g/|g|) (I − x xᵀ) g).
 
-    Without the factor, and by the `exponential` map, it is eq. 20, the descent of Bonnabel (2013, arXiv 1111.5280).
+    Without the factor, and with the `exponential` map, it is eq. 20, the descent of Bonnabel (2013,
+    arXiv 1111.5280).
 
     Args:
         learning_rate: η, or a schedule of it.
-        calibrated: with the factor (see `calibrate`, also for what the loss must be).
+        calibrated: whether to apply the factor; see `calibrate`, also for what the loss must be.
         method: `normalisation` or `exponential`.
         axis: the axis of a row's D numbers.
 
     Raises:
-        ValueError: for a learning rate that is not a finite number; by `init`, for rows that are not unit vectors.
+        ValueError: if the learning rate is not a finite number; by `init`, if rows are not unit
+            vectors.
 
     >>> x, tx = jnp.array([1.0, 0.0]), riemannian_sgd(0.1)
     >>> updates, _ = tx.update(jnp.array([-0.6, -0.8]), tx.init(x), x)
@@ -182,11 +194,11 @@ def riemannian_sgd(
 
 
 class RiemannianAdamState(NamedTuple):
-    """State of the moments in `riemannian_adam`: for each parameter [..., D] three arrays.
+    """State of the moments in `riemannian_adam`: three arrays for each parameter [..., D].
 
     Attributes:
-        count: int32 [..., 1], steps in which the row had a gradient.
-        mu: [..., D], first moments, tangent where they were last used.
+        count: int32 [..., 1], number of steps in which the row had a gradient.
+        mu: [..., D], first moments, tangent at the point where they were last used.
         nu: [..., 1], second moments.
     """
 
@@ -205,29 +217,33 @@ def riemannian_adam(
     method: Retraction = normalisation,
     axis: int = -1,
 ) -> optax.GradientTransformationExtraArgs:
-    """Riemannian Adam (Bécigneul and Ganea 2019, arXiv 1810.00760) on a product of unit spheres, one a row.
+    """Riemannian Adam (Bécigneul and Ganea 2019, arXiv 1810.00760) on a product of unit spheres,
+    one per row.
 
-    For a row's tangent gradient g: m ← β₁ P m + (1 − β₁) g, v ← β₂ v + (1 − β₂) |g|², z = −η m̂ / (√v̂ + ε), x ← R_x(z).
-    v is one number a row, as theirs: a sphere has no coordinates that the second moment could tell apart, and so a
-    rotation of all vectors rotates the steps with them. A row's first step turns it by about η radians, however many
-    its dimensions.
+    For a row's tangent gradient g: m ← β₁ P m + (1 − β₁) g, v ← β₂ v + (1 − β₂) |g|², z = −η m̂ /
+    (√v̂ + ε), x ← R_x(z). v is one number per row, as in the paper: a sphere has no coordinates
+    with separate second moments. A rotation of all vectors therefore rotates their steps too. A
+    row's first step turns it by about η radians, for any number of dimensions.
 
-    Differs from their algorithm: m is carried to the row's new point by P, the projection on the tangent space there,
-    not by parallel transport (to first order they agree); bias is corrected as Adam does. Differs from Adam on a whole
-    table: a row whose gradient is 0 stays and keeps its moments, and bias is corrected by the row's own count of
-    steps, so that a row does not depend on other rows, and `rowwise.lazy` of this is the same algorithm.
+    Differs: from the paper's algorithm, m is carried to the row's new point by P, the projection on
+    the tangent space there, not by parallel transport (to first order they agree), and bias is
+    corrected as in Adam. From Adam on a whole table, a row whose gradient is 0 stays and keeps its
+    moments, and bias is corrected by the row's own count of steps. A row therefore does not depend
+    on other rows, and `rowwise.lazy` of this optimiser is the same algorithm.
 
     Args:
         learning_rate: η, or a schedule of it.
         b1: β₁, decay of the first moment.
         b2: β₂, decay of the second moment.
         eps: ε, added to the root of the second moment.
-        calibrated: with the factor of MARS (see `calibrate`); False is Bécigneul and Ganea's.
+        calibrated: whether to apply the factor of MARS (see `calibrate`); False is the algorithm of
+            Bécigneul and Ganea.
         method: `normalisation` or `exponential`.
         axis: the axis of a row's D numbers.
 
     Raises:
-        ValueError: for hyperparameters that are not finite numbers; by `init`, for rows that are not unit vectors.
+        ValueError: if a hyperparameter is not a finite number; by `init`, if rows are not unit
+            vectors.
 
     >>> x, tx = jnp.array([1.0, 0.0]), riemannian_adam(0.1, method=exponential)
     >>> updates, _ = tx.update(jnp.array([0.0, -7.0]), tx.init(x), x)
@@ -238,6 +254,7 @@ def riemannian_adam(
 
 
 def _descent(scale: Any, learning_rate: Any, calibrated: bool, method: Retraction, axis: int) -> Any:
+    """Chains factor, tangent projection, scaling, learning rate and retraction."""
     if not callable(learning_rate):
         number("learning_rate", learning_rate)
     factor = calibrate(axis=axis) if calibrated else optax.identity()
@@ -246,7 +263,7 @@ def _descent(scale: Any, learning_rate: Any, calibrated: bool, method: Retractio
 
 
 def _scale_by_moments(b1: float, b2: float, eps: float, axis: int) -> optax.GradientTransformation:
-    """Tangent gradients become the directions of `riemannian_adam`, tangent too."""
+    """Turns tangent gradients into the directions of `riemannian_adam`, which are tangent too."""
     for name, value in (("b1", b1), ("b2", b2), ("eps", eps)):
         number(name, value, least=0)
 
@@ -280,11 +297,13 @@ def _scale_by_moments(b1: float, b2: float, eps: float, axis: int) -> optax.Grad
 def _at_points(
     rule: Callable[[Array, Array], Array], check: Callable[[Any], None] = lambda params: None
 ) -> optax.GradientTransformation:
-    """The transformation without state that maps each update and its parameter to a new update of the same shape.
+    """Returns a stateless transformation that maps each update and its parameter to a new update of
+    the same shape.
 
     Args:
         rule: (update, parameter) -> update.
-        check: refuses parameters, by `init`.
+        check: function that `init` calls with the parameters; it raises an error for those it does
+            not accept.
     """
 
     def checked(update: Array, point: Array) -> Array:
@@ -302,7 +321,7 @@ def _at_points(
 
 
 def _check_unit(params: Any, axis: int) -> None:
-    """`ValueError` for rows whose length is known and not 1."""
+    """Raises `ValueError` for rows whose length is known and not 1."""
     for path, table in jax.tree_util.tree_leaves_with_path(params):
         if isinstance(table, jax.core.Tracer) or not jnp.size(table):
             continue
@@ -311,14 +330,16 @@ def _check_unit(params: Any, axis: int) -> None:
         if not off <= _ROUNDING:
             raise ValueError(
                 f"params{jax.tree_util.keystr(path)} has rows of lengths {float(lengths.min()):.3g} to "
-                f"{float(lengths.max()):.3g}, which a step on the sphere would normalise; give it unit vectors, or "
-                "choose the parameters by optax.partition or optax.masked"
+                f"{float(lengths.max()):.3g}, which a step on the sphere would normalise; give "
+                "unit vectors, or "
+                "choose the parameters with optax.partition or optax.masked"
             )
 
 
 def _given(params: Any) -> Any:
+    """Raises `ValueError` if there are no parameters."""
     if params is None:
-        raise ValueError("params=None; a step starts from a point, so call update(updates, state, params)")
+        raise ValueError("params=None, but a step starts from a point; call update(updates, state, params)")
     return params
 
 
@@ -327,7 +348,7 @@ def _dot(x: Array, y: Array, axis: int) -> Array:
 
 
 def _root(x: Array) -> Array:
-    """√x; its gradient at 0 is 0."""
+    """Computes √x, with gradient 0 at 0."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
 
@@ -342,4 +363,5 @@ def _unit(x: Array, axis: int) -> Array:
 
 
 def _along_sphere(vector: Array, point: Array, axis: int) -> Array:
+    """Projects a vector on the tangent space at a point of the sphere."""
     return vector - _dot(point, vector, axis) * point

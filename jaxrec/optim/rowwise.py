@@ -1,9 +1,9 @@
-"""Optimisers of embedding tables, for losses that look up few rows a step.
+"""Optimisers of embedding tables, for losses that look up few rows per step.
 
-`adam` is the algorithm of `optax.adam`, in less time. `lazy(tx)`, `lazy_adam` and `lazy_sgd` are another algorithm,
-TensorFlow's LazyAdam: they move only the rows that a step looks up, and cost nothing for the rest. All are
-`optim.Step`s, and find the rows themselves, from the structure of the gradient; `found` reports which tables they treat
-by rows.
+`adam` is the algorithm of `optax.adam`, in less time. `lazy(tx)`, `lazy_adam` and `lazy_sgd` are a
+different algorithm, TensorFlow's LazyAdam: they only move the rows that a step looks up, and take
+no time for the others. All are `optim.Step`s, and find the rows themselves, from the structure of
+the gradient. `found` reports which tables they treat by rows.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from jaxrec.typing import Array, Key, Scalar
 
 
 def found(value_fn: ValueFn, params: Any, key: Key | None = None, batch: Any = None) -> dict[str, int | None]:
-    """How many look-ups of rows a step makes in each table: None for a table that is treated whole.
+    """Returns how many rows a step looks up in each table; None for a table treated as a whole.
 
-    A table is treated by rows if the loss only looks rows of it up, and fewer than it has. Look-ups inside a loop
-    (`lax.scan`, `lax.map`), a branch or `jax.checkpoint` are not recognised; such tables are treated whole, exactly.
+    A table is treated by rows if the loss only looks up its rows, and fewer of them than it has.
+    Look-ups inside a loop (`lax.scan`, `lax.map`), a branch or `jax.checkpoint` are not recognised.
+    Such tables are treated as a whole, which is exact.
 
     Args:
-        value_fn: scalar of (params, key, batch).
+        value_fn: scalar function of (params, key, batch).
         params: a tree of floats.
-        key: as `value_fn` takes it.
-        batch: as `value_fn` takes it.
+        key: the key that `value_fn` takes.
+        batch: the batch that `value_fn` takes.
 
     >>> params = {"item": jnp.ones((9, 2)), "bias": jnp.ones(())}
     >>> found(lambda params, key, ids: (params["item"][ids].sum() * params["bias"]), params, None, jnp.array([1, 3, 1]))
@@ -54,10 +55,11 @@ class AdamState(NamedTuple):
     """State of `adam`.
 
     Attributes:
-        count: int32 [], steps done.
-        last: for each parameter int32 [rows], the step at which the row of the moments was written.
+        count: int32 [], number of steps done.
+        last: for each parameter int32 [rows], the step at which the row's moments were last
+            written.
         mu: first moments, each row as of its step `last`.
-        nu: second moments, likewise.
+        nu: second moments, each row as of its step `last`.
     """
 
     count: Array
@@ -67,38 +69,43 @@ class AdamState(NamedTuple):
 
 
 def adam(learning_rate: Scalar, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Step:
-    """Adam (Kingma and Ba 2015, arXiv 1412.6980) on every row at every step; it writes moments where they change.
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980) on every row at every step; moments are only
+    written where they change.
 
-    It is the algorithm of `optax.adam`, and equal to it up to rounding. A row whose gradient is 0 for s steps has the
-    moments b1ˢ m and b2ˢ v, so they need not be written: a step writes the moments of the rows that it looks up, and
-    passes over the whole table once, to move it, where `optax.adam` passes three times.
+    It is the algorithm of `optax.adam`, and equals it up to rounding. A row whose gradient is 0 for
+    s steps has the moments b1ˢ m and b2ˢ v, which need not be written. A step writes the moments of
+    the rows that it looks up, and passes over the whole table once, to move it; `optax.adam` passes
+    over it three times.
 
     Args:
-        learning_rate: step size.
+        learning_rate: learning rate.
         b1: decay of the first moment.
         b2: decay of the second moment.
         eps: added to the root of the second moment.
 
     Raises:
-        ValueError: for hyperparameters that are not finite numbers.
+        ValueError: if a hyperparameter is not a finite number.
     """
     _check_adam(learning_rate, b1, b2, eps)
     return Step(_adam_init, partial(_adam, learning_rate=learning_rate, b1=b1, b2=b2, eps=eps))
 
 
 def _check_adam(learning_rate: Scalar, b1: float, b2: float, eps: float) -> None:
+    """Raises `ValueError` if a hyperparameter is not a finite number."""
     number("learning_rate", learning_rate)
     for name, value in (("b1", b1), ("b2", b2), ("eps", eps)):
         number(name, value, least=0)
 
 
 def _adam_init(params: Any) -> AdamState:
+    """Creates the state of `adam`."""
     mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
     last = jax.tree.map(lambda table: jnp.zeros(jnp.shape(table)[:1], jnp.int32), params)
     return AdamState(jnp.zeros((), jnp.int32), last, mu, nu)
 
 
 def _adam(value_fn, params, state, key, batch, *, learning_rate, b1, b2, eps):
+    """Makes one step of `adam`."""
     loss, slopes = value_and_rows(lambda params: value_fn(params, key, batch), params)
     step = state.count + 1
 
@@ -106,6 +113,7 @@ def _adam(value_fn, params, state, key, batch, *, learning_rate, b1, b2, eps):
         at, gradient = _place_of(slope)
         time, rate = step.astype(mu.dtype), jnp.asarray(learning_rate, mu.dtype)
         power = partial(_power, dtype=mu.dtype)
+        # Moments are as of the step `last`: apply the decay of all steps since then.
         age = step - at.take(last)
         mu = at.put(mu, _by_row(power(b1, age), at.take(mu)) + (1 - b1) * gradient)
         nu = at.put(nu, _by_row(power(b2, age), at.take(nu)) + (1 - b2) * gradient**2)
@@ -114,18 +122,18 @@ def _adam(value_fn, params, state, key, batch, *, learning_rate, b1, b2, eps):
         v = _by_row(power(b2, step - last) / (1 - b2**time), nu)
         return table + m / (jnp.sqrt(v) + eps), last, mu, nu
 
-    together = jax.tree.map(moved, params, slopes, state.last, state.mu, state.nu)
-    params, last, mu, nu = jax.tree.transpose(jax.tree.structure(params), jax.tree.structure((0,) * 4), together)
+    quadruples = jax.tree.map(moved, params, slopes, state.last, state.mu, state.nu)
+    params, last, mu, nu = jax.tree.transpose(jax.tree.structure(params), jax.tree.structure((0,) * 4), quadruples)
     return loss, params, AdamState(step, last, mu, nu)
 
 
 def _power(rate: float, age: Array, dtype: Any) -> Array:
-    """rateᵃᵍᵉ by the exponential, which vectorises on CPU; the power does not."""
+    """Computes rateᵃᵍᵉ by an exponential, which vectorises on CPU, unlike a power."""
     return jnp.exp(age.astype(dtype) * jnp.log(jnp.asarray(rate, dtype)))
 
 
 def _by_row(factor: Array, rows: Array) -> Array:
-    """Each row of [R, ...] times its factor [R]."""
+    """Multiplies each row of [R, ...] by its factor [R]."""
     return factor.reshape(factor.shape + (1,) * (rows.ndim - factor.ndim)) * rows
 
 
@@ -133,14 +141,16 @@ def _by_row(factor: Array, rows: Array) -> Array:
 
 
 def lazy(tx: optax.GradientTransformation) -> Step:
-    """The transformation `tx`, applied to the rows that a step looks up and to no other.
+    """Applies the transformation `tx` only to the rows that a step looks up.
 
-    Tables that are used in any other way than by look-ups, or looked up as often as they have rows, are treated whole;
-    see `found`. Gradients of an id that occurs more than once are added up first. `tx` must treat each row by itself.
+    A table that is used in any other way than by look-ups, or looked up as often as it has rows, is
+    treated as a whole; see `found`. If an id occurs more than once, its gradients are added up
+    first. `tx` must treat each row separately.
 
-    Differs from `tx` itself: a row that a step does not look up keeps its value and its moments, which neither decay
-    nor move it, while counts of steps go on for all rows. Weight decay inside `tx` acts on the rows that are looked up,
-    and clipping by the global norm sees these rows only.
+    Differs from `tx` itself: a row that a step does not look up keeps its value and its moments,
+    which neither decay nor move it, while the counts of steps increase for all rows. Weight decay
+    inside `tx` acts on the rows that are looked up, and clipping by the global norm sees only these
+    rows.
 
     >>> tx = lazy(optax.sgd(0.5))
     >>> params = {"item": jnp.ones((4, 2))}
@@ -153,6 +163,7 @@ def lazy(tx: optax.GradientTransformation) -> Step:
 
 
 def _lazy(value_fn, params, state, key, batch, *, tx):
+    """Makes one step of `tx` on the rows, of parameters and of the state's tables."""
     loss, slopes = value_and_rows(lambda params: value_fn(params, key, batch), params)
     places = jax.tree.map(_place_of, slopes)
     of_params, gradients = jax.tree.transpose(jax.tree.structure(params), jax.tree.structure((0, 0)), places)
@@ -172,39 +183,55 @@ def _lazy(value_fn, params, state, key, batch, *, tx):
 
 
 def _masked(value: Any) -> bool:
-    """Whether a part of `optax.partition` or `optax.masked` keeps no state for this parameter."""
+    """Returns whether `optax.partition` or `optax.masked` keeps no state for this parameter."""
     return isinstance(value, optax.MaskedNode)
 
 
 def lazy_adam(learning_rate: Scalar, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Step:
-    """`lazy(optax.adam(...))` in less time: Adam on the rows that a step looks up, another algorithm than `adam`.
+    """Adam on the rows that a step looks up: `lazy(optax.adam(...))` in less time. `adam` differs.
 
-    A row's moments are averages over the steps that looked it up, so that rare rows keep their momentum.
+    A row's moments are averages over the steps that looked it up, so that rare rows keep their
+    momentum.
+
+    Args:
+        learning_rate: learning rate.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root of the second moment.
 
     Raises:
-        ValueError: for hyperparameters that are not finite numbers.
+        ValueError: if a hyperparameter is not a finite number.
     """
     _check_adam(learning_rate, b1, b2, eps)
     return lazy(optax.chain(_scale_by_adam(b1, b2, eps), optax.scale_by_learning_rate(learning_rate)))
 
 
 def lazy_sgd(learning_rate: Scalar) -> Step:
-    """Stochastic gradient descent on the rows that a step looks up; it equals `optax.sgd` without momentum."""
+    """Stochastic gradient descent on the rows that a step looks up. It equals `optax.sgd` without
+    momentum.
+
+    Raises:
+        ValueError: if the learning rate is not a finite number.
+    """
     number("learning_rate", learning_rate)
     return lazy(optax.sgd(learning_rate))
 
 
 class _Moments(NamedTuple):
-    """State of `_scale_by_adam`: steps done, and for each parameter [rows, ...] both moments [rows, 2, ...]."""
+    """State of `_scale_by_adam`: steps done, and for each parameter [rows, ...] both moments [rows,
+    2, ...].
+    """
 
     count: Array
     moments: Any
 
 
 def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """`optax.scale_by_adam` with a row's two moments side by side, so that one look-up finds both."""
+    """Is `optax.scale_by_adam` with a row's two moments next to each other, so that one look-up
+    finds both.
+    """
 
-    def axis(x: Array) -> int:  # of the two: behind the rows
+    def axis(x: Array) -> int:  # the axis of the two moments, after the rows
         return min(1, jnp.ndim(x))
 
     def init(params: Any) -> _Moments:
@@ -219,7 +246,7 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
             place, gradient = axis(gradient), jnp.expand_dims(gradient, axis(gradient))
             shape = [2 if at == place else 1 for at in range(old.ndim)]
             decay, second = jnp.array([b1, b2], old.dtype).reshape(shape), (jnp.arange(2) == 1).reshape(shape)
-            # Products and a choice, not a concatenation, which on CPU is a slow loop.
+            # Select the second moment's factor by `where`: a concatenation is a slow loop on CPU.
             return decay * old + (1 - decay) * gradient * jnp.where(second, gradient, 1)
 
         def direction(gradient: Array, moments: Array) -> Array:
@@ -237,7 +264,7 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
 
 
 class _Whole:
-    """A parameter that is treated whole."""
+    """A parameter that is treated as a whole."""
 
     def take(self, table: Array) -> Array:
         return table
@@ -251,13 +278,17 @@ class _Whole:
 
 
 class _Places:
-    """Places of ids [R] in a table. If an id occurs more than once, its last occurrence stands for all."""
+    """The rows of ids [R] in a table. If an id occurs more than once, its last occurrence
+    represents all.
+    """
 
     def __init__(self, ids: Array, size: int):
         self.ids = ids
         order = jnp.arange(ids.size, dtype=jnp.int32)
         self.slot = jnp.zeros(size, jnp.int32).at[ids].max(order)[ids]
-        self.target = jnp.where(self.slot == order, ids, size + order)  # past the end: dropped
+        # Other occurrences go past the end, where a scatter drops them, so that all targets are
+        # unique.
+        self.target = jnp.where(self.slot == order, ids, size + order)
 
     def take(self, table: Array) -> Array:
         return lookup_again(table, self.ids)
@@ -269,12 +300,12 @@ class _Places:
         return table.at[self.target].add(updates, mode="drop", unique_indices=True)
 
     def summed(self, values: Array) -> Array:
-        """The gradients of the ids, each id's added up where its last occurrence stands."""
+        """Adds up the gradients of each id at its last occurrence."""
         return jnp.zeros_like(values).at[self.slot].add(values)
 
 
 def _place_of(slope: Array | Rows) -> tuple[_Whole | _Places, Array]:
-    """Where a gradient is, and its values there."""
+    """Returns the rows of a gradient, and its values there."""
     if not isinstance(slope, Rows):
         return _Whole(), slope
     at = _Places(slope.ids, slope.shape[0])

@@ -1,4 +1,4 @@
-"""What `train.fit` asks of an optimiser, and any optax transformation in that form."""
+"""What `train.fit` needs of an optimiser, and a conversion of optax transformations to it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ from jaxrec.typing import Array, Key
 
 
 class ValueFn(Protocol):
-    """The training loss of a step, as `train.fit` hands it to a `Step`."""
+    """The training loss of a step, as `train.fit` passes it to a `Step`."""
 
     def __call__(self, params: Any, key: Key, batch: Any, objective: Callable[..., Array] | None = None) -> Array:
-        """The loss of these parameters; another objective over the same variables if one is given."""
+        """Returns the loss of these parameters, or another objective of the same variables if one
+        is given.
+        """
 
 
 class Step(NamedTuple):
     """An optimiser that evaluates the loss itself, where and as often as it needs.
 
     Attributes:
-        init: parameters -> state of the optimiser.
-        step: (value_fn, parameters, state, key, batch) -> (loss, parameters, state). `value_fn(parameters, key, batch)`
-            is the loss. Make `step` a `functools.partial` of a function of a module: its arrays are then arguments of
-            the compiled program, and the same settings share one.
+        init: function of the parameters that returns the state of the optimiser.
+        step: (value_fn, parameters, state, key, batch) -> (loss, parameters, state).
+            `value_fn(parameters, key, batch)` is the loss. Make `step` a `functools.partial` of a
+            module-level function. Its arrays are then arguments of the compiled program, and equal
+            settings share one program.
     """
 
     init: Callable[[Any], Any]
@@ -34,10 +37,10 @@ class Step(NamedTuple):
 
 
 def as_step(tx: optax.GradientTransformation | Step) -> Step:
-    """An optax transformation as a `Step`; a `Step` as it is.
+    """Returns an optax transformation as a `Step`; a `Step` is returned unchanged.
 
-    The transformation gets `value`, `grad` and `value_fn` (of the parameters alone) where it takes them, as
-    `optax.lbfgs`, `optax.polyak_sgd` and `optax.contrib.reduce_on_plateau` do.
+    The transformation gets `value`, `grad` and `value_fn` (a function of the parameters only) if it
+    accepts them, as `optax.lbfgs`, `optax.polyak_sgd` and `optax.contrib.reduce_on_plateau` do.
 
     >>> init, step = as_step(optax.sgd(0.1))
     >>> loss, params, _ = step(lambda x, key, batch: x**2, 3.0, init(3.0), None, None)
@@ -48,6 +51,8 @@ def as_step(tx: optax.GradientTransformation | Step) -> Step:
 
 
 def _updated(value_fn: ValueFn, params: Any, state: Any, key: Key, batch: Any, *, tx: Any) -> tuple[Array, Any, Any]:
+    """Makes one step with an optax transformation."""
+
     def of_params(params: Any) -> Array:
         return value_fn(params, key, batch)
 

@@ -1,4 +1,4 @@
-"""Training: `init` a state, `fit` it to interactions under an objective and an optax transformation."""
+"""Training: `init` creates a state, and `fit` trains it with an objective and an optimiser."""
 
 from jaxrec._log import DivergenceError as DivergenceError
 from jaxrec._log import EarlyStopping as EarlyStopping

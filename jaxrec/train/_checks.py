@@ -1,4 +1,8 @@
-"""What training refuses before it starts, since it would go wrong in silence: look-ups clamp ids beyond a table."""
+"""Checks made before training starts.
+
+A look-up in JAX clamps an index that lies beyond the table, so that a wrong size would train wrong
+rows without an error.
+"""
 
 from __future__ import annotations
 
@@ -16,23 +20,29 @@ from jaxrec.interactions import Interactions, check_weights
 
 
 def check_state(state: Any) -> None:
-    """`ValueError` for a state without parameters."""
+    """Raises `ValueError` if the state has no parameters."""
     if "params" not in state.variables:
-        raise ValueError(f"state.variables has {list(state.variables)}, not 'params'; make the state with train.init")
+        raise ValueError(f"state.variables has {list(state.variables)}, not 'params'; create the state with train.init")
 
 
 def check_covers(parts: Sequence[Any], train: Interactions) -> None:
-    """Refuses a model among them that is too small: looking up clamps, so that it would learn rows of other ids."""
+    """Raises `ValueError` if one of `parts` is a model with fewer users or items than `train`."""
     for part, name in itertools.product(parts, ("n_users", "n_items")):
         size = as_integer(getattr(part, name, None))
         if size is not None and size < getattr(train, name):
-            raise ValueError(f"the model's {name} is {size}, train's {getattr(train, name)}; make it for all ids")
+            raise ValueError(
+                f"the model's {name} is {size}, but train's is {getattr(train, name)}; "
+                "create the model for all ids of train"
+            )
 
 
 def check_bound(functions: tuple, train: Interactions) -> None:
-    """What the library's own functions among these partials have bound: `n_items`, interactions, tables, margins.
+    """Checks the sizes that are bound in the partials `functions`: `n_items`, interactions, tables
+    and margins.
 
-    Samplers may draw from as many items as the model has, but not from fewer than `train`.
+    Only arguments of the library's own functions are checked, since other functions may use these
+    names differently. A sampler may draw from as many items as the model has, but not from fewer
+    than `train` has.
     """
     found = list(bound(functions))
     models = [value for _, name, value in found if name == "model"]
@@ -60,30 +70,37 @@ def check_bound(functions: tuple, train: Interactions) -> None:
             least, most = sizes[axis]
             if not least <= size <= most:
                 raise ValueError(
-                    f"{name} of {function.__name__} is for {axis}={size}, train has {least}"
-                    f"{'' if least == most else f' and the model {most}'}; make it for the ids of train"
+                    f"{name} of {function.__name__} is for {axis}={size}, but train has {least}"
+                    f"{'' if least == most else f' and the model {most}'}; "
+                    "create it for the ids of train"
                 )
 
 
 def check_transformation(tx: Any) -> None:
-    """`TypeError` for what is no transformation, such as a learning rate or the function that makes one."""
+    """Raises `TypeError` for anything but a transformation, such as a learning rate or `optax.adam`
+    itself.
+    """
     if not callable(getattr(tx, "init", None)):
         raise TypeError(f"tx is {tx!r:.80}; give an optax transformation, such as optax.adam(1e-3)")
 
 
 def check_optimizer(state: Any, tx: Any) -> None:
-    """Whether the state is of `tx` and of these parameters, unless `tx.init` looks at values."""
+    """Raises `ValueError` if the optimiser's state does not belong to `tx` and to these parameters.
+
+    Only shapes are traced, so that the check is skipped for a `tx.init` that looks at values.
+    """
     check_transformation(tx)
     try:
         expected = jax.eval_shape(tx.init, state.variables["params"])
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
         return
     if jax.tree.structure(expected) != jax.tree.structure(state.opt_state):
-        raise ValueError("state.opt_state is of another optimiser than tx; give fit the tx that init had")
+        raise ValueError("state.opt_state belongs to another optimiser than tx; pass fit the same tx as init")
     leaves = zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(state.opt_state))
     for (path, like), leaf in leaves:
         if like.shape != np.shape(leaf):
             raise ValueError(
-                f"state.opt_state{jax.tree_util.keystr(path)} is {list(np.shape(leaf))}, of these parameters it would "
-                f"be {list(like.shape)}; give fit the tx that init had"
+                f"state.opt_state{jax.tree_util.keystr(path)} has shape {list(np.shape(leaf))}, "
+                "but for these "
+                f"parameters it is {list(like.shape)}; pass fit the same tx as init"
             )

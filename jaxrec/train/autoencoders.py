@@ -1,4 +1,4 @@
-"""Training of autoencoders, whose examples are users with their whole histories: call `fit` with `examples=by_user`."""
+"""Training of autoencoders, whose examples are users with all their items (`examples=by_user`)."""
 
 from __future__ import annotations
 
@@ -23,19 +23,21 @@ from jaxrec.typing import Array, Key, Model, Scalar, Variables
 
 
 def annealed(step: Array, *, cap: Scalar = 1.0, total: Scalar = 20_000) -> Array:
-    """β = min(cap, (step + 1) / total): grows by 1 / total a step, whatever the cap, as VALID's released code has it.
+    """Returns the annealed weight β = min(cap, (step + 1) / total) of the KL divergence.
+
+    β grows by 1 / total per step, regardless of `cap`, as in VALID's released code.
 
     Args:
-        step: integers [...], steps made before, such as `Batch.step`.
+        step: integers [...], the number of steps made before, such as `Batch.step`.
         cap: the largest β.
-        total: steps until β = 1.
+        total: the number of steps until β would be 1.
 
     Returns:
         float32 [...].
 
     Raises:
-        ValueError: for a `total` that is not a finite number above 0, and a `cap` that is negative or not finite.
-            Traced numbers pass.
+        ValueError: if `total` is not a finite number above 0, or `cap` is negative or not finite.
+            Traced numbers are not checked.
 
     >>> float(annealed(1999, cap=0.2, total=10_000))
     0.20000000298023224
@@ -54,24 +56,26 @@ def objective(
     cap: Scalar = 1.0,
     total: Scalar = 20_000,
 ) -> Array:
-    """Negative evidence lower bound, a mean over users: Σ_l −log p_l + β KL, with β `annealed`.
+    """Computes the negative evidence lower bound, Σ_l −log p_l + β KL, averaged over users; β is
+    `annealed`.
 
     Args:
         variables: the model's variables, as returned by `model.init`.
-        key: for the model's noise.
-        batch: users [B, 1] with their histories, of `fit(..., examples=by_user)`. To take few users at a time, make
-            `tx` an `optax.MultiSteps` and the batches smaller.
-        model: gives both halves [B] by `model.apply(variables, users, method="bound", histories=batch.histories)`, such
-            as `models.VALID`.
+        key: typed key for the model's noise.
+        batch: users [B, 1] with their histories, as `fit(..., examples=by_user)` gives them. To
+            hold fewer users in memory, make the batches smaller and pass an `optax.MultiSteps` as
+            `tx`.
+        model: a model such as `models.VALID`, which computes the two terms [B] of the bound by
+            `model.apply(variables, users, method="bound", histories=batch.histories)`.
         cap: the largest β.
-        total: steps until β = 1.
+        total: the number of steps until β would be 1.
 
     Raises:
-        TypeError: for a model without `bound`.
-        ValueError: for batches without histories.
+        TypeError: if the model has no `bound`.
+        ValueError: if the batch has no histories.
     """
     if batch.histories is None:
-        raise ValueError("the batch has no histories; call fit with examples=train.by_user")
+        raise ValueError("the batch has no histories; call fit with examples=jaxrec.train.by_user")
     _check_has(model, "bound", "VALID")
     halves = model.apply(variables, batch.users[:, 0], method="bound", histories=batch.histories, rngs={"noise": key})
     where, weights = batch.where[:, 0], batch.weights
@@ -93,35 +97,41 @@ def alternating(
     encoder_passes: int = 3,
     **loop: Unpack[Loop],
 ) -> tuple[State, Log]:
-    """Trains encoder and decoder alternately, as RecVAE is (Shenbin et al. 2020, 10.1145/3336191.3371831).
+    """Alternates encoder and decoder training (RecVAE; Shenbin et al. 2020, 10.1145/3336191.3371831).
 
-    An epoch is `encoder_passes` of the encoder over all users, a copy of it as the old one, and a pass of the decoder
-    without dropout. β is 1.
+    An epoch has three stages: `encoder_passes` passes of the encoder over all users; the copying of
+    the encoder to the old encoder; and one pass of the decoder, without dropout. β is 1.
 
     Args:
         key: typed key, consumed.
-        model: has "encoder" among its parameters and in the collection "old", and `dropout`; such as `models.RecVAE`.
-        tx: for the encoder, and for the rest with a state of its own; the paper's is `optax.adam(5e-4)`.
+        model: a model such as `models.RecVAE`, with `dropout`, and with "encoder" both among its
+            parameters and in the collection "old".
+        tx: the optimiser. The encoder and the other parameters have separate optimiser states. The
+            paper uses `optax.adam(5e-4)`.
         train: the positives.
-        epochs: their number.
-        batch_size: users a step.
-        encoder_passes: before each pass of the decoder.
-        loop: `validate`, `every`, `stopping`, `checkpoint`, `callbacks` and `progress`, as `fit` takes them.
+        epochs: number of epochs.
+        batch_size: number of users per step.
+        encoder_passes: number of passes of the encoder before each pass of the decoder.
+        loop: `validate`, `every`, `stopping`, `checkpoint`, `callbacks` and `progress`, as in
+            `fit`.
 
     Returns:
-        The state, whose `epoch` counts passes, and the `Log`, where "loss" is the decoder's.
+        The state, whose `epoch` counts passes, and the `Log`, whose "loss" is the decoder's and
+        whose "encoder_loss" is the encoder's.
 
     Raises:
-        TypeError: for a model without an encoder and an old one, and a `stopping` of another type.
-        ValueError: for numbers that are not integers of 1 or more, `stopping` without `validate`, and a metric of
-            `stopping` that no validation gave as a number.
-        Interrupted: at Ctrl-C, once an epoch is finished; it carries the state after the last one, and the log.
+        TypeError: if the model has no encoder or no old encoder, or `stopping` has another type.
+        ValueError: if a number is not an integer of 1 or more, `stopping` is given without
+            `validate`, or no validation gave the metric of `stopping` as a number.
+        Interrupted: on Ctrl-C. It carries the log, and the state after the last finished epoch.
     """
     encoder_passes = integer("encoder_passes", encoder_passes)
     state = init(key, model, tx)
     if not all("encoder" in state.variables.get(where, ()) for where in ("params", "old")):
         name = type(model).__name__
-        raise TypeError(f"model={name} has no old encoder beside its encoder; train it by fit, or give one like RecVAE")
+        raise TypeError(
+            f"model={name} lacks an encoder or an old encoder; train it with fit, or give a model such as RecVAE"
+        )
     parts = {
         "encoder_loss": (functools.partial(objective, model=model, total=1), _part(tx, encoder=True), encoder_passes),
         "loss": (functools.partial(objective, model=model.clone(dropout=0.0), total=1), _part(tx, encoder=False), 1),
@@ -131,7 +141,8 @@ def alternating(
     def advance(state: State, number: int) -> tuple[State, Mapping[str, float]]:
         try:
             return _alternated(state, parts, train, batch_size)
-        except DivergenceError as error:  # of a pass, whose state is not that of this run
+        except DivergenceError as error:
+            # The error carries the state of one pass; `run` adds this run's state to the cause.
             raise error.__context__ from None
 
     description = None
@@ -143,7 +154,7 @@ def alternating(
 
 
 def _alternated(state: State, parts: Mapping[str, tuple], train: Interactions, batch_size: int) -> tuple[State, dict]:
-    """Each part's passes, after which the old encoder is the present one."""
+    """Runs each part's passes, and copies the encoder to the old encoder after each part."""
     opt_states, values = dict(state.opt_state), {}
     for name, (loss, tx, passes) in parts.items():
         state, passed = fit(
@@ -158,7 +169,7 @@ def _alternated(state: State, parts: Mapping[str, tuple], train: Interactions, b
         )
         opt_states[name] = state.opt_state
         values[name] = passed.column("loss")[1][-1]
-        # of the structure that it had, or the next epoch would be compiled anew
+        # Keep the containers of "old": another tree structure would compile the next epoch again.
         kept = jax.tree.structure(state.variables["old"])
         old = jax.tree.unflatten(kept, jax.tree.leaves(state.variables["params"]["encoder"]))
         state = state._replace(variables={**state.variables, "old": old})
@@ -166,7 +177,7 @@ def _alternated(state: State, parts: Mapping[str, tuple], train: Interactions, b
 
 
 def _part(tx: optax.GradientTransformation, *, encoder: bool) -> optax.GradientTransformation:
-    """`tx` for the encoder or for all else; the others stand still."""
+    """Returns `tx` for the encoder only, or for all but the encoder; the others do not move."""
 
     def labels(params: Variables) -> dict[str, str]:
         return type(params)({name: "moved" if (name == "encoder") == encoder else "still" for name in params})

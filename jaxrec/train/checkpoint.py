@@ -1,4 +1,4 @@
-"""Checkpoints through orbax: written whole or not at all, checked when they are read, enough to resume a run."""
+"""Checkpoints through orbax: written atomically, verified when read, enough to resume a run."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ from jaxrec.interactions import DataWarning
 
 
 class _Damaged(Exception):
-    """A checkpoint cannot be read, or is not what was written."""
+    """A checkpoint cannot be read, or its contents differ from what was written."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Where and how often `fit` saves.
+    """Where and how often `fit` saves checkpoints.
 
-    Every array and every fact is stored with a checksum. If the newest checkpoint is damaged, the one before it is used
-    and a `DataWarning` says so. One process at a time may use the folder.
+    Every array and every fact is stored with a checksum. If the newest checkpoint is damaged, the
+    one before it is used and a `DataWarning` says so. Only one process at a time may use the
+    folder.
 
     Attributes:
-        directory: a folder of this run alone, created if needed; `~` is your home.
-        every: save after every so many epochs, and after the last.
+        directory: a folder for this run only, created if needed; `~` is your home directory.
+        every: number of epochs between checkpoints. The last epoch is always saved.
         keep: how many of the latest checkpoints to keep.
 
     Raises:
-        TypeError: for a `directory` that is no path.
-        ValueError: for `every` or `keep` below 1, and a `directory` that is empty or an address.
+        TypeError: if `directory` is not a path.
+        ValueError: if `every` or `keep` is below 1, or `directory` is empty or a URL.
     """
 
     directory: str | os.PathLike
@@ -63,11 +64,12 @@ class Checkpoint:
 
     @contextlib.contextmanager
     def reserved(self) -> Iterator[None]:
-        """Keeps the folder for this process. The system gives it back when the process ends, however it ends.
+        """Locks the folder for this process. The operating system releases the lock when the
+        process ends, even after a crash.
 
         Raises:
-            ValueError: where another run uses the folder.
-            OSError: where the folder cannot be created.
+            ValueError: if another run uses the folder.
+            OSError: if the folder cannot be created.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if jax.process_index() > 0:  # the processes of one run share the folder
@@ -77,20 +79,23 @@ class Checkpoint:
             held = filelock.FileLock(self.folder / ".lock").acquire(timeout=0)
         except filelock.Timeout:
             raise ValueError(
-                f"{self.folder} is in use by another run; wait for it, stop it, or give each run a folder of its own"
+                f"{self.folder} is in use by another run; wait for it, stop it, or give each run its own folder"
             ) from None
         with held:
             yield
 
     def save(self, run: Progress, description: Mapping[str, Any]) -> None:
-        """Writes the run under the number of its epoch; orbax renames a finished folder into place.
+        """Writes the run under the number of its epoch; orbax renames the folder into place once it
+        is complete.
 
         Args:
             run: what to save.
-            description: JSON values that a later `restore` must match, such as the data's fingerprint.
+            description: JSON values that a later `restore` must match, such as the data's
+                fingerprint.
         """
         import orbax.checkpoint as ocp
 
+        # Without early stopping, or at a new best, the two states are the same: store them once.
         alike = all(a is b for a, b in zip(jax.tree.leaves(run.state), jax.tree.leaves(run.best), strict=True))
         arrays = _named((run.state,) if alike else (run.state, run.best))
         facts = {
@@ -103,7 +108,7 @@ class Checkpoint:
         text, step = json.dumps(facts), run.epoch
         sealed = {"facts": text, "checksum": _checksum(text.encode())}
         with self._manager() as manager:
-            if step in manager.all_steps():  # a damaged one
+            if step in manager.all_steps():  # a damaged checkpoint, which `restore` passed over
                 manager.delete(step)
             numbered = dict(zip(map(str, range(len(arrays))), arrays.values()))
             contents = {"arrays": ocp.args.StandardSave(numbered), "facts": ocp.args.JsonSave(sealed)}
@@ -111,20 +116,22 @@ class Checkpoint:
             manager.wait_until_finished()
 
     def restore(self, run: Progress, description: Mapping[str, Any]) -> Progress:
-        """The latest intact run of this folder, or `run` itself where none was saved.
+        """Returns the latest intact run in this folder, or `run` itself if none was saved.
 
-        The state given is that with which the run started, or one that the run has come to since.
+        The state of `run` is the one with which the saved run started, or one that it has reached
+        since.
 
         Args:
-            run: gives the structure, shapes, dtypes and shardings to expect, and the start to compare with.
-            description: as given to `save`.
+            run: gives the structure, shapes, dtypes and shardings to expect, and the start to
+                compare with.
+            description: the values given to `save`.
 
         Warns:
-            DataWarning: where the newest checkpoints are damaged and an older one is used.
+            DataWarning: if the newest checkpoints are damaged and an older one is used.
 
         Raises:
-            ValueError: for a checkpoint with another description, or of another model or optimiser, and where all
-                checkpoints are damaged.
+            ValueError: if the checkpoint has another description, or belongs to another model or
+                optimiser, or if all checkpoints are damaged.
         """
         damage = []
         with self._manager() as manager:
@@ -142,40 +149,44 @@ class Checkpoint:
         return run
 
     def _read(self, manager: Any, step: int, run: Progress, description: Mapping[str, Any]) -> Progress:
+        """Reads the checkpoint of epoch `step` and compares it with `run` and `description`."""
         facts = _facts(manager, step)
         differing = [
-            f"{name}={facts['description'].get(name)!r} where this one has {value!r}"
+            f"{name}={facts['description'].get(name)!r} instead of {value!r}"
             for name, value in description.items()
             if facts["description"].get(name) != value
         ]
         if differing:
             raise ValueError(
-                f"{self.folder} holds another run, with {'; '.join(differing)}; give each run a folder of its own"
+                f"{self.folder} holds another run, with {'; '.join(differing)}; give each run its own folder"
             )
         epoch, checksum = run.start
         first, written = facts["start"]
         if epoch < first or epoch > step or (epoch == first and checksum != written):
             raise ValueError(
                 f"{self.folder} holds the epochs {first} to {step} of a run that started with other variables than "
-                f"this state of epoch {epoch}; give the state that the run started with, or each run its own folder"
+                f"this state of epoch {epoch}; pass the state that the run started with, or give "
+                "each run its own "
+                "folder"
             )
         arrays = _arrays(manager, step, facts["arrays"])
         like = _named((run.state, run.best))
         alike = not any(name.startswith("[1]") for name in arrays)
         expected = {name: array for name, array in like.items() if not (alike and name.startswith("[1]"))}
         for name in sorted(set(arrays) ^ set(expected)):
-            raise ValueError(self._other(f"{name} is only {'there' if name in arrays else 'here'}"))
+            raise ValueError(self._other(f"{name} is only in the {'checkpoint' if name in arrays else 'given state'}"))
         for name, array in expected.items():
             found = arrays[name]
             if (found.shape, found.dtype) != (array.shape, array.dtype):
                 there, here = (f"{x.dtype}{list(x.shape)}" for x in (found, array))
-                raise ValueError(self._other(f"{name} is {there} there and {here} here"))
+                raise ValueError(self._other(f"{name} is {there} there, but {here} in the given state"))
         state = _from_named(arrays, run.state, "[0]")
         best = state if alike else _from_named(arrays, run.best, "[1]")
         return Progress(state, best, facts["stopping"], Log(tuple(facts["records"])), step, tuple(facts["start"]))
 
     def _other(self, detail: str) -> str:
-        return f"{self.folder} holds a run of another model or optimiser ({detail}); give each run a folder of its own"
+        """The message for a checkpoint whose arrays do not fit the state given."""
+        return f"{self.folder} holds a run of another model or optimiser ({detail}); give each run its own folder"
 
     def _manager(self) -> Any:
         import orbax.checkpoint as ocp
@@ -185,6 +196,7 @@ class Checkpoint:
 
 
 def _facts(manager: Any, step: int) -> dict[str, Any]:
+    """Reads what `save` stored as JSON, and verifies its checksum."""
     import orbax.checkpoint as ocp
 
     try:
@@ -194,12 +206,15 @@ def _facts(manager: Any, step: int) -> dict[str, Any]:
         return json.loads(sealed["facts"])
     except _Damaged:
         raise
-    except Exception as error:  # whatever orbax, its stores and JSON make of bytes that nobody wrote
+    except Exception as error:  # damaged bytes make orbax, its stores and JSON raise many types
         raise _Damaged(_short(error)) from error
 
 
 def _arrays(manager: Any, step: int, written: Sequence[tuple]) -> dict[str, np.ndarray]:
-    """The arrays by name. `written` has name, dtype, shape and checksum of each, in the order of their numbers."""
+    """Reads the arrays by name, and verifies their checksums.
+
+    `written` has the name, dtype, shape and checksum of each array, in the order of their numbers.
+    """
     import orbax.checkpoint as ocp
 
     like = {str(number): np.zeros(shape, dtype) for number, (_, dtype, shape, _) in enumerate(written)}
@@ -215,6 +230,7 @@ def _arrays(manager: Any, step: int, written: Sequence[tuple]) -> dict[str, np.n
 
 
 def _short(error: Exception) -> str:
+    """Type and first 200 characters of an error."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
@@ -227,14 +243,14 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _named(tree: Any) -> dict[str, np.ndarray]:
-    """The leaves on the host by their paths, typed keys as their data."""
+    """Copies the leaves to the host, by their paths; a typed key becomes its data."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     plain = ((path, jax.random.key_data(leaf) if _is_key(leaf) else leaf) for path, leaf in leaves)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in plain}
 
 
 def _from_named(arrays: Mapping[str, np.ndarray], like: Any, prefix: str) -> Any:
-    """The inverse of `_named`, with structure, keys and shardings of `like`."""
+    """Inverts `_named`, with the structure, keys and shardings of `like`."""
 
     def leaf(path: Any, template: Any) -> Any:
         value = arrays[prefix + jax.tree_util.keystr(path)]

@@ -1,7 +1,8 @@
-"""What an epoch goes through: single positives, groups of a user's positives, or users with all their items.
+"""Examples of an epoch: single positives, groups of positives, or users with all their items.
 
-`fit(..., examples=...)` takes a function of the positives, such as `singles`, `partial(groups, n=16)` or `by_user`. It
-returns examples: an object with their number `n`, and `batch(places, step)` that gives the `Batch` of some of them.
+`fit(..., examples=...)` takes a function of the positives, such as `singles`, `partial(groups,
+n=16)` or `by_user`. The function returns examples: an object with their number `n`, and a method
+`batch(places, step)` that returns the `Batch` of the examples at these places.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ from jaxrec.typing import Array
 
 
 class Batch(NamedTuple):
-    """The examples of a step: B users, each with up to P of its positives.
+    """The examples of one step: B users, each with up to P of their positives.
 
-    `model.apply(variables, batch.users, batch.items)` scores the positives, whichever examples they are.
+    `model.apply(variables, batch.users, batch.items)` scores the positives for every kind of
+    example.
 
     Attributes:
         users: int32 [B, 1].
-        items: int32 [B, P]; P is 1 for `singles` and `by_user`.
+        items: int32 [B, P]; P is 1 for `singles`, and for `by_user`, which gives each user's first
+            item.
         where: bool [B, P], True = use.
-        weights: float32 [B, P], or None. They weigh the loss.
-        step: int32 [], steps that the run has made before this one, for what is annealed.
-        histories: all items of these users, `Interactions` [B, N], with `by_user`; else None.
+        weights: float32 [B, P] by which the loss is weighted, or None.
+        step: int32 [], number of steps of the run before this one, for values that are annealed.
+        histories: all items of these users, `Interactions` [B, N], with `by_user`; otherwise None.
     """
 
     users: Array
@@ -51,14 +54,15 @@ class Batch(NamedTuple):
         where: Array | None = None,
         step: Array | int = 0,
     ) -> Batch:
-        """A batch for a training loop of your own.
+        """Returns a batch for your own training loop.
 
         Args:
             users: integers [B].
-            items: integers [B], or [B, P].
-            weights: of the shape of `items`.
-            where: bool of the shape of `items`; None uses all.
-            step: steps made before this one.
+            items: integers [B] or [B, P].
+            weights: floats of the shape of `items` by which the loss is weighted; None weights all
+                equally.
+            where: bool of the shape of `items`, True = use; None uses all.
+            step: number of steps made before this one.
 
         >>> Batch.of(jnp.array([0, 4]), jnp.array([1, 2])).items.shape
         (2, 1)
@@ -70,14 +74,14 @@ class Batch(NamedTuple):
         return cls(jnp.asarray(users).reshape(-1, 1), items.reshape(shape), where, weights, step)
 
     def pairs(self) -> Pairs:
-        """The positives one by one."""
+        """Returns the positives as a flat list of pairs."""
         users = jnp.broadcast_to(self.users, self.items.shape).reshape(-1)
         weights = None if self.weights is None else self.weights.reshape(-1)
         return Pairs(users, self.items.reshape(-1), self.where.reshape(-1), weights)
 
 
 class Pairs(NamedTuple):
-    """Positives one by one.
+    """Positives as a flat list of pairs.
 
     Attributes:
         users: int32 [B · P].
@@ -93,14 +97,14 @@ class Pairs(NamedTuple):
 
 
 class Examples(Protocol):
-    """What `fit` asks of examples. They are a pytree, an argument of the compiled epoch."""
+    """What `fit` needs of examples. They are a pytree, and an argument of the compiled epoch."""
 
     @property
     def n(self) -> int:
-        """R, their number."""
+        """R, the number of examples."""
 
     def batch(self, places: Array, step: Array | int = 0) -> Batch:
-        """The batch of the examples at `places` [B]; the place R stands for padding."""
+        """Returns the batch of the examples at `places` [B]; the place R marks padding."""
 
 
 @functools.partial(
@@ -114,8 +118,8 @@ class Groups:
 
     Attributes:
         users: int32 [R].
-        first: int32 [R], place of the example's first positive; None where example r is pair r.
-        length: int32 [R], its number of positives, at most P; None likewise.
+        first: int32 [R], index of the example's first positive; None if example r is pair r.
+        length: int32 [R], number of the example's positives, at most P; None if `first` is None.
         items: int32 [nnz].
         weights: float32 [nnz], or None.
         width: P, static.
@@ -130,11 +134,11 @@ class Groups:
 
     @property
     def n(self) -> int:
-        """R, their number."""
+        """R, the number of examples."""
         return self.users.shape[0]
 
     def batch(self, places: Array, step: Array | int = 0) -> Batch:
-        """The batch of the examples at `places` [B]; the place R stands for padding."""
+        """Returns the batch of the examples at `places` [B]; the place R marks padding."""
         places = as_ids(places)
         where, chosen = (places < self.n)[:, None], jnp.minimum(places, self.n - 1)
         pairs = chosen[:, None]
@@ -147,10 +151,10 @@ class Groups:
 
 
 def singles(train: Interactions) -> Groups:
-    """The positives one by one.
+    """Returns one example per positive.
 
     Raises:
-        ValueError: for no pairs, and weights that are negative, not finite or all 0.
+        ValueError: if there are no pairs, or weights are negative, not finite or all 0.
     """
     check_positives(train=train)
     users, items = train.pairs()
@@ -158,18 +162,18 @@ def singles(train: Interactions) -> Groups:
 
 
 def groups(train: Interactions, *, n: int) -> Groups:
-    """Users with up to n of their positives. A user with more makes several examples.
+    """Returns users with up to n of their positives; users with more make several examples.
 
-    Negatives are then drawn and scored once for all positives of an example: for the same work an epoch compares
-    several times as many.
+    Negatives are drawn and scored once for all positives of an example. For the same work, an epoch
+    therefore compares several times as many pairs.
 
     Args:
         train: the positives.
-        n: P.
+        n: P, the largest number of positives in an example.
 
     Raises:
-        ValueError: for an `n` that is not an integer of 1 or more, no pairs, and weights that are negative, not finite
-            or all 0.
+        ValueError: if `n` is not an integer of 1 or more, there are no pairs, or weights are
+            negative, not finite or all 0.
     """
     check_positives(train=train)
     n = integer("n", n)
@@ -191,9 +195,10 @@ class Users:
 
     Attributes:
         users: int32 [R].
-        shortest: int32 [], place of the user with the fewest items, who fills up the last batch.
+        shortest: int32 [], index of the user with the fewest items, who fills up the last batch.
         known: the histories of all users.
-        degrees: the lengths of histories that occur, and how many of the users have each; static.
+        degrees: the lengths of histories that occur, and for each length how many users have it;
+            static.
     """
 
     users: Array
@@ -203,19 +208,21 @@ class Users:
 
     @property
     def n(self) -> int:
-        """R, their number."""
+        """R, the number of examples."""
         return self.users.shape[0]
 
     def batch(self, places: Array, step: Array | int = 0) -> Batch:
-        """The batch of the examples at `places` [B], drawn without replacement; the place R stands for padding.
+        """Returns the batch of the examples at `places` [B], drawn without replacement; the place R
+        marks padding.
 
-        Histories have room for what B users have together in all but one of 10¹² draws. If they have more, the
-        weights are NaN and so is the loss: nothing is left out in silence.
+        The capacity of the histories is exceeded in one of 10¹² random batches. The weights, and
+        with them the loss, are then NaN, so that items are never dropped silently.
         """
         places = as_ids(places)
         real = places < self.n
         users = self.users[jnp.where(real, places, self.shortest)]
         room = -(-_surpassed(*self.degrees, len(users), odds=1e-12) // 256) * 256
+        # `room` is a static bound: a jitted program cannot give each batch its own size.
         first, last = self.known.indptr[users], self.known.indptr[users + 1]
         enough = (last - first).sum(dtype=jnp.int32) <= room
         weights = jnp.broadcast_to(jnp.where(enough, jnp.float32(1), jnp.nan), (len(users), 1))
@@ -224,10 +231,10 @@ class Users:
 
 
 def by_user(train: Interactions) -> Users:
-    """The users that have items, each once with all its items, for models that know users by their histories.
+    """Returns each user that has items once, with all their items, for models of histories.
 
     Raises:
-        ValueError: for no pairs, and weights that are negative, not finite or all 0.
+        ValueError: if there are no pairs, or weights are negative, not finite or all 0.
     """
     check_positives(train=train)
     degrees = np.diff(np.asarray(train.indptr))
@@ -238,13 +245,15 @@ def by_user(train: Interactions) -> Users:
 
 
 def _surpassed(lengths: tuple[int, ...], counts: tuple[int, ...], n: int, *, odds: float) -> int:
-    """What n users, drawn at random without replacement, have more pairs than with at most these odds.
+    """Returns a number of pairs that n random users, drawn without replacement, exceed with
+    probability at most `odds`.
 
-    Chernoff's bound, min over t of (n log mean exp(t d) − log odds) / t, which holds without replacement too (Hoeffding
-    1963, 10.1080/01621459.1963.10500830).
+    This is Chernoff's bound, min over t of (n log mean exp(t d) − log odds) / t, which also holds
+    without replacement (Hoeffding 1963, 10.1080/01621459.1963.10500830).
     """
     values, counts = np.array(lengths), np.array(counts)
     longest = max(int(values[-1]), 1)
     t = np.geomspace(1e-3, 1e3, 256) / longest
+    # exp(t d) may overflow: take the longest history off the exponent, and add it back afterwards.
     log_mean = np.log(np.exp(t[:, None] * (values - longest)) @ (counts / counts.sum())) + t * longest
     return min(math.ceil(((n * log_mean - math.log(odds)) / t).min()), n * longest)

@@ -1,4 +1,4 @@
-"""What the steps of λOpt need in a run of `fit`: batches of training and validation, and the rows they penalise.
+"""What λOpt's steps need in `fit`: training and validation batches, and the rows to penalise.
 
     draws = partial(train.lambda_opt.draws, objective=objective, train=pairs, valid=valid_pairs)
     tx    = optim.lambda_opt.alternate(optax.adam(1e-3), lambda_tx, draws=draws, simulated=smooth_adam(1e-3))
@@ -37,30 +37,37 @@ def draws(
     steps: int | None = None,
     valid_objective: Objective | None = None,
 ) -> lambda_opt.Draw:
-    """For a step: another batch of `train` to look ahead on, one of `valid`, and the rows that each penalises.
+    """Draws a look-ahead batch of `train`, a batch of `valid`, and the rows that each penalises.
 
     Args:
-        key: of the step; the objective draws from it for the batch, and from others for the other two.
-        batch: of the step.
-        objective: the training objective, as `penalised_rows` takes it.
-        train: the positives, of which the look-ahead draws pairs with replacement.
-        valid: those of validation, drawn likewise.
-        rows: function of (key, batch) that gives what is penalised, if not `penalised_rows` of the objective.
-        steps: as `alternate` has it, if that is above 1.
-        valid_objective: if another than the training objective, such as one whose negatives are in neither set.
-
-    Differs: the released code goes through both sets in shuffled order, and draws negatives for validation that are in
-    neither; the training objective's sampler draws those here, unless `valid_objective` has its own.
+        key: the step's typed key. The objective uses it for the step's batch; the other two batches
+            get keys derived from it.
+        batch: the step's batch.
+        objective: the training objective, with its sampler bound as `sample=`; see
+            `penalised_rows`.
+        train: the positives, from which the look-ahead draws pairs with replacement.
+        valid: the positives of validation, drawn in the same way.
+        rows: function of (key, batch) that returns the rows to penalise; None uses `penalised_rows`
+            of the objective.
+        steps: number of look-ahead steps, the same as in `alternate`; None is 1.
+        valid_objective: the objective on validation, such as one whose negatives are in neither
+            set; None uses the training objective.
 
     Raises:
-        ValueError: for a `valid` without pairs, and an objective without a `sample` where there is no `rows`.
+        ValueError: if `valid` has no pairs, or the objective binds no sampler and `rows` is not
+            given.
+
+    Differs: the released code goes through both sets in shuffled order, and draws negatives for
+    validation that are in neither set. Here the training objective's sampler draws them, unless
+    `valid_objective` has its own.
     """
     check_interactions(train=train, valid=valid)
     if valid.n_pairs == 0:
         raise ValueError("valid has no pairs; the coefficients are learned from them")
     rows = partial(penalised_rows, objective=objective) if rows is None else rows
     size = len(batch.users)
-    ahead_key, valid_key = jax.random.split(jax.random.fold_in(key, 2))  # 0 and 1 give the keys of a split in two
+    # fold_in(key, 0) and fold_in(key, 1) may be the keys that the objective gets from split(key).
+    ahead_key, valid_key = jax.random.split(jax.random.fold_in(key, 2))
 
     def penalised(key: Key) -> tuple[Any, Any]:
         pair_key, own_key = jax.random.split(key)
@@ -77,27 +84,29 @@ def draws(
 
 
 def penalised_rows(key: Key, batch: Batch, *, objective: Objective) -> dict[str, tuple[Array, Array]]:
-    """The rows of "user" and "item" that an objective looks up, with their weights in its mean.
+    """Returns the rows of "user" and "item" that an objective looks up, with their weights in it.
 
-    A positive counts once for its user and once for its item, and its n negatives 1/n each. Weights of the interactions
-    weigh them, as they weigh the loss. `train.mars.objective` is a sum over the batch, all others are means.
+    A positive counts once for its user and once for its item; each of its n negatives counts 1/n.
+    The weights of the interactions apply as in the loss. `train.mars.objective` is a sum over the
+    batch; all other objectives are means.
 
     Args:
-        key: as the objective gets it, so that the negatives are the same.
-        batch: as the objective gets it.
-        objective: with its sampler bound as `sample=`.
+        key: the key that the objective gets, so that the negatives are the same.
+        batch: the batch that the objective gets.
+        objective: the objective, with its sampler bound as `sample=`.
 
     Returns:
         name -> (ids [R], weights [R]), as `optim.regularization.penalty` takes them.
 
     Raises:
-        ValueError: for an objective that binds no sampler, or several.
+        ValueError: if the objective binds no sampler, or several.
     """
     found = list(_samplers(objective))
     if len(found) != 1:
         raise ValueError(
-            f"the objective binds {len(found)} samplers as sample=, so that it does not say which rows to penalise; "
-            "give rows="
+            f"the objective binds {len(found)} samplers as sample=, and one is needed to tell "
+            "which rows to penalise; "
+            "pass rows="
         )
     ((function, sample),) = found
     users = batch.users[:, 0]
@@ -106,6 +115,7 @@ def penalised_rows(key: Key, batch: Batch, *, objective: Objective) -> dict[str,
     if function is not mars.objective:
         share = share / jnp.where(share.sum() > 0, share.sum(), 1)
     of_users = share.sum(1)
+    # Negatives [1, n] are shared: they count for all users of the batch.
     of_draws = of_users if len(negatives) == len(of_users) else of_users.sum(keepdims=True)
     of_negatives = jnp.broadcast_to(of_draws[:, None] / negatives.shape[1], negatives.shape)
     items = jnp.concatenate([batch.items.reshape(-1), negatives.reshape(-1)])
@@ -116,7 +126,9 @@ def penalised_rows(key: Key, batch: Batch, *, objective: Objective) -> dict[str,
 
 
 def _samplers(value: Any) -> Iterator[tuple[Any, Sampler]]:
-    """Each objective with a sampler among nested partials, and the sampler. Samplers inside samplers do not count."""
+    """Yields each objective that binds a sampler in nested partials, and the sampler; samplers
+    inside samplers do not count.
+    """
     if isinstance(value, partial) and "sample" in value.keywords:
         yield value.func, value.keywords["sample"]
     elif isinstance(value, partial):
@@ -127,7 +139,7 @@ def _samplers(value: Any) -> Iterator[tuple[Any, Sampler]]:
 
 
 def _pairs(key: Key, pairs: Interactions, size: int) -> Batch:
-    """Pairs with replacement, each as likely as another."""
+    """Draws pairs with replacement, all with equal probability."""
     places = jax.random.randint(key, (size,), 0, len(pairs.indices), dtype=jnp.int32)
     users = jnp.searchsorted(jnp.asarray(pairs.indptr), places, side="right").astype(jnp.int32) - 1
     weights = None if pairs.weights is None else jnp.asarray(pairs.weights)[places]

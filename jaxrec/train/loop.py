@@ -1,4 +1,4 @@
-"""Training: an epoch is one jitted `lax.scan` over shuffled examples, with negatives drawn on the device."""
+"""Training: an epoch is one jitted `lax.scan` over shuffled examples; draws are on the device."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from jaxrec.typing import Array, Key, Objective, Variables
 
 
 class State(NamedTuple):
-    """All that a run needs to continue.
+    """Everything that a run needs to continue.
 
     Attributes:
         variables: the model's variables; the collection "params" is trained.
-        opt_state: of the optax transformation.
-        key: the run's key; epoch e draws from `fold_in(key, e)`.
-        epoch: int32 [], epochs done.
+        opt_state: the state of the optimiser.
+        key: the run's typed key; epoch e draws from `fold_in(key, e)`.
+        epoch: int32 [], number of epochs done.
     """
 
     variables: Variables
@@ -46,24 +46,26 @@ class State(NamedTuple):
 def init(
     key: Key, model: Any, tx: optax.GradientTransformation | Step, *, parameters: Mapping[str, Array] | None = None
 ) -> State:
-    """A fresh state: variables drawn from `key`, which then becomes the run's key.
+    """Creates a state: the model's variables, drawn with `key`, and the optimiser's state for them.
 
     Args:
-        key: typed key, consumed.
-        model: a Linen module called with users and items.
-        tx: an optax transformation of the collection "params", or a `Step`.
-        parameters: more entries of "params", which the model does not know but the loss learns, such as
-            `{"boundary": jnp.zeros(n_users)}` for `losses.uib`; see `arguments` of `pairwise_objective`.
+        key: typed key, consumed: one half draws the variables, the other half becomes the run's
+            key.
+        model: a Linen module, or another model that is called with users and items.
+        tx: an optax transformation of the collection "params", or an `optim.Step`.
+        parameters: further entries of "params" that the loss learns and the model does not know,
+            such as `{"boundary": jnp.zeros(n_users)}` for `losses.uib`; see `arguments` of
+            `pairwise_objective`.
 
     Raises:
-        TypeError: for a class in place of a model, a `tx` that is no transformation, and a model with an array among
-            its attributes.
-        ValueError: for a seed in place of a key.
+        TypeError: if `model` is a class, `tx` is not a transformation, or the model has an array
+            among its attributes.
+        ValueError: if `key` is not a typed key, such as an integer seed.
     """
     check_key(key)
     if isinstance(model, type):
         raise TypeError(
-            f"model is the class {model.__name__}; give a model, such as {model.__name__}(n_users, n_items)"
+            f"model is the class {model.__name__}; give an instance, such as {model.__name__}(n_users, n_items)"
         )
     check_transformation(tx)
     check_static(model)
@@ -92,46 +94,54 @@ def fit(
 ) -> tuple[State, Log]:
     """Trains until `epochs` epochs are done, counted from the start of the run.
 
-    One program serves all batches of all epochs: the last batch of an epoch is padded and masked. Arrays inside the
-    `functools.partial`s of `objective` are arguments of it. An array that a lambda reads from its closure is compiled
-    in as a constant, which is slow for large arrays. Values that functions read from globals or closures are checked
-    before each epoch. If one has changed, the program is compiled again, and a warning says so.
+    One compiled program serves all batches of all epochs: the last batch of an epoch is padded and
+    masked. Arrays that `functools.partial` binds to `objective` are passed to the program as
+    arguments. An array in the closure of a lambda is compiled in as a constant instead, which is
+    slow for large arrays. Values that functions read from globals or closures are checked before
+    each epoch. If one has changed, the program is compiled again and a warning says so.
 
     Args:
-        state: from `init`, or from an earlier `fit` to continue.
-        objective: scalar of (variables, key, batch), such as a `pairwise_objective` with its arguments bound.
-        tx: the transformation that `state` was made with: any of optax, or an `optim.Step` such as `rowwise.adam`. An
-            optax transformation gets `value`, `grad` and `value_fn` of the step where it takes them.
+        state: the state from `init`, or from an earlier `fit` to continue.
+        objective: function of (variables, key, batch) that returns a scalar, such as
+            `pairwise_objective` with its arguments bound.
+        tx: the optimiser with which `state` was created: any optax transformation, or an
+            `optim.Step` such as `rowwise.adam`. An optax transformation gets the step's `value`,
+            `grad` and `value_fn` if it accepts them.
         train: the positives. Their weights must be 0 or more, and not all 0.
-        epochs: total number of epochs. A state that has done as many is returned as it is, with a warning.
-        batch_size: B, examples a step.
-        examples: what an epoch goes through: `singles`, `partial(groups, n=16)`, `by_user`, or your own function of the
-            positives; see `train.examples`.
-        validate: host function of the variables that gives named numbers, or a `Report`, whose means are taken, such as
-            `lambda v: full_ranking(model, v, train, valid, ks=(10,))`. They are written to the log.
-        every: validate after every so many epochs, and after the last.
-        stopping: ends the run when its metric no longer improves; the state returned is then the best one.
-        checkpoint: where to save. If the run is killed, the same call resumes it, and on CPU the result is
-            bit-identical to that of a run that was never interrupted.
-        callbacks: called after each epoch with the state and the epoch's record.
+        epochs: total number of epochs. A state that has done as many is returned unchanged, with a
+            warning.
+        batch_size: B, the number of examples per step.
+        examples: what an epoch goes through: `singles`, `partial(groups, n=16)`, `by_user`, or your
+            own function of the positives; see `train.examples`.
+        validate: host function of the variables that returns named numbers, or a `Report`, whose
+            means are used, such as `lambda v: full_ranking(model, v, train, valid, ks=(10,))`. They
+            are written to the log.
+        every: number of epochs between validations. The last epoch is always validated.
+        stopping: ends the run when its metric no longer improves. The returned state is then the
+            best one.
+        checkpoint: where to save. If the run is killed, the same call resumes it. On CPU the result
+            is bit-identical to that of a run that was never interrupted.
+        callbacks: functions called after each epoch with the state and the epoch's record.
         progress: whether to show a progress bar.
 
     Returns:
         The state (the best one if `stopping` is given, else the last) and the `Log`.
 
     Raises:
-        DivergenceError: a `ValueError`, for a loss that is not finite, and for a metric of `stopping` that was NaN at
-            every validation. It carries the last good state. The checkpoint keeps the last epoch saved.
-        Interrupted: a `KeyboardInterrupt`, for Ctrl-C. It carries the last state, the best one and the log, and the
-            checkpoint has them too.
-        TypeError: for a `train`, `stopping` or `checkpoint` of another type, and a model with an array among its
-            attributes.
-        ValueError: for numbers that are no integers or too small, negative or non-finite weights; a model in the
-            partials of `objective` that has fewer users or items than `train`; a sampler, `seen` or margins there that
-            are for other sizes; a loss that does not give one value a comparison; a `state` of another optimiser or
-            model; `stopping` without `validate`; a metric that `validate` does not give; a checkpoint that another run
-            made (other data, batch size, key, objective, optimiser or stopping rule), that another process uses, or
-            that is damaged.
+        DivergenceError: a `ValueError`, if the loss is not finite, or if the metric of `stopping`
+            was NaN at every validation. It carries the last good state. The checkpoint keeps the
+            last epoch saved.
+        Interrupted: a `KeyboardInterrupt`, on Ctrl-C. It carries the last state, the best one and
+            the log, and the checkpoint has them too.
+        TypeError: if `train`, `stopping` or `checkpoint` has another type, or the model has an
+            array among its attributes.
+        ValueError: if a number is not an integer or too small; weights are negative or not finite;
+            a model in the partials of `objective` has fewer users or items than `train`; a sampler,
+            `seen` or margins in them have other sizes; the loss does not return one value per
+            comparison; `state` belongs to another optimiser or model; `stopping` is given without
+            `validate`; `validate` does not return the metric; or the checkpoint was made by another
+            run (other data, batch size, key, objective, optimiser or stopping rule), is in use by
+            another process, or is damaged.
     """
     check_positives(train=train)
     check_state(state)
@@ -142,6 +152,7 @@ def fit(
     check_covers(static.leaves, train)
     check_bound((objective, tx.step), train)
     data = examples(train)
+    # Under explicit sharding every look-up would have to name its output's sharding.
     state, placed = as_auto(state), state
     description = None
     if checkpoint is not None:
@@ -164,29 +175,36 @@ def fit(
 
 
 class _Compiled:
-    """What an epoch is compiled for. Before each epoch it is made anew if a value that functions read has changed."""
+    """The static part for which the epoch is compiled; it is renewed if a value that functions read
+    has changed.
+    """
 
     def __init__(self, static: Static):
         self.static, self.known, self.changed = static, static.reads, False
 
     def current(self) -> Static:
+        """Returns the static part for the next epoch, and warns at the first change."""
         now = self.static.again()
         if now.reads != self.known:
             if not self.changed:
                 warnings.warn(
                     "a value that the objective or the optimiser reads from a global or a closure has changed during "
-                    "training; the epoch is compiled again with the new value, and so it is whenever one changes",
+                    "training; the epoch is compiled again with the new value, and again after "
+                    "each change",
                     stacklevel=5,
                 )
             self.static, self.changed = now, True
         return self.static
 
     def done(self) -> None:
-        """Takes note of what the epoch itself has changed, such as a list of shapes."""
+        """Records the values that the epoch itself has changed, such as a list of shapes, so that
+        they do not recompile it.
+        """
         self.known = self.static.again(forget=False).reads
 
 
 def _advance(compiled: _Compiled, arrays: list, data: Examples, batch_size: int, state: State, number: int) -> tuple:
+    """Runs one epoch on the device; raises `NotFinite` if a loss or a parameter is not finite."""
     new, values, finite = _epoch(state, arrays, data, static=compiled.current(), batch_size=batch_size)
     values = np.asarray(values)
     compiled.done()
@@ -199,15 +217,15 @@ def _advance(compiled: _Compiled, arrays: list, data: Examples, batch_size: int,
 
 
 def diverged(epoch: int, values: np.ndarray) -> str:
-    """What happened in an epoch after which a loss or a parameter is not finite."""
+    """Says what happened in an epoch that made a loss or a parameter infinite or NaN."""
     wrong = np.flatnonzero(~np.isfinite(values))
-    if len(wrong) == 0:  # the last step had a finite loss and went too far
+    if len(wrong) == 0:  # the update of the last step overflowed after a finite loss
         return f"parameters are not finite after the last step of epoch {epoch}"
     return f"the loss is {values[wrong[0]]} at epoch {epoch}, step {wrong[0] + 1} of {len(values)}"
 
 
 def _description(state, objective, tx, train, batch_size, examples, every, stopping) -> dict[str, Any]:
-    """What a checkpoint must match to be this run's."""
+    """Returns what a checkpoint must match to belong to this run."""
     return {
         "batch_size": batch_size,
         "examples": described(examples),
@@ -231,7 +249,7 @@ def _epoch(state, arrays, data, *, static, batch_size):
 
 
 def all_finite(values: Array, state: State) -> Array:
-    """Whether the losses of an epoch and the parameters after it are finite: bool []."""
+    """Returns whether the losses of an epoch and the parameters after it are finite: bool []."""
     leaves = [values, *jax.tree.leaves(state.variables["params"])]
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
@@ -244,17 +262,19 @@ def epoch(
     *,
     batch_size: int,
 ) -> tuple[State, Array]:
-    """All examples once, in random order: what `fit` jits, for your own loops under `jit`, `vmap` or `scan`.
+    """Runs all examples once, in random order: what `fit` jits, for your own loops under `jit`,
+    `vmap` or `scan`.
 
     Args:
-        state: from `init`, or from the epoch before.
-        objective: as `fit` has it.
-        tx: as `fit` has it.
-        data: such as `singles(train)`; an argument of the jitted function, not a constant in it.
+        state: the state from `init`, or from the epoch before.
+        objective: function of (variables, key, batch) that returns a scalar, as in `fit`.
+        tx: the optimiser with which `state` was created, as in `fit`.
+        data: examples, such as `singles(train)`. Pass them as an argument of the jitted function,
+            so that they are not compiled in as constants.
         batch_size: B, static.
 
     Returns:
-        The new state, and the losses of the ⌈R / B⌉ steps.
+        The new state, and the losses [⌈R / B⌉] of the steps, where R is the number of examples.
 
     >>> import jaxrec as jr
     >>> train, model, tx = jr.Interactions.from_pairs([0, 0, 1], [0, 1, 2]), jr.models.MF(2, 3, dim=2), optax.sgd(0.1)
@@ -274,6 +294,9 @@ def epoch(
         return (other or objective)({**state.variables, "params": params}, key, batch)
 
     def step(carry, number):
+        # The batch's slice of a random order, computed from the key: the whole order is never
+        # stored.
+        # Places past the end become n, which marks padding.
         places = number * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
         chosen = jnp.where(places < n, sampling.permuted(order_key, jnp.minimum(places, n - 1), n=n), n)
         batch = data.batch(chosen, state.epoch * steps + number)

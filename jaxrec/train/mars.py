@@ -1,7 +1,7 @@
-"""The objective of MAR and MARS: a push with a margin for each user, a pull, and a term that separates facets.
+"""The objective of MAR and MARS: a push with a margin per user, a pull, and a facet separation.
 
-The paper is Tan et al. 2021, arXiv 2103.14866; `jaxrec.papers.mars` has its presets. `models.MARS` and `models.MAR`
-also train under any other objective.
+The paper is Tan et al. 2021, arXiv 2103.14866; `jaxrec.papers.mars` has its presets. `models.MARS`
+and `models.MAR` can also be trained with any other objective.
 """
 
 from __future__ import annotations
@@ -31,24 +31,29 @@ _PROJECTIONS = frozenset({"user_projection", "item_projection"})
 
 
 class Ranking(Protocol):
-    """The loss of positives against negatives, of facets; such as `push_and_pull`."""
+    """The loss of positives against negatives in terms of facets, such as `push_and_pull`."""
 
     def __call__(self, theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar) -> Array:
-        """θ [B, K], users' facets [B, K, D], items' [B, 1 + n, K, D], the positive first, and margins [B] to [B]."""
+        """Returns losses [B].
+
+        Takes θ [B, K], users' facets [B, K, D], items' facets [B, 1 + n, K, D] with the positive
+        first, and margins [B].
+        """
 
 
 def push_and_pull(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar) -> Array:
-    """[margin − pos + neg]₊ + pull_weight · (1 − pos), eq. 8 and 9, of each row; it forms `Ranking`.
+    """Computes [margin − pos + neg]₊ + pull_weight · (1 − pos) of each row, eq. 8 and 9; it is a
+    `Ranking`.
 
-    Differs: the squares of eq. 5 and of the first line of eq. 15 are left out. They would count a cosine of −.9 as much
-    as .9, and would push the positives of MAR away.
+    Differs: leaves out the squares of eq. 5 and of the first line of eq. 15. They would give a
+    cosine of −.9 the same score as .9, and would push the positives of MAR away.
     """
     left, right = score(u, v)
     return hinge_and_pull(jnp.einsum("bk,bkd,bnkd->bn", theta, left, right), margin, pull_weight)
 
 
 def hinge_and_pull(scores: Array, margin: Array, pull_weight: Scalar) -> Array:
-    """The loss of `push_and_pull` for scores [B, 1 + n], the positive first."""
+    """Computes the loss of `push_and_pull` from scores [B, 1 + n], the positive first."""
     pos, neg = scores[:, 0], scores[:, 1:]
     return losses.hinge(pos, neg, margin=margin[:, None]) + pull_weight * (1 - pos)
 
@@ -64,27 +69,31 @@ def separation(
     on: Literal["both", "users"] = "both",
     reduction: Literal["mean", "sum", "inside"] = "mean",
 ) -> Array:
-    """How close the facets of a user, and of the item met, are: (1 / α) Σ_{i<j} log(1 + e^(α (s(uⁱ, uʲ) + s(vⁱ, vʲ)))).
+    """Penalises close facets: (1 / α) Σ_{i<j} log(1 + e^(α (s(uⁱ, uʲ) + s(vⁱ, vʲ)))).
 
-    s is the score of two facets: the cosine for MARS, eq. 12, and minus the squared distance for MAR, eq. 6.
+    s is the score of two facets of the same user or item: the cosine for MARS, eq. 12, and minus
+    the squared distance for MAR, eq. 6.
 
     Args:
-        users: facets [B, K, D].
-        items: facets [B, K, D].
-        score: of the model.
-        where: bool [B], True = use.
+        users: users' facets [B, K, D].
+        items: facets [B, K, D] of their positive items.
+        score: the model's `score`, which maps facets of two sides to vectors whose dot product is
+            the score.
+        where: bool [B], True = use; None uses all.
         alpha: α.
-        sign: 1 sends facets apart. −1 is eq. 12 as published, and the released code: it draws them together.
-        on: "both", or "users" as eq. 12 and the released code.
-        reduction: over the batch, so that the weight does not depend on its size; or the sum; or "inside", the sum
-            inside the exponential, as the released code.
+        sign: 1 pushes facets apart. −1 is eq. 12 as published, and the released code: it pulls them
+            together.
+        on: "both", or "users" for the users' facets only, as in eq. 12 and the released code.
+        reduction: "mean" over the batch, so that the term's weight does not depend on the batch
+            size; "sum" over the batch; or "inside", with the sum inside the exponential, as in the
+            released code.
 
     Raises:
-        ValueError: for another `on` or `reduction`.
+        ValueError: if `on` or `reduction` has another value.
 
-    It can be differentiated in reverse alone (`jax.grad`, also of itself), not forward.
+    Only reverse-mode differentiation works (`jax.grad`, also nested), not forward mode.
 
-    Differs: eq. 6 and 12 sum over all i, j, which doubles each pair and adds constants.
+    Differs: eq. 6 and 12 sum over all i and j, which doubles each pair and adds constants.
     """
     if on not in ("both", "users"):
         raise ValueError(f"on={on!r}; give 'both' or 'users'")
@@ -105,7 +114,10 @@ def separation(
 
 @jax.custom_vjp
 def _products(left: Array, right: Array) -> Array:
-    """Of facets [B, K, D] twice to [B, K, K]: K sums of products, on CPU faster than B products of small matrices."""
+    """Computes the dot products [B, K, K] of facets [B, K, D] of two sides.
+
+    K sums of products are faster on CPU than B products of small matrices.
+    """
     return jnp.stack([jnp.einsum("bid,bd->bi", left, right[:, j]) for j in range(right.shape[1])], -1)
 
 
@@ -119,18 +131,20 @@ _products.defvjp(lambda left, right: (_products(left, right), (left, right)), _p
 
 
 def adaptive_margin(train: Interactions, *, count: Literal["union", "sum"] = "union") -> np.ndarray:
-    """γ_u [M]: the share of users that the items of u do not lead to, for u is to want other things the less (eq. 7).
+    """Computes the margins γ_u [M]: the share of users without an item in common with u (eq. 7).
 
-    1 − |∪_{v of u} U_v| / M, where U_v are the users of item v, u itself among them; on the host, by blocks of users.
+    γ_u = 1 − |∪_{v of u} U_v| / M, where U_v are the users of item v, u among them. Users of rare
+    items get a large margin. It is computed on the host, by blocks of users.
 
     Args:
         train: the positives; weights are not used.
-        count: "union" counts a user once, as the released code and the paper's text; "sum" once an item, as eq. 7 is
-            printed. It then falls below 0, which stops the push: for 2.7 % of the users of Ciao and nearly all of
-            MovieLens-1M. `np.maximum(γ, 0)` mends that.
+        count: "union" counts each user once, as the released code and the paper's text do; "sum"
+            counts a user once per common item, as eq. 7 is printed. With "sum" γ falls below 0,
+            which stops the push, for 2.7 % of the users of Ciao and nearly all of MovieLens-1M;
+            `np.maximum(γ, 0)` corrects that.
 
     Raises:
-        ValueError: for another `count`.
+        ValueError: if `count` has another value.
 
     >>> adaptive_margin(Interactions.from_pairs([0, 0, 1, 3], [0, 1, 1, 2])).tolist()
     [0.5, 0.5, 1.0, 0.75]
@@ -138,7 +152,7 @@ def adaptive_margin(train: Interactions, *, count: Literal["union", "sum"] = "un
     if count not in ("union", "sum"):
         raise ValueError(f"count={count!r}; give 'union' or 'sum'")
     check_interactions(train=train)
-    matrix = train.to_scipy().astype(np.int64)  # int32 would overflow: the sum counts a user once an item
+    matrix = train.to_scipy().astype(np.int64)  # "sum" counts a user once per item: int32 overflows
     matrix.data[:] = 1
     if count == "sum":
         reached = matrix @ train.item_degrees.astype(np.int64)
@@ -163,28 +177,33 @@ def objective(
     pull_weight: Scalar = 0.1,
     facet_weight: Scalar = 0.01,
 ) -> Array:
-    """Σ_b ([γ_u − g(u, p) + g(u, q)]₊ + pull_weight · (1 − g(u, p))) + facet_weight · separation (eq. 17).
+    """Computes Σ_b ([γ_u − g(u, p) + g(u, q)]₊ + pull_weight · (1 − g(u, p))) + facet_weight ·
+    separation (eq. 17).
 
-    The sum over the batch, not the mean, as the paper and the learning rates of its code have it. Weights of the
-    interactions weigh it. The paper's pull lacks the constant 1, which is the released code's.
+    It is a sum over the batch, not a mean, as in the paper and as the learning rates of its code
+    assume. The weights of the interactions multiply the terms of the sum. The constant 1 in the
+    pull is the released code's; the paper's pull lacks it.
 
     Args:
-        variables: the model's variables, as `model.init` returns them.
-        key: for the draws.
+        variables: the model's variables, as returned by `model.init`.
+        key: typed key from which negatives, and `positives`, are drawn.
         batch: positives [B, P], taken one by one.
         model: `models.MARS` or `models.MAR`.
-        sample: any of `jaxrec.sampling`, of [B, n] negatives; the push is a mean over them.
-        margin: γ [M], such as `adaptive_margin(train)`, or one for all.
-        positives: draws users and items of a shape by a key, such as `partial(sampling.explorative, ...)`; they stand
-            for those of the batch, whose size alone is used, and weigh alike. An epoch draws one for each pair.
-        ranking: the loss of positives against negatives; `push_and_pull`, or `papers.mars.released` for the gradient of
-            the released code.
-        separate: of users' facets [B, K, D] and those of their positives; `separation` with its hyperparameters bound.
+        sample: a sampler of `jaxrec.sampling` that draws negatives [B, n]; the push is a mean over
+            them.
+        margin: γ [M], such as `adaptive_margin(train)`, or one number for all users.
+        positives: function of (key, shape) that draws users and items of that shape, such as
+            `partial(sampling.explorative, ...)`. They replace the positives of the batch, and all
+            have weight 1. An epoch draws as many as there are pairs.
+        ranking: the loss of positives against negatives: `push_and_pull`, or `papers.mars.released`
+            for the gradient of the released code.
+        separate: function of users' facets [B, K, D] and their positives' facets [B, K, D], such as
+            `separation` with its hyperparameters bound.
         pull_weight: λ_pull.
         facet_weight: λ_facet.
 
     Raises:
-        TypeError: for a model without `parts`.
+        TypeError: if the model has no `parts`.
     """
     _check_has(model, "parts", "MARS")
     users, items, where, weights = batch.pairs()
@@ -204,26 +223,30 @@ def objective(
 def optimizer(
     learning_rate: Scalar, *, theta_learning_rate: Scalar, step: Callable[[Scalar], Any] = riemannian.riemannian_sgd
 ) -> optax.GradientTransformationExtraArgs:
-    """Moves the facets by `step(learning_rate)`, and `theta` by plain gradient descent at a rate of its own.
+    """Moves the facets by `step(learning_rate)`, and `theta` by gradient descent at its own rate.
 
-    Both rates are those of a sum over the batch. At the facets' rate θ tends to fall on one facet a user; a fiftieth of
-    it, or 0, keeps them all. `optim.rowwise.lazy` takes it.
+    Both learning rates are for a loss that is a sum over the batch. With the facets' rate, θ tends
+    to concentrate on one facet per user; a fiftieth of it, or 0, keeps all facets in use.
+    `optim.rowwise.lazy` takes this optimiser.
 
-    Facets of `models.free` and `models.hybrid` are parameters, so that a step can keep them on the sphere or in the
-    ball. Facets of `models.projected` are no parameters: the model places xᵀφ^k there whenever it is called. Vectors
-    and projections are then to move freely, by `step=optax.sgd`. The model's `place=models.mars.calibrated_unit` makes
-    that the calibrated step of eq. 21.
+    The facets of `models.free` and `models.hybrid` are parameters, which a step can keep on the
+    sphere or in the ball. The facets of `models.projected` are not parameters: the model computes
+    xᵀφ^k and places it whenever it is called. Its vectors and projections need an unconstrained
+    step, `step=optax.sgd`. The model's `place=models.mars.calibrated_unit` makes that the
+    calibrated step of eq. 21.
 
     Args:
-        learning_rate: of the facets.
-        theta_learning_rate: of `theta`.
-        step: for MARS `optim.riemannian.riemannian_sgd`, with or without calibration; for MAR
-            `ball_sgd`; `optax.sgd` for facets of `models.projected`.
+        learning_rate: learning rate of the facets.
+        theta_learning_rate: learning rate of `theta`.
+        step: function of a learning rate that returns the facets' transformation. For MARS,
+            `optim.riemannian.riemannian_sgd` with or without calibration; for MAR, `ball_sgd`; for
+            facets of `models.projected`, `optax.sgd`.
 
     Raises:
-        ValueError: by `init` and `update`, for parameters other than those of MARS, and for projections where `step`
-            bounds the length of rows: it would normalise the projections in silence. By `init`, for rows that are not
-            unit vectors where `step` is one on the sphere.
+        ValueError: by `init` and `update`, if there are parameters other than those of MARS, or if
+            there are projections and `step` bounds the length of rows, as it would silently
+            normalise the projections. By `init`, if rows are not unit vectors and `step` is one on
+            the sphere.
     """
     number("theta_learning_rate", theta_learning_rate)
     rules = {"theta": optax.sgd(theta_learning_rate), "facets": step(learning_rate)}
@@ -233,14 +256,16 @@ def optimizer(
         unknown = set(names) - {"theta", *_FACETS, *_PROJECTIONS}
         if unknown:
             raise ValueError(
-                f"params has {sorted(map(str, unknown))}, which are no parameters of MARS; give each a rule of its own "
-                "by optax.partition"
+                f"params has {sorted(map(str, unknown))}, which are no parameters of MARS; give "
+                "each its own "
+                "transformation with optax.partition"
             )
         if set(names) & _PROJECTIONS and _bounds_rows(step):
             raise ValueError(
                 f"params has {sorted(set(names) & _PROJECTIONS)}, and step keeps rows on the sphere or in the ball, "
-                "which would normalise the projections; give step=optax.sgd, and for the calibrated step of MARS the "
-                "model place=jaxrec.models.mars.calibrated_unit"
+                "which would normalise the projections; pass step=optax.sgd, and for the "
+                "calibrated step of MARS "
+                "create the model with place=jaxrec.models.mars.calibrated_unit"
             )
         return jax.tree_util.tree_map_with_path(
             lambda path, _: "theta" if getattr(path[-1], "key", None) == "theta" else "facets", params
@@ -250,7 +275,9 @@ def optimizer(
 
 
 def _bounds_rows(step: Callable[[Scalar], Any]) -> bool:
-    """Whether a step shortens a row of length 2, or refuses it, as those on the sphere and in the ball do."""
+    """Returns whether a step shortens or refuses a row of length 2, as steps on the sphere and in
+    the ball do.
+    """
     with jax.ensure_compile_time_eval():
         row, slope = jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 1.0]])
         tx = optax.with_extra_args_support(step(1e-3))
@@ -262,5 +289,5 @@ def _bounds_rows(step: Callable[[Scalar], Any]) -> bool:
 
 
 def ball_sgd(learning_rate: Scalar) -> optax.GradientTransformation:
-    """Gradient descent, then back into the ball."""
+    """Takes a step of gradient descent, then projects the facets into the unit ball."""
     return optax.chain(optax.sgd(learning_rate), riemannian.project_to_ball())

@@ -1,6 +1,6 @@
-"""Objectives of metric learning that compare more than users with items.
+"""Objectives of metric learning that need more than the scores of users and items.
 
-Each splits its key as `pairwise_objective` does.
+Each splits its key as `pairwise_objective` does, so that the same key gives the same negatives.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from jaxrec.typing import Array, Key, Loss, Model, Sampler, Scalar, Variables
 
 
 def covariance_objective(variables: Variables, key: Key, batch: Batch) -> Array:
-    """`losses.covariance` of the batch's users and positives together: the regulariser of CML.
+    """Computes `losses.covariance` of the batch's users and positives jointly: CML's regulariser.
 
-    Add it to the loss by `combined_objective`. It takes rows of the parameters "user" [M, D] and "item" [N, D] as they
-    are, not as the model's score maps them; weights of the interactions are not used.
+    Add it to the loss with `combined_objective`. It uses the rows of the parameters "user" [M, D]
+    and "item" [N, D] directly, before the model's score maps them. The weights of the interactions
+    are not used.
 
     Args:
-        variables: of `models.MF`, or of any model with these parameters.
+        variables: the variables of `models.MF`, or of any model with these parameters.
         key: unused; nothing is drawn.
         batch: positives [B, P].
 
-    Differs: the released code takes the whole tables in each step.
+    Differs: the released code uses the whole tables in each step.
     """
     del key
     where = batch.where
@@ -41,18 +42,21 @@ def covariance_objective(variables: Variables, key: Key, batch: Batch) -> Array:
 def sml_objective(
     variables: Variables, key: Key, batch: Batch, *, sample: Sampler, loss: Callable[..., Array] = losses.sml
 ) -> Array:
-    """Symmetric metric learning (Li et al. 2020, 10.1609/aaai.v34i04.5894): mean `losses.sml` of the batch's positives.
+    """Computes the mean `losses.sml` of the positives (Li et al. 2020, 10.1609/aaai.v34i04.5894).
 
-    The model is `MF(score=negative_squared_distance)`, and `train.init` gets the margins that it learns beside it,
-    `parameters={"user_margin": jnp.ones(M), "item_margin": jnp.ones(N)}`. The optimiser is to keep the vectors in the
-    unit ball, and the margins in [0, 1].
+    The model is `MF(score=negative_squared_distance)`. The learned margins are passed to
+    `train.init` as `parameters={"user_margin": jnp.ones(M), "item_margin": jnp.ones(N)}`. The
+    optimiser must keep the vectors in the unit ball, and the margins in [0, 1].
 
     Args:
-        variables: "user" [M, D], "item" [N, D], "user_margin" [M] and "item_margin" [N] among "params".
-        key: for the negatives.
+        variables: variables with "user" [M, D], "item" [N, D], "user_margin" [M] and "item_margin"
+            [N] among "params".
+        key: typed key from which negatives are drawn.
         batch: positives [B, P].
-        sample: any of `jaxrec.sampling`; [B, n] negatives, or [1, n] that the batch shares.
-        loss: `losses.sml`, with its weights bound; of its γ = 10 the released code leaves 10 / B, see there.
+        sample: a sampler of `jaxrec.sampling` that draws negatives [B, n], or [1, n] that the batch
+            shares.
+        loss: `losses.sml`, with its weights bound. Of the paper's γ = 10 the released code
+            effectively uses 10 / B; see `losses.sml`.
     """
     params = variables["params"]
     items = batch.items
@@ -73,15 +77,18 @@ def sml_objective(
 def relation_objective(
     variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Loss, sample: Sampler
 ) -> Array:
-    """`pairwise_objective` where the relation of user and positive serves the negatives too, as LRML is trained.
+    """Computes `pairwise_objective` with the positive's relation used for the negatives too (LRML).
 
     Args:
-        variables: the model's variables, as `model.init` returns them.
-        key: for the negatives.
+        variables: the model's variables, as returned by `model.init`.
+        key: typed key from which negatives are drawn.
         batch: positives [B, P].
-        model: `models.LRML`, or any that scores pairs by `apply(variables, users, items, related)`.
-        loss: `losses.hinge` in the paper; any of `jaxrec.losses` that compares positives with negatives.
-        sample: any of `jaxrec.sampling`; [B, n] negatives, or [1, n] that the batch shares.
+        model: `models.LRML`, or any model that scores pairs by `apply(variables, users, items,
+            related)`.
+        loss: a loss of `jaxrec.losses` that compares positives with negatives; the paper uses
+            `losses.hinge`.
+        sample: a sampler of `jaxrec.sampling` that draws negatives [B, n], or [1, n] that the batch
+            shares.
     """
     users, items = batch.users, batch.items
     negatives = sample(jax.random.split(key)[0], users[:, 0])
@@ -102,25 +109,31 @@ def translation_objective(
     distance_weight: Scalar,
     neighbourhood_weight: Scalar,
 ) -> Array:
-    """What TransCF minimises (Park et al. 2018, arXiv 1906.01637): a loss, and two regularisers of the positives.
+    """Computes the objective of TransCF (Park et al. 2018, arXiv 1906.01637).
 
-    The mean of loss − distance_weight · score + neighbourhood_weight · (‖u − ū‖² + ‖v − v̄‖²), by one call of the model,
-    so that a step averages the neighbourhoods once.
+    It is the mean of loss − distance_weight · score + neighbourhood_weight · (‖u − ū‖² + ‖v −
+    v̄‖²). One call of the model scores positives and negatives, so that a step averages the
+    neighbourhoods once.
 
     Args:
-        variables: the model's variables, as `model.init` returns them.
-        key: for the negatives.
+        variables: the model's variables, as returned by `model.init`.
+        key: typed key from which negatives are drawn.
         batch: positives [B, P].
-        model: `models.TransCF`, or any that gives scores and a regulariser by `method="regularised"`.
-        loss: `losses.hinge` in the paper; any of `jaxrec.losses` that compares positives with negatives.
-        sample: any of `jaxrec.sampling`; [B, n] negatives, or [1, n] that the batch shares.
-        distance_weight: how strongly positives are pulled.
-        neighbourhood_weight: how strongly both are drawn to their neighbourhoods.
+        model: `models.TransCF`, or any model that returns scores and a regulariser by
+            `method="regularised"`.
+        loss: a loss of `jaxrec.losses` that compares positives with negatives; the paper uses
+            `losses.hinge`.
+        sample: a sampler of `jaxrec.sampling` that draws negatives [B, n], or [1, n] that the batch
+            shares.
+        distance_weight: weight of the positives' squared distances.
+        neighbourhood_weight: weight of the squared distances of users and items to the means of
+            their neighbourhoods.
 
     Raises:
-        TypeError: for a model without `regularised`.
+        TypeError: if the model has no `regularised`.
 
-    Differs: the released code averages the loss and sums the regularisers, so that its .01 is .01 · B here.
+    Differs: the released code averages the loss but sums the regularisers, so that its weight of
+    .01 is .01 · B here.
     """
     _check_has(model, "regularised", "TransCF")
     users, items = batch.users, batch.items
@@ -136,6 +149,8 @@ def translation_objective(
 
 
 def _distance(x: Array, y: Array) -> Array:
-    """‖x − y‖ over the last axis, with gradient 0 at 0."""
+    """Computes ‖x − y‖ over the last axis, with gradient 0 at 0."""
+    # Both branches of `where` are differentiated: the inner one keeps sqrt from 0, where its slope
+    # is infinite.
     squared = ((x - y) ** 2).sum(-1)
     return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)

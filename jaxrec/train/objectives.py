@@ -1,7 +1,7 @@
-"""What a step minimises: positives of a batch against negatives, as one scalar of (variables, key, batch).
+"""Objectives: positives of a batch against negatives, as a scalar of (variables, key, batch).
 
-Bind model, loss and sampler by `functools.partial`. A batch holds up to P positives of each user, `items` [B, P]; the
-negatives of a user are drawn and scored once for all of them.
+Bind model, loss and sampler with `functools.partial`. A batch holds up to P positives of each user,
+`items` [B, P]. A user's negatives are drawn and scored once for all of them.
 """
 
 from __future__ import annotations
@@ -34,34 +34,38 @@ def pairwise_objective(
     arguments: Arguments | None = None,
     leave_out: bool = False,
 ) -> Array:
-    """Mean loss of the batch's positives against sampled negatives.
+    """Computes the mean loss of the batch's positives against sampled negatives.
 
-    Weights of the interactions weigh the mean. A model with `dropout` above 0 gets a key for it.
+    The weights of the interactions weight the mean. A model with `dropout` above 0 gets a key for
+    it.
 
     Args:
-        variables: the model's variables, as `model.init` returns them.
-        key: for the negatives.
+        variables: the model's variables, as returned by `model.init`.
+        key: typed key from which negatives and dropout are drawn.
         batch: positives [B, P].
-        model: scores pairs by `model.apply(variables, users, items)`.
-        loss: any of `jaxrec.losses` that compares positives with negatives.
-        sample: any of `jaxrec.sampling`; [B, n] negatives, or [1, n] that the batch shares.
-        hardest: if given, only the so many highest-scored negatives of each row count (Zhang et al. 2013,
-            10.1145/2484028.2484126): the sampler's draw is the pool, and gradients flow through the few alone.
-        arguments: function of (variables, batch, negatives) that gives further keyword arguments of the loss, such as
-            `partial(log_q, table=...)` for `losses.sampled_softmax`.
-        leave_out: hand the positives to the model as `left_out`, so that `models.SimpleX` leaves them out of the
-            history for the negatives too, as its released code does.
+        model: a model that scores pairs by `model.apply(variables, users, items)`.
+        loss: a loss of `jaxrec.losses` that compares positives with negatives.
+        sample: a sampler of `jaxrec.sampling` that draws negatives [B, n], or [1, n] that the batch
+            shares.
+        hardest: number of negatives to keep in each row, those with the highest scores (Zhang et
+            al. 2013, 10.1145/2484028.2484126). What the sampler draws is then the pool, and
+            gradients flow only through the negatives kept. None keeps all.
+        arguments: function of (variables, batch, negatives) that returns further keyword arguments
+            of the loss, such as `partial(log_q, table=...)` for `losses.sampled_softmax`.
+        leave_out: whether to pass the positives to the model as `left_out`. `models.SimpleX` then
+            leaves them out of the history for the negatives too, as its released code does.
 
     Raises:
-        ValueError: for `leave_out` with groups, `hardest` above the size of the pool, and a loss that does not give one
-            value a positive.
+        ValueError: if `leave_out` is used with groups, `hardest` is larger than the pool, or the
+            loss does not return one value per positive.
     """
     sample_key, dropout_key = jax.random.split(key)
     negatives = sample(sample_key, batch.users[:, 0])
     options = {"rngs": {"dropout": dropout_key}} if getattr(model, "dropout", 0) else {}
     if hardest is None and not leave_out and len(negatives) == len(batch.items):
         items = jnp.concatenate([batch.items.astype(negatives.dtype), negatives], axis=1)
-        scores = model.apply(variables, batch.users, items, **options)  # once: LightGCN goes over its whole graph
+        # One call for both sides: each call of LightGCN propagates its whole graph.
+        scores = model.apply(variables, batch.users, items, **options)
         pos, neg = jnp.split(scores, [batch.items.shape[1]], axis=1)
     else:
         pos = model.apply(variables, batch.users, batch.items, **options)
@@ -79,7 +83,16 @@ def pairwise_objective(
 
 
 def log_q(variables: Variables, batch: Batch, negatives: Array, *, table: Array) -> dict[str, Array]:
-    """`arguments` of `losses.sampled_softmax`: the sampler's log-probabilities, `table` [N], of both sides."""
+    """Returns the `arguments` of `losses.sampled_softmax`: the sampler's log-probabilities of
+    positives and negatives.
+
+    Args:
+        variables: unused.
+        batch: positives [B, P].
+        negatives: ids [B, n], or [1, n].
+        table: the sampler's log-probabilities [N], such as
+            `sampling.popularity_table(train).log_q`.
+    """
     del variables
     return {"log_q_pos": table[batch.items], "log_q_neg": table[negatives][:, None]}
 
@@ -94,17 +107,19 @@ def in_batch_objective(
     seen: Interactions | None = None,
     log_q: Array | None = None,
 ) -> Array:
-    """Mean loss of the batch's positives, each against all other items of the batch (one product instead of gathers).
+    """Computes the mean loss of the batch's positives, each against all other items of the batch.
 
-    An item comes as negative in proportion to its popularity. `losses.sampled_softmax` corrects that with `log_q`.
+    Scores are one matrix product instead of look-ups. Items occur as negatives in proportion to
+    their popularity, which `losses.sampled_softmax` corrects with `log_q`.
 
     Args:
-        variables: the model's variables, as `model.init` returns them.
-        key: for dropout alone.
+        variables: the model's variables, as returned by `model.init`.
+        key: typed key, used only for dropout.
         batch: positives [B, P], taken one by one: R = B · P.
-        model: scores pairs by `model.apply(variables, users, items)`.
-        loss: any of `jaxrec.losses` that compares positives [R] with negatives [R, R].
-        seen: if given, items that the user has in it are no negatives; else only the positive itself is none.
+        model: a model that scores pairs by `model.apply(variables, users, items)`.
+        loss: a loss of `jaxrec.losses` that compares positives [R] with negatives [R, R].
+        seen: interactions whose items are not used as negatives of their users. If None, only the
+            positive itself is not a negative.
         log_q: log-probabilities [N], such as `sampling.popularity_table(train).log_q`.
     """
     batch = batch.pairs()
@@ -118,18 +133,18 @@ def in_batch_objective(
 
 
 def rows_objective(variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Loss) -> Array:
-    """Mean loss of the batch's positives, each against the whole catalogue: nothing is sampled.
+    """Computes the mean loss of the batch's positives, each against the whole catalogue.
 
-    The catalogue holds the positives too, as a uniform draw does, so that this is what `pairwise_objective` with
-    `sampling.uniform` tends to for many negatives. The full softmax is `losses.mine`. Best with `examples=groups`: a
-    row of scores [N] then serves P positives.
+    The catalogue includes the positives, as uniform sampling does: this is the limit of
+    `pairwise_objective` with `sampling.uniform` for many negatives. With `losses.mine` it is the
+    full softmax. Use `examples=groups`: a row of scores [N] then serves P positives.
 
     Args:
-        variables: the model's variables, as `model.init` returns them.
+        variables: the model's variables, as returned by `model.init`.
         key: unused; nothing is drawn.
         batch: positives [B, P].
-        model: scores all items by `model.apply(variables, users, method="rows")`.
-        loss: any of `jaxrec.losses` that compares positives with negatives.
+        model: a model that scores all items by `model.apply(variables, users, method="rows")`.
+        loss: a loss of `jaxrec.losses` that compares positives with negatives.
     """
     del key
     scores = model.apply(variables, batch.users[:, 0], method="rows")
@@ -140,17 +155,17 @@ def rows_objective(variables: Variables, key: Key, batch: Batch, *, model: Model
 def vectors_objective(
     variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Callable[..., Array]
 ) -> Array:
-    """A loss of the batch's vectors, such as `losses.directau`: no negatives.
+    """Computes a loss of the batch's vectors without negatives, such as `losses.directau`.
 
     Args:
-        variables: the model's variables, as `model.init` returns them.
+        variables: the model's variables, as returned by `model.init`.
         key: unused; nothing is drawn.
         batch: positives [B, P], taken one by one: R = B · P.
-        model: gives tables by `model.apply(variables, method="vectors")`.
+        model: a model that returns tables by `model.apply(variables, method="vectors")`.
         loss: `losses.directau`, or any function of users [R, D], items [R, D] and `where` [R].
 
     Raises:
-        TypeError: for a model without `vectors`.
+        TypeError: if the model has no `vectors`.
     """
     del key
     batch = batch.pairs()
@@ -162,21 +177,22 @@ def vectors_objective(
 def gram_objective(
     variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Callable[..., Array] = losses.rg2
 ) -> Array:
-    """Mean loss of the batch's positives against the whole catalogue by its Gram matrix: no scores [B, N] are formed.
+    """Computes the mean loss of the positives against the whole catalogue, from its Gram matrix.
 
-    The same as `rows_objective` with `losses.rg2_sampled`, for 2NK² operations a step whatever the batch.
-    Scores are those of the tables: `SimpleX` leaves nothing out of a history, and nothing is dropped.
+    It equals `rows_objective` with `losses.rg2_sampled`, but never forms scores [B, N]: a step
+    takes 2NK² operations for any batch size, with K-dimensional vectors. Scores are those of the
+    tables: `SimpleX` leaves nothing out of a history, and there is no dropout.
 
     Args:
-        variables: the model's variables, as `model.init` returns them.
+        variables: the model's variables, as returned by `model.init`.
         key: unused; nothing is drawn.
         batch: positives [B, P].
-        model: gives tables by `model.apply(variables, method="vectors")`.
-        loss: `losses.rg2`, or any function of positives [...], users [..., K], QᵀQ [K, K], Qᵀ1 [K], `n_items` and
-            `where` [...].
+        model: a model that returns tables by `model.apply(variables, method="vectors")`.
+        loss: `losses.rg2`, or any function of positives' scores [...], users' vectors [..., K], QᵀQ
+            [K, K], Qᵀ1 [K], `n_items` and `where` [...], where Q are the items' vectors.
 
     Raises:
-        TypeError: for a model without `vectors`.
+        TypeError: if the model has no `vectors`.
     """
     del key
     _check_has(model, "vectors", "MF")
@@ -191,18 +207,18 @@ def gram_objective(
 def combined_objective(
     variables: Variables, key: Key, batch: Batch, *, parts: Sequence[tuple[Scalar, Objective]]
 ) -> Array:
-    """Weighted sum of objectives: Σ weight · objective(variables, key, batch), such as a loss and a regulariser.
+    """Computes a weighted sum of objectives, Σ weight · objective(variables, key, batch).
 
-    For a sum of losses of the same scores, `losses.combine` scores them once.
+    To add losses of the same scores, use `losses.combine`, which scores them once.
 
     Args:
-        variables: the model's variables, as `model.init` returns them.
-        key: each part gets the same one.
-        batch: as the parts take it.
+        variables: the model's variables, as returned by `model.init`.
+        key: typed key; each part gets the same one.
+        batch: the batch, as the parts take it.
         parts: pairs (weight, objective); weights may be traced.
 
     Raises:
-        ValueError: for no parts.
+        ValueError: if there are no parts.
     """
     if not parts:
         raise ValueError("parts is empty; give at least one pair (weight, objective)")
@@ -210,23 +226,24 @@ def combined_objective(
 
 
 def compared(loss: Loss, pos: Array, neg: Array, **further: Array) -> Array:
-    """`loss(pos, neg, **further)` [...], known to be a value a positive for any numbers of positives and negatives.
+    """Returns `loss(pos, neg, **further)` [...], and checks that it is one value per positive for
+    all numbers of both.
 
-    A loss that forgets `pos[..., None]` compares every positive with every user's negatives. With one negative, or as
-    many as positives, the shape of its result is right all the same. So its shapes are traced a second time, with sizes
-    that do not broadcast against each other.
+    A loss that forgets `pos[..., None]` compares every positive with the negatives of all users.
+    With one negative, or as many as positives, its result still has the right shape. The loss is
+    then traced a second time, with sizes that do not broadcast against each other.
 
     Raises:
-        TypeError: for a loss that is no function, or does not give floats.
-        ValueError: for a loss of another shape.
+        TypeError: if the loss is not a function, or does not return floats.
+        ValueError: if the loss returns another shape.
     """
     if not callable(loss):
         raise TypeError(f"loss={loss!r:.80}; give a function, such as jaxrec.losses.bpr")
     values = loss(pos, neg, **further)
     if not jnp.issubdtype(getattr(values, "dtype", None) or object, jnp.floating):
         what = getattr(values, "dtype", type(values).__name__)
-        raise TypeError(f"the loss gives {what}; return an array of floats, which alone have a gradient")
-    tried = [(pos, neg, jnp.shape(values) == jnp.shape(pos), f"gives {list(jnp.shape(values))}")]
+        raise TypeError(f"the loss returns {what}; it must return an array of floats, to have a gradient")
+    tried = [(pos, neg, jnp.shape(values) == jnp.shape(pos), f"returns {list(jnp.shape(values))}")]
     n = neg.shape[-1]
     if n == 1 or n in pos.shape:
         sizes = [size for size in (7, 11, 13, 17) if size != n][: pos.ndim]
@@ -234,24 +251,27 @@ def compared(loss: Loss, pos: Array, neg: Array, **further: Array) -> Array:
         probe = jax.ShapeDtypeStruct(sizes, pos.dtype), unlike(neg)
         arrays = {name: x for name, x in further.items() if isinstance(x, jax.Array | np.ndarray)}
         fixed = functools.partial(loss, **{name: x for name, x in further.items() if name not in arrays})
-        try:  # a function of its own, as JAX keeps what it has traced by the function
+        try:  # a new lambda, as `eval_shape` caches its traces by function
             found = jax.eval_shape(lambda *a, **k: fixed(*a, **k), *probe, **jax.tree.map(unlike, arrays)).shape
-            tried.append((*probe, found == probe[0].shape, f"gives {list(found)}"))
+            tried.append((*probe, found == probe[0].shape, f"returns {list(found)}"))
         except (TypeError, ValueError) as error:
             broadcasts = re.search("broadcast|incompatible shapes|rank_promotion", str(error), re.IGNORECASE)
-            if broadcasts:  # any other error is of a loss that is made for this number of negatives
+            if broadcasts:  # other errors come from losses written for one number of negatives
                 tried.append((*probe, False, f"fails ({str(error).splitlines()[0]})"))
     if not all(right for _, _, right, _ in tried):
         what = "; ".join(f"pos {list(p.shape)} and neg {list(n.shape)} {how}" for p, n, _, how in tried)
         raise ValueError(
-            f"the loss has the wrong shape: with {what}. It takes pos [...] and neg [..., n] and gives [...]: compare "
-            "neg with pos[..., None], and reduce the last axis alone"
+            f"the loss has the wrong shape: with {what}. A loss takes pos [...] and neg [..., n] "
+            "and returns [...]: "
+            "compare neg with pos[..., None], and reduce only the last axis"
         )
     return values
 
 
 def _unlike(x: Array, *, pos: Array, neg: Array, sizes: Sequence[int], n: int) -> jax.ShapeDtypeStruct:
-    """The shape of a loss's argument if positives had the shape `sizes`, each against n negatives."""
+    """Returns the shape of a loss's argument if positives had the shape `sizes`, and each of them n
+    negatives.
+    """
     shape = list(jnp.shape(x))
     if len(shape) >= neg.ndim and shape[neg.ndim - 1] == neg.shape[-1]:
         shape[neg.ndim - 1] = n
@@ -262,7 +282,10 @@ def _unlike(x: Array, *, pos: Array, neg: Array, sizes: Sequence[int], n: int) -
 
 
 def _check_has(model: Model, method: str, such_as: str) -> None:
-    """`TypeError` for a Linen module without the method that an objective calls; others answer by `apply` alone."""
+    """Raises `TypeError` for a Linen module without the method that an objective calls.
+
+    Other models are not checked: they only need `apply`.
+    """
     if hasattr(model, "setup") and not hasattr(model, method):
         raise TypeError(
             f"model is {type(model).__name__}, which has no {method!r}; give one that has, such as {such_as}"

@@ -1,4 +1,4 @@
-"""What a sweep found: a record for each run, and tables and paired tests over seeds."""
+"""Results of a sweep: one record per run, and tables and paired tests over seeds."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ class Run(NamedTuple):
 
     Attributes:
         setting: name -> value, a number or a NumPy array.
-        seed: place of its key among the keys.
-        log: of `fit`; "seconds" is its share of the epoch's. It ends before the epoch that diverged.
+        seed: index of its key among the sweep's keys.
+        log: the run's `Log`. "seconds" is the run's share of the epoch's time. If the run diverged,
+            the log ends before the epoch in which it did.
         epoch: the epoch of its state and metrics.
-        metrics: name -> value at that epoch: "loss", those of `validate`, those of `Sweep.evaluate`. Empty if diverged.
-        diverged: what happened, or None.
+        metrics: name -> value at that epoch: "loss", the metrics of `validate`, and those of
+            `Sweep.evaluate`. Empty if the run diverged.
+        diverged: what happened if the run diverged, else None.
     """
 
     setting: Mapping[str, Any]
@@ -38,18 +40,20 @@ class Run(NamedTuple):
 
 
 class Setting(dict):
-    """Name -> value of one setting of one sweep; by it `Sweep.compare` knows the settings of another sweep."""
+    """Name -> value of one setting of one sweep. `Sweep.compare` recognises settings of another
+    sweep by this type.
+    """
 
 
 class Row(NamedTuple):
-    """A setting's line of the table.
+    """A row of the table: one setting.
 
     Attributes:
         setting: name -> value.
-        mean: over the seeds that did not diverge; NaN if all did.
-        deviation: sample standard deviation over them (ddof 1); NaN for fewer than two.
-        n: how many these are.
-        diverged: how many others there are.
+        mean: mean over the seeds that did not diverge; NaN if all did.
+        deviation: sample standard deviation over these seeds (ddof 1); NaN for fewer than two.
+        n: the number of these seeds.
+        diverged: the number of seeds that diverged.
     """
 
     setting: Mapping[str, Any]
@@ -60,16 +64,16 @@ class Row(NamedTuple):
 
 
 class PairedSeeds(NamedTuple):
-    """Two settings compared under the same keys.
+    """A paired comparison of two settings under the same keys.
 
     Attributes:
         difference: mean over seeds of first − second.
-        stderr: its standard error.
-        t: of the paired t-test.
-        p_value: of that test, two-sided.
-        wilcoxon_p_value: of the signed-rank test; NaN for fewer than 6 differences other than 0, with which it cannot
-            go below .05.
-        n_seeds: seeds under which neither diverged.
+        stderr: standard error of the difference.
+        t: statistic of the paired t-test.
+        p_value: two-sided p-value of the t-test.
+        wilcoxon_p_value: p-value of the signed-rank test; NaN for fewer than 6 non-zero
+            differences, with which it cannot fall below .05.
+        n_seeds: number of seeds for which both settings have a value.
     """
 
     difference: float
@@ -89,13 +93,15 @@ class PairedSeeds(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Sweep:
-    """What `train.sweep` found. Runs come setting by setting: run = setting · (number of seeds) + seed.
+    """The result of `train.sweep`. Runs are ordered by setting: run = setting · n_seeds + seed.
 
     Attributes:
-        runs: one record a run.
-        states: final states (the selected ones with `select`) with a leading axis of runs, in the host's memory.
+        runs: one record per run.
+        states: final states (the selected ones with `select`) with a leading axis of runs, in host
+            memory.
         settings: the settings, in their order.
-        shown: metrics that the printed table shows; the first is the default of `table`, `best` and `compare`.
+        shown: metrics that the printed table shows; the first is the default of `table`, `best` and
+            `compare`.
     """
 
     runs: tuple[Run, ...]
@@ -105,32 +111,40 @@ class Sweep:
 
     @property
     def n_seeds(self) -> int:
-        """Runs of each setting."""
+        """Number of runs of each setting."""
         return len(self.runs) // len(self.settings)
 
     def state(self, run: int) -> State:
-        """The state of one run, ready to be evaluated or for `fit` to go on with (that run's optimiser bound)."""
+        """Returns the state of one run, on the device. To continue it, call `fit` with that run's
+        optimiser.
+        """
         run = integer("run", run, least=0, most=len(self.runs) - 1)
         return jax.device_put(jax.tree.map(lambda leaf: leaf[run], self.states))
 
     def values(self, metric: str | None = None) -> np.ndarray:
-        """One metric of all runs: float64 [settings, seeds], NaN where a run diverged.
+        """Returns one metric of all runs: float64 [settings, seeds], NaN where a run diverged.
+
+        Args:
+            metric: a name, or None for the first of `shown`.
 
         Raises:
-            ValueError: for a metric that no run has.
+            ValueError: if no run has the metric.
         """
         metric = self.shown[0] if metric is None else metric
         known = list(dict.fromkeys([*self.shown, *(name for run in self.runs for name in run.metrics)]))
         if metric not in known:
-            raise ValueError(f"metric={metric!r}; the runs have {known}")
+            raise ValueError(f"metric={metric!r} is unknown; the runs have {known}")
         flat = [run.metrics.get(metric, np.nan) for run in self.runs]
         return np.asarray(flat, np.float64).reshape(len(self.settings), self.n_seeds)
 
     def table(self, metric: str | None = None) -> list[Row]:
-        """One `Row` a setting: mean and standard deviation over seeds.
+        """Returns one `Row` per setting: mean and standard deviation over seeds.
+
+        Args:
+            metric: a name, or None for the first of `shown`.
 
         Raises:
-            ValueError: for a metric that no run has.
+            ValueError: if no run has the metric.
         """
         rows = []
         for place, values in enumerate(self.values(metric)):
@@ -142,16 +156,22 @@ class Sweep:
         return rows
 
     def best(self, metric: str | None = None, *, mode: Literal["max", "min"] = "max") -> int:
-        """Index of the setting with the best mean; a setting with a seed that diverged is passed over.
+        """Returns the index of the setting with the best mean. A setting with a NaN under any seed
+        is skipped.
+
+        Args:
+            metric: a name, or None for the first of `shown`.
+            mode: "max" if larger is better, else "min".
 
         Raises:
-            ValueError: for a metric that no run has, or no setting without NaN under any seed.
+            ValueError: if no run has the metric, every setting has a NaN under some seed, or `mode`
+                has another value.
         """
         if mode not in ("max", "min"):
             raise ValueError(f'mode={mode!r}; give "max" or "min"')
         means = self.values(metric).mean(1) * (1 if mode == "max" else -1)
         if np.isnan(means).all():
-            raise ValueError("no setting is without NaN under all seeds; lower the learning rates, and see .table()")
+            raise ValueError("every setting has NaN under some seed; lower the learning rates, and see .table()")
         return int(np.nanargmax(means))
 
     def compare(
@@ -162,30 +182,34 @@ class Sweep:
         *,
         other: Sweep | None = None,
     ) -> PairedSeeds:
-        """Paired tests over seeds between two settings: a key's initial values and draws serve both.
+        """Tests two settings against each other, paired by seed: a key gives both the same draws.
 
         Args:
-            metric: name, or None for the first shown.
-            first: a setting, by index or by as many of its values as single it out.
+            metric: a name, or None for the first of `shown`.
+            first: a setting, given by its index or by values that single it out.
             second: another setting.
-            other: the sweep that `second` is a setting of, if it is not this one. It must have the same keys.
+            other: the sweep to which `second` belongs; None is this sweep. It must have the same
+                keys.
 
         Raises:
-            ValueError: for an unknown metric or setting, twice the same setting, a setting of another sweep without
-                `other`, another sweep with other keys, or fewer than 2 seeds under which neither diverged.
+            ValueError: if a metric or setting is unknown, both settings are the same, a setting
+                belongs to another sweep and `other` is not given, the other sweep has other keys,
+                or fewer than 2 seeds have values for both.
         """
         theirs = self if other is None else other
         place, against = self._place(first, "first"), theirs._place(second, "second")
         if theirs is self and place == against:
-            raise ValueError(f"first and second are both setting {place}, {dict(self.settings[place])}; give two")
+            raise ValueError(
+                f"first and second are both setting {place}, {dict(self.settings[place])}; give two different settings"
+            )
         if not np.array_equal(self._keys(place), theirs._keys(against)):
-            raise ValueError("other was trained under other keys; a paired test needs the same keys in both sweeps")
+            raise ValueError("other was trained with other keys; a paired test needs the same keys in both sweeps")
         values = self.values(metric)
         difference = values[place] - theirs.values(self.shown[0] if metric is None else metric)[against]
         difference = difference[~np.isnan(difference)]
         n = len(difference)
         if n < 2:
-            raise ValueError(f"{n} seeds under which neither setting has NaN; a paired test needs at least 2")
+            raise ValueError(f"only {n} seeds have values of both settings; a paired test needs at least 2")
         mean, stderr = float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(n))
         t = mean / stderr if stderr > 0 else float(np.copysign(np.inf, mean)) if mean else 0.0
         p = float(2 * scipy.stats.t.sf(abs(t), n - 1))
@@ -194,30 +218,38 @@ class Sweep:
         return PairedSeeds(mean, stderr, t, p, wilcoxon, n)
 
     def _keys(self, place: int) -> np.ndarray:
-        """Data of the keys of a setting's runs."""
+        """Returns the data of the keys of a setting's runs."""
         return np.asarray(jax.random.key_data(self.states.key))[place * self.n_seeds : (place + 1) * self.n_seeds]
 
     def _place(self, which: int | Mapping[str, Any], argument: str) -> int:
+        """Returns the index of a setting given by its index, by itself, or by values that single it
+        out.
+        """
         if isinstance(which, Setting) and not any(which is own for own in self.settings):
-            raise ValueError(f"{argument}={dict(which)} is a setting of another sweep; give that sweep as other=")
+            raise ValueError(f"{argument}={dict(which)} is a setting of another sweep; pass that sweep as other=")
         if isinstance(which, Mapping):
             found = [place for place, setting in enumerate(self.settings) if _agrees(setting, which)]
             if len(found) != 1:
-                raise ValueError(f"{dict(which)} is {len(found)} of the settings; name one of {list(self.settings)}")
+                raise ValueError(
+                    f"{argument}={dict(which)} matches {len(found)} settings; "
+                    f"give values of one of {list(self.settings)}"
+                )
             return found[0]
         place = as_integer(which)
         if place is None or not 0 <= place < len(self.settings):
-            raise ValueError(f"{argument}={which!r}; give a setting, or its place from 0 to {len(self.settings) - 1}")
+            raise ValueError(f"{argument}={which!r}; give a setting, or its index from 0 to {len(self.settings) - 1}")
         return place
 
     def evaluate(self, fn: Callable[[Variables], Mapping[str, float] | Report], *, prefix: str = "test ") -> Sweep:
-        """A sweep with the numbers `fn(variables)` of each run added, such as a report on test data.
+        """Returns a sweep with metrics `fn(variables)` added to each run, such as a test report.
 
-        Their names get the prefix, so that `best` still chooses by validation. Runs that diverged are left out.
+        The names of the metrics get the prefix, so that `best` still selects by validation. Runs
+        that diverged are skipped.
 
         Args:
-            fn: host function, like `validate`: it gives named numbers, or a `Report`, whose means are taken.
-            prefix: of the new names; "" replaces numbers of the same name.
+            fn: host function of the variables that returns named numbers, or a `Report`, whose
+                means are used.
+            prefix: prefix of the new names. With "", metrics of the same name are replaced.
         """
         runs, added = [], {}
         for number, run in enumerate(self.runs):
@@ -231,7 +263,9 @@ class Sweep:
         return dataclasses.replace(self, runs=tuple(runs), shown=tuple(dict.fromkeys([*self.shown, *more])))
 
     def to_dataframe(self) -> Any:
-        """A pandas DataFrame, one row a run: setting, "seed", "epoch", metrics, "diverged"."""
+        """Returns a pandas DataFrame with one row per run: setting, "seed", "epoch", metrics,
+        "diverged".
+        """
         import pandas as pd
 
         records = [
@@ -261,7 +295,7 @@ class Sweep:
 
 
 def _agrees(setting: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether the setting has these values, up to float32 rounding."""
+    """Returns whether the setting has these values, up to float32 rounding."""
     return wanted.keys() <= setting.keys() and all(
         np.shape(value) == np.shape(setting[name]) and np.allclose(value, setting[name], rtol=1e-6, atol=0)
         for name, value in wanted.items()
@@ -269,7 +303,7 @@ def _agrees(setting: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A setting's value in few letters."""
+    """Formats a setting's value briefly."""
     if isinstance(value, np.ndarray):
         return "(" + ", ".join(map(shown, value.tolist())) + ")"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Many runs as one: every setting under every seed, compiled once, in parts that fit the memory."""
+"""Sweeps: every setting under every seed, compiled once, trained in parts that fit into memory."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from jaxrec.typing import Array, Key, Objective, Variables
 
 
 class Recipe(NamedTuple):
-    """What a run is made of; `setup` may also return a plain tuple in this order.
+    """What a run needs. `setup` may also return a plain tuple in this order.
 
     Attributes:
-        model: as `init` takes it.
-        objective: as `fit` takes it.
-        tx: as `fit` takes it.
-        parameters: as `init` takes it.
+        model: the model, as for `init`.
+        objective: function of (variables, key, batch) that returns a scalar, as for `fit`.
+        tx: the optimiser, as for `fit`.
+        parameters: further entries of "params" that the loss learns, as for `init`.
     """
 
     model: Any
@@ -46,14 +46,14 @@ class Recipe(NamedTuple):
 
 
 class DivergenceWarning(UserWarning):
-    """Some runs of a sweep came to a loss that is not finite."""
+    """The loss of some runs of a sweep is not finite."""
 
 
 def grid(**values: Sequence[Any]) -> dict[str, np.ndarray]:
-    """All combinations, as `settings` of a sweep; the last name varies fastest.
+    """Returns all combinations of values, as `settings` of a sweep; the last name varies fastest.
 
     Raises:
-        ValueError: for what is not a sequence of at least one value.
+        ValueError: if a value is not a sequence of one or more values.
 
     >>> {name: column.tolist() for name, column in grid(rate=[1, 2], margin=[0.5, 0.7]).items()}
     {'rate': [1, 1, 2, 2], 'margin': [0.5, 0.7, 0.5, 0.7]}
@@ -82,44 +82,52 @@ def sweep(
     width: int | None = None,
     progress: bool = True,
 ) -> Sweep:
-    """Trains every setting under every key, each as `init` and `fit` would, with one compilation for all.
+    """Trains every setting under every key, as `init` and `fit` would, with one compilation.
 
-    A run costs its parameters and optimiser state two to three times (those of the epoch's beginning are kept in case
-    it diverges; one more with `select`), and the temporaries of a batch; `at_once` bounds how many are on the device.
+    A run takes two to three times the memory of its parameters and optimiser state (the values from
+    the start of the epoch are kept in case it diverges, and one more copy with `select`), and the
+    temporaries of a batch. `at_once` limits how many runs are on the device.
 
-    A run whose loss is no longer finite keeps its state of the beginning of that epoch, and is NaN in the tables; the
-    others do not notice.
+    A run whose loss is no longer finite keeps its state from the start of that epoch, and is NaN in
+    the tables. The other runs are not affected.
 
     Args:
-        keys: typed keys [S], one a seed, such as `jax.random.split(jax.random.key(0), 8)`.
-        setup: called with one setting's values as keywords, traced; gives the `Recipe`, or its members in order: model,
-            objective, tx and, where needed, parameters. Learning rates, margins, temperatures, weights of
-            regularisers can vary; what changes a shape (dimensions, numbers of negatives) cannot. Arrays that a
-            `functools.partial` binds to it travel as arguments; what it closes over becomes a constant.
+        keys: typed keys [S], one per seed, such as `jax.random.split(jax.random.key(0), 8)`.
+        setup: function that gets the values of one setting as traced keyword arguments, and returns
+            the `Recipe`, or its members in order: model, objective, tx and, where needed,
+            parameters. Learning rates, margins, temperatures and weights of regularisers can vary;
+            what changes a shape (dimensions, numbers of negatives) cannot. Arrays that a
+            `functools.partial` binds to `setup` are passed as arguments; arrays in its closure
+            become constants.
         train: the positives.
-        settings: name -> values with a leading axis of settings, all of one length; see `grid`. None is one setting
-            without values.
-        epochs: of each run.
-        batch_size: as in `fit`.
-        examples: as in `fit`.
-        validate: as in `fit`; called for one run after the other.
-        every: validate after every so many epochs, and after the last.
-        select: a metric of `validate`, larger = better; each run then ends with the state and the metrics of its best
-            validated epoch. None takes the last epoch.
-        at_once: runs that train at the same time, at most; None is all.
-        width: runs that one program vmaps. None is `at_once` on an accelerator, and 1 on CPU: there the programs run
-            side by side on the cores, which takes less time than vmap (benchmarks/speed/sweep.py measures both).
+        settings: name -> values with a leading axis of settings, all of the same length; see
+            `grid`. None is one setting without values.
+        epochs: number of epochs of each run.
+        batch_size: B, the number of examples per step.
+        examples: what an epoch goes through, such as `singles` or `partial(groups, n=16)`, as in
+            `fit`.
+        validate: host function of the variables that returns named numbers, or a `Report`, whose
+            means are used. It is called for one run after the other.
+        every: number of epochs between validations. The last epoch is always validated.
+        select: a metric of `validate`, larger = better. Each run then returns the state and the
+            metrics of its best validated epoch. None returns the last epoch.
+        at_once: largest number of runs that train at the same time; None trains all.
+        width: number of runs that one program vmaps. None is `at_once` on an accelerator, and 1 on
+            CPU: there the programs run in parallel on the cores, which takes less time than vmap
+            (benchmarks/speed/sweep.py measures both).
         progress: whether to show a progress bar.
 
     Warns:
-        DivergenceWarning: once, at the end, naming the runs that diverged; and where the metric `select` was NaN at
-            every validation of a run.
+        DivergenceWarning: once, at the end, with the names of the runs that diverged; and if the
+            metric `select` was NaN at every validation of a run.
 
     Raises:
-        Interrupted: a `KeyboardInterrupt`, for Ctrl-C. Its `.state` is the `Sweep` of what was trained.
-        ValueError: for keys that are no typed keys [S], none, or repeated; settings of different lengths or no numbers;
-            a model with fewer users or items than `train`, samplers for other sizes; `select` without `validate`, or
-            of a metric that it does not give.
+        Interrupted: a `KeyboardInterrupt`, on Ctrl-C. Its `.state` is the `Sweep` of what was
+            trained.
+        ValueError: if `keys` are not one or more different typed keys [S]; settings have different
+            lengths or are not numbers; a model has fewer users or items than `train`; a sampler has
+            other sizes; or `select` is given without `validate`, or names a metric that `validate`
+            does not return.
 
     >>> import jaxrec as jr
     >>> train, model = jr.Interactions.from_pairs([0, 0, 1, 1], [0, 1, 2, 3]), jr.models.MF(2, 4, dim=2)
@@ -150,6 +158,7 @@ def sweep(
     width, parts = _parts(n, at_once, width)
 
     def started(first: int) -> _Program:
+        # Copies of the last run fill up the last program, so that all programs have one width.
         places = np.minimum(np.arange(first, first + width), n - 1)
         values = _take(columns, places // len(keys))
         state = _init_of_runs(keys[places % len(keys)], values, arrays, static=static)
@@ -194,7 +203,9 @@ def sweep(
 
 
 def _compiled(program: _Program, arrays: list, data: Any, **options: Any) -> Callable:
-    """An epoch, compiled in this thread: JAX's context managers do not reach the threads that run it."""
+    """Compiles an epoch in this thread, since JAX's context managers do not apply in the threads
+    that run it.
+    """
     given = program.states, program.settings, arrays, data
     if jax.config.jax_disable_jit:
         return functools.partial(_epoch_of_runs, **options)
@@ -202,43 +213,51 @@ def _compiled(program: _Program, arrays: list, data: Any, **options: Any) -> Cal
 
 
 def _check_sizes(recipe: tuple, train: Interactions) -> None:
+    """Checks the model's and the samplers' sizes against `train`."""
     check_covers(recipe[:1], train)
     check_bound(recipe[1:2], train)
 
 
 def _check_keys(keys: Any) -> None:
+    """Raises `ValueError` for anything but different typed keys [S]."""
     remedy = "give typed keys [S], such as jax.random.split(jax.random.key(0), 8)"
     if not (isinstance(keys, jax.Array) and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)):
-        raise ValueError(f"keys are {type(keys).__name__} {getattr(keys, 'dtype', '')}, no typed keys; {remedy}")
+        raise ValueError(f"keys are {type(keys).__name__} {getattr(keys, 'dtype', '')}, not typed keys; {remedy}")
     if keys.ndim != 1 or len(keys) == 0:
         raise ValueError(f"keys have shape {keys.shape}; {remedy}")
     if len(np.unique(jax.random.key_data(keys), axis=0)) < len(keys):
-        raise ValueError(f"keys holds a key more than once; its runs would be the same: {remedy}")
+        raise ValueError(f"keys contains a key more than once, whose runs would be the same; {remedy}")
 
 
 def _points(settings: Mapping[str, Any] | None) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """The settings one by one, as NumPy or Python values, and by name, as arrays."""
+    """Returns the settings one by one, as NumPy or Python values, and by name, as arrays."""
     columns = {}
     for name, values in (settings or {}).items():
         try:
             columns[name] = np.asarray(values)
         except ValueError as error:
-            raise ValueError(f"settings[{name!r}] = {values!r} is ragged; give each setting as many values") from error
+            raise ValueError(
+                f"settings[{name!r}] = {values!r} is ragged; give each setting the same number of values"
+            ) from error
         if columns[name].ndim == 0 or columns[name].dtype.kind not in "fiub":
             raise ValueError(
-                f"settings[{name!r}] = {values!r}; give a sequence of numbers, one a setting, or, for what is no "
-                "number, run a sweep for each"
+                f"settings[{name!r}] = {values!r}; give a sequence of numbers, one per setting; "
+                "for values that are no "
+                "numbers, run a sweep for each"
             )
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
-        raise ValueError(f"settings have lengths {lengths}; give one value a setting (train.grid makes combinations)")
+        raise ValueError(f"settings have lengths {lengths}; give one value per setting (train.grid makes combinations)")
     n = next(iter(lengths.values()), 1)
     points = [Setting((name, c[i].item() if c.ndim == 1 else c[i]) for name, c in columns.items()) for i in range(n)]
     return points, columns
 
 
 def _parts(n: int, at_once: int | None, width: int | None) -> tuple[int, list[range]]:
-    """Runs of a program, and for each part the first runs of its programs; parts are as equal as can be."""
+    """Returns the number of runs per program and, for each part, the first runs of its programs.
+
+    Parts are as equal as possible.
+    """
     most = min(at_once or n, n)
     if width is None:
         width = 1 if jax.default_backend() == "cpu" else most
@@ -251,7 +270,7 @@ def _parts(n: int, at_once: int | None, width: int | None) -> tuple[int, list[ra
 
 @dataclasses.dataclass
 class _Training:
-    """A run under way."""
+    """A run in training."""
 
     setting: Mapping[str, Any]
     seed: int
@@ -260,7 +279,9 @@ class _Training:
     diverged: str | None = None
 
     def choose(self, record: Mapping[str, float], select: str | None) -> bool:
-        """Whether this record is the one to keep so far; remembers it. NaN is no gain."""
+        """Returns whether this record is the best so far, and remembers it if so. NaN never
+        improves on another value.
+        """
         if select is not None and self.chosen is not None:
             best = self.chosen[select]
             if not (np.isnan(best) or record[select] > best):
@@ -269,6 +290,7 @@ class _Training:
         return True
 
     def finished(self) -> Run:
+        """Returns the run's record once training has ended."""
         log = Log(tuple(self.records))
         if self.diverged is not None:
             return Run(self.setting, self.seed, log, len(self.records), {}, self.diverged)
@@ -286,22 +308,23 @@ class _Program:
     settings: Mapping[str, Array]
 
     def final(self, select: str | None) -> loop.State:
+        """Returns the last states, or with `select` the best ones unless a run diverged."""
         if select is None:
             return self.states
         return _choose(self.mask(lambda run: run.diverged is not None), self.states, self.best)
 
     def mask(self, of: Callable[[_Training], bool]) -> np.ndarray:
-        """bool [width] of the runs; a copy is as its original."""
+        """Returns a bool [width] over the runs; a copy has the value of its original."""
         return np.pad(np.array([of(run) for run in self.runs]), (0, len(self.states.epoch) - len(self.runs)), "edge")
 
 
 def _advance(programs: list[_Program], advance: Callable, epoch: int, validate: Callable | None, select) -> None:
-    """One epoch of all runs; what they come to is written into programs and runs."""
+    """Runs one epoch of all runs, and writes the results into programs and runs."""
     began = time.perf_counter()
     alive = [program for program in programs if any(run.diverged is None for run in program.runs)]
     results = advance(alive)
-    going = [run for program in alive for run in program.runs if run.diverged is None]
-    seconds = (time.perf_counter() - began) / max(len(going), 1)
+    running = [run for program in alive for run in program.runs if run.diverged is None]
+    seconds = (time.perf_counter() - began) / max(len(running), 1)
     records = {}
     for program, (states, losses, finite) in zip(alive, results):
         for place, (run, value) in enumerate(zip(program.runs, losses)):
@@ -314,7 +337,8 @@ def _advance(programs: list[_Program], advance: Callable, epoch: int, validate: 
                     raise ValueError(f"select={select!r}, but validate gives {sorted(found)}")
                 record = extended(record, found)
             records[id(run)] = record
-    # Only now, as `validate` may be interrupted, and states and records belong together.
+    # Write results only after all validations: Ctrl-C in `validate` must not separate states and
+    # records.
     for program, (states, losses, finite) in zip(alive, results):
         improved = set()
         for place, (run, value) in enumerate(zip(program.runs, losses)):
@@ -330,7 +354,9 @@ def _advance(programs: list[_Program], advance: Callable, epoch: int, validate: 
 
 
 def _side_by_side(threads, one: Callable, arrays: Any, data: Any, programs: list[_Program]) -> list[tuple]:
-    """An epoch of each program, one a thread: the CPU works off in turn what a single thread dispatches."""
+    """Runs an epoch of each program, one per thread: on CPU, programs dispatched by one thread run
+    one after another.
+    """
 
     def wait(program: _Program) -> tuple[loop.State, np.ndarray, np.ndarray]:
         states, losses, finite = one(program.states, program.settings, arrays, data)
@@ -340,15 +366,18 @@ def _side_by_side(threads, one: Callable, arrays: Any, data: Any, programs: list
 
 
 def _cores() -> int:
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _warn(runs: list[_Training], select: str | None) -> None:
+    """Warns of runs that diverged, and of runs whose metric `select` was always NaN."""
     blank = [run for run in runs if run.diverged is None and select is not None and np.isnan(run.chosen[select])]
     if blank:
         warnings.warn(
-            f"{select} was not a number at any validation of {len(blank)} of {len(runs)} runs, which are NaN in the "
-            "tables; look for NaN in what validate computes",
+            f"{select} was NaN at every validation of {len(blank)} of {len(runs)} runs, which are "
+            "NaN in the tables; "
+            "look for NaN in what validate computes",
             DivergenceWarning,
             stacklevel=3,
         )
@@ -356,14 +385,15 @@ def _warn(runs: list[_Training], select: str | None) -> None:
     if not lost:
         return
 
-    def told(number: int, run: _Training) -> str:
+    def described(number: int, run: _Training) -> str:
         values = "".join(f"{name}={shown(value)}, " for name, value in run.setting.items())
         return f"run {number} ({values}seed {run.seed}): {run.diverged}"
 
     more = f"; and {len(lost) - 5} more" if len(lost) > 5 else ""
     warnings.warn(
         f"{len(lost)} of {len(runs)} runs diverged and are NaN in the tables: "
-        f"{'; '.join(told(*item) for item in lost[:5])}{more}. Lower the learning rate of these settings or clip "
+        f"{'; '.join(described(*item) for item in lost[:5])}{more}. Lower the learning rate of "
+        "these settings or clip "
         "gradients (optax.clip_by_global_norm); .state(run) is the last good state",
         DivergenceWarning,
         stacklevel=3,
@@ -374,6 +404,7 @@ def _warn(runs: list[_Training], select: str | None) -> None:
 
 
 def _recipe(arrays: list, static: Any, setting: Mapping[str, Array]) -> Recipe:
+    """Calls `setup` with one setting."""
     (setup,) = combine(arrays, static)
     made = setup(**setting)
     if not isinstance(made, tuple) or not 3 <= len(made) <= 4:
@@ -383,18 +414,22 @@ def _recipe(arrays: list, static: Any, setting: Mapping[str, Array]) -> Recipe:
 
 
 def _each_run(one: Callable, *stacked: Any) -> Any:
-    """`one` for each run. A single one is not vmapped: on CPU even a batch of one makes scatters slower."""
+    """Calls `one` for each run. A single run is not vmapped: on CPU even a batch of one makes
+    scatters slower.
+    """
     try:
         if len(jax.tree.leaves(stacked)[0]) > 1:
             return jax.vmap(one)(*stacked)
         return jax.tree.map(lambda leaf: leaf[None], one(*jax.tree.map(lambda leaf: leaf[0], stacked)))
     except TypeError as error:
-        error.add_note("setup gets traced values: what makes a shape or decides a branch cannot be one of the settings")
+        error.add_note("setup gets traced values; a value that sets a shape or decides a branch cannot be a setting")
         raise
 
 
 @functools.partial(jax.jit, static_argnames="static")
 def _init_of_runs(keys, settings, arrays, *, static):
+    """Initial states of the runs."""
+
     def one(key, setting):
         recipe = _recipe(arrays, static, setting)
         return loop.init(key, recipe.model, recipe.tx, parameters=recipe.parameters)
@@ -404,6 +439,8 @@ def _init_of_runs(keys, settings, arrays, *, static):
 
 @functools.partial(jax.jit, static_argnames=("static", "batch_size"))
 def _epoch_of_runs(states, settings, arrays, data, *, static, batch_size):
+    """One epoch of the runs; a run that diverged keeps its state."""
+
     def one(state, setting):
         _, objective, tx, _ = _recipe(arrays, static, setting)
         new, values = loop.epoch(state, objective, tx, data, batch_size=batch_size)
@@ -415,11 +452,14 @@ def _epoch_of_runs(states, settings, arrays, data, *, static, batch_size):
 
 @jax.jit
 def _one_of(stacked, place):
+    """Takes one run out of stacked states."""
     return jax.tree.map(lambda leaf: leaf[place], stacked)
 
 
 @jax.jit
 def _where(mask, first, second):
+    """Selects between two stacked states per run."""
+
     def choose(a, b):
         return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b)
 
@@ -427,21 +467,23 @@ def _where(mask, first, second):
 
 
 def _choose(mask: np.ndarray, first: loop.State, second: loop.State) -> loop.State:
-    """Runs of `first` where the mask is True, else of `second`."""
+    """Returns the runs of `first` where the mask is True, else those of `second`."""
     if mask.all():
         return first
     return _where(mask, first, second) if mask.any() else second
 
 
 def _take(columns: Mapping[str, np.ndarray], places: Any) -> dict[str, Array]:
-    """Settings at these places, in the types that JAX computes with."""
+    """Returns the settings at these indices, in the dtypes that JAX computes with."""
     return {name: jnp.asarray(column[places]) for name, column in columns.items()}
 
 
 def _on_host(leaf: Array) -> Array:
+    """Copies an array to the host. Typed keys stay JAX arrays, as NumPy has no such dtype."""
     return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.asarray(leaf)
 
 
 def _joined(parts: Sequence[Array]) -> Array:
+    """Concatenates arrays of NumPy, or of typed keys."""
     typed = jnp.issubdtype(parts[0].dtype, jax.dtypes.prng_key)
     return jnp.concatenate(parts) if typed else np.concatenate(parts)
