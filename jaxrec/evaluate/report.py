@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
 
 
 class Comparison(NamedTuple):
@@ -70,6 +69,8 @@ class Report:
             ValueError: if one report lacks the metric, it is not finite, a report has a user more
                 than once, or the reports have fewer than 2 users in common.
         """
+        import scipy.stats
+
         for report in (self, other):
             if not isinstance(report, Report):
                 raise TypeError(f"other is a {type(report).__name__}; pass a Report")

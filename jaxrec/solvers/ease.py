@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-from scipy.linalg import lapack
 
 from jaxrec._log import Log
 from jaxrec._numerics import integer, number
@@ -65,6 +64,8 @@ def _invert(table: np.ndarray, regularization: float) -> None:
     With A the upper left half, B the lower left and C the lower right, the inverse has S⁻¹ at the lower right, where
     S = C − B A⁻¹ Bᵀ, then −S⁻¹ B A⁻¹ at the lower left, and A⁻¹ + A⁻¹ Bᵀ S⁻¹ B A⁻¹ at the upper left.
     """
+    from scipy.linalg import lapack
+
     n = len(table)
     if n <= _BLOCK:
         factor, failed = lapack.dpotrf(table, lower=True)

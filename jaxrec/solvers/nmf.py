@@ -6,7 +6,6 @@ import importlib
 
 import jax
 import jax.numpy as jnp
-import scipy.sparse
 
 from jaxrec._keys import check_key
 from jaxrec._log import Log
@@ -55,6 +54,8 @@ def fit(
     dim, iterations = integer("dim", dim), integer("iterations", iterations)
     for name, value in (("regularization", regularization), ("tolerance", tolerance)):
         number(name, value, least=0)
+    import scipy.sparse
+
     try:
         decomposition = importlib.import_module("sklearn.decomposition")
     except ImportError as error:

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.sparse
 
 from jaxrec import losses
 from jaxrec._numerics import number
@@ -149,6 +148,8 @@ def adaptive_margin(train: Interactions, *, count: Literal["union", "sum"] = "un
     >>> adaptive_margin(Interactions.from_pairs([0, 0, 1, 3], [0, 1, 1, 2])).tolist()
     [0.5, 0.5, 1.0, 0.75]
     """
+    import scipy.sparse
+
     if count not in ("union", "sum"):
         raise ValueError(f"count={count!r}; give 'union' or 'sum'")
     check_interactions(train=train)

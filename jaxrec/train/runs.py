@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-import scipy.stats
 
 from jaxrec._log import Log, metrics_of
 from jaxrec._numerics import as_integer, integer
@@ -196,6 +195,8 @@ class Sweep:
                 belongs to another sweep and `other` is not given, the other sweep has other keys,
                 or fewer than 2 seeds have values for both.
         """
+        import scipy.stats
+
         theirs = self if other is None else other
         place, against = self._place(first, "first"), theirs._place(second, "second")
         if theirs is self and place == against:
