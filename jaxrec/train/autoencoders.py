@@ -97,7 +97,7 @@ def alternating(
     encoder_passes: int = 3,
     **loop: Unpack[Loop],
 ) -> tuple[State, Log]:
-    """Alternates encoder and decoder training (RecVAE; Shenbin et al. 2020, 10.1145/3336191.3371831).
+    """Trains encoder and decoder alternately (Shenbin et al. 2020, 10.1145/3336191.3371831).
 
     An epoch has three stages: `encoder_passes` passes of the encoder over all users; the copying of
     the encoder to the old encoder; and one pass of the decoder, without dropout. β is 1.
