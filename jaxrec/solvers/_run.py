@@ -74,7 +74,7 @@ def check_factors(variables: Variables, given: str, **sizes: int) -> list[jax.Ar
         raise ValueError(f"variables has tables of shapes {shapes}; {form}; give the variables that fit returned")
     for name, size in sizes.items():
         if shapes[name][0] != size:
-            raise ValueError(f"{given} {size} {name}s and variables {shapes[name][0]}; use the same id map for both")
+            raise ValueError(f"{given} {size} {name}s and variables {shapes[name][0]}; use one id map")
     return [tables[name] for name in sizes]
 
 
