@@ -442,8 +442,8 @@ def after(tables: Any, records: Any) -> str:
     parts = [
         "### Facets and weights\n\nHR@10 of the sampled protocol, with one value varied at a time. MARS has the "
         "released rule, MAR the default one, both with 32 dimensions per facet. The number of seeds is in brackets. "
-        "The standard error over users is about .006 on Ciao and .017 on Delicious. With the released gradient, the pull "
-        "has full weight for every value above 0."
+        "The standard error over users is about .006 on Ciao and .017 on Delicious. With the released gradient, the "
+        "pull has full weight for every value above 0."
     ]
     for data in BY_ID:
         rows = tables.get(f"{data}, sampled", {})
