@@ -8,8 +8,8 @@ are split at random into train, validation and test (.8/.1/.1). Validation choos
 seed 0 and the epoch of each run, by NDCG@10 of the full ranking. On test, train and validation
 pairs are masked, and ties are broken at random. All models are trained for the same number of
 epochs, with the same decay of their learning rates, except for MARS with its own loss, which takes
-single positives and is trained for fewer epochs of more steps. The other rows of MARS, also with K
-= 1, have the full softmax and Riemannian Adam; "facets apart" adds `separation`.
+single positives and is trained for fewer epochs of more steps. The other rows of MARS have the full
+softmax and Riemannian Adam, with one facet (K = 1) too; "facets apart" adds `separation`.
 
 Differences are paired by seed. The single space in the comparison is the best on test of those with
 18 dimensions. Agreement is the share of users (items) whose facet is the planted one, with the best
