@@ -83,10 +83,10 @@ def fit(
 
     Raises:
         ValueError: if `towers` does not return [M, K] and [N, K]; the objective is not finite;
-            `train` has no pairs, or weights that are negative or not finite; `steps`, `cg_steps` or
-            `every` is not an integer of 1 or more; `regularization` or `tolerance` is negative or
-            not finite; `cg_tolerance` is outside [0, 1); `stopping` is given without `validate`; or
-            its metric was NaN at every validation.
+            `train` has no pairs, or weights that are negative, not finite or all 0; `steps`,
+            `cg_steps` or `every` is not an integer of 1 or more; `regularization` or `tolerance` is
+            negative or not finite; `cg_tolerance` is outside [0, 1); `stopping` is given without
+            `validate`; or its metric was NaN at every validation.
         Interrupted: on Ctrl-C. It carries the parameters after the last step, and the log.
 
     Differs: appendix D has errors of sign, factor and shape, which are corrected here.
@@ -111,8 +111,8 @@ def fit(
         params, values = _step(params, *data, regularization, cg_tolerance, static=static, cg_steps=cg_steps)
         if not np.isfinite(value := float(values["objective"])):
             raise NotFinite(
-                f"the objective is {value}; look for NaN in params and in the features of the towers, check that "
-                "train.weights are not all 0, or start from smaller params"
+                f"the objective is {value}; look for NaN in params and in the features of the towers, or start "
+                "from smaller params"
             )
         return params, values
 

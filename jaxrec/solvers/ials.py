@@ -76,8 +76,8 @@ def fit(
 
     Raises:
         TypeError: if `train` is not an `Interactions`, or `solver` is not a function.
-        ValueError: if `train` has no pairs; weights are negative or not finite; a size is not an
-            integer; `dim` is above min(M, N); a hyperparameter is negative or not finite;
+        ValueError: if `train` has no pairs; weights are negative, not finite or all 0; a size is
+            not an integer; `dim` is above min(M, N); a hyperparameter is negative or not finite;
             `regularization` is too small (0) for rows with fewer pairs than `dim`; the metric of
             `stopping` was NaN at every validation; or `mesh` has several axes or more devices than
             there are users.
