@@ -1,4 +1,4 @@
-"""What all benchmarks share: the command line, the record that backs a table, and Markdown."""
+"""Shared parts of the benchmarks: command line, records, and Markdown tables."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ import jax
 from jaxrec import study
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-IGNORED = pathlib.Path("runs")  # what git does not see
+IGNORED = pathlib.Path("runs")  # git ignores it
 
 
 def parser(name: str, about: str, quick: str | None = None) -> argparse.ArgumentParser:
-    """A reader of the command line `python -m benchmarks.<name>`.
+    """Returns the parser of the command line `python -m benchmarks.<name>`.
 
     Args:
-        name: of the benchmark.
-        about: the module's docstring.
-        quick: what `--quick` does, if there is such an option.
+        name: name of the benchmark.
+        about: docstring of its module.
+        quick: what the option `--quick` does; None for no such option.
     """
     how = argparse.RawDescriptionHelpFormatter
     made = argparse.ArgumentParser(f"python -m benchmarks.{name}", description=about, formatter_class=how)
     if quick is not None:
-        made.add_argument("--quick", action="store_true", help=f"the same code on less: {quick}")
+        made.add_argument("--quick", action="store_true", help=f"run the same code on less data: {quick}")
     return made
 
 
@@ -43,14 +43,14 @@ def write(
     folder: pathlib.Path = RESULTS,
     **facts: Any,
 ) -> None:
-    """Writes <name>.json to benchmarks/results/ and prints the cases as one line of JSON.
+    """Writes <name>.json to benchmarks/results/, and prints the cases as one line of JSON.
 
     Args:
-        name: of the benchmark; a dot in it is an underscore in the file's name.
-        cases: case -> values.
-        quick: whether this was a shortened run, whose file goes to runs/ instead, which git ignores.
-        folder: where the file goes.
-        facts: what else a reader needs: protocol, settings, fingerprints of the data.
+        name: name of the benchmark; a dot becomes an underscore in the name of the file.
+        cases: the values of each case.
+        quick: whether this was a shortened run. Its file is written to runs/, which git ignores.
+        folder: folder of the file.
+        facts: further facts, such as protocol, settings and fingerprints of the data.
     """
     record = {
         "benchmark": name,
@@ -72,6 +72,7 @@ def write(
 
 
 def _processor() -> str:
+    """Returns the name of the processor."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -80,20 +81,20 @@ def _processor() -> str:
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Returns the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Returns a Markdown table."""
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))
 
 
 def origin(found: Mapping[str, Any]) -> str:
-    """One line: where a record's values come from."""
+    """Returns a line that says where the values of a record come from."""
     data = found["data"]
     prints = data if isinstance(data, str) else ", ".join(f"{name} {each}" for name, each in data.items())
     return (
         f"`{found['command']}`, {found['date']}, commit {found['commit']}, jax {found['jax']}, "
-        f"{found['cores']} cores of {found['processor']}, data {prints}."
+        f"{found['cores']} cores of {found['processor']}; fingerprint of the data: {prints}."
     )

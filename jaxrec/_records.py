@@ -1,4 +1,4 @@
-"""Records of runs: one line of JSON each in a file, which git can compare."""
+"""Records of runs in a file: one line of JSON for each run, so that git can compare versions."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Record = dict[str, Any]
 
 
 def read(path: str | os.PathLike) -> list[Record]:
-    """The records in a file, in order; none if there is no file.
+    """Returns the records in a file, in order; an empty list if the file does not exist.
 
     Warns:
-        DataWarning: for a last line that was not written to its end. It is left out.
+        DataWarning: if the last line is incomplete; it is dropped.
 
     Raises:
-        ValueError: for any other line that is not JSON.
+        ValueError: if any other line is not JSON.
     """
     path = pathlib.Path(path)
     found = []
@@ -40,19 +40,19 @@ def read(path: str | os.PathLike) -> list[Record]:
                 found.append(json.loads(line))
             except json.JSONDecodeError as error:
                 if place < len(lines):
-                    raise ValueError(f"line {place} of {path} is not JSON ({error}); mend or remove it") from None
+                    raise ValueError(f"line {place} of {path} is not JSON ({error}); repair or remove it") from None
                 warnings.warn(DataWarning(f"dropped 1 half-written line at the end of {path}"), stacklevel=2)
     return found
 
 
 def append(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
-    """Adds one record to a file as a line. A half-written last line is removed first.
+    """Appends a record to a file, as one line; an incomplete last line is removed first.
 
-    Fields are sorted, so that a change shows as a line. What they hold, such as a grid, keeps its order.
+    The fields of the record are sorted. Mappings inside it, such as a grid, keep their order.
 
     Raises:
-        ValueError: for NaN or infinity, which JSON does not have.
-        TypeError: for values that JSON does not have.
+        ValueError: if the record contains NaN or infinity, which JSON does not have.
+        TypeError: if the record contains another value that JSON cannot represent.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def append(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
         whole, _, last = file.read().rpartition(b"\n")
         if last and not _is_json(last):
             file.truncate(len(whole) + bool(whole))
-        elif last:
+        elif last:  # a complete record without its newline
             line = b"\n" + line
         file.write(line)
         file.flush()
@@ -79,31 +79,31 @@ def _is_json(line: bytes) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy and JAX values as Python's."""
+    """Converts NumPy and JAX values to Python values."""
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"{value!r} cannot be written to a file; give numbers, strings, booleans or lists of these")
 
 
 def written(value: Any) -> Any:
-    """A value as it is read again."""
+    """Returns a value as it will be read from the file: tuples become lists, arrays too."""
     return json.loads(json.dumps(value, default=_plain))
 
 
 def packed(values: np.ndarray) -> str:
-    """An array of numbers as a short text, to the precision of float32."""
+    """Encodes an array of numbers as a short text, with the precision of float32."""
     return base64.b64encode(zlib.compress(values.astype("<f4").tobytes())).decode()
 
 
 def unpacked(text: str) -> np.ndarray:
-    """The array that `packed` was given, as float64."""
+    """Decodes the text of `packed` to an array, in float64."""
     return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<f4").astype(np.float64)
 
 
 def commit(folder: str | os.PathLike) -> str | None:
-    """The commit of the working directory; None outside a git repository.
+    """Returns the commit of the working directory; None outside a git repository.
 
-    It ends in "-dirty" if a tracked file outside `folder` has changed.
+    It ends in "-dirty" if a tracked file outside `folder` has uncommitted changes.
     """
 
     def git(*arguments: str) -> str:
@@ -120,7 +120,7 @@ def commit(folder: str | os.PathLike) -> str | None:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of what a run depends on."""
+    """Returns the versions of jax, jaxrec and Python."""
     try:
         ours = metadata.version("jaxrec")
     except metadata.PackageNotFoundError:

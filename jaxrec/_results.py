@@ -1,4 +1,4 @@
-"""Results of studies: the rows of a table from records of runs, with marks and paired tests."""
+"""Results of studies: builds the rows of a table from records, with marks and paired tests."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from jaxrec.evaluate.report import Comparison, Report
 Setting = Mapping[str, Any]
 
 MARKS = {
-    "*": "a chosen value at an end of its grid, beyond which better may lie",
-    "^": "best epoch at the cap: more epochs may be better",
+    "*": "a chosen value is at an end of its grid; values beyond it may be better",
+    "^": "the best epoch is the last one; more epochs may be better",
     "1": "fewer than three seeds",
-    "!": "older than its grid: run the study again",
+    "!": "the record is older than its grid; run the study again",
 }
 
 
 class Row(NamedTuple):
-    """A method on a data set.
+    """The results of a method on a data set.
 
     Attributes:
         data: name of the data set.
         method: name of the method.
-        setting: that validation chose.
-        values: metric -> float64 [S], its value on test under each seed.
+        setting: the setting that validation chose.
+        values: for each metric float64 [S], its value on test for each seed.
         valid: the same on validation.
-        seeds: of these.
-        epochs: best epoch of each run by its log, or None.
-        trials: settings that were tried.
-        cpu_seconds: of each run's training, over all threads, or None where it is not on record.
-        search_seconds: the same for all trials together.
+        seeds: the S seeds.
+        epochs: the best epoch of each run according to its log, or None.
+        trials: number of settings that were tried.
+        cpu_seconds: CPU time of each run's training, over all threads; None if not recorded.
+        search_seconds: CPU time of all trials in total; None if not recorded.
         marks: the characters of `MARKS` that apply.
-        ends: hyperparameters at an end of their grid.
-        over_users: paired comparison with the row compared with, over users' means over seeds; None
-            for that row itself, and for fewer than two.
+        ends: hyperparameters whose value is at an end of their grid.
+        over_users: paired comparison with the reference row over users, each with its mean over
+            seeds. None for the reference row itself, and with fewer than two users.
         over_seeds: the same over seeds.
         p_users: p-value of `over_users` after Holm's correction.
         p_seeds: p-value of `over_seeds` after Holm's correction.
@@ -65,13 +65,13 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Table:
-    """Results of a study. It prints as text, and as HTML in a notebook.
+    """The results of a study. It prints as text, and as HTML in a notebook.
 
     Attributes:
         rows: one `Row` for each method on each data set.
-        metric: that validation chose by, and that is compared.
-        shown: metrics that are printed.
-        against: the row that others are compared with, or None.
+        metric: the metric by which validation chose, and which the tests compare.
+        shown: the metrics that are printed.
+        against: the method with which the others are compared, or None.
     """
 
     rows: tuple[Row, ...]
@@ -80,7 +80,7 @@ class Table:
     against: str | None = None
 
     def row(self, data: str, method: str) -> Row:
-        """The row of a method on a data set.
+        """Returns the row of a method on a data set.
 
         Raises:
             ValueError: if there is none.
@@ -91,16 +91,16 @@ class Table:
         raise ValueError(f"no row {method!r} on {data!r}; there are {[(r.data, r.method) for r in self.rows]}")
 
     def best(self, data: str) -> str:
-        """The method with the largest mean of the metric on a data set."""
+        """Returns the name of the method with the largest mean of the metric on a data set."""
         return max(
             (row for row in self.rows if row.data == data),
             key=lambda row: row.values[self.metric].mean(),
         ).method
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Head and body as text."""
+        """Returns the header and the rows as text."""
         head = ["data", "method", *self.shown, "tried", "chosen", "best epochs", "seeds", "marks"]
-        head += [f"less {self.against}", "p (users)", "p (seeds)"] if self.against else []
+        head += [f"minus {self.against}", "p (users)", "p (seeds)"] if self.against else []
         return head, [self._cells(row) for row in self.rows]
 
     def _cells(self, row: Row) -> list[str]:
@@ -125,10 +125,10 @@ class Table:
         return cells
 
     def legend(self) -> list[str]:
-        """What the numbers and the marks in this table mean."""
-        said = [f"Mean ± standard deviation over seeds; {self.metric} on validation chose."]
+        """Returns sentences that explain the numbers and marks in this table."""
+        said = [f"Mean ± standard deviation over seeds; settings chosen by {self.metric} on validation."]
         if self.against:
-            said.append(f"p-values are those of paired t-tests against {self.against}, by Holm's correction.")
+            said.append(f"p-values are from paired t-tests against {self.against}, with Holm's correction.")
         return said + [f"{mark} {what}" for mark, what in MARKS.items() if any(mark in row.marks for row in self.rows)]
 
     def __repr__(self) -> str:
@@ -146,9 +146,15 @@ class Table:
 
 
 def ends(setting: Setting, grid: Mapping[str, Sequence[Any]], *, least: int = 3) -> list[str]:
-    """The hyperparameters at an end of their grid, if it has `least` numbers or more.
+    """Returns the hyperparameters whose value is at an end of their grid.
 
-    Better values may lie beyond an end. The value 0 is no end, as nothing lies beyond it.
+    Values beyond an end may be better. The value 0 does not count as an end.
+
+    Args:
+        setting: the values of the hyperparameters.
+        grid: for each hyperparameter, the values that were tried.
+        least: grids with fewer different numbers are not considered, and neither are grids with
+            values that are not numbers.
 
     >>> ends({"rate": 1.0, "l2": 0.0}, {"rate": [0.1, 0.3, 1.0], "l2": [0.0, 0.1, 0.2]})
     ['rate']
@@ -163,7 +169,7 @@ def ends(setting: Setting, grid: Mapping[str, Sequence[Any]], *, least: int = 3)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number by Holm's step-down method (S. Holm, 1979).
+    """Corrects p-values for their number with Holm's step-down method (S. Holm, 1979).
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -176,14 +182,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def is_run(record: Record, data: str, method: str, on: str) -> bool:
-    """Whether a record is of a method on a data set, of a trial ("valid") or of a run on test."""
+    """Whether a record is of this method and data set, and a trial ("valid") or a "test" run."""
     return (record["data"], record["method"], record["on"]) == (data, method, on)
 
 
 def chosen(records: Sequence[Record], data: str, method: str, tried: Sequence[Setting], metric: str) -> Setting | None:
-    """The setting with the best metric on validation, the first of equals.
+    """Returns the setting with the best metric on validation, the first one if several are equal.
 
-    None if a trial is missing, or if training diverged in all of them.
+    Returns None if a trial is missing, or if all of them diverged.
     """
     if len(tried) == 1:
         return tried[0]
@@ -204,7 +210,7 @@ def row_of(
     metric: str,
     shown: Sequence[str],
 ) -> tuple[Row, list[Record]] | None:
-    """A row with its runs; None if there is no run on test."""
+    """Builds a method's row; returns it with its runs, or None if there is no run on test."""
     tests = [record for record in records if is_run(record, data, method.name, "test")]
     if not tests:
         return None
@@ -212,9 +218,10 @@ def row_of(
         lacking = [record for record in found if name not in record[record["on"]]]
         if lacking:
             known = sorted(lacking[0][lacking[0]["on"]])
-            raise ValueError(f"{name!r} is not on record for {method.name!r} on {data!r}; there are {known}")
+            raise ValueError(f"{name!r} is not recorded for {method.name!r} on {data!r}; give one of {known}")
     setting = chosen(records, data, method.name, tried, metric)
     runs = [record for record in tests if setting is not None and record["setting"] == written(dict(setting))]
+    # No run of today's choice: show the latest setting that was run, marked as old.
     old = not runs
     runs = runs or [record for record in tests if record["setting"] == tests[-1]["setting"]]
     runs = sorted(runs, key=lambda record: record["seed"])
@@ -244,7 +251,7 @@ def row_of(
 
 
 def _columns(runs: Sequence[Record], part: str) -> dict[str, np.ndarray]:
-    """The metrics that all runs have, each as an array over runs."""
+    """Returns the metrics that all runs have, each as an array over runs."""
     return {
         name: np.array([run[part][name] for run in runs])
         for name in runs[0][part]
@@ -253,10 +260,10 @@ def _columns(runs: Sequence[Record], part: str) -> dict[str, np.ndarray]:
 
 
 def compared(found: Sequence[tuple[Row, list[Record]]], against: str, metric: str, data: str) -> list[Row]:
-    """The rows of a data set with the tests of each against one of them."""
+    """Returns the rows of a data set, with paired tests of each against the row `against`."""
     base = next((runs for row, runs in found if row.method == against), None)
     if base is None:
-        raise ValueError(f"against={against!r} has no row on {data!r}; there are {[row.method for row, _ in found]}")
+        raise ValueError(f"against={against!r} has no row on {data!r}; give one of {[row.method for row, _ in found]}")
     tests = {row.method: _paired(runs, base, metric) for row, runs in found if row.method != against}
     rows = {row.method: row for row, _ in found}
     for kind, (test, p_value) in enumerate((("over_users", "p_users"), ("over_seeds", "p_seeds"))):
@@ -267,13 +274,17 @@ def compared(found: Sequence[tuple[Row, list[Record]]], against: str, metric: st
 
 
 def _paired(runs: Sequence[Record], base: Sequence[Record], metric: str) -> tuple[Comparison | None, Comparison | None]:
-    """Tests over users and over seeds, of the seeds that both have; None with fewer than two."""
-    theirs = {run["seed"]: run for run in base}
-    pairs = [(run, theirs[run["seed"]]) for run in runs if run["seed"] in theirs]
+    """Returns the tests over users and over seeds, for the seeds that both rows have.
+
+    A test with fewer than two values is None.
+    """
+    by_number = {run["seed"]: run for run in base}
+    pairs = [(run, by_number[run["seed"]]) for run in runs if run["seed"] in by_number]
     seeds = np.array([one["test"][metric] - other["test"][metric] for one, other in pairs])
     users = np.zeros(0)
     if pairs and all(metric in run.get("users", {}) for pair in pairs for run in pair):
         values = [[unpacked(run["users"][metric]) for run in pair] for pair in pairs]
+        # Users without test pairs are NaN.
         by_seed = np.array([one - other for one, other in values])
         counts = (~np.isnan(by_seed)).sum(0)
         users = np.nansum(by_seed, 0)[counts > 0] / counts[counts > 0]
@@ -281,7 +292,7 @@ def _paired(runs: Sequence[Record], base: Sequence[Record], metric: str) -> tupl
 
 
 def _test(differences: np.ndarray) -> Comparison | None:
-    """The paired t-test of differences."""
+    """Returns the paired t-test of differences; None for fewer than two."""
     if len(differences) < 2:
         return None
     report = lambda values: Report(np.arange(len(values)), {"": values}, {}, None, "")  # noqa: E731

@@ -1,4 +1,7 @@
-"""Matplotlib figures of logs and reports; each function draws on `ax` (or makes one) and returns the Axes."""
+"""Plots of logs and reports with Matplotlib.
+
+Each function draws on the Axes `ax`, or on new ones, and returns them.
+"""
 
 from __future__ import annotations
 
@@ -12,34 +15,36 @@ from jaxrec.evaluate.report import Report
 
 
 def learning_curves(logs: Log | Mapping[str, Log], metric: str = "loss", *, ax: Any = None) -> Any:
-    """One figure of the history against the epoch, a line a run.
+    """Plots one value of the log against the epoch, with one line for each run.
 
     Args:
-        logs: one `Log`, or name -> `Log`.
-        metric: "loss", "seconds", or a figure of `validate`.
-        ax: matplotlib Axes.
+        logs: a `Log`, or a mapping from names to `Log`s.
+        metric: the value to plot: "loss", "seconds", or a metric of `validate`.
+        ax: the Matplotlib Axes to draw on; None creates them.
 
     Raises:
-        ValueError: for a metric that a history lacks.
+        ValueError: if a log does not have the metric.
     """
     logs = {"": logs} if isinstance(logs, Log) else logs
     ax = _axes(ax)
-    for name, history in logs.items():
-        epochs, values = history.column(metric)
+    for name, log in logs.items():
+        epochs, values = log.column(metric)
         ax.plot(epochs, values, marker="." if len(epochs) < 30 else None, label=name)
     return _finished(ax, "epoch", metric, legend=any(logs))
 
 
 def metric_against_k(reports: Mapping[str, Report], metric: str = "ndcg", *, ax: Any = None) -> Any:
-    """A metric at all its cut-offs, a line a report, with bars of two standard errors.
+    """Plots a metric against its cut-off k, with one line for each report.
+
+    The bars show two standard errors.
 
     Args:
-        reports: name -> `Report`.
-        metric: a name without its cut-off, such as "ndcg".
-        ax: matplotlib Axes.
+        reports: a mapping from names to `Report`s.
+        metric: the name of the metric without its cut-off, such as "ndcg".
+        ax: the Matplotlib Axes to draw on; None creates them.
 
     Raises:
-        ValueError: for a metric that a report has at no cut-off.
+        ValueError: if a report does not have the metric at any cut-off.
     """
     ax = _axes(ax)
     for name, report in reports.items():
@@ -52,15 +57,17 @@ def metric_against_k(reports: Mapping[str, Report], metric: str = "ndcg", *, ax:
 
 
 def per_user(reports: Mapping[str, Report], metric: str, *, ax: Any = None) -> Any:
-    """Distribution of a metric over users: the share of users (y) with at most a value (x), a line a report.
+    """Plots the cumulative distribution of a metric over users, with one line for each report.
+
+    y is the share of users whose value is at most x.
 
     Args:
-        reports: name -> `Report`.
-        metric: a name with its cut-off, such as "ndcg@10".
-        ax: matplotlib Axes.
+        reports: a mapping from names to `Report`s.
+        metric: the name of the metric with its cut-off, such as "ndcg@10".
+        ax: the Matplotlib Axes to draw on; None creates them.
 
     Raises:
-        ValueError: for a metric that a report lacks.
+        ValueError: if a report does not have the metric.
     """
     ax = _axes(ax)
     for name, report in reports.items():
@@ -72,16 +79,18 @@ def per_user(reports: Mapping[str, Report], metric: str, *, ax: Any = None) -> A
 
 
 def _axes(ax: Any) -> Any:
+    """Returns `ax`, or new Axes if it is None."""
     if ax is not None:
         return ax
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError('pictures need matplotlib: pip install "jaxrec[plot]"') from error
+        raise ImportError('plots need matplotlib; pip install "jaxrec[plot]"') from error
     return plt.subplots(layout="constrained")[1]
 
 
 def _finished(ax: Any, x: str, y: str, *, legend: bool) -> Any:
+    """Adds labels, a grid and a legend."""
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     ax.grid(alpha=0.3)

@@ -1,8 +1,9 @@
-"""Studies: several methods compared on the same data with the same effort, every run on record.
+"""Studies: compare several methods on the same data with the same tuning budget.
 
-`run` tunes each method on validation with the same number of trials, trains the best setting under
-every seed, and evaluates it on test. Each run is a line of JSON in one file, which git can compare.
-A study that was interrupted continues where it stopped. `table` builds the results from the file.
+`run` tunes each method on validation data with the same number of trials, trains its best setting
+with every seed, and evaluates it on test data. Each run is recorded as a line of JSON in one file,
+so that git can compare versions. An interrupted study resumes where it stopped. `table` builds the
+results from the file.
 """
 
 from __future__ import annotations
@@ -48,25 +49,27 @@ __all__ = [
     "table",
 ]
 
-Split = Any  # with train, valid and test, such as `jaxrec.data.splits.Split`
+Split = Any  # an object with train, valid and test, such as `jaxrec.data.splits.Split`
 Fitted = tuple[Any, Variables, Log | None]
 
 
 class Method(NamedTuple):
-    """A method and what is tried of it.
+    """A method to compare, and the settings to try for it.
 
     Attributes:
-        name: of its row in the table.
-        fit: `fit(train, valid, key, **setting) -> (model, variables, log)`. It may use `valid` to
-            choose the epoch. `log` is a `jaxrec.train.Log`, or None. `fit` returns None in
-            place of the three if training diverged; the setting is then not chosen.
-        grid: values to try by hyperparameter. They must be numbers, strings, booleans or lists of
-            these, because they are written to a file.
-        refit: `refit(train, key, log, **setting) -> (model, variables, log)` trains once more before
-            test, on train and validation together. `log` is that of `fit`, which says how long.
-            None evaluates what `fit` gave.
-        fit_all: `fit_all(train, valid, key, settings)` trains many settings at once, for example by
-            `jaxrec.train.sweep`, and gives what `fit` gives for each. It is used instead of `fit`.
+        name: the name of the method's row in the table.
+        fit: `fit(train, valid, key, **setting) -> (model, variables, log)` trains the method. It
+            may use `valid` to choose the epoch. `log` is a `jaxrec.train.Log`, or None. If training
+            diverged, `fit` returns None instead of the triple, and the setting is not chosen.
+        grid: for each hyperparameter, the values to try. They must be numbers, strings, booleans or
+            lists of these, because they are written to a file.
+        refit: `refit(train, key, log, **setting) -> (model, variables, log)` trains again before
+            the evaluation on test, on the union of train and validation. `log` is that of `fit`,
+            from which it can read the number of epochs. With None, test evaluates the model that
+            `fit` returned.
+        fit_all: `fit_all(train, valid, key, settings)` trains several settings jointly, for example
+            with `jaxrec.train.sweep`, and returns a list with what `fit` would return for each. If
+            given, it is used instead of `fit`.
     """
 
     name: str
@@ -81,13 +84,17 @@ TRIVIAL = (
     Method("item id", lambda train, valid, key: (*models.item_id(train.n_items), None)),
     Method("popularity", lambda train, valid, key: (*models.popularity(train), None)),
 )
-"""Rankers that learn nothing about a user. They are in every study."""
+"""Rankers that do not personalise. They are part of every study."""
 
 
 def settings(grid: Mapping[str, Sequence[Any]], trials: int | None = None, key: Key | None = None) -> list[Setting]:
-    """All settings of a grid, or a random draw of `trials` of them where there are more.
+    """Returns all settings of a grid, or a random sample of `trials` of them if there are more.
 
-    The draw depends on the key alone (None is a fixed key) and keeps the order of the grid.
+    Args:
+        grid: for each hyperparameter, the values to try.
+        trials: maximum number of settings; None returns all.
+        key: typed key of the sample, which is returned in the order of the grid. None is a fixed
+            key.
 
     >>> settings({"rate": [0.1, 0.3], "dim": [8]})
     [{'rate': 0.1, 'dim': 8}, {'rate': 0.3, 'dim': 8}]
@@ -101,9 +108,16 @@ def settings(grid: Mapping[str, Sequence[Any]], trials: int | None = None, key: 
 
 
 def full_ranking(model: Any, variables: Variables, split: Split, on: str, *, ks: Sequence[int] = (10, 20)) -> Report:
-    """`jaxrec.evaluate.full_ranking` on "valid" or "test"; on test, validation is masked too.
+    """Evaluates with `jaxrec.evaluate.full_ranking`; for test, validation pairs are masked too.
 
-    Models of histories see those of `split.train`.
+    A model that scores users by their histories gets those of `split.train`.
+
+    Args:
+        model: the model.
+        variables: the model's variables.
+        split: an object with `train`, `valid` and `test`.
+        on: the part to evaluate on, "valid" or "test".
+        ks: cut-offs of the metrics.
     """
     known = split.train if on == "valid" or split.valid is None else split.train.union(split.valid)
     histories = split.train if getattr(model, "needs_histories", False) else None
@@ -127,34 +141,39 @@ def run(
     against: str | None = None,
     progress: bool = True,
 ) -> Table:
-    """Tunes every method, runs it under every seed, and keeps each run in `folder/<name>.jsonl`.
+    """Tunes every method, runs it with every seed, and records each run in `folder/<name>.jsonl`.
 
-    Seed 0 tunes: all settings of a grid are tried, or a random draw of `trials` if it has more. The
-    setting with the best `metric` on validation then runs under every seed, and test is evaluated.
-    What is on record does not run again; remove its lines from the file if `fit` has changed. The
-    trivial rankers always take part.
+    Methods are tuned with seed 0: all settings of a grid are tried, or a random sample of `trials`
+    of them if there are more. The setting with the best `metric` on validation then runs with every
+    seed and is evaluated on test. Runs that are already recorded do not run again. If you have
+    changed `fit`, remove its lines from the file. The trivial rankers are always included.
 
     Args:
-        methods: to compare, each with a name of its own.
-        splits: data set's name -> its split (`train`, `valid`, `test`), or a function of the seed
-            that gives one. `valid` may be None if every method has one setting.
-        folder: where the file is.
-        name: of the file.
-        seeds: of the runs on test. Seed s gives `fit` the key `jax.random.key(s)`. Without seeds
-            the methods are tuned, and test is not evaluated.
-        trials: largest number of settings that a method tries.
-        metric: that validation chooses by; larger is better.
-        evaluate: `evaluate(model, variables, split, on)` with "valid" or "test" as `on`. It gives a
-            `Report`, whose values for each user are kept for paired tests, or name -> value.
-        key: typed key of the draws.
-        against: the row that the table compares with, see `table`.
+        methods: the methods to compare; their names must differ.
+        splits: for each data set's name, its split (an object with `train`, `valid` and `test`), or
+            a function from a seed to a split. `valid` may be None if every method has only one
+            setting.
+        folder: the folder of the file.
+        name: the name of the file, without ".jsonl".
+        seeds: the seeds of the runs on test. `fit` gets the key `jax.random.key(seed)`. If empty,
+            the methods are only tuned, and not evaluated on test.
+        trials: maximum number of settings that are tried for a method.
+        metric: the metric by which validation chooses; larger must be better.
+        evaluate: `evaluate(model, variables, split, on)`, where `on` is "valid" or "test". It
+            returns a mapping from names to values, or a `Report`, whose values per user are
+            recorded for paired tests.
+        key: typed key that samples the settings; None is a fixed key.
+        against: the method that the table compares the others with; see `table`.
         progress: whether to show a progress bar.
 
+    Returns:
+        The `Table` of the results.
+
     Raises:
-        ValueError: for a metric that is not finite or that `evaluate` does not give; for a method
-            that diverged under all its settings, or on test; for methods of the same name; for
-            `against` that is none of them; for several settings without validation; for a record
-            of other data under the same name.
+        ValueError: if `evaluate` does not return the metric, or a metric is not finite; a method
+            diverged with all its settings, or on test; methods have the same name; `against` is not
+            one of them; there are several settings but no validation data; or the file has runs on
+            other data under the same name.
 
     >>> import tempfile
     >>> from jaxrec import solvers
@@ -169,7 +188,7 @@ def run(
     path, trials = pathlib.Path(folder) / f"{name}.jsonl", integer("trials", trials)
     methods, seeds = _checked(methods), [integer("seed", seed, least=0) for seed in seeds]
     if against not in (None, *(method.name for method in methods)):
-        raise ValueError(f"against={against!r} is none of {[method.name for method in methods]}")
+        raise ValueError(f"against={against!r} is none of {[method.name for method in methods]}; give one of these")
     study = _Study(path, read(path), metric, evaluate)
     for data, split in splits.items():
         part = cache(partial(_part, split))
@@ -179,30 +198,30 @@ def run(
                 study.train(method, data, part, tried, 0, "valid")
             best = chosen(study.records, data, method.name, tried, metric)
             if best is None:
-                raise ValueError(f"{method.name} diverged under all its settings on {data!r}; give others")
+                raise ValueError(f"{method.name} diverged with all its settings on {data!r}; give a grid with others")
             for seed in seeds:
                 study.train(method, data, part, [best], seed, "test")
     return table(methods, path, data=list(splits), trials=trials, metric=metric, key=key, against=against)
 
 
 def _checked(methods: Sequence[Method]) -> list[Method]:
-    """The trivial rankers and the methods, whose names must differ."""
+    """Returns the trivial rankers and the methods, after checking that their names differ."""
     names = [method.name for method in methods]
     twice = sorted({each for each in names if names.count(each) > 1})
     if twice:
-        raise ValueError(f"several methods are called {twice[0]!r}; give each a name of its own")
+        raise ValueError(f"several methods are called {twice[0]!r}; give each a different name")
     return [*(ranker for ranker in TRIVIAL if ranker.name not in names), *methods]
 
 
 def _part(split: Split | Callable[[int], Split], seed: int) -> tuple[Split, str]:
-    """The split of a seed, and its fingerprint."""
+    """Returns the split of a seed, and its fingerprint."""
     split = split(seed) if callable(split) else split
     parts = (split.train, split.valid, split.test)
     return split, "-".join(part.fingerprint() for part in parts if part is not None)
 
 
 class _Study(NamedTuple):
-    """A file with its records, and how runs are evaluated."""
+    """A file with its records, and the way runs are evaluated."""
 
     path: pathlib.Path
     records: list[Record]
@@ -218,11 +237,14 @@ class _Study(NamedTuple):
         seed: int,
         on: str,
     ) -> None:
-        """Trains and records the settings that are not on record."""
+        """Trains and records the settings that are not recorded yet."""
         split, fingerprint = part(seed)
         self._check(data, seed, fingerprint)
         if on == "valid" and split.valid is None:
-            raise ValueError(f"{method.name} has {len(tried)} settings, but {data!r} has no validation; give it one")
+            raise ValueError(
+                f"{method.name} has {len(tried)} settings, but {data!r} has no validation data to choose from them; "
+                "give a split with valid, or one setting"
+            )
         known = [r["setting"] for r in self.records if is_run(r, data, method.name, on) and r["seed"] == seed]
         new = [setting for setting in tried if written(dict(setting)) not in known]
         groups = [[setting] for setting in new] if method.fit_all is None else [new] * bool(new)
@@ -234,7 +256,11 @@ class _Study(NamedTuple):
             else:
                 fitted = list(method.fit_all(split.train, split.valid, key, group))
                 if len(fitted) != len(group):
-                    raise ValueError(f"fit_all of {method.name} gives {len(fitted)} results for {len(group)} settings")
+                    raise ValueError(
+                        f"fit_all of {method.name} gives {len(fitted)} results for {len(group)} settings; "
+                        "return one for each"
+                    )
+            # Dispatch is asynchronous: wait, so that the clock measures the training.
             jax.block_until_ready([each and each[1] for each in fitted])
             shares = {
                 "seconds": (time.perf_counter() - wall) / len(group),
@@ -255,11 +281,13 @@ class _Study(NamedTuple):
                 self.records.append(written(record))
 
     def _check(self, data: str, seed: int, fingerprint: str) -> None:
+        """Raises `ValueError` if the file has runs on other data under this name and seed."""
         for other in self.records:
             if (other["data"], other["seed"]) == (data, seed) and other["fingerprint"] != fingerprint:
                 raise ValueError(
-                    f"{self.path} has runs of other data under the name {data!r}: {other['fingerprint']} under seed "
-                    f"{seed}, now {fingerprint}; give the data another name, or the study another folder"
+                    f"{self.path} has runs of other data under the name {data!r}: with seed {seed} their fingerprint "
+                    f"was {other['fingerprint']} and is now {fingerprint}; give the data another name, or the study "
+                    "another folder"
                 )
 
     def _judged(
@@ -272,10 +300,10 @@ class _Study(NamedTuple):
         on: str,
         fitted: Fitted | None,
     ) -> Record:
-        """What a run is found to be worth; a trial that diverged is worth nothing."""
+        """Evaluates a run, and returns its part of the record; a trial that diverged has None."""
         where = f"{method.name} with {dict(setting)}"
         if fitted is None and on == "test":
-            raise ValueError(f"{where} diverged under seed {seed} on {data!r}; take the setting out of the grid")
+            raise ValueError(f"{where} diverged with seed {seed} on {data!r}; remove the setting from the grid")
         if fitted is None:
             return {"valid": {self.metric: None}, "curve": []}
         model, variables, log = fitted
@@ -292,22 +320,26 @@ class _Study(NamedTuple):
             sums, counts = (
                 np.bincount(found.users, w, split.train.n_users) for w in (found.per_user[self.metric], None)
             )
-            with np.errstate(invalid="ignore"):
+            with np.errstate(invalid="ignore"):  # 0 / 0 for users without test pairs
                 record["users"] = {self.metric: packed(sums / counts)}
         return record
 
 
 def _finite(values: Mapping[str, float], metric: str, where: str) -> Mapping[str, float]:
+    """Checks that the metrics include `metric` and are finite, and returns them."""
     if metric not in values:
-        raise ValueError(f"evaluate gives no {metric!r} for {where}; it gives {sorted(values)}")
+        raise ValueError(f"evaluate gives no {metric!r} for {where}; it gives {sorted(values)}, pass one as metric")
     bad = {name: value for name, value in values.items() if not math.isfinite(value)}
     if bad:
-        raise ValueError(f"{where} has {bad}; if training diverged, take the setting out of the grid")
+        raise ValueError(f"{where} has {bad}; if training diverged, remove the setting from the grid")
     return values
 
 
 def curve(log: Log | None, metric: str) -> list[list[float | None]]:
-    """[epoch, seconds of training so far, metric] of each validation; None for what is not finite."""
+    """Returns [epoch, seconds of training so far, metric] for each validation.
+
+    Values that are not finite become None.
+    """
     seconds, points = 0.0, []
     for record in () if log is None else log.records:
         seconds += record.get("seconds", math.nan)
@@ -333,21 +365,22 @@ def table(
     key: Key | None = None,
     against: str | None = None,
 ) -> Table:
-    """The results of a study from its records. Nothing is trained.
+    """Builds the results of a study from its records; trains nothing.
 
     Args:
-        methods: as `run` takes them. A method without runs on test has no row.
-        records: path of the file, or what `read` gives.
-        data: data sets; None is all that are on record.
-        trials: as in `run`.
-        metric: as in `run`.
+        methods: the methods, as given to `run`. A method without runs on test has no row.
+        records: the path of the file, or the records that `read` returned.
+        data: the names of the data sets to show; None shows all that are recorded.
+        trials: maximum number of settings tried for a method, as given to `run`.
+        metric: the metric by which validation chose, as given to `run`.
         shown: further metrics to print.
-        key: as in `run`.
-        against: the row to compare with by paired t-tests: over users, each with its mean over the
-            seeds of both rows, and over these seeds. Holm's correction is by data set.
+        key: typed key that sampled the settings, as given to `run`.
+        against: the method to compare the others with. Two paired t-tests are made: over users,
+            with each user's mean over the seeds that both methods have, and over these seeds. The
+            p-values have Holm's correction for the number of rows of a data set.
 
     Raises:
-        ValueError: for `against` without a row on a data set, or a metric that is not on record.
+        ValueError: if `against` has no row on a data set, or a metric is not recorded.
     """
     records, rows = read(records) if isinstance(records, str | os.PathLike) else records, []
     by_method: dict[tuple[str, str], list[Record]] = {}

@@ -139,7 +139,7 @@ def test_a_method_that_is_gone_and_rates_that_others_take_are_stale_too(studies)
 
     this, records = studies["rg2"]
     less = this._replace(methods={**this.methods, "ml-1m": lambda: this.methods["ml-1m"]()[:-1]})
-    assert _study.stale(less, records) == {("ml-1m", "LightGCN, RG2"): "is on record, but is not compared any more"}
+    assert _study.stale(less, records) == {("ml-1m", "LightGCN, RG2"): "is recorded, but is no longer compared"}
     this, records = studies["mml"]
     grid = {"learning_rate": [0.01, 0.16], "epochs": [60], "margin": [0.9], "weight": [150.0]}
     after = _study.stale(altered(this, mml.SELECT, "CCL, 10 a group", grid), records)
@@ -197,7 +197,9 @@ def test_the_command_of_a_study_trains_tables_and_draws(tmp_path, monkeypatch, c
         said("--method", "GR2")
 
 
-@pytest.mark.parametrize(("difference", "place"), [(0.2, "above B"), (-0.2, "below B"), (0.0, "not told apart from B")])
+@pytest.mark.parametrize(
+    ("difference", "place"), [(0.2, "above B"), (-0.2, "below B"), (0.0, "not distinguishable from B")]
+)
 def test_a_claim_can_come_out_any_way(difference, place):
     from benchmarks.studies import _study
 

@@ -263,7 +263,7 @@ def test_the_run_ends_where_it_no_longer_gains_or_validation_says():
         ({"every": 0}, "every=0; give an integer of 1 or more"),
         ({"stopping": jr.train.EarlyStopping("ndcg@10")}, "pass validate="),
         ({"params": tables(n_users=29, n_items=30, dim=4)}, r"towers gives tables of shapes \[\(29, 4\), \(30, 4\)\]"),
-        ({"towers": lambda params: (params["user"], params["item"][:, :2])}, "of as many columns"),
+        ({"towers": lambda params: (params["user"], params["item"][:, :2])}, "with the same number of columns"),
         ({"towers": lambda params: params["user"]}, "towers gives tables of shapes"),
         (
             {"params": tables(n_users=30, n_items=30, dim=4, scale=np.nan)},

@@ -159,9 +159,9 @@ def test_a_setting_that_diverged_is_not_chosen(go, tmp_path):
     assert found.setting == {"x": 2} and found.trials == 3
     tried = [r["valid"] for r in study.read(tmp_path / "study.jsonl") if r["on"] == "valid"]
     assert tried == [{METRIC: 0.05}, {METRIC: None}, {METRIC: 0.1}]
-    with pytest.raises(ValueError, match="M diverged under all its settings on 'board'"):
+    with pytest.raises(ValueError, match="M diverged with all its settings on 'board'"):
         go(all_at_once(lambda seed, x: None), name="other")
-    with pytest.raises(ValueError, match=r"M with {'x': 3} diverged under seed 1"):
+    with pytest.raises(ValueError, match=r"M with {'x': 3} diverged with seed 1"):
         go(all_at_once(lambda seed, x: None if seed else x), name="third")
 
 
@@ -297,13 +297,13 @@ def test_paired_tests_are_by_users_and_by_seeds(go, tmp_path):
             assert getattr(table.row("board", name), field) == pytest.approx(p, rel=1e-4)
     assert table.row("board", "A").over_users.difference == pytest.approx(0.7 - 0.7 / 6, rel=1e-5)
     path = tmp_path / "study.jsonl"
-    assert "less B" in repr(table) and "Holm" in repr(table)
+    assert "minus B" in repr(table) and "Holm" in repr(table)
     view = partial(study.table, records=study.read(path), metric=METRIC)
     with pytest.raises(ValueError, match="against='D' has no row"):
         view([fixed("A"), fixed("B")], against="D")
-    with pytest.raises(ValueError, match="'ndcg@7' is not on record"):
+    with pytest.raises(ValueError, match="'ndcg@7' is not recorded"):
         view([fixed("A")], shown=["ndcg@7"])
-    with pytest.raises(ValueError, match="'ndcg@7' is not on record"):
+    with pytest.raises(ValueError, match="'ndcg@7' is not recorded"):
         view([fixed("A")], metric="ndcg@7")
 
 

@@ -1,4 +1,7 @@
-"""MARS by its released rule in dense PyTorch, from the rule's description: the peer of `benchmarks.speed.mars`."""
+"""MARS with its released rule in dense PyTorch, the peer of `benchmarks.speed.mars`.
+
+It is written from the description of the rule.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ from torch.nn import functional
 
 
 class _PushAndPull(torch.autograd.Function):
-    """Σ_b ([γ − g(u, p) + g(u, q)]₊ + pull_weight (1 − g(u, p))), with the gradient in facets that is written by hand.
+    """Computes Σ_b ([γ − g(u, p) + g(u, q)]₊ + pull_weight (1 − g(u, p))).
 
-    Of facets [B, K, D] on the sphere, shares θ [B, K] and margins [B].
+    The gradient is the hand-written one of the released code. It takes facets [B, K, D] on the
+    sphere, shares θ [B, K] and margins [B].
     """
 
     @staticmethod
@@ -37,12 +41,15 @@ class _PushAndPull(torch.autograd.Function):
 
 
 class DenseMARS(torch.nn.Module):
-    """Free facets as embeddings whose gradients are dense; all rows go back to the sphere in each forward pass.
+    """Free facets as embeddings with dense gradients.
+
+    Each forward pass first renormalises all rows to the sphere.
 
     Args:
-        tables: start: "user" [M, K, D], "item" [N, K, D] and logits "theta" [M, K].
-        learning_rate: of plain SGD, for all three.
-        passes: forward passes a step: 2 as the released code, positives and negatives apart, or 1 for both at once.
+        tables: initial tables: "user" [M, K, D], "item" [N, K, D] and the logits "theta" [M, K].
+        learning_rate: learning rate of plain SGD, for all three.
+        passes: number of forward passes per step: 2 as in the released code, one for the positives
+            and one for the negatives; or 1 for both.
     """
 
     def __init__(self, tables: Mapping[str, np.ndarray], *, learning_rate: float, passes: int):
@@ -55,13 +62,13 @@ class DenseMARS(torch.nn.Module):
 
     @torch.no_grad()
     def renormalise(self) -> None:
-        """All rows of both tables, in place."""
+        """Renormalises all rows of both tables, in place."""
         for side in (self.user, self.item):
             table = side.weight.view(-1, *self.facets)
             table.div_(torch.linalg.vector_norm(table, dim=-1, keepdim=True))
 
     def forward(self, users: torch.Tensor, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Facets of users [B] and items [n], after all rows are on the sphere: [B, K, D] and [n, K, D]."""
+        """Returns facets of users [B, K, D] and items [n, K, D], after renormalising all rows."""
         self.renormalise()
         return self.user(users).view(-1, *self.facets), self.item(items).view(-1, *self.facets)
 
@@ -76,7 +83,7 @@ class DenseMARS(torch.nn.Module):
         facet_weight: float,
         alpha: float = 0.1,
     ) -> float:
-        """One step on triples [B] with margins [B]; gives the loss before it."""
+        """Takes one step on triples [B] with margins [B], and returns the loss before it."""
         if self.passes == 2:
             u, p = self(users, positives)
             _, q = self(users, negatives)
@@ -94,7 +101,7 @@ class DenseMARS(torch.nn.Module):
         return loss.item()
 
     def tables(self) -> dict[str, np.ndarray]:
-        """Copies of the parameters, the rows back on the sphere."""
+        """Returns copies of the parameters, with rows on the sphere."""
         self.renormalise()
         sizes = {"user": self.facets, "item": self.facets, "theta": self.facets[:1]}
         return {

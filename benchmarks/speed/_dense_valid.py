@@ -1,6 +1,7 @@
-"""VALID in dense PyTorch, from the description of its released code: the peer of `benchmarks.speed.valid`.
+"""VALID in dense PyTorch, the peer of `benchmarks.speed.valid`.
 
-Users' rows are dense, groups are arrays [B, N, K], and encoder and decoder go through the interests one by one.
+It is written from the description of the released code. Rows of users are dense, groups are arrays
+[B, N, K], and the encoder and the decoder process the interests one by one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch.nn import functional
 
 
 class DenseVALID(torch.nn.Module):
-    """R blocks, the gradient stopped before the last; parameters by jaxrec's names."""
+    """VALID with R blocks, the gradient stopped before the last, and jaxrec's parameter names."""
 
     def __init__(
         self, parameters: Mapping[str, np.ndarray], *, blocks: int, temperature: float, deviation: float, dropout: float
@@ -24,7 +25,7 @@ class DenseVALID(torch.nn.Module):
         self.blocks, self.temperature, self.deviation, self.dropout = blocks, temperature, deviation, dropout
 
     def loss(self, rows: torch.Tensor, beta: float, *, noise: bool = True) -> torch.Tensor:
-        """Mean over users of the negative evidence lower bound of dense rows [B, N]."""
+        """Computes the negative evidence lower bound of dense rows [B, N], as a mean over users."""
         items = functional.normalize(self.item, dim=1)
         x = functional.normalize(self.prototype, dim=1)[None]
         for block in range(1, self.blocks + 1):

@@ -1,4 +1,4 @@
-"""How the speed of several sides is measured: first calls, medians of alternate calls, and peak memory."""
+"""Measures the speed of several sides: first calls, medians of alternating calls, peak memory."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from benchmarks import _record
 
 
 def there(**runs: Callable[[], Any] | None) -> dict[str, Callable[[], Any]]:
-    """The sides that are installed."""
+    """Returns the sides that are installed."""
     for name in (name for name, run in runs.items() if run is None):
-        print(f'{name} is not installed (pip install "jaxrec[bench]"): skipped, no ratio')
+        print(f'{name} is not installed and is skipped; pip install "jaxrec[bench]"')
     return {name: run for name, run in runs.items() if run is not None}
 
 
 def torch() -> Any:
-    """PyTorch on all cores, its waiting threads set to sleep; None if it is not installed."""
+    """Returns PyTorch on all cores, with sleeping instead of spinning threads; None if missing."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         import torch
@@ -38,30 +38,31 @@ def torch() -> Any:
 
 
 def implicit(**options: Any) -> Any:
-    """Makes a model of implicit's ALS on all cores; None if it is not installed."""
+    """Returns implicit's ALS on all cores, with options bound; None if it is not installed."""
     try:
         from implicit.cpu.als import AlternatingLeastSquares
         from threadpoolctl import threadpool_limits
     except ImportError:
         return None
-    threadpool_limits(1, "blas")  # as implicit asks for: its own threads share the work
+    threadpool_limits(1, "blas")  # implicit recommends it, because it has its own threads
     return partial(AlternatingLeastSquares, num_threads=_record.cores(), **options)
 
 
 def compared(
     runs: Mapping[str, Callable[[], Any]], *, rounds: int, units: float = 1.0
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Times functions alternately, so that a drift of the machine's speed meets all alike.
+    """Times functions alternately, so that drifts of the machine's speed affect all of them.
 
     Args:
-        runs: side -> function that does its work before it returns.
-        rounds: counted calls of each, after the first.
-        units: of work in a call; all times but first calls are given for one.
+        runs: for each side, a function that finishes its work before it returns.
+        rounds: number of timed calls of each function, after the first call.
+        units: units of work in a call; all times except those of first calls are per unit.
 
     Returns:
-        Values by "<side>_<name>", and side -> what its first call gave. The names are "first_call_s", the medians
-        "wall_s" and "cpu_s" (all threads of the process), and "spread_s", largest less smallest wall time. If there
-        are two sides, "ratio", "cpu_ratio" and "times_faster" compare the first with the second.
+        The values, named "<side>_<name>", and for each side the result of its first call. The names
+        are "first_call_s", the medians "wall_s" and "cpu_s" (over all threads of the process), and
+        "spread_s", the largest minus the smallest wall time. With two sides, "ratio", "cpu_ratio"
+        and "times_faster" compare the first one with the second.
     """
     case: dict[str, float] = {}
     found, times = {}, {name: [] for name in runs}
@@ -91,7 +92,7 @@ def compared(
 
 @contextlib.contextmanager
 def compilations() -> Iterator[list[float]]:
-    """Gives a list that gets the seconds of each XLA compilation inside the block."""
+    """Yields a list, to which the seconds of each XLA compilation inside the block are added."""
     seconds: list[float] = []
 
     def listen(event: str, duration: float, **_: Any) -> None:
@@ -106,16 +107,16 @@ def compilations() -> Iterator[list[float]]:
 
 
 def peak_memory(module: str, *arguments: str) -> float:
-    """Largest resident memory, in MB, of a separate process that runs `python -m module --peak-of arguments`."""
+    """Returns the peak resident memory, in MB, of `python -m module --peak-of arguments`."""
     command = [sys.executable, "-m", module, "--peak-of", *arguments]
     run = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(run.stdout.split()[-1])
 
 
 def print_peak_memory() -> None:
-    """Prints this process's largest resident memory in MB, for `peak_memory` to read.
+    """Prints the peak resident memory of this process in MB, for `peak_memory` to read.
 
-    Linux's `ru_maxrss` also counts the parent at the fork, so /proc is asked first.
+    On Linux, `ru_maxrss` includes the memory of the parent at the fork, so /proc is read first.
     """
     try:
         status = pathlib.Path("/proc/self/status").read_text()

@@ -1,11 +1,13 @@
-"""Seconds a sweep of RG2, of iALS and of implicit's ALS, on Gowalla and ml-1m with 64 and 256 dimensions.
+"""Time of a sweep of RG2, iALS and implicit's ALS, on Gowalla and ml-1m with 64 and 256 dimensions.
 
-All fit alternately in one run, on all cores; iALS takes them as a mesh of one device a core. A sweep is both sides
-once, and its time the median over the sweeps of all fits but each fit's first, which includes compilation; below 1
-jaxrec is faster. iALS is `solvers.wrmf` at implicit's own settings, so that the two solve one problem; RG2 solves
-another, for which implicit has nothing. Recall@20 is after the same 4 sweeps, untuned and from each library's own
-start. Peak memory is of a separate process, imports and data included. Besides: a made-up set of 10 million pairs, and
-what a sweep of RG2 costs against pairs, dimensions and users.
+All run alternately in one process, on all cores; iALS uses them as a mesh of one device per core. A
+sweep solves both sides once. Its time is the median over the sweeps of all fits, without the first
+one of each fit, which includes compilation. A ratio below 1 means that jaxrec is faster. iALS is
+`solvers.wrmf` with implicit's settings, so that both solve the same problem. RG2 solves another
+problem, for which implicit has no solver. Recall@20 is measured after the same 4 sweeps, without
+tuning, and each library starts from its own initial factors. Peak memory is that of a separate
+process, with imports and data. Further results are for a made-up data set of 10 million pairs, and
+the time of a sweep of RG2 against the numbers of pairs, dimensions and users.
 """
 
 from __future__ import annotations
@@ -26,26 +28,27 @@ from benchmarks.studies._study import picture
 from jaxrec.data import datasets, splits, synthetic
 
 DATA, DIMS, SWEEPS = ("gowalla", "ml-1m"), (64, 256), 4
-ALPHA = {"gowalla": 60.0, "ml-1m": 10.0}  # implicit's confidence of a positive, 1 for all others
+ALPHA = {"gowalla": 60.0, "ml-1m": 10.0}  # implicit's confidence of a positive; other pairs have 1
 REGULARIZATION = 10.0
 LARGE = {"n_users": 1_000_000, "n_items": 100_000, "n_pairs": 10_000_000}
 RG2, CG, EXACT = "RG2", "iALS, CG", "iALS, exact"
 PEERS = {RG2: "implicit, CG", CG: "implicit, CG", EXACT: "implicit, exact"}
 TITLE = "Speed of ALS"
 COLUMNS = {
-    f"{title}: wall ms a sweep (CPU), peak memory, Recall@20": f"{{{side}_wall_ms:.0f}} ({{{side}_cpu_ms:.0f}}), "
+    f"{title}: wall ms per sweep (CPU), peak memory, Recall@20": f"{{{side}_wall_ms:.0f}} ({{{side}_cpu_ms:.0f}}), "
     f"{{{side}_peak_mb:.0f}} MB, {{{side}_recall@20:.3f}}"
     for title, side in (("jaxrec", "jaxrec"), ("implicit", "implicit"))
 } | {"ratio": "{ratio:.2f}", "first sweep": "{jaxrec_first_s:.1f} s"}
 
 
 def more(found: Mapping[str, Any]) -> str:
-    """The made-up set."""
+    """Returns the text about the made-up data set."""
     large = found["large"]
     return (
-        f"A made-up set of {large['n_pairs']:,} pairs ({large['n_users']:,} users, {large['n_items']:,} items), 64 "
-        f"dimensions: {large['sweep_s']:.2f} s a sweep of RG2, {large['peak_mb'] / 1024:.1f} GB at the peak.\n\n"
-        "![Seconds a sweep against size](benchmarks/results/speed_als.png)"
+        f"On a made-up data set of {large['n_pairs']:,} pairs ({large['n_users']:,} users, {large['n_items']:,} "
+        f"items) with 64 dimensions, a sweep of RG2 takes {large['sweep_s']:.2f} s, and the peak memory is "
+        f"{large['peak_mb'] / 1024:.1f} GB.\n\n"
+        "![Seconds per sweep against size](benchmarks/results/speed_als.png)"
     )
 
 
@@ -53,14 +56,14 @@ Timed = Callable[[], tuple[list[tuple[float, float]], np.ndarray, np.ndarray]]
 
 
 def load(data: str) -> datasets.Dataset | splits.Split:
-    """The set's own split; ml-1m's train part is four fifths of the pairs."""
+    """Returns the split of a data set; the train part of ml-1m is four fifths of the pairs."""
     found = datasets.load(data)
     order = partial(splits.random_order, key=jax.random.key(0))
     return found if found.train is not None else splits.ratio(found.interactions, (0.8, 0.0, 0.2), order=order)
 
 
 def ours(what: str, train: jr.Interactions, data: str, dim: int, sweeps: int = SWEEPS) -> Timed:
-    """A function that fits and gives (wall, CPU) seconds of each sweep, and the factors."""
+    """Returns a function that fits; it returns (wall, CPU) seconds per sweep, and the factors."""
     options = {"dim": dim, "sweeps": sweeps, "key": jax.random.key(0), "tolerance": None, "progress": False}
     solvers = {CG: partial(jr.solvers.ials.conjugate_gradient, steps=3), EXACT: jr.solvers.ials.cholesky}
     if what == RG2:
@@ -73,7 +76,7 @@ def ours(what: str, train: jr.Interactions, data: str, dim: int, sweeps: int = S
     def run():
         spent, began = [], time.process_time()
 
-        def between(variables):  # the tables are read off before the next sweep, as if to be validated
+        def between(variables):  # computes the tables before the next sweep, as for a validation
             nonlocal began
             spent.append(time.process_time() - began)
             jax.block_until_ready(variables)
@@ -88,7 +91,7 @@ def ours(what: str, train: jr.Interactions, data: str, dim: int, sweeps: int = S
 
 
 def theirs(what: str, train: jr.Interactions, data: str, dim: int, sweeps: int = SWEEPS) -> Timed | None:
-    """The same by implicit, or None if it is not installed."""
+    """Returns the same with implicit, or None if it is not installed."""
     options = {"factors": dim, "regularization": REGULARIZATION, "alpha": ALPHA[data], "iterations": sweeps}
     made = _measure.implicit(**options, use_cg=what.endswith("CG"), random_state=0)
     if made is None:
@@ -106,7 +109,7 @@ def theirs(what: str, train: jr.Interactions, data: str, dim: int, sweeps: int =
 
 
 def compared(data: str, dim: int, rounds: int, quick: bool) -> dict[str, dict[str, float]]:
-    """One case for each solver of ours against its peer."""
+    """Returns one case for each solver of jaxrec and its peer."""
     split = load(data)
     sides = {name: ours(name, split.train, data, dim) for name in PEERS}
     sides = _measure.there(**sides, **{name: theirs(name, split.train, data, dim) for name in set(PEERS.values())})
@@ -134,33 +137,33 @@ def compared(data: str, dim: int, rounds: int, quick: bool) -> dict[str, dict[st
 
 
 def judged(split: Any, user: np.ndarray, item: np.ndarray) -> float:
-    """Recall@20 on the test part."""
+    """Returns Recall@20 on the test part."""
     model = jr.models.MF(*(len(table) for table in (user, item)), dim=user.shape[1])
     variables = {"params": {"user": user, "item": item}}
     return jr.evaluate.full_ranking(model, variables, split.train, split.test, ks=(20,)).means["recall@20"]
 
 
 def made(**sizes: int) -> jr.Interactions:
-    """A made-up set."""
+    """Returns a made-up data set."""
     return synthetic.power_law(jax.random.key(0), **sizes)
 
 
 def large(quick: bool) -> dict[str, float]:
-    """A sweep of RG2 on the made-up set, in this process."""
+    """Times sweeps of RG2 on the made-up data set, in this process."""
     sizes = {name: size // 100 for name, size in LARGE.items()} if quick else LARGE
     seconds = sweep_seconds(made(**sizes), 64, sweeps=4)
     return {"sweep_s": float(np.median(seconds[1:])), "first_sweep_s": seconds[0], **sizes}
 
 
 def sweep_seconds(train: jr.Interactions, dim: int, sweeps: int) -> list[float]:
-    """Wall seconds of each sweep of RG2."""
+    """Returns the wall seconds of each sweep of RG2."""
     options = {"key": jax.random.key(0), "tolerance": None, "progress": False}
     *_, log = jr.solvers.rg2.fit(train, dim=dim, regularization=0.5, sweeps=sweeps, **options)
     return log.column("seconds")[1]
 
 
 def scaling(quick: bool) -> dict[str, list[list[float]]]:
-    """Seconds a sweep of RG2 against one size while the others stay."""
+    """Times a sweep of RG2 against each size, with the other sizes fixed."""
     sizes = (2_000, 1_000, 50_000) if quick else (20_000, 10_000, 1_000_000)
     base = dict(zip(("n_users", "n_items", "n_pairs"), sizes))
     points: dict[str, list] = {"pairs": [], "dimensions": [], "users and items": []}
@@ -177,8 +180,8 @@ def scaling(quick: bool) -> dict[str, list[list[float]]]:
 
 
 def panes(measured: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
-    """Seconds a sweep against size."""
-    log, found = {"xscale": "log", "yscale": "log", "ylabel": "seconds a sweep of RG2"}, []
+    """Returns panes of the seconds per sweep against size."""
+    log, found = {"xscale": "log", "yscale": "log", "ylabel": "seconds per sweep of RG2"}, []
     for name, points in measured.items():
         size, seconds = np.array(points).T
         lines = {"measured": (size, seconds), "linear": (size, seconds[0] * size / size[0])}

@@ -1,8 +1,8 @@
-"""Top-20 lists of every Gowalla user, seen items masked, 64 dimensions: jaxrec against implicit.
+"""Top-20 lists of every Gowalla user, with seen items masked: jaxrec against implicit.
 
-Both rank the same random factors on all cores, alternately in one run. Medians; below 1 jaxrec is faster. First calls
-include compilation, and peak memory is of a separate process, imports and data included. The lists must agree up to
-ties.
+Both rank the same random factors with 64 dimensions on all cores, alternately in one process. Times
+are medians, and a ratio below 1 means that jaxrec is faster. First calls include compilation. Peak
+memory is that of a separate process, with imports and data. The lists must agree except for ties.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ COLUMNS = {
 
 
 def ours(train: jr.Interactions, users: np.ndarray, tables: dict[str, np.ndarray]):
-    """A function that gives (scores, items) by jaxrec."""
+    """Returns a function that computes (scores, items) with jaxrec."""
     model = jr.models.MF(train.n_users, train.n_items, dim=DIM)
     variables = jax.device_put({"params": tables})
     return lambda: jr.evaluate.top_k(model, variables, users, k=K, seen=train)
 
 
 def theirs(train: jr.Interactions, users: np.ndarray, tables: dict[str, np.ndarray]):
-    """A function that gives (scores, items) by implicit, or None if it is not installed."""
+    """Returns the same with implicit, or None if it is not installed."""
     if (made := _measure.implicit(factors=DIM)) is None:
         return None
     model = made()
@@ -67,10 +67,13 @@ def main() -> None:
     _record.write("speed.evaluate", {"gowalla top-20": case}, quick=options.quick, **facts)
 
 
-def agreement(mine, theirs) -> dict[str, int]:
-    """Lists whose items differ, and those of them whose scores differ too by more than float32 rounding."""
-    differ = (mine[1] != theirs[1]).any(axis=1)
-    apart = ~np.isclose(mine[0], theirs[0], rtol=1e-5, atol=1e-5).all(axis=1)
+def agreement(mine, others) -> dict[str, int]:
+    """Counts the lists whose items differ.
+
+    Also counts those of them whose scores differ by more than float32 rounding.
+    """
+    differ = (mine[1] != others[1]).any(axis=1)
+    apart = ~np.isclose(mine[0], others[0], rtol=1e-5, atol=1e-5).all(axis=1)
     return {"lists_in_other_order": int(differ.sum()), "lists_differ": int((differ & apart).sum())}
 
 

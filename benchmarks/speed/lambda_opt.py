@@ -1,10 +1,12 @@
-"""Seconds and memory of a step of λOpt against a step of the parameters alone: MF-BPR, ml-1m, DUI.
+"""Time and memory of a step of λOpt, against a step of only the parameters: MF-BPR, ml-1m, DUI.
 
-128 dimensions, batches of 1,024. Three ways to train alternate in one run: one fixed λ; a step of Λ after each of Θ;
-and the same optimiser without any step of Λ, so that the difference of the last two is the step of Λ itself. Medians.
-The ratio is that step over one of the fixed λ. Memory is XLA's own account of the compiled steps, in tables of users
-and items together: arguments, temporaries and outputs that are no argument's buffer, for a state that is donated and
-for one that is kept, as `fit` does; data are not counted.
+There are 128 dimensions and batches of 1,024. Three ways to train run alternately in one process:
+with one fixed λ; with a step of Λ after each step of Θ; and with the same optimiser but without
+steps of Λ. The difference of the last two is the time of a step of Λ. Times are medians. The ratio
+is this difference divided by the time of a step with fixed λ. Memory is what XLA reports for the
+compiled steps, in units of the tables of users and items: arguments, temporaries, and outputs that
+do not reuse the buffer of an argument. It is given for a state that is donated, and for one that is
+kept, as in `fit`. Data are not counted.
 """
 
 from __future__ import annotations
@@ -24,16 +26,16 @@ from jaxrec.train import Recipe
 BATCH, DIM = 1024, 128
 TITLE = "Speed of a step of Λ"
 COLUMNS = {
-    "step of Λ over one of Θ: CPU time (wall)": "{cpu_ratio:.2f} ({ratio:.2f})",
-    "a step of Θ: wall (CPU), ms": "{fixed_wall_ms:.1f} ({fixed_cpu_ms:.1f})",
+    "step of Λ divided by step of Θ: CPU time (wall)": "{cpu_ratio:.2f} ({ratio:.2f})",
+    "step of Θ: wall (CPU), ms": "{fixed_wall_ms:.1f} ({fixed_cpu_ms:.1f})",
     "both, ms": "{in_turn_wall_ms:.1f} ({in_turn_cpu_ms:.1f})",
-    "tables of memory, both: donated, kept": "{in_turn_tables_donated:.1f}, {in_turn_tables_kept:.1f}",
-    "one fixed λ": "{fixed_tables_donated:.1f}, {fixed_tables_kept:.1f}",
+    "memory in tables, both: donated, kept": "{in_turn_tables_donated:.1f}, {in_turn_tables_kept:.1f}",
+    "memory in tables, one fixed λ": "{fixed_tables_donated:.1f}, {fixed_tables_kept:.1f}",
 }
 
 
 def recipes(part: Part) -> dict[str, Recipe]:
-    """The three ways, as wide as the released code."""
+    """Returns the three ways to train, with as many dimensions as the released code."""
     model = jr.models.MF(part.train.n_users, part.train.n_items, dim=DIM, scale=0.1)
     one = fixed(part, regularization=jnp.array(0.01), model=model)
     both, never = (learned(part, lambda_rate=1e-3, model=model, every=every) for every in (1, 10**9))
@@ -41,7 +43,7 @@ def recipes(part: Part) -> dict[str, Recipe]:
 
 
 def runner(part: Part, recipe: Recipe) -> Any:
-    """A function that trains all pairs once more."""
+    """Returns a function that trains one more epoch."""
     state = jr.train.init(jax.random.key(0), recipe.model, recipe.tx)
 
     def run() -> None:
@@ -53,7 +55,7 @@ def runner(part: Part, recipe: Recipe) -> Any:
 
 
 def tables_of_memory(part: Part, recipe: Recipe, *, donated: bool) -> float:
-    """Memory of one compiled step in tables of users and items together."""
+    """Returns the memory of a compiled step, in units of the tables of users and items."""
     state = jr.train.init(jax.random.key(0), recipe.model, recipe.tx)
     params, key = state.variables["params"], jax.random.key(1)
     users, items = (jnp.asarray(ids[:BATCH]) for ids in part.train.pairs())

@@ -1,15 +1,18 @@
-"""An epoch of MARS on Ciao by its released rule: jaxrec, which moves the rows looked up, against dense PyTorch.
+"""An epoch of MARS on Ciao with its released rule: row-wise jaxrec against dense PyTorch.
 
-4 facets of 128 dimensions, batches of 1,000 triples, of which the released code's epoch has 676. All alternate in one
-run and make the same steps: the gradient written by hand, plain SGD, rows back on the sphere. The peer is written here
-from the rule's description, with dense gradients, and renormalises all rows of both tables in each forward pass. "Two
-passes" goes forward for positives and for negatives, each with the user, as the description of the released code has
-it; "one pass" does both at once, the same step at less cost. jaxrec's time includes drawing the triples; PyTorch gets
-its triples drawn beforehand, as the released code does. The aim was a ratio of 0.1.
+There are 4 facets of 128 dimensions and batches of 1,000 triples; an epoch of the released code has
+676 of them. All sides run alternately in one process and make the same steps: the hand-written
+gradient, plain SGD, and rows retracted to the sphere. jaxrec only moves the rows that a step looks
+up. The peer is part of this benchmark, and is written from the description of the rule. It has
+dense gradients, and renormalises all rows of both tables in each forward pass. "two passes" has one
+forward pass for positives and one for negatives, each with the user, like the released code; "one
+pass" has one for both, which is the same step in less time. The time of jaxrec includes drawing the
+triples. PyTorch gets triples that are drawn beforehand, as in the released code. The target was a
+ratio of 0.1.
 
-Medians of shares of an epoch, alternately, given for 676 batches; below 1 jaxrec is faster. All cores for each,
-PyTorch's waiting threads set to sleep. First calls include compilation, and peak memory is of a separate process,
-imports and data included.
+Times are medians over parts of an epoch, scaled to 676 batches. A ratio below 1 means that jaxrec
+is faster. Each side uses all cores, and PyTorch's waiting threads are set to sleep. First calls
+include compilation. Peak memory is that of a separate process, with imports and data.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from jaxrec.data import datasets
 from jaxrec.train import mars
 
 DIM, BATCH, EPOCH = 128, 1000, 676
-CALL = 104  # batches of a call
+CALL = 104  # number of batches in a call
 PRESET = jr.papers.mars.RELEASED
 PEERS = {"one pass": 1, "two passes": 2}
 TITLE = "Speed of MARS"
@@ -42,19 +45,20 @@ COLUMNS = {
 
 
 def start(train: jr.Interactions) -> tuple[jr.models.MARS, Any, jr.train.State]:
-    """The model, its optimiser and its state."""
+    """Returns the model, its optimiser and its state."""
     model = jr.models.MARS(train.n_users, train.n_items, dim=DIM, **PRESET["model"])
     tx = jr.optim.rowwise.lazy(mars.optimizer(**PRESET["optimizer"]))
     return model, tx, jr.train.init(jax.random.key(0), model, tx)
 
 
 def ours(train: jr.Interactions, batches: int) -> Callable[[], float]:
-    """A function that trains some batches, and gives their mean loss."""
+    """Returns a function that trains some batches, and returns their mean loss."""
     model, tx, state = start(train)
     margin = mars.adaptive_margin(train, **PRESET["margin"])
     draws = jr.papers.mars.samplers(train, **PRESET["power"])
     objective = partial(mars.objective, model=model, margin=margin, **draws, **PRESET["objective"])
-    counted = train.select(np.arange(train.n_pairs) < batches // 2 * BATCH)  # says how many; all of train is drawn
+    # Its size sets the number of batches; the objective draws from all of train.
+    counted = train.select(np.arange(train.n_pairs) < batches // 2 * BATCH)
 
     def run() -> float:
         nonlocal state
@@ -66,7 +70,7 @@ def ours(train: jr.Interactions, batches: int) -> Callable[[], float]:
 
 
 def theirs(train: jr.Interactions, batches: int, passes: int) -> Callable[[], float] | None:
-    """The same in PyTorch, or None if it is not installed."""
+    """Returns the same in PyTorch, or None if it is not installed."""
     if (torch := _measure.torch()) is None:
         return None
     from benchmarks.speed._dense_mars import DenseMARS
@@ -91,7 +95,7 @@ def theirs(train: jr.Interactions, batches: int, passes: int) -> Callable[[], fl
 
 
 def drawn(train: jr.Interactions) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Triples of an epoch, int32 [EPOCH, BATCH] each, by the same draws."""
+    """Draws the triples of an epoch, int32 [EPOCH, BATCH] each, with the same samplers."""
     draws = jr.papers.mars.samplers(train, **PRESET["power"])
     first, second = jax.random.split(jax.random.key(1))
     users, items = draws["positives"](first, (EPOCH, BATCH))

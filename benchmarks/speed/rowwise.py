@@ -1,8 +1,9 @@
-"""A step of MF-BPR on Gowalla by three Adams, for 1 to 64 negatives: where each wins.
+"""A step of MF-BPR on Gowalla with three Adams, for 1 to 64 negatives.
 
-`optax.adam` and `optim.rowwise.adam` are one algorithm, on every row; `optim.rowwise.lazy_adam` moves only the rows
-that a step looks up, another algorithm. 64 dimensions, batches of 1,024, alternately in one run; medians, without
-compile time.
+`optax.adam` and `optim.rowwise.adam` are the same algorithm, on every row.
+`optim.rowwise.lazy_adam` only moves the rows that a step looks up, which is another algorithm.
+There are 64 dimensions and batches of 1,024. All run alternately in one process. Times are medians
+without compilation.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from jaxrec.data import datasets
 ADAMS = {"optax": optax.adam, "rowwise": jr.optim.rowwise.adam, "lazy": jr.optim.rowwise.lazy_adam}
 TITLE = "Speed of row-wise optimisers"
 COLUMNS = {
-    f"{title}, ms a step": f"{{{side}_wall_ms:.1f}}"
+    f"{title}, ms per step": f"{{{side}_wall_ms:.1f}}"
     for title, side in (("`optax.adam`", "optax"), ("`rowwise.adam`", "rowwise"), ("`rowwise.lazy_adam`", "lazy"))
 }
 

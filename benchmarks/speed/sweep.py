@@ -1,11 +1,12 @@
-"""Eight seeds of MF-BPR on movielens-small: one `train.sweep` against eight `train.fit`, alternately in one run.
+"""Eight seeds of MF-BPR on movielens-small: one `train.sweep` against eight calls of `train.fit`.
 
-32 dimensions, one uniform negative, batches of 1,024, optax.adam, 10 epochs on the training part of the quickstart's
-split; no validation. Both give the same eight runs; the largest deviation of a parameter is on record. The sweep is
-timed as it comes (on CPU: programs of one run side by side) and, as "vmap", with all runs vmapped into one program;
-each of the eight fits waits for the one before. Side by side needs idle cores to pay. Medians; counted rounds compile
-nothing. The second case is what a sweep is for: the first call of 4 learning rates, where each fit compiles its own
-optimiser.
+They run alternately in one process, with 32 dimensions, one uniform negative, batches of 1,024,
+optax.adam and 10 epochs on the training part of the quickstart's split, without validation. Both
+give the same eight runs; the largest deviation of a parameter is recorded. The sweep is timed with
+its defaults (on CPU, programs of one run each that run in parallel) and, as "vmap", with all runs
+vmapped into one program. The eight fits run one after another. Parallel programs only pay with idle
+cores. Times are medians; the timed rounds compile nothing. The second case is what a sweep is meant
+for: the first call with 4 learning rates, where each fit compiles its own optimiser.
 """
 
 from __future__ import annotations
@@ -76,9 +77,9 @@ def main() -> None:
     _record.write("speed.sweep", cases, quick=quick, **facts, rate=RATE, epochs=epochs)
 
 
-def deviation(ours: list, theirs: list) -> float:
-    """Largest absolute difference of a parameter."""
-    leaves = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+def deviation(ours: list, others: list) -> float:
+    """Returns the largest absolute difference of a parameter."""
+    leaves = zip(jax.tree.leaves(ours), jax.tree.leaves(others), strict=True)
     return max(float(np.abs(np.asarray(mine) - np.asarray(other)).max()) for mine, other in leaves)
 
 

@@ -1,11 +1,13 @@
-"""An epoch of matrix factorisation on Gowalla: jaxrec against PyTorch; below 1 jaxrec is faster.
+"""An epoch of matrix factorisation on Gowalla: jaxrec against PyTorch.
 
-Both alternate in one run. MF-BPR with 1 negative and MF-MML (cosines) with 100, 64 dimensions, batches of 1,024,
-negatives uniform and drawn on the way, dense Adam in both: PyTorch's, and `optim.rowwise.adam`, which is the same
-algorithm. The case "lazy" is MF-BPR by `optim.rowwise.lazy_adam`, which moves only the rows that a step looks up:
-another algorithm, against PyTorch's dense Adam all the same. All cores for both, PyTorch's waiting threads set to
-sleep. Medians; first calls include compilation. MF-BPR goes through the whole epoch, 792 steps, MF-MML through 200 of
-them (random pairs, whole tables).
+Both run alternately in one process. The cases are MF-BPR with 1 negative and MF-MML (cosines) with
+100, with 64 dimensions, batches of 1,024, and uniform negatives drawn during the epoch. Both sides
+use dense Adam: PyTorch's, and `optim.rowwise.adam`, which is the same algorithm. The case "lazy" is
+MF-BPR with `optim.rowwise.lazy_adam`, which only moves the rows that a step looks up. This is
+another algorithm, but the peer is the same dense Adam of PyTorch. Both sides use all cores, and
+PyTorch's waiting threads are set to sleep. Times are medians, and a ratio below 1 means that jaxrec
+is faster. First calls include compilation. MF-BPR runs the whole epoch, 792 steps; MF-MML runs 200
+of them (random pairs, whole tables).
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ COLUMNS = {
 
 
 def ours(train: jr.Interactions, n: int, score, loss, adam):
-    """A function that goes through the pairs once more, whole `fit` included."""
+    """Returns a function that trains one more epoch, including all overhead of `fit`."""
     model = jr.models.MF(train.n_users, train.n_items, dim=DIM, score=score)
     sample = partial(jr.sampling.uniform, n_items=train.n_items, n=n)
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
@@ -55,7 +57,7 @@ def ours(train: jr.Interactions, n: int, score, loss, adam):
 
 
 def theirs(train: jr.Interactions, n: int):
-    """The same in PyTorch, or None if it is not installed."""
+    """Returns the same in PyTorch, or None if it is not installed."""
     if (torch := _measure.torch()) is None:
         return None
     functional = torch.nn.functional

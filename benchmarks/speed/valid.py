@@ -1,14 +1,17 @@
-"""An epoch of VALID on citeulike-a: jaxrec's streamed decoder and ragged histories against dense PyTorch.
+"""An epoch of VALID on citeulike-a: jaxrec's streamed decoder and ragged histories against PyTorch.
 
-512 users a step, 4 interests, 2 blocks, 64 dimensions, Adam, noise and dropout as in training. The peer is written here
-from the description of the released code: dense rows, groups [B, N, K], the interests' encoders and decoders one by
-one. Without noise both give the same loss, which is checked first. Both make the same number of steps alternately,
-given for an epoch of 11; medians, and below 1 jaxrec is faster. All cores for each; first calls include compilation.
+There are 512 users per step, 4 interests, 2 blocks, 64 dimensions and Adam, with noise and dropout
+as in training. The peer is part of this benchmark, and is written from the description of the
+released code: dense rows, groups [B, N, K], and encoders and decoders that process the interests
+one by one. Without noise both sides give the same loss, which is checked first. Both make the same
+number of steps, alternately. Times are medians, scaled to an epoch of 11 steps, and a ratio below 1
+means that jaxrec is faster. Each side uses all cores. First calls include compilation.
 
-Then jaxrec alone: peak memory of a step over Gowalla's 40,981 items and over a made-up catalogue of a million, of a
-separate process, imports and data included; and seconds of a step over three catalogues, next to those of its seven
-products of [B·K, D] with [D, N] (two forward, two again backward, three for gradients) at the speed that a square
-product of 4,096 has on the same device in the same run.
+Two results are of jaxrec only. The peak memory of a step is measured with Gowalla's 40,981 items
+and with a made-up catalogue of a million, in a separate process, with imports and data. The time of
+a step is measured with three catalogues. Next to it is the time of its seven products of [B·K, D]
+with [D, N] (two forward, two of them recomputed in the backward pass, three for gradients), at the
+speed of a square product of size 4,096 on the same device in the same run.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from benchmarks.studies.valid import prepare
 from jaxrec.data import datasets
 
 USERS, SETTING = 512, {"n_interests": 4, "n_blocks": 2, "dim": 64, "width": 64}
-FLOOR = 7  # products of [B K, D] with [D, N] in a step
+FLOOR = 7  # number of products of [B K, D] with [D, N] in a step
 SMOOTH = {"temperature": 0.1, "deviation": 0.1, "dropout": 0.5}
 LARGE = 1_000_000
 TITLE = "Speed of VALID"
@@ -42,20 +45,19 @@ COLUMNS = {
 
 
 def more(found: Mapping[str, Any]) -> str:
-    """The table of catalogues, and peak memory."""
+    """Returns the text about peak memory and the table of catalogues."""
     rows = [
         [name, str(at["n_items"]), f"{at['step_s']:.2g}", f"{at['floor_s']:.2g}", f"{at['share']:.0%}"]
         for name, at in found["catalogues"].items()
     ]
-    head = ["catalogue", "items", "a step, s", "its large products alone, s", "share"]
+    head = ["catalogue", "items", "step, s", "only its large products, s", "share"]
     peaks = {name: f"{peak / 1024:.1f} GB" for name, peak in found["peaks_mb"].items()}
-    return (
-        f"Peak memory: {peaks['gowalla']} for Gowalla, {peaks['million']} for a million.\n\n{_record.table(head, rows)}"
-    )
+    said = f"Peak memory: {peaks['gowalla']} with Gowalla, {peaks['million']} with a million items."
+    return f"{said}\n\n{_record.table(head, rows)}"
 
 
 def million() -> jr.Interactions:
-    """A made-up set: 2,048 users with 30 of a million items each, by a power law."""
+    """Returns a made-up data set: 2,048 users with up to 40 of a million items, by a power law."""
     rng = np.random.default_rng(0)
     items = np.minimum(rng.pareto(0.5, (2048, 40)) * 100, LARGE - 1).astype(np.int64)
     items = (items * 7919 + np.arange(40)) % LARGE
@@ -65,7 +67,7 @@ def million() -> jr.Interactions:
 
 
 class Ours:
-    """Training by `train.fit`."""
+    """Trains with `train.fit`."""
 
     def __init__(self, train: jr.Interactions, users: int):
         self.model = jr.models.VALID(train.n_items, **SETTING, decoder_temperature=SMOOTH["temperature"], **SMOOTH)
@@ -75,7 +77,7 @@ class Ours:
         self.order = np.random.default_rng(0).permutation(train.n_users)
 
     def run(self, steps: int) -> float:
-        """So many steps, as an epoch over as many users, drawn once; seconds of the epoch."""
+        """Trains `steps` steps, as an epoch over that many users, and returns its seconds."""
         some = self.train.select(self.order[self.train.pairs()[0]] < steps * self.users)
         objective = partial(jr.train.autoencoders.objective, model=self.model)
         options = {"batch_size": self.users, "examples": jr.train.by_user, "progress": False}
@@ -84,14 +86,14 @@ class Ours:
         return log.records[-1]["seconds"]
 
     def loss(self, users: np.ndarray) -> float:
-        """Without noise, β = 1."""
+        """Computes the loss without noise, for β = 1."""
         known = self.train.take(users)
         nll, divergence = self.model.apply(self.state.variables, users, histories=known, method="bound")
         return float((nll + divergence).mean())
 
 
 def theirs(ours: Ours, steps: int) -> Callable[[], None] | None:
-    """The same number of steps in PyTorch; None if it is not installed."""
+    """Returns the same number of steps in PyTorch; None if it is not installed."""
     if (torch := _measure.torch()) is None:
         return None
     from benchmarks.speed._dense_valid import DenseVALID
@@ -118,7 +120,7 @@ def theirs(ours: Ours, steps: int) -> Callable[[], None] | None:
 
 
 def product_speed(size: int = 4096, rounds: int = 5) -> float:
-    """Floating-point operations a second of a square float32 product, the best of some."""
+    """Returns the floating-point operations per second of a square float32 product, at best."""
     a, product = jax.numpy.ones((size, size)), jax.jit(lambda a: a @ a)
     product(a).block_until_ready()
     spent = []
@@ -130,7 +132,7 @@ def product_speed(size: int = 4096, rounds: int = 5) -> float:
 
 
 def a_step(train: jr.Interactions, steps: int, rounds: int) -> dict[str, float]:
-    """Seconds of a step, the median of rounds, and what its large products need at best."""
+    """Returns the seconds of a step (median of rounds), and those of its large products at best."""
     ours = Ours(train, USERS)
     ours.run(steps)
     step = float(np.median([ours.run(steps) / steps for _ in range(rounds)]))

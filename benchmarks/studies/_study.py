@@ -1,4 +1,4 @@
-"""What the studies share: the command, the section of RESULTS.md, claims by rule, stale rows and pictures."""
+"""Shared parts of the studies: command, section of RESULTS.md, claims, stale rows and plots."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ from jaxrec.interactions import DataWarning
 Records = Sequence[Mapping[str, Any]]
 Rows = Mapping[str, study.Row]
 
-LEVEL = 0.05  # of the tests behind a claim
+LEVEL = 0.05  # significance level of the tests behind a claim
 HEADS = {"ndcg": "NDCG", "recall": "Recall", "mrr": "MRR", "hit_rate": "HR", "auc": "AUC"}
 NEVER = lambda *_: ""  # noqa: E731
 
 
 def head(metric: str) -> str:
-    """How a metric is called in a table."""
+    """Returns the title of a metric in a table."""
     before, space, name = metric.rpartition(" ")
     name, at, cut = name.partition("@")
     return before + space + HEADS.get(name, name) + at + cut
 
 
 def chosen(row: study.Row, grid: Mapping[str, Sequence[Any]]) -> str:
-    """A row's setting; a star marks values at an end of those compared. Random draws have no order."""
+    """Returns a row's setting; a star marks values at an end of the compared ones."""
+    # Random draws have no order, so none is at an end.
     stars = {*study.ends(row.setting, grid, least=2)} - {"draw"}
     shown = lambda value: f"{value:g}" if isinstance(value, int | float) else str(value)  # noqa: E731
     return ", ".join(f"{name.replace('_', ' ')} {shown(v)}{'*' * (name in stars)}" for name, v in row.setting.items())
@@ -47,26 +48,27 @@ class Study(NamedTuple):
     """A study.
 
     Attributes:
-        name: of its module, its records and its picture.
-        title: of its section.
-        about: its module's docstring, which is also the section's text.
-        methods: data set -> what is compared on it.
-        split: data set -> its split, or a function of the seed.
-        evaluate: as `jaxrec.study.run` takes it.
-        metric: data set -> what validation goes by.
-        shown: data set -> metrics of its table.
-        quick: gives methods and splits of the shortened run.
-        finish: called with each data set after training.
-        seeds: of the runs.
-        tuned: data sets on which methods are tuned for others, and not evaluated on test.
-        groups: data sets for which each method is trained before the next.
-        claims: (method, another), compared by a rule wherever both have several runs.
-        chosen: row and grid -> the cell that says what was chosen.
-        columns: data set and rows -> further columns.
-        listed: whether a method has a row in the tables.
-        after: tables and records -> Markdown after the tables.
-        headlines: tables and records -> lines for README.md.
-        panes: tables and records -> the picture's panes.
+        name: the name of its module, its records and its plot.
+        title: the title of its section.
+        about: the docstring of its module, which is the text of the section.
+        methods: for each data set, a function that returns its methods.
+        split: function of a data set that returns its split, or a function from seeds to splits.
+        evaluate: `evaluate(model, variables, split, on)`, as in `jaxrec.study.run`.
+        metric: function of a data set that returns the metric by which validation chooses.
+        shown: function of a data set that returns the metrics of its table.
+        quick: function that returns the methods and splits of the shortened run.
+        finish: called with each data set after its training.
+        seeds: the seeds of the runs on test.
+        tuned: data sets on which methods are only tuned, and not evaluated on test.
+        groups: groups of data sets; in a group each method trains on all of them before the next.
+        claims: pairs of methods that are compared by a rule on each data set where both have
+            several runs.
+        chosen: function of a row and its grid that returns the cell for the chosen setting.
+        columns: function of a data set and its rows that returns further columns.
+        listed: function of a method's name that says whether it has a row in the tables.
+        after: function of tables and records that returns the Markdown after the tables.
+        headlines: function of tables and records that returns lines for README.md.
+        panes: function of tables and records that returns the panes of the plot.
     """
 
     name: str
@@ -96,17 +98,18 @@ class Study(NamedTuple):
 
 @lru_cache(maxsize=8)
 def _read(path: pathlib.Path, *_: int) -> list[dict[str, Any]]:
+    """Reads records; the further arguments are the file's time and size, for the cache."""
     return study.read(path)
 
 
 def records_of(name: str) -> list[dict[str, Any]]:
-    """The runs of a study that are on record."""
+    """Returns the recorded runs of a study."""
     path = _record.RESULTS / f"{name}.jsonl"
     return _read(path, path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else []
 
 
 def tables(this: Study, records: Records) -> dict[str, Rows]:
-    """The rows of each data set by method."""
+    """Returns the rows of each data set by method."""
     found = {}
     for data, methods in this.methods.items():
         of_data = [record for record in records if record["data"] == data]
@@ -117,42 +120,43 @@ def tables(this: Study, records: Records) -> dict[str, Rows]:
 
 
 def mean_of(values: np.ndarray, digits: int = 4, sign: str = "") -> str:
-    """Mean ± standard error over seeds."""
+    """Returns "mean ± standard error over seeds"."""
     error = stderr(values)
     return f"{values.mean():{sign}.{digits}f}" + (f" ± {error:.{digits}f}" if error else "")
 
 
 def pairs_alone(interactions: jr.Interactions) -> jr.Interactions:
-    """Without weights and timestamps: stars and plays count once."""
+    """Removes weights and timestamps, so that each pair counts once."""
     return dataclasses.replace(interactions, weights=None, timestamps=None)
 
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """No warnings of flaws of the data that a study's text tells of."""
+    """Suppresses warnings about flaws of the data; the study's text has to describe them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)
         yield
 
 
 def stderr(values: Any) -> float | None:
-    """Standard error of the mean, exactly 0 for equal values; None of one value."""
+    """Returns the standard error of the mean; exactly 0 for equal values, None for a single one."""
     if len(values) < 2:
         return None
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if np.ptp(values) else 0.0
 
 
 def less(row: study.Row, other: study.Row, metric: str) -> np.ndarray:
-    """A row's values on test less another's, of the seeds that both have."""
-    theirs = dict(zip(other.seeds, other.values[metric]))
+    """Returns a row's values on test minus another's, for the seeds that both have."""
+    by_seed = dict(zip(other.seeds, other.values[metric]))
     pairs = zip(row.seeds, row.values[metric])
-    return np.array([value - theirs[seed] for seed, value in pairs if seed in theirs])
+    return np.array([value - by_seed[seed] for seed, value in pairs if seed in by_seed])
 
 
 def tested(this: Study, records: Records, data: str, one: str, other: str) -> tuple[Comparison | None, float | None]:
-    """The paired test of a method against another, and its p-value; None unless both have several runs.
+    """Returns the paired test of one method against another, and its p-value.
 
-    Over users if their values are on record, else over seeds.
+    The test is over users if their values are recorded, else over seeds. Both results are None if
+    there is no test, for example because a method has no run on test.
     """
     runs = [record for record in records if record["data"] == data and record["method"] in (one, other)]
     if {record["method"] for record in runs if record["on"] == "test"} != {one, other}:
@@ -164,31 +168,34 @@ def tested(this: Study, records: Records, data: str, one: str, other: str) -> tu
 
 
 def claim(this: Study, records: Records, one: str, other: str) -> str:
-    """Where a method is above, below or not told apart from another; empty without any test."""
-    places: dict[str, list[str]] = {"above": [], "below": [], "not told apart from": []}
+    """Returns a sentence that says on which data sets a method is above or below another.
+
+    Differences that are not significant are listed too. The sentence is empty without any test.
+    """
+    places: dict[str, list[str]] = {"above": [], "below": [], "not distinguishable from": []}
     for data in this.methods:
         test, p_value = tested(this, records, data, one, other)
         if test is not None:
-            place = "not told apart from" if p_value >= LEVEL else "above" if test.difference > 0 else "below"
+            place = "not distinguishable from" if p_value >= LEVEL else "above" if test.difference > 0 else "below"
             places[place].append(f"{data} ({test.difference:+.4f} ± {test.stderr:.4f}, p {p_value:.2g})")
     said = [f"{place} {other} on {'; '.join(sets)}" for place, sets in places.items() if sets]
     return f"{one}: {'; '.join(said)}." if said else ""
 
 
 def section(this: Study, records: Records) -> str:
-    """The study's section of RESULTS.md."""
+    """Returns the study's section of RESULTS.md."""
     found = tables(this, records)
     said = [each for pair in this.claims if (each := claim(this, records, *pair))]
     parts = [f"## {this.title}", this.about.strip()]
     if said:
-        rule = "Differences in the metric that validation goes by, paired by users where they are on record, else by "
-        rule += f"seeds; p-values of t-tests, which tell two methods apart below {LEVEL:g}."
+        rule = "Paired differences in the metric by which validation chooses, over users if their values are "
+        rule += f"recorded, else over seeds. Differences with a p-value below {LEVEL:g} (t-test) count as significant."
         parts.append(f"**What the records show.** {rule}\n\n" + "\n".join(f"- {each}" for each in said))
     used: set[str] = set()
     for data, rows in found.items():
         grids = {method.name: method.grid for method in this.methods[data]()}
         rows = {name: row for name, row in rows.items() if this.listed(name)}
-        columns: dict[str, Sequence[str]] = {"ranker": list(rows)}
+        columns: dict[str, Sequence[str]] = {"method": list(rows)}
         columns |= {head(m): [mean_of(row.values[m]) for row in rows.values()] for m in this.shown(data)}
         columns |= this.columns(data, rows)
         columns["chosen"] = [this.chosen(row, grids.get(name, {})) for name, row in rows.items()]
@@ -207,22 +214,26 @@ def section(this: Study, records: Records) -> str:
 
 
 def origin(this: Study, records: Records) -> str:
-    """Where the values come from."""
+    """Returns a line that says where the values come from."""
     data = {record["data"]: record["fingerprint"].partition("-")[0] for record in reversed(records)}
     prints = ", ".join(f"{name} {data[name]}" for name in this.methods if name in data)
     where = f"`python -m benchmarks.studies.{this.name}`, {len(records)} runs in `benchmarks/results/{this.name}.jsonl`"
-    return f"{where}; train parts {prints}."
+    return f"{where}; fingerprints of the train parts: {prints}."
 
 
 def stale(this: Study, records: Records) -> dict[tuple[str, str], str]:
-    """(data set, method) -> what is wrong, of records that are not those of today's grids."""
+    """Finds records that do not match the current grids.
+
+    Returns:
+        For each (data set, method), what is wrong.
+    """
     found, trivial = {}, {method.name for method in study.TRIVIAL}
     rows = tables(this, records)
     for data, name in dict.fromkeys((record["data"], record["method"]) for record in records):
         methods = {method.name: method for method in this.methods[data]()} if data in this.methods else {}
         if name not in methods:
             if name not in trivial:
-                found[data, name] = "is on record, but is not compared any more"
+                found[data, name] = "is recorded, but is no longer compared"
             continue
         tried = [r["setting"] for r in records if (r["data"], r["method"], r["on"]) == (data, name, "valid")]
         grid = study.settings(methods[name].grid)
@@ -235,16 +246,17 @@ def stale(this: Study, records: Records) -> dict[tuple[str, str], str]:
     return found
 
 
-# ---------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------- plots
 
 
 def picture(path: pathlib.Path, panes: Sequence[Sequence[Mapping[str, Any]]]) -> None:
     """Draws rows of panes.
 
     Args:
-        path: of the file.
-        panes: each has "lines", label -> (x, y) or (x, y, error), where x None is a level; what else it has, such as
-            "title" or "xscale", is set on its axes.
+        path: path of the file.
+        panes: rows of panes. A pane has "lines": for each label (x, y) or (x, y, error), where None
+            as x draws a horizontal line. Its other entries, such as "title" or "xscale", are set on
+            the Axes.
     """
     import matplotlib.pyplot as plt
 
@@ -269,7 +281,13 @@ def picture(path: pathlib.Path, panes: Sequence[Sequence[Mapping[str, Any]]]) ->
 
 
 def varied(rows: Rows, points: Mapping[str, Mapping[str, str]], metric: str) -> dict[str, tuple]:
-    """The lines of a pane that varies one thing: label -> value -> method's name, of the methods with a row."""
+    """Returns the lines of a pane that varies one value.
+
+    Args:
+        rows: the rows of a data set by method.
+        points: for each label and value, the name of the method; those without a row are left out.
+        metric: the metric to plot.
+    """
     lines = {}
     for label, names in points.items():
         found = {value: rows[name].values[metric] for value, name in names.items() if name in rows}
@@ -283,12 +301,12 @@ def varied(rows: Rows, points: Mapping[str, Mapping[str, str]], metric: str) -> 
 
 
 def main(this: Study) -> None:
-    """Trains what has no record, draws the picture and prints the section."""
-    parser = _record.parser(f"studies.{this.name}", this.about, "keeps no record")
+    """Trains what is not recorded yet, draws the plot and prints the section."""
+    parser = _record.parser(f"studies.{this.name}", this.about, "records nothing")
     parser.add_argument("--data", nargs="+", choices=list(this.methods), help="data sets (default: all)")
     parser.add_argument("--method", nargs="+", help="names of methods to train (default: all)")
     parser.add_argument("--seeds", type=int, nargs="*", default=list(this.seeds), help="seeds of the runs on test")
-    parser.add_argument("--table", action="store_true", help="train nothing; show what is on record")
+    parser.add_argument("--table", action="store_true", help="train nothing; show the recorded results")
     options = parser.parse_args()
     if options.quick:
         print(json.dumps({"benchmark": f"studies.{this.name}", "cases": quick(this)}))
@@ -305,10 +323,10 @@ def main(this: Study) -> None:
 
 
 def train(this: Study, data: Sequence[str], names: Sequence[str] | None, seeds: Sequence[int]) -> None:
-    """Trains what is asked for and not on record, method by method."""
+    """Trains the requested methods that are not recorded yet, one after another."""
     every = {method.name for label in data for method in this.methods[label]()}
     if unknown := set(names or ()) - every:
-        raise SystemExit(f"no method {sorted(unknown)[0]!r}; there are {sorted(every)}")
+        raise SystemExit(f"no method {sorted(unknown)[0]!r}; give some of {sorted(every)}")
     for group in this.groups or [[label] for label in this.methods]:
         group = [label for label in group if label in data]
         for name in dict.fromkeys(method.name for label in group for method in this.methods[label]()):
@@ -318,13 +336,13 @@ def train(this: Study, data: Sequence[str], names: Sequence[str] | None, seeds: 
                 options |= {"folder": _record.RESULTS, "name": this.name, "progress": False}
                 options |= {"seeds": () if label in this.tuned else seeds}
                 study.run(wanted, {label: this.split(label)}, **options)
-                print(f"{label}: {name} is on record", flush=True)
+                print(f"{label}: {name} is recorded", flush=True)
         for label in group:
             this.finish(label)
 
 
 def quick(this: Study) -> dict[str, dict[str, float]]:
-    """The values of the shortened run."""
+    """Returns the values of the shortened run."""
     methods, splits = this.quick()
     options = {"metric": this.metric(next(iter(splits))), "evaluate": this.evaluate, "seeds": [0], "progress": False}
     with tempfile.TemporaryDirectory() as folder:
@@ -332,7 +350,7 @@ def quick(this: Study) -> dict[str, dict[str, float]]:
 
 
 def cases(rows: Any) -> dict[str, dict[str, float]]:
-    """Data set and method -> metric -> mean over seeds."""
+    """Returns for each data set and method the mean of each metric over seeds."""
     means = lambda row: {name: float(values.mean()) for name, values in row.values.items()}  # noqa: E731
     return {f"{row.data}: {row.method}": means(row) for row in rows}
 
@@ -341,20 +359,20 @@ def cases(rows: Any) -> dict[str, dict[str, float]]:
 
 
 def fitted(key: Any, model: Any, objective: Any, tx: Any, train: Any, *, parameters: Any = None, **options: Any) -> Any:
-    """What `fit` of a `jaxrec.study.Method` gives, of training by `train.fit`."""
+    """Trains with `train.fit`, and returns what `fit` of a `jaxrec.study.Method` returns."""
     state = jr.train.init(key, model, tx, parameters=parameters)
     state, log = jr.train.fit(state, objective, tx, train, progress=False, **options)
     return model, state.variables, log
 
 
 def afresh(fit: Callable, *data: Any, **setting: Any) -> Any:
-    """A run whose seconds include compilation, whatever ran before it."""
+    """Runs `fit` with empty caches, so that its seconds always include compilation."""
     jax.clear_caches()
     return fit(*data, **setting)
 
 
 def swept(model: Any, setup: Callable, train: Any, key: Any, settings: Sequence[study.Setting], **options: Any) -> list:
-    """What `fit_all` gives of some settings, by one sweep under one seed."""
+    """Trains settings in one sweep with one seed, and returns what `fit_all` returns."""
     columns = {name: [setting[name] for setting in settings] for name in settings[0]}
     keys = jax.random.split(key, 1)
     found = jr.train.sweep(keys, setup, train, settings=columns, progress=False, **options)

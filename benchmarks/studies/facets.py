@@ -1,18 +1,21 @@
-"""Does MARS find facets that were planted, and is it better for it than a model of one space of as many dimensions?
+"""Does MARS find planted facets, and is it better than a model with one space of the same size?
 
-Two kinds of planted sets of 500 users and 100 items, drawn anew for each seed (`jaxrec.data.synthetic`): spaces, where
-every item has a place on each of 3 spheres and users mix spheres, and clusters, where every item belongs to one of 3
-facets. A model has 18 dimensions, in 3 facets or in one space, unless the row says 9, as many as were planted. Each
-user's pairs are split at random into train, validation and test as .8/.1/.1. Validation chooses the setting on seed 0
-and the epoch of each run by NDCG@10 of the full ranking; test is judged with train and validation masked and ties
-broken at random. All models are trained for the same number of epochs under the same decay of their rates, but for
-MARS's own loss, which takes single positives, and fewer epochs of more steps. MARS and K = 1 are under the full softmax
-with Riemannian Adam, "facets apart" with `separation` too.
+There are two kinds of planted sets (`jaxrec.data.synthetic`), with 500 users and 100 items, drawn
+separately for each seed. In "spaces", every item has a place on each of 3 spheres, and users mix
+spheres. In "clusters", every item belongs to one of 3 facets. A model has 18 dimensions, in 3
+facets or in one space, unless the row says 9, which is as many as were planted. Each user's pairs
+are split at random into train, validation and test (.8/.1/.1). Validation chooses the setting with
+seed 0 and the epoch of each run, by NDCG@10 of the full ranking. On test, train and validation
+pairs are masked, and ties are broken at random. All models are trained for the same number of
+epochs, with the same decay of their learning rates, except for MARS with its own loss, which takes
+single positives and is trained for fewer epochs of more steps. The other rows of MARS have the full
+softmax and Riemannian Adam, with one facet (K = 1) too; "facets apart" adds `separation`.
 
-Differences are paired by seed; the single space compared with is the best on test of those with 18 dimensions.
-Agreement is the share of users (items) whose facet is the planted one under the best one-to-one matching of facets, in
-brackets for shuffled labels. A user's planted facet is the largest of its mixture, the model's the largest of θ. An
-item's is the facet that gives its own users most above what it gives all users.
+Differences are paired by seed. The single space in the comparison is the best on test of those with
+18 dimensions. Agreement is the share of users (items) whose facet is the planted one, with the best
+one-to-one matching of facets; the value in brackets is that of shuffled labels. The planted facet
+of a user is the largest of its mixture; the facet of the model is the largest of θ. The facet of an
+item is the one in which its users score it most above the average of all users.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from jaxrec.optim import riemannian
 from jaxrec.train import mars
 from jaxrec.typing import Array, Scalar
 
-K, D = 3, 6  # facets planted and learnt, dimensions of a facet learnt; a space has K D
+K, D = 3, 6  # number of facets, and dimensions of a learned facet; a single space has K D
 SIZE, SMALL = {"n_users": 500, "n_items": 100}, {"n_users": 200, "n_items": 60}
 METRIC, EPOCHS = "ndcg@10", {"spaces": 150, "clusters": 100}
 SETS = {
@@ -45,7 +48,7 @@ SETS = {
 
 
 class Planted(NamedTuple):
-    """One seed's parts, what was planted, and the ranker that knows it."""
+    """The split of a seed, the planted truth, and the ranker that knows it."""
 
     train: jr.Interactions
     valid: jr.Interactions
@@ -56,7 +59,7 @@ class Planted(NamedTuple):
 
 @lru_cache(maxsize=8)
 def planted(data: str, seed: int, small: bool = False) -> Planted:
-    """Draws and splits a set."""
+    """Draws a data set and splits it."""
     size = SMALL if small else SIZE
     whole, truth = SETS[data](jax.random.key(seed), **size)
     parts = splits.ratio(whole, order=partial(splits.random_order, key=jax.random.key(1000 + seed)))
@@ -72,21 +75,25 @@ def planted(data: str, seed: int, small: bool = False) -> Planted:
 
 
 def matched(truth: np.ndarray, found: np.ndarray) -> float:
-    """Share of equal labels under the best one-to-one matching of labels."""
+    """Returns the share of equal labels with the best one-to-one matching of labels."""
     table = np.zeros((K, K))
     np.add.at(table, (truth, found), 1)
     return float(table[linear_sum_assignment(-table)].sum() / len(truth))
 
 
 def agreement(side: str, truth: np.ndarray, found: np.ndarray) -> dict[str, float]:
-    """`matched` of "users" or "items", and the mean of the same for shuffled labels."""
+    """Returns `matched` for "users" or "items", and its mean for shuffled labels."""
     rng = np.random.default_rng(0)
     shuffled = [matched(truth, rng.permutation(found)) for _ in range(100)]
     return {f"{side} matched": matched(truth, found), f"{side} chance": float(np.mean(shuffled))}
 
 
 def facets_of_items(theta: np.ndarray, u: np.ndarray, v: np.ndarray, train: jr.Interactions) -> np.ndarray:
-    """For each item the facet k where the mean of θ_uk u^k·v^k over its users is most above that over all users."""
+    """Returns the facet k of each item.
+
+    It is the one for which the mean of θ_uk u^k·v^k over the item's users exceeds that over all
+    users most.
+    """
     weighted, met = theta[..., None] * u, train.to_scipy().T
     count = np.maximum(train.item_degrees, 1)[:, None]
     above = np.stack([met @ weighted[:, k] / count - weighted[:, k].mean(0) for k in range(theta.shape[1])], 1)
@@ -94,19 +101,19 @@ def facets_of_items(theta: np.ndarray, u: np.ndarray, v: np.ndarray, train: jr.I
 
 
 class Shares(NamedTuple):
-    """A non-negative factorisation, whose dimensions are facets."""
+    """A non-negative factorisation whose dimensions are facets."""
 
     model: MF
 
 
 def judged(model: Any, variables: Any, train: Any, held_out: Any) -> dict[str, float]:
-    """NDCG@10 among all items but those of `train`."""
+    """Returns NDCG@10 of the full ranking, with `train` masked."""
     means = jr.evaluate.full_ranking(model, variables, train, held_out, ks=(10,), key=jax.random.key(0)).means
     return {METRIC: means[METRIC]}
 
 
 def evaluate(model: Any, variables: Any, part: Planted, on: str) -> dict[str, float]:
-    """NDCG@10, and of facets on test how far they agree with the planted ones."""
+    """Returns NDCG@10, and for facets on test their agreement with the planted ones."""
     inner = model.model if isinstance(model, Shares) else model
     if on == "valid":
         return judged(inner, variables, part.train, part.valid)
@@ -129,14 +136,14 @@ Setup = Callable[..., jr.train.Recipe]
 
 
 def fading(rate: Scalar, steps: int) -> Callable[[Array], Array]:
-    """Every rate falls to half in a quarter of the run."""
+    """Returns a schedule that halves a learning rate in each quarter of the run."""
     return optax.exponential_decay(rate, steps / 4, 0.5)
 
 
 def single(
     rate: Scalar, decay: Scalar, *, train: jr.Interactions, steps: int, dim: int, loss: Any, score: Any = jr.models.dot
 ) -> jr.train.Recipe:
-    """A vector a user and item in one space; every loss is over all items."""
+    """Trains one vector for each user and item, with a loss over all items."""
     model = MF(train.n_users, train.n_items, dim=dim, score=score, scale=0.1)
     objective = partial(jr.train.rows_objective, model=model, loss=loss)
     return jr.train.Recipe(model, objective, optax.adamw(fading(rate, steps), weight_decay=decay))
@@ -153,7 +160,7 @@ def spherical(
     facet_weight: float = 0.0,
     start: Mapping[str, Array] | None = None,
 ) -> jr.train.Recipe:
-    """MARS under the full softmax and Riemannian Adam."""
+    """Trains MARS with the full softmax and Riemannian Adam."""
     model = MARS(train.n_users, train.n_items, dim=K * D // n_facets, n_facets=n_facets, theta_scale=0.0)
     loss = partial(jr.losses.mine, temperature=temperature)
     objective = partial(jr.train.rows_objective, model=model, loss=loss)
@@ -167,13 +174,13 @@ def spherical(
 
 
 def apart_objective(variables: Any, key: Array, batch: jr.train.Batch, *, model: Any) -> Array:
-    """`separation` of the batch's users and the first of their positives."""
+    """Computes `separation` of the batch's users and the first of their positives."""
     _, u, v = model.apply(variables, batch.users[:, 0], batch.items[:, 0], method="parts")
     return mars.separation(u, v, score=model.score, where=batch.where[:, 0])
 
 
 def own_loss(rate: Scalar, *, train: jr.Interactions, steps: int, margin: Array) -> jr.train.Recipe:
-    """The preset DEFAULT; `steps` has no meaning, as its rates are fixed."""
+    """Trains MARS with the preset DEFAULT; learning rates are constant, and `steps` is unused."""
     model = MARS(train.n_users, train.n_items, dim=D, **jr.papers.mars.DEFAULT["model"] | {"n_facets": K})
     sample = partial(jr.sampling.uniform, n_items=train.n_items, n=4)
     objective = partial(
@@ -184,7 +191,15 @@ def own_loss(rate: Scalar, *, train: jr.Interactions, steps: int, margin: Array)
 
 
 class Kind(NamedTuple):
-    """How a model is made, its grid, how `fit` deals the pairs, its share of the epochs, and what else it needs."""
+    """A method.
+
+    Attributes:
+        setup: function of a setting that returns a `Recipe`.
+        grid: the settings to choose from.
+        feed: batch size and examples for `train.sweep`.
+        share: its number of epochs, as a fraction of the usual number.
+        needs: function of the positives and a key that returns further arguments of `setup`.
+    """
 
     setup: Setup
     grid: Mapping[str, tuple[float, ...]]
@@ -194,12 +209,12 @@ class Kind(NamedTuple):
 
 
 def factors(train: jr.Interactions, key: Array) -> dict[str, Array]:
-    """Tables of a non-negative factorisation into K."""
+    """Returns the tables of a non-negative factorisation with K dimensions."""
     return jr.solvers.nmf.fit(train, dim=K, key=key)[1]["params"]
 
 
 def from_nmf(train: jr.Interactions, key: Array) -> dict[str, Any]:
-    """Start at the shares of a non-negative factorisation."""
+    """Returns initial parameters from a non-negative factorisation."""
     tables = factors(train, key)
     return {"start": jr.models.mars.from_shares(key, tables["user"], tables["item"], dim=D)}
 
@@ -231,14 +246,14 @@ WANTED = {
     "spaces": [name for name in KINDS if name != "MARS from NMF"],
     "clusters": ["MF softmax", "MARS, K = 1", "MARS", "MARS from NMF"],
 }
-NARROW = "MF softmax, 9 dimensions"  # as many as were planted
+NARROW = "MF softmax, 9 dimensions"  # as many dimensions as were planted
 SINGLE = [name for name in KINDS if (name.startswith("MF") or name.endswith("K = 1")) and name != NARROW]
 
 
 def trained(
     kind: Kind, epochs: int, train: Any, valid: Any, key: Array, settings: Sequence[Mapping[str, float]]
 ) -> list[Any]:
-    """All settings as one sweep."""
+    """Trains all settings in one sweep."""
     epochs = max(int(epochs * kind.share), 1)
     steps = epochs * -(-kind.feed.get("examples", jr.train.singles)(train).n // kind.feed["batch_size"])
     setup = partial(kind.setup, train=train, steps=steps, **kind.needs(train, key))
@@ -249,7 +264,7 @@ def trained(
 
 
 def methods(data: str, epochs: int | None = None) -> list[study.Method]:
-    """What knows the truth, for clusters the factorisation alone, and what is trained."""
+    """Returns the ranker that knows the truth, for clusters also NMF, and the trained methods."""
     truth = lambda train, valid, key: (*planted(data, int(jax.random.key_data(key)[-1])).oracle, None)  # noqa: E731
     found = [study.Method("the planted truth", truth)]
     if data == "clusters":
@@ -266,7 +281,7 @@ def methods(data: str, epochs: int | None = None) -> list[study.Method]:
 
 
 def agreed(row: study.Row, side: str) -> str:
-    """Agreement of users or items, with its error and chance."""
+    """Returns the agreement of users or items, with its standard error and its chance level."""
     if f"{side} matched" not in row.values:
         return ""
     values, chance = (row.values[f"{side} {name}"] for name in ("matched", "chance"))
@@ -274,20 +289,20 @@ def agreed(row: study.Row, side: str) -> str:
 
 
 def columns(data: str, rows: Mapping[str, study.Row]) -> dict[str, list[str]]:
-    """Differences from single spaces, and agreement."""
+    """Returns the columns for differences from single spaces and for agreement."""
     best = max((name for name in rows if name in SINGLE), key=lambda name: rows[name].values[METRIC].mean())
     cells = {}
-    for title, other in ((f"less {best}'s", best), ("less 9 dimensions'", NARROW)):
+    for title, other in ((f"minus {best}", best), ("minus 9 dimensions", NARROW)):
         if other in rows:
             differences = {name: less(row, rows[other], METRIC) for name, row in rows.items()}
             cells[title] = ["" if name == other else mean_of(d, sign="+") for name, d in differences.items()]
     for side in ("users", "items"):
-        cells[f"{side}' facet"] = [agreed(row, side) for row in rows.values()]
+        cells[f"agreement of {side}"] = [agreed(row, side) for row in rows.values()]
     return cells
 
 
 def quick() -> tuple[list[study.Method], dict[str, Any]]:
-    """One small set, two models, few epochs, no grids."""
+    """Returns the shortened run: a small data set, two models, few epochs, no grids."""
     few = [each for each in methods("spaces", epochs=5) if each.name in ("MF softmax", "MARS")]
     last = [each._replace(grid={name: values[-1:] for name, values in each.grid.items()}) for each in few]
     return last, {"spaces": partial(planted, "spaces", small=True)}

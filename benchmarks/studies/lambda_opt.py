@@ -1,18 +1,24 @@
-"""λOpt against one fixed λ and other baselines: matrix factorisation under BPR with one negative, 64 dimensions.
+"""λOpt against one fixed λ and other baselines, for matrix factorisation with BPR.
 
-Each user's latest ⌊20 %⌋ are test, and ⌊25 %⌋ of the rest before them validation (lastfm-2k has no times: at random).
-Every pair counts once. λOpt trains its coefficients on validation, so that it could not also choose there: a random
-half of each user's validation pairs, called learn, moves the coefficients; the other half, called select, chooses each
-method's setting (on seed 0) and each run's epoch, by NDCG@50 of the full ranking. As λOpt sees learn and others do not,
-one fixed λ is also trained on train and learn together.
+There are 64 dimensions and one negative for each positive. The latest 20 % of each user's pairs are
+test, and of the rest the latest 25 % are validation; both numbers are rounded down. lastfm-2k has
+no timestamps, so its order is random. Every pair counts once. λOpt trains its coefficients on
+validation, so the same pairs cannot choose settings too. A random half of each user's validation
+pairs, called learn, trains the coefficients. The other half, called select, chooses the setting of
+each method (with seed 0) and the epoch of each run, by NDCG@50 of the full ranking. λOpt sees the
+pairs of learn, and other methods do not; therefore one fixed λ is also trained on train and learn
+("on learn too").
 
-Adam at 0.01; tables start from N(0, 0.1²) unless N(0, 1) is said. A run has as many steps of Θ by any method, and λOpt
-as many of Λ besides: 60 epochs on ml-100k and 30 on movielens-small and lastfm-2k in batches of 1,024, 20 on ml-1m in
-batches of 4,096. AUC, Recall@50 (hit ratio) and NDCG@50 are by λOpt's own code, each test item ranked alone among items
-the user is not known to have; "full" is the full ranking. Search is the settings compared on seed 0 and the CPU seconds
-of them all. Differences are paired by seed, those of LightGCN and facets with their own fixed λ. Facets are MARS's
-projected ones on no sphere, as on one a penalty does nothing. The poster has +0.8 % AUC, +21.7 % HR@50 and +29.6 %
-NDCG@50 of DUI over one λ on MovieLens-10M.
+The optimiser is Adam with learning rate 0.01. Tables are drawn from N(0, 0.1²), unless the row says
+N(0, 1). All methods take the same number of steps of Θ, and λOpt takes as many steps of Λ in
+addition: 60 epochs on ml-100k and 30 on movielens-small and lastfm-2k with batches of 1,024, 20 on
+ml-1m with batches of 4,096. AUC, Recall@50 (hit ratio) and NDCG@50 are computed as in λOpt's code,
+which ranks each test item separately among the items that its user is not known to have. "full" is
+the full ranking. "search" is the number of settings compared with seed 0, and the CPU seconds of
+all of them. Differences are paired by seed. Those of LightGCN and facets are from their own fixed
+λ. Facets are the projected facets of MARS without the sphere, on which a penalty would have no
+effect. The poster reports +0.8 % AUC, +21.7 % HR@50 and +29.6 % NDCG@50 for DUI over one λ on
+MovieLens-10M.
 """
 
 from __future__ import annotations
@@ -38,31 +44,32 @@ from jaxrec.train import Recipe
 from jaxrec.train.lambda_opt import draws, penalised_rows
 
 DIM, RATE, SCALE = 64, 1e-2, 0.1
-BUDGET = {  # epochs of train, and positives a step
+BUDGET = {  # number of epochs, and positives per step
     "ml-100k": (60, 1024),
     "movielens-small": (30, 1024),
     "lastfm-2k": (30, 1024),
     "ml-1m": (20, 4096),
 }
-METRIC, LOOKS, GROUPS = "ndcg@50", 12, 5  # what chooses, validations a run, groups of users or items by their pairs
+# The metric that chooses, validations per run, and groups of users or items by number of pairs.
+METRIC, LOOKS, GROUPS = "ndcg@50", 12, 5
 PAPER, FULL = ("auc", "recall@50", "ndcg@50"), ("recall@50", "ndcg@50")
 
 # ---------------------------------------------------------------------- data
 
 
 class Halves(NamedTuple):
-    """The halves of validation."""
+    """The two halves of the validation pairs."""
 
     learn: jr.Interactions
     select: jr.Interactions
 
     def fingerprint(self) -> str:
-        """Of both."""
+        """Returns the fingerprints of both halves."""
         return f"{self.learn.fingerprint()}-{self.select.fingerprint()}"
 
 
 class Part(NamedTuple):
-    """What a method is trained on, and how long."""
+    """The data on which a method is trained, and the length of the training."""
 
     train: jr.Interactions
     learn: jr.Interactions
@@ -71,13 +78,16 @@ class Part(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Steps of parameters in a run."""
+        """Number of steps of the parameters in a run."""
         return self.epochs * -(-self.train.n_pairs // self.batch_size)
 
 
 @lru_cache(maxsize=4)
 def prepare(data: str, seed: int) -> splits.Split:
-    """The split of one seed: ties in time, halves of validation and lastfm-2k's order change with it."""
+    """Returns the split of a seed.
+
+    The seed breaks ties in time, halves validation, and orders the pairs of lastfm-2k.
+    """
     whole, key = datasets.load(data).interactions, jax.random.key(seed)
     order = splits.random_order if whole.timestamps is None else splits.temporal_order
     train, valid, test = map(pairs_alone, splits.in_turn(whole, order=partial(order, key=key)))
@@ -86,9 +96,12 @@ def prepare(data: str, seed: int) -> splits.Split:
     return splits.Split(train, Halves(halves.train, halves.test), test)
 
 
-@quietly()  # of users without training pairs
+@quietly()  # users without training pairs raise a warning
 def evaluate(model: Any, variables: jr.typing.Variables, part: splits.Split, on: str) -> dict[str, float]:
-    """What chooses; or the metrics on test, with λOpt's NDCG@50 for fifths of the users by their training pairs."""
+    """Returns the metric that chooses, or on test all metrics.
+
+    They include λOpt's NDCG@50 for each fifth of the users, by their number of training pairs.
+    """
     known = part.train.union(part.valid.learn)
     if on == "valid":
         means = jr.evaluate.full_ranking(model, variables, known, part.valid.select, ks=(50,)).means
@@ -108,37 +121,48 @@ def evaluate(model: Any, variables: jr.typing.Variables, part: splits.Split, on:
 
 
 class Kind(NamedTuple):
-    """How a `Recipe` is made of data, model and a setting, and the settings that `select` chooses from."""
+    """A method.
+
+    Attributes:
+        make: function of the data, the model and a setting that returns a `Recipe`.
+        grid: the settings to choose from.
+        few: the grid on data sets other than ml-100k; None is the same.
+        whole: whether to train on `learn` too.
+        model: function of the data that returns the model; None is `factors`.
+    """
 
     make: Callable[..., Recipe]
     grid: Mapping[str, tuple[float, ...]]
-    few: Mapping[str, tuple[float, ...]] | None = None  # on sets other than ml-100k
-    whole: bool = False  # trains on `learn` too
-    model: Callable[..., Any] | None = None  # of the data; None is `factors`
+    few: Mapping[str, tuple[float, ...]] | None = None
+    whole: bool = False
+    model: Callable[..., Any] | None = None
 
 
 def factors(part: Part, *, scale: float = SCALE) -> jr.models.MF:
-    """Matrix factorisation; the released code's tables start at a scale of 1."""
+    """Returns a matrix factorisation; the released code draws its tables with scale 1."""
     return jr.models.MF(part.train.n_users, part.train.n_items, dim=DIM, scale=scale)
 
 
 def tower(part: Part) -> jr.models.NeuMF:
-    """As its paper has it."""
+    """Returns NeuMF with the sizes of its paper."""
     return jr.models.NeuMF(part.train.n_users, part.train.n_items)
 
 
 def graph(part: Part) -> jr.models.LightGCN:
-    """Tables smoothed over the graph of train."""
+    """Returns LightGCN with two layers."""
     return jr.models.LightGCN(part.train, dim=DIM, layers=2, scale=SCALE)
 
 
 def identity(x: jax.Array) -> jax.Array:
-    """Facets of any length."""
+    """Leaves facets as they are, of any length."""
     return x
 
 
 def facets(part: Part) -> jr.models.MARS:
-    """MARS of projected facets that are on no sphere: on one, a penalty would be radial and do nothing."""
+    """Returns MARS with projected facets that are not on a sphere.
+
+    On a sphere the penalty would be radial and have no effect.
+    """
     size = {"dim": DIM, "n_facets": 2, "scale": SCALE * DIM**0.5, "theta_scale": 0.0}
     return jr.models.MARS(
         part.train.n_users, part.train.n_items, facets=jr.models.mars.projected, place=identity, **size
@@ -146,33 +170,36 @@ def facets(part: Part) -> jr.models.MARS:
 
 
 def negatives(train: jr.Interactions, n: int = 1) -> jr.typing.Sampler:
-    """Items that the user has not in train, uniformly; a second draw rejects all but 1 in 400 of a user's own."""
+    """Draws uniformly items that the user does not have in train.
+
+    Items that the user has are redrawn up to twice, after which few remain.
+    """
     draw = partial(jr.sampling.uniform, n_items=train.n_items, n=n)
     return partial(jr.sampling.reject_seen, sample=draw, seen=train, rounds=2)
 
 
 def bpr(part: Part, model: Any) -> jr.typing.Objective:
-    """One negative a positive."""
+    """Returns the BPR objective with one negative for each positive."""
     return partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=negatives(part.train))
 
 
 def penalised(variables: Any, key: jax.Array, batch: jr.train.Batch, *, objective: Any, lambdas: Any) -> jax.Array:
-    """The objective with Ω of fixed coefficients on the batch's rows, as λOpt's steps of Θ have it."""
+    """Adds the penalty Ω of the batch's rows with fixed coefficients, as in λOpt's steps of Θ."""
     rows = penalised_rows(key, batch, objective=objective)
     return objective(variables, key, batch) + penalty(lambdas, variables["params"], rows)
 
 
-# ---------------------------------------------------------------------- coefficients that are fixed
+# ---------------------------------------------------------------------- fixed coefficients
 
 
 def fixed(part: Part, *, model: Any, regularization: Any) -> Recipe:
-    """One λ, or coefficients of any granularity."""
+    """Trains with one fixed λ, or with fixed coefficients of any granularity."""
     objective = partial(penalised, objective=bpr(part, model), lambdas=regularization)
     return Recipe(model, objective, optax.adam(RATE))
 
 
 def random(part: Part, *, model: Any, draw: Any, granularity: str) -> Recipe:
-    """Each coefficient between 1e-4 and 1e-1, uniform in its logarithm."""
+    """Trains with coefficients drawn between 1e-4 and 1e-1, uniformly in the logarithm."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes["params"])
     leaves, tree = jax.tree.flatten(coefficients(zeros, granularity))
@@ -181,17 +208,20 @@ def random(part: Part, *, model: Any, draw: Any, granularity: str) -> Recipe:
     return fixed(part, model=model, regularization=jax.tree.unflatten(tree, drawn))
 
 
-# ---------------------------------------------------------------------- coefficients that are learned
+# ---------------------------------------------------------------------- learned coefficients
 
 
 def learned(part: Part, *, model: Any, lambda_rate: Any, granularity: str = "DUI", **options: Any) -> Recipe:
-    """λOpt on `learn`, by Adam and AMSGrad as the released scripts have it, one look-ahead a step."""
+    """Trains λOpt on `learn` with Adam and AMSGrad, as in the released scripts.
+
+    Each step of the parameters is followed by one of the coefficients.
+    """
     options = {"granularity": granularity, "simulated": smooth_adam(RATE)} | options
     return alternating(part, model, optax.adam(RATE), amsgrad(lambda_rate), **options)
 
 
 def alternating(part: Part, model: Any, tx: Any, lambda_tx: Any, *, granularity: str, **options: Any) -> Recipe:
-    """Steps of parameters and of coefficients."""
+    """Alternates steps of the parameters and of the coefficients."""
     objective = bpr(part, model)
     options["draws"] = partial(draws, objective=objective, train=part.train, valid=part.learn)
     options["start"] = partial(coefficients, granularity=granularity)
@@ -199,15 +229,22 @@ def alternating(part: Part, model: Any, tx: Any, lambda_tx: Any, *, granularity:
 
 
 def sgda(part: Part, *, model: Any, learning_rate: Any, lambda_rate: Any) -> Recipe:
-    """One λ a dimension, both moved by plain gradient descent, the look-ahead on the batch's rows."""
+    """Trains SGDA: one λ for each dimension, and plain gradient descent for parameters and λ."""
     return alternating(part, model, optax.sgd(learning_rate), optax.sgd(lambda_rate), granularity="D", scope="exact")
 
 
-# ---------------------------------------------------------------------- baselines without learned coefficients
+# ---------------------------------------------------------------------- other baselines
 
 
 def adversarial(tx: optax.GradientTransformation, *, epsilon: Any, weight: float, begin: int) -> jr.optim.Step:
-    """Steps down on the loss at Θ and, from step `begin` on, `weight` times that at Θ + Δ, Δ of length ε a row."""
+    """Returns a step that descends on the loss at Θ and on the loss at an adversarial Θ + Δ.
+
+    Args:
+        tx: the optimiser of the sum.
+        epsilon: ε, the length of each row of Δ.
+        weight: weight of the adversarial loss.
+        begin: the step from which on the adversarial loss is added.
+    """
     init = lambda params: (tx.init(params), jnp.zeros((), jnp.int32))  # noqa: E731
     return jr.optim.Step(init, partial(_adversarial, tx=tx, epsilon=epsilon, weight=weight, begin=begin))
 
@@ -228,13 +265,16 @@ def _adversarial(value_fn, params, state, key, batch, *, tx, epsilon, weight, be
 
 
 def amf(part: Part, *, model: Any, epsilon: Any, regularization: Any) -> Recipe:
-    """AMF: half the steps plain, half with the adversary, as its paper goes on from converged BPR; one λ besides."""
+    """Trains AMF with one fixed λ: BPR for half of the steps, then BPR with the adversary.
+
+    The paper starts the adversary from a converged BPR.
+    """
     tx = adversarial(optax.adam(RATE), epsilon=epsilon, weight=1.0, begin=part.steps // 2)
     return fixed(part, model=model, regularization=regularization)._replace(tx=tx)
 
 
 def neumf(part: Part, *, model: Any, learning_rate: Any) -> Recipe:
-    """NeuMF by cross-entropy with four negatives a positive."""
+    """Trains NeuMF by cross-entropy, with four negatives for each positive."""
     loss, sample = partial(jr.losses.bce, negatives="sum"), negatives(part.train, n=4)
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
     return Recipe(model, objective, optax.adam(learning_rate))
@@ -256,7 +296,7 @@ KINDS = {
     "random DUI": Kind(partial(random, granularity="DUI"), DRAWS, FOUR),
     **{f"λOpt {name}": Kind(partial(learned, granularity=name), RATES, TWO) for name in ("D", "DU", "DI", "DUI")},
 }
-STUDIES = {  # what may be responsible, one at a time, and other models
+STUDIES = {  # changes that may explain the results, one at a time, and other models
     "λOpt DUI, exact": Kind(partial(learned, scope="exact"), RATES, TWO),
     "λOpt DI, exact": Kind(partial(learned, granularity="DI", scope="exact"), RATES, TWO),
     "MF, one λ, N(0, 1)": Kind(fixed, SOME, model=NORMAL),
@@ -267,14 +307,14 @@ STUDIES = {  # what may be responsible, one at a time, and other models
     "facets, one λ": Kind(fixed, FEW, model=facets),
     "facets, λOpt DUI": Kind(learned, {"lambda_rate": (1e-3,)}, model=facets),
 }
-EXTRA = {"ml-100k": tuple(STUDIES), "ml-1m": ("λOpt DI, exact",)}  # where these are run
+EXTRA = {"ml-100k": tuple(STUDIES), "ml-1m": ("λOpt DI, exact",)}  # the data sets on which these run
 BEST_FIXED = "MF, one λ"
 
 
 def trained(
     kind: Kind, budget: tuple[int, int], train: Any, valid: Halves, key: jax.Array, settings: Sequence[Any]
 ) -> list[Any]:
-    """All settings as one sweep."""
+    """Trains all settings in one sweep."""
     jax.clear_caches()
     part = Part(train.union(valid.learn) if kind.whole else train, valid.learn, *budget)
     model = (kind.model or factors)(part)
@@ -285,7 +325,7 @@ def trained(
 
 
 def methods(data: str, budget: tuple[int, int] | None = None) -> list[study.Method]:
-    """What is compared on a data set."""
+    """Returns the methods of a data set."""
 
     def popular(train: Any, valid: Halves, key: Any) -> Any:
         return (*jr.models.popularity(train.union(*valid)), None)
@@ -302,23 +342,24 @@ def methods(data: str, budget: tuple[int, int] | None = None) -> list[study.Meth
 
 
 def twin(name: str) -> str:
-    """The fixed λ that a method is compared with."""
+    """Returns the name of the fixed λ with which a method is compared."""
     return name.replace("λOpt DUI", "one λ") if name.partition(",")[0] in ("LightGCN", "facets") else BEST_FIXED
 
 
 def columns(data: str, rows: Mapping[str, study.Row]) -> dict[str, list[str]]:
-    """The difference from one λ, and what the search cost."""
-    cells: dict[str, list[str]] = {"NDCG@50 less one λ's": [], "search": []}
+    """Returns the columns for the difference from one λ and the cost of the search."""
+    title = "NDCG@50 minus one λ"
+    cells: dict[str, list[str]] = {title: [], "search": []}
     for name, row in rows.items():
         compared = row.setting and not name.endswith("one λ") and twin(name) in rows
-        cells["NDCG@50 less one λ's"].append(mean_of(less(row, rows[twin(name)], METRIC), sign="+") if compared else "")
+        cells[title].append(mean_of(less(row, rows[twin(name)], METRIC), sign="+") if compared else "")
         spent = row.search_seconds or row.cpu_seconds[0]
         cells["search"].append(f"{row.trials}, {spent:.0f} s" if row.setting else "")
     return cells
 
 
 def gains(tables: Any, records: Any) -> str:
-    """DUI over one λ, as shares."""
+    """Returns sentences with the relative gains of DUI over one λ."""
     said = []
     for data, rows in tables.items():
         if {BEST_FIXED, "λOpt DUI"} <= set(rows):
@@ -327,7 +368,7 @@ def gains(tables: Any, records: Any) -> str:
                 one, difference = rows[BEST_FIXED].values[metric], less(rows["λOpt DUI"], rows[BEST_FIXED], metric)
                 errors = f" ({difference.mean() / error:.0f} standard errors)" if (error := stderr(difference)) else ""
                 parts.append(f"{difference.mean() / one.mean():+.1%} {label}{errors}")
-            said.append(f"DUI over one λ on {data}: {', '.join(parts)}.")
+            said.append(f"Relative gain of DUI over one λ on {data}: {', '.join(parts)}.")
     return "\n\n".join(said)
 
 
@@ -335,7 +376,10 @@ TRAJECTORIES = _record.RESULTS / "lambda_opt_trajectories.jsonl"
 
 
 def follow(data: str) -> None:
-    """Keeps the mean Λ of users and items by their training pairs, from few to many, through the chosen run of DUI."""
+    """Records how Λ changes during the chosen run of DUI.
+
+    Users and items are grouped by their number of training pairs, and each group's mean is kept.
+    """
     records = records_of("lambda_opt")
     rows = {row.method: row for row in study.table(methods(data), records, data=[data], metric=METRIC).rows}
     if "λOpt DUI" not in rows or any(found["data"] == data for found in study.read(TRAJECTORIES)):
@@ -360,7 +404,7 @@ def follow(data: str) -> None:
 
 
 def panes(tables: Any, records: Any) -> list[list[dict[str, Any]]]:
-    """Λ through training, one λ of seed 0's grid on select, and who gains by DUI."""
+    """Returns panes of Λ during training, of the grid of one λ, and of the gain of DUI by pairs."""
     followed, found = {each["data"]: each for each in study.read(TRAJECTORIES)}, []
     for data, rows in tables.items():
         line, path = [], followed.get(data)
@@ -383,22 +427,22 @@ def panes(tables: Any, records: Any) -> list[list[dict[str, Any]]]:
 
 
 def headlines(tables: Any, records: Any) -> list[str]:
-    """What README.md says."""
+    """Returns the lines for README.md."""
     names, said = ("λOpt DUI", BEST_FIXED, "MF, one λ, on learn too"), []
     for data in ("ml-100k", "ml-1m"):
         rows = tables[data]
         learned, fixed, too = (f"{rows[name].values[METRIC].mean():.4f}" for name in names)
         seeds = len(rows["λOpt DUI"].seeds)
         said.append(
-            f"Learned regularisation on {data}, NDCG@50 as λOpt's code counts it, {seeds} seed{'s' * (seeds > 1)}: "
-            f"{learned}, one fixed λ {fixed}, and {too} where its model trains on the validation pairs that moved the "
-            "coefficients."
+            f"Learned regularisation on {data}, NDCG@50 as in λOpt's code, {seeds} seed{'s' * (seeds > 1)}: λOpt "
+            f"{learned}, one fixed λ {fixed}, and one fixed λ that also trains on the validation pairs which train "
+            f"λOpt's coefficients {too}."
         )
     return said
 
 
 def quick() -> tuple[list[study.Method], dict[str, Any]]:
-    """ml-100k, one λ and DUI, 6 epochs."""
+    """Returns the shortened run: ml-100k, one λ and DUI, 6 epochs."""
     few = [each for each in methods("ml-100k", (6, 1024)) if each.name in (BEST_FIXED, "λOpt DUI")]
     return few, {"ml-100k": partial(prepare, "ml-100k")}
 

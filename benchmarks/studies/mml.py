@@ -1,20 +1,25 @@
-"""Multi-margin loss (MML) and its rivals on the LightGCN splits of Gowalla and Yelp2018: matrix factorisation.
+"""Multi-margin loss (MML) and other losses for matrix factorisation, on Gowalla and Yelp2018.
 
-64 dimensions; cosines, but dot products for BPR and BCE; full ranking with train masked. Negatives are drawn for each
-positive as in the papers, or for each group of up to 16 positives of a user, or once for the batch (shared), which then
-holds groups unless the row says singly. Both CCL and MML have the settings of their papers, which were not tuned for
-the cases here, so that their ratio does not compare the losses. "CCL, 10 a group, margin 0.7, weight 70" shows how much
-a setting moves CCL where negatives are few.
+Both data sets have the splits of LightGCN. Models have 64 dimensions. They score with cosines,
+except with BPR and BCE, where they score with dot products. Metrics are those of the full ranking
+with train pairs masked. Negatives are drawn for each positive, as in the papers ("a positive"); for
+each group of up to 16 positives of a user ("a group"); or once for the whole batch ("shared"). The
+examples of a batch with shared negatives are groups, unless the row says "singly". CCL and MML have
+the settings of their papers. These were not tuned for the cases here, so the ratio of the two does
+not compare the losses. The row "CCL, 10 a group, margin 0.7, weight 70" shows how much another
+setting changes CCL with few negatives.
 
-The papers choose the epoch on the test set. Here a tenth of Gowalla's train part chooses the learning rate of some
-cases; others take CCL's of their kind of negatives, or their own. The rate decays exponentially over a fixed number of
-epochs, and the last epoch counts. Best-on-test is the papers' habit: the best epoch on test. The long runs are the
-exception: CCL was trained longer after the shorter runs, which are all shown, had missed their targets on test. Their
-rate is half that of the others. The papers' budget is 100 epochs of 3,165 (Gowalla) and 2,417 (Yelp2018) steps.
+The papers choose the epoch on the test set. Here, a tenth of Gowalla's train part chooses the
+learning rate of some cases. Other cases use the rate of CCL with the same kind of negatives, or
+else a fixed rate. The rate decays exponentially over a fixed number of epochs, and the last epoch
+is evaluated. "best-on-test" is the papers' choice: the best epoch on test. The long runs are an
+exception. CCL was trained longer after the shorter runs, all of which are shown, had missed their
+targets on test. The rate of the long runs is half that of the others. The budget of the papers is
+100 epochs, each of 3,165 steps on Gowalla and of 2,417 steps on Yelp2018.
 
-Published Recall@20 / NDCG@20, each chosen on the test set: on Gowalla MF-CCL .1837/.1493 (800 negatives), MF-BSL
-.1882/.1584, MF-BPR .1627/.1378, LightGCN .1830/.1554; on Yelp2018 MF-CCL .0698/.0572, MF-BSL .0725/.0599, MF-BPR
-.0576/.0468, LightGCN .0649/.0530.
+Published Recall@20 / NDCG@20, each chosen on the test set: on Gowalla MF-CCL .1837/.1493 (800
+negatives), MF-BSL .1882/.1584, MF-BPR .1627/.1378, LightGCN .1830/.1554; on Yelp2018 MF-CCL
+.0698/.0572, MF-BSL .0725/.0599, MF-BPR .0576/.0468, LightGCN .0649/.0530.
 """
 
 from __future__ import annotations
@@ -32,13 +37,15 @@ from jaxrec import study
 from jaxrec.data import datasets, splits
 
 DIM, DROPOUT, SCALE, FINAL, EVERY, METRIC = 64, 0.1, 0.1, 0.01, 10, "recall@20"
-SELECT = "gowalla, select"  # a tenth of Gowalla's train part, by which learning rates are chosen
+SELECT = "gowalla, select"  # a tenth of Gowalla's train part, which chooses learning rates
 L2 = {"gowalla": 1e-8, "yelp2018": 1e-9}
-EPOCHS = {"gowalla": 1.0, "yelp2018": 2 / 3}  # Yelp2018 has 1.5 times the pairs: about as many steps
-RATES = (0.5, 1.0, 2.0)  # factors of a case's learning rate that are compared
+# Yelp2018 has 1.5 times the pairs, so that both get about the same number of steps.
+EPOCHS = {"gowalla": 1.0, "yelp2018": 2 / 3}
+RATES = (0.5, 1.0, 2.0)  # multiples of a case's learning rate to compare
 CCL = {data: {"margin": 0.9, "weight": 150.0} for data in L2}  # SimpleX's setting for both
 OTHER_CCL = {data: {"margin": 0.7, "weight": 70.0} for data in L2}
-NAMES = ("margins", "weights", "negative_weight")  # what the records say of MML; the positive weight is 1
+# The hyperparameters of MML in the records; the positive weight is 1.
+NAMES = ("margins", "weights", "negative_weight")
 MML = {
     "gowalla": {name: jr.papers.mml.GOWALLA[name] for name in NAMES},
     "yelp2018": {name: jr.papers.mml.YELP2018[name] for name in NAMES},
@@ -47,20 +54,21 @@ BSL = {"gowalla": {"temperature": 0.08, "exponent": 1.22}, "yelp2018": {"tempera
 
 
 class Case(NamedTuple):
-    """What is trained.
+    """A loss with the way it is trained.
 
     Attributes:
-        loss: of the scores.
-        options: data set -> the loss's hyperparameters.
-        score: of the model.
-        n: negatives of each example, or of the whole batch if `shared`.
-        shared: one draw of negatives for the batch.
-        examples: users with up to 16 positives, or one positive each, as in the papers.
-        batch: examples a step.
-        epochs: on Gowalla.
-        rate: first learning rate of Adam; the last is a hundredth of it.
-        simplex: SimpleX instead of MF, as its authors set it for Gowalla (gate .8, user attention, a table of its own
-            for the history, the positive left out), but with the first 50 items of a history.
+        loss: the loss.
+        options: for each data set, the hyperparameters of the loss.
+        score: the score function of the model.
+        n: number of negatives for each example, or for the whole batch if `shared`.
+        shared: whether negatives are drawn once for the batch.
+        examples: users with up to 16 positives, or single positives, as in the papers.
+        batch: number of examples per step.
+        epochs: number of epochs on Gowalla.
+        rate: initial learning rate of Adam; the last one is a hundredth of it.
+        simplex: whether to train SimpleX instead of MF, with its authors' settings for Gowalla
+            (gate .8, user attention, a separate table for histories, the positive left out), but
+            with only the first 50 items of a history.
     """
 
     loss: jr.typing.Loss
@@ -108,7 +116,7 @@ SELECTED += ["CCL, 2048 shared, singly"]
 
 
 class Trained(NamedTuple):
-    """A model, and what else there is to say of its training."""
+    """A model, with further values of its training."""
 
     model: Any
     more: Mapping[str, float]
@@ -116,7 +124,7 @@ class Trained(NamedTuple):
 
 @lru_cache(maxsize=3)
 def split(data: str) -> splits.Split:
-    """Train and test; for selection a tenth of train's pairs, at random, is validation."""
+    """Returns train and test; for selection, a random tenth of the train pairs is validation."""
     found = datasets.load(data.removesuffix(", select"))
     if data != SELECT:
         return splits.Split(found.train, None, found.test)
@@ -125,7 +133,11 @@ def split(data: str) -> splits.Split:
 
 
 def trained(case: Case, data: str, test: Any, train: Any, valid: Any, key: Any, **options: Any) -> Any:
-    """Trains for a fixed number of epochs. Its log is of validation; without, of test, where nothing is chosen."""
+    """Trains for a fixed number of epochs.
+
+    The log has the metrics on validation, or on test if there is no validation; they do not choose
+    the epoch.
+    """
     learning_rate, epochs = options.pop("learning_rate"), options.pop("epochs")
     model = jr.models.MF(train.n_users, train.n_items, dim=DIM, score=case.score, scale=SCALE, dropout=DROPOUT)
     if case.simplex:
@@ -152,7 +164,7 @@ def trained(case: Case, data: str, test: Any, train: Any, valid: Any, key: Any, 
 
 
 def evaluate(trained: Any, variables: jr.typing.Variables, part: splits.Split, on: str) -> jr.evaluate.Report:
-    """Recall@20 and NDCG@20, and what the training had to say."""
+    """Returns Recall@20 and NDCG@20, and on test the further values of the training."""
     model, more = trained if isinstance(trained, Trained) else (trained, {})
     report = study.full_ranking(model, variables, part._replace(valid=None) if on == "test" else part, on, ks=(20,))
     per_user = {name: report.per_user[name] for name in ("recall@20", "ndcg@20")}
@@ -160,7 +172,7 @@ def evaluate(trained: Any, variables: jr.typing.Variables, part: splits.Split, o
 
 
 def method(name: str, data: str, rates: list[float], **more: Any) -> study.Method:
-    """A case at some learning rates."""
+    """Returns a case with some learning rates."""
     case, part = CASES[name], data.removesuffix(", select")
     grid = {"learning_rate": rates, "epochs": [round(case.epochs * EPOCHS[part])]}
     grid |= {option: [value] for option, value in case.options[part].items()}
@@ -169,16 +181,17 @@ def method(name: str, data: str, rates: list[float], **more: Any) -> study.Metho
 
 
 def methods(data: str) -> list[study.Method]:
-    """The cases, each at the rate that was chosen for it."""
+    """Returns the cases, each with the learning rate that was chosen for it."""
     if data == SELECT:
         return [method(name, data, [CASES[name].rate * factor for factor in RATES]) for name in SELECTED]
     return [method(name, data, [chosen_rate(name)]) for name in CASES]
 
 
 def chosen_rate(name: str) -> float:
-    """The rate with the best recall in selection: for the case itself, else for CCL with its kind of negatives.
+    """Returns the learning rate with the best recall in the selection.
 
-    MML thus stands on a rate tuned for its rival. Without a record it is the case's own.
+    A case that took no part uses the rate of CCL with the same kind of negatives, so MML has a rate
+    that was tuned for its rival. Without a record, the default of the case is used.
     """
     for compared in (name, f"CCL, {name.partition(', ')[2]}"):
         if compared in SELECTED and CASES[name].score is CASES[compared].score:
@@ -192,7 +205,7 @@ def chosen_rate(name: str) -> float:
 
 
 def chosen(row: study.Row, grid: Any) -> str:
-    """The learning rate, with a star at an end of those compared for the row itself."""
+    """Returns the learning rate, with a star if it is the smallest or largest that was compared."""
     rate = row.setting.get("learning_rate")
     compared = [CASES[row.method].rate * factor for factor in RATES] if row.method in SELECTED else []
     star = "*" * (row.data == "gowalla" and rate in (min(compared, default=0), max(compared, default=0)))
@@ -200,20 +213,20 @@ def chosen(row: study.Row, grid: Any) -> str:
 
 
 def columns(data: str, rows: Mapping[str, study.Row]) -> dict[str, list[str]]:
-    """Best-on-test, budget and CPU minutes."""
+    """Returns the columns for best-on-test, budget and CPU minutes."""
     best = ["best-on-test recall@20", "best-on-test ndcg@20"]
-    cells: dict[str, list[str]] = {"best-on-test": [], "budget": [], "CPU minutes a run": []}
+    cells: dict[str, list[str]] = {"best-on-test": [], "budget": [], "CPU minutes per run": []}
     for row in rows.values():
         run = "epochs" in row.setting
         cells["best-on-test"].append(" / ".join(f"{row.values[m].mean():.4f}" for m in best) if run else "")
         budget = f"{row.setting['epochs']} epochs, {row.values['steps'][0]:,.0f} steps" if run else ""
         cells["budget"].append(budget)
-        cells["CPU minutes a run"].append(f"{np.median(row.cpu_seconds) / 60:.1f}" if run else "")
+        cells["CPU minutes per run"].append(f"{np.median(row.cpu_seconds) / 60:.1f}" if run else "")
     return cells
 
 
 def ratios(tables: Any, records: Any) -> str:
-    """MML over CCL for each set and kind of negatives, seed by seed."""
+    """Returns the ratio of MML to CCL for each data set and kind of negatives, by seed."""
     said = []
     for data, rows in tables.items():
         for kind in ("10 a positive", "10 a group", "100 a group", "2048 shared", "2048 shared, singly"):
@@ -222,15 +235,17 @@ def ratios(tables: Any, records: Any) -> str:
             if len(seeds) > 1:
                 values = []
                 for metric in ("recall@20", "ndcg@20"):
-                    mine, theirs = (row.values[metric][[row.seeds.index(s) for s in seeds]] for row in pair)
-                    error = (mine / theirs).std(ddof=1) / np.sqrt(len(seeds))
-                    values.append(f"{(mine / theirs).mean():.3f} ± {error:.3f}")
+                    one, other = (row.values[metric][[row.seeds.index(s) for s in seeds]] for row in pair)
+                    error = (one / other).std(ddof=1) / np.sqrt(len(seeds))
+                    values.append(f"{(one / other).mean():.3f} ± {error:.3f}")
                 said.append(f"{data}, {kind}: {values[0]} in Recall@20, {values[1]} in NDCG@20")
-    return f"MML over CCL at these settings, seed by seed: {'; '.join(said)}." if said else ""
+    return (
+        f"Ratio of MML to CCL with these settings, mean of the ratios of the seeds: {'; '.join(said)}." if said else ""
+    )
 
 
 def panes(tables: Any, records: Any) -> list[list[dict[str, Any]]]:
-    """Recall on the test set against epochs, seed 0."""
+    """Returns panes of the recall on the test set against the epoch, for seed 0."""
     found = []
     for data in tables:
         first = {r["method"]: r["curve"] for r in records if (r["data"], r["on"], r["seed"]) == (data, "test", 0)}
@@ -240,7 +255,7 @@ def panes(tables: Any, records: Any) -> list[list[dict[str, Any]]]:
 
 
 def quick() -> tuple[list[study.Method], dict[str, Any]]:
-    """2,000 users, 2 epochs."""
+    """Returns the methods and splits of the shortened run: 2,000 users, 2 epochs."""
     found = split("gowalla")
     train, test = (part.select(part.pairs()[0] < 2000) for part in (found.train, found.test))
     names = ("CCL, 10 a group", "MML, 2048 shared")

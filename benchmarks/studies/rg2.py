@@ -1,14 +1,17 @@
-"""RG2, WRMF and iALS against losses trained by SGD, by the RG2 paper's protocol: matrix factorisation, 64 dimensions.
+"""RG2, WRMF and iALS against losses trained by SGD, with the protocol of the RG2 paper.
 
-Ratings of 3 and more count (lastfm-2k: all, plays once), and users and items with 5 pairs at least. Each user's pairs
-are split at random into train, validation and test as .8/.1/.1, anew for each seed; train and validation are masked on
-test. Validation chooses the hyperparameters on seed 0, and the sweep or epoch of each run. Gowalla has the LightGCN
-split and only the solvers: a tenth of its train part chooses, then all of it is trained on for as many sweeps.
+All models have 64 dimensions. Except for LightGCN they are matrix factorisations. Ratings of 3 and
+more are positives; on lastfm-2k all pairs are, and plays count once. Users and items keep at least
+5 pairs. Each user's pairs are split at random into train, validation and test (.8/.1/.1), with
+another split for each seed. On test, train and validation pairs are masked. Validation chooses the
+hyperparameters with seed 0, and the sweep or epoch of each run. Gowalla has the split of LightGCN,
+and only the solvers run on it: a tenth of its train part chooses the hyperparameters and the number
+of sweeps, then the model is trained on all of the train part.
 
-λ of the closed form is a share of √2 σ₁. The paper's own values come from its released code, which is RG2 with α. On
-large sets the grid of what is trained by SGD is two by two, or smaller. The paper's other sets, MovieLens-10M,
-Electronics and Steam, run where `jaxrec.data.datasets` finds them. The paper says that it drops ratings below 3 from
-Electronics, but its counts are those of all ratings.
+For the closed form, λ is a share of √2 σ₁. The paper's own values come from its released code,
+which is RG2 with α. On large data sets the grids of SGD are two by two or smaller. The paper's
+other data sets, MovieLens-10M, Electronics and Steam, run if `jaxrec.data.datasets` finds them. The
+paper says that it drops ratings below 3 from Electronics, but its counts are those of all ratings.
 """
 
 from __future__ import annotations
@@ -29,8 +32,9 @@ from jaxrec.data import datasets, splits
 
 DIM, SCALE, GROUPS = 64, 0.1, partial(jr.train.groups, n=16)
 EPOCHS, PATIENCE, SWEEPS = 60, 6, 40
-MINIMUM = {"ml-100k": 3.0, "ml-1m": 3.0, "lastfm-2k": None, "gowalla": None}  # ratings that count
-MINIMUM |= {"ml-10m": 3.0, "amazon-electronics-5core": None, "steam": None}  # the paper's, where they can be had
+# The lowest rating that counts; the second line has the paper's other data sets, if they are found.
+MINIMUM = {"ml-100k": 3.0, "ml-1m": 3.0, "lastfm-2k": None, "gowalla": None}
+MINIMUM |= {"ml-10m": 3.0, "amazon-electronics-5core": None, "steam": None}
 SMALL = ("ml-100k", "lastfm-2k")
 METRICS = ("mrr@10", "ndcg@10", "recall@20", "ndcg@20")
 
@@ -39,13 +43,13 @@ Grid = Mapping[str, tuple[float, ...]]
 
 
 def metric_of(data: str) -> str:
-    """What validation goes by."""
+    """Returns the metric by which validation chooses."""
     return "recall@20" if data == "gowalla" else "ndcg@10"
 
 
 @lru_cache(maxsize=8)
 def split(data: str, seed: int) -> splits.Split:
-    """The split of one seed."""
+    """Returns the split of a seed."""
     if data == "gowalla":
         found = datasets.load(data)
         kept = np.random.default_rng(seed).random(found.train.n_pairs) >= 0.1
@@ -57,7 +61,7 @@ def split(data: str, seed: int) -> splits.Split:
 
 
 def evaluate(model: Any, variables: jr.typing.Variables, part: splits.Split, on: str) -> jr.evaluate.Report:
-    """The metrics that are recorded."""
+    """Returns the metrics to record."""
     report = study.full_ranking(model, variables, part, on)
     return jr.evaluate.Report(
         report.users, {name: report.per_user[name] for name in METRICS}, {}, None, report.protocol
@@ -68,32 +72,32 @@ def evaluate(model: Any, variables: jr.typing.Variables, part: splits.Split, on:
 
 
 def validation(model: Any, train: jr.Interactions, valid: jr.Interactions, metric: str) -> dict[str, Any]:
-    """Options that end training by validation."""
+    """Returns the options that make validation end the training."""
     k = int(metric.partition("@")[2])
     judge = lambda v: jr.evaluate.full_ranking(model, v, train, valid, ks=(k,)).means  # noqa: E731
     return {"validate": judge, "stopping": jr.train.EarlyStopping(metric, patience=PATIENCE)}
 
 
 def factors(train: jr.Interactions, **options: Any) -> jr.models.MF:
-    """Matrix factorisation."""
+    """Returns a matrix factorisation."""
     return jr.models.MF(train.n_users, train.n_items, dim=DIM, **options)
 
 
 def solved(fit: Callable, train: Any, valid: Any, key: Any, *, metric: str, large: bool, **setting: float) -> Fitted:
-    """ALS, ended by validation."""
+    """Trains by ALS until validation ends it."""
     ended = validation(factors(train), train, valid, metric)
     return fit(train, dim=DIM, key=key, tolerance=None, sweeps=SWEEPS, progress=False, **ended, **setting)
 
 
 def solved_again(fit: Callable, train: Any, key: Any, log: Any, *, metric: str, large: bool, **setting: float) -> Any:
-    """ALS for the sweeps that were best on validation."""
+    """Trains by ALS for the number of sweeps that was best on validation."""
     epochs, values = log.column(metric)
     sweeps = epochs[int(np.argmax(values))]
     return fit(train, dim=DIM, key=key, tolerance=None, sweeps=sweeps, progress=False, **setting)
 
 
 def closed_form(train: Any, valid: Any, key: Any, *, metric: str, large: bool, regularization: float) -> Fitted:
-    """The optimum; λ is a share of √2 σ₁, at which nothing is left. There are no sweeps to choose."""
+    """Computes the optimum; λ is a share of √2 σ₁, from which on all factors are zero."""
     found = jr.solvers.rg2.decompose(train, dim=DIM, key=key, tolerance=1e-3)
     variables = jr.solvers.rg2.shrink(found, regularization=float(np.sqrt(2) * found.values[0]) * regularization)
     seen = {} if valid is None else validation(factors(train), train, valid, metric)["validate"](variables)
@@ -101,12 +105,12 @@ def closed_form(train: Any, valid: Any, key: Any, *, metric: str, large: bool, r
 
 
 def closed_form_again(train: Any, key: Any, log: Any, **setting: Any) -> Fitted:
-    """The optimum on other data."""
+    """Computes the optimum on other data."""
     return closed_form(train, None, key, **setting)
 
 
 def solver(fit: Callable, grid: Grid) -> tuple[Callable[..., Fitted], Grid, Callable[..., Fitted]]:
-    """A method by ALS."""
+    """Returns a method that trains by ALS."""
     return partial(solved, fit), grid, partial(solved_again, fit)
 
 
@@ -114,7 +118,10 @@ def solver(fit: Callable, grid: Grid) -> tuple[Callable[..., Fitted], Grid, Call
 
 
 def sgd(make: Callable, train: Any, valid: Any, key: Any, *, metric: str, large: bool, batches: int = 1, **setting):
-    """Adam with L2 on whole tables, ended by validation; a step takes so many `batches`, of groups of 16 positives."""
+    """Trains by Adam with L2 on whole tables until validation ends it.
+
+    Examples are groups of up to 16 positives. A step takes `batches` times the usual number.
+    """
     model, objective, parameters, after = make(train)
     tx = optax.chain(optax.add_decayed_weights(setting["l2"]), optax.adam(setting["learning_rate"]), *after)
     options = {"epochs": EPOCHS, "batch_size": (1024 if large else 256) * batches, "examples": GROUPS, "every": 2}
@@ -123,25 +130,25 @@ def sgd(make: Callable, train: Any, valid: Any, key: Any, *, metric: str, large:
 
 
 def pairwise(loss: jr.typing.Loss, n: int, train: jr.Interactions, **more: Any):
-    """Negatives drawn for each group."""
+    """Draws negatives for each group."""
     model, sample = factors(train, scale=SCALE), partial(jr.sampling.uniform, n_items=train.n_items, n=n)
     return model, partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample, **more), {}, ()
 
 
 def full(loss: jr.typing.Loss, train: jr.Interactions, model: Any = None):
-    """All items are negatives."""
+    """Uses all items as negatives."""
     model = model or factors(train, scale=SCALE)
     return model, partial(jr.train.rows_objective, model=model, loss=loss), {}, ()
 
 
 def gram(train: jr.Interactions, model: Any = None):
-    """RG2 by SGD, against all items by their Gram matrix."""
+    """Trains RG2 by SGD, over all items by their Gram matrix."""
     model = model or factors(train, scale=SCALE)
     return model, partial(jr.train.gram_objective, model=model), {}, ()
 
 
 def uib(train: jr.Interactions):
-    """A boundary for each user."""
+    """Trains UIB, with a boundary for each user."""
     boundary = {"boundary": jnp.zeros(train.n_users)}
 
     def arguments(variables, batch, negatives):
@@ -152,7 +159,7 @@ def uib(train: jr.Interactions):
 
 
 def sparsemax(train: jr.Interactions):
-    """Rows of scores against the group's positives."""
+    """Trains Sparsemax: rows of scores against the positives of a group."""
     model = factors(train, scale=SCALE)
 
     def objective(variables, key, batch):
@@ -165,7 +172,10 @@ def sparsemax(train: jr.Interactions):
 
 
 def sml(train: jr.Interactions):
-    """Distances in the unit ball, margins that are learnt in [0, 1]; the mean over a batch, so γ is scaled likewise."""
+    """Trains SML: distances in the unit ball, and margins that are learned in [0, 1].
+
+    γ is divided by the batch size, because the loss is a mean over the batch.
+    """
     model = factors(train, scale=SCALE, score=jr.models.negative_squared_distance)
     margins = {"user_margin": jnp.ones(train.n_users), "item_margin": jnp.ones(train.n_items)}
     sample = partial(jr.sampling.uniform, n_items=train.n_items, n=50)
@@ -179,25 +189,26 @@ def sml(train: jr.Interactions):
 
 
 def lightgcn(make: Callable, grid: Grid) -> tuple[Callable[..., Fitted], Grid]:
-    """The same losses on propagated vectors. A step goes through the whole graph, so that it had better be worth it."""
+    """Trains LightGCN. A step goes through the whole graph, so it takes four times the examples."""
     graph = lambda train: make(train, model=jr.models.LightGCN(train, dim=DIM, layers=3, scale=SCALE))  # noqa: E731
     return partial(sgd, graph, batches=4), grid
 
 
 def sampled(loss: jr.typing.Loss) -> tuple[Callable[..., Fitted], Grid]:
-    """A loss with 100 negatives a group."""
+    """Returns a method with 100 negatives for each group."""
     return partial(sgd, partial(pairwise, loss, 100)), RATES
 
 
 RATES = {"learning_rate": (3e-3, 1e-2, 3e-2), "l2": (0.0, 1e-5, 1e-4)}
 FEWER = {RATES["learning_rate"]: (3e-3, 1e-2), RATES["l2"]: (1e-5, 1e-4)}  # on large sets
 GRAPH = {"learning_rate": (1e-2, 3e-2, 1e-1), "l2": (1e-5,)}
-LIGHT = {"learning_rate": (1e-2,), "l2": (1e-7,)}  # near what its paper's decay comes to; one setting, not tuned
+LIGHT = {"learning_rate": (1e-2,), "l2": (1e-7,)}  # close to its paper's decay; not tuned
 SHARES = {"regularization": (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)}
 TWO = {"alpha": (0.02, 0.05, 0.1, 0.2), "regularization": (0.03, 0.1, 0.3)}
 WEIGHTS = {"unobserved_weight": (0.01, 0.03, 0.1, 0.3, 1.0), "regularization": (0.003, 0.01, 0.03, 0.1)}
-softmax = partial(full, jr.losses.mine)  # against all items, the positive among them
-METHODS = {  # fit and grid; a method without the third, `refit` of `jaxrec.study.Method`, takes no part on Gowalla
+softmax = partial(full, jr.losses.mine)  # over all items, including the positive
+# Fit, grid and, for methods that run on Gowalla, `refit` of `jaxrec.study.Method`.
+METHODS = {
     "RG2": solver(jr.solvers.rg2.fit, {"regularization": (0.03, 0.1, 0.3, 0.6, 1.0)}),
     "RG2, closed form": (closed_form, SHARES, closed_form_again),
     "RG2, alpha tuned": solver(jr.solvers.rg2.fit, TWO),
@@ -221,7 +232,7 @@ METHODS = {  # fit and grid; a method without the third, `refit` of `jaxrec.stud
 
 
 def methods(data: str) -> list[study.Method]:
-    """What is compared on a data set: on Gowalla solvers alone, LightGCN on ml-1m alone."""
+    """Returns the methods of a data set: on Gowalla only solvers; LightGCN only on ml-1m."""
     popular = lambda train, *_: (*jr.models.popularity(train), None)  # noqa: E731
     found, fixed = [study.Method("popularity", popular, refit=popular)], {"metric": metric_of(data)}
     fixed["large"] = data not in SMALL
@@ -234,7 +245,7 @@ def methods(data: str) -> list[study.Method]:
 
 
 def panes(tables: Any, records: Any) -> list[list[dict[str, Any]]]:
-    """NDCG@10 on validation against seconds of training, seed 0."""
+    """Returns panes of NDCG@10 on validation against seconds of training, for seed 0."""
     found = []
     for data in (data for data in tables if data != "gowalla"):
         first = {r["method"]: r for r in records if (r["data"], r["on"], r["seed"]) == (data, "test", 0)}
@@ -247,15 +258,17 @@ def panes(tables: Any, records: Any) -> list[list[dict[str, Any]]]:
     return [found]
 
 
-LIGHTGCN_DECAY = 1e-4  # the paper's, of ½ ‖e‖² of the batch's users, positives and negatives, divided by its size
+# That of the paper; it multiplies ½ ‖e‖² of the batch's rows, divided by the batch size.
+LIGHTGCN_DECAY = 1e-4
 SIZES = {"ml-1m": (6038, 3307)}
 
 
 def overdecayed(tables: Any, records: Any) -> str:
-    """A note where LightGCN's decay of whole tables is far above what the paper's comes to.
+    """Returns a note if LightGCN's decay of whole tables is far stronger than that of the paper.
 
-    The paper's is on the rows of a batch. A user's row is among them with probability B / M and an item's with 2 B / N,
-    so that in the mean over the batch's B triples it weighs rows by 1e-4 / M and 2e-4 / N on average.
+    The paper decays the rows of a batch. A user's row is among them with probability B / M and an
+    item's row with 2 B / N. In the mean over the B triples, the decay is therefore 1e-4 / M for
+    users and 2e-4 / N for items on average.
     """
     notes = []
     for data, (n_users, n_items) in SIZES.items():
@@ -264,13 +277,13 @@ def overdecayed(tables: Any, records: Any) -> str:
             if name.startswith("LightGCN") and max(times) >= 10:
                 notes.append(
                     f"{name} on {data}: its weight decay, {row.setting['l2']:g} on whole tables, is {min(times):.0f} "
-                    f"(items) to {max(times):.0f} (users) times the paper's, so that the row understates LightGCN."
+                    f"(items) to {max(times):.0f} (users) times that of the paper, so the row underestimates LightGCN."
                 )
     return "\n\n".join(notes)
 
 
 def headlines(tables: Any, records: Any) -> list[str]:
-    """What README.md says."""
+    """Returns the lines for README.md."""
     rows = tables["ml-100k"]
     names = ("RG2, alpha tuned", "iALS", "softmax", "BPR", "popularity")
     said = ", ".join(f"{name} {rows[name].values['ndcg@10'].mean():.4f}" for name in names)
@@ -278,7 +291,7 @@ def headlines(tables: Any, records: Any) -> list[str]:
 
 
 def quick() -> tuple[list[study.Method], dict[str, Any]]:
-    """ml-100k, four methods of one setting."""
+    """Returns the shortened run: ml-100k, four methods with one setting."""
     one = {each.name: each for each in methods("ml-100k")}
     few = {"RG2": (0.1,), "RG2, alpha tuned": (0.1, 0.1), "iALS": (0.1, 0.03), "softmax": (0.01, 1e-5)}
     grids = {name: {key: (value,) for key, value in zip(one[name].grid, values)} for name, values in few.items()}

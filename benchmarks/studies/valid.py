@@ -1,18 +1,21 @@
-"""VALID, MacridVAE and other models on the sets of the VALID paper, by its protocol.
+"""VALID, MacridVAE and other models on the data sets of the VALID paper, with its protocol.
 
-64 dimensions (MultVAE and RecVAE have their released 200), 4 interests. Train is masked, and validation's items stay
-candidates on test, as in the paper. Recall is hits over relevant items. Validation chooses the setting on seed 0, and
-the epoch of each run, by Recall@20. It looks every third epoch and ends a run after five looks without a gain, unless
-the row says after how many epochs; it looks at RecVAE every epoch, of four passes, and at ALS every sweep. VALID has
-two blocks unless the row says otherwise, and its released gradient stop. EASE draws nothing, so that one run is all.
+Models have 64 dimensions (MultVAE and RecVAE 200, as released) and 4 interests. Train pairs are
+masked. On test, items of validation remain candidates, as in the paper. Recall is the number of
+hits divided by the number of relevant items. Validation chooses, by Recall@20, the setting with
+seed 0 and the epoch of each run. Models are validated every third epoch, RecVAE every epoch (of
+four passes), and ALS every sweep. A run ends after five validations without a gain, unless the row
+says after how many epochs. VALID has two blocks, unless the row says otherwise, and the released
+stop of the gradient. EASE draws nothing, so it runs once.
 
-citeulike-a and Gowalla have the paper's split (Gowalla's train part rebuilt, 67 pairs short): of each user's n items a
-tenth, rounded down, is validation and as many are test. On citeulike-a one draw served all users with n items, whose
-places in order of id are the same ("id places" of `jaxrec.evaluate.audit`), so that validation and test are different
-problems. `citeulike-a-random` is the same pairs split by the same rule with draws of their own, and so is ml-1m. Items
-without a train pair are dropped. `ml-1m-users` is strong generalisation: 1,000 users are validation and 1,000 test,
-held out whole. A model sees four fifths of the pairs of each as a history and has to find the others. The paper's own
-values are not known to us.
+citeulike-a and Gowalla have the split of the paper (the train part of Gowalla was rebuilt, and
+lacks 67 pairs). Of the n items of a user, a tenth, rounded down, is validation, and as many are
+test. On citeulike-a, all users with n items share one draw of places in the order of ids ("id
+places" of `jaxrec.evaluate.audit`). Validation and test are therefore different problems.
+`citeulike-a-random` has the same pairs, split by the same rule with a draw for each user, and so
+has ml-1m. Items without a train pair are dropped. `ml-1m-users` is strong generalisation: 1,000
+users are held out for validation and 1,000 for test. A model sees four fifths of their pairs as a
+history, and has to find the others. We do not know the values of the paper.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ from jaxrec import study
 from jaxrec.data import datasets, splits
 from jaxrec.interactions import IdMap
 
-DIM, METRIC, EPOCHS, EVERY = 64, "recall@20", 300, 3  # epochs at most, and between looks
+# EPOCHS is the maximum, EVERY the number of epochs between validations.
+DIM, METRIC, EPOCHS, EVERY = 64, "recall@20", 300, 3
 STOPPING = jr.train.EarlyStopping(METRIC, patience=5, ties=True)
 SHOWN = ("recall@20", "recall@50", "ndcg@20", "ndcg@50")
 
@@ -40,7 +44,11 @@ Fitted = tuple[Any, jr.typing.Variables, jr.train.Log | None]
 
 
 class Part(NamedTuple):
-    """One split; if users are held out whole, `histories` are what is known of them on "valid" and "test"."""
+    """A split.
+
+    If whole users are held out, `histories` has the pairs that a model sees of them, on "valid" and
+    on "test".
+    """
 
     name: str
     train: jr.Interactions
@@ -49,7 +57,7 @@ class Part(NamedTuple):
     histories: Mapping[str, jr.Interactions] | None = None
 
     def judged(self, model: Any, variables: jr.typing.Variables, on: str, *, ks: tuple[int, ...]) -> jr.evaluate.Report:
-        """All items ranked but those of train, or of the histories, for the users of "valid" or "test"."""
+        """Ranks all items except those of train, or of the histories, for "valid" or "test"."""
         known = self.train if self.histories is None else self.histories[on]
         histories = known if getattr(model, "needs_histories", False) else None
         return jr.evaluate.full_ranking(model, variables, known, getattr(self, on), ks=ks, histories=histories)
@@ -57,7 +65,7 @@ class Part(NamedTuple):
 
 @lru_cache(maxsize=1)
 def prepare(data: str) -> Part:
-    """The split, the same for all seeds."""
+    """Returns the split, which is the same for all seeds."""
     found = datasets.load(data.removesuffix("-random").removesuffix("-users"))
     if data in ("citeulike-a-valid", "gowalla-valid"):
         return Part(data, *compacted(splits.Split(found.train, found.valid, found.test)))
@@ -71,7 +79,7 @@ def prepare(data: str) -> Part:
 
 
 def compacted(split: splits.Split) -> splits.Split:
-    """The split without items that have no train pair."""
+    """Returns the split without items that have no train pair."""
     with quietly():
         kept = splits.drop_cold(split)
     ids = IdMap(np.arange(split.train.n_users), np.arange(split.train.n_items))
@@ -79,47 +87,50 @@ def compacted(split: splits.Split) -> splits.Split:
 
 
 def judge(model: Any, part: Part) -> Callable[[jr.typing.Variables], jr.evaluate.Report]:
-    """What validation sees."""
+    """Returns the function that evaluates on validation."""
     return lambda variables: part.judged(model, variables, "valid", ks=(20,))
 
 
 def trained(part: Part, key: Any, model: Any, objective: Any, tx: Any, *, limit: int | None, **options: Any) -> Fitted:
-    """Trained until validation no longer gets better; or for so many epochs at most."""
+    """Trains until validation no longer improves, or for at most `limit` epochs."""
     options |= {"epochs": limit or EPOCHS, "every": EVERY, "stopping": STOPPING, "validate": judge(model, part)}
     return fitted(key, model, objective, tx, part.train, **options)
 
 
 # ---------------------------------------------------------------------- autoencoders
 
-SETTINGS = {  # of the released configurations; sets without one take citeulike-a's
+SETTINGS = {  # of the released configurations; other data sets use those of citeulike-a
     "citeulike-a": ({"decoder_temperature": 0.1, "deviation": 0.1}, {"cap": 1.0, "total": 20_000}),
     "gowalla-valid": ({"decoder_temperature": 0.08, "deviation": 0.1}, {"cap": 0.2, "total": 10_000}),
 }
 
 
 def encoded(part: Part, key: Any, model: Any, *, limit: int | None, batch_size: int, **of_objective: float) -> Fitted:
-    """An autoencoder, whose examples are users."""
+    """Trains an autoencoder, whose examples are users."""
     objective = partial(jr.train.autoencoders.objective, model=model, **of_objective)
     options = {"limit": limit, "batch_size": batch_size, "examples": jr.train.by_user}
     return trained(part, key, model, objective, optax.adam(1e-3), **options)
 
 
 def interests(part: Part, key: Any, *, kind: Any = jr.models.VALID, limit: int | None, **options: Any) -> Fitted:
-    """VALID or MacridVAE at the released setting of the set, 512 users a step."""
+    """Trains VALID or MacridVAE with the released setting of the data set, 512 users per step."""
     of_model, of_objective = SETTINGS.get(part.name, SETTINGS["citeulike-a"])
     model = kind(part.train.n_items, **{"dim": DIM, "width": DIM, **of_model, **options})
     return encoded(part, key, model, limit=limit, batch_size=512, **of_objective)
 
 
 def multvae(part: Part, key: Any, *, cap: float, limit: int | None) -> Fitted:
-    """At its released sizes, 500 users a step; β reaches its cap in 60 epochs, as a smaller set needs."""
+    """Trains MultVAE with its released sizes, 500 users per step.
+
+    β reaches its cap after 60 epochs, because the data sets are smaller than those of its paper.
+    """
     total = 60 * -(-np.count_nonzero(part.train.user_degrees) // 500) / cap
     model = jr.models.MultVAE(part.train.n_items)
     return encoded(part, key, model, limit=limit, batch_size=500, cap=cap, total=total)
 
 
 def recvae(part: Part, key: Any, *, divergence_weight: float, limit: int | None) -> Fitted:
-    """At its released sizes; an epoch is four passes."""
+    """Trains RecVAE with its released sizes; an epoch is four passes."""
     model = jr.models.RecVAE(part.train.n_items, divergence_weight=divergence_weight)
     options = {"validate": judge(model, part), "stopping": STOPPING, "progress": False}
     train, tx, epochs = jr.train.autoencoders.alternating, optax.adam(5e-4), limit or EPOCHS
@@ -127,11 +138,14 @@ def recvae(part: Part, key: Any, *, divergence_weight: float, limit: int | None)
     return model, state.variables, log
 
 
-# ---------------------------------------------------------------------- one vector a user, or none
+# ---------------------------------------------------------------------- other models
 
 
 def ccl(part: Part, key: Any, *, simplex: bool, margin: float, weight: float, limit: int | None) -> Fitted:
-    """Cosines, 1,024 negatives that a batch shares; SimpleX's gate and pool are its configuration's on Gowalla."""
+    """Trains MF or SimpleX with CCL, cosines, and 1,024 negatives that a batch shares.
+
+    The gate and the pool of SimpleX on Gowalla are those of its configuration.
+    """
     train = part.train
     if simplex:
         pool = jr.models.MeanPool() if part.name != "gowalla-valid" else jr.models.UserAttention()
@@ -142,14 +156,14 @@ def ccl(part: Part, key: Any, *, simplex: bool, margin: float, weight: float, li
     draw = partial(jr.sampling.uniform, n_items=train.n_items, n=1024)
     loss = partial(jr.losses.ccl, margin=margin, weight=weight)
     sample = partial(jr.sampling.shared, sample=draw)
-    # SimpleX leaves the positive out of the history, so that its examples are single pairs
+    # SimpleX leaves the positive out of the history, so its examples must be single pairs.
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample, leave_out=simplex)
     options = {"batch_size": 1024} if simplex else {"batch_size": 256, "examples": partial(jr.train.groups, n=16)}
     return trained(part, key, model, objective, optax.adam(1e-2), limit=limit, **options)
 
 
 def lightgcn(part: Part, key: Any, *, learning_rate: float, limit: int | None) -> Fitted:
-    """Three layers, BPR, one uniform negative, as its paper; L2 on whole tables."""
+    """Trains LightGCN with three layers, BPR and one uniform negative, as in its paper."""
     model = jr.models.LightGCN(part.train, dim=DIM, layers=3, scale=0.1)
     sample = partial(jr.sampling.uniform, n_items=part.train.n_items, n=1)
     objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=sample)
@@ -158,7 +172,7 @@ def lightgcn(part: Part, key: Any, *, learning_rate: float, limit: int | None) -
 
 
 def solved(fit: Callable, part: Part, key: Any, *, limit: int | None, **setting: float) -> Fitted:
-    """ALS, ended by validation."""
+    """Trains by ALS until validation ends it."""
     model = jr.models.MF(part.train.n_users, part.train.n_items, dim=DIM)
     options = {"stopping": jr.train.EarlyStopping(METRIC, patience=3), "tolerance": None, "progress": False}
     validate, sweeps = judge(model, part), limit or 30
@@ -166,14 +180,14 @@ def solved(fit: Callable, part: Part, key: Any, *, limit: int | None, **setting:
 
 
 def ease(part: Part, key: Any, *, regularization: float, limit: int | None) -> Fitted:
-    """The closed form; nothing is drawn."""
+    """Fits EASE in closed form."""
     model, variables, log = jr.solvers.ease.fit(part.train, regularization=regularization)
     return model, variables, log.append({"epoch": 0, METRIC: judge(model, part)(variables).means[METRIC]})
 
 
 # ---------------------------------------------------------------------- the study
 
-INTERESTS = {"n_interests": 4, "n_blocks": 2, "width": DIM}  # of VALID, unless something else is said
+INTERESTS = {"n_interests": 4, "n_blocks": 2, "width": DIM}  # the defaults of VALID
 BLOCKS = partial(interests, n_interests=INTERESTS["n_interests"])
 CCL = {"margin": (0.4, 0.7), "weight": (5.0, 10.0, 25.0, 50.0, 100.0)}
 WEIGHTS = {
@@ -198,15 +212,15 @@ TRAINED: dict[str, tuple[Callable[..., Fitted], Mapping[str, tuple[float, ...]]]
     "EASE": (ease, {"regularization": (10.0, 30.0, 100.0, 300.0, 1000.0)}),
 }
 SOME = ("VALID", "MacridVAE", "MultVAE", "RecVAE", "MF, CCL", "RG2", "iALS", "EASE")
-COMPARED = {  # data set -> what is trained until validation no longer gets better
+COMPARED = {  # data set -> methods that train until validation no longer improves
     "citeulike-a-valid": (*SOME[:5], "SimpleX", "LightGCN", *SOME[5:]),
     "citeulike-a-random": SOME,
     "gowalla-valid": ("MF, CCL", "RG2", "iALS"),
     "ml-1m": SOME,
-    "ml-1m-users": ("VALID", "MacridVAE", "MultVAE", "RecVAE", "EASE"),  # which know users by their histories
+    "ml-1m-users": ("VALID", "MacridVAE", "MultVAE", "RecVAE", "EASE"),  # take histories
 }
 LIMITED = {"citeulike-a-valid": (25, tuple(TRAINED)[:7]), "gowalla-valid": (12, ("VALID", "MacridVAE"))}
-VARIED = {  # what the paper's figures 2 to 5 vary, by method; on citeulike-a-valid, within its limit
+VARIED = {  # what figures 2 to 5 of the paper vary, by method; on citeulike-a-valid
     "n_interests": (("VALID", "MacridVAE"), (1, 2, 3, 4, 5, 6, 7)),
     "n_blocks": (("VALID", "VALID, unrolled"), (1, 2, 3, 4)),
     "width": (("VALID", "MacridVAE"), (64, 128, 256, 512)),
@@ -214,7 +228,10 @@ VARIED = {  # what the paper's figures 2 to 5 vary, by method; on citeulike-a-va
 
 
 def method_of(name: str, limit: int | None, part: Callable[[], Part], what: str = "", value: int = 0) -> study.Method:
-    """A method, or a point of what is varied: with one block it is MacridVAE, at its default the method itself."""
+    """Returns a method, or a method with one varied value.
+
+    VALID with one block is MacridVAE, and a default value gives the method itself.
+    """
     if (what, value) == ("n_blocks", 1):
         return method_of("MacridVAE", limit, part)
     if what and INTERESTS[what] == value:
@@ -226,12 +243,12 @@ def method_of(name: str, limit: int | None, part: Callable[[], Part], what: str 
 
 
 def on_whole(fit: Callable[..., Fitted], part: Callable[[], Part], _: Any, __: Any, key: Any, **setting: Any) -> Fitted:
-    """A run on the whole split, whose histories `jaxrec.study` does not know."""
+    """Trains on the `Part`, because `jaxrec.study` does not pass histories."""
     return fit(part(), key, **setting)
 
 
 def methods(data: str) -> list[study.Method]:
-    """What is compared on a data set."""
+    """Returns the methods of a data set."""
     part, (limit, limited) = partial(prepare, data), LIMITED.get(data, (None, ()))
     found = [method_of(name, None, part) for name in COMPARED[data]]
     found += [method_of(name, limit, part) for name in limited]
@@ -242,7 +259,7 @@ def methods(data: str) -> list[study.Method]:
 
 
 def evaluate(model: Any, variables: jr.typing.Variables, part: Part, on: str) -> jr.evaluate.Report:
-    """The metrics on validation or test, and of VALID on test how its interests differ."""
+    """Returns the metrics, and for VALID on test how much its interests differ."""
     report = part.judged(model, variables, on, ks=(20, 50))
     looked = looked_into(model, variables, part) if on == "test" and isinstance(model, jr.models.VALID) else {}
     per_user = {name: report.per_user[name] for name in SHOWN}
@@ -250,7 +267,7 @@ def evaluate(model: Any, variables: jr.typing.Variables, part: Part, on: str) ->
 
 
 def looked_into(model: Any, variables: jr.typing.Variables, part: Part) -> dict[str, float]:
-    """Of 1,000 users: how alike their prototypes are, and how evenly the users lie on the sphere (figure 5)."""
+    """Computes how similar the prototypes of 1,000 users are, and their uniformity (figure 5)."""
     users = np.flatnonzero(part.train.user_degrees).astype(np.int32)
     users = np.random.default_rng(0).permutation(users)[:1000]
     found = model.apply(variables, users, histories=part.train.take(users), method="posterior")
@@ -264,7 +281,7 @@ def looked_into(model: Any, variables: jr.typing.Variables, part: Part) -> dict[
 
 
 def columns(data: str, rows: Mapping[str, study.Row]) -> dict[str, list[str]]:
-    """Recall@20 on validation, and the best epochs."""
+    """Returns the columns for Recall@20 on validation and the best epochs."""
     tuned = {name: row for name, row in rows.items() if METRIC in row.valid and None not in row.epochs}
     return {
         "Recall@20, validation": [f"{row.valid[METRIC].mean():.4f}" if n in tuned else "" for n, row in rows.items()],
@@ -273,19 +290,20 @@ def columns(data: str, rows: Mapping[str, study.Row]) -> dict[str, list[str]]:
 
 
 def points(what: str) -> dict[str, dict[str, str]]:
-    """Method -> value -> name of the point's row."""
+    """Returns for each method and varied value the name of the row."""
     names, values = VARIED[what]
     limit = LIMITED["citeulike-a-valid"][0]
     return {name: {str(v): method_of(name, limit, prepare, what, v).name for v in values} for name in names}
 
 
 def after(tables: Any, records: Any) -> str:
-    """One thing varied at a time."""
+    """Returns the table of varied values."""
     lines, rows = [], tables.get("citeulike-a-valid", {})
     for what in VARIED:
         for name, at in points(what).items():
             for value, row in ((value, rows[label]) for value, label in at.items() if label in rows):
-                one = (what, value) == ("n_interests", "1")  # whose prototypes cannot be alike
+                # A single prototype has no other to be similar to.
+                one = (what, value) == ("n_interests", "1")
                 apart = [f"{row.values[each].mean():.2f}" for each in ("collapse", "uniformity")]
                 lines.append(
                     [what.replace("n_", ""), value, name, *(mean_of(row.values[m]) for m in ("recall@20", "ndcg@20"))]
@@ -293,15 +311,15 @@ def after(tables: Any, records: Any) -> str:
                 lines[-1] += ["" if one else apart[0], apart[1], " ".join(map(str, row.epochs)), str(len(row.seeds))]
     head = ["varied", "", "method", "Recall@20", "NDCG@20", "collapse", "uniformity", "best epochs", "seeds"]
     return (
-        "### One thing varied at a time on citeulike-a-valid, 25 epochs at most\n\nCollapse is the mean cosine between "
-        "different prototypes of a user, 1 if all interests are one. Uniformity is log mean exp(−2‖x − y‖²) over "
-        "users' joined interests, the lower the more evenly they lie. Both are of 1,000 users.\n\n"
-        + _record.table(head, lines)
+        '### One value varied at a time on citeulike-a-valid, at most 25 epochs\n\n"collapse" is the mean cosine '
+        'between different prototypes of a user; it is 1 if all interests are the same. "uniformity" is '
+        "log mean exp(−2‖x − y‖²) over the concatenated interests of two users; it is lower if users are spread more "
+        "evenly. Both are computed for 1,000 users.\n\n" + _record.table(head, lines)
     )
 
 
 def panes(tables: Any, records: Any) -> list[list[dict[str, Any]]]:
-    """Recall@20 and uniformity on test against what is varied."""
+    """Returns panes of Recall@20 and uniformity on test against the varied values."""
     shown = [*((what, METRIC) for what in VARIED), ("n_blocks", "uniformity")]
     rows = tables["citeulike-a-valid"]
     lines = [(what, metric, varied(rows, points(what), metric)) for what, metric in shown]
@@ -309,29 +327,29 @@ def panes(tables: Any, records: Any) -> list[list[dict[str, Any]]]:
 
 
 def headlines(tables: Any, records: Any) -> list[str]:
-    """What README.md says: the last limit of each set, or none."""
+    """Returns the lines for README.md; for each data set those of the last limit of epochs."""
     said = []
     for data, rows in tables.items():
         limits = [after for after in ("", ", 12 epochs") if {f"VALID{after}", f"MacridVAE{after}"} <= set(rows)]
         for after in limits[-1:]:
-            ours, theirs = rows[f"VALID{after}"], rows[f"MacridVAE{after}"]
+            ours, other = rows[f"VALID{after}"], rows[f"MacridVAE{after}"]
             mean = {name: row.values[METRIC].mean() for name, row in rows.items()}
             others = {
                 name: mean[name] for name in COMPARED[data] if name not in ("VALID", "MacridVAE") and name in mean
             }
             best = max(others, key=others.__getitem__)
-            test, _ = tested(STUDY, records, data, ours.method, theirs.method)
+            test, _ = tested(STUDY, records, data, ours.method, other.method)
             said.append(
                 f"{data}{', at most' * bool(after)}{after.removeprefix(',')}, Recall@20 over {len(ours.seeds)} seeds: "
-                f"VALID {mean[ours.method]:.4f}, MacridVAE {mean[theirs.method]:.4f} (difference, paired by users, "
-                f"{test.difference:+.4f} ± {test.stderr:.4f}), best of the others {best} {others[best]:.4f}, "
+                f"VALID {mean[ours.method]:.4f}, MacridVAE {mean[other.method]:.4f} (paired difference over users "
+                f"{test.difference:+.4f} ± {test.stderr:.4f}), the best other method, {best}, {others[best]:.4f}, "
                 f"popularity {mean['popularity']:.4f}."
             )
     return said
 
 
 def quick() -> tuple[list[study.Method], dict[str, Any]]:
-    """500 of citeulike-a's users, two epochs."""
+    """Returns the shortened run: 500 users of citeulike-a, two epochs."""
     part = prepare("citeulike-a-valid")
     kept = (splits.keep_users(x, np.arange(x.n_users) < 500) for x in (part.train, part.valid, part.test))
     part = Part(part.name, *compacted(splits.Split(*kept)))

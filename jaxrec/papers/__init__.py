@@ -1,4 +1,4 @@
-"""One page a paper: where each equation, table and figure is, and the settings of the paper and its code."""
+"""One module for each paper: where its equations, tables and figures are, and its settings."""
 
 from jaxrec.papers import lambda_opt as lambda_opt
 from jaxrec.papers import mars as mars

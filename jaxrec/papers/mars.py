@@ -15,8 +15,8 @@ Where each part of the paper is:
 | eq. 19 to 21: Riemannian steps on the sphere | `optim.riemannian` |
 | tables II to VI, figures 5 and 6 | `benchmarks/studies/mars.py`, `benchmarks/studies/facets.py` |
 
-`PAPER`, `RELEASED` and `DEFAULT` are presets. The released code writes its gradient by hand, and it is not that of the
-loss: `released` reproduces it.
+`PAPER`, `RELEASED` and `DEFAULT` are presets. The released code has a hand-written gradient, which
+is not that of its loss; `released` reproduces it.
 
 >>> sorted(DEFAULT)
 ['margin', 'model', 'objective', 'optimizer', 'power']
@@ -41,11 +41,21 @@ from jaxrec.typing import Array, Scalar
 
 
 def released(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar) -> Array:
-    """The values of `push_and_pull` with the gradient that the released code writes by hand: not the loss's.
+    """Computes `push_and_pull` with the hand-written gradient of the released code.
 
-    In the facets it is that of Σ_k (a · cos(u^k, q^k) − m · cos(u^k, p^k)), where a is 1 in the active hinge, else 0,
-    and m is 1 where a is, and everywhere if pull_weight is not 0: θ does not weigh facets, and the pull has full
-    weight whatever its own. In θ it is the true one. `separation` has its true gradient too.
+    It is not the gradient of the loss. For the facets it is that of
+    Σ_k (a · cos(u^k, q^k) − m · cos(u^k, p^k)), where a is 1 if the hinge is active, else 0, and m
+    is 1 where a is 1, and everywhere if `pull_weight` is not 0. So θ does not weight the facets,
+    and the pull has full weight for every `pull_weight`. For θ the gradient is the true one, as is
+    that of `separation`.
+
+    Args:
+        theta: facet weights [B, K] of the users.
+        u: the users' facets [B, K, D].
+        v: the items' facets [B, 1 + n, K, D], the positive first.
+        score: not used; the score is the cosine.
+        margin: the users' margins [B].
+        pull_weight: weight of the pull.
     """
     cosines = _cosines(u, v)
     scores = jnp.einsum("bk,bnk->bn", theta, jax.lax.stop_gradient(cosines))
@@ -59,20 +69,26 @@ def released(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, p
 
 
 def _cosines(u: Array, v: Array) -> Array:
-    """Of facets [B, K, D] and [B, n, K, D] to [B, n, K]: products divided by lengths, so that no unit rows are kept."""
+    """Returns the cosines [B, n, K] of facets [B, K, D] and [B, n, K, D].
+
+    It divides products by lengths, so that no arrays of unit vectors are stored for the gradient.
+    """
     tiny = jnp.finfo(u.dtype).tiny
     lengths = [jnp.maximum(jnp.einsum("...d,...d->...", x, x), tiny) for x in (u[:, None], v)]
     return jnp.einsum("bkd,bnkd->bnk", u, v) * jax.lax.rsqrt(lengths[0]) * jax.lax.rsqrt(lengths[1])
 
 
 def samplers(train: Interactions, *, users: float, items: float, n: int = 1) -> dict[str, Any]:
-    """`sample` and `positives` of `objective`: n negatives that the user has not in train, and explorative positives.
+    """Returns the arguments `sample` and `positives` of `train.mars.objective`.
+
+    They draw negatives that the user does not have in `train`, and explorative positives.
 
     Args:
         train: the positives.
-        users: power of the users' numbers of items by which positives are drawn (β of eq. 10).
-        items: power of the items' numbers of users by which negatives are drawn; 0 is all alike.
-        n: negatives a positive.
+        users: users are drawn in proportion to their number of items to this power (β of eq. 10).
+        items: negatives are drawn in proportion to their number of users to this power; 0 is
+            uniform.
+        n: number of negatives for each positive.
 
     >>> sorted(samplers(Interactions.from_pairs([0, 1], [1, 0]), users=0.75, items=0.75))
     ['positives', 'sample']
@@ -86,7 +102,10 @@ def samplers(train: Interactions, *, users: float, items: float, n: int = 1) -> 
 
 
 def sphere_sgd(learning_rate: Scalar) -> optax.GradientTransformation:
-    """Gradient descent, then back to the sphere, as in the released code: the gradient's radial part is left in it."""
+    """Returns gradient descent followed by a retraction to the sphere, as in the released code.
+
+    The radial part of the gradient is not removed.
+    """
     return optax.chain(optax.sgd(learning_rate), riemannian.retract_to_sphere())
 
 
@@ -96,7 +115,11 @@ _UNCALIBRATED = partial(riemannian.riemannian_sgd, calibrated=False)
 
 
 def _preset(**parts: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    """Keywords by whom they are for: models.MARS, objective, adaptive_margin, samplers ("power"), optimizer."""
+    """Groups keyword arguments by the function that takes them.
+
+    The groups are for `models.MARS`, `objective`, `adaptive_margin`, `samplers` ("power") and
+    `optimizer`.
+    """
     return MappingProxyType({name: MappingProxyType(dict(part)) for name, part in parts.items()})
 
 
@@ -107,17 +130,17 @@ RELEASED = _preset(
     power={"users": 0.75, "items": 0.75},
     optimizer={"learning_rate": 0.01, "theta_learning_rate": 0.01, "step": sphere_sgd},
 )
-"""As the released code."""
+"""The settings of the released code."""
 
 DEFAULT = _preset(
     model={"n_facets": 4, "theta_scale": 0.0},
     objective={"ranking": push_and_pull, "separate": separation, "pull_weight": 0.1, "facet_weight": 0.01},
     margin={"count": "union"},
     power={"users": 0.75, "items": 0.0},
-    # rates for K = 4: 0.01 K, and a fiftieth of that
+    # The rates are for K = 4: 0.01 K, and a fiftieth of that.
     optimizer={"learning_rate": 0.04, "theta_learning_rate": 0.0008, "step": _UNCALIBRATED},
 )
-"""The loss's own gradient, and a rate of θ that keeps all facets in use."""
+"""Settings with the gradient of the loss, and a learning rate of θ that keeps all facets in use."""
 
 PAPER = _preset(
     model={"n_facets": 4, "theta_scale": 0.0},

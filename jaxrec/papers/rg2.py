@@ -1,13 +1,12 @@
-"""RG2: the squared loss that is aligned with DCG, a second-order expansion of the softmax loss.
+"""RG2: a squared loss aligned with DCG, the second-order expansion of the softmax loss.
 
-Pu et al. 2024, "Learning-Efficient Yet Generalizable Collaborative Filtering for Item Recommendation", ICML.
-
-Where each part of the paper is:
+The paper is Pu et al. 2024, "Learning-Efficient Yet Generalizable Collaborative Filtering for Item
+Recommendation", ICML. Where each part of it is:
 
 | paper | here |
 |---|---|
 | eq. 3: softmax over all items | `losses.softmax` |
-| eq. 13: the loss of a pair, from scores of all items or of sampled ones | `losses.rg2`, `losses.rg2_sampled` |
+| eq. 13: the loss of a pair, with all items or sampled ones | `losses.rg2`, `losses.rg2_sampled` |
 | eq. 14: the weighted squared loss over all pairs | `solvers.rg2.objective` |
 | algorithm 1: alternating least squares | `solvers.rg2.fit` |
 | the closed form of its optimum | `solvers.rg2.decompose`, `solvers.rg2.solve`, `solvers.rg2.shrink` |
@@ -16,6 +15,6 @@ Where each part of the paper is:
 | baselines: WRMF, UIB, SML, Sparsemax | `solvers.wrmf.fit`, `losses.uib`, `losses.sml`, `losses.sparsemax` |
 | tables 2 to 5, figure 2 | `benchmarks/studies/rg2.py` |
 
-Differs: the item step of the released code has the wrong sign in its right-hand side, so that it solves another
-problem; `solvers.rg2` solves equation 22.
+Differs: the right-hand side of the items' step has a wrong sign in the released code, so that it
+solves another problem; `solvers.rg2` solves equation 22.
 """

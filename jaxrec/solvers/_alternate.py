@@ -1,4 +1,4 @@
-"""The alternation of iALS and WRMF: what lies on the devices, and a sweep over it, on one device or a mesh."""
+"""The alternation of iALS and WRMF: data on the devices, and the sweep, on one device or a mesh."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jaxrec.solvers._solve import Half, Weighting
 from jaxrec.typing import Array, Key, Variables
 
 CHUNK = 1 << 19
-"""Numbers gathered at a time: about what a core's cache holds."""
+"""Number of floats gathered at a time: about what fits into a core's cache."""
 
 _einsum = functools.partial(jnp.einsum, precision="highest")
 
@@ -32,7 +32,7 @@ class Solver(Protocol):
     """`cholesky`, `conjugate_gradient`, `subspace`, or a `functools.partial` of one."""
 
     def __call__(self, half: Half, start: list[Array]) -> tuple[list[Array], list[Array]]:
-        """Solutions and values of each bucket's rows; see `_solve`."""
+        """Returns the solutions and the values of each bucket's rows; see `_solve`."""
 
 
 def alternate(
@@ -48,10 +48,25 @@ def alternate(
     tolerance: float | None,
     loop: Loop,
 ) -> tuple[MF, Variables, Log]:
-    """Solves users and items alternately, by `solver`; the other arguments are those of `_run.run`."""
+    """Solves for users and items alternately with `solver`.
+
+    Args:
+        train: the positives.
+        weighting: the numbers of the objective.
+        dim: K, the number of dimensions of a factor.
+        key: typed key that draws the initial item factors.
+        solver: see `Solver`.
+        scale: standard deviation of the initial item factors, times √K.
+        mesh: the mesh over which both sides are sharded, or None.
+        sweeps: see `_run.run`.
+        tolerance: see `_run.run`.
+        loop: see `jaxrec._run.Loop`.
+    """
     parts = 1 if mesh is None else mesh.size
     if not callable(solver):
-        raise TypeError(f"solver={solver!r}; give ials.cholesky, conjugate_gradient or subspace, arguments bound")
+        raise TypeError(
+            f"solver={solver!r}; give ials.cholesky, conjugate_gradient or subspace, or a functools.partial of one"
+        )
     users, items = sides(train, chunk=max(CHUNK // dim, 1), parts=parts, spare=spare_pairs(dim))
     buckets, places = (users.buckets, items.buckets), {"user": users.place, "item": items.place}
     state = _first_state(first_factors(key, train, dim, scale), users, items)
@@ -59,7 +74,8 @@ def alternate(
         buckets, places, state = jax.device_put((buckets, places, state))
     else:
         axis = check_mesh(mesh, train.n_users)
-        mesh = Mesh(mesh.devices, mesh.axis_names)  # as Auto, under which tables can be indexed
+        # Axes of type Auto: under explicit axes every look-up needs an output sharding.
+        mesh = Mesh(mesh.devices, mesh.axis_names)
         buckets, places = spread(mesh, buckets, axis), spread(mesh, places)
         state = _State(*spread(mesh, state[:2], axis), spread(mesh, state.basis))
     arrays, static = partition((solver,))
@@ -82,9 +98,10 @@ def alternate(
 
 
 class _State(NamedTuple):
-    """Between sweeps: vectors [C, B, K] for each bucket of a side, and the basis [K, K] that they are in.
+    """The state between sweeps: vectors [C, B, K] of each side's buckets, and their basis [K, K].
 
-    Every half step turns users and items alike into the basis of Gram's eigenvectors, which changes no score.
+    Every half step rotates users and items into the basis of the eigenvectors of a Gram matrix,
+    that of the side which is not solved. This changes no score.
     """
 
     user: list[Array]
@@ -101,23 +118,27 @@ class _Shape(NamedTuple):
 
 
 def _first_state(factors: Factors, users: Side, items: Side) -> _State:
-    def dealt(table: Array, own: Side) -> list[np.ndarray]:
+    """Returns the initial state, with the rows of the tables arranged in buckets."""
+
+    def by_bucket(table: Array, own: Side) -> list[np.ndarray]:
+        # Padding rows have the number of all rows as their id.
         padded = np.pad(np.asarray(table), ((0, 1), (0, 0)))
         return [padded[bucket.rows] for bucket in own.buckets]
 
-    user, item = dealt(factors["user"], users), dealt(factors["item"], items)
+    user, item = by_bucket(factors["user"], users), by_bucket(factors["item"], items)
     return _State(user, item, np.eye(item[0].shape[-1], dtype=item[0].dtype))
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def _factors(state: _State, places: Mapping[str, Array], mesh: Mesh | None) -> Factors:
-    """Tables in the order of ids, turned back; the same on all devices."""
+    """Returns the tables in the order of ids and the original basis, replicated on all devices."""
     of_all = joined
     if mesh is not None:
-        dealt = PartitionSpec(*mesh.axis_names)
-        of_all = jax.shard_map(joined, mesh=mesh, in_specs=dealt, out_specs=dealt, check_vma=False)
+        sharded = PartitionSpec(*mesh.axis_names)
+        of_all = jax.shard_map(joined, mesh=mesh, in_specs=sharded, out_specs=sharded, check_vma=False)
 
     def table(parts: list[Array], place: Array) -> Array:
+        # Rows without pairs point to the zeros at the end.
         rows = jnp.pad(of_all(parts), ((0, 1), (0, 0)))
         if mesh is not None:
             rows = jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec()))
@@ -135,50 +156,54 @@ def _sweep(
     *,
     shape: _Shape,
 ) -> tuple[_State, dict[str, Array]]:
-    """Users, then items; on a mesh each device its share of the chunks."""
+    """Solves for users, then for items; on a mesh, each device solves its share of the chunks."""
     mesh = shape.mesh
     local = functools.partial(_local_sweep, shape=shape)
     if mesh is not None:
-        dealt, same = PartitionSpec(*mesh.axis_names), PartitionSpec()
-        specs = _State(dealt, dealt, same)
+        sharded, same = PartitionSpec(*mesh.axis_names), PartitionSpec()
+        specs = _State(sharded, sharded, same)
         local = jax.shard_map(
-            local, mesh=mesh, in_specs=(specs, dealt, same, same), out_specs=(specs, same), check_vma=False
+            local, mesh=mesh, in_specs=(specs, sharded, same, same), out_specs=(specs, same), check_vma=False
         )
     return local(state, buckets, weighting, arrays)
 
 
 def _local_sweep(state: _State, buckets, weighting: Weighting, arrays: list[Array], *, shape: _Shape):
-    """A solver's values are pᵀAp − 2pᵀb, so that the objective costs nothing more."""
+    """Runs a sweep on one device's share.
+
+    The objective costs no further product: it follows from the solver's values pᵀAp − 2pᵀb.
+    """
     (solver,) = combine(arrays, shape.solver)
     (users, items), (n_users, n_items) = buckets, shape.sizes
-    together, gathered = _over(shape.mesh)
+    sum_devices, gathered = _over(shape.mesh)
     user, item, basis = state
     weighting = weighting.of_type(basis.dtype)
 
     def half_step(own, start, other, n_other):
-        spectrum, basis = eigenbasis(together(sum(_einsum("cbk,cbm->km", part, part) for part in other)))
+        spectrum, basis = eigenbasis(sum_devices(sum(_einsum("cbk,cbm->km", part, part) for part in other)))
         other, start = ([_einsum("cbk,km->cbm", part, basis) for part in parts] for parts in (other, start))
         table = gathered(joined(other))
         half = Half(own, table, weighting.unobserved * spectrum, weighting, n_other)
         solutions, values = solver(half, start)
         return solutions, other, basis, sum(value.sum() for value in values)
 
-    def figure(value, vectors, own, n_other):
+    def objective_of(value, vectors, own, n_other):
+        # The value has the penalty of the solved side only; `own` is the other one.
         pairs = sum(bucket.lengths.sum() for bucket in users).astype(value.dtype)
         totals = sum(bucket.totals.astype(value.dtype).sum() for bucket in users)
         constant = weighting.gain * totals + weighting.shift * pairs
-        return together(constant + value + weighting.ridge(own, vectors, n_other))
+        return sum_devices(constant + value + weighting.ridge(own, vectors, n_other))
 
     user, item, turn, value = half_step(users, user, item, n_items)
-    after_users = figure(value, item, items, n_users)
+    after_users = objective_of(value, item, items, n_users)
     item, user, again, value = half_step(items, item, user, n_users)
-    objective = figure(value, user, users, n_items)
+    objective = objective_of(value, user, users, n_items)
     basis = _einsum("km,mn->kn", _einsum("km,mn->kn", basis, turn), again)
     return _State(user, item, basis), {"after_users": after_users, "objective": objective}
 
 
 def _over(mesh: Mesh | None) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """How devices add up a number of theirs, and how all get the rows of all."""
+    """Returns two functions: one sums arrays over the devices, the other gathers their rows."""
     if mesh is None:
         return (lambda x: x), (lambda x: x)
     (axis,) = mesh.axis_names
@@ -186,12 +211,15 @@ def _over(mesh: Mesh | None) -> tuple[Callable[[Array], Array], Callable[[Array]
 
 
 def eigenbasis(gram: Array) -> tuple[Array, Array]:
-    """Gram's eigenvalues, 0 where they are rounding, and its eigenvectors."""
+    """Returns the eigenvalues of a Gram matrix and its eigenvectors.
+
+    Eigenvalues that are rounding errors are set to 0, also because they may be negative.
+    """
     spectrum, basis = jnp.linalg.eigh(gram)
     rounding = len(gram) * jnp.finfo(gram.dtype).eps * spectrum[-1]
     return jnp.where(spectrum > rounding, spectrum, 0), basis
 
 
 def joined(parts: list[Array]) -> Array:
-    """The rows [·, K] of all buckets [C, B, K]."""
+    """Joins the rows of all buckets [C, B, K] to one array [·, K]."""
     return jnp.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])

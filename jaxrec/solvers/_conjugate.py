@@ -1,4 +1,7 @@
-"""Conjugate gradients for RG2's rows where each has a system of its own: the same matrix plus its own pairs' terms."""
+"""Conjugate gradients for RG2 with α > 0, where every row has its own linear system.
+
+A row's matrix is one that all rows share, plus terms of the row's own pairs.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,40 @@ from jaxrec.solvers._spectrum import dot
 from jaxrec.sparse import spmm
 from jaxrec.typing import Array
 
-_PAIRS = 1 << 13  # pairs scored at a time: what is gathered stays in the cache
+_PAIRS = 1 << 13  # pairs scored at a time, so that the gathered vectors stay in the cache
 
 
 class Rows(NamedTuple):
-    """The rows x of one side: x (gram + ridge I) + gain Σᵢ rᵢ (x·yᵢ) yᵢ = its right-hand side, y the other side's."""
+    """The systems of one side: x (gram + ridge I) + gain Σᵢ rᵢ (x·yᵢ) yᵢ = right-hand side.
+
+    Attributes:
+        matrix: r, the pairs of the rows x and the other side's vectors y.
+        ridge: the multiple of I, per row or [1] for all.
+        gain: the factor of the sum over a row's pairs, per row.
+    """
 
     matrix: Interactions
     ridge: Array
     gain: Array
 
 
-def conjugate(own: Rows, table: Array, gram: Array, sides: Array, start: Array, steps: int, together: Callable):
-    """The rows, and their right-hand sides plus residuals, by `steps` of conjugate gradients for all rows at once.
+def conjugate(own: Rows, table: Array, gram: Array, sides: Array, start: Array, steps: int, sum_devices: Callable):
+    """Solves for all rows at once by conjugate gradients.
 
-    They are in the basis of gram's eigenvectors, where what rows share is diagonal and preconditions the rest.
+    It works in the basis of the eigenvectors of `gram`, where the shared matrix is diagonal and
+    serves as the preconditioner.
+
+    Args:
+        own: the systems.
+        table: the other side's vectors.
+        gram: the matrix [K, K] that all rows share.
+        sides: the right-hand sides [R, K].
+        start: the current rows [R, K].
+        steps: number of steps.
+        sum_devices: adds up an array over the devices.
+
+    Returns:
+        The rows, and their right-hand sides plus residuals, both [R, K].
     """
     spectrum, basis = jnp.linalg.eigh(gram)
     table, sides, x = (dot(y, basis) for y in (table, sides, start))
@@ -36,12 +58,13 @@ def conjugate(own: Rows, table: Array, gram: Array, sides: Array, start: Array, 
 
     def product(x):
         seen = dataclasses.replace(own.matrix, weights=scores(own.matrix, x, table))
-        return diagonal * x + own.gain[:, None] * together(spmm(seen, None, table))
+        return diagonal * x + own.gain[:, None] * sum_devices(spmm(seen, None, table))
 
     def inner(x, y):
         return (x * y).sum(1, keepdims=True)
 
-    def ratio(x, y):  # 0 where a row is solved already
+    def ratio(x, y):
+        # A row that is solved already has y = 0; a ratio of 0 leaves it unchanged.
         return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
 
     def step(_, carry):
@@ -60,7 +83,7 @@ def conjugate(own: Rows, table: Array, gram: Array, sides: Array, start: Array, 
 
 
 def scores(matrix: Interactions, rows: Array, columns: Array) -> Array:
-    """r times the score of each pair [nnz]."""
+    """Returns r times the score, for each pair [nnz]."""
     degrees = jnp.asarray(matrix.indptr[1:] - matrix.indptr[:-1])
     owners = jnp.repeat(jnp.arange(matrix.n_users, dtype=jnp.int32), degrees, total_repeat_length=matrix.n_pairs)
     pairs = owners, jnp.asarray(matrix.indices)

@@ -1,4 +1,4 @@
-"""The objective of given factors, and vectors of new users, under a `Weighting`."""
+"""The objective of given factors and the vectors of new users, for iALS and WRMF."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _einsum = functools.partial(jnp.einsum, precision="highest")
 
 
 def check_numbers(**given: Scalar) -> None:
-    """`ValueError` for a hyperparameter that is negative or not finite; names it."""
+    """Raises `ValueError` for a hyperparameter that is negative or not finite, with its name."""
     for name, value in given.items():
         number(name, value, least=0)
 
 
 def objective_of(variables: Variables, train: Interactions, weighting: Weighting) -> Array:
-    """The objective of given factors []."""
+    """Computes the objective [] of given factors."""
     check_interactions(train=train)
     check_weights(train=train)
     user, item = check_factors(variables, "train has", user=train.n_users, item=train.n_items)
@@ -38,6 +38,7 @@ def objective_of(variables: Variables, train: Interactions, weighting: Weighting
 
 @jax.jit
 def _of_pairs(params: Factors, pairs: tuple[Array, ...], totals: tuple[Array, Array], weighting: Weighting):
+    """Computes the objective from the pairs (users, items, r) and each user's and item's Σ r."""
     user, item = params["user"], params["item"]
     weighting = weighting.of_type(item.dtype)
 
@@ -48,6 +49,7 @@ def _of_pairs(params: Factors, pairs: tuple[Array, ...], totals: tuple[Array, Ar
 
     batch_size = max(min(CHUNK // user.shape[1] + 1, len(pairs[0])), 1)
     observed = jax.lax.map(loss, pairs, batch_size=batch_size).sum()
+    # Σ over all pairs of (p·q)² is the inner product of PᵀP and QᵀQ.
     grams = (_einsum("nk,nm->km", table, table) for table in (user, item))
     everything = weighting.unobserved * functools.reduce(jnp.multiply, grams).sum()
     ridges = [
@@ -58,19 +60,19 @@ def _of_pairs(params: Factors, pairs: tuple[Array, ...], totals: tuple[Array, Ar
 
 
 def fold_in_of(variables: Variables, histories: Interactions, weighting: Weighting) -> Array:
-    """Exact vectors [B, K] of the users of these histories."""
+    """Computes the exact vectors [B, K] of the users with these histories."""
     check_interactions(histories=histories)
     check_weights(histories=histories)
     (item,) = check_factors(variables, "histories have", item=histories.n_items)
     if histories.n_pairs == 0:
         return jnp.zeros((histories.n_users, item.shape[1]), item.dtype)
     own = side(histories, chunk=max(CHUNK // item.shape[1], 1), spare=spare_pairs(item.shape[1]))
-    return check_solved(_solved_alone(own, item, weighting))
+    return check_solved(_solved_side(own, item, weighting))
 
 
 @jax.jit
-def _solved_alone(own: Side, table: Array, weighting: Weighting) -> Array:
-    """The exact rows [R, K] of one side over the other's table [n, K]."""
+def _solved_side(own: Side, table: Array, weighting: Weighting) -> Array:
+    """Solves exactly for the rows [R, K] of one side, given the other side's table [n, K]."""
     weighting = weighting.of_type(table.dtype)
     spectrum, basis = eigenbasis(_einsum("nk,nm->km", table, table))
     half = Half(own.buckets, _einsum("nk,km->nm", table, basis), weighting.unobserved * spectrum, weighting, len(table))

@@ -1,4 +1,4 @@
-"""Interactions dealt over the devices of a mesh, for the solvers' sharded sweeps."""
+"""Shards interactions over the devices of a mesh, for the solvers' sweeps."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from jaxrec.interactions import Interactions
 from jaxrec.typing import Array
 
 
-class Deal(NamedTuple):
-    """Users in shards of one size: S devices, R rows each, of which the last holds nothing but padding.
+class Shards(NamedTuple):
+    """Users in S shards of R rows each; the last row of a shard only holds padding.
 
     Attributes:
-        matrix: arrays with a leading axis [S]; each shard is [R, N], with weights, 0 where padded.
-        transposed: likewise, [N, R].
-        users: int32 [S, R], the user of each row, M where it is padding.
-        places: int32 [M], where each user's row is in [S * R].
+        matrix: its arrays have a leading axis [S]. Each shard is [R, N] and has weights, 0 for
+            padding.
+        transposed: the same, [N, R].
+        users: int32 [S, R], the user of each row; M for padding.
+        places: int32 [M], the place of each user's row in [S * R].
     """
 
     matrix: Interactions
@@ -29,20 +30,23 @@ class Deal(NamedTuple):
 
 
 def check_mesh(mesh: Mesh, n_users: int) -> str:
-    """The name of the mesh's only axis.
+    """Returns the name of the mesh's only axis.
 
     Raises:
-        ValueError: for a mesh of more axes than one, or of more devices than users.
+        ValueError: if the mesh has several axes, or more devices than there are users.
     """
     if len(mesh.axis_names) != 1:
-        raise ValueError(f"mesh has the axes {mesh.axis_names}; give one of a single axis, over which users are dealt")
+        raise ValueError(f"mesh has the axes {mesh.axis_names}; give a mesh with a single axis, which shards the users")
     if mesh.size > n_users:
-        raise ValueError(f"mesh has {mesh.size} devices and train {n_users} users; give at most a device a user")
+        raise ValueError(f"mesh has {mesh.size} devices and train {n_users} users; use at most {n_users} devices")
     return mesh.axis_names[0]
 
 
-def dealt(train: Interactions, shards: int) -> Deal:
-    """Deals users out by degree, the busiest first, so that every shard gets about as many users and pairs."""
+def sharded(train: Interactions, shards: int) -> Shards:
+    """Distributes users over shards that have about equally many users and pairs.
+
+    Users are sorted by their number of pairs and assigned to the shards in rotation.
+    """
     degrees = np.diff(np.asarray(train.indptr))
     order = np.argsort(-degrees, kind="stable")
     rows = -(-train.n_users // shards) + 1
@@ -53,13 +57,15 @@ def dealt(train: Interactions, shards: int) -> Deal:
         users[shard, : len(mine)] = mine
         places[mine] = shard * rows + np.arange(len(mine))
     lengths = np.append(degrees, 0)[users]  # [S, R]
+    # The last row of each shard is padding that makes all shards equally long.
     lengths[:, -1] = lengths.sum(1).max() - lengths.sum(1)
     parts = [_shard(train, mine, length) for mine, length in zip(users, lengths)]
     matrix, transposed = (jax.tree.map(lambda *x: np.stack(x), *side) for side in zip(*parts))
-    return Deal(matrix, transposed, users, places)
+    return Shards(matrix, transposed, users, places)
 
 
 def _shard(train: Interactions, users: np.ndarray, lengths: np.ndarray) -> tuple[Interactions, Interactions]:
+    """Returns the rows of one shard [R, N], with `lengths` pairs each, and their transpose."""
     indptr = np.r_[0, np.cumsum(lengths)].astype(np.int32)
     padding = int(lengths[-1])
     firsts = np.append(np.asarray(train.indptr)[:-1], 0)[users]
@@ -72,7 +78,13 @@ def _shard(train: Interactions, users: np.ndarray, lengths: np.ndarray) -> tuple
 
 
 def spread(mesh: Mesh, tree: Any, *spec: str) -> Any:
-    """Puts arrays that every process has on the mesh, split as `spec` says (nothing: whole on every device)."""
+    """Puts arrays, of which every process has a copy, on the mesh.
+
+    Args:
+        mesh: the mesh; it may span several processes.
+        tree: the arrays.
+        spec: mesh axis of each array axis; without it, the arrays are replicated.
+    """
     sharding = NamedSharding(mesh, PartitionSpec(*spec))
 
     def put(x: Array) -> jax.Array:

@@ -1,4 +1,7 @@
-"""Rows of interactions in buckets of one length each, so that few shapes serve all and little is padding."""
+"""Groups rows of interactions into buckets of equal padded length.
+
+Few shapes have to be compiled then, and little of the arrays is padding.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,20 @@ import numpy as np
 from jaxrec.interactions import Interactions
 from jaxrec.typing import Array
 
-_PADDING = 1.4
-_SHORT = 16
+_PADDING = 1.4  # the padded number of pairs is at most this multiple of the actual one
+_SHORT = 16  # a chunk has no more rows than it would have with rows of this length
 
 
 class Bucket(NamedTuple):
-    """Rows of up to L pairs, in C chunks of B; a chunk is what is gathered at a time.
+    """Rows of up to L pairs, in C chunks of B rows; the vectors of a chunk are gathered at a time.
 
     Attributes:
-        rows: int32 [C, B], the rows' ids; padding has the number of all rows.
-        lengths: int32 [C, B], their pairs.
-        totals: float64 [C, B], their Σ r.
-        ids: int32 [C, B, L], where the table of the other side has the pairs' vectors; 0 where padded.
-        ratings: float32 [C, B, L], r, 0 where padded.
+        rows: int32 [C, B], the ids of the rows; the number of all rows for padding.
+        lengths: int32 [C, B], the number of pairs of each row.
+        totals: float64 [C, B], Σ r of each row.
+        ids: int32 [C, B, L], the places of the pairs' vectors in the other side's table; 0 for
+            padding.
+        ratings: float32 [C, B, L], r; 0 for padding.
     """
 
     rows: Array
@@ -33,12 +37,14 @@ class Bucket(NamedTuple):
 
 
 class Side(NamedTuple):
-    """All rows of one side.
+    """All rows of one side (users or items).
 
     Attributes:
-        buckets: of the rows that have pairs. Each of P parts has C / P chunks of every bucket, one after another.
-        place: int32 [R], where each row is among those of all parts, a part's buckets side by side; at their end for
-            rows without pairs.
+        buckets: the rows that have pairs. Each of P parts has C / P consecutive chunks of every
+            bucket.
+        place: int32 [R], the place of each row if the rows of all parts are concatenated, and
+            within a part those of all buckets. For rows without pairs it is the place after the
+            last.
     """
 
     buckets: tuple[Bucket, ...]
@@ -46,7 +52,10 @@ class Side(NamedTuple):
 
 
 def sides(train: Interactions, *, chunk: int, parts: int = 1, spare: int = 0) -> tuple[Side, Side]:
-    """Users and items, whose tables are in the order of the buckets: `ids` are places. Arguments as `side` has them."""
+    """Groups the rows of users and of items; the arguments are those of `side`.
+
+    `ids` are places in the other side's table, whose rows are in the order of its buckets.
+    """
     users, items = (side(pairs, chunk=chunk, parts=parts, spare=spare) for pairs in (train, train.transpose()))
 
     def pointing(own: Side, other: Side) -> Side:
@@ -60,13 +69,13 @@ def sides(train: Interactions, *, chunk: int, parts: int = 1, spare: int = 0) ->
 
 
 def side(train: Interactions, *, chunk: int, parts: int = 1, spare: int = 0) -> Side:
-    """The users, with the items' ids as `ids`.
+    """Groups the rows of the users; `ids` are the ids of the items.
 
     Args:
         train: the pairs.
-        chunk: vectors that are gathered at a time, about: B is chunk / L, and no more than for rows of 16 pairs.
-        parts: C is a multiple of it in every bucket, so that devices get equal shares.
-        spare: as `bucket_lengths` has it.
+        chunk: approximate number of vectors gathered at a time. B is chunk / L, at most chunk / 16.
+        parts: C is a multiple of this number in every bucket, so that devices get equal shares.
+        spare: see `bucket_lengths`.
     """
     indptr = np.asarray(train.indptr).astype(np.int64)
     degrees = np.diff(indptr)
@@ -100,16 +109,25 @@ def side(train: Interactions, *, chunk: int, parts: int = 1, spare: int = 0) -> 
 
 
 def spare_pairs(dim: int) -> int:
-    """Padding of vectors [K] that costs a sweep hundredths of a second, where compiling a bucket takes half of one."""
+    """Returns how much padding, in vectors [K], is cheaper than compiling another bucket.
+
+    It costs a sweep hundredths of a second; compiling a bucket takes half a second.
+    """
     return min(2**30 // dim**2, 2**20)
 
 
 def bucket_lengths(degrees: np.ndarray, spare: int = 0) -> list[int]:
-    """The lengths [·] to which rows are padded, ascending: few, for each is compiled apart.
+    """Returns the lengths [·] to which rows are padded, ascending.
 
-    Padding adds two fifths at most, or `spare` pairs if that is more. Out of 1, 2, 3, 4, 6, 8 and multiples of 4
-    that grow by 1.5 at most, which keep a row's padding below a half of its length, those go that cost the least;
-    what stays is cut to the longest row it serves.
+    They are few, because each is compiled separately. The candidates are 1, 2, 3, 4, 6, 8 and
+    multiples of 4 that grow by a factor of at most 1.5, which keeps the padding of a row below half
+    its length. Candidates are merged into the next longer one, the cheapest first, as long as
+    padding adds at most two fifths, or `spare` pairs if that is more. A length that remains is cut
+    to the longest row that it serves.
+
+    Args:
+        degrees: the number of pairs of each row [R].
+        spare: number of padded pairs that is always allowed.
     """
     grid, largest = [1], degrees.max(initial=1)
     while grid[-1] < largest:

@@ -1,4 +1,4 @@
-"""What the alternating solvers share: checks of their input, the first factors, and the loop over sweeps."""
+"""Shared parts of the solvers: input checks, initial factors, and the loop over sweeps."""
 
 from __future__ import annotations
 
@@ -23,12 +23,17 @@ State = TypeVar("State")
 
 
 def check_input(train: Interactions, dim: int, **not_negative: float) -> int:
-    """Refuses what no solver can work on, and returns `dim` as a Python int.
+    """Checks the input of a solver and returns `dim` as a Python int.
+
+    Args:
+        train: the positives.
+        dim: number of dimensions of a factor.
+        not_negative: hyperparameters by name.
 
     Raises:
-        TypeError: for anything but `Interactions`.
-        ValueError: for a set without pairs, weights that are negative, not finite or all 0, a dim that is no integer in
-            1 .. min(M, N), and hyperparameters that are negative or not finite.
+        TypeError: if `train` is not an `Interactions`.
+        ValueError: if `train` has no pairs; weights are negative, not finite or all 0; `dim` is not
+            an integer from 1 to min(M, N); or a hyperparameter is negative or not finite.
     """
     check_positives(train=train)
     for name, value in not_negative.items():
@@ -36,35 +41,37 @@ def check_input(train: Interactions, dim: int, **not_negative: float) -> int:
     found, smaller = as_integer(dim), min(train.n_users, train.n_items)
     if found is None or not 1 <= found <= smaller:
         raise ValueError(
-            f"dim={dim} with {train.n_users} users and {train.n_items} items; give 1 to {smaller}, an integer"
+            f"dim={dim} with {train.n_users} users and {train.n_items} items; give 1 to {smaller} as an integer"
         )
     return found
 
 
 def check_factors(variables: Variables, given: str, **sizes: int) -> list[jax.Array]:
-    """The tables [M, K] and [N, K] in the variables that a solver returns.
+    """Returns the tables [M, K] and [N, K] of the variables that a solver returned.
 
     Args:
-        variables: {"params": {"user": [M, K], "item": [N, K]}}; "user" may be missing where it is not asked for.
-        given: what the tables are for, such as "train has".
-        sizes: which tables are needed, and of how many rows: "user" of M, "item" of N.
+        variables: {"params": {"user": [M, K], "item": [N, K]}}. "user" may be missing if `sizes`
+            does not name it.
+        given: the data for which the tables are needed, as the beginning of a message, such as
+            "train has".
+        sizes: number of rows of each table needed: "user" (M) and "item" (N).
 
     Raises:
-        ValueError: for variables of another form, such as those of a model with biases, facets or a graph, which the
-            solver's formula would not fit.
+        ValueError: if `variables` has another form, such as that of a model with biases, facets or
+            a graph, for which the solver's formula is wrong.
     """
     form = 'variables of a solver are {"params": {"user": [M, K], "item": [N, K]}}'
     if not isinstance(variables, Mapping):
-        raise ValueError(f"variables is a {type(variables).__name__}; {form}: give what fit returned")
+        raise ValueError(f"variables is a {type(variables).__name__}; {form}; give the variables that fit returned")
     params = variables.get("params")
     names = set(params) if isinstance(params, Mapping) else set()
     if set(variables) != {"params"} or not {*sizes, "item"} <= names <= {"user", "item"}:
         found = {name: sorted(part) if isinstance(part, Mapping) else "..." for name, part in variables.items()}
-        raise ValueError(f"variables has {found}; {form}, and those of another model do not fit")
+        raise ValueError(f"variables has {found}; {form}; give the variables that fit returned")
     tables = {name: jnp.asarray(params[name]) for name in sorted(names)}
     shapes = {name: list(table.shape) for name, table in tables.items()}
     if any(len(shape) != 2 for shape in shapes.values()) or len({width for _, width in shapes.values()}) > 1:
-        raise ValueError(f"variables has tables of shapes {shapes}; {form}, and those of another model do not fit")
+        raise ValueError(f"variables has tables of shapes {shapes}; {form}; give the variables that fit returned")
     for name, size in sizes.items():
         if shapes[name][0] != size:
             raise ValueError(f"{given} {size} {name}s and variables {shapes[name][0]}; use one id map")
@@ -72,18 +79,18 @@ def check_factors(variables: Variables, given: str, **sizes: int) -> list[jax.Ar
 
 
 def check_solved(vectors: Array) -> Array:
-    """The vectors; `ValueError` where one is not finite, unless they are traced."""
+    """Returns the vectors; raises `ValueError` if one is not finite, unless they are traced."""
     if not isinstance(vectors, jax.core.Tracer) and not np.isfinite(vectors).all():
         row = int(np.flatnonzero(~np.isfinite(vectors).all(1))[0])
         raise ValueError(
-            f"the vector of row {row} is not finite: its normal equations are singular, or variables has NaN; raise "
-            "regularization (with 0, no row may have fewer pairs than dim)"
+            f"the vector of row {row} is not finite: its normal equations are singular, or variables contains NaN; "
+            "raise regularization (0 may be too small for rows with fewer pairs than dim)"
         )
     return vectors
 
 
 def first_factors(key: Key, train: Interactions, dim: int, scale: float) -> Factors:
-    """Items from N(0, scale² / K), users zero: the first half step is theirs."""
+    """Draws item factors from N(0, scale² / K); users are zero, because they are solved first."""
     check_key(key)
     number("scale", scale, least=0)
     item = scale / np.sqrt(dim) * jax.random.normal(key, (train.n_items, dim))
@@ -91,7 +98,7 @@ def first_factors(key: Key, train: Interactions, dim: int, scale: float) -> Fact
 
 
 def description_of(train: Interactions, key: Key, **settings: Any) -> dict[str, Any]:
-    """What a checkpoint of a solver must match to be this run's."""
+    """Returns what a checkpoint must match to belong to this run."""
     own = {name: described(value) for name, value in settings.items()}
     return {"train": train.fingerprint(), "key": np.asarray(jax.random.key_data(key)).tolist(), **own}
 
@@ -108,25 +115,26 @@ def run(
     description: Callable[[], Mapping[str, Any]] = dict,
     **loop: Unpack[Loop],
 ) -> tuple[Any, Variables, Log]:
-    """Sweeps until `sweeps` are done, the objective no longer falls, or `stopping` has waited long enough.
+    """Runs sweeps until `sweeps` are done, the objective has settled, or `stopping` ends the run.
 
     Args:
-        sweep: takes a state and gives the next, and named numbers, among them "objective".
-        state: the start.
-        model: that the variables are for.
-        sweeps: largest number of sweeps.
-        tolerance: the run ends when a sweep lowers the objective by no more than this share of it; None never ends it.
-        params: of a state; by default the state itself.
-        unit: what the bar counts.
-        description: gives what a checkpoint must match; called if there is one.
+        sweep: takes a state and returns the next one and named numbers, among them "objective".
+        state: the initial state.
+        model: the model to return.
+        sweeps: maximum number of sweeps.
+        tolerance: ends the run if a sweep lowers the objective by at most this fraction of it. None
+            never ends it.
+        params: returns the parameters of a state; by default the state itself.
+        unit: what the progress bar counts.
+        description: returns what a checkpoint must match; only called if there is a checkpoint.
         loop: see `jaxrec._run.Loop`.
 
     Returns:
         The model, its variables and the `Log`.
 
     Raises:
-        DivergenceError: a `ValueError`, for an objective that is not finite.
-        ValueError: for a `tolerance` that is negative or not finite; see also `jaxrec._run.run`.
+        DivergenceError: a `ValueError`, if the objective is not finite.
+        ValueError: if `tolerance` is negative or not finite; see also `jaxrec._run.run`.
     """
     if tolerance is not None:
         number("tolerance", tolerance, least=0)
@@ -138,8 +146,8 @@ def run(
         state, values = sweep(state)
         if not np.isfinite(value := float(values["objective"])):
             raise NotFinite(
-                f"the objective is {value} at sweep {count}: a system of normal equations is singular or nearly; raise "
-                "regularization (with 0, no system may have fewer equations than dim)"
+                f"the objective is {value} at sweep {count}: normal equations are singular or nearly singular; raise "
+                "regularization (with 0, a system with fewer equations than dim is singular)"
             )
         return state, values
 

@@ -1,13 +1,16 @@
-"""Least squares with a system for each row, and three ways to solve them.
+"""The row-wise linear systems of iALS and WRMF, and three solvers of them.
 
-The system of row u (a user, or an item: the sides trade places) over the other side's vectors q_i is
+The linear system A_u p_u = b_u of row u (a user or an item), given the other side's vectors q_i, is
 
     A_u = α0 G + Σ_i w_ui q_i q_iᵀ + λ_u I,   b_u = Σ_i c_ui q_i,   G = Σ_all q qᵀ,
 
-with sums over the row's pairs, w_ui = gain·r_ui, c_ui = w_ui + shift and λ_u = λ (Σ_i r_ui + α0·n)^ν, n the number of
-all q. All vectors are in the basis of G's eigenvectors, where α0 G is diagonal. A solver is a function of (`Half`,
-start), with a start [C, B, K] for each bucket, that gives for each bucket the solutions p [C, B, K] and their values
-p·A p − 2 p·b [C]. It looks at nothing but its arguments, so it runs as it is on one device's share of chunks.
+with sums over the row's pairs, w_ui = gain·r_ui, c_ui = w_ui + shift and
+λ_u = λ (Σ_i r_ui + α0·n)^ν, where n is the number of all q. All vectors are in the basis of G's
+eigenvectors, where α0 G is diagonal.
+
+A solver is a function of a `Half` and a start [C, B, K] for each bucket. It returns for each bucket
+the solutions p [C, B, K] and their values p·A p − 2 p·b, summed over each chunk [C]. It only
+depends on its arguments, so it can run on one device's share of the chunks.
 """
 
 from __future__ import annotations
@@ -25,13 +28,21 @@ from jaxrec.solvers._rows import Bucket
 from jaxrec.typing import Array, Scalar
 
 LONGEST = 4096
-"""Longer rows are cut into pieces, whose sums are added up."""
+"""Longer rows are processed in pieces, whose sums are added up."""
 
 _einsum = partial(jnp.einsum, precision="highest")
 
 
 class Weighting(NamedTuple):
-    """The numbers of an objective, by the symbols at the head of this file."""
+    """The numbers of an objective.
+
+    Attributes:
+        unobserved: α0.
+        gain: the factor of r in w.
+        shift: c − w.
+        regularization: λ.
+        nu: ν.
+    """
 
     unobserved: Scalar
     gain: Scalar
@@ -40,28 +51,28 @@ class Weighting(NamedTuple):
     nu: Scalar
 
     def of_type(self, dtype: Any) -> Weighting:
-        """The same numbers in the type of the tables, whatever type of number they were given as."""
+        """Converts the numbers to the dtype of the tables."""
         return Weighting(*(jnp.asarray(x, dtype) for x in self))
 
     def penalties(self, totals: Array, n_other: int) -> Array:
-        """λ_u [...] of rows with Σ r = `totals` [...]."""
+        """Returns λ_u [...] of rows with Σ r = `totals` [...]."""
         return self.regularization * (totals + self.unobserved * n_other) ** self.nu
 
     def ridge(self, buckets: tuple[Bucket, ...], vectors: list[Array], n_other: int) -> Array:
-        """Σ λ_u ‖p_u‖² over the rows of buckets, [C, B, K] each."""
+        """Returns Σ λ_u ‖p_u‖² over the rows of buckets, [C, B, K] each."""
         penalties = (self.penalties(bucket.totals.astype(p.dtype), n_other) for bucket, p in zip(buckets, vectors))
         return sum((penalty * _dot(p, p)).sum() for penalty, p in zip(penalties, vectors))
 
 
 class Half(NamedTuple):
-    """A half step: one side's rows, and what they are solved against.
+    """The input of a half step.
 
     Attributes:
-        buckets: the rows, or one device's share of them.
-        table: [·, K], the other side's vectors, where the buckets' `ids` point.
+        buckets: the rows to solve for, or one device's share of them.
+        table: [·, K], the other side's vectors, to which the `ids` of the buckets point.
         spectrum: [K], the diagonal of α0 G.
-        weighting: the objective's numbers.
-        n_other: n.
+        weighting: the numbers of the objective.
+        n_other: n, the number of the other side's vectors.
     """
 
     buckets: tuple[Bucket, ...]
@@ -71,43 +82,53 @@ class Half(NamedTuple):
     n_other: Scalar
 
 
-# ---------------------------------------------------------------------- a chunk's systems
+# ---------------------------------------------------------------------- the systems of a chunk
 
 
 class _Pairs(NamedTuple):
-    """Σ w q qᵀ and Σ c q of B rows by their gathered vectors: q [B, L, K], w and c [B, L]."""
+    """The pairs' part of the systems of B rows, as gathered vectors.
+
+    A = Σ w q qᵀ and b = Σ c q, with q [B, L, K], w and c [B, L]. α0 G and λ_u I are not part of A.
+    """
 
     q: Array
     w: Array
     c: Array
 
     def product(self, x: Array) -> Array:
+        """Returns A x [B, K]."""
         return _einsum("blk,bl->bk", self.q, self.w * _einsum("blk,bk->bl", self.q, x))
 
     def sums(self) -> Array:
+        """Returns b [B, K]."""
         return _einsum("blk,bl->bk", self.q, self.c)
 
     def rest(self, p: Array) -> tuple[Array, Array]:
-        """Σ c q − Σ w q qᵀ p [B, K] and Σ c q·p [B]."""
+        """Returns b − A p [B, K] and b·p [B]."""
         scores = self.scores(p)
         return _einsum("blk,bl->bk", self.q, self.c - self.w * scores), _dot(self.c, scores)
 
     def matrices(self) -> Array:
+        """Returns A [B, K, K]."""
         return _einsum("blk,blm->bkm", self.q * self.w[..., None], self.q)
 
     def scores(self, p: Array) -> Array:
-        """What `block` wants to know of p: ŷ [B, L]."""
+        """Returns the scores ŷ [B, L] of the pairs, which `block` takes."""
         return _einsum("blk,bk->bl", self.q, p)
 
     def block(self, first: Array, size: int, scores: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
-        """For dimensions π: A_ππ [B, size, size], (A p − b)_π [B, size], and how a step in π changes the scores."""
+        """Returns the parts of the system in the dimensions π from `first` on.
+
+        They are A_ππ [B, size, size], (A p − b)_π [B, size], and a function from a step in π to
+        the change of the scores.
+        """
         q = lax.dynamic_slice_in_dim(self.q, first, size, 2)
         slope = _einsum("blk,bl->bk", q, self.w * scores - self.c)
         return self._replace(q=q).matrices(), slope, lambda step: _einsum("blk,bk->bl", q, step)
 
 
 class _Matrices(NamedTuple):
-    """The same, summed already: a [B, K, K], b [B, K]."""
+    """The same as `_Pairs`, with the sums formed: a [B, K, K], b [B, K]."""
 
     a: Array
     b: Array
@@ -125,6 +146,7 @@ class _Matrices(NamedTuple):
         return self.a
 
     def scores(self, p: Array) -> Array:
+        """Returns A p [B, K], which takes the place of the scores in `block`."""
         return self.product(p)
 
     def block(self, first: Array, size: int, scores: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
@@ -135,15 +157,19 @@ class _Matrices(NamedTuple):
 
 
 def _over_chunks(half: Half, solve, start: list[Array]) -> tuple[list[Array], list[Array]]:
-    """`solve(system, diagonal [B, K], start [B, K])` chunk after chunk, so that what is gathered stays in the cache.
+    """Solves one chunk after another, so that the gathered vectors stay in the cache.
 
-    The diagonal is that of α0 G + λ_u I.
+    Args:
+        half: the half step.
+        solve: function of (system, diagonal [B, K] of α0 G + λ_u I, start [B, K]) that returns the
+            solutions [B, K] and their values [B].
+        start: current vectors [C, B, K] of each bucket.
     """
     weighting, table = half.weighting, half.table
 
     def gathered(ids, ratings, where):
         w = weighting.gain * ratings.astype(table.dtype)
-        c = jnp.where(where, w + weighting.shift, 0)
+        c = jnp.where(where, w + weighting.shift, 0)  # w is 0 for padding already, the shift is not
         return _Pairs(table.at[ids].get(mode="promise_in_bounds"), w, c)
 
     def chunk(given: tuple[Bucket, Array]):
@@ -154,7 +180,7 @@ def _over_chunks(half: Half, solve, start: list[Array]) -> tuple[list[Array], li
         system = gathered(*columns) if length <= LONGEST else _summed(gathered, columns, table)
         penalties = weighting.penalties(bucket.totals.astype(table.dtype), half.n_other)
         p, value = solve(system, half.spectrum[None] + penalties[:, None], start)
-        real = bucket.lengths > 0
+        real = bucket.lengths > 0  # padding rows
         return jnp.where(real[:, None], p, 0), jnp.where(real, value, 0).sum()
 
     results = [lax.map(chunk, given) for given in zip(half.buckets, start)]
@@ -162,7 +188,7 @@ def _over_chunks(half: Half, solve, start: list[Array]) -> tuple[list[Array], li
 
 
 def _summed(gathered, columns, table: Array) -> _Matrices:
-    """The sums of rows too long to be gathered whole, piece by piece."""
+    """Sums up rows that are too long to be gathered at once, piece by piece."""
     rows, length = columns[0].shape
     n, k = -(-length // LONGEST), table.shape[1]
     columns = [jnp.pad(column, ((0, 0), (0, -length % n))) for column in columns]
@@ -172,17 +198,19 @@ def _summed(gathered, columns, table: Array) -> _Matrices:
         part = gathered(*piece)
         return _Matrices(sums.a + part.matrices(), sums.b + part.sums()), None
 
-    nothing = _Matrices(jnp.zeros((rows, k, k), table.dtype), jnp.zeros((rows, k), table.dtype))
-    return lax.scan(add, nothing, tuple(pieces))[0]
+    zeros = _Matrices(jnp.zeros((rows, k, k), table.dtype), jnp.zeros((rows, k), table.dtype))
+    return lax.scan(add, zeros, tuple(pieces))[0]
 
 
 def _cholesky_solve(a: Array, b: Array) -> Array:
-    """A⁻¹ b of B positive definite matrices [B, n, n] and vectors [B, n]; NaN where a matrix is not.
+    """Returns A⁻¹ b for positive definite matrices [B, n, n] and vectors [B, n], else NaN.
 
-    On CPUs a few at a time: jaxlib deals larger batches out to XLA's threads and keeps the calling thread, one of
-    them, waiting; two such calls at once (two buckets, two devices) can wait for each other for ever.
+    On CPU it solves a few at a time. jaxlib distributes larger batches over XLA's threads, and the
+    calling thread, which is one of them, waits. Two such calls at once (two buckets or two devices)
+    can deadlock.
     """
-    few = max((1 << 19) // (a.shape[1] ** 2 * max(a.shape[1], 4)), 1)  # 2e5 operations, from where on they are dealt
+    # jaxlib keeps batches this small on one thread.
+    few = max((1 << 19) // (a.shape[1] ** 2 * max(a.shape[1], 4)), 1)
 
     def solved(a: Array, b: Array) -> Array:
         factor = lax.linalg.cholesky(a, symmetrize_input=False)
@@ -202,9 +230,14 @@ def _dot(x: Array, y: Array) -> Array:
 
 
 def cholesky(half: Half, start: list[Array]) -> tuple[list[Array], list[Array]]:
-    """Exact, by Cholesky's factors of a K × K matrix, or of an L × L matrix for rows with fewer pairs than K.
+    """Solves exactly, by a Cholesky factorisation of a K × K matrix.
 
-    A = D + QᵀWQ with a diagonal D, so p = A⁻¹Qᵀc = D⁻¹Qᵀ√W (I + √W Q D⁻¹ Qᵀ√W)⁻¹ c/√W.
+    For rows with fewer pairs than K, the matrix is L × L: A = D + QᵀWQ with a diagonal D, so
+    p = A⁻¹Qᵀc = D⁻¹Qᵀ√W (I + √W Q D⁻¹ Qᵀ√W)⁻¹ c/√W.
+
+    Args:
+        half: the half step.
+        start: current vectors [C, B, K] of each bucket; not used.
     """
 
     def solve(system, diagonal, start):
@@ -218,7 +251,8 @@ def cholesky(half: Half, start: list[Array]) -> tuple[list[Array], list[Array]]:
 
 
 def _by_pairs(system: _Pairs, diagonal: Array) -> tuple[Array, Array]:
-    """The L × L form. Weights of 0 are raised to ε², far below rounding, so that c/√w is defined."""
+    """Solves in the L × L form."""
+    # A weight of 0 is raised to ε², far below rounding, so that c/√w is defined.
     root = jnp.sqrt(jnp.maximum(system.w, jnp.finfo(system.w.dtype).eps ** 2))
     scale = lax.rsqrt(diagonal)
     q = system.q * root[..., None] * scale[:, None, :]
@@ -230,17 +264,18 @@ def _by_pairs(system: _Pairs, diagonal: Array) -> tuple[Array, Array]:
 
 
 def conjugate_gradient(half: Half, start: list[Array], *, steps: int = 3) -> tuple[list[Array], list[Array]]:
-    """`steps` of conjugate gradients from the present vectors; a row's K × K matrix is not formed.
+    """Takes `steps` steps of conjugate gradients from the current vectors.
 
-    Preconditioned by the diagonal α0 G + λ I.
+    The preconditioner is the diagonal matrix α0 G + λ_u I. No K × K matrix of a row is formed,
+    except for very long rows.
 
     Args:
         half: the half step.
-        start: the present vectors.
-        steps: with K, or with a row's number of pairs and one, the solution is exact but for rounding.
+        start: current vectors [C, B, K] of each bucket.
+        steps: number of steps. K steps, or one more than a row has pairs, are exact up to rounding.
 
     Raises:
-        ValueError: for steps that are not an integer of 1 or more.
+        ValueError: if `steps` is not an integer of 1 or more.
     """
     steps = integer("steps", steps)
 
@@ -269,28 +304,31 @@ def conjugate_gradient(half: Half, start: list[Array], *, steps: int = 3) -> tup
 
 
 def _ratio(x: Array, y: Array) -> Array:
-    """x / y, 0 where y is: a row already solved stays."""
+    """Returns x / y, and 0 where y is 0, which leaves a solved row unchanged."""
     return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
 
 
 def subspace(half: Half, start: list[Array], *, block: int) -> tuple[list[Array], list[Array]]:
-    """iALS++ (Rendle et al. 2021, arXiv 2110.14044): `block` dimensions after another, each block exactly.
+    """Solves block after block of dimensions (iALS++, Rendle et al. 2021, arXiv 2110.14044).
 
-    δ = A_ππ⁻¹ (A p − b)_π,  p_π −= δ, and the row's scores ŷ −= Q_π δ are kept up.
-
-    Differs: the dimensions are those of the basis of G's eigenvectors, so that α0 G couples no block with another.
+    Each block is solved exactly: δ = A_ππ⁻¹ (A p − b)_π,  p_π −= δ,  and ŷ −= Q_π δ updates the
+    row's scores.
 
     Args:
         half: the half step.
-        start: the present vectors.
-        block: dimensions of a block, 1 to K; the last block may have fewer. With K it is `cholesky`.
+        start: current vectors [C, B, K] of each bucket.
+        block: number of dimensions in a block, 1 to K; the last block may have fewer. With K, the
+            result is that of `cholesky`.
 
     Raises:
-        ValueError: for a block that is not an integer in 1 .. K.
+        ValueError: if `block` is not an integer from 1 to K.
+
+    Differs: the dimensions are those of the basis of G's eigenvectors, in which α0 G does not
+    couple the blocks.
     """
     dim = half.table.shape[1]
     if as_integer(block) is None or not 1 <= block <= dim:
-        raise ValueError(f"block={block} with dim={dim}; give 1 to {dim}, an integer")
+        raise ValueError(f"block={block} with dim={dim}; give 1 to {dim} as an integer")
     block = integer("block", block)
 
     def solve(system, diagonal, start):

@@ -1,4 +1,4 @@
-"""The global optimum of RG2 by a truncated singular value decomposition; see `rg2` for the loss."""
+"""The global optimum of RG2, from a truncated singular value decomposition; `rg2` has the loss."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ dot = functools.partial(jnp.matmul, precision="highest")
 
 
 class Problem(NamedTuple):
-    """What a sweep needs of the data.
+    """The data in the form that a sweep needs.
 
     Attributes:
-        matrix: R, users by items.
-        transposed: Rᵀ.
+        matrix: R [M, N].
+        transposed: Rᵀ [N, M].
         share: aᵤ / |D| [M].
-        inverse: 1 / aᵤ [M], 0 where a user has no items.
+        inverse: 1 / aᵤ [M], 0 for users without items.
         popularity: Σᵤ rᵤᵢ / |D| [N].
         total: |D| [].
         constant: Σᵤ Wᵤ ‖Sᵤ‖² [], the loss of zero factors.
@@ -43,14 +43,14 @@ class Problem(NamedTuple):
 
 
 def problem_of(train: Interactions, dtype: Any = None) -> Problem:
-    """Computed once, on the host.
+    """Computes the `Problem` of interactions, on the host.
 
     Args:
         train: the interactions.
-        dtype: of the numbers, that of the factors; None is the default float.
+        dtype: dtype of the factors, and so of the numbers; None is the default float.
 
     Raises:
-        ValueError: for weights that are all 0, since the loss is a mean over what they count.
+        ValueError: if the weights are all 0, because the loss is a mean weighted by them.
     """
     users, items = train.pairs()
     weights = np.ones(train.n_pairs) if train.weights is None else np.asarray(train.weights, np.float64)
@@ -58,7 +58,7 @@ def problem_of(train: Interactions, dtype: Any = None) -> Problem:
     inverse = np.divide(1, a, out=np.zeros_like(a), where=a > 0)
     total = a.sum()
     if total == 0:
-        raise ValueError("train.weights are all 0, so that the loss, a mean over them, has no value; leave weights out")
+        raise ValueError("train.weights are all 0, and the loss is a mean weighted by them; omit the weights")
     squares = np.bincount(users, weights**2, train.n_users) @ inverse
     dtype = jnp.zeros(()).dtype if dtype is None else dtype
     popularity = np.bincount(items, weights, train.n_items) / total
@@ -67,14 +67,14 @@ def problem_of(train: Interactions, dtype: Any = None) -> Problem:
 
 
 class Decomposition(NamedTuple):
-    """The leading part of S̃ = diag(√W) S, from which every optimum of RG2 is read off by `shrink`.
+    """The leading singular triplets of S̃ = diag(√W) S, from which `shrink` computes optima of RG2.
 
     Attributes:
         user: left singular vectors [M, K].
         values: singular values [K], descending.
         item: right singular vectors [N, K].
         scale: √Wᵤ [M]; 0 for a user without items.
-        residual: ‖S̃ᵀS̃v − σ²v‖ / σ₁² [K], how far each vector is from a true one.
+        residual: ‖S̃ᵀS̃v − σ²v‖ / σ₁² [K], the error of each singular vector.
     """
 
     user: Array
@@ -93,21 +93,25 @@ def decompose(
     oversample: int | None = None,
     passes: int = 200,
 ) -> Decomposition:
-    """Leading singular triplets of S̃, by subspace iteration with a Chebyshev filter on random vectors.
+    """Computes the leading singular triplets of S̃.
 
-    A pass is two sparse products of K + oversample columns. S̃ is never formed: it is
-    √(N/2|D|) A^(−1/2) R (I − 11ᵀ/N).
+    The method is subspace iteration with a Chebyshev filter, from random vectors. A pass consists
+    of two sparse products with K + oversample columns. S̃ = √(N/2|D|) A^(−1/2) R (I − 11ᵀ/N) is
+    never formed.
 
     Args:
         train: the positives.
-        dim: K, the largest dimension that `shrink` will be asked for.
-        key: typed key of the first vectors.
-        tolerance: of the largest `residual`; the objective's relative error is about its square.
-        oversample: further vectors that speed convergence; by default K/4, at least 10.
-        passes: at most.
+        dim: K, the largest dimension that `shrink` will use.
+        key: typed key that draws the initial vectors.
+        tolerance: the iteration ends when no `residual` exceeds this. The relative error of the
+            objective is about its square.
+        oversample: number of additional vectors, which speed up convergence; by default K/4, at
+            least 10.
+        passes: maximum number of passes.
 
     Raises:
-        ValueError: as `fit`; also for `oversample` below 0 and `passes` below 1, and where they are no integers.
+        ValueError: if `oversample` is not an integer of 0 or more, or `passes` is not an integer of
+            1 or more; also for `train`, `dim` and `key` as in `fit`.
     """
     dim = check_input(train, dim, tolerance=tolerance)
     check_key(key)
@@ -120,29 +124,33 @@ def decompose(
 
 
 def shrink(decomposition: Decomposition, *, regularization: Scalar, dim: int | None = None) -> Variables:
-    """The global optimum of L at one λ: singular values less λ/√2, or 0.
+    """Computes the global optimum of L for one λ.
+
+    The singular values are lowered by λ/√2, to 0 at the least.
 
     Args:
         decomposition: from `decompose`.
-        regularization: λ. May be traced: `jax.vmap` gives a whole path.
-        dim: K, at most the decomposition's; by default the same.
+        regularization: λ. It may be traced: `jax.vmap` computes a whole regularisation path.
+        dim: K, at most that of the decomposition, which is the default.
 
     Returns:
-        `models.MF`'s variables, balanced as `fit`'s fixed point is.
+        The variables of `models.MF`, balanced between users and items as `fit` converges to them.
 
     Raises:
-        ValueError: for a regularization that is negative or not finite, and a dim that is not an integer from 1 to
-            the decomposition's.
+        ValueError: if `regularization` is negative or not finite, or `dim` is not an integer from 1
+            to the dimension of the decomposition.
     """
     reached = decomposition.values.shape[0]
     dim = reached if dim is None else as_integer(dim)
     number("regularization", regularization, least=0)
     if dim is None or not 1 <= dim <= reached:
-        raise ValueError(f"dim={dim}, and the decomposition has {reached}; give 1 to {reached}, or decompose anew")
+        raise ValueError(
+            f"dim={dim}, and the decomposition has {reached}; give 1 to {reached}, or call decompose with a larger dim"
+        )
     n_items = decomposition.item.shape[0]
     kept = jnp.maximum(decomposition.values[:dim] - regularization / math.sqrt(2), 0)
     balance = math.sqrt(math.sqrt(2) * n_items)
-    warm = decomposition.scale > 0
+    warm = decomposition.scale > 0  # users with items
     scale = jnp.where(warm, 1 / jnp.where(warm, decomposition.scale, 1), 0)
     return {
         "params": {
@@ -165,27 +173,31 @@ def _decompose(problem: Problem, start: Array, tolerance: Scalar, *, dim: int, p
         return y - y.mean(0, keepdims=True)
 
     def ritz(basis):
-        """Best approximations in the span of orthonormal columns, and S̃ᵀS̃ times them."""
+        """Returns Rayleigh-Ritz approximations from orthonormal columns, and S̃ᵀS̃ times them."""
         left = forward(basis)
         squares, rotation = jnp.linalg.eigh(dot(left.T, left))
-        squares, rotation = jnp.maximum(squares[::-1], 0), rotation[:, ::-1]
+        squares, rotation = jnp.maximum(squares[::-1], 0), rotation[:, ::-1]  # descending
         basis, left = dot(basis, rotation), dot(left, rotation)
         image = backward(left)
         distance = jnp.linalg.norm(image - squares[None] * basis, axis=0)
         return basis, left, squares, image, distance / jnp.maximum(squares[0], jnp.finfo(squares.dtype).tiny)
 
     def filtered(basis, image, cut):
-        """T_degree(2 S̃ᵀS̃ / cut − 1): grows outside [0, cut], stays in [−1, 1] inside."""
+        """Applies T_degree(2 S̃ᵀS̃ / cut − 1) and orthonormalises.
+
+        The polynomial is within [−1, 1] for eigenvalues in [0, cut], and grows fast above.
+        """
         previous, present = basis, 2 / cut * image - basis
         for _ in range(degree - 1):
             previous, present = present, 2 * (2 / cut * backward(forward(present)) - present) - previous
+            # The recurrence is linear, so each column can be rescaled, which avoids overflow.
             scale = jnp.linalg.norm(present, axis=0, keepdims=True)
             previous, present = previous / scale, present / scale
         return jnp.linalg.qr(present)[0]
 
     def step(state):
         number, (basis, _, squares, image, _) = state
-        cut = jnp.maximum(squares[-1], 1e-3 * squares[0])
+        cut = jnp.maximum(squares[-1], 1e-3 * squares[0])  # keeps cut above 0
         return number + degree, ritz(filtered(basis, image, cut))
 
     def unfinished(state):

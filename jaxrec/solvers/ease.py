@@ -1,4 +1,4 @@
-"""EASE in closed form: the linear autoencoder of items by items."""
+"""EASE: an item-to-item linear autoencoder, fitted in closed form."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ from jaxrec.typing import Variables
 
 
 def fit(train: Interactions, *, regularization: float, max_items: int = 20_000) -> tuple[EASE, Variables, Log]:
-    """EASE (Steck 2019, 10.1145/3308558.3313710): the best linear map of rows to themselves without its diagonal.
+    """Fits EASE (Steck 2019, 10.1145/3308558.3313710).
 
-    B = I − P diag(1 / diag P), P = (XᵀX + λI)⁻¹, which minimises ‖X − XB‖² + λ‖B‖² under diag B = 0.
+    It computes B = I − P diag(1 / diag P) with P = (XᵀX + λI)⁻¹, which minimises ‖X − XB‖² + λ‖B‖²
+    subject to diag B = 0.
 
-    On the host, in float64, by Cholesky's factor: two tables [N, N] and a time of N³.
+    The computation runs on the host, in float64, by a Cholesky factorisation. It needs two [N, N]
+    arrays, and its time grows with N³.
 
     Args:
-        train: X; weights are not used.
-        regularization: λ, in the hundreds for common sets.
-        max_items: larger catalogues are refused; at 20 000 the tables take 6.4 GB.
+        train: X, the positives; their weights are ignored.
+        regularization: λ, the strength of the L2 regularisation; common data sets need hundreds.
+        max_items: more items than this raise an error. With 20 000 items the arrays take 6.4 GB.
 
     Returns:
-        The model, its variables, with `weights` in float32, and an empty `Log`. The model scores users by their
-        `histories`, such as `train`.
+        The model `EASE`, its variables, with `weights` in float32, and an empty `Log`. The model
+        scores users by their `histories`, such as `train`.
 
     Raises:
-        ValueError: for a regularization not above 0 or lost in rounding, and more than `max_items` items.
+        ValueError: if `regularization` is not above 0, or so small that rounding removes it; or if
+            `train` has more than `max_items` items.
 
     >>> model, variables, log = fit(Interactions.from_pairs([0, 0, 1, 1, 2, 3], [0, 1] * 3), regularization=1.0)
     >>> variables["params"]["weights"].tolist()
@@ -40,8 +43,8 @@ def fit(train: Interactions, *, regularization: float, max_items: int = 20_000) 
     max_items = integer("max_items", max_items)
     if train.n_items > max_items:
         raise ValueError(
-            f"train has {train.n_items} items, and two tables of {train.n_items} x {train.n_items} are needed; "
-            f"compact the catalogue, or raise max_items={max_items} if {16e-9 * train.n_items**2:.1f} GB are there"
+            f"train has {train.n_items} items, and two arrays of {train.n_items} x {train.n_items} are needed; "
+            f"remove items, or raise max_items={max_items} if {16e-9 * train.n_items**2:.1f} GB of memory are free"
         )
     x = train.to_scipy()
     x.data = np.ones(len(x.data))
@@ -55,14 +58,15 @@ def fit(train: Interactions, *, regularization: float, max_items: int = 20_000) 
     return EASE(train.n_items), {"params": {"weights": jnp.asarray(weights)}}, Log()
 
 
-_BLOCK = 4096  # OpenBLAS crashes in its parallel Cholesky of tables of about 16,000 rows and more
+_BLOCK = 4096  # OpenBLAS's parallel Cholesky crashes from about 16,000 rows on
 
 
 def _invert(table: np.ndarray, regularization: float) -> None:
-    """Inverts a positive definite table in place: by Cholesky's factor, and by halves if it is large.
+    """Inverts a positive definite matrix in place, by Cholesky, and blockwise if it is large.
 
-    With A the upper left half, B the lower left and C the lower right, the inverse has S⁻¹ at the lower right, where
-    S = C − B A⁻¹ Bᵀ, then −S⁻¹ B A⁻¹ at the lower left, and A⁻¹ + A⁻¹ Bᵀ S⁻¹ B A⁻¹ at the upper left.
+    Let A be the upper left block, B the lower left and C the lower right, and S = C − B A⁻¹ Bᵀ. The
+    inverse has A⁻¹ + A⁻¹ Bᵀ S⁻¹ B A⁻¹ at the upper left, −S⁻¹ B A⁻¹ at the lower left, and S⁻¹ at
+    the lower right.
     """
     from scipy.linalg import lapack
 

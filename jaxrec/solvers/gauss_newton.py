@@ -1,9 +1,10 @@
-"""Gauss-Newton with conjugate gradients for two-tower models on the RG2 objective: no step size, no negatives.
+"""Gauss-Newton with conjugate gradients for two-tower models and the RG2 objective.
 
-A tower is any differentiable function of parameters: `towers(params) -> users' vectors [M, K], items' vectors [N, K]`.
-With P and Q these tables, R the interactions, a = R1 and |D| = Σ a, what is minimised is
+It needs no step size and no negatives. Towers are any differentiable function of parameters,
+`towers(params) -> (P [M, K], Q [N, K])`, which returns the vectors of users and items. With the
+interactions R, a = R1 and |D| = Σ a, the objective is
 
-    L = −⟨P, RQ⟩ / |D| + (⟨PᵀAP, QᵀQ⟩ + 2 Pᵀa·Qᵀ1 + N|D|) / (2N|D|) + λ ‖θ‖²,   A = diag(a)
+    L = −⟨P, RQ⟩ / |D| + (⟨PᵀAP, QᵀQ⟩ + 2 Pᵀa·Qᵀ1 + N|D|) / (2N|D|) + λ ‖θ‖²,   A = diag(a).
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ Params = Any
 Towers = Callable[[Params], tuple[Array, Array]]
 Features = Array | tuple[Interactions, Interactions]
 
-_SUFFICIENT = 1e-4  # share of the slope that a step must gain (Armijo)
-_HALVINGS = 30
+_SUFFICIENT = 1e-4  # a step must decrease the objective by this fraction of its slope (Armijo)
+_HALVINGS = 30  # maximum number of halvings in the line search
 
 
 def fit(
@@ -50,41 +51,49 @@ def fit(
 ) -> tuple[Any, Variables, Log]:
     """Minimises the RG2 objective of two towers by Gauss-Newton steps (RG2, appendix D).
 
-    A step solves (G + 2λI) d = −∇L by conjugate gradients, where G is the curvature by way of the scores, and goes
-    along d as far as Armijo's rule lets it, so that the objective never rises. A product with G is one push and one
-    pull through the towers and four products with [K, K]; the interactions are gone through for the gradient and at
-    each trial alone.
+    A step solves (G + 2λI) d = −∇L by conjugate gradients, where G is the Gauss-Newton matrix of
+    the scores. A backtracking line search along d (Armijo's rule) ensures that the objective never
+    rises. A product with G costs one forward and one backward pass through the towers and four
+    products with [K, K] matrices. Only the gradient and each trial of the line search read the
+    interactions.
 
-    Arrays inside `functools.partial`s of `towers` travel as arguments; what a lambda closes over becomes a constant.
+    Arrays that `functools.partial` binds to `towers` are passed to the compiled step as arguments.
+    Arrays in the closure of a lambda are compiled in as constants.
 
     Args:
-        towers: such as `partial(two_towers, user_features=..., item_features=...)`, `partial(vectors, model=...,
-            variables=...)` for a Linen model, or `lambda p: (p["user"], p["item"])`, which is matrix factorisation.
-        params: to begin with. At zero tables the gradient is zero: draw them.
-        train: the interactions; weights count as so many repetitions.
-        regularization: λ of λ ‖θ‖².
-        steps: at most.
-        cg_steps: conjugate gradients a step, at most.
-        cg_tolerance: they end when the residual is below this share of the gradient.
-        tolerance: the run ends when a step lowers the objective by no more than this share of it; None never ends it.
-        loop: `validate`, `every`, `stopping`, `checkpoint`, `callbacks` and `progress`, as `train.fit` takes them; a
-            step is an epoch.
+        towers: such as `partial(two_towers, user_features=..., item_features=...)`;
+            `partial(vectors, model=..., variables=...)` for a Linen model; or
+            `lambda p: (p["user"], p["item"])`, which is matrix factorisation.
+        params: initial parameters. Draw them: for tables of zeros the gradient is zero.
+        train: the interactions. A weight counts as that many repetitions of the pair.
+        regularization: λ, the factor of ‖θ‖².
+        steps: maximum number of Gauss-Newton steps.
+        cg_steps: maximum number of conjugate gradient steps in each of them.
+        cg_tolerance: conjugate gradients end when the residual is below this fraction of the
+            gradient's norm.
+        tolerance: ends the run if a step lowers the objective by at most this fraction of it. None
+            never ends it.
+        loop: `validate`, `every`, `stopping`, `checkpoint`, `callbacks` and `progress`, as in
+            `train.fit`; a step counts as an epoch.
 
     Returns:
-        A model of the towers, its variables {"params": params}, and the `Log`: "objective" after each step, the norm of
-        the "gradient" before it, and the length of the "step", 1 for a full one.
+        A model of the towers, its variables {"params": params}, and the `Log`: the "objective"
+        after each step, the norm of the "gradient" before it, and the length of the "step", which
+        is 1 for a full step.
 
     Raises:
-        ValueError: for towers that do not give [M, K] and [N, K], an objective that is not finite, a train set without
-            pairs or with weights that are negative or not finite, `steps`, `cg_steps` or `every` that is not an integer
-            of 1 or more, a `regularization` or `tolerance` that is negative or not finite, a `cg_tolerance` outside
-            [0, 1), `stopping` without `validate`, and a metric of `stopping` that is never a number.
-        Interrupted: at Ctrl-C; it carries the parameters after the last step, and the log.
+        ValueError: if `towers` does not return [M, K] and [N, K]; the objective is not finite;
+            `train` has no pairs, or weights that are negative, not finite or all 0; `steps`,
+            `cg_steps` or `every` is not an integer of 1 or more; `regularization` or `tolerance` is
+            negative or not finite; `cg_tolerance` is outside [0, 1); `stopping` is given without
+            `validate`; or its metric was NaN at every validation.
+        Interrupted: on Ctrl-C. It carries the parameters after the last step, and the log.
 
-    Differs: appendix D has errors of sign, factor and shape. `solvers.rg2` minimises the same squares, larger by a
-    constant of the data, under another regulariser: λ (Σ aᵤ ‖pᵤ‖² / 2|D| + ‖Q‖² / 2N), which scales with the rows'
-    weights. Here it is λ ‖θ‖² of all parameters, so that a λ of one is none of the other; the towers pᵤ = (2|D| /
-    aᵤ)^½ `user[u]`, qᵢ = (2N)^½ `item[i]` make the two the same.
+    Differs: appendix D has errors of sign, factor and shape, which are corrected here.
+    `solvers.rg2` minimises the same squares plus a constant of the data, but with another
+    regulariser: λ (Σ aᵤ ‖pᵤ‖² / 2|D| + ‖Q‖² / 2N), which scales with the rows' weights. Here it is
+    λ ‖θ‖² over all parameters. A value of λ for one does therefore not suit the other. With the
+    towers pᵤ = (2|D| / aᵤ)^½ `user[u]`, qᵢ = (2N)^½ `item[i]` the two objectives are the same.
 
     >>> train = Interactions.from_pairs([0, 0, 1, 2], [0, 1, 1, 2])
     >>> params = {"user": jnp.full((3, 1), 0.1), "item": jnp.array([[0.2], [0.1], [-0.1]])}
@@ -102,8 +111,8 @@ def fit(
         params, values = _step(params, *data, regularization, cg_tolerance, static=static, cg_steps=cg_steps)
         if not np.isfinite(value := float(values["objective"])):
             raise NotFinite(
-                f"the objective is {value}; look for NaN in params, in the features of the towers and in train.weights "
-                "(all 0?), or start from smaller params"
+                f"the objective is {value}; look for NaN in params and in the features of the towers, or start "
+                "from smaller params"
             )
         return params, values
 
@@ -124,16 +133,16 @@ def fit(
 def objective(
     params: Params, towers: Towers, train: Interactions, transposed: Interactions, *, regularization: Scalar
 ) -> Array:
-    """L of the module's head, by Gram matrices: no array [M, N].
+    """Computes the objective L; it uses Gram matrices, no [M, N] array.
 
-    Without λ it is the mean of `losses.rg2` over all interactions, as `train.gram_objective` gives it.
+    With λ = 0 it is the mean of `losses.rg2` over all interactions, like `train.gram_objective`.
 
     Args:
         params: θ, any pytree.
-        towers: as in `fit`.
-        train: [M, N].
+        towers: the towers, as in `fit`.
+        train: the interactions [M, N].
         transposed: `train.transpose()`.
-        regularization: λ.
+        regularization: λ, the factor of ‖θ‖².
 
     >>> train = Interactions.from_pairs([0, 1], [0, 1])
     >>> tables = jnp.eye(2), jnp.array([[1.0, -1.0], [-1.0, 1.0]])
@@ -153,19 +162,21 @@ def objective(
 def gauss_newton_product(
     params: Params, towers: Towers, train: Interactions, transposed: Interactions, *, regularization: Scalar
 ) -> Callable[[Params], Params]:
-    """The map d -> (JᵀHJ + 2λI) d, linearised once at `params`: J of the scores, H their curvature aᵤ / N|D| ≥ 0.
+    """Returns the function d -> (JᵀHJ + 2λI) d, linearised at `params`.
 
-    It is the Hessian of `objective` but for the second derivative of the scores, is symmetric, and is at least 2λ.
+    J is the Jacobian of the scores, and H their curvature, aᵤ / N|D| ≥ 0. The matrix is the Hessian
+    of `objective` without the second derivatives of the scores. It is symmetric, and its
+    eigenvalues are at least 2λ.
 
     Args:
         params: θ.
-        towers: as in `fit`; reverse-mode differentiation alone is asked of it.
-        train: [M, N]; only its users' sums are used.
+        towers: the towers, as in `fit`; only reverse-mode differentiation is needed.
+        train: the interactions [M, N]; only the sums of the users' weights are used.
         transposed: `train.transpose()`.
-        regularization: λ.
+        regularization: λ, the factor of ‖θ‖².
     """
     (users, items), pull = jax.vjp(towers, params)
-    # J d as the transpose of the pull, since forward mode refuses `spmm` in a tower; the work is that of `linearize`.
+    # J d as the transpose of the pullback: `spmm` has no forward mode. The cost is the same.
     _, push = jax.vjp(lambda cotangents: pull(cotangents)[0], (jnp.zeros_like(users), jnp.zeros_like(items)))
     weights = _user_weights(train, transposed, users.dtype)
     weights = (weights / weights.sum() / len(items))[:, None]
@@ -183,6 +194,7 @@ def gauss_newton_product(
 
 @partial(jax.jit, static_argnames=("static", "cg_steps"))
 def _step(params, arrays, train, transposed, regularization, cg_tolerance, *, static: Static, cg_steps):
+    """Runs one Gauss-Newton step."""
     (towers,) = combine(arrays, static)
     how = {"towers": towers, "train": train, "transposed": transposed, "regularization": regularization}
     value, gradient = jax.value_and_grad(partial(objective, **how))(params)
@@ -194,13 +206,17 @@ def _step(params, arrays, train, transposed, regularization, cg_tolerance, *, st
 
 
 def _searched(fn: Callable[[Params], Array], params: Params, value: Array, move: Params, slope: Array) -> tuple:
-    """The longest of the steps 1, ½, ¼, … along `move` that gains enough, or none: parameters, value and length."""
+    """Takes the longest of the steps 1, ½, ¼, … along `move` that decreases the objective enough.
+
+    Returns the parameters, the objective and the length of the step, which is 0 if none suffices.
+    """
 
     def at(length):
         return jax.tree.map(lambda x, d: x + length * d, params, move)
 
     def too_long(carry):
         halvings, length, reached = carry
+        # Negated, so that a value that is NaN counts as too large.
         return (halvings < _HALVINGS) & ~(reached <= value + _SUFFICIENT * length * slope)
 
     def halve(carry):
@@ -223,22 +239,24 @@ def _dot(x: Array, y: Array) -> Array:
 
 
 def _user_weights(train: Interactions, transposed: Interactions, dtype: Any) -> Array:
-    """The sum a [M] of each user's weights."""
+    """Returns a [M], the sum of each user's weights."""
     if train.weights is None:
         return jnp.asarray(train.user_degrees, dtype)
     return spmm(train, transposed, jnp.ones((train.n_items, 1), dtype))[:, 0]
 
 
 def _check(towers, params, train, regularization, cg_tolerance) -> tuple[float, float]:
-    check_input(train, 1, regularization=regularization)  # towers may be wider than the matrix: no dim to check
+    """Checks the arguments of `fit`, and returns the numbers as Python floats."""
+    # The towers' vectors may have any number of dimensions, so there is none to check.
+    check_input(train, 1, regularization=regularization)
     if float(number("cg_tolerance", cg_tolerance, least=0)) >= 1:
         raise ValueError(f"cg_tolerance={cg_tolerance}; give 0 or more and less than 1")
     shapes = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(towers, params))]
     rows = [train.n_users, train.n_items]
     if [shape[:1] for shape in shapes] != [(n,) for n in rows] or shapes[0][1:] != shapes[1][1:] or len(shapes[0]) != 2:
         raise ValueError(
-            f"towers gives tables of shapes {shapes}; give one of {rows[0]} users and one of {rows[1]} items, of as "
-            "many columns (are there features for each of them?)"
+            f"towers gives tables of shapes {shapes}; return one with {rows[0]} users and one with {rows[1]} items, "
+            "with the same number of columns (the features need a row for every user and item)"
         )
     return float(regularization), float(cg_tolerance)
 
@@ -247,7 +265,13 @@ def _check(towers, params, train, regularization, cg_tolerance) -> tuple[float, 
 
 
 def vectors(params: Params, *, model: Any, variables: Variables) -> tuple[Array, Array]:
-    """Towers of a Linen model that gives `vectors`: bind `model` and its `variables` by `functools.partial`.
+    """Computes the vectors of a Linen model that has the method `vectors`, for use as towers.
+
+    Args:
+        params: the collection "params" of the model's variables.
+        model: the model; bind it with `functools.partial`.
+        variables: the model's variables, as returned by `model.init`; bind them too. Their "params"
+            are replaced by `params`.
 
     >>> from jaxrec import models
     >>> model = models.MF(2, 3, dim=1)
@@ -260,13 +284,13 @@ def vectors(params: Params, *, model: Any, variables: Variables) -> tuple[Array,
 
 
 def two_towers(params: Params, user_features: Features, item_features: Features) -> tuple[Array, Array]:
-    """Towers with one hidden layer each: V tanh(W x + b) + c of a row x of features.
+    """Computes towers with one hidden layer each: V tanh(W x + b) + c for a row x of features.
 
     Args:
         params: from `init_two_towers`.
-        user_features: dense [M, F], or the pair `(matrix, matrix.transpose())` of a sparse `Interactions` [M, F], whose
-            row is a bag, such as the items of a user's history.
-        item_features: likewise, of the items.
+        user_features: a dense array [M, F], or the pair `(matrix, matrix.transpose())` of a sparse
+            `Interactions` [M, F], whose row is a bag, such as the items of a user's history.
+        item_features: the features of the items, in the same form, with N rows.
     """
     return _tower(params["user"], user_features), _tower(params["item"], item_features)
 
@@ -274,18 +298,21 @@ def two_towers(params: Params, user_features: Features, item_features: Features)
 def init_two_towers(
     key: Key, user_features: Features, item_features: Features, *, dim: int = 64, hidden: int = 64, scale: float = 0.3
 ) -> Params:
-    """Parameters of `two_towers`, drawn so that W x varies by about 1 whatever the features, and vectors by `scale`.
+    """Draws parameters for `two_towers`.
+
+    They are scaled to the features, so that entries of W x have a standard deviation of about 1.
 
     Args:
         key: typed key.
-        user_features: as `two_towers` gets them.
-        item_features: likewise.
-        dim: K, of the vectors.
+        user_features: the features that `two_towers` will get.
+        item_features: the features that `two_towers` will get.
+        dim: K, the number of dimensions of the vectors.
         hidden: width of the hidden layers.
-        scale: standard deviation of the vectors' coordinates, about.
+        scale: approximate standard deviation of the vectors' entries.
 
     Raises:
-        ValueError: for a seed in place of a key, sizes that are not integers of 1 or more, and a negative scale.
+        ValueError: if `key` is not a typed key, such as an integer seed; `dim` or `hidden` is not
+            an integer of 1 or more; or `scale` is negative or not finite.
 
     >>> towers = init_two_towers(jax.random.key(0), jnp.ones((5, 3)), jnp.ones((4, 2)), dim=6, hidden=7)
     >>> {name: leaf.shape for name, leaf in towers["user"].items()}
@@ -310,6 +337,7 @@ def init_two_towers(
 
 
 def _tower(params: Mapping[str, Array], features: Features) -> Array:
+    """Computes the vectors of one tower."""
     if isinstance(features, tuple):
         projected = spmm(*features, params["W"])
     else:

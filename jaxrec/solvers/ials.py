@@ -1,15 +1,17 @@
-"""iALS: weighted least squares on all pairs, observed or not, by alternating (Rendle et al. 2022, arXiv 2110.14037).
+"""iALS: alternating least squares on all pairs (Rendle et al. 2022, arXiv 2110.14037).
 
-With r_ui the weights of the pairs D (1 where `train` has none), o = p·q, M users and N items, `fit` minimises
+Let r_ui be the weights of the observed pairs D (1 if `train` has no weights), o = p·q, M the number
+of users and N the number of items. `fit` minimises
 
     Σ_D r (o − 1)² + α0 Σ_all o² + Σ_u λ_u ‖p_u‖² + Σ_i λ_i ‖q_i‖²,
     λ_u = λ (Σ_i r_ui + α0 N)^ν,   λ_i = λ (Σ_u r_ui + α0 M)^ν.
 
-Pairs of D are in both sums, so that an observed pair has the weight r + α0 and the target r / (r + α0). Each half step
-solves all users or all items, by one of the solvers `cholesky`, `conjugate_gradient` and `subspace`. Rows without pairs
-get the zero vector, their exact solution.
+The pairs of D are in both sums: an observed pair has the weight r + α0 and the target r / (r + α0).
+A half step solves for all users or for all items, with one of the solvers `cholesky`,
+`conjugate_gradient` and `subspace`. Rows without pairs get the zero vector, their exact solution.
 
-Differs: the released code counts pairs, |I_u|, in λ_u. With weights we take their sum, which is what the row weighs.
+Differs: λ_u has the sum of the row's weights where the released code has the number of its pairs
+|I_u|. Without weights the two are equal.
 """
 
 from __future__ import annotations
@@ -46,35 +48,40 @@ def fit(
     mesh: Mesh | None = None,
     **loop: Unpack[Loop],
 ) -> tuple[MF, Variables, Log]:
-    """iALS: alternates between all users and all items.
+    """Fits iALS: solves alternately for all users and for all items.
 
     Args:
         train: the positives.
-        dim: K.
-        regularization: λ.
-        unobserved_weight: α0.
-        key: typed key of the first item factors.
-        nu: ν; 1 regularises a row by what it weighs, 0 all rows alike.
-        sweeps: at most.
-        solver: `cholesky` (exact), `partial(conjugate_gradient, steps=3)` (the fastest), or `partial(subspace,
-            block=...)` (for large K).
-        scale: the first item factors are N(0, scale² / K), and 0 for items without pairs.
-        tolerance: ends the run when a sweep lowers the objective by no more than this share; None never does.
-        mesh: if given, the rows of each side are dealt over its devices; factors are the same on all.
-        loop: `validate`, `every`, `stopping`, `checkpoint`, `callbacks` and `progress`, as `train.fit` takes them;
-            a sweep is an epoch.
+        dim: K, the number of dimensions of a factor.
+        regularization: λ, the strength of the L2 regularisation.
+        unobserved_weight: α0, the weight of an unobserved pair; an observed one has r + α0.
+        key: typed key that draws the initial item factors.
+        nu: ν. With 1, a row is regularised in proportion to its total weight; with 0, all rows
+            equally.
+        sweeps: maximum number of sweeps; a sweep solves once for the users and once for the items.
+        solver: `cholesky` (exact), `partial(conjugate_gradient, steps=3)` (the fastest), or
+            `partial(subspace, block=...)` (for large K).
+        scale: the initial item factors are drawn from N(0, scale² / K), but are 0 for items without
+            pairs.
+        tolerance: ends the run if a sweep lowers the objective by at most this fraction of it. None
+            never ends it.
+        mesh: if given, the rows of both sides are sharded over its devices. The returned factors
+            are replicated.
+        loop: `validate`, `every`, `stopping`, `checkpoint`, `callbacks` and `progress`, as in
+            `train.fit`; a sweep counts as an epoch.
 
     Returns:
-        The model `MF`, its variables {"params": {"user": [M, K], "item": [N, K]}}, and the `Log`: "after_users" and
-        "objective" are the objective after each half of a sweep.
+        The model `MF`, its variables {"params": {"user": [M, K], "item": [N, K]}}, and the `Log`:
+        "after_users" and "objective" are the objective after the first and second half of a sweep.
 
     Raises:
-        TypeError: for anything but `Interactions`, and for a solver that is no function.
-        ValueError: for no pairs, weights that are negative or not finite, sizes that are not integers, a dim above
-            min(M, N), hyperparameters that are negative or not finite, a regularization too small (0) for rows with
-            fewer pairs than dim, a metric of `stopping` that is never a number, and a mesh of more than one axis or
-            of more devices than users.
-        Interrupted: at Ctrl-C; it carries the variables after the last sweep, and the log.
+        TypeError: if `train` is not an `Interactions`, or `solver` is not a function.
+        ValueError: if `train` has no pairs; weights are negative, not finite or all 0; a size is
+            not an integer; `dim` is above min(M, N); a hyperparameter is negative or not finite;
+            `regularization` is too small (0) for rows with fewer pairs than `dim`; the metric of
+            `stopping` was NaN at every validation; or `mesh` has several axes or more devices than
+            there are users.
+        Interrupted: on Ctrl-C. It carries the variables after the last sweep, and the log.
 
     >>> import jax
     >>> train = Interactions.from_pairs([0, 0, 1, 2, 2], [0, 1, 1, 0, 2])
@@ -94,18 +101,18 @@ def fit(
 def objective(
     variables: Variables, train: Interactions, *, regularization: float, unobserved_weight: float, nu: float = 1.0
 ) -> Array:
-    """What `fit` minimises, of the given factors []: by Gram matrices, with no [M, N] array.
+    """Computes the objective of `fit` for given factors []; it uses Gram matrices, no [M, N] array.
 
     Args:
-        variables: {"params": {"user": [M, K], "item": [N, K]}}, as `fit` returns them.
+        variables: {"params": {"user": [M, K], "item": [N, K]}}, as returned by `fit`.
         train: the positives, of M users and N items.
-        regularization: λ.
-        unobserved_weight: α0.
-        nu: ν.
+        regularization: λ, the strength of the L2 regularisation.
+        unobserved_weight: α0, the weight of an unobserved pair; an observed one has r + α0.
+        nu: ν, the exponent of a row's total weight in its regularisation.
 
     Raises:
-        ValueError: for variables of another form or of other sizes, weights that are negative or not finite, and
-            hyperparameters that are negative or not finite.
+        ValueError: if `variables` has another form or other sizes, or weights or hyperparameters
+            are negative or not finite.
     """
     check_numbers(regularization=regularization, unobserved_weight=unobserved_weight, nu=nu)
     return objective_of(variables, train, Weighting(unobserved_weight, 1.0, 0.0, regularization, nu))
@@ -114,26 +121,28 @@ def objective(
 def fold_in(
     variables: Variables, histories: Interactions, *, regularization: float, unobserved_weight: float, nu: float = 1.0
 ) -> Array:
-    """Vectors of users whom training never saw: their exact half step.
+    """Computes the vectors of users who were not in training, by an exact half step.
 
-    The item vectors must come from `fit`, since the half step is that of its objective. Variables of a
-    `models.MF` that was trained by gradients, or by another solver, have the same form and cannot be told apart:
-    their vectors would be wrong without an error.
+    The item vectors must come from `fit`, because the half step minimises its objective. Variables
+    of a `models.MF` that was trained by gradients or by another solver have the same form. They
+    raise no error, but give wrong vectors.
 
     Args:
-        variables: what `fit` returned.
-        histories: [B, N], what is known of B users; a user without items gets 0.
-        regularization: as in training.
-        unobserved_weight: as in training.
-        nu: as in training.
+        variables: the variables that `fit` returned.
+        histories: [B, N], the known items of B users. A user without items gets the zero vector.
+        regularization: λ, the value used in training.
+        unobserved_weight: α0, the value used in training.
+        nu: ν, the value used in training.
 
     Returns:
-        [B, K]; `{"params": {"user": vectors, "item": variables["params"]["item"]}}` are variables of MF for them.
+        The users' vectors [B, K]. To score with an `MF` for these users, pass it
+        `{"params": {"user": vectors, "item": variables["params"]["item"]}}`.
 
     Raises:
-        ValueError: for variables of another form, such as those of a model with facets, biases or a graph, histories
-            over another number of items, weights or hyperparameters that are negative or not finite, and a
-            regularization too small (0) for rows with fewer pairs than dim.
+        ValueError: if `variables` has another form, such as that of a model with facets, biases or
+            a graph; `histories` has another number of items; weights or hyperparameters are
+            negative or not finite; or `regularization` is too small (0) for rows with fewer pairs
+            than dimensions.
     """
     check_numbers(regularization=regularization, unobserved_weight=unobserved_weight, nu=nu)
     return fold_in_of(variables, histories, Weighting(unobserved_weight, 1.0, 0.0, regularization, nu))

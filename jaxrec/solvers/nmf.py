@@ -1,4 +1,4 @@
-"""Non-negative matrix factorisation, by scikit-learn."""
+"""Non-negative matrix factorisation with scikit-learn."""
 
 from __future__ import annotations
 
@@ -24,29 +24,33 @@ def fit(
     iterations: int = 200,
     tolerance: float = 1e-4,
 ) -> tuple[MF, Variables, Log]:
-    """Non-negative matrix factorisation (Lee and Seung 1999, 10.1038/44565).
+    """Fits a non-negative matrix factorisation (Lee and Seung 1999, 10.1038/44565).
 
-    min ½‖X − WHᵀ‖² + ½ regularization (‖W‖² + ‖H‖²) over W [M, D] ≥ 0 and H [N, D] ≥ 0, X [M, N] the weights of
-    `train`, by scikit-learn (the extra `nmf`): coordinate descent on the host from a random start.
+    It minimises ½‖X − WHᵀ‖² + ½ λ (‖W‖² + ‖H‖²) over W [M, D] ≥ 0 and H [N, D] ≥ 0, where X [M, N]
+    holds the weights of `train`. scikit-learn (the extra `nmf`) does it on the host, by coordinate
+    descent from a random start.
 
     Args:
-        train: the interactions; pairs without weights weigh 1.
-        dim: D.
-        key: typed key of the start.
-        regularization: λ.
-        iterations: at most so many; scikit-learn warns where they do not suffice.
-        tolerance: ends it where the gradient has fallen to that share of its first norm.
+        train: the interactions. Pairs have the weight 1 if there are no weights.
+        dim: D, the number of dimensions of a factor.
+        key: typed key that draws the start.
+        regularization: λ, the strength of the L2 regularisation.
+        iterations: maximum number of iterations. scikit-learn warns if it does not converge within
+            them.
+        tolerance: ends the iterations when the norm of the gradient has fallen to this fraction of
+            its first value.
 
     Returns:
         The model `MF`, its variables, and an empty `Log`.
 
     Raises:
-        ImportError: where scikit-learn is missing.
-        ValueError: for a seed in place of a key, weights that are negative or not finite, a dim or a number of
-            iterations that is not an integer of 1 or more, and a regularization or tolerance below 0 or not finite.
+        ImportError: if scikit-learn is missing.
+        ValueError: if `key` is not a typed key, such as an integer seed; weights are negative or
+            not finite; `dim` or `iterations` is not an integer of 1 or more; or `regularization` or
+            `tolerance` is negative or not finite.
 
-    Differs: scikit-learn scales its penalties by N and M since version 1.0; here they are those of the formula, as they
-    were when the papers that compare with it were written.
+    Differs: scikit-learn multiplies its penalties by N and M since version 1.0. Here they are those
+    of the formula, as in the versions that earlier papers used.
     """
     check_interactions(train=train)
     check_weights(train=train)
@@ -66,6 +70,7 @@ def fit(
         tol=float(tolerance),
         max_iter=iterations,
         random_state=int(jax.random.bits(key, dtype=jnp.uint32)),
+        # scikit-learn multiplies alpha_W by N and alpha_H by M.
         alpha_W=float(regularization) / train.n_items,
         alpha_H=float(regularization) / train.n_users,
     )

@@ -1,18 +1,27 @@
-"""RG2, the squared loss aligned with DCG (Pu et al. 2024, "Learning-Efficient Yet Generalizable CF"), without SGD.
+"""RG2: a squared loss aligned with DCG, minimised without SGD.
 
-The loss is the softmax's second-order expansion at 0. For user u with aᵤ items of the |D| pairs, over all N items,
+The paper is Pu et al. 2024, "Learning-Efficient Yet Generalizable CF". The loss is the second-order
+expansion of the softmax loss at 0. User u has aᵤ of the |D| pairs, and the sums are over all N
+items:
 
-    L = Σᵤ Wᵤ Σⱼ (oᵤⱼ − Sᵤⱼ)² + λ [Σᵤ N Wᵤ ‖pᵤ‖² + ‖Q‖² / 2N],   Wᵤ = aᵤ / (2N|D|),   Sᵤⱼ = rᵤⱼ N / aᵤ − 1.
+    L = Σᵤ Wᵤ Σⱼ (oᵤⱼ − Sᵤⱼ)² + λ [Σᵤ N Wᵤ ‖pᵤ‖² + ‖Q‖² / 2N],
+    Wᵤ = aᵤ / (2N|D|),   Sᵤⱼ = rᵤⱼ N / aᵤ − 1.
 
-The weights belong to rows, so they cancel from the normal equations: one K x K system serves all users, another all
-items, and a sweep costs two sparse products (`fit`). And the optimum over all rank-K factors is a truncated SVD with
-singular values shrunk by λ/√2 (`decompose` once, `shrink` for every λ and every smaller K; `solve` is both). Where
-`train` has weights, they stand for rᵤⱼ, aᵤ for their sum over a user, |D| for the sum of all.
+If `train` has weights, they are rᵤⱼ, aᵤ is their sum over a user, and |D| is the sum of all.
 
-Differs: the paper's Algorithm 1 forms a system for each row; its released code subtracts the −1's of the targets with
-the wrong sign from the items' side and scales the regulariser by N where the sum of weights is aᵤ. Here every half
-step minimises the one objective exactly, so that it never rises. λ ≥ √2 σ₁ gives the zero solution, with σ₁ the largest
-of `decompose(...).values`: choose it as a share of √2 σ, not of 1.
+- `fit` alternates between users and items. The weights Wᵤ are constant within a row, so they cancel
+  from the normal equations: all users share one K x K system, and all items another. A sweep costs
+  two sparse products.
+- The optimum over all factors of rank K is a truncated SVD with singular values lowered by λ/√2.
+  `decompose` computes the SVD once, `shrink` the optimum for every λ and every smaller K. `solve`
+  does both.
+
+λ ≥ √2 σ₁ gives the zero solution, where σ₁ is the largest of `decompose(...).values`. Choose λ
+relative to √2 σ₁.
+
+Differs: the paper's Algorithm 1 forms a system for each row. In its released code, the −1 of the
+targets has the wrong sign in the items' step, and the regulariser is scaled by N, where the sum of
+weights is aᵤ. Here every half step minimises the objective exactly, so that it never rises.
 """
 
 from __future__ import annotations
@@ -33,7 +42,7 @@ from jaxrec._run import Loop
 from jaxrec.interactions import Interactions, check_interactions, check_weights
 from jaxrec.models.mf import MF
 from jaxrec.solvers._conjugate import Rows, conjugate, scores
-from jaxrec.solvers._mesh import check_mesh, dealt, spread
+from jaxrec.solvers._mesh import check_mesh, sharded, spread
 from jaxrec.solvers._run import check_factors, check_input, check_solved, description_of, first_factors, run
 from jaxrec.solvers._spectrum import Decomposition, Problem, decompose, dot, problem_of, shrink
 from jaxrec.sparse import spmm
@@ -56,37 +65,44 @@ def fit(
     mesh: Mesh | None = None,
     **loop: Unpack[Loop],
 ) -> tuple[MF, Variables, Log]:
-    """Alternates exact steps: all users, then all items.
+    """Fits RG2: solves alternately for all users and for all items.
 
-    Where λ is small, ranking may be at its best after a few sweeps, before the objective settles; `stopping` finds the
-    sweep on a validation set, and `solve` gives the end of the road at once.
+    With a small λ, the ranking may be best after a few sweeps, before the objective has settled.
+    `stopping` finds this sweep on validation data. `solve` computes the limit of the sweeps
+    directly.
 
     Args:
-        train: the positives. A user without any gets the vector 0; all items without any get the same vector.
-        dim: K.
-        regularization: λ, in units of √2 times a singular value of S̃.
-        key: typed key of the first item factors.
-        alpha: α, more weight on the positives: L gains α/|D| Σ r (o − 1)² over the pairs and their share of the
-            regulariser. With it rows have systems of their own, and the closed form is gone.
-        sweeps: at most.
-        steps: of conjugate gradients in a half step, where alpha is not 0.
-        scale: the first item factors are N(0, scale² / K).
-        tolerance: ends the run when a sweep lowers the objective by no more than this share; None never does.
-        mesh: if given, users are dealt over its devices, items are the same on all, and a sweep sums [N, K] once over
-            the mesh; the devices may belong to several processes, each of which has `train` and gets whole tables.
-        loop: `validate`, `every`, `stopping`, `checkpoint`, `callbacks` and `progress`, as `train.fit` takes them;
-            a sweep is an epoch.
+        train: the positives. A user without pairs gets the zero vector. All items without pairs get
+            the same vector.
+        dim: K, the number of dimensions of a factor.
+        regularization: λ, the strength of the L2 regularisation; its scale is √2 times a singular
+            value of S̃.
+        key: typed key that draws the initial item factors.
+        alpha: α, additional weight of the positives: L gains α/|D| Σ r (o − 1)² over the pairs, and
+            the corresponding regularisation. If α is not 0, every row has its own system, solved by
+            conjugate gradients, and there is no closed form.
+        sweeps: maximum number of sweeps; a sweep solves once for the users and once for the items.
+        steps: number of conjugate gradient steps in a half step; only used if `alpha` is not 0.
+        scale: the initial item factors are drawn from N(0, scale² / K).
+        tolerance: ends the run if a sweep lowers the objective by at most this fraction of it. None
+            never ends it.
+        mesh: if given, the users are sharded over its devices and the items are replicated; a sweep
+            sums an [N, K] array over the mesh. The devices may belong to several processes. Each
+            needs all of `train` and gets whole tables.
+        loop: `validate`, `every`, `stopping`, `checkpoint`, `callbacks` and `progress`, as in
+            `train.fit`; a sweep counts as an epoch.
 
     Returns:
-        The model `MF`, its variables {"params": {"user": [M, K], "item": [N, K]}}, and the `Log`: "after_users" and
-        "objective" are L after each half of a sweep.
+        The model `MF`, its variables {"params": {"user": [M, K], "item": [N, K]}}, and the `Log`:
+        "after_users" and "objective" are L after the first and second half of a sweep.
 
     Raises:
-        ValueError: for no pairs, weights that are negative, not finite or all 0, sizes that are not integers, a dim
-            above min(M, N), hyperparameters that are negative or not finite, a regularization too small (0) for
-            factors whose Gram matrix is singular, a metric of `stopping` that is never a number, and a mesh of more
-            than one axis or of more devices than users.
-        Interrupted: at Ctrl-C; it carries the variables after the last sweep, and the log.
+        ValueError: if `train` has no pairs; weights are negative, not finite or all 0; a size is
+            not an integer; `dim` is above min(M, N); a hyperparameter is negative or not finite;
+            `regularization` is too small (0) for factors with a singular Gram matrix; the metric of
+            `stopping` was NaN at every validation; or `mesh` has several axes or more devices than
+            there are users.
+        Interrupted: on Ctrl-C. It carries the variables after the last sweep, and the log.
 
     >>> train = Interactions.from_pairs([0, 0, 1, 2, 2], [0, 1, 1, 0, 2])
     >>> model, variables, log = fit(train, dim=2, regularization=0.1, key=jax.random.key(0), progress=False)
@@ -114,17 +130,19 @@ def fit(
 
 
 def objective(variables: Variables, train: Interactions, *, regularization: Scalar, alpha: Scalar = 0.0) -> Array:
-    """L of the given factors [], by Gram matrices: no [M, N] array, one sparse product. Differentiable.
+    """Computes L [] of given factors; it is differentiable.
+
+    It uses Gram matrices and sparse products, no [M, N] array.
 
     Args:
-        variables: {"params": {"user": [M, K], "item": [N, K]}}, as `fit` and `solve` return them.
+        variables: {"params": {"user": [M, K], "item": [N, K]}}, as returned by `fit` or `solve`.
         train: the positives, of M users and N items.
-        regularization: λ.
-        alpha: α.
+        regularization: λ, the strength of the L2 regularisation.
+        alpha: α, the additional weight of the positives.
 
     Raises:
-        ValueError: for variables of another form or of other sizes, weights that are negative, not finite or all 0,
-            and hyperparameters that are negative or not finite.
+        ValueError: if `variables` has another form or other sizes; weights are negative, not finite
+            or all 0; or a hyperparameter is negative or not finite.
     """
     check_interactions(train=train)
     check_weights(train=train)
@@ -141,31 +159,34 @@ def fold_in(
     alpha: Scalar = 0.0,
     steps: int = 30,
 ) -> Array:
-    """Vectors of users whom training never saw: their half step.
+    """Computes the vectors of users who were not in training, by a half step.
 
-    The item vectors must come from `fit` or `solve`, since the half step is that of their objective. Variables of a
-    `models.MF` that was trained by gradients, or by another solver, have the same form and cannot be told apart:
-    their vectors would be wrong without an error.
+    The item vectors must come from `fit` or `solve`, because the half step minimises their
+    objective. Variables of a `models.MF` that was trained by gradients or by another solver have
+    the same form. They raise no error, but give wrong vectors.
 
     Args:
-        variables: what `fit` or `solve` returned.
-        histories: [B, N], what is known of B users; a user without items gets 0.
-        regularization: as in training.
-        alpha: as in training. With 0 a vector is the mean of item vectors times a K x K matrix.
-        steps: of conjugate gradients, where alpha is not 0.
+        variables: the variables that `fit` or `solve` returned.
+        histories: [B, N], the known items of B users. A user without items gets the zero vector.
+        regularization: λ, the value used in training.
+        alpha: α, the value used in training.
+        steps: number of conjugate gradient steps; only used if `alpha` is not 0.
 
     Returns:
-        [B, K]; `{"params": {"user": vectors, "item": variables["params"]["item"]}}` are variables of MF for them.
+        The users' vectors [B, K]. To score with an `MF` for these users, pass it
+        `{"params": {"user": vectors, "item": variables["params"]["item"]}}`.
 
     Raises:
-        ValueError: for variables of another form, such as those of a model with facets, biases or a graph, histories
-            over another number of items, weights or hyperparameters that are negative or not finite, steps that are
-            not an integer of 1 or more, and a regularization too small (0) for the items' Gram matrix.
+        ValueError: if `variables` has another form, such as that of a model with facets, biases or
+            a graph; `histories` has another number of items; weights or hyperparameters are
+            negative or not finite; `steps` is not an integer of 1 or more; or `regularization` is
+            too small (0) for the items' Gram matrix.
     """
     check_interactions(histories=histories)
     check_weights(histories=histories)
     (item,) = check_factors(variables, "histories have", item=histories.n_items)
     steps, settings = integer("steps", steps), _settings(regularization, alpha)
+    # `problem_of` divides by the sum of all weights.
     if not np.any(np.ones(histories.n_pairs) if histories.weights is None else np.asarray(histories.weights)):
         return jnp.zeros((histories.n_users, item.shape[1]), item.dtype)
     return check_solved(
@@ -174,16 +195,25 @@ def fold_in(
 
 
 def _given(alpha: Scalar) -> bool:
+    """Whether α is not 0; a traced α counts as not 0."""
     return isinstance(alpha, jax.core.Tracer) or bool(alpha)
 
 
 def solve(
     train: Interactions, *, dim: int, regularization: Scalar, key: Key, tolerance: float = 1e-4
 ) -> tuple[MF, Variables, Log]:
-    """The global optimum of L over factors of K dimensions, in closed form: `shrink` of `decompose`.
+    """Computes the global optimum of L over factors of K dimensions, by `decompose` and `shrink`.
+
+    Args:
+        train: the positives.
+        dim: K, the number of dimensions of a factor.
+        regularization: λ, the strength of the L2 regularisation.
+        key: typed key that draws the initial vectors of `decompose`.
+        tolerance: see `decompose`.
 
     Returns:
-        The model `MF`, its variables, and an empty `Log`.
+        The model `MF`, its variables {"params": {"user": [M, K], "item": [N, K]}}, and an empty
+        `Log`.
 
     >>> train = Interactions.from_pairs([0, 0, 1, 2, 2], [0, 1, 1, 0, 2])
     >>> model, variables, log = solve(train, dim=2, regularization=0.1, key=jax.random.key(0))
@@ -197,13 +227,14 @@ def solve(
     return MF(train.n_users, train.n_items, dim=dim), variables, Log()
 
 
-# ---------------------------------------------------------------------- one device, or a mesh of them
+# ---------------------------------------------------------------------- one device, or a mesh
 
 
 class _State(NamedTuple):
-    """Between sweeps: the factors and QᵀQ/N, which both the objective and the next sweep need.
+    """The state between sweeps: the factors and QᵀQ/N, which the objective and the next sweep need.
 
-    Users are `user` itself, or where `solve` [K, K] is given, `user @ solve`, which a sweep never forms.
+    The users' factors are `user`; if `solve` [K, K] is given they are `user @ solve`, which a sweep
+    never forms.
     """
 
     user: Array
@@ -213,46 +244,51 @@ class _State(NamedTuple):
 
 
 class _Settings(NamedTuple):
+    """λ and α."""
+
     regularization: Scalar
     alpha: Scalar
 
     def of_type(self, dtype: Any) -> _Settings:
-        """The same numbers in the type of the tables, whatever type of number they were given as."""
+        """Converts the numbers to the dtype of the tables."""
         return _Settings(*(jnp.asarray(x, dtype) for x in self))
 
 
 def _settings(regularization: Scalar, alpha: Scalar) -> _Settings:
+    """Checks λ and α."""
     return _Settings(number("regularization", regularization, least=0), number("alpha", alpha, least=0))
 
 
 def _factors(state: _State) -> dict[str, Array]:
+    """Returns the tables of users and items."""
     return {"user": state.user if state.solve is None else dot(state.user, state.solve), "item": state.item}
 
 
 def _prepared(train: Interactions, state: _State, steps: int):
-    """The sweep, its first state, and how factors are read off one."""
+    """Returns the sweep, its first state, and the function from a state to the factors."""
     return functools.partial(_sweep, jax.device_put(problem_of(train)), steps=steps), state, _factors
 
 
 def _prepared_on(mesh: Mesh, train: Interactions, state: _State, steps: int):
-    """The same on a mesh; `factors` gathers the users in their order."""
+    """The same as `_prepared`, on a mesh; `factors` gathers the users in the order of their ids."""
     axis = check_mesh(mesh, train.n_users)
-    deal, whole = dealt(train, mesh.size), problem_of(train)
-    shares, inverses = (np.append(x, np.zeros((), x.dtype))[deal.users] for x in (whole.share, whole.inverse))
+    shards, whole = sharded(train, mesh.size), problem_of(train)
+    shares, inverses = (np.append(x, np.zeros((), x.dtype))[shards.users] for x in (whole.share, whole.inverse))
+    # Every leaf gets a leading axis of devices, so that one spec shards them all.
     same_for_all = (np.broadcast_to(x, (mesh.size, *x.shape)) for x in whole[4:])
-    problem = spread(mesh, Problem(deal.matrix, deal.transposed, shares, inverses, *same_for_all), axis)
-    users = np.zeros((*deal.users.shape, state.user.shape[1]), state.user.dtype)
-    places, item, gram, solve = spread(mesh, (deal.places, state.item, state.gram, state.solve))
-    sharded, same = PartitionSpec(axis), PartitionSpec()
-    specs = _State(sharded, same, same, same)
+    problem = spread(mesh, Problem(shards.matrix, shards.transposed, shares, inverses, *same_for_all), axis)
+    users = np.zeros((*shards.users.shape, state.user.shape[1]), state.user.dtype)
+    places, item, gram, solve = spread(mesh, (shards.places, state.item, state.gram, state.solve))
+    split, same = PartitionSpec(axis), PartitionSpec()
+    specs = _State(split, same, same, same)
 
     def local(problem, state, settings):
         problem, user = jax.tree.map(lambda x: x[0], (problem, state.user))
-        state, figures = _sweep(problem, state._replace(user=user), settings, steps=steps, axis=axis)
-        return state._replace(user=state.user[None]), figures
+        state, values = _sweep(problem, state._replace(user=user), settings, steps=steps, axis=axis)
+        return state._replace(user=state.user[None]), values
 
     sweep = jax.jit(
-        jax.shard_map(local, mesh=mesh, in_specs=(sharded, specs, same), out_specs=(specs, same), check_vma=False)
+        jax.shard_map(local, mesh=mesh, in_specs=(split, specs, same), out_specs=(specs, same), check_vma=False)
     )
     order = jax.jit(lambda user, places: user.reshape(-1, user.shape[-1])[places], out_shardings=places.sharding)
 
@@ -267,51 +303,53 @@ def _prepared_on(mesh: Mesh, train: Interactions, state: _State, steps: int):
 
 @functools.partial(jax.jit, static_argnames=("steps", "axis"))
 def _sweep(problem: Problem, state: _State, settings: _Settings, *, steps: int, axis: str | None = None):
-    """Both half steps; over the mesh axis `axis`, if given, users are shards and items the same everywhere.
+    """Runs both half steps.
 
-    A half step minimises Σ (xAx − 2xb) over its rows x, and where it ends that is −Σ x(b + residual), so that the
-    objective costs no further product.
+    If the mesh axis `axis` is given, users are sharded over it and items are replicated.
+
+    A half step minimises Σ (xAx − 2xb) over its rows x. At its end this is −Σ x(b + residual), so
+    the objective costs no further product.
     """
-    together = (lambda x: jax.lax.psum(x, axis)) if axis else (lambda x: x)
+    sum_devices = (lambda x: jax.lax.psum(x, axis)) if axis else (lambda x: x)
     settings = settings.of_type(state.item.dtype)
     if not steps:
-        return _shared_sweep(problem, state, settings, together)
+        return _shared_sweep(problem, state, settings, sum_devices)
     n_items, (regularization, alpha) = state.item.shape[0], settings
     user, match = _user_step(problem, state.item, state.gram, settings, state.user, steps)
     weighted = problem.share[:, None] * user
     sums = spmm(problem.transposed, problem.matrix, user / problem.total)
     parts = dot(user.T, weighted), weighted.sum(0), sums, (weighted * match).sum()
-    gram_users, mean_users, sums, value_users = together(parts)
+    gram_users, mean_users, sums, value_users = sum_devices(parts)
 
     gain = 2 * alpha * n_items
     ridge = regularization * (1 + gain * problem.popularity)
     own = Rows(problem.transposed, ridge, jnp.full(n_items, gain / problem.total))
     sides = (1 + 2 * alpha) * n_items * sums - mean_users[None]
-    item, match = conjugate(own, user, gram_users, sides, state.item, steps, together)
+    item, match = conjugate(own, user, gram_users, sides, state.item, steps, sum_devices)
 
     constant = problem.constant + alpha
     ridge_items = ridge @ (state.item**2).sum(1) / n_items
     ridge_users = (1 + 2 * alpha) * regularization * jnp.trace(gram_users)
-    figures = {
+    values = {
         "after_users": constant + 0.5 * (ridge_items - value_users),
         "objective": constant + 0.5 * (ridge_users - (item * match).sum() / n_items),
     }
-    return _State(user, item, dot(item.T, item) / n_items), figures
+    return _State(user, item, dot(item.T, item) / n_items), values
 
 
-def _shared_sweep(problem: Problem, state: _State, settings: _Settings, together: Callable):
-    """Both half steps where all rows of a side share one matrix.
+def _shared_sweep(problem: Problem, state: _State, settings: _Settings, sum_devices: Callable):
+    """Runs both half steps for α = 0, where all rows of a side share one matrix.
 
-    Its inverse is multiplied: solving triangles for each row takes ten times as long. Users' vectors enter the items'
-    step only by sums over users, so that their right-hand sides are summed, and the inverse S is multiplied to the
-    sums: Σ w p pᵀ = S (Σ w b bᵀ) S with p = S b. As w b = (sum of the user's items) / |D| − w (mean of all), no
-    table has to be weighted.
+    Rows are multiplied by its inverse S, because solving triangular systems for every row takes ten
+    times as long. The items' step only needs sums over the users' vectors p = S b, so the
+    right-hand sides b are summed, and S is applied to the sums: Σ w p pᵀ = S (Σ w b bᵀ) S. No table
+    has to be weighted, because w b = (sum of the user's items) / |D| − w (mean of all items).
     """
     n_items, regularization = state.item.shape[0], settings.regularization
     summed = spmm(problem.matrix, problem.transposed, state.item)
     sides, solve = _sides(problem, state.item, summed), _inverse(state.gram, regularization)
     parts = dot(sides.T, summed), dot(problem.share, sides), spmm(problem.transposed, problem.matrix, sides)
-    gram, mean, sums = together(parts)
+    gram, mean, sums = sum_devices(parts)
     gram = gram / problem.total - jnp.outer(mean, state.item.mean(0))
     value_users = (solve * gram).sum()
     gram = dot(dot(solve, gram), solve)
@@ -320,26 +358,31 @@ def _shared_sweep(problem: Problem, state: _State, settings: _Settings, together
 
     gram_items, trace = dot(item.T, item) / n_items, jnp.trace(gram)
     value_items = (gram_items * gram).sum() + regularization * jnp.trace(gram_items)
-    figures = {
+    values = {
         "after_users": problem.constant + 0.5 * (regularization * jnp.trace(state.gram) - value_users),
         "objective": problem.constant + 0.5 * (regularization * trace - value_items),
     }
-    return _State(sides, item, gram_items, solve), figures
+    return _State(sides, item, gram_items, solve), values
 
 
 def _inverse(gram: Array, regularization: Scalar) -> Array:
+    """Returns (gram + λI)⁻¹ [K, K]."""
     identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
     return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram + regularization * identity), identity)
 
 
 def _sides(problem: Problem, item: Array, summed: Array, alpha: Scalar = 0.0) -> Array:
-    """The users' right-hand sides: 1 + 2α times the mean of a user's items, whose sum is `summed`, less that of all."""
+    """Returns the users' right-hand sides [M, K].
+
+    They are 1 + 2α times the mean of the user's items, whose sum is `summed`, minus the mean of all
+    items.
+    """
     inverse = problem.inverse[:, None]
     return jnp.where(inverse > 0, (1 + 2 * alpha) * inverse * summed - item.mean(0)[None], 0)
 
 
 def _user_step(problem: Problem, item: Array, gram: Array, settings: _Settings, start: Array, steps: int):
-    """The users' rows, and their right-hand sides plus residuals."""
+    """Solves for the users; returns their rows, and their right-hand sides plus residuals."""
     regularization, alpha = settings
     sides = _sides(problem, item, spmm(problem.matrix, problem.transposed, item), alpha)
     if not steps:
@@ -351,6 +394,7 @@ def _user_step(problem: Problem, item: Array, gram: Array, settings: _Settings, 
 
 @functools.partial(jax.jit, static_argnames="pairwise")
 def _objective_of(factors: Mapping[str, Array], problem: Problem, settings: _Settings, pairwise: bool) -> Array:
+    """Computes L; `pairwise` adds the terms of α that need the score of every pair."""
     user, item = factors["user"], factors["item"]
     regularization, alpha = settings.of_type(item.dtype)
     weighted = problem.share[:, None] * user
@@ -368,5 +412,6 @@ def _objective_of(factors: Mapping[str, Array], problem: Problem, settings: _Set
 
 @functools.partial(jax.jit, static_argnames="steps")
 def _fold_in(problem: Problem, item: Array, settings: _Settings, steps: int) -> Array:
+    """Computes the vectors of the users of `problem`, given the items' vectors."""
     start, settings = jnp.zeros((problem.matrix.n_users, item.shape[1]), item.dtype), settings.of_type(item.dtype)
     return _user_step(problem, item, dot(item.T, item) / item.shape[0], settings, start, steps)[0]

@@ -1,11 +1,12 @@
-"""WRMF: alternating least squares with confidences (Hu, Koren and Volinsky 2008, 10.1109/ICDM.2008.22).
+"""WRMF: alternating least squares with confidences.
 
-With r_ui the weights of the pairs D (1 where `train` has none) and o = p·q, `fit` minimises
+The paper is Hu, Koren and Volinsky 2008, 10.1109/ICDM.2008.22. Let r_ui be the weights of the
+observed pairs D (1 if `train` has no weights) and o = p·q. `fit` minimises
 
     Σ_D (1 + αr) (o − 1)² + Σ_not D o² + λ (Σ_u ‖p_u‖² + Σ_i ‖q_i‖²).
 
-The library `implicit` writes its `alpha`·r where we have 1 + αr on observed pairs: its model is this one with α less by
-1 (for r = 1).
+The library `implicit` uses the confidence `alpha`·r for observed pairs, where this module uses
+1 + αr. For r = 1, its `alpha` is α + 1.
 """
 
 from __future__ import annotations
@@ -39,15 +40,18 @@ def fit(
     mesh: Mesh | None = None,
     **loop: Unpack[Loop],
 ) -> tuple[MF, Variables, Log]:
-    """WRMF: observed pairs have the target 1 and the confidence 1 + αr, all others 0 and 1.
+    """Fits WRMF: solves alternately for all users and for all items.
+
+    Observed pairs have the target 1 and the confidence 1 + αr; all other pairs have the target 0
+    and the confidence 1. It returns and raises what `ials.fit` returns and raises.
 
     Args:
         train: the positives.
-        dim: K.
-        regularization: λ, the same for all rows.
-        alpha: α.
-        key: typed key of the first item factors.
-        sweeps: at most; the other arguments, and what is returned and raised, are those of `ials.fit`.
+        dim: K, the number of dimensions of a factor.
+        regularization: λ, the strength of the L2 regularisation, the same for all rows.
+        alpha: α, the additional confidence of an observed pair per unit of its weight.
+        key: typed key that draws the initial item factors.
+        sweeps: maximum number of sweeps, as in `ials.fit`.
         solver: see `ials.fit`.
         scale: see `ials.fit`.
         tolerance: see `ials.fit`.
@@ -61,12 +65,15 @@ def fit(
 
 
 def objective(variables: Variables, train: Interactions, *, regularization: float, alpha: float) -> Array:
-    """What `fit` minimises, of the given factors []; it raises what `ials.objective` raises."""
+    """Computes the objective of `fit` for given factors []; see `ials.objective`."""
     check_numbers(regularization=regularization, alpha=alpha)
     return objective_of(variables, train, Weighting(1.0, alpha, 1.0, regularization, 0.0))
 
 
 def fold_in(variables: Variables, histories: Interactions, *, regularization: float, alpha: float) -> Array:
-    """`ials.fold_in` for the objective of WRMF: the variables must come from `fit`."""
+    """Computes the vectors [B, K] of new users; `variables` must come from `fit`.
+
+    See `ials.fold_in`.
+    """
     check_numbers(regularization=regularization, alpha=alpha)
     return fold_in_of(variables, histories, Weighting(1.0, alpha, 1.0, regularization, 0.0))
