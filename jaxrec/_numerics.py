@@ -102,6 +102,14 @@ def accumulated(x: Array) -> jax.Array:
     return x.astype(jnp.float32) if narrow else x
 
 
+def namespace(*arrays: Any) -> Any:
+    """Returns `jax.numpy` if one of the arrays is JAX's or traced, else `numpy`.
+
+    What NumPy computes needs no compilation, which takes longer than most metrics.
+    """
+    return jnp if any(isinstance(x, jax.Array) for x in arrays) else np
+
+
 def as_ids(ids: ArrayLike) -> jax.Array:
     """Returns ids as int32; ids that do not fit become the nearest int32, which is not a valid id.
 

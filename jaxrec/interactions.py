@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxrec._ids import INT32_MAX, checked_ids, checked_timestamps, checked_weights, column_of, factorised
 from jaxrec._ids import IdMap as IdMap
-from jaxrec._numerics import as_ids, integer
+from jaxrec._numerics import as_ids, integer, namespace
 from jaxrec.typing import Array, ArrayLike
 
 
@@ -400,7 +400,20 @@ class Interactions:
             bool, of the broadcast shape.
         """
         chex.assert_type([users, items], int)
+        if namespace(users, items, self.indptr, self.indices) is np:
+            return self._contains_on_host(*np.broadcast_arrays(users, items))
         return _contains(self, as_ids(users), as_ids(items))
+
+    def _contains_on_host(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Does the work of `contains` with NumPy, which compiles nothing."""
+        given, place = np.unique(users, return_inverse=True)
+        rows = self.take(given)
+        inside = (items >= 0) & (items < self.n_items)
+        # One ascending list of all pairs, in which every pair is searched at once.
+        stored = rows.pairs()[0] * np.int64(self.n_items) + rows.indices
+        wanted = place.reshape(items.shape) * np.int64(self.n_items) + np.where(inside, items, 0).astype(np.int64)
+        found = np.searchsorted(stored, wanted)
+        return inside & (np.append(stored, -1)[found] == wanted)
 
     def rows(self, users: Array, *, length: int) -> tuple[Array, Array]:
         """Returns the items of a block of users as padded rows.

@@ -5,7 +5,8 @@
 `hits` is bool: whether the item at each rank is relevant, best rank first. `n_relevant` is the
 number of all relevant items of the user. A user without relevant items gets 0; leave such users out
 when you average. The definitions are those of trec_eval; arguments select variants that other
-papers use. Every metric is float32, also with `jax_enable_x64`.
+papers use. Every metric is float32, also with `jax_enable_x64`. Metrics of hits and of lists are
+computed by NumPy for NumPy arrays, which compiles nothing, and by JAX for JAX arrays.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Literal
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxrec._numerics import accumulated, as_ids, as_integer, integer
+from jaxrec._numerics import accumulated, as_ids, as_integer, integer, namespace
 from jaxrec.typing import Array, ArrayLike
 
 Denominator = Literal["n_relevant", "min_k"]
@@ -24,31 +26,34 @@ Denominator = Literal["n_relevant", "min_k"]
 
 def _checked(hits: Array, n_relevant: Array, k: int) -> tuple[Array, Array, int]:
     """Returns the first k hits and n_relevant as float32, and k as int."""
-    hits, n_relevant = jnp.asarray(hits), jnp.asarray(n_relevant)
+    xp = namespace(hits, n_relevant)
+    hits, n_relevant = xp.asarray(hits), xp.asarray(n_relevant)
     chex.assert_type(hits, bool)
     chex.assert_shape(n_relevant, hits.shape[:-1])
     found = as_integer(k)
     if found is None or not 1 <= found <= hits.shape[-1]:
         raise ValueError(f"k={k}, but the lists hold {hits.shape[-1]} items; give 1 .. {hits.shape[-1]}")
-    return hits[..., :found].astype(jnp.float32), n_relevant.astype(jnp.float32), found
+    return hits[..., :found].astype(np.float32), n_relevant.astype(np.float32), found
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:
     """Divides; a denominator of 0 gives 0."""
+    xp = namespace(numerator, denominator)
+    zero, one = np.float32(0), np.float32(1)
     # Double where: the untaken branch must not divide by 0.
-    return jnp.where(denominator > 0, numerator / jnp.where(denominator > 0, denominator, 1), 0)
+    return xp.where(denominator > 0, numerator / xp.where(denominator > 0, denominator, one), zero)
 
 
 def _size(n_relevant: Array, k: int, denominator: Denominator) -> Array:
     """Returns what recall and average precision divide by."""
     if denominator not in ("n_relevant", "min_k"):
         raise ValueError(f'denominator={denominator!r}; give "n_relevant" or "min_k"')
-    return n_relevant if denominator == "n_relevant" else jnp.minimum(n_relevant, k)
+    return n_relevant if denominator == "n_relevant" else namespace(n_relevant).minimum(n_relevant, np.float32(k))
 
 
-def _ranks(n: int) -> Array:
+def _ranks(n: int) -> np.ndarray:
     """Returns 1 .. n as float32."""
-    return jnp.arange(1, n + 1, dtype=jnp.float32)
+    return np.arange(1, n + 1, dtype=np.float32)
 
 
 def _per_rank(values: Array, like: Array) -> Array:
@@ -82,7 +87,7 @@ def precision(hits: Array, n_relevant: Array, *, k: int) -> Array:
         k: static length of the lists, 1 .. K.
     """
     hits, n_relevant, _ = _checked(hits, n_relevant, k)
-    return jnp.where(n_relevant > 0, hits.mean(-1), 0)
+    return namespace(hits).where(n_relevant > 0, hits.mean(-1), np.float32(0))
 
 
 def hit_rate(hits: Array, n_relevant: Array, *, k: int) -> Array:
@@ -124,9 +129,10 @@ def ndcg(hits: Array, n_relevant: Array, *, k: int) -> Array:
     0.38685
     """
     hits, n_relevant, k = _checked(hits, n_relevant, k)
-    discount = 1 / jnp.log2(_ranks(k) + 1)
-    ideal = jnp.concatenate([jnp.zeros(1, jnp.float32), jnp.cumsum(discount)])
-    best = ideal[jnp.minimum(n_relevant, k).astype(jnp.int32)]
+    xp = namespace(hits)
+    discount = 1 / np.log2(_ranks(k) + 1)
+    ideal = xp.asarray(np.concatenate([np.zeros(1, np.float32), np.cumsum(discount)]))
+    best = ideal[xp.minimum(n_relevant, np.float32(k)).astype(np.int32)]
     return _ratio((hits * _per_rank(discount, hits)).sum(-1), best)
 
 
@@ -142,7 +148,7 @@ def average_precision(hits: Array, n_relevant: Array, *, k: int, denominator: De
         denominator: "n_relevant", or "min_k" to divide by min(k, n_relevant).
     """
     hits, n_relevant, k = _checked(hits, n_relevant, k)
-    precisions = jnp.cumsum(hits, axis=-1) * _per_rank(1 / _ranks(k), hits)
+    precisions = namespace(hits).cumsum(hits, axis=-1) * _per_rank(1 / _ranks(k), hits)
     return _ratio((hits * precisions).sum(-1), _size(n_relevant, k, denominator))
 
 
@@ -253,7 +259,7 @@ def ndcg_alone(ranks: Array, *, k: int) -> Array:
 
 def _listed(items: ArrayLike, n_items: int) -> Array:
     """Returns ids as int32; raises `ValueError` for an id of `n_items` or more, unless traced."""
-    items = as_ids(items)
+    items = np.asarray(as_ids(items)) if namespace(items) is np else as_ids(items)
     if not isinstance(items, jax.core.Tracer) and items.size and int(items.max()) >= n_items:
         raise ValueError(
             f"items has id {int(items.max())}, but there are {n_items} items; give ids below {n_items}, and -1 as "
@@ -265,6 +271,8 @@ def _listed(items: ArrayLike, n_items: int) -> Array:
 def _counts(items: ArrayLike, n_items: int) -> Array:
     """Returns how often each item is recommended, float32 [N]."""
     items = _listed(items, n_items).reshape(-1)
+    if isinstance(items, np.ndarray):
+        return np.bincount(items[items >= 0], minlength=n_items).astype(np.float32)
     places = jnp.where(items < 0, n_items, items)  # out of bounds, so that padding is dropped
     return jnp.zeros(n_items, jnp.int32).at[places].add(1, mode="drop").astype(jnp.float32)
 
@@ -279,7 +287,7 @@ def coverage(items: ArrayLike, *, n_items: int) -> Array:
     Raises:
         ValueError: for an id of N or more; under `jit` such ids are ignored.
     """
-    return (_counts(items, integer("n_items", n_items)) > 0).mean(dtype=jnp.float32)
+    return (_counts(items, integer("n_items", n_items)) > 0).mean(dtype=np.float32)
 
 
 def gini(items: ArrayLike, *, n_items: int) -> Array:
@@ -295,7 +303,8 @@ def gini(items: ArrayLike, *, n_items: int) -> Array:
         ValueError: for an id of N or more; under `jit` such ids are ignored.
     """
     n_items = integer("n_items", n_items)
-    counts = jnp.sort(_counts(items, n_items))
+    counts = _counts(items, n_items)
+    counts = namespace(counts).sort(counts)
     return _ratio(((2 * _ranks(n_items) - n_items - 1) * counts).sum(), n_items * counts.sum())
 
 
@@ -312,8 +321,9 @@ def popularity(items: ArrayLike, degrees: Array) -> Array:
     Raises:
         ValueError: for an id of N or more; under `jit` such ids make the mean NaN.
     """
-    degrees = jnp.asarray(degrees, jnp.float32)
-    items = _listed(items, len(degrees))
-    valid = items >= 0
-    chosen = degrees.at[jnp.maximum(items, 0)].get(mode="fill", fill_value=jnp.nan)
-    return _ratio(jnp.where(valid, chosen, 0).sum(-1), valid.sum(-1, dtype=jnp.int32).astype(jnp.float32))
+    xp = namespace(items, degrees)
+    degrees = xp.asarray(degrees, np.float32)
+    items = xp.asarray(_listed(items, len(degrees)))
+    valid, places = items >= 0, xp.maximum(items, 0)
+    chosen = degrees[places] if xp is np else degrees.at[places].get(mode="fill", fill_value=jnp.nan)
+    return _ratio(xp.where(valid, chosen, np.float32(0)).sum(-1), valid.sum(-1, dtype=np.int32).astype(np.float32))

@@ -300,14 +300,14 @@ def test_a_second_call_with_other_variables_compiles_nothing():
             events.append(event)
 
     _full(model, first)
-    size = _kernel._blocks._cache_size()
+    size = _kernel._ranked._cache_size()
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
         _full(model, second)
         n_second = len(events)
-        assert _kernel._blocks._cache_size() == size
-        _full(model, second, ks=(6,))
-        assert _kernel._blocks._cache_size() == size + 1 and len(events) > n_second  # the counters count
+        assert _kernel._ranked._cache_size() == size
+        _full(model, second, ks=(9,))
+        assert _kernel._ranked._cache_size() == size + 1 and len(events) > n_second  # the counters count
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
     assert n_second == 0
@@ -320,11 +320,11 @@ def test_a_second_call_with_other_variables_compiles_nothing():
 def test_two_stage_top_k_equals_one_stage(k):
     """125 groups: below that many places the groups are used, from there on they are not."""
     rng = np.random.default_rng(0)
-    scores = rng.integers(-50, 50, (6, 4000)).astype(np.float32)  # ties within and across groups
-    scores[1] = rng.normal(size=4000)
-    scores[2] = np.where(np.arange(4000) % 125 == 3, scores[2], -np.inf)  # only one group has anything
+    scores = rng.integers(-50, 50, (6, 8000)).astype(np.float32)  # ties within and across groups
+    scores[1] = rng.normal(size=8000)
+    scores[2] = np.where(np.arange(8000) % 125 == 3, scores[2], -np.inf)  # only one group has anything
     scores[3, 7:] = -np.inf
-    scores[4] = -np.arange(4000)
+    scores[4] = -np.arange(8000)
     scores[5] = 1.0
     values, at = jax.jit(_kernel._grouped_top_k, static_argnums=1)(scores, k)
     np.testing.assert_array_equal(values, jax.lax.top_k(scores, k)[0])
@@ -531,10 +531,10 @@ def test_sampled_ranking_by_histories(by_hand):
 def test_other_users_and_histories_take_the_same_program():
     rank = functools.partial(evaluate.top_k, Shares(), SHARES, k=3, block=8)
     rank(np.arange(3, 11), histories=SEEN)
-    compiled = _kernel._blocks._cache_size()
+    compiled = _kernel._ranked._cache_size()
     rank(np.arange(11, 19), histories=SEEN)
     rank([5, 4, 4, 4, 4, 4, 4, 4], histories=WORLD[0])
-    assert _kernel._blocks._cache_size() == compiled
+    assert _kernel._ranked._cache_size() == compiled
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The kernel of evaluation: product, mask and exact top-k in one jitted loop over blocks of users."""
+"""The kernel of evaluation: product, mask and exact top-k in one jitted function of a block of users."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from jaxrec._partials import check_static
 from jaxrec.interactions import DataWarning, Interactions, check_interactions
 from jaxrec.typing import Array, ArrayLike, Key, Model, Variables
 
-_GROUP = 32  # items per group in the first stage of top-k
+_GROUP = 64  # items per group in the first stage of top-k
+_AT_ONCE = 8  # blocks in one call, if there are many: they share the memory of their scores
+_FEW = 32  # users for whom ordering their scores takes less time than ordering the table of items
 
 
 def given_ids(name: str, ids: ArrayLike, n: int | None) -> np.ndarray:
@@ -113,6 +115,51 @@ def ranked(
     Raises:
         TypeError, ValueError: see `jaxrec.evaluate.top_k`.
     """
+    n_items = _checked_sizes(model, variables, users, k, (seen, demoted), histories)
+    say_empty(histories, users, stacklevel=4)
+    variables, k = as_auto(variables), int(k)
+    if block is None:
+        cells = 2**22 if jax.default_backend() == "cpu" else 2**27
+        block = max(cells // n_items, 1)
+    blocks = _blocks(users, integer("block", block))
+    order, places = _order(key, n_items)
+    allowed = None
+    if candidates is not None:
+        allowed = np.zeros(n_items, bool)
+        allowed[places[given_ids("items", candidates, n_items)]] = True
+    inputs = blocks, _histories(histories, blocks), _edges(seen, blocks, places), _edges(demoted, blocks, places)
+    how = {"model": model, "reads": reads(model)}
+    tables = None
+    if hasattr(model, "vectors") and len(users) > _FEW:
+        tables = _tables(variables, order, **how)
+    how |= {"k": min(power_of_two(k), n_items), "lower": key is None and demoted is not None, "judge": judge}
+    at_once, found = _AT_ONCE if len(blocks) >= 4 * _AT_ONCE else 1, []
+    for start in range(0, len(blocks), at_once):
+        chosen = np.minimum(np.arange(start, start + at_once), len(blocks) - 1)  # the last repeats a block
+        some = jax.tree.map(lambda x, chosen=chosen: x[chosen], inputs)
+        found.append(_ranked(variables, tables, order, allowed, some, **how))
+    joined = jax.tree.map(lambda *parts: np.concatenate(parts), *found)  # [blocks, B, ...]
+    scores, items, judged = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(users)], joined)
+    if np.isnan(scores).any():
+        bad = np.isnan(scores).any(axis=1)
+        raise ValueError(
+            f"{bad.sum()} users have scores of NaN, user {users[bad][0]} the first; check that training did not diverge"
+        )
+    return scores[:, :k], items[:, :k], judged
+
+
+# ---------------------------------------------------------------------- checks
+
+
+def _checked_sizes(
+    model: Model,
+    variables: Variables,
+    users: np.ndarray,
+    k: int,
+    masks: Sequence[Interactions | None],
+    histories: Interactions | None,
+) -> int:
+    """Returns N, after checking that all arguments of `ranked` fit the model and each other."""
     if hasattr(variables, "variables"):
         raise TypeError(f"variables is a {type(variables).__name__}; pass its .variables")
     if not hasattr(model, "apply"):
@@ -120,70 +167,62 @@ def ranked(
     if isinstance(variables, tuple) and variables and isinstance(variables[-1], Log):
         raise TypeError("variables ends with a Log; unpack what the solver returned: model, variables, log = fit(...)")
     check_static(model)
-    variables = as_auto(variables)
     check_histories(model, histories)
     if histories is not None:
         given_ids("users", users, histories.n_users)
-    one = users[:1], None if histories is None else histories.take(users[:1])
-    row = jax.eval_shape(functools.partial(_rows, model), variables, *one)
-    if len(row.shape) != 2:
-        raise ValueError(f"the model gives {list(row.shape)} for users [1]; it must give a row per user, [B, N]")
-    if not jnp.issubdtype(row.dtype, jnp.floating):
-        raise TypeError(f"the model's scores are {row.dtype}; return floats, such as scores.astype(jnp.float32)")
-    n_items = row.shape[1]
-    for interactions in (seen, demoted):
+    leaves, tree = jax.tree.flatten(variables)
+    forms = tuple((jnp.shape(x), jax.dtypes.result_type(x)) for x in leaves)
+    n_known = None if histories is None else histories.n_items
+    n_items, n_users = _sizes(model, tree, forms, n_known, reads(model))
+    for interactions in masks:
         if interactions is not None and interactions.n_items != n_items:
             raise ValueError(
                 f"the model scores {n_items} items, but the interactions hold {interactions.n_items}; use one id map"
             )
         if interactions is not None and histories is not None and interactions.n_users != histories.n_users:
             raise ValueError(
-                f"histories are of {histories.n_users} users, but the interactions of "
-                f"{interactions.n_users}, so that "
+                f"histories are of {histories.n_users} users, but the interactions of {interactions.n_users}, so that "
                 "ids mean different users; give Interactions over the same ids"
             )
+    given_ids("users", users, n_users)
+    seen = masks[0]
+    if seen is not None and n_users is not None and seen.n_users != n_users:
+        raise ValueError(
+            f"the model knows {n_users} users, but the interactions hold {seen.n_users}, so that ids mean different "
+            "users; give Interactions over the model's users"
+        )
+    if as_integer(k) is None or not 1 <= k <= n_items:
+        raise ValueError(f"k={k!r}, but the catalogue has {n_items} items; give an integer of 1 to {n_items}")
+    return n_items
+
+
+@functools.lru_cache(maxsize=256)
+def _sizes(model: Model, tree: Any, forms: tuple, n_known: int | None, reads: tuple) -> tuple[int, int | None]:
+    """Returns N, and M if the model tells it.
+
+    Tracing a model takes longer than scoring a user, so each model is traced once per form of its
+    variables.
+
+    Args:
+        model: the model.
+        tree: structure of the variables.
+        forms: shape and dtype of each variable.
+        n_known: number of items of the histories; None if the model takes none.
+        reads: what the model's functions read from globals and closures.
+    """
+    del reads
+    variables = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*form) for form in forms])
+    whole = functools.partial(jax.ShapeDtypeStruct, dtype=np.int32)
+    known = None if n_known is None else Interactions(whole((2,)), whole((1,)), None, None, 1, n_known)
+    row = jax.eval_shape(functools.partial(_rows, model), variables, whole((1,)), known)
+    if len(row.shape) != 2:
+        raise ValueError(f"the model gives {list(row.shape)} for users [1]; it must give a row per user, [B, N]")
+    if not jnp.issubdtype(row.dtype, jnp.floating):
+        raise TypeError(f"the model's scores are {row.dtype}; return floats, such as scores.astype(jnp.float32)")
     n_users = getattr(model, "n_users", None)
     if n_users is None and hasattr(model, "vectors"):
         n_users = jax.eval_shape(functools.partial(model.apply, method="vectors"), variables)[0].shape[0]
-    given_ids("users", users, n_users)
-    if seen is not None and n_users is not None and seen.n_users != n_users:
-        raise ValueError(
-            f"the model knows {n_users} users, but the interactions hold {seen.n_users}, so that "
-            "ids mean different "
-            "users; give Interactions over the model's users"
-        )
-    say_empty(histories, users, stacklevel=4)
-    if as_integer(k) is None or not 1 <= k <= n_items:
-        raise ValueError(f"k={k!r}, but the catalogue has {n_items} items; give an integer of 1 to {n_items}")
-    k = int(k)
-    if key is not None:
-        check_key(key)
-    if block is None:
-        cells = 2**22 if jax.default_backend() == "cpu" else 2**27
-        block = max(cells // n_items, 1)
-    block = integer("block", block)
-    block = min(-(-max(block, 8) // 8) * 8, -(-len(users) // 8) * 8)
-    n_blocks = -(-len(users) // block)
-    padded = np.resize(users, n_blocks * block).reshape(n_blocks, block)
-    # Columns in random order: `top_k` keeps the first of equal scores, which must not be the
-    # smallest id.
-    order = np.asarray(jax.random.permutation(jax.random.key(0) if key is None else key, n_items))
-    places = np.argsort(order).astype(np.int32)
-    allowed = np.zeros(-(-n_items // _GROUP) * _GROUP, bool)
-    allowed[slice(n_items) if candidates is None else places[given_ids("items", candidates, n_items)]] = True
-    inputs = padded, _histories(histories, padded), _edges(seen, padded, places), _edges(demoted, padded, places)
-    lower = key is None and demoted is not None
-    how = {"model": model, "k": k, "lower": lower, "judge": judge, "reads": reads(model)}
-    found = _blocks(variables, order.astype(np.int32), allowed, inputs, **how)
-    scores, items, judged = found
-    scores = np.asarray(scores).reshape(-1, k)[: len(users)]
-    items = np.asarray(items).reshape(-1, k)[: len(users)]
-    if np.isnan(scores).any():
-        bad = np.isnan(scores).any(axis=1)
-        raise ValueError(
-            f"{bad.sum()} users have scores of NaN, user {users[bad][0]} the first; check that training did not diverge"
-        )
-    return scores, items, jax.tree.map(lambda values: np.asarray(values).reshape(-1)[: len(users)], judged)
+    return row.shape[1], n_users
 
 
 def check_histories(model: Model, histories: Interactions | None) -> None:
@@ -197,10 +236,8 @@ def check_histories(model: Model, histories: Interactions | None) -> None:
         return
     if histories is None:
         raise ValueError(
-            f"{name} knows users by their items; pass histories=, the Interactions that it may "
-            "see, such as "
-            "histories=train. They are not taken from the masked pairs, which may hold validation "
-            "pairs"
+            f"{name} knows users by their items; pass histories=, the Interactions that it may see, such as "
+            "histories=train. They are not taken from the masked pairs, which may hold validation pairs"
         )
     check_interactions(histories=histories)
     n_items = getattr(model, "n_items", None)
@@ -227,9 +264,52 @@ def by_name(histories: Interactions | None) -> dict[str, Interactions]:
     return {} if histories is None else {"histories": histories}
 
 
+# ---------------------------------------------------------------------- blocks of users
+
+
+def power_of_two(n: int) -> int:
+    """Rounds a positive size up to a power of two, so that few programs are compiled.
+
+    >>> power_of_two(1), power_of_two(20)
+    (1, 32)
+    """
+    return 1 << (int(n) - 1).bit_length()
+
+
 def room(n_pairs: int) -> int:
-    """Rounds a number of pairs up to a multiple of 1024, so that few programs are compiled."""
-    return -(-max(n_pairs, 1) // 1024) * 1024
+    """Returns the length of a padded list of pairs: a power of two, at least 256."""
+    return power_of_two(max(n_pairs, 256))
+
+
+def _blocks(users: np.ndarray, most: int) -> np.ndarray:
+    """Divides users [U] into equal blocks, [n_blocks, B] with B of about `most` or fewer.
+
+    B is a power of two or, if it is large, has four bits: so that other users seldom need another
+    program, and few rows are padding. Padding repeats users.
+    """
+    size = -(-len(users) // -(-len(users) // most))
+    step = 1 << max(size.bit_length() - 4, 0)
+    size = power_of_two(size) if size <= _FEW else -(-size // step) * step
+    n_blocks = -(-len(users) // size)
+    return np.resize(users, n_blocks * size).reshape(n_blocks, size)
+
+
+def _order(key: Key | None, n_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the random order [N] of the columns, and the column of each item [N].
+
+    `top_k` keeps the first of equal scores, which must not be the smallest id.
+    """
+    if key is None:
+        return _permutation((), n_items)
+    check_key(key)
+    return _permutation(tuple(np.asarray(jax.random.key_data(key)).reshape(-1).tolist()), n_items)
+
+
+@functools.lru_cache(maxsize=8)
+def _permutation(seed: tuple[int, ...], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a random permutation, int32 [n], and its inverse."""
+    order = np.random.default_rng(seed).permutation(n).astype(np.int32)
+    return order, np.argsort(order).astype(np.int32)
 
 
 def area(scores: Array, places: tuple[Array, Array], where: Array) -> Array:
@@ -284,35 +364,45 @@ def _rows(model: Model, variables: Variables, users: Array, histories: Interacti
         return model.apply(variables, users, method="rows", **by_name(histories))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "k", "lower", "judge", "reads"))
-def _blocks(variables, order, allowed, inputs, *, model, k, lower, judge, reads):
-    """Returns scores and items [n_blocks, B, k], and what `judge` returns.
+@functools.partial(jax.jit, static_argnames=("model", "reads"))
+def _tables(variables, order, *, model, reads):
+    """Returns user vectors [M, K], item vectors [K, N'] in the random `order`, and bad users [M].
 
-    Columns are in the random `order` [N], which breaks ties, and are padded to a multiple of the
-    group size; `allowed` is False for padding and for items that may not be recommended. `reads` is
-    what the model's functions read from globals and closures: jit compiles again if it has changed.
+    A NaN or infinite vector may hide behind the mask or the padding: its users are marked here.
     """
     del reads
-    n_items, width = order.shape[0], allowed.shape[0]
-    tables = None
-    if hasattr(model, "vectors"):
-        user_table, item_table = model.apply(variables, method="vectors")
-        user_table, item_table = accumulated(user_table), accumulated(item_table)
-        tables = user_table, jnp.pad(item_table[order], ((0, width - n_items), (0, 0)))
-        # A NaN or infinite vector may hide behind the mask or the padding: mark its users before
-        # the product.
-        user_is_bad = ~jnp.isfinite(user_table).all(axis=1) | ~jnp.isfinite(item_table).all()
+    user, item = map(accumulated, model.apply(variables, method="vectors"))
+    bad = ~jnp.isfinite(user).all(axis=1) | ~jnp.isfinite(item).all()
+    return user, jnp.pad(item[order], ((0, -len(order) % _GROUP), (0, 0))).T, bad
+
+
+@functools.partial(jax.jit, static_argnames=("model", "k", "lower", "judge", "reads"))
+def _ranked(variables, tables, order, allowed, inputs, *, model, k, lower, judge, reads):
+    """Returns scores and items [n_blocks, B, k] of some blocks, and what `judge` returns.
+
+    Columns are in the random `order` [N], which breaks ties, and are padded to a multiple of the
+    group size, N'. `allowed` [N] is False for columns that may not be recommended; None allows all.
+    `tables` are those of `_tables`, or None. `reads` is what the model's functions read from
+    globals and closures: jit compiles again if it has changed.
+    """
+    del reads
+    n_items = len(order)
 
     def scored(users, histories):
-        if tables is None:
-            rows = accumulated(_rows(model, variables, users, histories))
-            return jnp.pad(rows[:, order], ((0, 0), (0, width - n_items))), jnp.isnan(rows).any(axis=1)
-        return jnp.matmul(tables[0][users], tables[1].T, precision="highest"), user_is_bad[users]
+        if tables is not None:
+            user, item, bad = tables
+            return jnp.matmul(user[users], item, precision="highest"), bad[users]
+        rows = accumulated(_rows(model, variables, users, histories))
+        wrong = ~jnp.isfinite(rows) if hasattr(model, "vectors") else jnp.isnan(rows)
+        return jnp.pad(rows[:, order], ((0, 0), (0, -n_items % _GROUP))), wrong.any(axis=1)
 
     def ranked(inputs):
         users, histories, seen, positives = inputs
         scores, bad = scored(users, histories)
-        scores = jnp.where(allowed, scores, -jnp.inf)
+        # Only the padding is written: on CPU a mask over all columns takes longer than the product.
+        scores = scores.at[:, n_items:].set(-jnp.inf)
+        if allowed is not None:
+            scores = scores.at[:, :n_items].set(jnp.where(allowed, scores[:, :n_items], -jnp.inf))
         if seen is not None:
             scores = scores.at[seen].set(-jnp.inf, mode="drop")
         judged = None if judge is None else judge(scores, positives, scores > -jnp.inf)

@@ -9,11 +9,9 @@ ranked by the product of its two tables. A model whose attribute `needs_historie
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -170,26 +168,16 @@ def full_ranking(
     options = {"seen": train, "demoted": test, "key": key, "block": block, "judge": area if auc else None}
     options["histories"] = histories
     _, items, areas = ranked(model, variables, users, k=ks[-1] if ks else 0, **options)
-    per_user, catalogue = _list_metrics(items, users, test, train.item_degrees, ks=tuple(ks))
-    # jit returns dicts sorted by key: restore the order of the metrics.
-    names = [f"{metric.__name__}@{k}" for metric in (*_METRICS, metrics.popularity) for k in ks]
-    per_user = {name: np.asarray(per_user[name], np.float64) for name in names}
-    catalogue = {name: float(value) for name, value in catalogue.items()}
+    # On the host, where NumPy computes metrics without compiling anything.
+    hits = np.asarray(test.contains(users[:, None], items))
+    n_relevant, degrees = np.asarray(test.user_degrees)[users], np.asarray(train.item_degrees)
+    per_user = {f"{metric.__name__}@{k}": metric(hits, n_relevant, k=k) for metric in _METRICS for k in ks}
+    per_user |= {f"popularity@{k}": metrics.popularity(items[:, :k], degrees) for k in ks}
+    per_user = {name: np.asarray(values, np.float64) for name, values in per_user.items()}
+    whole = (metrics.coverage, metrics.gini)
+    catalogue = {f"{m.__name__}@{k}": float(m(items[:, :k], n_items=test.n_items)) for m in whole for k in ks}
     if auc:
         per_user["auc"] = np.asarray(areas, np.float64)
     ties = "rank the test item last" if key is None else "rank at random"
     protocol = f"full ranking of {train.n_items} items, {train.n_pairs} training pairs masked, tied scores {ties}"
     return Report(users, per_user, catalogue, items, protocol)
-
-
-@functools.partial(jax.jit, static_argnames="ks")
-def _list_metrics(items, users, test, degrees, *, ks):
-    """Returns the metrics of lists [U, k] at every cut-off: for each user [U], and of all lists
-    jointly.
-    """
-    hits = test.contains(users[:, None], items)
-    n_relevant = jnp.asarray(test.user_degrees)[users]
-    per_user = {f"{metric.__name__}@{k}": metric(hits, n_relevant, k=k) for metric in _METRICS for k in ks}
-    per_user |= {f"popularity@{k}": metrics.popularity(items[:, :k], degrees) for k in ks}
-    whole = (metrics.coverage, metrics.gini)
-    return per_user, {f"{m.__name__}@{k}": m(items[:, :k], n_items=test.n_items) for m in whole for k in ks}
