@@ -60,6 +60,7 @@ def main() -> None:
     parser = _record.parser("quickstart", __doc__, "one seed, 6 epochs")
     parser.add_argument("--folder", type=pathlib.Path, default=_record.IGNORED, help="folder of the files")
     options = parser.parse_args()
+    jr.compilation_cache()  # the next run starts without compiling
     settings = SETTINGS | ({"seeds": 1, "epochs": 6} if options.quick else {})
     data = datasets.load("movielens-small", minimum=MINIMUM)
     print(f"{data.about}\n\nRatings of {MINIMUM:g} stars and more: {data.interactions}\n")

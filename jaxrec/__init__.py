@@ -22,10 +22,12 @@ from jaxrec import (
     train,
     typing,
 )
+from jaxrec._cache import compilation_cache
 from jaxrec.interactions import Interactions
 
 __all__ = [
     "Interactions",
+    "compilation_cache",
     "data",
     "evaluate",
     "interactions",

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from jaxrec.data import datasets, download
+from jaxrec.data import datasets
 
 RATINGS = "2::10::5::978300760\n1::10::4::978302109\n2::1193::3::978301968\n"
 ARCHIVES = {
@@ -235,10 +235,3 @@ def test_the_hashes_are_those_of_the_data_at_hand(data_root):
         texts |= {("gowalla", f"{kind}_list.txt"): list_of(arrays[f"{kind}_ids"]) for kind in ("user", "item")}
     for (name, file), content in texts.items():
         assert datasets.SETS[name].source.files[file][1] == "md5:" + hashlib.md5(content).hexdigest()
-
-
-def test_the_cache_folder_can_be_chosen(monkeypatch, tmp_path):
-    monkeypatch.setenv("JAXREC_CACHE", str(tmp_path))
-    assert download.cache() == tmp_path
-    monkeypatch.delenv("JAXREC_CACHE")
-    assert download.cache().name == "jaxrec"

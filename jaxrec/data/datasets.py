@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxrec._cache import cache_folder
 from jaxrec._ids import INT32_MAX
 from jaxrec.data import download, readers
 from jaxrec.interactions import IdMap, Interactions
@@ -121,7 +122,7 @@ def load(name: str, *, minimum: float | None = None) -> Dataset:
 def _find(name: str, record: Record) -> pathlib.Path:
     """Returns the path of a set's `data.npz`; downloads or converts it first if necessary."""
     root = os.environ.get("JAXREC_DATA")
-    folders = ([pathlib.Path(root) / name] if root else []) + [download.cache() / name]
+    folders = ([pathlib.Path(root) / name] if root else []) + [cache_folder() / name]
     for folder in folders:
         if (folder / "data.npz").exists():
             return folder / "data.npz"

@@ -35,17 +35,6 @@ class Source(NamedTuple):
     parse: Callable[[pathlib.Path], Arrays]
 
 
-def cache() -> pathlib.Path:
-    """Returns the folder of downloaded sets: `$JAXREC_CACHE`, or the system's cache folder.
-
-    Raises:
-        ImportError: if `$JAXREC_CACHE` is not set and pooch, which finds the system's folder, is
-            missing.
-    """
-    folder = os.environ.get("JAXREC_CACHE")
-    return pathlib.Path(folder or readers.optional("pooch").os_cache("jaxrec"))
-
-
 def fetch(source: Source, folder: pathlib.Path) -> pathlib.Path:
     """Downloads the files of a set, converts them to `folder/data.npz` and deletes the files.
 

@@ -21,6 +21,7 @@ from jaxrec._numerics import integer
 from jaxrec._partials import Static, check_static, combine, partition
 from jaxrec._run import NotFinite, Saver, run
 from jaxrec.interactions import Interactions, check_positives
+from jaxrec.models._initial import initial_variables
 from jaxrec.optim.step import Step, as_step
 from jaxrec.train._checks import check_bound, check_covers, check_optimizer, check_state, check_transformation
 from jaxrec.train.examples import Examples, singles
@@ -70,8 +71,7 @@ def init(
     check_transformation(tx)
     check_static(model)
     model_key, run_key = jax.random.split(key)
-    zero = jnp.zeros(1, jnp.int32)
-    variables = model.init(model_key, zero, zero)
+    variables = initial_variables(model, model_key)
     variables = {**variables, "params": {**variables["params"], **(parameters or {})}}
     return State(variables, tx.init(variables["params"]), run_key, jnp.zeros((), jnp.int32))
 
