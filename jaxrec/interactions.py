@@ -93,12 +93,12 @@ class Interactions:
             timestamps: datetimes, or numbers that fit int32 (seconds, not milliseconds) [n]; fractions are cut off.
             n_users: number of users; by default the largest id plus one. Then a `DataWarning` says if fewer than a
                 tenth of these ids occur, and if they seem to start at 1, so that user 0 would be nobody.
-            n_items: likewise for items.
+            n_items: likewise for items. With both numbers there may be no pairs.
 
         Raises:
-            ValueError: for an empty set, columns of different lengths, ids that are negative, fractional, NaN, not
-                numbers, or not below `n_users`/`n_items`, sizes that are not integers, weights (also sums of them)
-                and timestamps that do not fit, and 2³¹ distinct pairs or more.
+            ValueError: for no pairs without both numbers, columns of different lengths, ids that are negative,
+                fractional, NaN, not numbers, or not below `n_users`/`n_items`, sizes that are not integers, weights
+                (also sums of them) and timestamps that do not fit, and 2³¹ distinct pairs or more.
         """
         n_users = None if n_users is None else integer("n_users", n_users, most=INT32_MAX)
         n_items = None if n_items is None else integer("n_items", n_items, most=INT32_MAX)
@@ -111,10 +111,13 @@ class Interactions:
                 raise ValueError(
                     f"{name} has {len(column)} entries and users has {len(users)}; give one entry for each pair"
                 )
-        if len(users) == 0:
-            raise ValueError("users and items are empty; an interaction matrix needs at least one pair")
+        if len(users) == 0 and (n_users is None or n_items is None):
+            raise ValueError("users and items are empty; give at least one pair, or both n_users and n_items")
         n_users = _number("users", users) if n_users is None else n_users
         n_items = _number("items", items) if n_items is None else n_items
+        if len(users) == 0:
+            weights = None if weights is None else weights.astype(np.float32)
+            return cls(np.zeros(n_users + 1, np.int32), items, weights, timestamps, n_users, n_items)
         return cls._merged(users, items, weights, timestamps, n_users, n_items)
 
     @classmethod
@@ -242,7 +245,8 @@ class Interactions:
         not 1, the values become weights.
 
         Raises:
-            ValueError: for values that are not finite real numbers, and a matrix that is empty or not two-dimensional.
+            ValueError: for values that are not finite real numbers, and a matrix that is not two-dimensional or has no
+                rows or columns.
         """
         coo = scipy.sparse.coo_array(matrix)
         if coo.ndim != 2 or coo.dtype.kind not in "biuf":
@@ -298,7 +302,7 @@ class Interactions:
         set without weights counts 1. The result has timestamps only if all sets have them.
 
         Raises:
-            ValueError: for sets with different numbers of users or items, and if no set has a pair.
+            ValueError: for sets with different numbers of users or items.
 
         >>> train, valid = Interactions.from_pairs([0, 1], [1, 0]), Interactions.from_pairs([0, 1], [0, 1])
         >>> train.union(valid)

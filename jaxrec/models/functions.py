@@ -22,11 +22,13 @@ class Functions:
         functions: name -> function of the parameters and of what the method takes, as pairs.
         n_users: M, or None.
         n_items: N, or None.
+        needs_histories: whether `score` and `rows` take `histories`.
     """
 
     functions: tuple[tuple[str, Callable[..., Any]], ...]
     n_users: int | None = None
     n_items: int | None = None
+    needs_histories: bool = False
 
     def __getattr__(self, name: str) -> Any:
         known = dict(object.__getattribute__(self, "functions"))
@@ -52,6 +54,7 @@ def from_functions(
     vectors: Callable[[Any], tuple[Array, Array]] | None = None,
     n_users: int | None = None,
     n_items: int | None = None,
+    needs_histories: bool = False,
     **methods: Callable[..., Any],
 ) -> Functions:
     """A model from plain functions of its parameters.
@@ -66,10 +69,15 @@ def from_functions(
         vectors: parameters -> users' vectors [M, D] and items' vectors [N, D], whose dot product is the score.
         n_users: M. Training and evaluation check ids by it.
         n_items: N, likewise.
+        needs_histories: for a model that knows users by their items. `score` and `rows` then take the keyword
+            `histories` too, `Interactions` [B, N] of their B users, whose `indices` may be padded at the end; `score`
+            gets users [B, 1] and items [B, n] or [1, n]. Train it with `examples=partial(train.singles, histories=...)`
+            and evaluate it with `histories=`.
         methods: further functions of the parameters, by name, for objectives that call `apply(..., method=name)`.
 
     Raises:
-        ValueError: where neither `score` nor `vectors` is given, and for `score` alone without `n_items`.
+        ValueError: where neither `score` nor `vectors` is given, for `score` alone without `n_items`, and for `vectors`
+            with `needs_histories`.
 
     >>> model = from_functions(
     ...     lambda key: {"user": jnp.ones((3, 2)), "item": jax.random.normal(key, (5, 2))},
@@ -82,6 +90,8 @@ def from_functions(
     n_users = None if n_users is None else integer("n_users", n_users)
     n_items = None if n_items is None else integer("n_items", n_items)
     if vectors is not None:
+        if needs_histories:
+            raise ValueError("vectors are tables of all users, which need no histories; give score or rows instead")
         score = score or functools.partial(_score_of_vectors, vectors=vectors)
         rows = rows or functools.partial(_rows_of_vectors, vectors=vectors)
     if score is None:
@@ -89,9 +99,10 @@ def from_functions(
     if rows is None:
         if n_items is None:
             raise ValueError("rows is made from the scores of all items; give n_items, or rows")
-        rows = functools.partial(_rows_of_scores, score=score, n_items=n_items)
+        from_scores = _rows_by_histories if needs_histories else _rows_of_scores
+        rows = functools.partial(from_scores, score=score, n_items=n_items)
     found = {"init": init, "score": score, "rows": rows} | ({} if vectors is None else {"vectors": vectors}) | methods
-    return Functions(tuple(found.items()), n_users, n_items)
+    return Functions(tuple(found.items()), n_users, n_items, bool(needs_histories))
 
 
 def _score_of_vectors(params: Any, users: Array, items: Array, *, vectors: Callable) -> Array:
@@ -107,6 +118,11 @@ def _rows_of_vectors(params: Any, users: Array, *, vectors: Callable) -> Array:
 def _rows_of_scores(params: Any, users: Array, *, score: Callable, n_items: int) -> Array:
     every = jnp.arange(n_items, dtype=jnp.int32)
     return jax.lax.map(lambda user: score(params, user[None, None], every[None])[0], users)
+
+
+def _rows_by_histories(params: Any, users: Array, *, histories: Any, score: Callable, n_items: int) -> Array:
+    every = jnp.arange(n_items, dtype=jnp.int32)
+    return score(params, None if users is None else users[:, None], every[None], histories=histories)
 
 
 # ---------------------------------------------------------------------- NNX

@@ -8,7 +8,7 @@ from scipy.linalg import lapack
 
 from jaxrec._log import Log
 from jaxrec._numerics import integer, number
-from jaxrec.interactions import Interactions, check_interactions
+from jaxrec.interactions import Interactions, check_positives
 from jaxrec.models.ease import EASE
 from jaxrec.typing import Variables
 
@@ -30,13 +30,14 @@ def fit(train: Interactions, *, regularization: float, max_items: int = 20_000) 
         `histories`, such as `train`.
 
     Raises:
-        ValueError: for a regularization not above 0 or lost in rounding, and more than `max_items` items.
+        ValueError: for a regularization not above 0 or lost in rounding, more than `max_items` items, no pairs, and
+            weights that are negative, not finite or all 0.
 
     >>> model, variables, log = fit(Interactions.from_pairs([0, 0, 1, 1, 2, 3], [0, 1] * 3), regularization=1.0)
     >>> variables["params"]["weights"].tolist()
     [[0.0, 0.5], [0.5, 0.0]]
     """
-    check_interactions(train=train)
+    check_positives(train=train)
     regularization = float(number("regularization", regularization, above=0))
     max_items = integer("max_items", max_items)
     if train.n_items > max_items:

@@ -11,7 +11,7 @@ import scipy.sparse
 from jaxrec._keys import check_key
 from jaxrec._log import Log
 from jaxrec._numerics import integer, number
-from jaxrec.interactions import Interactions, check_interactions, check_weights
+from jaxrec.interactions import Interactions, check_positives
 from jaxrec.models.mf import MF
 from jaxrec.typing import Key, Variables
 
@@ -43,14 +43,14 @@ def fit(
 
     Raises:
         ImportError: where scikit-learn is missing.
-        ValueError: for a seed in place of a key, weights that are negative or not finite, a dim or a number of
-            iterations that is not an integer of 1 or more, and a regularization or tolerance below 0 or not finite.
+        ValueError: for a seed in place of a key, no pairs, weights that are negative, not finite or all 0, a dim or a
+            number of iterations that is not an integer of 1 or more, and a regularization or tolerance below 0 or not
+            finite.
 
     Differs: scikit-learn scales its penalties by N and M since version 1.0; here they are those of the formula, as they
     were when the papers that compare with it were written.
     """
-    check_interactions(train=train)
-    check_weights(train=train)
+    check_positives(train=train)
     check_key(key)
     dim, iterations = integer("dim", dim), integer("iterations", iterations)
     for name, value in (("regularization", regularization), ("tolerance", tolerance)):

@@ -30,7 +30,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxrec._log import Log
 from jaxrec._numerics import integer, number
 from jaxrec._run import Loop
-from jaxrec.interactions import Interactions, check_interactions, check_weights
+from jaxrec.interactions import Interactions, check_interactions, check_positives, check_weights
 from jaxrec.models.mf import MF
 from jaxrec.solvers._conjugate import Rows, conjugate, scores
 from jaxrec.solvers._mesh import check_mesh, dealt, spread
@@ -123,11 +123,10 @@ def objective(variables: Variables, train: Interactions, *, regularization: Scal
         alpha: α.
 
     Raises:
-        ValueError: for variables of another form or of other sizes, weights that are negative, not finite or all 0,
-            and hyperparameters that are negative or not finite.
+        ValueError: for variables of another form or of other sizes, no pairs, weights that are negative, not finite or
+            all 0, and hyperparameters that are negative or not finite.
     """
-    check_interactions(train=train)
-    check_weights(train=train)
+    check_positives(train=train)
     user, item = check_factors(variables, "train has", user=train.n_users, item=train.n_items)
     settings = _settings(regularization, alpha)
     return _objective_of({"user": user, "item": item}, problem_of(train, user.dtype), settings, pairwise=_given(alpha))

@@ -5,7 +5,8 @@
     state = train.init(key, model, tx)
     state, log = train.fit(state, objective, tx, pairs, epochs=20)
 
-The coefficients are `state.opt_state.lambdas`. The loss in the log includes their penalty.
+The coefficients are `state.opt_state.lambdas`. The loss in the log includes their penalty. For a model that knows users
+by their items, give `draws` the examples `singles(pairs, histories=...)` and `singles(valid_pairs, histories=...)`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.optim import lambda_opt
 from jaxrec.train import mars
-from jaxrec.train.examples import Batch
+from jaxrec.train.examples import Batch, Groups
 from jaxrec.typing import Array, Key, Objective, Sampler
 
 RowsOf = Callable[[Key, Batch], dict[str, tuple[Array, Array]]]
@@ -31,8 +32,8 @@ def draws(
     batch: Batch,
     *,
     objective: Objective,
-    train: Interactions,
-    valid: Interactions,
+    train: Interactions | Groups,
+    valid: Interactions | Groups,
     rows: RowsOf | None = None,
     steps: int | None = None,
     valid_objective: Objective | None = None,
@@ -43,8 +44,9 @@ def draws(
         key: of the step; the objective draws from it for the batch, and from others for the other two.
         batch: of the step.
         objective: the training objective, as `penalised_rows` takes it.
-        train: the positives, of which the look-ahead draws pairs with replacement.
-        valid: those of validation, drawn likewise.
+        train: the positives, of which the look-ahead draws pairs with replacement; or `singles` of them, for batches
+            that carry histories.
+        valid: those of validation, drawn likewise; or `singles` of them.
         rows: function of (key, batch) that gives what is penalised, if not `penalised_rows` of the objective.
         steps: as `alternate` has it, if that is above 1.
         valid_objective: if another than the training objective, such as one whose negatives are in neither set.
@@ -55,8 +57,9 @@ def draws(
     Raises:
         ValueError: for a `valid` without pairs, and an objective without a `sample` where there is no `rows`.
     """
-    check_interactions(train=train, valid=valid)
-    if valid.n_pairs == 0:
+    given = {"train": train, "valid": valid}
+    check_interactions(**{name: pairs for name, pairs in given.items() if not isinstance(pairs, Groups)})
+    if len(valid.items if isinstance(valid, Groups) else valid.indices) == 0:
         raise ValueError("valid has no pairs; the coefficients are learned from them")
     rows = partial(penalised_rows, objective=objective) if rows is None else rows
     size = len(batch.users)
@@ -126,8 +129,10 @@ def _samplers(value: Any) -> Iterator[tuple[Any, Sampler]]:
             yield from _samplers(part)
 
 
-def _pairs(key: Key, pairs: Interactions, size: int) -> Batch:
-    """Pairs with replacement, each as likely as another."""
+def _pairs(key: Key, pairs: Interactions | Groups, size: int) -> Batch:
+    """Pairs, or examples, with replacement, each as likely as another."""
+    if isinstance(pairs, Groups):
+        return pairs.batch(jax.random.randint(key, (size,), 0, pairs.n, dtype=jnp.int32))
     places = jax.random.randint(key, (size,), 0, len(pairs.indices), dtype=jnp.int32)
     users = jnp.searchsorted(jnp.asarray(pairs.indptr), places, side="right").astype(jnp.int32) - 1
     weights = None if pairs.weights is None else jnp.asarray(pairs.weights)[places]

@@ -1,7 +1,8 @@
 """What a step minimises: positives of a batch against negatives, as one scalar of (variables, key, batch).
 
 Bind model, loss and sampler by `functools.partial`. A batch holds up to P positives of each user, `items` [B, P]; the
-negatives of a user are drawn and scored once for all of them.
+negatives of a user are drawn and scored once for all of them. A model that knows users by their items, such as
+`models.SimpleX`, gets the histories of the batch: call `fit` with `examples=partial(train.singles, histories=...)`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +44,7 @@ def pairwise_objective(
         variables: the model's variables, as `model.init` returns them.
         key: for the negatives.
         batch: positives [B, P].
-        model: scores pairs by `model.apply(variables, users, items)`.
+        model: scores pairs by `model.apply(variables, users, items)`, with `histories=` if it needs them.
         loss: any of `jaxrec.losses` that compares positives with negatives.
         sample: any of `jaxrec.sampling`; [B, n] negatives, or [1, n] that the batch shares.
         hardest: if given, only the so many highest-scored negatives of each row count (Zhang et al. 2013,
@@ -53,12 +55,12 @@ def pairwise_objective(
             history for the negatives too, as its released code does.
 
     Raises:
-        ValueError: for `leave_out` with groups, `hardest` above the size of the pool, and a loss that does not give one
-            value a positive.
+        ValueError: for `leave_out` with groups, `hardest` above the size of the pool, a loss that does not give one
+            value a positive, and a model that needs histories if the batch has none.
     """
     sample_key, dropout_key = jax.random.split(key)
     negatives = sample(sample_key, batch.users[:, 0])
-    options = {"rngs": {"dropout": dropout_key}} if getattr(model, "dropout", 0) else {}
+    options = _options(model, batch, dropout_key)
     if hardest is None and not leave_out and len(negatives) == len(batch.items):
         items = jnp.concatenate([batch.items.astype(negatives.dtype), negatives], axis=1)
         scores = model.apply(variables, batch.users, items, **options)  # once: LightGCN goes over its whole graph
@@ -102,19 +104,19 @@ def in_batch_objective(
         variables: the model's variables, as `model.init` returns them.
         key: for dropout alone.
         batch: positives [B, P], taken one by one: R = B · P.
-        model: scores pairs by `model.apply(variables, users, items)`.
+        model: scores pairs by `model.apply(variables, users, items)`, with `histories=` if it needs them.
         loss: any of `jaxrec.losses` that compares positives [R] with negatives [R, R].
         seen: if given, items that the user has in it are no negatives; else only the positive itself is none.
         log_q: log-probabilities [N], such as `sampling.popularity_table(train).log_q`.
     """
-    batch = batch.pairs()
-    options = {"rngs": {"dropout": key}} if getattr(model, "dropout", 0) else {}
-    where = sampling.in_batch(batch.users, batch.items, seen=seen) & batch.where[None]
-    pos = model.apply(variables, batch.users, batch.items, **options)
-    neg = model.apply(variables, batch.users[:, None], batch.items[None, :], **options)
-    further = {} if log_q is None else {"log_q_pos": log_q[batch.items], "log_q_neg": log_q[batch.items][None, :]}
+    pairs, options = batch.pairs(), _options(model, batch, key)
+    where = sampling.in_batch(pairs.users, pairs.items, seen=seen) & pairs.where[None]
+    pos = model.apply(variables, batch.users, batch.items, **options).reshape(-1)
+    neg = model.apply(variables, batch.users, pairs.items[None], **options)
+    neg = jnp.repeat(neg, batch.items.shape[1], axis=0)  # once for all positives of a user
+    further = {} if log_q is None else {"log_q_pos": log_q[pairs.items], "log_q_neg": log_q[pairs.items][None, :]}
     values = compared(loss, pos, neg, where=where, **further)
-    return losses.mean(values, where=batch.where, weights=batch.weights)
+    return losses.mean(values, where=pairs.where, weights=pairs.weights)
 
 
 def rows_objective(variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Loss) -> Array:
@@ -128,11 +130,11 @@ def rows_objective(variables: Variables, key: Key, batch: Batch, *, model: Model
         variables: the model's variables, as `model.init` returns them.
         key: unused; nothing is drawn.
         batch: positives [B, P].
-        model: scores all items by `model.apply(variables, users, method="rows")`.
+        model: scores all items by `model.apply(variables, users, method="rows")`, with `histories=` if it needs them.
         loss: any of `jaxrec.losses` that compares positives with negatives.
     """
     del key
-    scores = model.apply(variables, batch.users[:, 0], method="rows")
+    scores = model.apply(variables, batch.users[:, 0], method="rows", **histories_of(model, batch))
     values = compared(loss, jnp.take_along_axis(scores, batch.items, axis=1), scores[:, None, :])
     return losses.mean(values, where=batch.where, weights=batch.weights)
 
@@ -165,7 +167,7 @@ def gram_objective(
     """Mean loss of the batch's positives against the whole catalogue by its Gram matrix: no scores [B, N] are formed.
 
     The same as `rows_objective` with `losses.rg2_sampled`, for 2NK² operations a step whatever the batch.
-    Scores are those of the tables: `SimpleX` leaves nothing out of a history, and nothing is dropped.
+    Scores are those of the tables: nothing is dropped.
 
     Args:
         variables: the model's variables, as `model.init` returns them.
@@ -207,6 +209,28 @@ def combined_objective(
     if not parts:
         raise ValueError("parts is empty; give at least one pair (weight, objective)")
     return sum(weight * objective(variables, key, batch) for weight, objective in parts)
+
+
+def histories_of(model: Model, batch: Batch) -> dict[str, Interactions]:
+    """The keyword `histories` for `model.apply` if the model knows users by their items; other models do not take it.
+
+    Raises:
+        ValueError: for a batch without histories if the model needs them.
+    """
+    if not getattr(model, "needs_histories", False):
+        return {}
+    if batch.histories is None:
+        raise ValueError(
+            f"{type(model).__name__} knows users by their items, and the batch has no histories; call fit with "
+            "examples=partial(train.singles, histories=...), the Interactions that the model may see"
+        )
+    return {"histories": batch.histories}
+
+
+def _options(model: Model, batch: Batch, key: Key) -> dict[str, Any]:
+    """Keywords for `model.apply` on pairs of a batch: histories, and a key for dropout, if the model takes them."""
+    rngs = {"rngs": {"dropout": key}} if getattr(model, "dropout", 0) else {}
+    return histories_of(model, batch) | rngs
 
 
 def compared(loss: Loss, pos: Array, neg: Array, **further: Array) -> Array:
