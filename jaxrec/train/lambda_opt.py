@@ -132,7 +132,8 @@ def _samplers(value: Any) -> Iterator[tuple[Any, Sampler]]:
 def _pairs(key: Key, pairs: Interactions | Groups, size: int) -> Batch:
     """Pairs, or examples, with replacement, each as likely as another."""
     if isinstance(pairs, Groups):
-        return pairs.batch(jax.random.randint(key, (size,), 0, pairs.n, dtype=jnp.int32))
+        places = jax.random.randint(key, (size,), 0, pairs.n, dtype=jnp.int32)
+        return jax.tree.map(jnp.asarray, pairs).batch(places)
     places = jax.random.randint(key, (size,), 0, len(pairs.indices), dtype=jnp.int32)
     users = jnp.searchsorted(jnp.asarray(pairs.indptr), places, side="right").astype(jnp.int32) - 1
     weights = None if pairs.weights is None else jnp.asarray(pairs.weights)[places]
