@@ -132,7 +132,9 @@ def trained(case: Case, data: str, test: Any, train: Any, valid: Any, key: Any, 
     if case.simplex:
         pool = {"pool": jr.models.UserAttention(), "shared_history": False, "length": 50}
         model = jr.models.SimpleX(*sizes, dim=DIM, gate=0.8, scale=SCALE, dropout=DROPOUT, **pool)
-        examples, known = partial(case.examples, histories=train), {"histories": train}
+        place = np.arange(train.n_pairs) - np.repeat(train.indptr[:-1], train.user_degrees)
+        examples = partial(case.examples, histories=train.select(place < 50))  # batches carry no more than it looks at
+        known = {"histories": train}
     sample = partial(jr.sampling.uniform, n_items=train.n_items, n=case.n)
     sample = partial(jr.sampling.shared, sample=sample) if case.shared else sample
     loss = partial(case.loss, **options) if options else case.loss

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxrec import sampling
 from jaxrec._numerics import as_ids
-from jaxrec.interactions import Interactions, check_interactions
+from jaxrec.interactions import Interactions, check_interactions, owners
 from jaxrec.models.mf import check_attributes, check_sizes, checked_ids
 from jaxrec.typing import Array, Key
 
@@ -42,7 +42,7 @@ class Pairs(NamedTuple):
             key: of the noise.
         """
         indptr, items = as_ids(histories.indptr), as_ids(histories.indices)
-        rows = _owners(indptr, len(items))
+        rows = owners(indptr[1:], len(items))
         users = jnp.arange(histories.n_users, dtype=jnp.int32) if users is None else users
         return cls(rows, items, users, indptr[1:] - indptr[:-1], key)
 
@@ -97,16 +97,10 @@ def first_items(histories: Interactions, length: int) -> Interactions:
     bounds = jnp.concatenate([jnp.zeros(1, jnp.int32), ends])
     room = min(len(indices), histories.n_users * length)
     number = jnp.arange(room, dtype=jnp.int32)
-    rows = _owners(bounds, room)
+    rows = owners(ends, room)
     places = number + spread(indptr[:-1] - bounds[:-1], rows)
     items = jnp.where(number < ends[-1], indices.at[places].get(mode="clip"), 0) if room else indices
     return Interactions(bounds, items, None, None, histories.n_users, histories.n_items)
-
-
-def _owners(indptr: Array, n_pairs: int) -> Array:
-    """The user of each of `n_pairs` pairs, int32 [n_pairs]; padding after the last user's pairs gets B."""
-    ended = jnp.zeros(n_pairs, jnp.int32).at[indptr[1:]].add(1, mode="drop")
-    return ended.cumsum(dtype=jnp.int32)  # users whose items end before; a search would take twice the time
 
 
 def checked_users(

@@ -86,8 +86,8 @@ class SimpleX(nn.Module):
         dim: D.
         gate: g in [0, 1].
         pool: the weights α: `MeanPool()`, `SelfAttention()`, `UserAttention()`, or any `Pool`.
-        length: L; of a longer history only the first L items by id count. To choose other items, leave the rest out of
-            `histories`. None counts all.
+        length: L; of a longer history only the first L items by id count, None counts all. To choose other items, or to
+            train faster, leave the rest out of `histories` instead.
         shared_history: False gives the items of histories a table of their own, as the released configuration for
             Gowalla does.
         scale: standard deviation of the initial vectors. Matrices are drawn by Xavier's rule, normal.
