@@ -95,13 +95,14 @@ class Interactions:
             n_users: number of users M. By default it is the largest id plus one. A `DataWarning`
                 then says if fewer than a tenth of the ids below it occur, or if the ids seem to
                 start at 1, so that user 0 would have no pairs.
-            n_items: number of items N; the default is as for `n_users`.
+            n_items: number of items N; the default is as for `n_users`. If both numbers are given,
+                there may be no pairs.
 
         Raises:
-            ValueError: if there is no pair; if the columns have different lengths; if an id is
-                negative, fractional, NaN, not a number, or not below `n_users` or `n_items`; if a
-                size is not an integer; if a weight, a sum of weights or a timestamp does not fit
-                its dtype; or if there are 2³¹ or more distinct pairs.
+            ValueError: if there is no pair and not both numbers; if the columns have different
+                lengths; if an id is negative, fractional, NaN, not a number, or not below `n_users`
+                or `n_items`; if a size is not an integer; if a weight, a sum of weights or a
+                timestamp does not fit its dtype; or if there are 2³¹ or more distinct pairs.
         """
         n_users = None if n_users is None else integer("n_users", n_users, most=INT32_MAX)
         n_items = None if n_items is None else integer("n_items", n_items, most=INT32_MAX)
@@ -114,10 +115,13 @@ class Interactions:
                 raise ValueError(
                     f"{name} has {len(column)} entries and users has {len(users)}; give one entry for each pair"
                 )
-        if len(users) == 0:
-            raise ValueError("users and items are empty; an interaction matrix needs at least one pair")
+        if len(users) == 0 and (n_users is None or n_items is None):
+            raise ValueError("users and items are empty; give at least one pair, or both n_users and n_items")
         n_users = _number("users", users) if n_users is None else n_users
         n_items = _number("items", items) if n_items is None else n_items
+        if len(users) == 0:
+            weights = None if weights is None else weights.astype(np.float32)
+            return cls(np.zeros(n_users + 1, np.int32), items, weights, timestamps, n_users, n_items)
         return cls._merged(users, items, weights, timestamps, n_users, n_items)
 
     @classmethod
@@ -262,8 +266,8 @@ class Interactions:
         dropped. If any value differs from 1, the values become weights.
 
         Raises:
-            ValueError: if a value is not a finite real number, or if the matrix is empty or not
-                two-dimensional.
+            ValueError: if a value is not a finite real number, or if the matrix is not
+                two-dimensional or has no rows or columns.
         """
         import scipy.sparse
 
@@ -333,7 +337,7 @@ class Interactions:
         if all sets have them.
 
         Raises:
-            ValueError: if the numbers of users or items differ, or if no set has a pair.
+            ValueError: if the numbers of users or items differ.
 
         >>> train, valid = Interactions.from_pairs([0, 1], [1, 0]), Interactions.from_pairs([0, 1], [0, 1])
         >>> train.union(valid)
@@ -454,7 +458,7 @@ class Interactions:
         first, degrees = _row_bounds(self, as_ids(users))
         ends = jnp.cumsum(degrees, dtype=jnp.int32)
         number = jnp.arange(capacity, dtype=jnp.int32)
-        rows = jnp.searchsorted(ends, number, side="right").astype(jnp.int32)
+        rows = owners(ends, capacity)
         if self.n_pairs == 0 or not len(first):
             return rows, jnp.zeros(capacity, jnp.int32), degrees
         row = jnp.minimum(rows, len(first) - 1)
@@ -507,6 +511,12 @@ class Interactions:
         items = np.zeros(n if capacity is None else int(capacity), np.int32)
         items[:n] = np.asarray(self.indices)[np.arange(n) + np.repeat(first - ends + degrees, degrees)]
         return Interactions(_offsets(np.r_[0, ends]), items, None, None, len(users), self.n_items)
+
+
+def owners(ends: Array, n_pairs: int) -> Array:
+    """The row int32 [n_pairs] of each pair in a list of pairs, where rows end at `ends` [B]; B after the last row's."""
+    ended = jnp.zeros(n_pairs, jnp.int32).at[ends].add(1, mode="drop")
+    return ended.cumsum(dtype=jnp.int32)  # rows that end before; on CPU a search would take twice the time
 
 
 def _row_bounds(matrix: Interactions, users: Array) -> tuple[Array, Array]:

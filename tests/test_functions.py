@@ -110,7 +110,55 @@ def test_variables_of_nnx_that_are_no_parameters_are_not_trained():
     np.testing.assert_allclose(model.apply(doubled, *pairs), 2 * model.apply(state.variables, *pairs))
 
 
+def mean_of_items(params, users, histories):
+    """The mean of the items' vectors of each user's history, [B, D]."""
+    del users
+    rows = jnp.searchsorted(histories.indptr[1:], jnp.arange(len(histories.indices)), side="right")
+    total = jax.ops.segment_sum(params["context"][histories.indices], rows, histories.n_users)
+    return total / jnp.maximum(histories.user_degrees, 1)[:, None]
+
+
+def score_by_history(params, users, items, *, histories):
+    vectors = mean_of_items(params, users, histories)
+    items = params["item"][items]
+    return jnp.einsum("bd,bnd->bn", vectors, jnp.broadcast_to(items, (len(vectors), *items.shape[1:])))
+
+
+def rows_by_history(params, users, *, histories):
+    return mean_of_items(params, users, histories) @ params["item"].T
+
+
+def item_tables(key):
+    return {name: 0.5 * jax.random.normal(k, (N, 8)) for name, k in zip(("context", "item"), jax.random.split(key))}
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize("rows", [None, rows_by_history])
+def test_a_model_that_knows_users_by_their_items(rows):
+    """It learns each user's colour, of which the withheld diagonal is; users it has not seen are known at once."""
+    model = from_functions(item_tables, score=score_by_history, rows=rows, n_items=N, needs_histories=True)
+    state = jr.train.init(jax.random.key(0), model, TX)
+    options = {"epochs": 15, "batch_size": 128, "progress": False}
+    with jax.numpy_dtype_promotion("standard"):
+        with pytest.raises(ValueError, match=r"^Functions knows users by their items, and the batch has no histories"):
+            jr.train.fit(state, objective(model), TX, TRAIN, **options)
+        examples = partial(jr.train.singles, histories=TRAIN)
+        state, log = jr.train.fit(state, objective(model), TX, TRAIN, examples=examples, **options)
+        assert log.records[-1]["loss"] < log.records[0]["loss"]
+        with pytest.raises(ValueError, match=r"^Functions knows users by their items; give histories="):
+            jr.evaluate.full_ranking(model, state.variables, TRAIN, TEST)
+        report = jr.evaluate.full_ranking(model, state.variables, TRAIN, TEST, ks=(1,), histories=TRAIN)
+        assert report.means["hit_rate@1"] == 1
+        found = model.apply(state.variables, None, method="rows", histories=TRAIN)
+    expected = state.variables["params"]
+    dense = TRAIN.to_scipy().toarray()
+    expected = dense / dense.sum(1, keepdims=True) @ expected["context"] @ expected["item"].T
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_model_that_lacks_something_is_named():
+    with pytest.raises(ValueError, match=r"^vectors are tables of all users, which need no histories; give score"):
+        from_functions(tables, vectors=vectors, needs_histories=True)
     with pytest.raises(ValueError, match="neither score nor vectors is given"):
         from_functions(tables)
     with pytest.raises(ValueError, match="give n_items, or rows"):

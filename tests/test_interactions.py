@@ -213,7 +213,9 @@ def test_contains_finds_every_pair_of_a_long_row():
         ([0, 1, 2], [0, 1], {}, "items has 2 entries and users has 3"),
         ([0, 1], [0, 1], {"weights": [1.0]}, "weights has 1 entries and users has 2"),
         ([0, 1], [0, 1], {"timestamps": [1, 2, 3]}, "timestamps has 3 entries and users has 2"),
-        ([], [], {}, "empty"),
+        ([], [], {}, "empty; give at least one pair, or both n_users and n_items"),
+        ([], [], {"n_users": 3}, "empty; give at least one pair"),
+        ([], [], {"n_items": 3}, "empty; give at least one pair"),
         (["a", "b"], [0, 1], {}, r"users holds <U1, not integers; .*from_labels"),
         ([0, 1], [True, False], {}, "items holds bool, not integers"),
         ([[0, 1]], [0, 1], {}, r"users has shape \[1, 2\]"),
@@ -300,6 +302,21 @@ def test_union_is_the_pairs_of_all_with_what_they_have_in_common():
         assert plain.union(plain).n_pairs == 2
     with pytest.raises(ValueError, match="3 users x 5 items and 3 x 4; give parts over the same ids"):
         plain.union(Interactions.from_pairs([0], [4], n_users=3))
+
+
+def test_a_set_without_pairs_has_the_sizes_that_are_given():
+    for columns in ({}, {"weights": [], "timestamps": []}):
+        empty = Interactions.from_pairs([], [], n_users=2, n_items=3, **columns)
+        assert (empty.n_users, empty.n_items, empty.n_pairs) == (2, 3, 0)
+        assert empty.indptr.tolist() == [0, 0, 0]
+        assert {x.dtype for x in (empty.indptr, empty.indices)} == {np.dtype("int32")}
+    assert empty.weights.dtype == np.float32 and empty.timestamps.dtype == np.int32
+    other = Interactions.from_scipy(scipy.sparse.csr_array((2, 3)))
+    assert other.fingerprint() == Interactions.from_pairs([], [], n_users=2, n_items=3).fingerprint()
+    assert other.union(other).n_pairs == 0
+    some = Interactions.from_pairs([0, 1], [2, 0], n_users=2, n_items=3)
+    assert some.union(other).fingerprint() == some.fingerprint()
+    assert some.take(np.array([5])).fingerprint() == Interactions.from_pairs([], [], n_users=1, n_items=3).fingerprint()
 
 
 @pytest.mark.parametrize("kind", [scipy.sparse.csr_array, scipy.sparse.csc_matrix, scipy.sparse.coo_matrix])
@@ -771,12 +788,34 @@ TAKERS = {
     "ease": lambda x: jr.solvers.ease.fit(x, regularization=1.0),
     "LightGCN": jr.models.LightGCN,
     "TransCF": jr.models.TransCF,
-    "SimpleX": jr.models.SimpleX,
+    "singles": lambda x: jr.train.singles(TRAIN, histories=x),
+    "groups": lambda x: jr.train.groups(x, n=2),
 }
 TRAIN = Interactions.from_pairs([0, 1], [1, 0])
 MF, TX = jr.models.MF(2, 2, dim=1), optax.sgd(0.1)
 TABLES = {"params": {"user": jnp.ones((2, 1)), "item": jnp.ones((2, 1))}}
 BATCH = jr.train.Batch.of(jnp.array([0]), jnp.array([1]))
+
+
+LEARNERS = {
+    name: TAKERS[name] for name in ("fit", "newton", "ials", "rg2", "rg2.objective", "popularity_table", "nmf", "ease")
+}
+LEARNERS |= {
+    "decompose": lambda x: jr.solvers.rg2.decompose(x, dim=1, key=KEY),
+    "wrmf": lambda x: jr.solvers.wrmf.fit(x, dim=1, regularization=1.0, alpha=1.0, key=KEY),
+    "singles": jr.train.singles,
+    "groups": lambda x: jr.train.groups(x, n=2),
+    "by_user": jr.train.by_user,
+    "sweep": lambda x: jr.train.sweep(jax.random.split(KEY, 2), lambda: (MF, None, TX), x, epochs=1),
+    "alternating": lambda x: jr.train.autoencoders.alternating(KEY, jr.models.RecVAE(2, dim=1), TX, x, epochs=1),
+}
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize("name", LEARNERS)
+def test_nothing_is_learned_from_no_pairs(name):
+    with pytest.raises(ValueError, match=r"^train has no pairs"):
+        LEARNERS[name](Interactions.from_pairs([], [], n_users=2, n_items=2))
 
 
 @pytest.mark.parametrize("name", TAKERS)

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,21 +214,6 @@ def test_the_name_of_a_function_is_not_the_function(make, name):
         make(**{name: "some"})
 
 
-def test_fold_in_refuses_ids_beyond_the_items_but_not_in_padding():
-    model = models.SimpleX(HISTORY)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
-    items = jnp.array([[0, 3]])
-    for where in ([[True, True]], [[False, True]]):
-        with pytest.raises(ValueError, match=r"items run from \d to 3; ids are 0 \.\. 2"):
-            model.apply(variables, items, jnp.array(where), method="fold_in")
-    with pytest.raises(ValueError, match="items run from -1 to 0"):
-        model.apply(variables, jnp.array([[0, -1]]), jnp.ones((1, 2), bool), method="fold_in")
-    whole = model.apply(variables, items.at[0, 1].set(2), items >= 0, method="fold_in")
-    np.testing.assert_array_equal(model.apply(variables, [[0, 2]], method="fold_in"), whole)
-    padded = model.apply(variables, items, jnp.array([[True, False]]), method="fold_in")
-    np.testing.assert_array_equal(padded, model.apply(variables, items.at[0, 1].set(0), items == 0, method="fold_in"))
-
-
 MAKE = {
     "MF": partial(models.MF, n_users=3, n_items=4),
     "MARS": partial(models.MARS, n_users=3, n_items=4),
@@ -237,7 +221,7 @@ MAKE = {
     "NeuMF": partial(models.NeuMF, n_users=3, n_items=4),
     "TransCF": partial(models.TransCF, HISTORY),
     "LightGCN": partial(models.LightGCN, HISTORY),
-    "SimpleX": partial(models.SimpleX, HISTORY),
+    "SimpleX": partial(models.SimpleX, n_users=3, n_items=4),
     "MultVAE": partial(models.MultVAE, n_items=3),
     "RecVAE": partial(models.RecVAE, n_items=3),
     "VALID": partial(models.VALID, n_items=3),
@@ -245,7 +229,7 @@ MAKE = {
 }
 SIZES = [
     *((name, "dim") for name in MAKE),
-    *((name, size) for name in ("MF", "MARS", "LRML", "NeuMF") for size in ("n_users", "n_items")),
+    *((name, size) for name in ("MF", "MARS", "LRML", "NeuMF", "SimpleX") for size in ("n_users", "n_items")),
     *((name, "n_items") for name in ("MultVAE", "RecVAE", "VALID", "MacridVAE")),
     ("MARS", "n_facets"),
     ("LRML", "slots"),
@@ -288,7 +272,7 @@ def test_numbers_are_finite_and_within_their_bounds(name, number, wrong):
 
 def test_attributes_that_jit_cannot_key_on_are_named():
     with pytest.raises(TypeError, match=r"SimpleX.pool is a ndarray.*keep arrays in variables"):
-        models.SimpleX(HISTORY, pool=np.ones(3))
+        models.SimpleX(3, 4, pool=np.ones(3))
     with pytest.raises(ValueError, match=r"layers=\(64, 3.5\); give two or more integers"):
         models.NeuMF(3, 4, layers=(64, 3.5))
     model = models.NeuMF(3, 4, layers=[np.int64(4), jnp.int32(2)])
@@ -296,59 +280,6 @@ def test_attributes_that_jit_cannot_key_on_are_named():
     traced = jax.vmap(lambda scale: models.MF(3, 4, scale=scale).init(jax.random.key(0), 0, 0)["params"]["user"])
     first, second = traced(jnp.array([1.0, 2.0]))
     np.testing.assert_allclose(2 * first, second, rtol=1e-6)
-
-
-WITH_HISTORIES = {
-    "SimpleX": models.SimpleX(HISTORY, dim=2),
-    "attention": models.SimpleX(HISTORY, dim=2, pool=models.SelfAttention(), padding="released"),
-}
-
-
-@pytest.fixture(scope="module", params=WITH_HISTORIES)
-def of_histories(request):
-    model = WITH_HISTORIES[request.param]
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
-    return model, variables
-
-
-def test_users_without_items_fold_in(of_histories):
-    model, variables = of_histories
-    fold_in = partial(model.apply, variables, method="fold_in")
-    expected = fold_in(np.zeros((1, 2), int), np.zeros((1, 2), bool))
-    assert expected.shape == (1, HISTORY.n_items) and np.isfinite(expected).all()
-    for items, where in (([[]], None), (np.zeros((1, 0), int), None), ([[]], [[]])):
-        np.testing.assert_array_equal(fold_in(items, where), expected)
-    np.testing.assert_array_equal(fold_in([[], []]), np.repeat(expected, 2, 0))
-
-
-def test_fold_in_takes_integers_of_any_type_and_names_the_rest(of_histories):
-    model, variables = of_histories
-    fold_in = partial(model.apply, variables, method="fold_in")
-    expected = fold_in([[0, 2]])
-    for dtype in (np.int64, np.uint8, np.int16, np.uint32):
-        np.testing.assert_array_equal(fold_in(np.array([[0, 2]], dtype)), expected)
-    for items, where, message in (
-        ([[0, 1], [2]], None, "items has rows of different lengths; pad them to one length"),
-        ([[0.0, 1.0]], None, "items are float"),
-        ([0, 1], None, r"items has shape \[2\]; give \[B, L\]"),
-        ([[0, 1]], [[1, 0]], "where is int.*; give a bool for each"),
-        ([[0, 1]], [[True]], "where is bool.*; give a bool for each"),
-        (np.array([[2**32 + 1]]), None, "items run from 4294967297 to 4294967297"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            fold_in(items, where)
-
-
-def test_variables_may_be_frozen(of_histories):
-    model, variables = of_histories
-    frozen = flax.core.freeze(variables)
-    users = np.array([0, 1])
-    np.testing.assert_array_equal(
-        model.apply(frozen, users, method="rows"), model.apply(variables, users, method="rows")
-    )
-    np.testing.assert_array_equal(
-        model.apply(frozen, [[0, 2]], method="fold_in"), model.apply(variables, [[0, 2]], method="fold_in")
-    )
 
 
 def test_integer_draws_are_the_same_in_double_precision():

@@ -20,6 +20,7 @@ GROUPS = jr.train.Batch.of(
     jnp.array([0, 4]), jnp.array([[2, 4, 0], [6, 8, 10]]), where=jnp.array([[True, True, False], [True, True, True]])
 )
 KEY = jax.random.key(1)
+L = jr.losses
 
 
 def model_of(score=jr.models.dot, **extra):
@@ -311,6 +312,48 @@ def test_objectives_of_pairs_take_groups_one_by_one(scored, objective):
     np.testing.assert_allclose(objective(variables, KEY, GROUPS, model=model), expected, rtol=1e-6)
 
 
+OF_HISTORIES = {
+    "pairwise": partial(jr.train.pairwise_objective, sample=drawn(3), loss=L.bpr),
+    "shared": partial(jr.train.pairwise_objective, sample=drawn(3, shared=True), loss=L.bpr),
+    "hardest": partial(jr.train.pairwise_objective, sample=drawn(6), hardest=3, loss=L.bpr),
+    "in batch": partial(jr.train.in_batch_objective, loss=L.softmax),
+    "rows": partial(jr.train.rows_objective, loss=L.bpr),
+    "relation": partial(jr.train.relation_objective, loss=L.bpr, sample=drawn(3)),
+}
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize("name", OF_HISTORIES)
+def test_objectives_hand_the_histories_of_the_batch_to_models_that_need_them(name):
+    """A model whose scores are those of a table wherever its histories are those of its users."""
+    table = jax.random.normal(jax.random.key(2), (30, 30))
+
+    def score(params, users, items, related=None, *, histories):
+        owned = np.asarray(histories.to_scipy().toarray()) > 0
+        np.testing.assert_array_equal(owned, (TRAIN.to_scipy().toarray() > 0)[np.asarray(users).reshape(len(owned))])
+        return params["table"][users, items]
+
+    def rows(params, users, *, histories):
+        return score(params, users, None, histories=histories).reshape(len(users), 30)
+
+    parts = {"score": score, "rows": rows, "n_users": 30, "n_items": 30}
+    needing = jr.models.from_functions(lambda key: {"table": table}, **parts, needs_histories=True)
+    plain = jr.models.from_functions(
+        lambda key: {"table": table},
+        score=lambda params, users, items, related=None: params["table"][users, items],
+        rows=lambda params, users: params["table"][users],
+    )
+    for batch in (BATCH, GROUPS):
+        known = batch._replace(histories=TRAIN.take(np.asarray(batch.users)[:, 0]))
+        value, expected = (
+            OF_HISTORIES[name]({"params": {"table": table}}, KEY, given, model=model)
+            for model, given in ((needing, known), (plain, batch))
+        )
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+        with pytest.raises(ValueError, match=r"^Functions knows users by their items, and the batch has no histories"):
+            OF_HISTORIES[name]({"params": {"table": table}}, KEY, batch, model=needing)
+
+
 def test_what_leaves_a_positive_out_refuses_groups(scored):
     model, variables, _ = scored
     objective = partial(jr.train.pairwise_objective, loss=jr.losses.bpr, sample=drawn(), leave_out=True)
@@ -320,7 +363,6 @@ def test_what_leaves_a_positive_out_refuses_groups(scored):
 
 # ---------------------------------------------------------------------- every loss trains every model
 
-L = jr.losses
 LOSSES = {
     "bpr": L.bpr,
     "hinge": L.hinge,
@@ -348,11 +390,12 @@ MODELS = {
     "dot": lambda: model_of(jr.models.dot),
     "cosine": lambda: model_of(jr.models.cosine),
     "distance": lambda: model_of(jr.models.negative_squared_distance),
-    "simplex": lambda: jr.models.SimpleX(TRAIN, dim=8, scale=0.5, pool=jr.models.MeanPool()),
+    "simplex": lambda: jr.models.SimpleX(30, 30, dim=8, scale=0.5, pool=jr.models.MeanPool()),
 }
 
 
 EVERYTHING = jr.train.Batch.of(*map(jnp.asarray, TRAIN.pairs()))
+OF_TABLES = ("directau", "rg2")  # of users' and items' tables, which a model of histories does not have
 
 
 def descend(model, objective, steps=60, rate=0.05):
@@ -362,10 +405,12 @@ def descend(model, objective, steps=60, rate=0.05):
         return objective({**others, "params": params}, key, batch)
 
     step = jax.jit(jax.value_and_grad(of_params))
-    variables = start(model)
+    variables, batch = start(model), EVERYTHING
+    if isinstance(model, jr.models.SimpleX):
+        batch = batch._replace(histories=TRAIN.take(TRAIN.pairs()[0]))
     values, m, v = [], 0.0, 0.0
     for t in range(1, steps + 1):
-        value, gradient = step(variables["params"], variables, jax.random.key(t), EVERYTHING)
+        value, gradient = step(variables["params"], variables, jax.random.key(t), batch)
         values.append(float(value))
         names = sorted(variables["params"])
         slopes = np.concatenate([np.ravel(gradient[name]) for name in names])
@@ -380,10 +425,15 @@ def descend(model, objective, steps=60, rate=0.05):
 @pytest.mark.parametrize(
     "model_name", [pytest.param(name, marks=pytest.mark.deep if name == "simplex" else []) for name in MODELS]
 )
-@pytest.mark.parametrize("loss_name", [*LOSSES, *DISTANCES, "directau", "rg2"])
+@pytest.mark.parametrize("loss_name", [*LOSSES, *DISTANCES, *OF_TABLES])
 def test_every_loss_trains_every_model(loss_name, model_name):
     """The loss falls, and the withheld diagonal ranks far above chance (a mean reciprocal rank of about .13)."""
     model = MODELS[model_name]()
+    if model_name == "simplex" and loss_name in OF_TABLES:
+        objective = jr.train.gram_objective if loss_name == "rg2" else partial(jr.train.vectors_objective, loss=None)
+        with pytest.raises(TypeError, match="model is SimpleX, which has no 'vectors'"):
+            descend(model, partial(objective, model=model))
+        return
     if loss_name == "directau":
         objective = partial(jr.train.vectors_objective, model=model, loss=L.directau)
     elif loss_name == "rg2":
@@ -396,7 +446,8 @@ def test_every_loss_trains_every_model(loss_name, model_name):
         objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=drawn(8))
     variables, values = descend(model, objective)
     assert np.mean(values[-5:]) < np.mean(values[:5])
-    report = jr.evaluate.full_ranking(model, variables, TRAIN, TEST, ks=(10,))
+    known = {"histories": TRAIN} if model_name == "simplex" else {}
+    report = jr.evaluate.full_ranking(model, variables, TRAIN, TEST, ks=(10,), **known)
     assert report.means["mrr@10"] > 0.3
 
 
@@ -406,7 +457,7 @@ def test_the_product_covers_the_family():
     other = {"mean", "on_scores", "pooled", "alignment", "uniformity", "covariance", "sml"}
     other |= {"kl_standard", "kl_normalised"}
     names = {name for name in vars(L) if callable(getattr(L, name)) and not name.startswith("_")}
-    assert names - rows - other == {*LOSSES, *DISTANCES, "directau", "rg2"}
+    assert names - rows - other == {*LOSSES, *DISTANCES, *OF_TABLES}
 
 
 def test_an_objective_says_what_the_model_lacks():

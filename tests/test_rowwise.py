@@ -319,13 +319,14 @@ def test_lazy_adam_trains(score):
 def test_lazy_sgd_equals_sgd_for_simplex_too(pool):
     """Its histories index the item table as well; matrices are treated whole."""
     train, _ = synthetic.checkerboard(30)
-    model = jr.models.SimpleX(train, dim=4, scale=0.5, pool=pool)
+    model = jr.models.SimpleX(30, 30, dim=4, scale=0.5, pool=pool)
     sample = partial(jr.sampling.uniform, n_items=30, n=1)
     objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=sample)
     trained = []
     for tx in (optax.sgd(0.5), rowwise.lazy_sgd(0.5)):
         state = jr.train.init(jax.random.key(0), model, tx)
-        state, _ = jr.train.fit(state, objective, tx, train, epochs=1, batch_size=2, progress=False)
+        options = {"epochs": 1, "batch_size": 2, "examples": partial(jr.train.singles, histories=train)}
+        state, _ = jr.train.fit(state, objective, tx, train, progress=False, **options)
         trained.append(state.variables["params"])
     assert len(trained[0]) > 2
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), trained[1], trained[0])

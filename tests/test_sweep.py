@@ -133,6 +133,21 @@ def test_a_run_is_the_single_run_of_its_setting_and_key(setup, settings, options
     np.testing.assert_allclose(found.runs[3].log.column("loss")[1], losses, rtol=1e-5)
 
 
+@pytest.mark.every_case
+@WIDTHS
+def test_runs_of_a_model_of_histories_are_the_single_runs(width):
+    model = jr.models.SimpleX(TRAIN.n_users, TRAIN.n_items, dim=4, scale=0.1, pool=jr.models.UserAttention())
+    examples = partial(jr.train.singles, histories=TRAIN)
+
+    def setup(rate):
+        return model, objective(model), optax.sgd(rate)
+
+    rates = [0.3, 0.1]
+    found = sweep(setup=setup, settings={"rate": rates}, width=width, examples=examples)
+    expected = single(setup, KEYS[1], {"rate": 0.1}, examples=examples)[0]
+    close(found.state(3), expected)
+
+
 def test_a_run_goes_on_in_fit():
     found = sweep(epochs=1)
     _, goal, tx = growing(**found.runs[1].setting)

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import os
 import pathlib
 import pickle
@@ -154,6 +155,47 @@ def test_padding_of_a_batch_of_users_has_the_shortest_history():
     train = jr.Interactions.from_pairs([0, 0, 2, 3, 3, 3, 3], [0, 1, 1, 0, 1, 2, 3])
     batch = jr.train.by_user(train).batch(jnp.array([2, 0, 3, 3]))
     assert batch.users.tolist() == [[3], [0], [2], [2]] and batch.where.tolist() == [[True], [True], [False], [False]]
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize("name", ["singles", "groups"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_examples_carry_the_histories_that_they_are_given(name, weighted):
+    """Of each example's user, which need not be those of `train`; padding has none, and weights stay what they are."""
+    weights = np.arange(1.0, 6) if weighted else None
+    train = jr.Interactions.from_pairs([0, 0, 2, 2, 2], [3, 1, 0, 1, 2], weights=weights, n_users=4)
+    other = jr.Interactions.from_pairs([0, 1, 1, 2, 2], [2, 0, 1, 3, 0], weights=np.ones(5), n_users=4)
+    make = {"singles": jr.train.singles, "groups": partial(jr.train.groups, n=2)}[name]
+    plain, examples = make(train), make(train, histories=other)
+    places = np.array([examples.n, 2, 0, 1, 2], np.int32)
+    for call in (lambda examples: examples.batch(places, 7), jax.jit(lambda examples: examples.batch(places, 7))):
+        batch = call(examples)
+        expected = plain.batch(places, 7)
+        for field in ("users", "items", "where", "step"):
+            np.testing.assert_array_equal(getattr(batch, field), getattr(expected, field))
+        np.testing.assert_array_equal(batch.weights, expected.weights if weighted else np.ones(batch.items.shape))
+        assert batch.weights.dtype == np.float32 and batch.histories.weights is None
+        users = np.asarray(batch.users)[:, 0]
+        assert batch.histories.n_users == 5 and batch.histories.n_items == 4
+        owned = [
+            [] if place == examples.n else other.take([user]).indices.tolist() for place, user in zip(places, users)
+        ]
+        bounds = np.asarray(batch.histories.indptr)
+        found = [batch.histories.indices[a:b].tolist() for a, b in itertools.pairwise(bounds)]
+        assert found == owned and len(set(map(tuple, owned))) > 2
+    with pytest.raises(ValueError, match=r"^train is \(4, 4\), histories \(5, 4\) users by items"):
+        make(train, histories=larger(other, users=1))
+
+
+@pytest.mark.parametrize("name", ["singles", "groups"])
+def test_histories_that_do_not_fit_make_the_loss_nan(name):
+    """A bound for one in 10¹² draws is passed here on purpose, by a batch that draws one user again and again."""
+    train = jr.Interactions.from_pairs([*range(3000), *[3000] * 300], [0] * 3000 + list(range(300)))
+    make = {"singles": jr.train.singles, "groups": partial(jr.train.groups, n=300)}[name]
+    batch = partial(jax.jit(lambda examples, places: examples.batch(places)), make(train, histories=train))
+    few, many = np.arange(64, dtype=np.int32), np.full(64, 3000, np.int32)
+    assert (batch(few).weights == 1).all() and len(batch(few).histories.indices) < 64 * 300
+    assert np.isnan(batch(many).weights).all()
 
 
 def test_steps_count_on_where_a_state_stands():
@@ -415,7 +457,7 @@ def test_a_model_with_fewer_users_or_items_than_train_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             fit(model_of(), train=larger(TRAIN, **more))
-    for model in (jr.models.SimpleX(TRAIN, dim=2), jr.models.LightGCN(TRAIN, dim=2)):
+    for model in (jr.models.SimpleX(30, 30, dim=2), jr.models.LightGCN(TRAIN, dim=2)):
         with pytest.raises(ValueError, match="model's n_users is 30, but train's is 31"):
             fit(model, train=larger(TRAIN, users=1))
 

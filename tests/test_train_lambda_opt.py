@@ -103,6 +103,20 @@ def test_draws_are_pairs_of_their_sets_and_of_keys_of_their_own():
     np.testing.assert_array_equal(DRAWS(*one).rows["item"][0], expected["item"][0])
 
 
+def test_draws_from_examples_carry_histories():
+    other = PAIRS.select(np.arange(PAIRS.n_pairs) % 2 == 0)
+    train, valid = (jr.train.singles(pairs, histories=other) for pairs in (PAIRS, VALID))
+    batch, key = jr.train.Batch.of(jnp.zeros(50, jnp.int32), jnp.zeros(50, jnp.int32)), jax.random.key(3)
+    draw = jax.jit(partial(DRAWS, train=train, valid=valid))(key, batch)
+    plain = jax.jit(DRAWS)(key, batch)
+    for (_, found), (_, expected), pairs in ((draw.ahead, plain.ahead, PAIRS), (draw.valid, plain.valid, VALID)):
+        assert pairs.contains(found.users, found.items).all()
+        np.testing.assert_array_equal(found.users, expected.users)
+        owned = other.take(np.asarray(found.users)[:, 0])
+        np.testing.assert_array_equal(found.histories.indptr, owned.indptr)
+        np.testing.assert_array_equal(found.histories.indices[: owned.n_pairs], owned.indices)
+
+
 def test_validation_without_pairs_or_of_other_users_is_refused():
     """Of no pairs a draw would be the first that lie in memory; of other users, those of the last row."""
     nothing = VALID.select(np.zeros(VALID.n_pairs, bool))
@@ -136,11 +150,19 @@ def mar_by_rows():
     return model, objective, alternate(step, amsgrad(0.01), draws=draws, scope="exact")
 
 
+def simplex():
+    model = jr.models.SimpleX(N, N, dim=4, scale=1.0, pool=jr.models.UserAttention())
+    train, valid = (jr.train.singles(pairs, histories=PAIRS) for pairs in (PAIRS, VALID))
+    draws = partial(DRAWS, objective=partial(BPR, model=model), train=train, valid=valid, steps=2)
+    return model, partial(BPR, model=model), ADAM(draws=draws, steps=2)
+
+
 @pytest.mark.deep
-@pytest.mark.parametrize("setup", [lightgcn, mar_by_rows])
+@pytest.mark.parametrize("setup", [lightgcn, mar_by_rows, simplex])
 def test_models_train_and_their_coefficients_are_learned(setup):
     model, objective, tx = setup()
-    state, history = jr.train.fit(started(model, tx), objective, tx, PAIRS, **OPTIONS)
+    options = OPTIONS | {"examples": partial(jr.train.singles, histories=PAIRS if setup is simplex else None)}
+    state, history = jr.train.fit(started(model, tx), objective, tx, PAIRS, **options)
     lambdas = np.concatenate([x.reshape(-1) for x in leaves(state.opt_state.lambdas)])
     assert np.isfinite(lambdas).all() and lambdas.min() >= 0 and lambdas.max() > 0
     assert np.isfinite([record["loss"] for record in history.records]).all()

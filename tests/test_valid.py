@@ -31,6 +31,7 @@ from support.valid import (
 from jaxrec.losses import kl_normalised
 from jaxrec.models import VALID, MacridVAE, _mixture, attention, implicit
 from jaxrec.models._histories import Pairs
+from jaxrec.papers.valid import RecBoleMacridVAE
 
 
 def inside(fn):
@@ -66,7 +67,7 @@ GOLDEN = {
         (1.45461946, 0, 1.3772363, 2.34166305, 4.0846896, 2.98237624),
     ),
     "RecBole's MacridVAE": (
-        MacridVAE(N, recbole=True, **SIZES),
+        RecBoleMacridVAE(N, **SIZES),
         (13.65146755, 13.17814395, 0.67617657),
         (-1.647322, -1.370548, -1.468984),
         (1.46468158, 0.26978358, 0.28825911, 1.14939269, 1.07090287, 2.40247313),
@@ -277,7 +278,7 @@ def test_noise_of_interests_has_the_stated_deviation():
     assert float(kl_normalised(jnp.ones(1))) == pytest.approx(0.5 * (np.e - 2))
 
 
-@pytest.mark.parametrize("model", [TWO, MacridVAE(N, recbole=True, **SIZES)])
+@pytest.mark.parametrize("model", [TWO, RecBoleMacridVAE(N, **SIZES)])
 def test_dropout_follows_the_normalisation_and_is_each_interests_own(model):
     """Trap 12: Σ w² = 2 for a rate of ½, not 1; masks differ by interest, block and user; RecBole's is the row's."""
     whole = interactions(np.ones((400, N)))

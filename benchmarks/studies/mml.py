@@ -139,10 +139,14 @@ def trained(case: Case, data: str, test: Any, train: Any, valid: Any, key: Any, 
     the epoch.
     """
     learning_rate, epochs = options.pop("learning_rate"), options.pop("epochs")
-    model = jr.models.MF(train.n_users, train.n_items, dim=DIM, score=case.score, scale=SCALE, dropout=DROPOUT)
+    sizes, examples, known = (train.n_users, train.n_items), case.examples, {}
+    model = jr.models.MF(*sizes, dim=DIM, score=case.score, scale=SCALE, dropout=DROPOUT)
     if case.simplex:
         pool = {"pool": jr.models.UserAttention(), "shared_history": False, "length": 50}
-        model = jr.models.SimpleX(train, dim=DIM, gate=0.8, scale=SCALE, dropout=DROPOUT, **pool)
+        model = jr.models.SimpleX(*sizes, dim=DIM, gate=0.8, scale=SCALE, dropout=DROPOUT, **pool)
+        place = np.arange(train.n_pairs) - np.repeat(train.indptr[:-1], train.user_degrees)
+        examples = partial(case.examples, histories=train.select(place < 50))  # batches carry no more than it looks at
+        known = {"histories": train}
     sample = partial(jr.sampling.uniform, n_items=train.n_items, n=case.n)
     sample = partial(jr.sampling.shared, sample=sample) if case.shared else sample
     loss = partial(case.loss, **options) if options else case.loss
@@ -153,10 +157,10 @@ def trained(case: Case, data: str, test: Any, train: Any, valid: Any, key: Any, 
     looked = test() if valid is None else valid
 
     def judge(variables: Mapping) -> dict[str, float]:
-        report = jr.evaluate.full_ranking(model, variables, train, looked, ks=(20,))
+        report = jr.evaluate.full_ranking(model, variables, train, looked, ks=(20,), **known)
         return {name: report.means[name] for name in ("recall@20", "ndcg@20")}
 
-    run = {"epochs": epochs, "batch_size": case.batch, "examples": case.examples, "every": EVERY}
+    run = {"epochs": epochs, "batch_size": case.batch, "examples": examples, "every": EVERY}
     _, variables, log = fitted(key, model, objective, tx, train, validate=judge, **run)
     best = max((record for record in log.records if METRIC in record), key=lambda record: record[METRIC])
     more = {f"best-on-test {name}": best[name] for name in ("recall@20", "ndcg@20")} if valid is None else {}

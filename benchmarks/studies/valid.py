@@ -150,7 +150,7 @@ def ccl(part: Part, key: Any, *, simplex: bool, margin: float, weight: float, li
     if simplex:
         pool = jr.models.MeanPool() if part.name != "gowalla-valid" else jr.models.UserAttention()
         gate = 0.6 if part.name != "gowalla-valid" else 0.8
-        model = jr.models.SimpleX(train, dim=DIM, gate=gate, pool=pool, length=100)
+        model = jr.models.SimpleX(train.n_users, train.n_items, dim=DIM, gate=gate, pool=pool, length=100)
     else:
         model = jr.models.MF(train.n_users, train.n_items, dim=DIM, scale=1e-4, score=jr.models.cosine)
     draw = partial(jr.sampling.uniform, n_items=train.n_items, n=1024)
@@ -158,7 +158,9 @@ def ccl(part: Part, key: Any, *, simplex: bool, margin: float, weight: float, li
     sample = partial(jr.sampling.shared, sample=draw)
     # SimpleX leaves the positive out of the history, so its examples must be single pairs.
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample, leave_out=simplex)
-    options = {"batch_size": 1024} if simplex else {"batch_size": 256, "examples": partial(jr.train.groups, n=16)}
+    options = {"batch_size": 256, "examples": partial(jr.train.groups, n=16)}
+    if simplex:
+        options = {"batch_size": 1024, "examples": partial(jr.train.singles, histories=train)}
     return trained(part, key, model, objective, optax.adam(1e-2), limit=limit, **options)
 
 

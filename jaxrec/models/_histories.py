@@ -9,13 +9,12 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxrec import sampling
 from jaxrec._numerics import as_ids
-from jaxrec.interactions import Interactions, check_interactions
+from jaxrec.interactions import Interactions, check_interactions, owners
 from jaxrec.models.mf import check_attributes, check_sizes, checked_ids
-from jaxrec.typing import Array, ArrayLike, Key
+from jaxrec.typing import Array, Key
 
 
 class Pairs(NamedTuple):
@@ -45,10 +44,7 @@ class Pairs(NamedTuple):
             key: typed key of the noise; None for no noise.
         """
         indptr, items = as_ids(histories.indptr), as_ids(histories.indices)
-        ended = jnp.zeros(len(items), jnp.int32).at[indptr[1:]].add(1, mode="drop")
-        # A pair's row is the number of users whose items end before it. `searchsorted` takes twice
-        # the time.
-        rows = ended.cumsum(dtype=jnp.int32)
+        rows = owners(indptr[1:], len(items))
         users = jnp.arange(histories.n_users, dtype=jnp.int32) if users is None else users
         return cls(rows, items, users, indptr[1:] - indptr[:-1], key)
 
@@ -105,50 +101,72 @@ def spread(x: Array, rows: Array) -> Array:
     return x.at[jnp.zeros_like(rows) if len(x) == 1 else rows].get(mode="clip")
 
 
-def checked_items(items: ArrayLike, where: ArrayLike | None, n_items: int) -> tuple[jax.Array, jax.Array]:
-    """Returns padded histories [B, L] of unseen users as int32 and bool, with L of 1 or more.
+def first_items(histories: Interactions, length: int) -> Interactions:
+    """Returns the first `length` items by id of each user.
+
+    The result has room for at most `length` items per user.
+    """
+    indptr, indices = as_ids(histories.indptr), as_ids(histories.indices)
+    degrees = jnp.minimum(indptr[1:] - indptr[:-1], length)
+    ends = jnp.cumsum(degrees, dtype=jnp.int32)
+    bounds = jnp.concatenate([jnp.zeros(1, jnp.int32), ends])
+    room = min(len(indices), histories.n_users * length)
+    number = jnp.arange(room, dtype=jnp.int32)
+    rows = owners(ends, room)
+    places = number + spread(indptr[:-1] - bounds[:-1], rows)
+    items = jnp.where(number < ends[-1], indices.at[places].get(mode="clip"), 0) if room else indices
+    return Interactions(bounds, items, None, None, histories.n_users, histories.n_items)
+
+
+def checked_users(
+    model: nn.Module, users: Array | None, histories: Interactions | None
+) -> tuple[jax.Array | None, Interactions | None]:
+    """Returns the users of a call as int32 [B], or None for unseen users, and their histories.
 
     Raises:
-        ValueError: if ids are not integers [B, L], rows have different lengths, `where` is not bool
-            [B, L], or, unless traced, real ids lie outside 0 .. N - 1.
+        TypeError: if `histories` is not an `Interactions`.
+        ValueError: if `histories` is missing although the model or `users=None` needs it, or has
+            another number of users or items; or if users are not [B] or [B, 1].
     """
-    items = _block("items", items)
-    where = jnp.ones(items.shape, bool) if where is None else _block("where", where)
-    if items.size == 0:  # [[]] has NumPy's default dtype, float
-        items, where = items.astype(np.int32), where.astype(bool)
-    if not jnp.issubdtype(items.dtype, jnp.integer):
-        raise ValueError(f"items are {items.dtype}; give integer ids [B, L]")
-    if where.dtype != bool or where.shape != items.shape:
+    name = type(model).__name__
+    if histories is None and (model.needs_histories or users is None):
         raise ValueError(
-            f"where is {where.dtype}{list(where.shape)} and items are {list(items.shape)}; "
-            "give a bool for each item, True for real ids"
+            f"{name} knows users by their items; pass histories=, the Interactions of these users in this order, such "
+            "as train.take(users)"
         )
-    if not any(isinstance(x, jax.core.Tracer) for x in (items, where)):
-        ids = np.asarray(items)[np.asarray(where)]
-        if ids.size and not 0 <= ids.min() <= ids.max() < n_items:
-            raise ValueError(f"items run from {ids.min()} to {ids.max()}; ids are 0 .. {n_items - 1}")
-    if items.shape[1] == 0:
-        items, where = np.zeros((len(items), 1), np.int32), np.zeros((len(items), 1), bool)
-    return jnp.asarray(items).astype(jnp.int32), jnp.asarray(where)
-
-
-def _block(name: str, x: ArrayLike) -> Array:
-    """Returns x [B, L] as an array, on the host unless it is JAX's, so that large ids are checked
-    before the cast to int32.
-    """
-    try:
-        x = x if isinstance(x, jax.Array) else np.asarray(x)
-    except jax.errors.TracerArrayConversionError:  # a list of traced numbers
-        x = jnp.asarray(x)
-    except ValueError as error:
+    if histories is not None:
+        check_interactions(histories=histories)
+        if histories.n_items != model.n_items:
+            raise ValueError(
+                f"histories have {histories.n_items} items, but {name} has {model.n_items}; give Interactions of its "
+                "items"
+            )
+    if users is None:
+        return None, histories
+    (users,) = checked_ids(users)
+    if histories is None:
+        if users.ndim not in (1, 2) or users.shape[1:] not in ((), (1,)):
+            raise ValueError(f"users are {list(users.shape)}; give [B] or [B, 1]")
+    elif users.shape not in ((histories.n_users,), (histories.n_users, 1)):
         raise ValueError(
-            f"{name} has rows of different lengths; pad them to one length [B, L] with any id, and "
-            "pass where, False "
-            "for padding; Interactions.rows returns both"
-        ) from error
-    if x.ndim != 2:
-        raise ValueError(f"{name} has shape {list(x.shape)}; give [B, L], one row per user")
-    return x
+            f"users are {list(users.shape)}, but histories are of {histories.n_users} users; give the histories of "
+            "these users in this order, such as train.take(users)"
+        )
+    return users.reshape(-1), histories
+
+
+def checked_block(items: Array, n: int, name: str = "items") -> jax.Array:
+    """Returns the items of a call for n users as int32 [n, ...] or [1, ...].
+
+    One item per user, [n], becomes [n, 1].
+
+    Raises:
+        ValueError: if items have another shape.
+    """
+    (items,) = checked_ids(items)
+    if not (items.shape == (n,) or (items.ndim == 2 and items.shape[0] in (1, n))):
+        raise ValueError(f"{name} are {list(items.shape)}, for {n} users; give [{n}, n], [1, n] or [{n}]")
+    return items.reshape(n, 1) if items.ndim == 1 else items
 
 
 # ---------------------------------------------------------------------- models
@@ -193,38 +211,13 @@ class HistoryModel(nn.Module):
         if self.is_initializing():  # `setup` creates all parameters; compiling a pass is slow
             return jnp.zeros(jnp.broadcast_shapes(jnp.shape(users), jnp.shape(items)))
         pairs = self._pairs(users, histories)
-        (items,) = checked_ids(items)
-        n = len(pairs.users)
-        if not (items.shape == (n,) or (items.ndim == 2 and items.shape[0] in (1, n))):
-            raise ValueError(f"items are {list(items.shape)}, for {n} users; give [{n}, n], [1, n] or [{n}]")
-        scores = self._of_pairs(pairs, items.reshape(n, 1) if items.ndim == 1 else items)
-        return scores.reshape(n) if items.ndim == 1 else scores
+        scores = self._of_pairs(pairs, checked_block(items, len(pairs.users)))
+        return scores.reshape(-1) if jnp.ndim(items) == 1 else scores
 
     def _pairs(self, users: Array | None, histories: Interactions | None, key: Key | None = None) -> Pairs:
         """Returns the pairs of users [B] or [B, 1], or of unseen users if `users` is None."""
-        name = type(self).__name__
-        if histories is None:
-            raise ValueError(
-                f"{name} knows users by their items; pass histories=, the Interactions of these "
-                "users in this order, "
-                "such as train.take(users)"
-            )
-        check_interactions(histories=histories)
-        if histories.n_items != self.n_items:
-            raise ValueError(
-                f"histories have {histories.n_items} items, but {name} has {self.n_items}; give "
-                "Interactions of its items"
-            )
-        if users is None:
-            return Pairs.of(histories, key=key)
-        (users,) = checked_ids(users)
-        if users.shape not in ((histories.n_users,), (histories.n_users, 1)):
-            raise ValueError(
-                f"users are {list(users.shape)}, but histories are of {histories.n_users} users; "
-                "give the histories of "
-                "these users in this order, such as train.take(users)"
-            )
-        return Pairs.of(histories, users.reshape(-1), key)
+        users, histories = checked_users(self, users, histories)
+        return Pairs.of(histories, users, key)
 
     def _key(self) -> Key | None:
         """Returns the key of the noise, or None for no noise."""

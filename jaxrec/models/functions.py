@@ -22,11 +22,13 @@ class Functions:
         functions: pairs of a name and a function of the parameters and the method's arguments.
         n_users: M, or None.
         n_items: N, or None.
+        needs_histories: whether `score` and `rows` take `histories`.
     """
 
     functions: tuple[tuple[str, Callable[..., Any]], ...]
     n_users: int | None = None
     n_items: int | None = None
+    needs_histories: bool = False
 
     def __getattr__(self, name: str) -> Any:
         known = dict(object.__getattribute__(self, "functions"))
@@ -54,6 +56,7 @@ def from_functions(
     vectors: Callable[[Any], tuple[Array, Array]] | None = None,
     n_users: int | None = None,
     n_items: int | None = None,
+    needs_histories: bool = False,
     **methods: Callable[..., Any],
 ) -> Functions:
     """Returns a model from plain functions of its parameters.
@@ -69,12 +72,17 @@ def from_functions(
             the score.
         n_users: M, by which training and evaluation check ids.
         n_items: N, by which training and evaluation check ids.
+        needs_histories: True for a model that knows users by their items. `score` and `rows` then
+            also take the keyword `histories`, `Interactions` [B, N] of their B users, whose
+            `indices` may be padded at the end; `score` gets users [B, 1] and items [B, n] or
+            [1, n]. Train it with `examples=partial(train.singles, histories=...)` and evaluate it
+            with `histories=`.
         methods: further functions of the parameters, by name, for objectives that call `apply(...,
             method=name)`.
 
     Raises:
-        ValueError: if neither `score` nor `vectors` is given, or `score` is given without `rows`
-            and `n_items`.
+        ValueError: if neither `score` nor `vectors` is given, `score` is given without `rows`
+            and `n_items`, or `vectors` is given with `needs_histories`.
 
     >>> model = from_functions(
     ...     lambda key: {"user": jnp.ones((3, 2)), "item": jax.random.normal(key, (5, 2))},
@@ -87,6 +95,8 @@ def from_functions(
     n_users = None if n_users is None else integer("n_users", n_users)
     n_items = None if n_items is None else integer("n_items", n_items)
     if vectors is not None:
+        if needs_histories:
+            raise ValueError("vectors are tables of all users, which need no histories; give score or rows instead")
         score = score or functools.partial(_score_of_vectors, vectors=vectors)
         rows = rows or functools.partial(_rows_of_vectors, vectors=vectors)
     if score is None:
@@ -94,9 +104,10 @@ def from_functions(
     if rows is None:
         if n_items is None:
             raise ValueError("without rows, all items are scored, whose number is unknown; give n_items, or rows")
-        rows = functools.partial(_rows_of_scores, score=score, n_items=n_items)
+        from_scores = _rows_by_histories if needs_histories else _rows_of_scores
+        rows = functools.partial(from_scores, score=score, n_items=n_items)
     found = {"init": init, "score": score, "rows": rows} | ({} if vectors is None else {"vectors": vectors}) | methods
-    return Functions(tuple(found.items()), n_users, n_items)
+    return Functions(tuple(found.items()), n_users, n_items, bool(needs_histories))
 
 
 def _score_of_vectors(params: Any, users: Array, items: Array, *, vectors: Callable) -> Array:
@@ -112,6 +123,11 @@ def _rows_of_vectors(params: Any, users: Array, *, vectors: Callable) -> Array:
 def _rows_of_scores(params: Any, users: Array, *, score: Callable, n_items: int) -> Array:
     every = jnp.arange(n_items, dtype=jnp.int32)
     return jax.lax.map(lambda user: score(params, user[None, None], every[None])[0], users)
+
+
+def _rows_by_histories(params: Any, users: Array, *, histories: Any, score: Callable, n_items: int) -> Array:
+    every = jnp.arange(n_items, dtype=jnp.int32)
+    return score(params, None if users is None else users[:, None], every[None], histories=histories)
 
 
 # ---------------------------------------------------------------------- NNX

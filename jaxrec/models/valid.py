@@ -221,8 +221,6 @@ class MacridVAE(VALID):
 
     Attributes:
         n_blocks: 1.
-        recbole: True for RecBole's variant: the row is normalised and dropped out once, before the
-            groups weight it, and the encoder's output is lv, not −lv.
 
     Raises:
         ValueError: if `n_blocks` is not 1, or an attribute is wrong for `VALID`.
@@ -232,21 +230,11 @@ class MacridVAE(VALID):
     """
 
     n_blocks: int = 1
-    recbole: bool = False
 
     def __post_init__(self) -> None:
         if as_integer(self.n_blocks) != 1:
             raise ValueError(f"n_blocks={self.n_blocks}; MacridVAE has 1, VALID has any number")
         super().__post_init__()
-
-    def _log_variance(self, output: Array) -> Array:
-        return output if self.recbole else -output
-
-    def _weights(self, shares: Array, pairs: Pairs, number: int) -> Array:
-        if not self.recbole:
-            return super()._weights(shares, pairs, number)
-        row = pairs.normalised(jnp.ones_like(shares[:, :1]))
-        return pairs.dropped(row, self.dropout, draw=2 * number) * shares
 
 
 def collapse(prototypes: Array) -> Array:

@@ -9,6 +9,7 @@ Where each part of the paper is:
 | eq. 4, 5: sampled softmax, BSL | `losses.sampled_softmax`, `losses.bsl` |
 | eq. 7: MML | `losses.mml` |
 | MF and SimpleX with cosines | `models.MF(score=models.cosine)`, `models.SimpleX` |
+| SimpleX with the attention of its released code | `ReleasedSimpleX` |
 | tables 2 and 3, figure 3 | `benchmarks/studies/mml.py` |
 
 `GOWALLA` and `YELP2018` are the paper's settings of MML, as keywords of `losses.mml`.
@@ -17,6 +18,12 @@ Where each part of the paper is:
 from __future__ import annotations
 
 from types import MappingProxyType
+
+import jax.numpy as jnp
+
+from jaxrec.models import SimpleX
+from jaxrec.models.simplex import _Sums
+from jaxrec.typing import Array
 
 GOWALLA = MappingProxyType(
     {"margins": (0.7, 0.8, 0.9), "weights": (0.1, 0.15, 0.75), "positive_weight": 1.0, "negative_weight": 700.0}
@@ -32,3 +39,37 @@ YELP2018 = MappingProxyType(
     }
 )
 """With 100 negatives a positive."""
+
+
+class ReleasedSimpleX(SimpleX):
+    """`SimpleX` as its released code has it: padded places count in the denominator of the two attentions.
+
+    The released code pads histories to L places. Each of the L − |history| padded places counts exp(0) = 1 in the
+    denominator, which makes p smaller. `MeanPool` does not count them.
+
+    Attributes:
+        length: L; it must be given.
+
+    Raises:
+        ValueError: without a length, and as `SimpleX`.
+
+    Differs: the 1e-9 that the released code adds to denominators is below the resolution of float32.
+
+    >>> ReleasedSimpleX(3, 4, length=50).length
+    50
+    """
+
+    def __post_init__(self) -> None:
+        if self.length is None:
+            raise ValueError("length=None; give the number of places to which the released code pads histories")
+        super().__post_init__()
+
+    def _scale(self, sums: _Sums, count: Array) -> Array:
+        if self.pool.queries(self.user[:1]) is None:
+            return super()._scale(sums, count)
+        pads = jnp.maximum(self.length - count, 0).astype(sums.total.dtype)
+        # the padded terms exp(0 − shift), without overflow for a large negative shift
+        factor = jnp.where(pads > 0, jnp.exp(jnp.minimum(sums.shift, 0)), 1)
+        total = factor * sums.total + pads * jnp.exp(-jnp.maximum(sums.shift, 0))
+        positive = total > 0
+        return jnp.where(positive, factor / jnp.where(positive, total, 1), 0)

@@ -11,8 +11,35 @@ Where each part of the paper is:
 | eq. 10: decoder | `models.VALID.rows` |
 | learning objective, with annealed KL | `train.autoencoders.objective`, `train.autoencoders.annealed` |
 | baselines: MacridVAE, MultVAE, RecVAE | `models.MacridVAE`, `models.MultVAE`, `models.RecVAE` |
+| MacridVAE as RecBole has it | `RecBoleMacridVAE` |
 | tables and figures 2 to 5 | `benchmarks/studies/valid.py` |
 
 Differs: we follow the released code where the paper's equations leave a step open: updates take unit vectors and
 their result is normalised, the encoder has biases, and KL leaves out the constant ‖μ‖² / 2σ₀².
 """
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from jaxrec.models import MacridVAE
+from jaxrec.models._histories import Pairs
+from jaxrec.typing import Array
+
+
+class RecBoleMacridVAE(MacridVAE):
+    """RecBole's variant of `MacridVAE`.
+
+    The user's row is normalised and dropped out once, before the groups weigh it, and the encoder's output is lv, not
+    −lv.
+
+    >>> RecBoleMacridVAE(n_items=4).n_blocks
+    1
+    """
+
+    def _log_variance(self, output: Array) -> Array:
+        return output
+
+    def _weights(self, shares: Array, pairs: Pairs, number: int) -> Array:
+        row = pairs.normalised(jnp.ones_like(shares[:, :1]))
+        return pairs.dropped(row, self.dropout, draw=2 * number) * shares

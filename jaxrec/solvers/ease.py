@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxrec._log import Log
 from jaxrec._numerics import integer, number
-from jaxrec.interactions import Interactions, check_interactions
+from jaxrec.interactions import Interactions, check_positives
 from jaxrec.models.ease import EASE
 from jaxrec.typing import Variables
 
@@ -31,14 +31,15 @@ def fit(train: Interactions, *, regularization: float, max_items: int = 20_000) 
         scores users by their `histories`, such as `train`.
 
     Raises:
-        ValueError: if `regularization` is not above 0, or so small that rounding removes it; or if
-            `train` has more than `max_items` items.
+        ValueError: if `regularization` is not above 0, or so small that rounding removes it;
+            `train` has more than `max_items` items or no pairs; or weights are negative, not finite
+            or all 0.
 
     >>> model, variables, log = fit(Interactions.from_pairs([0, 0, 1, 1, 2, 3], [0, 1] * 3), regularization=1.0)
     >>> variables["params"]["weights"].tolist()
     [[0.0, 0.5], [0.5, 0.0]]
     """
-    check_interactions(train=train)
+    check_positives(train=train)
     regularization = float(number("regularization", regularization, above=0))
     max_items = integer("max_items", max_items)
     if train.n_items > max_items:

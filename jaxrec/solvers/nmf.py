@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxrec._keys import check_key
 from jaxrec._log import Log
 from jaxrec._numerics import integer, number
-from jaxrec.interactions import Interactions, check_interactions, check_weights
+from jaxrec.interactions import Interactions, check_positives
 from jaxrec.models.mf import MF
 from jaxrec.typing import Key, Variables
 
@@ -45,15 +45,14 @@ def fit(
 
     Raises:
         ImportError: if scikit-learn is missing.
-        ValueError: if `key` is not a typed key, such as an integer seed; weights are negative or
-            not finite; `dim` or `iterations` is not an integer of 1 or more; or `regularization` or
-            `tolerance` is negative or not finite.
+        ValueError: if `key` is not a typed key, such as an integer seed; there are no pairs;
+            weights are negative, not finite or all 0; `dim` or `iterations` is not an integer of 1
+            or more; or `regularization` or `tolerance` is negative or not finite.
 
     Differs: scikit-learn multiplies its penalties by N and M since version 1.0. Here they are those
     of the formula, as in the versions that earlier papers used.
     """
-    check_interactions(train=train)
-    check_weights(train=train)
+    check_positives(train=train)
     check_key(key)
     dim, iterations = integer("dim", dim), integer("iterations", iterations)
     for name, value in (("regularization", regularization), ("tolerance", tolerance)):

@@ -39,7 +39,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxrec._log import Log
 from jaxrec._numerics import integer, number
 from jaxrec._run import Loop
-from jaxrec.interactions import Interactions, check_interactions, check_weights
+from jaxrec.interactions import Interactions, check_interactions, check_positives, check_weights
 from jaxrec.models.mf import MF
 from jaxrec.solvers._conjugate import Rows, conjugate, scores
 from jaxrec.solvers._mesh import check_mesh, sharded, spread
@@ -141,11 +141,10 @@ def objective(variables: Variables, train: Interactions, *, regularization: Scal
         alpha: α, the additional weight of the positives.
 
     Raises:
-        ValueError: if `variables` has another form or other sizes; weights are negative, not finite
-            or all 0; or a hyperparameter is negative or not finite.
+        ValueError: if `variables` has another form or other sizes; there are no pairs; weights are
+            negative, not finite or all 0; or a hyperparameter is negative or not finite.
     """
-    check_interactions(train=train)
-    check_weights(train=train)
+    check_positives(train=train)
     user, item = check_factors(variables, "train has", user=train.n_users, item=train.n_items)
     settings = _settings(regularization, alpha)
     return _objective_of({"user": user, "item": item}, problem_of(train, user.dtype), settings, pairwise=_given(alpha))

@@ -3,6 +3,9 @@
 `fit(..., examples=...)` takes a function of the positives, such as `singles`, `partial(groups,
 n=16)` or `by_user`. The function returns examples: an object with their number `n`, and a method
 `batch(places, step)` that returns the `Batch` of the examples at these places.
+
+A model that knows users by their items needs these in the batch. `by_user` always gives them; the
+others do with `histories=`, such as `fit(..., examples=partial(singles, histories=train))`.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec._numerics import as_ids, integer
-from jaxrec.interactions import Interactions, check_positives
+from jaxrec.interactions import Interactions, check_interactions, check_positives
 from jaxrec.typing import Array
 
 
@@ -34,7 +37,8 @@ class Batch(NamedTuple):
         where: bool [B, P], True = use.
         weights: float32 [B, P] by which the loss is weighted, or None.
         step: int32 [], number of steps of the run before this one, for values that are annealed.
-        histories: all items of these users, `Interactions` [B, N], with `by_user`; otherwise None.
+        histories: the items by which a model knows these users, `Interactions` [B, N]; None unless
+            the examples have them.
     """
 
     users: Array
@@ -109,7 +113,7 @@ class Examples(Protocol):
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["users", "first", "length", "items", "weights"],
+    data_fields=["users", "first", "length", "items", "weights", "known"],
     meta_fields=["width"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,6 +126,7 @@ class Groups:
         length: int32 [R], number of the example's positives, at most P; None if `first` is None.
         items: int32 [nnz].
         weights: float32 [nnz], or None.
+        known: the histories of all users, if batches carry histories.
         width: P, static.
     """
 
@@ -130,6 +135,7 @@ class Groups:
     length: Array | None
     items: Array
     weights: Array | None
+    known: Histories | None = None
     width: int = 1
 
     @property
@@ -147,21 +153,31 @@ class Groups:
             where = where & (within < self.length[chosen][:, None])
             pairs = jnp.where(where, self.first[chosen][:, None] + within, 0)
         weights = None if self.weights is None else self.weights[pairs]
-        return Batch(self.users[chosen][:, None], self.items[pairs], where, weights, step)
+        users, histories = self.users[chosen], None
+        if self.known is not None:
+            histories, weight = self.known.batch(jnp.where(places < self.n, users, -1))
+            weights = jnp.broadcast_to(weight, where.shape) if weights is None else weights * weight
+        return Batch(users[:, None], self.items[pairs], where, weights, step, histories)
 
 
-def singles(train: Interactions) -> Groups:
+def singles(train: Interactions, *, histories: Interactions | None = None) -> Groups:
     """Returns one example per positive.
 
+    Args:
+        train: the positives.
+        histories: the items by which the model knows the users, `Interactions` [M, N] over the ids of `train`, such as
+            `train` itself. Each batch then carries those of its B users.
+
     Raises:
-        ValueError: if there are no pairs, or weights are negative, not finite or all 0.
+        ValueError: if there are no pairs; weights are negative, not finite or all 0; or histories
+            have another number of users or items.
     """
     check_positives(train=train)
     users, items = train.pairs()
-    return Groups(users, None, None, items, train.weights)
+    return Groups(users, None, None, items, train.weights, _known(train, histories, users))
 
 
-def groups(train: Interactions, *, n: int) -> Groups:
+def groups(train: Interactions, *, n: int, histories: Interactions | None = None) -> Groups:
     """Returns users with up to n of their positives; users with more make several examples.
 
     Negatives are drawn and scored once for all positives of an example. For the same work, an epoch
@@ -170,10 +186,10 @@ def groups(train: Interactions, *, n: int) -> Groups:
     Args:
         train: the positives.
         n: P, the largest number of positives in an example.
+        histories: see `singles`.
 
     Raises:
-        ValueError: if `n` is not an integer of 1 or more, there are no pairs, or weights are
-            negative, not finite or all 0.
+        ValueError: if `n` is not an integer of 1 or more, and as `singles`.
     """
     check_positives(train=train)
     n = integer("n", n)
@@ -183,12 +199,10 @@ def groups(train: Interactions, *, n: int) -> Groups:
     part = np.arange(len(owner)) - np.repeat(np.cumsum(parts) - parts, parts)
     first = (indptr[owner] + part * n).astype(np.int32)
     length = np.minimum(indptr[owner + 1] - first, n).astype(np.int32)
-    return Groups(owner, first, length, train.pairs()[1], train.weights, n)
+    return Groups(owner, first, length, train.pairs()[1], train.weights, _known(train, histories, owner), n)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["users", "shortest", "known"], meta_fields=["degrees"]
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["users", "shortest", "known"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, eq=False)
 class Users:
     """Users with all their items; see `by_user`.
@@ -197,14 +211,11 @@ class Users:
         users: int32 [R].
         shortest: int32 [], index of the user with the fewest items, who fills up the last batch.
         known: the histories of all users.
-        degrees: the lengths of histories that occur, and for each length how many users have it;
-            static.
     """
 
     users: Array
     shortest: Array
-    known: Interactions
-    degrees: tuple[tuple[int, ...], tuple[int, ...]]
+    known: Histories
 
     @property
     def n(self) -> int:
@@ -214,20 +225,14 @@ class Users:
     def batch(self, places: Array, step: Array | int = 0) -> Batch:
         """Returns the batch of the examples at `places` [B], drawn without replacement; the place R
         marks padding.
-
-        The capacity of the histories is exceeded in one of 10¹² random batches. The weights, and
-        with them the loss, are then NaN, so that items are never dropped silently.
         """
         places = as_ids(places)
         real = places < self.n
         users = self.users[jnp.where(real, places, self.shortest)]
-        room = -(-_surpassed(*self.degrees, len(users), odds=1e-12) // 256) * 256
-        # `room` is a static bound: a jitted program cannot give each batch its own size.
-        first, last = self.known.indptr[users], self.known.indptr[users + 1]
-        enough = (last - first).sum(dtype=jnp.int32) <= room
-        weights = jnp.broadcast_to(jnp.where(enough, jnp.float32(1), jnp.nan), (len(users), 1))
-        histories = self.known.take(users, capacity=room)
-        return Batch(users[:, None], self.known.indices[first][:, None], real[:, None], weights, step, histories)
+        histories, weight = self.known.batch(users)
+        items = self.known.items.indices[self.known.items.indptr[users]][:, None]
+        weights = jnp.broadcast_to(weight, items.shape)
+        return Batch(users[:, None], items, real[:, None], weights, step, histories)
 
 
 def by_user(train: Interactions) -> Users:
@@ -239,9 +244,47 @@ def by_user(train: Interactions) -> Users:
     check_positives(train=train)
     degrees = np.diff(np.asarray(train.indptr))
     users = np.flatnonzero(degrees).astype(np.int32)
-    values, counts = np.unique(degrees[users], return_counts=True)
-    bare = dataclasses.replace(train, weights=None, timestamps=None)
-    return Users(users, np.int32(np.argmin(degrees[users])), bare, (tuple(values.tolist()), tuple(counts.tolist())))
+    return Users(users, np.int32(np.argmin(degrees[users])), _known(train, train, users))
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["items"], meta_fields=["degrees"])
+@dataclasses.dataclass(frozen=True, eq=False)
+class Histories:
+    """The histories of all users, and how long those of the examples are.
+
+    Attributes:
+        items: `Interactions` [M, N], without weights.
+        degrees: the lengths of histories that occur among the examples, and how many examples have each; static.
+    """
+
+    items: Interactions
+    degrees: tuple[tuple[int, ...], tuple[int, ...]]
+
+    def batch(self, users: Array) -> tuple[Interactions, Array]:
+        """The histories of the users [B] of examples drawn without replacement, and the weight float32 [] of the batch.
+
+        There is room for the histories of B examples in all but one of 10¹² draws. If they do not fit, the weight is
+        NaN, and so is the loss: nothing is left out in silence. Otherwise it is 1. A user of -1 has no items.
+        """
+        room = -(-_surpassed(*self.degrees, len(users), odds=1e-12) // 256) * 256
+        degrees = jnp.where(users >= 0, self.items.indptr[users + 1] - self.items.indptr[users], 0)
+        enough = degrees.sum(dtype=jnp.int32) <= room
+        return self.items.take(users, capacity=room), jnp.where(enough, jnp.float32(1), jnp.nan)
+
+
+def _known(train: Interactions, histories: Interactions | None, users: np.ndarray) -> Histories | None:
+    """The histories, for batches of examples of these users [R]."""
+    if histories is None:
+        return None
+    check_interactions(histories=histories)
+    sizes, others = ((part.n_users, part.n_items) for part in (train, histories))
+    if sizes != others:
+        raise ValueError(
+            f"train is {sizes}, histories {others} users by items; give histories over the ids of train, such as train"
+        )
+    lengths, counts = np.unique(np.diff(np.asarray(histories.indptr))[users], return_counts=True)
+    bare = dataclasses.replace(histories, weights=None, timestamps=None)
+    return Histories(bare, (tuple(lengths.tolist()), tuple(counts.tolist())))
 
 
 def _surpassed(lengths: tuple[int, ...], counts: tuple[int, ...], n: int, *, odds: float) -> int:

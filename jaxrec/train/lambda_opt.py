@@ -5,7 +5,8 @@
     state = train.init(key, model, tx)
     state, log = train.fit(state, objective, tx, pairs, epochs=20)
 
-The coefficients are `state.opt_state.lambdas`. The loss in the log includes their penalty.
+The coefficients are `state.opt_state.lambdas`. The loss in the log includes their penalty. For a model that knows users
+by their items, give `draws` the examples `singles(pairs, histories=...)` and `singles(valid_pairs, histories=...)`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.optim import lambda_opt
 from jaxrec.train import mars
-from jaxrec.train.examples import Batch
+from jaxrec.train.examples import Batch, Groups
 from jaxrec.typing import Array, Key, Objective, Sampler
 
 RowsOf = Callable[[Key, Batch], dict[str, tuple[Array, Array]]]
@@ -31,8 +32,8 @@ def draws(
     batch: Batch,
     *,
     objective: Objective,
-    train: Interactions,
-    valid: Interactions,
+    train: Interactions | Groups,
+    valid: Interactions | Groups,
     rows: RowsOf | None = None,
     steps: int | None = None,
     valid_objective: Objective | None = None,
@@ -45,8 +46,9 @@ def draws(
         batch: the step's batch.
         objective: the training objective, with its sampler bound as `sample=`; see
             `penalised_rows`.
-        train: the positives, from which the look-ahead draws pairs with replacement.
-        valid: the positives of validation, drawn in the same way.
+        train: the positives, from which the look-ahead draws pairs with replacement; or `singles`
+            of them, for batches that carry histories.
+        valid: the positives of validation, drawn in the same way; or `singles` of them.
         rows: function of (key, batch) that returns the rows to penalise; None uses `penalised_rows`
             of the objective.
         steps: number of look-ahead steps, the same as in `alternate`; None is 1.
@@ -61,8 +63,9 @@ def draws(
     validation that are in neither set. Here the training objective's sampler draws them, unless
     `valid_objective` has its own.
     """
-    check_interactions(train=train, valid=valid)
-    if valid.n_pairs == 0:
+    given = {"train": train, "valid": valid}
+    check_interactions(**{name: pairs for name, pairs in given.items() if not isinstance(pairs, Groups)})
+    if len(valid.items if isinstance(valid, Groups) else valid.indices) == 0:
         raise ValueError("valid has no pairs; the coefficients are learned from them")
     rows = partial(penalised_rows, objective=objective) if rows is None else rows
     size = len(batch.users)
@@ -138,8 +141,11 @@ def _samplers(value: Any) -> Iterator[tuple[Any, Sampler]]:
             yield from _samplers(part)
 
 
-def _pairs(key: Key, pairs: Interactions, size: int) -> Batch:
-    """Draws pairs with replacement, all with equal probability."""
+def _pairs(key: Key, pairs: Interactions | Groups, size: int) -> Batch:
+    """Draws pairs, or examples, with replacement, all with equal probability."""
+    if isinstance(pairs, Groups):
+        places = jax.random.randint(key, (size,), 0, pairs.n, dtype=jnp.int32)
+        return jax.tree.map(jnp.asarray, pairs).batch(places)
     places = jax.random.randint(key, (size,), 0, len(pairs.indices), dtype=jnp.int32)
     users = jnp.searchsorted(jnp.asarray(pairs.indptr), places, side="right").astype(jnp.int32) - 1
     weights = None if pairs.weights is None else jnp.asarray(pairs.weights)[places]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxrec import losses
 from jaxrec._lookup import lookup
 from jaxrec.train.examples import Batch
-from jaxrec.train.objectives import _check_has, compared
+from jaxrec.train.objectives import _check_has, compared, histories_of
 from jaxrec.typing import Array, Key, Loss, Model, Sampler, Scalar, Variables
 
 
@@ -92,8 +92,9 @@ def relation_objective(
     """
     users, items = batch.users, batch.items
     negatives = sample(jax.random.split(key)[0], users[:, 0])
-    pos = model.apply(variables, users, items)
-    neg = model.apply(variables, users[..., None], negatives[:, None], items[..., None])
+    options = histories_of(model, batch)
+    pos = model.apply(variables, users, items, **options)
+    neg = model.apply(variables, users[..., None], negatives[:, None], items[..., None], **options)
     values = compared(loss, pos, neg)
     return losses.mean(values, where=batch.where, weights=batch.weights)
 
@@ -140,7 +141,7 @@ def translation_objective(
     negatives = sample(jax.random.split(key)[0], users[:, 0])
     negatives = jnp.broadcast_to(negatives, (len(items), negatives.shape[1]))
     both = jnp.concatenate([items.astype(negatives.dtype), negatives], axis=1)
-    scores, near = model.apply(variables, users, both, method="regularised")
+    scores, near = model.apply(variables, users, both, method="regularised", **histories_of(model, batch))
     pos, neg = jnp.split(scores, [items.shape[1]], axis=1)
     values = (
         compared(loss, pos, neg[:, None]) - distance_weight * pos + neighbourhood_weight * near[:, : items.shape[1]]

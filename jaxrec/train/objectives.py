@@ -1,7 +1,9 @@
 """Objectives: positives of a batch against negatives, as a scalar of (variables, key, batch).
 
 Bind model, loss and sampler with `functools.partial`. A batch holds up to P positives of each user,
-`items` [B, P]. A user's negatives are drawn and scored once for all of them.
+`items` [B, P]. A user's negatives are drawn and scored once for all of them. A model that knows
+users by their items, such as `models.SimpleX`, gets the histories of the batch: call `fit` with
+`examples=partial(train.singles, histories=...)`.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +46,8 @@ def pairwise_objective(
         variables: the model's variables, as returned by `model.init`.
         key: typed key from which negatives and dropout are drawn.
         batch: positives [B, P].
-        model: a model that scores pairs by `model.apply(variables, users, items)`.
+        model: a model that scores pairs by `model.apply(variables, users, items)`, with
+            `histories=` if it needs them.
         loss: a loss of `jaxrec.losses` that compares positives with negatives.
         sample: a sampler of `jaxrec.sampling` that draws negatives [B, n], or [1, n] that the batch
             shares.
@@ -56,12 +60,13 @@ def pairwise_objective(
             leaves them out of the history for the negatives too, as its released code does.
 
     Raises:
-        ValueError: if `leave_out` is used with groups, `hardest` is larger than the pool, or the
-            loss does not return one value per positive.
+        ValueError: if `leave_out` is used with groups, `hardest` is larger than the pool, the loss
+            does not return one value per positive, or the model needs histories and the batch has
+            none.
     """
     sample_key, dropout_key = jax.random.split(key)
     negatives = sample(sample_key, batch.users[:, 0])
-    options = {"rngs": {"dropout": dropout_key}} if getattr(model, "dropout", 0) else {}
+    options = _options(model, batch, dropout_key)
     if hardest is None and not leave_out and len(negatives) == len(batch.items):
         items = jnp.concatenate([batch.items.astype(negatives.dtype), negatives], axis=1)
         # One call for both sides: each call of LightGCN propagates its whole graph.
@@ -116,20 +121,21 @@ def in_batch_objective(
         variables: the model's variables, as returned by `model.init`.
         key: typed key, used only for dropout.
         batch: positives [B, P], taken one by one: R = B · P.
-        model: a model that scores pairs by `model.apply(variables, users, items)`.
+        model: a model that scores pairs by `model.apply(variables, users, items)`, with
+            `histories=` if it needs them.
         loss: a loss of `jaxrec.losses` that compares positives [R] with negatives [R, R].
         seen: interactions whose items are not used as negatives of their users. If None, only the
             positive itself is not a negative.
         log_q: log-probabilities [N], such as `sampling.popularity_table(train).log_q`.
     """
-    batch = batch.pairs()
-    options = {"rngs": {"dropout": key}} if getattr(model, "dropout", 0) else {}
-    where = sampling.in_batch(batch.users, batch.items, seen=seen) & batch.where[None]
-    pos = model.apply(variables, batch.users, batch.items, **options)
-    neg = model.apply(variables, batch.users[:, None], batch.items[None, :], **options)
-    further = {} if log_q is None else {"log_q_pos": log_q[batch.items], "log_q_neg": log_q[batch.items][None, :]}
+    pairs, options = batch.pairs(), _options(model, batch, key)
+    where = sampling.in_batch(pairs.users, pairs.items, seen=seen) & pairs.where[None]
+    pos = model.apply(variables, batch.users, batch.items, **options).reshape(-1)
+    neg = model.apply(variables, batch.users, pairs.items[None], **options)
+    neg = jnp.repeat(neg, batch.items.shape[1], axis=0)  # once for all positives of a user
+    further = {} if log_q is None else {"log_q_pos": log_q[pairs.items], "log_q_neg": log_q[pairs.items][None, :]}
     values = compared(loss, pos, neg, where=where, **further)
-    return losses.mean(values, where=batch.where, weights=batch.weights)
+    return losses.mean(values, where=pairs.where, weights=pairs.weights)
 
 
 def rows_objective(variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Loss) -> Array:
@@ -143,11 +149,12 @@ def rows_objective(variables: Variables, key: Key, batch: Batch, *, model: Model
         variables: the model's variables, as returned by `model.init`.
         key: unused; nothing is drawn.
         batch: positives [B, P].
-        model: a model that scores all items by `model.apply(variables, users, method="rows")`.
+        model: a model that scores all items by `model.apply(variables, users, method="rows")`, with
+            `histories=` if it needs them.
         loss: a loss of `jaxrec.losses` that compares positives with negatives.
     """
     del key
-    scores = model.apply(variables, batch.users[:, 0], method="rows")
+    scores = model.apply(variables, batch.users[:, 0], method="rows", **histories_of(model, batch))
     values = compared(loss, jnp.take_along_axis(scores, batch.items, axis=1), scores[:, None, :])
     return losses.mean(values, where=batch.where, weights=batch.weights)
 
@@ -181,7 +188,7 @@ def gram_objective(
 
     It equals `rows_objective` with `losses.rg2_sampled`, but never forms scores [B, N]: a step
     takes 2NK² operations for any batch size, with K-dimensional vectors. Scores are those of the
-    tables: `SimpleX` leaves nothing out of a history, and there is no dropout.
+    tables: there is no dropout.
 
     Args:
         variables: the model's variables, as returned by `model.init`.
@@ -223,6 +230,28 @@ def combined_objective(
     if not parts:
         raise ValueError("parts is empty; give at least one pair (weight, objective)")
     return sum(weight * objective(variables, key, batch) for weight, objective in parts)
+
+
+def histories_of(model: Model, batch: Batch) -> dict[str, Interactions]:
+    """The keyword `histories` for `model.apply` if the model knows users by their items; other models do not take it.
+
+    Raises:
+        ValueError: for a batch without histories if the model needs them.
+    """
+    if not getattr(model, "needs_histories", False):
+        return {}
+    if batch.histories is None:
+        raise ValueError(
+            f"{type(model).__name__} knows users by their items, and the batch has no histories; call fit with "
+            "examples=partial(train.singles, histories=...), the Interactions that the model may see"
+        )
+    return {"histories": batch.histories}
+
+
+def _options(model: Model, batch: Batch, key: Key) -> dict[str, Any]:
+    """Keywords for `model.apply` on pairs of a batch: histories, and a key for dropout, if the model takes them."""
+    rngs = {"rngs": {"dropout": key}} if getattr(model, "dropout", 0) else {}
+    return histories_of(model, batch) | rngs
 
 
 def compared(loss: Loss, pos: Array, neg: Array, **further: Array) -> Array:
