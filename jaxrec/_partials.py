@@ -91,6 +91,17 @@ def _as_pytree(value: Any) -> Any:
     return {name: _as_pytree(item) for name, item in value.items()} if type(value) is dict else value
 
 
+def flattened(value: functools.partial) -> functools.partial:
+    """Returns one partial for a partial of partials.
+
+    `functools.partial` does this itself, unless the inner partial has attributes, which `jax.jit`
+    sets.
+    """
+    while isinstance(inner := value.func, functools.partial):
+        value = functools.partial(inner.func, *inner.args, *value.args, **{**inner.keywords, **value.keywords})
+    return value
+
+
 def bound(functions: tuple) -> Iterator[tuple[Any, str, Any]]:
     """Yields every keyword that is bound in nested partials, as (function, name, value).
 
@@ -99,6 +110,7 @@ def bound(functions: tuple) -> Iterator[tuple[Any, str, Any]]:
     """
     for value in functions:
         if isinstance(value, functools.partial):
+            value = flattened(value)
             yield from ((value.func, *item) for item in value.keywords.items())
             yield from bound((value.func, *value.args, *value.keywords.values()))
         elif isinstance(value, tuple | list):

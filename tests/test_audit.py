@@ -69,6 +69,7 @@ def test_one_draw_for_all_users_of_a_size_is_found():
     assert not report["id order"].serious
 
 
+@pytest.mark.deep
 def test_one_draw_chose_the_published_split_of_citeulike(data_root):
     found = datasets.load("citeulike-a-valid")
     finding = jr.evaluate.audit(found.train, found.test)["id places"]
@@ -113,6 +114,7 @@ def test_on_ciao_it_finds_the_split_ordered_by_id(data_root):
     assert report.rankers["random"]["hit_rate@10"] == pytest.approx(0.1, abs=0.02)
 
 
+@pytest.mark.deep
 def test_random_split_of_ciao_shows_no_order(data_root):
     ciao = datasets.load("ciao")
     users, items = (np.concatenate(column) for column in zip(ciao.train.pairs(), ciao.valid.pairs(), ciao.test.pairs()))

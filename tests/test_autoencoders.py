@@ -152,6 +152,7 @@ def test_z_is_drawn_from_the_posterior(name):
     assert (kl.std() > 1e-9) == (name == "RecVAE")
 
 
+@pytest.mark.deep
 def test_gradients_are_finite_and_leave_the_old_encoder():
     """User 1 has no item."""
     model, variables = MODELS["RecVAE"], drawn(MODELS["RecVAE"])
@@ -202,6 +203,7 @@ def test_wrong_values_are_named(made, name, value):
         made(N, **{name: value})
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", ["VALID", "MultVAE", "RecVAE"])
 def test_parameters_keep_their_precision_whatever_the_default(name):
     """float32 under x64, with noise: the loss and its gradient are float32."""

@@ -166,6 +166,7 @@ def made_up(methods, **more):
     return Study(**options, quick=lambda: (methods, {"board": board}), **more)
 
 
+@pytest.mark.deep
 def test_the_command_of_a_study_trains_tables_and_draws(tmp_path, monkeypatch, capsys):
     from benchmarks import _record
     from benchmarks.studies import _study
@@ -272,6 +273,7 @@ def test_mml_selected_on_other_data_than_it_was_judged_on(studies):
     assert {record["on"] for record in records if record["data"] == mml.SELECT} == {"valid"}
 
 
+@pytest.mark.deep
 def test_what_mml_found_best_on_test_is_called_so(monkeypatch):
     """The row's value is the last epoch's, also where an earlier one is better."""
     from benchmarks.studies import mml
@@ -402,6 +404,7 @@ def dense_steps(tables, triples, margin, *, rate, passes, steps=1):
     return peer.tables(), loss
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("passes", [1, 2])
 def test_peer_of_mars_makes_the_released_step(passes):
     """Tables, loss and angles after one step are those of the released code."""
@@ -464,6 +467,7 @@ def test_peer_of_valid_has_the_released_loss_and_gradients():
     assert peer.head.grad.norm().item() == pytest.approx(3.7477917, abs=1e-7)
 
 
+@pytest.mark.deep
 def test_users_held_out_whole_are_judged_by_their_histories():
     """Of a user's colour the pair to be found and the diagonal are left: two items of 24 that histories tell apart."""
     from benchmarks.studies import valid

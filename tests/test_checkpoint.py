@@ -74,6 +74,7 @@ DIFFERENT = {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_another_run_is_refused(name, tmp_path):
     first, second = DIFFERENT[name]
@@ -110,6 +111,7 @@ def test_another_start_is_another_run_and_a_later_state_of_the_run_is_not(tmp_pa
         fit(6, state=five, checkpoint=checkpoint)
 
 
+@pytest.mark.deep
 def test_settings_inside_objects_of_optax_identify_a_run(tmp_path):
     def accumulated(rate, every):
         return optax.MultiSteps(optax.sgd(rate), every).gradient_transformation()
@@ -359,6 +361,7 @@ RUNS = {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.every_case
 @pytest.mark.parametrize("name", RUNS)
 def test_every_loop_resumes_and_calls_back_after_each_epoch(name, tmp_path):

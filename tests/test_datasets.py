@@ -1,9 +1,9 @@
 import sys
-import types
 
 import numpy as np
 import pytest
 
+from jaxrec import _cache
 from jaxrec.data import datasets
 from jaxrec.interactions import Interactions
 
@@ -272,8 +272,7 @@ def test_missing_packages_say_what_to_install(folders, monkeypatch):
 def test_the_cache_is_where_the_system_keeps_caches(folders, monkeypatch, tmp_path):
     folders("ciao", root="home/jaxrec", interactions=TRAIN)
     monkeypatch.delenv("JAXREC_CACHE")
-    fake = types.SimpleNamespace(os_cache=lambda name: tmp_path / "home" / name)
-    monkeypatch.setitem(sys.modules, "pooch", fake)
+    monkeypatch.setattr(_cache.platformdirs, "user_cache_path", lambda name: tmp_path / "home" / name)
     assert isinstance(datasets.load("ciao").interactions, Interactions)
 
 

@@ -26,6 +26,7 @@ def test_the_table_is_the_optimum_of_zero_diagonal():
     assert np.abs(np.diag(slope)).min() > 0.1
 
 
+@pytest.mark.deep
 def test_pairs_and_rows_are_products_of_rows_and_table():
     model, variables, _ = ease.fit(TRAIN, regularization=0.7)
     expected = DENSE @ np.asarray(variables["params"]["weights"], float)

@@ -224,6 +224,7 @@ def test_with_a_key_ties_are_broken_as_chance_would():
     np.testing.assert_array_equal(_full(key=jax.random.key(7)).items, _full(key=jax.random.key(7)).items)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("n_levels", [1, 2])
 @pytest.mark.parametrize("k", [1, 25])
 def test_ties_favour_neither_low_nor_high_ids(n_levels, k):
@@ -279,6 +280,7 @@ def test_results_do_not_depend_on_the_block_nor_on_the_way_to_the_scores(name):
         _assert_same(_full(TABLE, rows), whole)
 
 
+@pytest.mark.deep
 def test_scores_of_top_k_do_not_depend_on_the_block_and_are_those_of_the_model():
     model = MODELS["dot"]
     variables = _variables(model)
@@ -537,6 +539,7 @@ def test_other_users_and_histories_take_the_same_program():
     assert _kernel._ranked._cache_size() == compiled
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "model", [models.MultDAE(N, dim=3), models.EASE(N), models.VALID(N, dim=3, width=2)], ids=lambda m: type(m).__name__
 )

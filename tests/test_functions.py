@@ -86,6 +86,7 @@ def test_functions_give_what_a_linen_module_gives():
             np.testing.assert_allclose(call(model), call(linen), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.deep
 @pytest.mark.every_case
 @pytest.mark.parametrize("name", ["vectors", "NNX"])
 def test_every_seed_of_a_sweep_draws_its_own(name):
@@ -145,7 +146,7 @@ def test_a_model_that_knows_users_by_their_items(rows):
         examples = partial(jr.train.singles, histories=TRAIN)
         state, log = jr.train.fit(state, objective(model), TX, TRAIN, examples=examples, **options)
         assert log.records[-1]["loss"] < log.records[0]["loss"]
-        with pytest.raises(ValueError, match=r"^Functions knows users by their items; give histories="):
+        with pytest.raises(ValueError, match=r"^Functions knows users by their items; pass histories="):
             jr.evaluate.full_ranking(model, state.variables, TRAIN, TEST)
         report = jr.evaluate.full_ranking(model, state.variables, TRAIN, TEST, ks=(1,), histories=TRAIN)
         assert report.means["hit_rate@1"] == 1

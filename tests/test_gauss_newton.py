@@ -57,6 +57,7 @@ TOWERS = {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("train", [TRAIN, WEIGHTED], ids=["plain", "weighted"])
 @pytest.mark.parametrize("name", TOWERS)
 def test_objective_and_gradient_are_those_of_dense_scores(name, train):
@@ -215,6 +216,7 @@ def test_matrix_factorisation_reaches_the_closed_form():
     assert by_als - (12 * 9 - n_pairs) / (2 * n_pairs) + 0.5 == pytest.approx(reached, rel=1e-12)
 
 
+@pytest.mark.deep
 def test_arrays_in_partials_are_arguments():
     before = gauss_newton._step._cache_size()
     towers, params = board_towers(hidden=6)
@@ -287,6 +289,7 @@ def test_negative_weights_are_refused_and_features_of_another_width():
         fit(partial(gauss_newton.two_towers, **narrow), params)
 
 
+@pytest.mark.deep
 def test_first_towers_vary_by_their_scale_whatever_the_features():
     rng = np.random.default_rng(0)
     users, items = np.divmod(rng.choice(300 * 200, 1500, replace=False), 200)

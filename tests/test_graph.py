@@ -38,6 +38,7 @@ def drawn(model):
     return {**variables, "params": jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), variables["params"])}
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("layers", [0, 1, 3])
 def test_pairs_rows_and_vectors_are_those_of_dense_matrices(layers):
     model = LightGCN(TRAIN, dim=DIM, layers=layers)
@@ -64,6 +65,7 @@ def test_pairs_rows_and_vectors_are_those_of_dense_matrices(layers):
             np.testing.assert_array_equal(ways[0], plain)
 
 
+@pytest.mark.deep
 def test_gradients_are_those_of_dense_matrices():
     model = LightGCN(TRAIN, dim=DIM)
     slopes = np.random.default_rng(1).normal(size=(N_USERS, N_ITEMS))
@@ -84,6 +86,7 @@ def test_gradients_are_those_of_dense_matrices():
             assert np.abs(expected[name]).min() > 1e-6
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("users", "items"),
     [
@@ -153,6 +156,7 @@ OBJECTIVES = {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", ["bpr", *(pytest.param(x, marks=pytest.mark.deep) for x in ("softmax", "rg2"))])
 def test_recovers_the_diagonal_withheld_from_the_checkerboard(name):
     model = LightGCN(BOARD, dim=8)
@@ -167,6 +171,7 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard(name):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.deep
 def test_a_sweep_trains_it_under_many_seeds():
     model = LightGCN(BOARD, dim=4)
     found = jr.train.sweep(

@@ -59,6 +59,7 @@ def test_room_that_is_too_small_or_not_known_is_said():
             KNOWN.take(wrong)
 
 
+@pytest.mark.deep
 def test_normalised_and_spread_and_padding():
     known = Interactions.from_pairs([0, 0, 2, 2], [5, 7, 1, 2], n_users=3, n_items=8)
     pairs = Pairs.of(known.take(np.arange(3), capacity=9))
@@ -72,6 +73,7 @@ def test_normalised_and_spread_and_padding():
     np.testing.assert_array_equal(spread(jnp.array([7]), pairs.rows), np.full(9, 7))
 
 
+@pytest.mark.deep
 def test_noise_depends_on_user_and_item_not_on_place():
     key, degrees = jax.random.key(3), jnp.array([2, 1])
     one = Pairs(jnp.array([0, 0, 1]), jnp.array([4, 5, 5]), jnp.array([7, 9]), degrees, key)

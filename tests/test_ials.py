@@ -227,6 +227,7 @@ def test_observed_pairs_weigh_one_and_more_and_aim_below_one():
         np.testing.assert_allclose(found[u], expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("model", ["ials", "wrmf"])
 def test_folding_in_is_the_users_half_step(model):
     train = interactions(weighted=True)
@@ -337,6 +338,7 @@ def test_factors_come_in_batches_that_jaxlib_does_not_deal_to_threads(n):
 BOARD, DIAGONAL = synthetic.checkerboard(30)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("model", ["ials", "wrmf"])
 def test_recovers_the_diagonal_withheld_from_the_checkerboard(model):
     user, item, _ = fitted(BOARD, model, dim=2)
@@ -564,6 +566,7 @@ def test_a_solver_is_a_function():
         FITS["ials"](interactions(), solver="cholesky")
 
 
+@pytest.mark.deep
 def test_numbers_of_single_precision_serve_in_double():
     train, single = interactions(), {name: np.float32(0.25) for name in IALS}
     double = dict.fromkeys(IALS, 0.25)

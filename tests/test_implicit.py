@@ -55,6 +55,7 @@ def test_implicit_gradients_are_those_of_all_updates_at_a_fixed_point(gradient, 
     assert not of_start.any() and np.abs(exact[1][0]).max() < 1e-6 < np.abs(of_items).max()
 
 
+@pytest.mark.deep
 def test_one_step_points_the_same_way(exact):
     """Trap 30: a cosine above .9, and not 1; it is Neumann's series of one term."""
     _, (of_start, of_items) = gradients(implicit.one_step)
@@ -74,6 +75,7 @@ def test_detached_and_straight_through():
     np.testing.assert_allclose(of_start, projected, rtol=1e-10)
 
 
+@pytest.mark.deep
 def test_unrolled_updates_are_all_differentiated():
     for a, b in zip(*(jax.tree.leaves(gradients(way, n=3)) for way in (implicit.unrolled, scanned)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)
@@ -102,6 +104,7 @@ def test_few_updates_are_warned_of_and_all_have_the_number_of_the_first(way):
         assert float(way(lambda x, number: 10 * x + number, jnp.zeros(1), 3)[0]) == 111
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("way", [implicit.unrolled, implicit.one_step, implicit.neumann, implicit.gmres])
 def test_an_update_may_hold_traced_keys_and_integers(way):
     """Trap 17: parts of a batch, one after the other, have the value and the gradient of each by itself."""

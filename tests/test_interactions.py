@@ -84,6 +84,7 @@ def test_the_host_side_equals_dense_numpy(dense, random):
     np.testing.assert_array_equal(kept.to_scipy().toarray(), expected)
 
 
+@pytest.mark.deep
 @hypothesis.given(dense_matrices(), st.randoms(use_true_random=False))
 @few(6)
 def test_the_device_side_equals_dense_numpy(dense, random):

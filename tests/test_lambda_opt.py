@@ -160,6 +160,7 @@ def test_hypergradient_of_adam_in_one_number(precise):
     np.testing.assert_allclose(slope["user"], [[-0.0056256253]], rtol=1e-8)
 
 
+@pytest.mark.deep
 def test_two_steps_equal_two_steps_written_out_of_either_order(precise):
     tx = smooth_adam(0.05)
     params, state = trained(tx)
@@ -321,6 +322,7 @@ def test_simulation_leaves_parameters_and_live_state_alone(tx):
     assert bits(state.lambdas) == bits(lambdas)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("every", [1, 2])
 def test_steps_in_turn_are_of_the_parameters_first_and_then_of_lambda(every):
     tx = optax.sgd(RATE)
@@ -360,6 +362,7 @@ def test_coefficients_stay_at_0_or_above_and_leave_0_again(lambda_tx):
     assert found[-1] > 0.1
 
 
+@pytest.mark.deep
 def test_seeds_by_vmap_and_a_scanned_epoch_equal_steps_one_by_one():
     start = partial(coefficients, granularity="DU")
     both = alternate(smooth_adam(0.05), amsgrad(0.05), draws=draws, start=start)

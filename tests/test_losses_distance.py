@@ -37,6 +37,7 @@ def _released_sml(pos, neg, between, user, item, weight, gamma):
     return hinges - gamma * (user.mean() + item.mean())
 
 
+@pytest.mark.deep
 def test_sml_is_the_released_sum_over_the_batch_when_gamma_is_divided_by_the_batch():
     size, gamma = 3, 10.0
     data = [x.astype(np.float64) for x in (POS, NEG[:, :1], BETWEEN[:, :1], USER, ITEM)]

@@ -113,6 +113,7 @@ def test_a_boundary_of_the_user_keeps_the_row_and_one_of_the_positive_goes_throu
         close(total(pos, neg, boundary), total(pos, *repeated))
 
 
+@pytest.mark.deep
 def test_sml_takes_margins_and_distances_of_each_positive_through_the_loop():
     pos, neg, where = _scores("of the row")
     rng = np.random.default_rng(1)

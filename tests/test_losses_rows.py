@@ -62,6 +62,7 @@ def _rows_by_formula(formula, rows, where, targets=TARGETS):
     return np.array([formula(s[w].tolist(), t[w].tolist()) if w.any() else 0.0 for s, t, w in columns])
 
 
+@pytest.mark.deep
 def test_hand_values_of_row_losses():
     scores = jnp.array([1.0, 0.8, -1.0])
     targets = jnp.array([2, 0, 1])
@@ -148,6 +149,7 @@ def test_wrong_rows_are_refused(loss, formula):
         loss(TARGETS, TARGETS)
 
 
+@pytest.mark.deep
 def test_gradient_of_sparsemax_in_its_targets_in_both_modes_and_twice():
     rng = np.random.default_rng(3)
     scores, targets, where = rng.normal(size=(3, 4)), rng.random((3, 4)), rng.random((3, 4)) < 0.8

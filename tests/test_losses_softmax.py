@@ -12,6 +12,7 @@ from support.losses import NEG, POS, SCORES, WHERE, average, bsl, close, differe
 from jaxrec import losses
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("exponent", [1.0, 1.22])
 def test_bsl_does_not_overflow_at_a_low_temperature(exponent):
     pos, neg = np.array([50.0, -50.0], np.float32), np.array([[50.0, 49.9, 30.0], [50.0, 50.0, -50.0]], np.float32)
@@ -78,6 +79,7 @@ def test_sampled_softmax_of_the_whole_catalogue_is_the_full_softmax():
         close(loss(np.diag(scores), scores, negatives="sum"), full)
 
 
+@pytest.mark.deep
 def test_a_user_with_two_positives_counts_twice_in_the_softmax():
     scores = np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32)
     positives, where = np.array([[0, 3], [2, 2]]), np.array([[True, True], [True, False]])
@@ -141,6 +143,7 @@ def test_pooling_distinct_users_changes_nothing():
     np.testing.assert_allclose(*vjp(jnp.arange(4, dtype=jnp.float32)), np.arange(4.0), rtol=1e-6)
 
 
+@pytest.mark.deep
 def test_pooling_is_stable_and_the_released_bsl():
     pos, users = np.array([1e4, -1e4, 50.0, 49.0], np.float32), np.array([1, 1, 5, 5])
     values, gradient = jax.value_and_grad(lambda p: losses.pooled(p, users, temperature=0.08).sum())(pos)
@@ -167,6 +170,7 @@ def test_pooled_refuses_wrong_shapes_and_types():
             losses.pooled(pos, users, where=where, temperature=1.0)
 
 
+@pytest.mark.deep
 def test_pooled_users_of_64_bits_stay_apart_and_a_temperature_of_0_is_refused():
     pos = np.array([1.0, 3.0, 5.0], np.float32)
     values = losses.pooled(pos, np.array([1, 2**32 + 1, 1]), temperature=1.0)

@@ -160,6 +160,7 @@ def test_calibrated_unit_is_the_factor_of_free_facets():
     np.testing.assert_allclose(found, -(1 - cosine) * (towards - cosine * around), atol=1e-6)
 
 
+@pytest.mark.deep
 def test_from_shares_puts_facets_at_their_anchors():
     rng = np.random.default_rng(0)
     users, items = rng.gamma(0.3, size=(50, K)), rng.gamma(0.3, size=(60, K))
@@ -454,6 +455,7 @@ def test_scores_are_not_squared(kind):
     assert float(step(after)[0]) < float(before)
 
 
+@pytest.mark.deep
 def test_drawn_positives_stand_for_those_of_the_batch():
     train = jr.Interactions.from_pairs([0, 1, 1, 4], [2, 3, 6, 0], n_users=M, n_items=N)
     table = jr.sampling.popularity_table(train.transpose(), power=0.8)
@@ -479,6 +481,7 @@ def test_drawn_positives_stand_for_those_of_the_batch():
     np.testing.assert_allclose(value(grouped), given, rtol=1e-6)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("power", "of_user", "of_item"), [(0.0, 1 / 4, 1 / 3), (1.0, 3 / 8, 3 / 7)])
 def test_samplers_draw_users_and_items_by_their_powers(power, of_user, of_item):
     """User 0 has 3 of 8 pairs; of the 7 that user 1 has not, item 0 is in 3; item 4 has no pair."""
@@ -577,6 +580,7 @@ def test_presets_are_keywords_of_whom_they_are_for(preset):
 # ---------------------------------------------------------------------- which parameters lie on spheres
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("step", [paper.sphere_sgd, mars.ball_sgd, jr.optim.riemannian.riemannian_adam])
 def test_projections_are_not_put_on_the_sphere(step):
     """Also where values are not known, as under jit and vmap."""
@@ -589,6 +593,7 @@ def test_projections_are_not_put_on_the_sphere(step):
             init(given)
 
 
+@pytest.mark.deep
 def test_plain_steps_move_vectors_and_projections_by_the_calibrated_gradient():
     model = MARS(3, 5, dim=2, n_facets=4, facets=projected, place=jr.models.mars.calibrated_unit)
     tx = mars.optimizer(0.1, theta_learning_rate=0.0, step=optax.sgd)
@@ -617,6 +622,7 @@ def test_products_of_facets_have_all_their_derivatives():
         check_grads(jax.jit(jax.vmap(mars._products)), tuple(x[None] for x in sides), 2, ["rev"])
 
 
+@pytest.mark.deep
 def test_margins_of_single_precision_serve_in_double():
     model = MARS(M, N, dim=D, n_facets=2)
     margin = np.linspace(0.1, 0.9, M).astype(np.float32)

@@ -157,6 +157,7 @@ def test_pairs_of_any_shape_broadcast(name, users, items):
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.deep
 def test_parameters_have_the_stated_shapes_and_scale():
     train = Interactions.from_pairs([0, 299], [199, 0], n_users=300, n_items=200)
     shapes = {"user": (300, 64), "item": (200, 64)}
@@ -298,6 +299,7 @@ def test_translations_are_ranked_pulled_and_drawn_to_their_neighbourhoods(batch,
     assert float(found) == pytest.approx(weighted_mean(values, batch), rel=1e-12)
 
 
+@pytest.mark.deep
 @batches
 def test_objectives_add_up(batch):
     model = MODELS["transcf"]

@@ -130,6 +130,7 @@ def test_an_unknown_denominator_is_refused(metric):
 # ---------------------------------------------------------------------- area under the ROC curve
 
 
+@pytest.mark.deep
 def test_auc_equals_the_comparison_of_all_pairs():
     rng = np.random.default_rng(0)
     scores = rng.integers(-3, 4, (40, 23)).astype(np.float32)  # many ties
@@ -164,6 +165,7 @@ def test_auc_of_rows_whose_pairs_pass_int32():
     assert float(metrics.auc(scores, relevant)) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.deep
 def test_a_score_of_nan_gives_nan_and_no_good_rank():
     scores, relevant = jnp.array([[3.0, jnp.nan, 1.0], [3.0, 2.0, 1.0]]), jnp.array([[False, True, False]] * 2)
     assert np.isnan(metrics.auc(scores, relevant)).tolist() == [True, False]

@@ -28,6 +28,7 @@ def dense(q1, q2, items, noise):
     return jnp.log(after) - jnp.log(before)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("shared", [True, False])
 def test_any_chunks_give_the_value_and_gradient_of_the_whole(shared):
     """Trap 26: to 1e-12 in float64, with noise; chunks that do not divide N, and one larger than N."""
@@ -89,6 +90,7 @@ def test_extremes_are_finite():
     assert all(np.isfinite(slope).all() for slope in slopes)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("noisy", [False, True])
 def test_the_normaliser_has_all_its_derivatives(noisy):
     rng = np.random.default_rng(0)

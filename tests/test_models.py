@@ -172,6 +172,7 @@ def test_random_scores_are_uniform_and_depend_on_seed_user_and_item():
     assert len(set(best)) > 40 and abs(best.mean() - 199.5) < 4 * 115.5 / np.sqrt(50)
 
 
+@pytest.mark.deep
 def test_dropout_follows_the_normalisation_keeps_the_mean_and_needs_a_key():
     model = models.MF(N_USERS, N_ITEMS, dim=64, score=models.cosine, scale=1.0, dropout=0.25)
     variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))

@@ -34,6 +34,7 @@ def score(params, user, item):
     return (both @ params["output"] + params["output_bias"])[0]
 
 
+@pytest.mark.deep
 def test_pairs_and_rows_give_the_formula():
     with jax.enable_x64(True):
         variables = drawn(MODEL)
@@ -66,6 +67,7 @@ def test_pairs_of_any_shape_broadcast(users, items):
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.deep
 def test_parameters_have_the_stated_shapes_and_scales():
     params = jax.jit(NeuMF(300, 200).init)(jax.random.key(0), ZERO, ZERO)["params"]
     tables = {"user": (300, 8), "item": (200, 8), "user_mlp": (300, 32), "item_mlp": (200, 32)}
@@ -102,6 +104,7 @@ def recovered(model, variables):
     return jr.evaluate.full_ranking(model, variables, BOARD, DIAGONAL, ks=(1,)).means["hit_rate@1"]
 
 
+@pytest.mark.deep
 def test_recovers_the_diagonal_withheld_from_the_checkerboard():
     model = NeuMF(30, 30, layers=(16, 8), scale=0.1)
     sample, loss = partial(jr.sampling.uniform, n_items=30, n=4), partial(jr.losses.bce, negatives="sum")

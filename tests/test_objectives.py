@@ -69,6 +69,7 @@ def test_a_graph_is_gone_over_once_for_positives_and_negatives(batch):
     assert calls == [(3, 1 + 4) if batch is BATCH else (2, 3 + 4)]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("loss", [jr.losses.bpr, jr.losses.softmax, partial(jr.losses.ccl, margin=0.1, weight=2.0)])
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_group_is_its_positives_one_by_one_with_the_negatives_of_the_user(scored, loss, shared):
@@ -107,6 +108,7 @@ def test_log_q_reaches_the_loss_for_positives_and_negatives(scored, batch):
     np.testing.assert_allclose(value, np.mean(values), rtol=1e-5)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("shared", [pytest.param(False, marks=pytest.mark.deep), True])
 def test_hardest_keeps_the_best_of_the_pool_and_gradients_flow_through_them_alone(scored, shared):
     model, variables, scores = scored
@@ -141,6 +143,7 @@ def test_ccl_of_the_hardest_is_ccl_of_the_pool_while_no_other_passes_the_margin(
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.deep
 def test_in_batch_compares_with_the_other_items_but_not_with_those_the_user_has(scored):
     model, variables, scores = scored
     batch = jr.train.Batch.of(
@@ -161,6 +164,7 @@ def test_in_batch_compares_with_the_other_items_but_not_with_those_the_user_has(
         np.testing.assert_allclose(value, np.mean(values), rtol=1e-5)
 
 
+@pytest.mark.deep
 def test_the_softmax_counts_pairs_not_users(scored):
     """Trap T25: a user with two positives counts twice; `multinomial` on rows is the mean over users."""
     model, variables, scores = scored
@@ -188,6 +192,7 @@ def test_rows_objective_is_the_pairwise_one_with_every_item_drawn_once(scored, l
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("batch", [pytest.param(BATCH, marks=pytest.mark.deep), GROUPS], ids=["single", "groups"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_gram_objective_is_the_rows_one_of_the_sampled_loss(scored, batch, weighted):
@@ -223,6 +228,7 @@ def test_gram_objective_of_all_pairs_is_the_squared_form_less_a_constant():
     assert float(found) == pytest.approx(squared - (n_users * n_items - n) / (2 * n) + 0.5, rel=1e-12)
 
 
+@pytest.mark.deep
 def test_gram_objective_recovers_the_diagonal_withheld_from_the_checkerboard():
     model = model_of()
     state = jr.train.init(jax.random.key(0), model, TX)
@@ -283,6 +289,7 @@ def test_under_cosine_a_small_start_turns_quickly_and_a_long_one_slowly():
     assert turned[1e-4] < 0.5 and turned[0.1] > 0.99
 
 
+@pytest.mark.deep
 def test_a_loss_may_learn_parameters_of_its_own():
     """UIB's boundary of each user, which the model knows nothing of."""
     model, tx = model_of(), optax.sgd(0.5)
@@ -298,6 +305,7 @@ def test_a_loss_may_learn_parameters_of_its_own():
     assert (np.asarray(state.variables["params"]["boundary"]) != 0).all()
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "objective",
     [
@@ -460,6 +468,7 @@ def test_the_product_covers_the_family():
     assert names - rows - other == {*LOSSES, *DISTANCES, *OF_TABLES}
 
 
+@pytest.mark.deep
 def test_an_objective_says_what_the_model_lacks():
     train = jr.Interactions.from_pairs([0, 1], [1, 0])
     model, draw = jr.models.NeuMF(2, 2, dim=2, layers=(2, 1)), partial(jr.sampling.uniform, n_items=2)

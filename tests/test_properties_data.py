@@ -351,6 +351,7 @@ def test_every_pair_is_in_exactly_one_part(whole, who, one, other):
     check_parts(whole, splits.given(whole, valid=masks == 1, test=masks == 2))
 
 
+@pytest.mark.deep
 @hypothesis.given(sets, st.integers(0, 2), st.integers(0, 2), hundredths.filter(bool), st.integers(0, 99))
 @FEW
 def test_users_held_out_are_whole_in_two_parts(whole, n_valid, n_test, share, seed):

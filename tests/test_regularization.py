@@ -102,6 +102,7 @@ def test_wrong_values_are_named(call, message):
         call()
 
 
+@pytest.mark.deep
 def test_values_are_finite_numbers_of_any_library_and_tables_keep_their_type():
     for value in (np.float32(-1), float("nan"), float("inf")):
         with pytest.raises(ValueError, match=r"^value=.*; give a finite number of 0 or more"):

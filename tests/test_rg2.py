@@ -107,6 +107,7 @@ def test_targets_sum_to_zero_so_that_items_do(train):
     assert np.abs(item.sum(0)).max() < 1e-12 * np.linalg.norm(item)
 
 
+@pytest.mark.deep
 def test_single_precision_is_enough(train):
     """T17: what a Gram matrix of reduced precision would spoil."""
     with jax.enable_x64(True):
@@ -200,6 +201,7 @@ def test_large_regularization_gives_zero(train):
     assert np.abs(below["user"] @ below["item"].T).max() > 0
 
 
+@pytest.mark.deep
 def test_one_decomposition_gives_every_optimum(train):
     """Smaller dims and other regularisations, the path by vmap; each no worse than long alternation."""
     with jax.enable_x64(True):
@@ -260,6 +262,7 @@ def test_wrong_arguments_are_refused(change, message):
         rg2.fit(interactions(), **({"dim": 6, "regularization": 0.1, "key": KEY, "progress": False} | change))
 
 
+@pytest.mark.deep
 def test_wrong_data_are_refused():
     negative = jr.Interactions.from_pairs([0, 1, 2], [0, 1, 2], weights=[1.0, -2.0, 1.0])
     with pytest.raises(ValueError, match=r"train.weights\[1\] is -2.0 .* finite and 0 or more"):
@@ -280,6 +283,7 @@ def test_wrong_data_are_refused():
         rg2.fit(three, dim=1, regularization=0.1, key=KEY, mesh=mesh)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
 def test_the_objective_has_the_gradient_of_finite_differences(alpha):
     train = interactions(weighted=True)
@@ -298,6 +302,7 @@ def test_the_objective_has_the_gradient_of_finite_differences(alpha):
             np.testing.assert_allclose(slope, (near[0] - near[1]) / (2 * step), rtol=1e-6)
 
 
+@pytest.mark.deep
 def test_sizes_of_the_closed_form_and_histories_without_weight():
     train = interactions()
     decomposition = rg2.decompose(train, dim=np.int64(2), key=KEY)

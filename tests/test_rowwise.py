@@ -52,6 +52,7 @@ def test_adam_equals_the_adam_of_optax(n):
     assert int(state.count) == 150
 
 
+@pytest.mark.deep
 def test_moments_of_rows_that_are_never_looked_up_are_never_written():
     params, tx = {"item": jnp.ones((4, 2))}, rowwise.adam(0.1)
     value = lambda params, key, ids: params["item"][ids].sum()  # noqa: E731
@@ -60,6 +61,7 @@ def test_moments_of_rows_that_are_never_looked_up_are_never_written():
     assert (np.asarray(state.mu["item"]) > 0).tolist() == [[True, True]] * 2 + [[False, False]] * 2
 
 
+@pytest.mark.deep
 def test_training_equals_training_with_optax():
     train, _ = synthetic.checkerboard(30)
     model = jr.models.MF(30, 30, dim=4, score=jr.models.cosine, scale=0.1)
@@ -122,6 +124,7 @@ MODELS = {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", MODELS)
 def test_rows_of_every_kind_of_model_are_found(name):
     """And their gradient is that of `jax.grad`."""
@@ -215,6 +218,7 @@ def test_lazy_adam_equals_a_loop_over_rows(n_ids):
         np.testing.assert_allclose(found[name], reference[name], rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.deep
 def test_rows_that_no_step_looks_up_keep_value_and_moments_bit_for_bit():
     tx = rowwise.lazy_adam(0.1)
     params = {"item": jnp.arange(12.0).reshape(6, 2)}
@@ -226,6 +230,7 @@ def test_rows_that_no_step_looks_up_keep_value_and_moments_bit_for_bit():
     assert (np.asarray(state[0].moments["item"]) != 0).any((1, 2)).tolist() == changed.tolist()
 
 
+@pytest.mark.deep
 def test_moments_side_by_side_are_those_of_optax():
     """For parameters of rank 0, 1 and 2, some treated whole."""
     params = {"item": jnp.arange(12.0).reshape(6, 2), "bias": jnp.arange(6.0), "shift": jnp.float32(0.5)}
@@ -243,6 +248,7 @@ def test_moments_side_by_side_are_those_of_optax():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), *found)
 
 
+@pytest.mark.deep
 def test_lazy_sgd_equals_sgd():
     train, _ = synthetic.checkerboard(30)
     model = jr.models.MF(30, 30, dim=4, score=jr.models.cosine, scale=0.1)
@@ -285,6 +291,7 @@ def test_a_table_used_otherwise_than_by_ids_is_treated_whole(use):
         np.testing.assert_allclose(moved[name], params[name] - 0.1 * gradient[name], rtol=1e-5)
 
 
+@pytest.mark.deep
 def test_ids_of_several_shapes_add_up():
     params = {"item": jnp.arange(100.0).reshape(50, 2)}
     ids = jnp.array([4, 1, 4]), jnp.array([[1, 7], [9, 1]])
@@ -297,6 +304,7 @@ def test_ids_of_several_shapes_add_up():
     np.testing.assert_allclose(moved["item"], params["item"] - 0.1 * jax.grad(value)(params)["item"], rtol=1e-6)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "score",
     [jr.models.dot, jr.models.cosine, pytest.param(jr.models.negative_squared_distance, marks=pytest.mark.deep)],
@@ -347,6 +355,7 @@ def test_no_array_of_a_table_is_made_by_a_lazy_step():
     assert len(whole) == 2 and set(whole) <= {"scatter", "scatter-add", "pjit", "jit"}
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("tx", [rowwise.lazy_adam(0.1), rowwise.lazy_sgd(0.1)], ids=["adam", "sgd"])
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.int32])
 def test_ids_and_tables_of_any_type(tx, dtype):
@@ -366,6 +375,7 @@ def test_ids_and_tables_of_any_type(tx, dtype):
     assert (np.asarray(ends[False]) != table).any(1).tolist() == [True, *[False] * 4, True]
 
 
+@pytest.mark.deep
 def test_adam_keeps_the_type_of_tables_and_checks_its_numbers():
     with jax.enable_x64(True):
         for dtype in (np.float32, np.float64):

@@ -95,6 +95,7 @@ def test_rejection_leaves_nothing_seen_where_rounds_suffice():
     assert set(items[80:].ravel()) == set(range(12))
 
 
+@pytest.mark.deep
 def test_rejection_redraws_only_what_is_seen_and_ends_after_its_rounds():
     users, sample = np.arange(4), partial(sampling.uniform, n_items=12, n=500)
     shares = []
@@ -111,6 +112,7 @@ def test_rejection_redraws_only_what_is_seen_and_ends_after_its_rounds():
             assert abs(share[user] - left) < 4 * np.sqrt(left * (1 - left) / 500) + 1e-12
 
 
+@pytest.mark.deep
 def test_rejection_takes_the_seen_pairs_as_an_argument_of_jit_and_inside_vmap():
     sample = partial(sampling.uniform, n_items=12, n=5)
 
@@ -228,6 +230,7 @@ def test_explorative_users_come_by_a_power_of_their_items_and_bring_one_of_them_
     assert scipy.stats.chisquare(counts[expected > 0], expected[expected > 0]).pvalue > 0.001
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("power", "slope"), [(0.75, 0.75), (0.0, 0.0)])
 def test_negatives_of_ciao_come_by_a_power_of_popularity(data_root, power, slope):
     """Trap 2 of MARS: its code draws negatives by popularity ** .75, which the paper does not say."""

@@ -212,6 +212,7 @@ def test_padding_counts_in_the_released_attention_and_nowhere_else(pool, padding
         np.testing.assert_allclose(scores(LONGEST + 7), scores(None), **CLOSE)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("pool", POOLS)
 def test_gradients_are_those_of_finite_differences(pool, padding):
@@ -238,6 +239,7 @@ def test_gradients_are_those_of_finite_differences(pool, padding):
     assert sum(jax.tree.leaves(products)) == pytest.approx((above - below) / (2 * step), rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.deep
 def test_users_without_history_are_finite_and_what_is_padded_or_left_out_gets_no_gradient():
     model = made(gate=0.4, pool=UserAttention(), shared_history=False)
     variables = initial(model)
@@ -339,6 +341,7 @@ def test_wrong_values_are_named():
         one.apply(initial(one), USERS, ITEMS)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("pool", POOLS[:2])
 def test_parameters_have_the_stated_shapes_and_scales(pool):
     make = partial(SimpleX, 300, 200, dim=50, shared_history=False)
@@ -365,7 +368,7 @@ def test_histories_are_arguments_and_other_histories_give_other_scores():
     other = TRAIN.select(np.arange(TRAIN.n_pairs) > 0)
     whole, less = (rows(variables, USERS[:, 0], histories=known) for known in (TRAIN, other))
     assert not np.allclose(whole[0], less[0]) and np.allclose(whole[1:], less[1:])
-    with pytest.raises(ValueError, match=r"^SimpleX knows users by their items; give histories="):
+    with pytest.raises(ValueError, match=r"^SimpleX knows users by their items; pass histories="):
         model.apply(variables, USERS[:, 0], method="rows")
 
 
@@ -382,6 +385,7 @@ def fit(model, loss, **options):
     return jr.train.fit(state, objective, TX, BOARD, **options)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("loss", "make", "options", "examples"),
     [

@@ -55,6 +55,7 @@ def derivatives(f):
     return jax.jit(lambda *at: (gradients(*at), curvature(*at), of_weights(*at), of_table(*at), third(*at)))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("transposed", ["given", "none", "stale"])
 def test_derivatives_of_every_order_are_those_of_the_dense_product(transposed):
     """Where the weights are differentiated, nothing depends on the weights that `transposed` was made with."""
@@ -71,6 +72,7 @@ def test_derivatives_of_every_order_are_those_of_the_dense_product(transposed):
             np.testing.assert_allclose(one, other, atol=1e-12)
 
 
+@pytest.mark.deep
 def test_gradients_under_vmap_are_those_one_by_one():
     tables = RNG.normal(size=(4, *TABLE.shape))
     several = RNG.normal(size=(4, len(WEIGHTS)))
@@ -154,7 +156,7 @@ def test_rows_near_the_largest_place_that_int32_holds():
     """The sum of two such places, or of one and a length, passes 2³¹. Places beyond `indices` read its last entry."""
     last = 2**31 - 1
     far = dataclasses.replace(MATRIX, indptr=np.array([0, last - 5, last], np.int32), n_users=2)
-    assert far.contains(np.array([1]), np.arange(5)).tolist() == (np.arange(5) == ITEMS[-1]).tolist()
+    assert far.contains(jnp.array([1]), jnp.arange(5)).tolist() == (np.arange(5) == ITEMS[-1]).tolist()
     rows, _, degrees = far.flat_rows(np.array([1], np.int32), capacity=5)
     assert rows.tolist() == [0] * 5 and degrees.tolist() == [5]
     assert far.rows(np.array([1]), length=9)[1].tolist() == [[True] * 5 + [False] * 4]

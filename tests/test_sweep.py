@@ -148,6 +148,7 @@ def test_runs_of_a_model_of_histories_are_the_single_runs(width):
     close(found.state(3), expected)
 
 
+@pytest.mark.deep
 def test_a_run_goes_on_in_fit():
     found = sweep(epochs=1)
     _, goal, tx = growing(**found.runs[1].setting)
@@ -194,6 +195,7 @@ def test_parts_are_as_equal_as_can_be(n, at_once, width, expected):
     assert (found[0], [list(part) for part in found[1]]) == (expected[0], [list(part) for part in expected[1]])
 
 
+@pytest.mark.deep
 def test_parts_give_what_the_whole_gives_and_compile_once():
     def setup(rate, growth):
         return growing(rate, growth)
@@ -215,6 +217,7 @@ def test_parts_give_what_the_whole_gives_and_compile_once():
         close(part.state(run), whole.state(run))
 
 
+@pytest.mark.deep
 def test_arrays_bound_to_setup_are_arguments_and_there_may_be_no_settings():
     def setup(*, table):
         sample = partial(jr.sampling.popularity, table=table, n=2)
@@ -237,6 +240,7 @@ def test_arrays_bound_to_setup_are_arguments_and_there_may_be_no_settings():
 # ---------------------------------------------------------------------- divergence
 
 
+@pytest.mark.deep
 @WIDTHS
 def test_a_run_that_diverges_says_so_and_spoils_no_other(width):
     def size(variables):
@@ -504,7 +508,7 @@ def test_settings_that_make_a_shape_are_explained():
 def test_unknown_names_say_what_there_is():
     found = made([[1.0, 2.0]])
     for ask in (found.values, found.table, found.best):
-        with pytest.raises(ValueError, match=r"metric='mrr'; the runs have \['ndcg'\]"):
+        with pytest.raises(ValueError, match=r"metric='mrr' is unknown; the runs have \['ndcg'\]"):
             ask("mrr")
     for run in (2, -1):
         with pytest.raises(ValueError, match=f"run={run}; give an integer from 0 to 1"):

@@ -246,6 +246,7 @@ def test_one_epoch_equals_the_same_steps_by_hand():
     np.testing.assert_allclose(history.records[0]["loss"], np.log1p(np.exp(neg - pos[:, None])).mean(), rtol=1e-5)
 
 
+@pytest.mark.deep
 def test_weights_of_interactions_weigh_the_mean():
     doubled = jr.Interactions.from_pairs(*TRAIN.pairs(), weights=np.full(TRAIN.n_pairs, 2.0), n_users=30, n_items=30)
     first = jr.Interactions.from_pairs(
@@ -261,6 +262,7 @@ def test_weights_of_interactions_weigh_the_mean():
     assert not np.array_equal(moved[0], still[0])
 
 
+@pytest.mark.deep
 def test_arrays_in_partials_are_arguments_and_new_values_compile_nothing():
     model = model_of()
     state = jr.train.init(jax.random.key(0), model, TX)
@@ -280,6 +282,7 @@ def test_arrays_in_partials_are_arguments_and_new_values_compile_nothing():
     assert not same(first, second)
 
 
+@pytest.mark.deep
 def test_sampler_that_rejects_seen_items_never_meets_them():
     model = model_of()
     hits = []
@@ -392,6 +395,7 @@ def test_bad_arguments_are_named(options, message):
         fit(model_of(), **options)
 
 
+@pytest.mark.deep
 def test_a_pickled_state_goes_on_as_the_state_itself():
     model = model_of()
     state, _ = fit(model, epochs=1)
@@ -413,6 +417,7 @@ def test_what_is_no_rule_or_checkpoint_is_named():
         jr.train.Checkpoint("folder", every=0)
 
 
+@pytest.mark.deep
 def test_a_state_that_is_done_is_warned_of_and_a_report_serves_as_figures():
     model = model_of()
 
@@ -449,6 +454,7 @@ def larger(train, users=0, items=0):
     return jr.Interactions.from_pairs(*map(np.asarray, train.pairs()), **sizes)
 
 
+@pytest.mark.deep
 def test_a_model_with_fewer_users_or_items_than_train_is_refused():
     """Looking up clamps: without the check the last row would be trained in the place of those that are missing."""
     for more, message in (
@@ -469,6 +475,7 @@ def test_numbers_that_are_no_ints_are_named(name, value):
         fit(model_of(), **{name: value})
 
 
+@pytest.mark.deep
 def test_epochs_of_many_states_at_once_are_those_of_fit():
     model, data = model_of(), jr.train.singles(TRAIN)
     step = partial(jr.train.epoch, objective=objective(model), tx=TX, batch_size=128)
@@ -528,6 +535,7 @@ def test_samplers_for_other_sizes_are_refused(sample, message):
         jr.train.fit(state, bound, TX, TRAIN, epochs=1, progress=False)
 
 
+@pytest.mark.deep
 def test_a_sampler_may_draw_from_all_items_of_a_larger_model():
     model = jr.models.MF(30, 32, dim=2)
     for n_items, error in ((31, False), (33, True)):
@@ -565,6 +573,7 @@ def test_another_optimisers_state_is_refused(tx, dim, message):
         jr.train.fit(other._replace(opt_state=state.opt_state), objective(model_of(dim=dim)), tx, TRAIN, epochs=1)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "tx",
     [
@@ -747,12 +756,14 @@ def scaled_bpr(pos, neg, *, where=None):
     return SCALE * jr.losses.bpr(pos, neg, where=where)
 
 
+@pytest.mark.deep
 def test_a_global_that_changes_is_compiled_for(monkeypatch):
     first = fit(model_of(), scaled_bpr, epochs=1)[1].records[0]["loss"]
     monkeypatch.setitem(globals(), "SCALE", 3.0)
     assert fit(model_of(), scaled_bpr, epochs=1)[1].records[0]["loss"] == pytest.approx(3 * first, rel=0.1)
 
 
+@pytest.mark.deep
 def test_what_the_objective_itself_writes_down_is_not_said_and_not_compiled_for():
     shapes = []
 
@@ -764,11 +775,13 @@ def test_what_the_objective_itself_writes_down_is_not_said_and_not_compiled_for(
     assert len(shapes) <= 3  # one tracing, of whatever passes
 
 
+@pytest.mark.deep
 def test_names_that_a_record_has_are_refused():
     with pytest.raises(ValueError, match="validate gives 'loss', which the record already has"):
         fit(model_of(), validate=lambda _: {"loss": 1.0})
 
 
+@pytest.mark.deep
 def test_a_global_that_changes_during_training_is_said(monkeypatch):
     def change(state, record):
         monkeypatch.setitem(globals(), "SCALE", SCALE * 3)
@@ -779,6 +792,7 @@ def test_a_global_that_changes_during_training_is_said(monkeypatch):
     assert len(said) == 1 and losses[1] > 2 * losses[0] and losses[2] > 2 * losses[1]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint8])
 def test_sizes_of_numpy_integers_are_checked(kind):
     small = jr.models.MF(kind(20), kind(30), dim=kind(4))
@@ -859,6 +873,7 @@ def test_a_divergence_error_crosses_processes():
     assert str(again) == str(error.value) and same(again.state, error.value.state)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "tx",
     [
@@ -875,6 +890,7 @@ def test_transformations_get_the_value_the_gradient_and_the_function(tx):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.deep
 def test_a_batch_without_a_mask_is_all_of_it():
     model, users, items = model_of(), *map(jnp.asarray, TRAIN.pairs())
     variables = model.init(jax.random.key(0), users[:1], items[:1])
@@ -910,6 +926,7 @@ def test_a_loss_of_the_wrong_shape_is_refused(name, n):
         jr.train.fit(jr.train.init(jax.random.key(0), model_of(), TX), how, TX, TRAIN, epochs=1, batch_size=128)
 
 
+@pytest.mark.deep
 def test_frozen_variables_train():
     model = model_of()
     state = jr.train.init(jax.random.key(0), model, TX)
@@ -919,6 +936,7 @@ def test_frozen_variables_train():
     assert same(trained, fit(model)[0])
 
 
+@pytest.mark.deep
 def test_tables_on_an_explicit_mesh_train():
     mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Explicit,))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))

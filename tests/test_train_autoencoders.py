@@ -55,6 +55,7 @@ def test_the_loss_is_a_mean_over_the_users_there():
     assert float(run(batch_of([0, 1], [False, False]))) == 0
 
 
+@pytest.mark.deep
 def test_a_batch_with_more_pairs_than_its_room_is_not_a_number():
     """Training draws users without replacement; here one of 600 items is drawn 30 times."""
     degrees = np.r_[600, np.arange(2, 61) % 4 + 1]
@@ -156,6 +157,7 @@ def test_each_turn_moves_its_part_alone(encoder):
     assert bool(moved["item"].any()) == bool(moved["item_bias"].any()) == (not encoder)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -201,6 +203,7 @@ def test_annealing_checks_numbers_of_any_library():
     assert found.dtype == np.float32 and float(found) == pytest.approx(0.2)
 
 
+@pytest.mark.deep
 def test_alternating_says_a_metric_that_is_never_a_number_and_carries_what_was_trained():
     model = RecVAE(30, dim=2, width=3)
     run = partial(alternating, jax.random.key(0), model, TX, BOARD, **OPTIONS | {"epochs": np.int64(2)})
@@ -224,6 +227,7 @@ def test_alternating_says_a_metric_that_is_never_a_number_and_carries_what_was_t
             run(**{name: value})
 
 
+@pytest.mark.deep
 def test_a_pass_that_diverges_ends_the_run_with_the_state_before_it():
     """In the form that the run returns, not that of the pass."""
     board = synthetic.checkerboard(12)[0]

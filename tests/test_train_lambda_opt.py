@@ -59,6 +59,7 @@ def test_tables_from_the_normal_distribution_start_at_a_loss_of_about_6():
 # ---------------------------------------------------------------------- draws
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("group", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("shared", [False, True])
@@ -88,6 +89,7 @@ def test_rows_are_those_of_the_objective_and_weigh_one_over_the_positives(shared
     assert float(summed.sum()) == pytest.approx(float(jnp.where(where, 1.0 if weights is None else weights, 0).sum()))
 
 
+@pytest.mark.deep
 def test_draws_are_pairs_of_their_sets_and_of_keys_of_their_own():
     batch = jr.train.Batch.of(jnp.zeros(50, jnp.int32), jnp.zeros(50, jnp.int32))
     key = jax.random.key(3)
@@ -169,6 +171,7 @@ def test_models_train_and_their_coefficients_are_learned(setup):
     assert int(state.opt_state.count) == 2 * -(-PAIRS.n_pairs // 8)
 
 
+@pytest.mark.deep
 def test_coefficients_follow_the_validation_objective_where_it_is_another():
     def nothing(variables, key, batch):
         return jnp.zeros(())
@@ -178,6 +181,7 @@ def test_coefficients_follow_the_validation_objective_where_it_is_another():
     assert int(state.opt_state.count) > 0 and not any(x.any() for x in leaves(state.opt_state.lambdas))
 
 
+@pytest.mark.deep
 def test_a_run_goes_on_from_its_checkpoint_and_ends_as_one_that_was_not_interrupted(tmp_path):
     objective = partial(BPR, model=MF)
     run = partial(jr.train.fit, objective=objective, tx=TX, train=PAIRS, batch_size=8, progress=False)

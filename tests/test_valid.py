@@ -122,6 +122,7 @@ def test_losses_and_gradients_are_those_of_the_released_code(name, float64):
         assert gradient["prototype"][0, 0] == pytest.approx(0.7774154, abs=1e-7)
 
 
+@pytest.mark.deep
 def test_shares_and_prototypes_are_those_of_the_released_code(float64):
     """Trap 1: shares sum to 1 over interests, for each item."""
 
@@ -142,6 +143,7 @@ def test_shares_and_prototypes_are_those_of_the_released_code(float64):
     np.testing.assert_allclose(after[1], applied(TWO, USERS, method="posterior").prototypes, **CLOSE)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", ["cosine", "coda, matrix", "coda, row"])
 def test_attention_among_prototypes_follows_each_update(name, float64):
     """Figures from the paper's formulae; the paper does not say over what CoDA's means go."""
@@ -203,6 +205,7 @@ def noisy():
         return applied(TWO, USERS, method=inside(drawn), **same), nll
 
 
+@pytest.mark.deep
 def test_decoder_and_encoder_share_one_sample_of_the_groups(noisy, float64):
     """Traps 8 (z is a unit vector again), 9 (one A for both), 11 (a normaliser over all items), 13 (a whole row in the
     likelihood, whatever dropout took).
@@ -252,6 +255,7 @@ def test_the_first_blocks_noise_is_shared_and_the_others_is_not(noisy):
     assert not np.allclose(drawn["first"][rows == 0], drawn["second"][rows == 0], rtol=0.01)
 
 
+@pytest.mark.deep
 def test_nothing_is_random_in_evaluation():
     """Trap 15: two keys, one answer, bit for bit; of trap 14, users with the same items have the same scores."""
     options = {"method": "rows", "params": jax.tree.map(np.float32, PARAMS), "histories": interactions(TWINS)}
@@ -261,6 +265,7 @@ def test_nothing_is_random_in_evaluation():
     assert one.dtype == jnp.float32 and not np.array_equal(one[0], one[1])
 
 
+@pytest.mark.deep
 def test_noise_of_interests_has_the_stated_deviation():
     """Trap 6: σ₀ exp(lv / 2) with lv = −output, by 100 000 samples, seen as the slope of z = (1, 0) + noise."""
     known = interactions(np.eye(25_000, 2) > -1)
@@ -304,6 +309,7 @@ def test_macridvae_has_one_block():
         MacridVAE(N, n_blocks=2)
 
 
+@pytest.mark.deep
 def test_one_interest_is_a_cosine_autoencoder_whatever_the_blocks(float64):
     """Trap 10; of trap 9, with K = 1 the groups' noise has nothing to say."""
     params = PARAMS | {"prototype": PARAMS["prototype"][:1]}

@@ -34,6 +34,7 @@ def test_pairs_of_any_shape_are_entries_of_rows(blocks, float64):
         np.testing.assert_allclose(scores, np.asarray(rows)[users, block], **CLOSE)
 
 
+@pytest.mark.deep
 def test_anybody_is_scored_by_their_history(float64):
     """Whoever they are, wherever they stand, and whatever the padding."""
     model, order = TWO.clone(attention=attention.cosine), np.array([3, 0, 2, 2, 4, 1], np.int32)
@@ -42,6 +43,7 @@ def test_anybody_is_scored_by_their_history(float64):
     assert np.isfinite(folded).all()
 
 
+@pytest.mark.deep
 def test_lists_in_float32_are_those_in_float64():
     """Trap 20: 99.5 % of the top-20 sets of 200 users are the same, and evaluation asks for full precision."""
     rng = np.random.default_rng(0)
@@ -96,6 +98,7 @@ def test_small_temperatures_do_not_overflow():
     assert np.isfinite(kl).all()
 
 
+@pytest.mark.deep
 def test_collapse_is_the_mean_cosine_between_interests():
     """Trap 27."""
     same, apart = jnp.ones((3, 2)), jnp.eye(3)

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrec._partials import flattened
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.optim import lambda_opt
 from jaxrec.train import mars
@@ -132,6 +133,8 @@ def _samplers(value: Any) -> Iterator[tuple[Any, Sampler]]:
     """Yields each objective that binds a sampler in nested partials, and the sampler; samplers
     inside samplers do not count.
     """
+    if isinstance(value, partial):
+        value = flattened(value)
     if isinstance(value, partial) and "sample" in value.keywords:
         yield value.func, value.keywords["sample"]
     elif isinstance(value, partial):
