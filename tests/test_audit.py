@@ -166,6 +166,7 @@ def test_a_catalogue_of_few_items_is_audited_with_shorter_lists():
     assert among.rankers["item id"]["hit_rate@4"] == 1.0
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("among", [False, True])
 def test_the_rankers_are_evaluated_on_the_users_asked_for(clean, among):
     train, test = clean

@@ -127,6 +127,7 @@ def test_a_noisy_pass_is_the_formula_with_each_draw_in_its_place(name):
         np.testing.assert_allclose((nll[user], kl[user]), (-likelihood, divergence), **CLOSE)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", ["MultVAE", "RecVAE"])
 def test_z_is_drawn_from_the_posterior(name):
     """And the likelihood is that of the draw."""

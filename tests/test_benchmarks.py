@@ -453,6 +453,7 @@ def test_peer_of_mars_and_ours_go_the_same_way():
         np.testing.assert_allclose(params[name], table, atol=2e-6)
 
 
+@pytest.mark.deep
 def test_peer_of_valid_has_the_released_loss_and_gradients():
     """The fixture of test_valid: two blocks, β = .7."""
     torch = pytest.importorskip("torch")

@@ -89,6 +89,7 @@ def scaled(variables, key, batch, *, table):
     return table.sum().astype(variables["params"]["item"].dtype) * pull(variables, key, batch)
 
 
+@pytest.mark.deep
 def test_one_entry_of_a_large_array_makes_another_run(tmp_path):
     checkpoint = jr.train.Checkpoint(tmp_path)
     table = np.full(2000, 1e-3, np.float32)
@@ -191,6 +192,7 @@ def flipped(path, rng):
 LEFT = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
+@pytest.mark.deep
 @LEFT
 @pytest.mark.parametrize("harm", [removed, emptied, truncated, flipped], ids=lambda f: f.__name__)
 def test_every_file_of_a_checkpoint_may_be_harmed(harm, saved, tmp_path):

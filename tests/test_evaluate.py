@@ -293,6 +293,7 @@ def test_scores_of_top_k_do_not_depend_on_the_block_and_are_those_of_the_model()
         np.testing.assert_array_equal(again[1], items)
 
 
+@pytest.mark.deep
 def test_a_second_call_with_other_variables_compiles_nothing():
     model, events = MODELS["dot"], []
     first, second = _variables(model, 1), _variables(model, 2)

@@ -133,6 +133,7 @@ def item_tables(key):
     return {name: 0.5 * jax.random.normal(k, (N, 8)) for name, k in zip(("context", "item"), jax.random.split(key))}
 
 
+@pytest.mark.deep
 @pytest.mark.every_case
 @pytest.mark.parametrize("rows", [None, rows_by_history])
 def test_a_model_that_knows_users_by_their_items(rows):

@@ -110,6 +110,7 @@ def test_product_is_the_dense_one(name):
     assert np.linalg.eigvalsh(found).max() > 3 * LAMBDA
 
 
+@pytest.mark.deep
 def test_objective_without_a_regulariser_is_the_mean_of_the_loss_over_all_pairs():
     with jax.enable_x64(True):
         users, items, weights = (jnp.asarray(x) for x in (*WEIGHTED.pairs(), WEIGHTED.weights))
@@ -186,6 +187,7 @@ def test_a_step_is_full_where_the_scores_are_linear():
         np.testing.assert_allclose(params[u], np.linalg.solve(matrix, side), atol=1e-9)
 
 
+@pytest.mark.deep
 def test_matrix_factorisation_reaches_the_closed_form():
     """With the scaled regulariser, by the towers that the docstring names: the singular values, soft-thresholded."""
     rng = np.random.default_rng(3)
@@ -226,6 +228,7 @@ def test_arrays_in_partials_are_arguments():
     assert gauss_newton._step._cache_size() == before + 1
 
 
+@pytest.mark.deep
 def test_every_dense_product_is_of_the_highest_precision():
     """Trap T17: accelerators would make Grams of bfloat16 or TF32, and Armijo's rule would compare noise."""
     features = {"user_features": (BOARD, BOARD.transpose()), "item_features": np.eye(30, dtype=np.float32)}

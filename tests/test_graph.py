@@ -106,6 +106,7 @@ def test_pairs_of_any_shape_broadcast(users, items):
     np.testing.assert_allclose(scores, rows[users, items], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.deep
 def test_the_graph_travels_as_an_argument():
     model = LightGCN(TRAIN, dim=DIM)
     variables = model.init(jax.random.key(0), ZERO, ZERO)

@@ -138,6 +138,7 @@ def test_inexact_solvers_never_raise_the_objective_that_they_tell(solver):
     assert objectives[-1] == pytest.approx(settled[-1], rel=0.05)
 
 
+@pytest.mark.deep
 def test_blocks_are_those_of_the_paper():
     """One half step of iALS++ by its printed formula, from vectors that are not 0."""
     train = interactions()
@@ -374,6 +375,7 @@ def test_one_key_gives_one_result_and_histories_tell_what_was_asked():
     assert len(history.records) < 20
 
 
+@pytest.mark.deep
 def test_hyperparameters_of_equal_values_compile_once():
     fitted(BOARD, dim=2, solver=partial(ials.conjugate_gradient, steps=2))
     compiled = _alternate._sweep._cache_size()
@@ -416,6 +418,7 @@ def test_wrong_data_are_named():
 # ---------------------------------------------------------------------- a mesh
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("solver", [ials.cholesky, partial(ials.conjugate_gradient, steps=2)], ids=["exact", "inexact"])
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_four_devices_give_what_one_does(solver, kind):

@@ -46,6 +46,7 @@ def exact():
     return gradients(scanned)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("gradient", [partial(implicit.neumann, terms=60), partial(implicit.gmres, tolerance=1e-9)])
 def test_implicit_gradients_are_those_of_all_updates_at_a_fixed_point(gradient, exact):
     """Trap 30; a fixed point forgets its start."""

@@ -113,6 +113,7 @@ DENSE = np.array([[0, 2, 0, 1, 3], [0, 0, 0, 0, 0], [5, 0, 0, 0, 4], [0, 1, 1, 1
 MATRIX = shuffled(DENSE, np.random.default_rng(0))
 
 
+@pytest.mark.deep
 def test_contains_and_rows_take_any_shape_of_ids():
     users, items = np.array([[0], [3]]), np.array([[1, 3, 0]])
     np.testing.assert_array_equal(MATRIX.contains(users, items), DENSE[users, items] > 0)
@@ -149,6 +150,7 @@ def test_float_ids_are_refused(call):
         call(MATRIX)
 
 
+@pytest.mark.deep
 def test_no_pairs_at_all():
     empty = MATRIX.select(np.zeros(MATRIX.n_pairs, bool))
     assert (
@@ -707,6 +709,7 @@ def test_spmm_and_its_gradient_inside_jit_with_the_matrix_as_argument(weighted):
     np.testing.assert_allclose(gradient, 2 * dense.T @ (dense @ x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.deep
 def test_spmm_in_float64_and_its_form_for_accelerators():
     rng = np.random.default_rng(0)
     dense = rng.random((7, 6)) * (rng.random((7, 6)) < 0.4)

@@ -100,6 +100,7 @@ def flat(tree):
 # ---------------------------------------------------------------------- gradients
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("scope", "granularity"), [("full", "D"), ("exact", "DUI")])
 def test_hypergradient_of_gradient_descent_is_the_closed_form_and_finite_differences(scope, granularity, precise):
     params, tx = tables(), optax.sgd(RATE)

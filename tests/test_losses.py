@@ -222,6 +222,7 @@ def test_a_cosine_above_one_has_no_positive_loss_and_no_gradient(loss):
     assert value == 0 and gradient == 0
 
 
+@pytest.mark.deep
 def test_uib_has_a_boundary_for_each_comparison_and_at_zero_is_half_of_bce():
     pos, neg = SCORES
     boundary = np.array([0.1, -0.4, 0.8, np.nan], np.float32)

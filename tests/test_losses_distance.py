@@ -100,6 +100,7 @@ def test_on_scores_by_hand_with_masks(loss, formula):
     close(values, by_formula(formula, np.abs(SCORES[0]), np.abs(SCORES[1]), WHERE))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("loss", [losses.triplet, losses.contrastive])
 @pytest.mark.parametrize("score", [0.0, 0.5, -1e-38])
 def test_on_scores_is_finite_at_distance_zero_and_beyond(loss, score):

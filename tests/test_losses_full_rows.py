@@ -100,6 +100,7 @@ def test_traced_hyperparameters_get_their_gradient_through_the_loop():
     close(gradient(0.3, pos, neg, where), gradient(0.3, pos, np.repeat(neg, P, 1), np.repeat(where, P, 1)))
 
 
+@pytest.mark.deep
 def test_a_boundary_of_the_user_keeps_the_row_and_one_of_the_positive_goes_through_the_loop():
     pos, neg, where = _scores("of the row")
     for columns in (1, P):

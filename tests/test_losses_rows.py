@@ -13,6 +13,7 @@ from jaxrec import losses
 from jaxrec.losses.softmax import _simplex_projection
 
 
+@pytest.mark.deep
 def test_golden_sparsemax_and_its_threshold():
     with jax.enable_x64(True):
         scores = jnp.array([[p, *n] for p, n in zip(POS, NEG)])

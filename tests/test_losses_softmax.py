@@ -23,6 +23,7 @@ def test_bsl_does_not_overflow_at_a_low_temperature(exponent):
         assert np.isfinite(jax.grad(lambda n, loss=loss: loss(pos, n).sum())(neg)).all()
 
 
+@pytest.mark.deep
 def test_bsl_with_exponent_one_is_the_softmax_without_its_positive():
     pos, neg = SCORES
     gap = losses.bsl(pos, neg, temperature=0.2, exponent=1.0, negatives="sum")
@@ -63,6 +64,7 @@ def test_softmax_of_one_negative_is_bpr():
     np.testing.assert_allclose(losses.softmax(pos, neg), losses.bpr(pos, neg), rtol=1e-6)
 
 
+@pytest.mark.deep
 def test_sampled_softmax_of_the_whole_catalogue_is_the_full_softmax():
     n = 7
     scores = np.random.default_rng(0).normal(size=(n, n)).astype(np.float32)
@@ -136,6 +138,7 @@ def test_pooled_positives_and_their_gradient(temperature):
     assert values[5] == 0 and gradient[5] == 0
 
 
+@pytest.mark.deep
 def test_pooling_distinct_users_changes_nothing():
     pos = np.array([1.0, -1e4, 1e4, 0.3], np.float32)
     values, vjp = jax.vjp(lambda p: losses.pooled(p, np.array([3, 1, 2, 0]), temperature=0.11), pos)

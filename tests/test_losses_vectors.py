@@ -49,6 +49,7 @@ def test_alignment_by_hand():
         np.testing.assert_allclose(losses.alignment(users, items), [0, 2 - math.sqrt(2), 4], atol=1e-14)
 
 
+@pytest.mark.deep
 def test_uniformity_of_two_rows_has_a_closed_form():
     x = USERS[:2].astype(np.float32)
     squared = float(sum((unit(USERS[0]) - unit(USERS[1])) ** 2))

@@ -53,6 +53,7 @@ def by_numpy(model, params):
 # ---------------------------------------------------------------------- models
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("facets", [free, projected, hybrid])
 @pytest.mark.parametrize("kind", [MARS, MAR])
 def test_pairs_rows_and_vectors_give_the_formula(kind, facets):
@@ -240,6 +241,7 @@ def test_separation_inside_and_outside_of_the_batch():
     np.testing.assert_allclose(found, [10 * np.log1p(np.exp(-5)), row, 1000 * row], rtol=1e-4)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("score", [DOT, DISTANCE])
 def test_separation_is_its_formula_and_a_mask_is_a_deletion(score):
     rng = np.random.default_rng(0)
@@ -381,6 +383,7 @@ def test_released_pull_is_on_or_off():
 # ---------------------------------------------------------------------- the objective
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("kind", "ranking"), [(MARS, mars.push_and_pull), (MARS, paper.released), (MAR, mars.push_and_pull)]
 )
@@ -431,6 +434,7 @@ def test_objective_is_the_papers(kind):
     np.testing.assert_allclose(found, push + 0.3 * (1 - pos).sum() + 2 * float(apart), rtol=1e-5)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("kind", [MARS, MAR])
 def test_scores_are_not_squared(kind):
     """Trap 17: squares would not see a positive on the other side, and would push the positives of MAR away."""

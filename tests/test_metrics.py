@@ -153,6 +153,7 @@ def test_auc_ignores_what_masked_entries_hold():
     assert metrics.auc(scores, relevant, where=jnp.array([True, False, True, True])) == 0.5
 
 
+@pytest.mark.deep
 def test_auc_of_rows_whose_pairs_pass_int32():
     n = 140_000
     relevant = np.arange(n) < n // 2

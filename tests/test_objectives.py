@@ -238,6 +238,7 @@ def test_gram_objective_recovers_the_diagonal_withheld_from_the_checkerboard():
     assert history.records[-1]["loss"] < history.records[0]["loss"]
 
 
+@pytest.mark.deep
 def test_dropout_is_drawn_anew_for_each_key_and_alike_for_positives_and_negatives(scored):
     model, variables = model_of(jr.models.cosine, dropout=0.5), scored[1]
 
@@ -260,6 +261,7 @@ def test_dropout_is_drawn_anew_for_each_key_and_alike_for_positives_and_negative
     assert same == again
 
 
+@pytest.mark.deep
 def test_decayed_weights_before_adam_are_an_l2_penalty_on_the_whole_tables(scored):
     """Trap: a penalty on the batch's rows leaves the others without the gradient l2 * theta."""
     model, variables, _ = scored
@@ -330,6 +332,7 @@ OF_HISTORIES = {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.every_case
 @pytest.mark.parametrize("name", OF_HISTORIES)
 def test_objectives_hand_the_histories_of_the_batch_to_models_that_need_them(name):
@@ -430,6 +433,7 @@ def descend(model, objective, steps=60, rate=0.05):
     return variables, values
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "model_name", [pytest.param(name, marks=pytest.mark.deep if name == "simplex" else []) for name in MODELS]
 )

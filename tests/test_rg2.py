@@ -130,6 +130,7 @@ def test_row_weights_cancel():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), one, seven)
 
 
+@pytest.mark.deep
 def test_who_has_no_pairs(train):
     params = fitted(train, 0.1, 2)[0]["params"]
     assert (np.asarray(params["user"][3]) == 0).all()
@@ -153,6 +154,7 @@ def test_runs_end_by_tolerance_and_by_patience():
     jax.tree.map(np.testing.assert_array_equal, variables["params"], tables[1])
 
 
+@pytest.mark.deep
 def test_same_key_same_factors_and_they_rank():
     train, test = synthetic.checkerboard(30)
     first, second = (fitted(train, 0.05, 20, dim=8)[0] for _ in range(2))
@@ -176,6 +178,7 @@ def test_fixed_point_is_the_closed_form(train):
     np.testing.assert_allclose(*map(np.linalg.eigvalsh, grams), rtol=1e-5)  # balanced alike
 
 
+@pytest.mark.deep
 def test_decomposition_equals_dense_svd(train):
     values = singular_values(train)
     with jax.enable_x64(True):
@@ -186,6 +189,7 @@ def test_decomposition_equals_dense_svd(train):
         np.testing.assert_allclose(vectors.T @ vectors, np.eye(9), atol=1e-9)
 
 
+@pytest.mark.deep
 def test_decomposition_of_full_rank_and_few_items():
     train = jr.Interactions.from_pairs([0, 0, 1, 2, 2, 3], [0, 1, 1, 0, 2, 1])
     with jax.enable_x64(True):
@@ -193,6 +197,7 @@ def test_decomposition_of_full_rank_and_few_items():
     assert np.isfinite(found.user).all() and found.values[2] < 1e-7  # rows sum to zero: the rank is below N
 
 
+@pytest.mark.deep
 def test_large_regularization_gives_zero(train):
     edge = np.sqrt(2) * singular_values(train)[0]
     decomposition = rg2.decompose(train, dim=6, key=KEY)

@@ -232,6 +232,7 @@ PARAMS = {"user": unit(40, 4), "item": unit(60, 4, seed=1)}
 USERS, ITEMS = np.int32([7, 3, 7, 9, 7, 11]), np.int32([[1, 2, 3, 1, 5, 6], [9, 1, 8, 7, 2, 59]])
 
 
+@pytest.mark.deep
 @of_a_kind
 def test_rows_looked_up_move_as_in_the_whole_table(tx):
     """One user comes three times: gradients are added up, then the row moves once."""
@@ -316,6 +317,7 @@ def test_tables_sharded_by_rows_stay_where_they_are(tx):
     assert not any(word in step.as_text() for word in ("all-gather", "all-reduce", "all-to-all", "collective"))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("rowwise_too", [False, True])
 def test_a_part_of_a_tree(rowwise_too):
     """Facets on the sphere, their weights by another rule, the rest frozen; whole tables and rows looked up."""

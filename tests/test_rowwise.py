@@ -158,6 +158,7 @@ def test_found_reports_tables_that_are_treated_whole():
     assert rowwise.found(value, params, None, jnp.array([1, 3, 1])) == {"item": 3, "looped": None, "whole": None}
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("mode", ["fill", "clip", "drop", "promise_in_bounds"])
 def test_ids_outside_a_table_are_treated_as_the_look_up_treats_them(mode):
     params, tx = {"item": jnp.arange(12.0).reshape(6, 2)}, rowwise.lazy_sgd(0.1)

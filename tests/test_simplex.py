@@ -90,6 +90,7 @@ FORMS += [(pool, padding, 8 if padding == "released" else 3, False) for pool in 
 FORMS += [(UserAttention(), "released", 3, True)]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("pool", "padding", "length", "shared"), FORMS)
 def test_pairs_and_rows_give_the_formula(pool, padding, length, shared):
     model = made(padding, gate=0.3, pool=pool, shared_history=shared, length=length)
@@ -170,6 +171,7 @@ def test_a_history_of_the_scored_item_alone_counts_nothing(pool, padding):
         assert (np.delete(row, 3) != 0).all()
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("pool", POOLS[1:])
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_leaving_out_the_item_that_has_all_the_weight_keeps_the_others(pool, padding):
@@ -280,6 +282,7 @@ def test_a_gate_of_one_is_matrix_factorisation_by_cosine():
     assert not model.apply(variables, None, histories=TRAIN, method="rows").any()
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("pool", "padding"), [(MeanPool(), "proper"), (SelfAttention(), "released")])
 def test_users_never_seen_are_known_by_their_history(pool, padding):
     model = made(padding, pool=pool)

@@ -83,6 +83,7 @@ def test_gradients_under_vmap_are_those_one_by_one():
         np.testing.assert_allclose(one, other, atol=1e-12)
 
 
+@pytest.mark.deep
 def test_the_gradient_of_a_matrix_has_zeros_for_its_integers_and_none_for_the_transposed():
     x = TABLE.astype(np.float32)
     matrix = weighted(WEIGHTS.astype(np.float32))
@@ -132,6 +133,7 @@ def test_a_transposed_that_is_not_the_transpose_is_refused():
 # ---------------------------------------------------------------------- rows by users' ids
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint32, np.int64, np.uint64])
 def test_ids_of_any_integer_type_find_their_rows_and_ids_of_nobody_find_none(dtype):
     held = np.iinfo(dtype)

@@ -133,6 +133,7 @@ def test_a_run_is_the_single_run_of_its_setting_and_key(setup, settings, options
     np.testing.assert_allclose(found.runs[3].log.column("loss")[1], losses, rtol=1e-5)
 
 
+@pytest.mark.deep
 @pytest.mark.every_case
 @WIDTHS
 def test_runs_of_a_model_of_histories_are_the_single_runs(width):
@@ -156,6 +157,7 @@ def test_a_run_goes_on_in_fit():
     close(state, sweep().state(1))
 
 
+@pytest.mark.deep
 def test_settings_come_in_order_each_under_all_keys():
     found = sweep([0.1, 0.2, 0.3], epochs=1)
     assert [(run.setting["rate"], run.seed) for run in found.runs] == [

@@ -866,6 +866,7 @@ def test_a_last_step_that_goes_too_far_is_not_a_good_state():
     )
 
 
+@pytest.mark.deep
 def test_a_divergence_error_crosses_processes():
     with pytest.raises(jr.train.DivergenceError) as error:
         fit(model_of(), lambda pos, neg, *, where=None: pos * jnp.nan)

@@ -136,6 +136,7 @@ def test_encoder_and_decoder_are_trained_in_turn():
     assert log.names == ["encoder_loss", "loss", "seconds", "recovered"]
 
 
+@pytest.mark.deep
 def test_the_decoder_is_trained_without_dropout(monkeypatch):
     seen = []
 
@@ -173,6 +174,7 @@ def test_bad_arguments_of_alternating_are_named(options, message):
         alternating(jax.random.key(0), RecVAE(30), TX, BOARD, **OPTIONS | options)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", ["EASE", "MultDAE", pytest.param("VALID", marks=pytest.mark.deep)])
 def test_users_held_out_whole_are_found_by_their_histories(name):
     """Of the 15 items of a user's colour 12 are known, 2 to be found, 1 on the diagonal; all are equally popular."""

@@ -105,6 +105,7 @@ def test_draws_are_pairs_of_their_sets_and_of_keys_of_their_own():
     np.testing.assert_array_equal(DRAWS(*one).rows["item"][0], expected["item"][0])
 
 
+@pytest.mark.deep
 def test_draws_from_examples_carry_histories():
     other = PAIRS.select(np.arange(PAIRS.n_pairs) % 2 == 0)
     train, valid = (jr.train.singles(pairs, histories=other) for pairs in (PAIRS, VALID))
@@ -119,6 +120,7 @@ def test_draws_from_examples_carry_histories():
         np.testing.assert_array_equal(found.histories.indices[: owned.n_pairs], owned.indices)
 
 
+@pytest.mark.deep
 def test_validation_without_pairs_or_of_other_users_is_refused():
     """Of no pairs a draw would be the first that lie in memory; of other users, those of the last row."""
     nothing = VALID.select(np.zeros(VALID.n_pairs, bool))

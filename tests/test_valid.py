@@ -224,6 +224,7 @@ def test_decoder_and_encoder_share_one_sample_of_the_groups(noisy, float64):
     np.testing.assert_allclose(nll, expected, **CLOSE)
 
 
+@pytest.mark.deep
 def test_a_noisy_pass_is_the_formula_with_each_draw_in_its_place(noisy, float64):
     """Traps 9, 12 and 14 inside the pass: update and encoder both group by noisy shares and drop out their weights."""
     drawn, _ = noisy
@@ -283,6 +284,7 @@ def test_noise_of_interests_has_the_stated_deviation():
     assert float(kl_normalised(jnp.ones(1))) == pytest.approx(0.5 * (np.e - 2))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("model", [TWO, RecBoleMacridVAE(N, **SIZES)])
 def test_dropout_follows_the_normalisation_and_is_each_interests_own(model):
     """Trap 12: Σ w² = 2 for a rate of ½, not 1; masks differ by interest, block and user; RecBole's is the row's."""

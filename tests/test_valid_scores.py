@@ -83,6 +83,7 @@ def test_a_test_masks_what_it_is_told_to():
     assert valid.n_pairs == 1 and recalls == [0, 1]
 
 
+@pytest.mark.deep
 def test_small_temperatures_do_not_overflow():
     """Trap 25: at τ of .005 exponentials reach e⁴⁰⁰, beyond float32."""
     model = TWO.clone(temperature=0.005, decoder_temperature=0.005)
