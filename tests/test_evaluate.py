@@ -5,6 +5,7 @@ import math
 import re
 import warnings
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -840,3 +841,19 @@ def test_seen_items_of_other_users_are_refused():
     seen = Interactions.from_pairs([0, 4], [0, 1], n_users=5, n_items=4)
     with pytest.raises(ValueError, match="the model knows 3 users, but the interactions hold 5"):
         evaluate.top_k(model, variables, [0], k=1, seen=seen)
+
+
+def test_variables_of_other_sizes_and_models_without_rows_are_named():
+    vectors = {"params": {"user": np.ones((1, 3), np.float32), "item": np.ones((N, 3), np.float32)}}
+    with pytest.raises(ValueError, match=r"the variables do not fit MF: .*\(30, 3\).*such as MF\(1, n_items\)"):
+        evaluate.top_k(models.MF(M, N, dim=3), vectors, [0], k=5)
+    assert evaluate.top_k(models.MF(1, N, dim=3), vectors, [0], k=5)[1].shape == (1, 5)
+
+    class Pairs(nn.Module):
+        @nn.compact
+        def __call__(self, users, items):
+            return self.param("item", nn.initializers.ones, (N,))[items] + 0.0 * users
+
+    variables = {"params": {"item": np.ones(N, np.float32)}}
+    with pytest.raises(TypeError, match="Pairs has no method rows; evaluation needs rows"):
+        evaluate.top_k(Pairs(), variables, [0], k=5)

@@ -436,3 +436,9 @@ def test_items_without_a_training_pair_leave_the_catalogue(data_root, name, load
     assert (split.train.item_degrees > 0).all() and split.train.n_users == found.train.n_users
     users, ids = split.test.pairs()
     assert found.test.contains(users, found.id_map.item_ids(id_map.items)[ids]).all()
+
+
+def test_an_order_that_is_no_function_is_named():
+    data = Interactions.from_pairs([0, 0, 1, 1], [0, 1, 0, 1])
+    with pytest.raises(TypeError, match=r"order='temporal'; give a function, such as functools.partial\(splits"):
+        splits.ratio(data, (0.5, 0.25, 0.25), order="temporal")

@@ -975,3 +975,11 @@ def test_arguments_of_another_type_are_named(options, message):
         if how["model"] is jr.models.MF:
             jr.train.init(jax.random.key(0), how["model"], TX)
         fit(**how)
+
+
+def test_a_sampler_that_is_no_function_is_named():
+    model = jr.models.MF(TRAIN.n_users, TRAIN.n_items, dim=2)
+    objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample="uniform")
+    state = jr.train.init(jax.random.key(0), model, TX)
+    with pytest.raises(TypeError, match="sample='uniform' of pairwise_objective; give a function, such as"):
+        jr.train.fit(state, objective, TX, TRAIN, epochs=1, progress=False)

@@ -493,6 +493,10 @@ def _mask(name: str, values: ArrayLike, size: int, what: str) -> np.ndarray:
 def _last(interactions: Interactions, order: Order, who: ArrayLike | None, n_valid, n_test) -> Split:
     """Holds out the last `n_test` [M] pairs of each user and the `n_valid` [M] before them."""
     users, _ = interactions.pairs()
+    if not callable(order):
+        raise TypeError(
+            f"order={order!r:.80}; give a function, such as functools.partial(splits.temporal_order, key=...)"
+        )
     ranks = np.asarray(order(interactions))
     if ranks.dtype.kind == "f" and np.isnan(ranks).any():
         raise ValueError(f"order gives NaN for {np.isnan(ranks).sum()} pairs; it must give each pair a rank")

@@ -214,7 +214,18 @@ def _sizes(model: Model, tree: Any, forms: tuple, n_known: int | None, reads: tu
     variables = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*form) for form in forms])
     whole = functools.partial(jax.ShapeDtypeStruct, dtype=np.int32)
     known = None if n_known is None else Interactions(whole((2,)), whole((1,)), None, None, 1, n_known)
-    row = jax.eval_shape(functools.partial(_rows, model), variables, whole((1,)), known)
+    try:
+        row = jax.eval_shape(functools.partial(_rows, model), variables, whole((1,)), known)
+    except Exception as error:
+        name = type(model).__name__
+        if type(error).__name__.startswith("Scope"):  # flax's errors of variables that a module cannot take
+            raise ValueError(
+                f"the variables do not fit {name}: {str(error).partition(' (http')[0]} Create the model with the sizes "
+                "of these variables, such as MF(1, n_items) for the vector of one new user"
+            ) from error
+        if isinstance(error, AttributeError) and not hasattr(model, "rows"):
+            raise TypeError(f"{name} has no method rows; evaluation needs rows(users), all scores [B, N]") from error
+        raise
     if len(row.shape) != 2:
         raise ValueError(f"the model gives {list(row.shape)} for users [1]; it must give a row per user, [B, N]")
     if not jnp.issubdtype(row.dtype, jnp.floating):

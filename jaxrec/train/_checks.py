@@ -37,8 +37,8 @@ def check_covers(parts: Sequence[Any], train: Interactions) -> None:
 
 
 def check_bound(functions: tuple, train: Interactions) -> None:
-    """Checks the sizes that are bound in the partials `functions`: `n_items`, interactions, tables
-    and margins.
+    """Checks what is bound in the partials `functions`: samplers, and the sizes of `n_items`,
+    interactions, tables and margins.
 
     Only arguments of the library's own functions are checked, since other functions may use these
     names differently. A sampler may draw from as many items as the model has, but not from fewer
@@ -54,6 +54,11 @@ def check_bound(functions: tuple, train: Interactions) -> None:
         module = str(getattr(function, "__module__", ""))
         if not module.startswith("jaxrec."):
             continue
+        if name == "sample" and not callable(value):
+            raise TypeError(
+                f"sample={value!r:.80} of {function.__name__}; give a function, such as functools.partial("
+                "jaxrec.sampling.uniform, n_items=..., n=...)"
+            )
         if name == "n_items" and as_integer(value) is not None:
             has = {"n_items": as_integer(value)}
         elif name in ("seen", "train", "valid") and isinstance(value, Interactions):
