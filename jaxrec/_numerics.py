@@ -119,9 +119,17 @@ def as_ids(ids: ArrayLike) -> jax.Array:
     >>> as_ids(np.array([3, 2**32 + 1, -(2**40)])).tolist()
     [3, 2147483647, -2147483648]
     """
-    if not isinstance(ids, jax.Array):
-        ids = np.asarray(ids)
+    return jnp.asarray(_held(ids if isinstance(ids, jax.Array) else np.asarray(ids)), jnp.int32)
+
+
+def as_host_ids(ids: ArrayLike) -> np.ndarray:
+    """Does the work of `as_ids` with NumPy, also while JAX traces."""
+    return _held(np.asarray(ids)).astype(np.int32)
+
+
+def _held(ids: Array) -> Array:
+    """Clips ids to those that int32 holds."""
     given, held = np.iinfo(ids.dtype), np.iinfo(np.int32)
     if given.max > held.max:  # a cast, or JAX without x64, would drop the upper bits
         ids = ids.clip(max(given.min, held.min), held.max)
-    return jnp.asarray(ids, jnp.int32)
+    return ids

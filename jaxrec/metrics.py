@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec._numerics import accumulated, as_ids, as_integer, integer, namespace
+from jaxrec._numerics import accumulated, as_host_ids, as_ids, as_integer, integer, namespace
 from jaxrec.typing import Array, ArrayLike
 
 Denominator = Literal["n_relevant", "min_k"]
@@ -259,7 +259,7 @@ def ndcg_alone(ranks: Array, *, k: int) -> Array:
 
 def _listed(items: ArrayLike, n_items: int) -> Array:
     """Returns ids as int32; raises `ValueError` for an id of `n_items` or more, unless traced."""
-    items = np.asarray(as_ids(items)) if namespace(items) is np else as_ids(items)
+    items = as_host_ids(items) if namespace(items) is np else as_ids(items)
     if not isinstance(items, jax.core.Tracer) and items.size and int(items.max()) >= n_items:
         raise ValueError(
             f"items has id {int(items.max())}, but there are {n_items} items; give ids below {n_items}, and -1 as "

@@ -857,3 +857,26 @@ def test_variables_of_other_sizes_and_models_without_rows_are_named():
     variables = {"params": {"item": np.ones(N, np.float32)}}
     with pytest.raises(TypeError, match="Pairs has no method rows; evaluation needs rows"):
         evaluate.top_k(Pairs(), variables, [0], k=5)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_few_users_are_scored_as_many_are(dtype):
+    """Vectors of half precision are multiplied in float32, in which their products do not overflow."""
+    rng = np.random.default_rng(0)
+    tables = {"user": rng.normal(size=(40, 16)), "item": rng.normal(size=(300, 16))}
+    variables = {"params": {name: jnp.asarray(100 * table, dtype) for name, table in tables.items()}}
+    model = models.MF(40, 300, dim=16)
+    scores, items = evaluate.top_k(model, variables, np.arange(40), k=9)
+    few, same = evaluate.top_k(model, variables, np.arange(5), k=9)
+    np.testing.assert_allclose(few, scores[:5], rtol=1e-5)
+    np.testing.assert_array_equal(same, items[:5])
+
+
+def test_one_user_with_many_pairs_takes_no_room_in_every_block():
+    """The lists of a call are made for its blocks, not for all blocks at once."""
+    users = np.r_[np.zeros(500, int), np.arange(1, 300)]
+    seen = Interactions.from_pairs(users, np.r_[np.arange(500), np.arange(1, 300)], n_users=300, n_items=600)
+    blocks = _kernel._blocks(np.arange(300), 1)
+    rows, columns = _kernel._edges(seen, blocks[:2], np.arange(600), _kernel._room(seen, blocks))
+    assert rows.shape == columns.shape == (2, 512)
+    assert (rows[0] == 0).sum() == 500 and (rows[1] == 0).sum() == 1

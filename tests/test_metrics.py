@@ -252,3 +252,19 @@ def test_lists_with_items_that_nobody_has_are_refused(wrong):
     for n_items in (0, 5.0):
         with pytest.raises(ValueError, match=f"n_items={n_items}"):
             metrics.coverage(np.array([[0]]), n_items=n_items)
+
+
+def test_lists_may_be_numpy_constants_of_a_traced_function():
+    items = np.array([[0, 1], [3, -1]])
+    degrees = jnp.arange(4)
+    found = jax.jit(lambda degrees: metrics.popularity(items, degrees))(degrees)
+    np.testing.assert_allclose(found, [0.5, 3.0])
+    assert float(jax.jit(lambda x: x + metrics.coverage(items, n_items=4))(1.0)) == 1.75
+
+
+@pytest.mark.parametrize("metric", [metrics.recall, metrics.ndcg, metrics.average_precision])
+def test_numpy_arrays_give_numpy_arrays_of_the_same_values(metric):
+    hits, n_relevant = _random_hits()
+    found = metric(hits, n_relevant, k=5)
+    assert isinstance(found, np.ndarray) and found.dtype == np.float32
+    np.testing.assert_allclose(found, metric(jnp.asarray(hits), jnp.asarray(n_relevant), k=5), rtol=1e-6)

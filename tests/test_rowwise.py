@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from support import adam as adam_of_optax
 
 import jaxrec as jr
 from jaxrec.data import synthetic
@@ -394,3 +395,16 @@ def test_adam_keeps_the_type_of_tables_and_checks_its_numbers():
     for make in (rowwise.adam, rowwise.lazy_adam, rowwise.lazy_sgd):
         with pytest.raises(ValueError, match=r"^learning_rate=nan"):
             make(float("nan"))
+
+
+@pytest.mark.parametrize("rates", [{"b1": 0.0}, {"b2": 0.0}])
+def test_adam_takes_decays_of_zero(rates):
+    tx, params = rowwise.adam(0.1, **rates), {"item": jnp.ones((6, 2))}
+    expected, plain = params, adam_of_optax(0.1, **rates)
+    state, other = tx.init(params), plain.init(params)
+    for ids in (jnp.array([1, 3]), jnp.array([3, 4])):
+        value = lambda params, key, ids: (params["item"][ids] ** 2).sum()  # noqa: E731
+        _, params, state = tx.step(value, params, state, None, ids)
+        updates, other = plain.update(jax.grad(value)(expected, None, ids), other, expected)
+        expected = optax.apply_updates(expected, updates)
+    np.testing.assert_allclose(params["item"], expected["item"], rtol=1e-5)

@@ -443,3 +443,16 @@ def test_a_run_that_resumes_equals_one_that_was_not_interrupted(tmp_path):
     less = partial(jr.train.singles, histories=BOARD.select(np.arange(BOARD.n_pairs) > 0))
     with pytest.raises(ValueError, match="examples"):
         fit(model, jr.losses.bpr, epochs=2, checkpoint=checkpoint, examples=less)
+
+
+def test_nobody_of_a_call_may_have_a_history():
+    model = SimpleX(3, 5, dim=2, gate=0.5, scale=1.0)
+    variables = model.init(jax.random.key(0), ZERO, ZERO)
+    cold = Interactions.from_pairs([0], [0], n_users=3, n_items=5).take([1])
+    scores = model.apply(variables, np.array([1]), np.array([[2, 3]]), histories=cold)
+    rows = model.apply(variables, np.array([1]), histories=cold, method="rows")
+    np.testing.assert_allclose(scores, rows[:, 2:4], rtol=1e-6)
+    train = Interactions.from_pairs([0, 1], [0, 1], n_users=3, n_items=5)
+    histories = Interactions.from_pairs([2], [2], n_users=3, n_items=5)
+    batch = jr.train.singles(train, histories=histories).batch(jnp.array([0, 1]))
+    assert batch.histories.n_pairs == 0 and (batch.weights == 1).all()

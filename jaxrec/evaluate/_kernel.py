@@ -127,7 +127,7 @@ def ranked(
     if candidates is not None:
         allowed = np.zeros(n_items, bool)
         allowed[places[given_ids("items", candidates, n_items)]] = True
-    inputs = blocks, _histories(histories, blocks), _edges(seen, blocks, places), _edges(demoted, blocks, places)
+    rooms = [_room(pairs, blocks) for pairs in (histories, seen, demoted)]
     how = {"model": model, "reads": reads(model)}
     tables = None
     if hasattr(model, "vectors") and len(users) > _FEW:
@@ -135,9 +135,10 @@ def ranked(
     how |= {"k": min(power_of_two(k), n_items), "lower": key is None and demoted is not None, "judge": judge}
     at_once, found = _AT_ONCE if len(blocks) >= 4 * _AT_ONCE else 1, []
     for start in range(0, len(blocks), at_once):
-        chosen = np.minimum(np.arange(start, start + at_once), len(blocks) - 1)  # the last repeats a block
-        some = jax.tree.map(lambda x, chosen=chosen: x[chosen], inputs)
-        found.append(_ranked(variables, tables, order, allowed, some, **how))
+        some = blocks[np.minimum(np.arange(start, start + at_once), len(blocks) - 1)]  # the last repeats a block
+        known = _histories(histories, some, rooms[0])
+        edges = [_edges(pairs, some, places, room) for pairs, room in zip((seen, demoted), rooms[1:])]
+        found.append(_ranked(variables, tables, order, allowed, (some, known, *edges), **how))
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *found)  # [blocks, B, ...]
     scores, items, judged = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(users)], joined)
     if np.isnan(scores).any():
@@ -328,45 +329,51 @@ def area(scores: Array, places: tuple[Array, Array], where: Array) -> Array:
     return metrics.auc(scores, jnp.zeros(scores.shape, bool).at[places].set(True, mode="drop"), where=where)
 
 
-def _edges(interactions: Interactions | None, users: np.ndarray, places: np.ndarray) -> tuple | None:
+def _room(interactions: Interactions | None, users: np.ndarray) -> int | None:
+    """Returns the room L that the pairs of the largest block of users [n_blocks, B] need."""
+    if interactions is None:
+        return None
+    return room(int(np.asarray(interactions.user_degrees, np.int64)[users].sum(1).max()))
+
+
+def _edges(interactions: Interactions | None, users: np.ndarray, places: np.ndarray, room: int | None) -> tuple | None:
     """Returns the pairs of each block of users [n_blocks, B]: row in the block and column of the
     item, both [n_blocks, L].
 
-    Padding has row B, which a scatter drops. L is the number of pairs of the largest block: flat
-    lists need less memory than rows padded to the longest user.
+    Padding has row B, which a scatter drops. Flat lists need less memory than rows padded to the
+    longest user.
     """
     if interactions is None:
         return None
-    whole, at, shape = _in_blocks(interactions, users)
+    whole, at = _in_blocks(interactions, users)
+    shape = len(users), room
     rows, columns = np.full(shape, users.shape[1], np.int32), np.zeros(shape, np.int32)
     rows[at], columns[at] = whole.pairs()[0] % users.shape[1], places[whole.indices]
     return rows, columns
 
 
-def _histories(known: Interactions | None, users: np.ndarray) -> Interactions | None:
+def _histories(known: Interactions | None, users: np.ndarray, room: int | None) -> Interactions | None:
     """Returns the histories of each block of users [n_blocks, B]: `indptr` [n_blocks, B + 1],
     `indices` [n_blocks, L].
     """
     if known is None:
         return None
-    whole, at, shape = _in_blocks(known, users)
-    items = np.zeros(shape, np.int32)
+    whole, at = _in_blocks(known, users)
+    items = np.zeros((len(users), room), np.int32)
     items[at] = whole.indices
     first = np.arange(users.shape[0])[:, None] * users.shape[1]
     indptr = whole.indptr[first + np.arange(users.shape[1] + 1)] - whole.indptr[first]
     return Interactions(indptr, items, None, None, users.shape[1], known.n_items)
 
 
-def _in_blocks(interactions: Interactions, users: np.ndarray) -> tuple[Interactions, tuple, tuple[int, int]]:
-    """Returns the rows of all users [n_blocks, B], each pair's block and its index there, and the
-    shape (n_blocks, L).
-    """
+def _in_blocks(interactions: Interactions, users: np.ndarray) -> tuple[Interactions, tuple]:
+    """Returns the rows of all users [n_blocks, B], and each pair's block and its index there."""
     n_blocks, block = users.shape
     whole = interactions.take(users.reshape(-1))
     starts = whole.indptr[::block].astype(np.int64)
     sizes = np.diff(starts)
     within = np.arange(whole.n_pairs) - np.repeat(starts[:-1], sizes)
-    return whole, (np.repeat(np.arange(n_blocks), sizes), within), (n_blocks, room(int(sizes.max())))
+    return whole, (np.repeat(np.arange(n_blocks), sizes), within)
 
 
 def _rows(model: Model, variables: Variables, users: Array, histories: Interactions | None = None) -> Array:
@@ -375,15 +382,20 @@ def _rows(model: Model, variables: Variables, users: Array, histories: Interacti
         return model.apply(variables, users, method="rows", **by_name(histories))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "reads"))
-def _tables(variables, order, *, model, reads):
-    """Returns user vectors [M, K], item vectors [K, N'] in the random `order`, and bad users [M].
+def _vectors(model: Model, variables: Variables) -> tuple[Array, Array, Array]:
+    """Returns user vectors [M, K], item vectors [N, K], and bad users [M].
 
     A NaN or infinite vector may hide behind the mask or the padding: its users are marked here.
     """
-    del reads
     user, item = map(accumulated, model.apply(variables, method="vectors"))
-    bad = ~jnp.isfinite(user).all(axis=1) | ~jnp.isfinite(item).all()
+    return user, item, ~jnp.isfinite(user).all(axis=1) | ~jnp.isfinite(item).all()
+
+
+@functools.partial(jax.jit, static_argnames=("model", "reads"))
+def _tables(variables, order, *, model, reads):
+    """Returns `_vectors` with the items in the random `order` and padded, as [K, N']."""
+    del reads
+    user, item, bad = _vectors(model, variables)
     return user, jnp.pad(item[order], ((0, -len(order) % _GROUP), (0, 0))).T, bad
 
 
@@ -399,13 +411,18 @@ def _ranked(variables, tables, order, allowed, inputs, *, model, k, lower, judge
     del reads
     n_items = len(order)
 
+    def padded(rows):
+        return jnp.pad(rows[:, order], ((0, 0), (0, -n_items % _GROUP)))
+
     def scored(users, histories):
+        if tables is None and hasattr(model, "vectors"):
+            user, item, bad = _vectors(model, variables)
+            return padded(jnp.matmul(user[users], item.T, precision="highest")), bad[users]
         if tables is not None:
             user, item, bad = tables
             return jnp.matmul(user[users], item, precision="highest"), bad[users]
         rows = accumulated(_rows(model, variables, users, histories))
-        wrong = ~jnp.isfinite(rows) if hasattr(model, "vectors") else jnp.isnan(rows)
-        return jnp.pad(rows[:, order], ((0, 0), (0, -n_items % _GROUP))), wrong.any(axis=1)
+        return padded(rows), jnp.isnan(rows).any(axis=1)
 
     def ranked(inputs):
         users, histories, seen, positives = inputs

@@ -72,7 +72,7 @@ def top_k(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the k best items of each user.
 
-    Equal scores are ordered at random, with one order for all users, and never by item id.
+    Equal scores are ordered at random, and never by item id.
 
     Args:
         model: a model with the method `rows`, and perhaps `vectors`; see the module.

@@ -207,6 +207,8 @@ class SimpleX(nn.Module):
         """h [B, 1, D], or [B, n, D] where `left_out` [B or 1, n] has an item for each pair."""
         if histories is None:
             return own[:, None]
+        if len(histories.indices) == 0:  # nobody has a history
+            return self.gate * own[:, None]
         pairs = Pairs.of(histories)
         logits, where = self._logits(own, pairs), pairs.real[:, 0]
         if left_out is not None and left_out.shape[1] > 1:

@@ -129,7 +129,9 @@ def _adam(value_fn, params, state, key, batch, *, learning_rate, b1, b2, eps):
 
 def _power(rate: float, age: Array, dtype: Any) -> Array:
     """Computes rateᵃᵍᵉ by an exponential, which vectorises on CPU, unlike a power."""
-    return jnp.exp(age.astype(dtype) * jnp.log(jnp.asarray(rate, dtype)))
+    age = age.astype(dtype)
+    # A rate of 0 has the logarithm −inf, and 0 · −inf is NaN.
+    return jnp.where(age == 0, 1, jnp.exp(age * jnp.log(jnp.asarray(rate, dtype))))
 
 
 def _by_row(factor: Array, rows: Array) -> Array:

@@ -295,7 +295,9 @@ def _surpassed(lengths: tuple[int, ...], counts: tuple[int, ...], n: int, *, odd
     without replacement (Hoeffding 1963, 10.1080/01621459.1963.10500830).
     """
     values, counts = np.array(lengths), np.array(counts)
-    longest = max(int(values[-1]), 1)
+    longest = int(values[-1])
+    if longest == 0:
+        return 0
     t = np.geomspace(1e-3, 1e3, 256) / longest
     # exp(t d) may overflow: take the longest history off the exponent, and add it back afterwards.
     log_mean = np.log(np.exp(t[:, None] * (values - longest)) @ (counts / counts.sum())) + t * longest

@@ -4,9 +4,9 @@ import jax
 import optax
 
 
-def adam(rate):
+def adam(rate, **decays):
     """Optax raises an int32 count to a float power, which strict promotion refuses: that is optax's affair."""
-    tx = optax.adam(rate)
+    tx = optax.adam(rate, **decays)
 
     def update(gradients, state, params=None):
         with jax.numpy_dtype_promotion("standard"):
