@@ -403,6 +403,7 @@ class Interactions:
         Returns:
             bool, of the broadcast shape.
         """
+        users, items = (x if isinstance(x, jax.Array) else np.asarray(x) for x in (users, items))
         chex.assert_type([users, items], int)
         if namespace(users, items, self.indptr, self.indices) is np:
             return self._contains_on_host(*np.broadcast_arrays(users, items))
@@ -514,7 +515,7 @@ class Interactions:
 
 
 def owners(ends: Array, n_pairs: int) -> Array:
-    """The row int32 [n_pairs] of each pair in a list of pairs, where rows end at `ends` [B]; B after the last row's."""
+    """Returns the row of each pair, int32 [n_pairs]: rows end at `ends` [B], and padding has row B."""
     ended = jnp.zeros(n_pairs, jnp.int32).at[ends].add(1, mode="drop")
     return ended.cumsum(dtype=jnp.int32)  # rows that end before; on CPU a search would take twice the time
 

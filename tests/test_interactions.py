@@ -836,3 +836,8 @@ def test_each_thing_that_is_no_interactions_has_its_remedy():
     for remedy, value in remedies.items():
         with pytest.raises(TypeError, match=remedy):
             jr.models.popularity(value)
+
+
+def test_contains_takes_lists():
+    matrix = Interactions.from_pairs([0, 1], [2, 0], n_users=2, n_items=3)
+    assert matrix.contains([0, 0, 1], [2, 1, 0]).tolist() == [True, False, True]
