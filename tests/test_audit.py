@@ -155,6 +155,7 @@ def test_users_that_cannot_be_audited_are_named(users, message):
         jr.evaluate.audit(pairs([0], [1]), pairs([0], [2]), users=users)
 
 
+@pytest.mark.deep
 def test_a_catalogue_of_few_items_is_audited_with_shorter_lists():
     train = jr.Interactions.from_pairs([0, 1, 2], [0, 1, 2], n_users=3, n_items=4)
     test = jr.Interactions.from_pairs([0, 1], [3, 3], n_users=3, n_items=4)

@@ -103,6 +103,7 @@ def test_scores_and_both_halves_are_the_formula(name):
     np.testing.assert_allclose(kl, [kl for _, kl in by_hand], **CLOSE)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", MODELS)
 def test_a_noisy_pass_is_the_formula_with_each_draw_in_its_place(name):
     """Dropout follows the normalisation, and the old encoder sees the whole row."""
@@ -169,6 +170,7 @@ def test_gradients_are_finite_and_leave_the_old_encoder():
         assert np.isfinite(leaf).all() and leaf.any()
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_have_the_stated_shapes_and_scales(name):
     model = type(MODELS[name])(300)

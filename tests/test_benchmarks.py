@@ -303,6 +303,7 @@ def test_values_of_mars_agree_with_one_another(studies):
                 assert value >= values[name.removeprefix("best-on-test ")] - 1e-9, values
 
 
+@pytest.mark.deep
 def test_a_run_of_mars_serves_both_protocols(monkeypatch):
     """Each by its own best epoch; sampled values on test at every look where there is no other protocol."""
     from benchmarks.studies import mars
@@ -373,6 +374,7 @@ def test_what_moves_coefficients_is_not_what_chooses(monkeypatch):
         assert when[user][dense[3][user]].min() > when[user][~dense[3][user]].max()
 
 
+@pytest.mark.deep
 def test_adversary_moves_each_row_by_its_length_up_the_loss():
     """Half u·v with u = (3, 4), v = (1, 0): slopes (½, 0) and (1½, 2), so that Δ is ε(1, 0) and ε(.6, .8)."""
     from benchmarks.studies import lambda_opt

@@ -100,6 +100,7 @@ def test_one_entry_of_a_large_array_makes_another_run(tmp_path):
         fit(2, partial(scaled, table=table), checkpoint=checkpoint)
 
 
+@pytest.mark.deep
 def test_another_start_is_another_run_and_a_later_state_of_the_run_is_not(tmp_path):
     checkpoint, state = jr.train.Checkpoint(tmp_path), jr.train.init(jax.random.key(0), MODEL, TX)
     larger = state._replace(variables=jax.tree.map(lambda x: 100 * x, state.variables))
@@ -293,6 +294,7 @@ def test_fewer_epochs_than_are_saved_is_said(tmp_path):
     assert int(state.epoch) == 2
 
 
+@pytest.mark.deep
 def test_a_resumed_state_lies_where_the_given_one_does(tmp_path):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("rows",))
     rows = NamedSharding(mesh, PartitionSpec("rows"))

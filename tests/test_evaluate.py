@@ -75,6 +75,7 @@ def test_full_ranking_equals_the_brute_force(report):
     np.testing.assert_allclose(report.per_user["auc"], areas, rtol=1e-6)
 
 
+@pytest.mark.deep
 def test_separate_ranking_equals_the_brute_force():
     report = papers.lambda_opt.separate_ranking(TABLE, SCORES, *WORLD, ks=(5, 1), block=8)
     np.testing.assert_array_equal(report.users, USERS)
@@ -687,6 +688,7 @@ def test_on_the_published_split_of_ciao_the_largest_item_id_wins(data_root, rank
     np.testing.assert_allclose([report.means[name] for name in names], CIAO[ranker], atol=5e-5)
 
 
+@pytest.mark.deep
 def test_sampled_ranking_of_a_module_equals_that_of_its_rows():
     model = models.MF(M, N, dim=3, scale=1.0)
     variables = _variables(model)

@@ -73,6 +73,7 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard(name):
     assert jr.evaluate.sampled_ranking(model, state.variables, TEST.pairs(), negatives, ks=1).means["hit_rate@1"] > 0.9
 
 
+@pytest.mark.deep
 def test_functions_give_what_a_linen_module_gives():
     linen = jr.models.MF(N, N, dim=8)
     variables = {"params": tables(jax.random.key(3))}

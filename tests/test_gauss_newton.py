@@ -161,6 +161,7 @@ def test_descends_to_the_diagonal_withheld_from_the_checkerboard(towers_and_para
     assert float(final) == pytest.approx(values[-1], abs=1e-6)
 
 
+@pytest.mark.deep
 def test_a_step_is_full_where_the_scores_are_linear():
     """With the items fixed the problem is least squares: one step with exact conjugate gradients ends it."""
     items = np.random.default_rng(1).normal(size=(N_ITEMS, DIM))

@@ -125,6 +125,7 @@ def test_the_graph_travels_as_an_argument():
     assert not np.array_equal(first, swapped)
 
 
+@pytest.mark.deep
 def test_parameters_have_the_stated_shapes_and_scale():
     train = Interactions.from_pairs([0, 299], [199, 0], n_users=300, n_items=200)
     params = LightGCN(train).init(jax.random.key(0), ZERO, ZERO)["params"]

@@ -17,6 +17,7 @@ KNOWN = Interactions.from_pairs([0, 0, 2, 2, 2], [2, 0, 1, 3, 4], weights=np.ara
 ORDER = np.array([2, 3, 0, 2], np.int32)  # user 3 has no items
 
 
+@pytest.mark.deep
 def test_the_list_of_pairs_is_one_user_after_another_and_padding_is_nobodys():
     for capacity in (8, 11):
         pairs = jax.jit(lambda known, users, n=capacity: Pairs.of(known.take(users, capacity=n), users))(KNOWN, ORDER)
@@ -161,6 +162,7 @@ def test_users_without_items_have_finite_scores(made, of, rows):
     np.testing.assert_allclose(pairs, np.repeat(rows[3:, [0, 4]], 3, 0), **CLOSE)
 
 
+@pytest.mark.deep
 def test_ids_of_eight_bits_do_not_wrap():
     """The history of user 255 ends at the place 256."""
     train = Interactions.from_pairs(np.arange(256), np.arange(256) % 5, n_users=256, n_items=5)

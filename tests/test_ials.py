@@ -361,6 +361,7 @@ def test_planted_factors_rank_better_than_popularity():
     assert ours > 1.5 * theirs
 
 
+@pytest.mark.deep
 def test_one_key_gives_one_result_and_histories_tell_what_was_asked():
     first, again, other = (fitted(BOARD, dim=2, key=jax.random.key(k))[:2] for k in (0, 0, 1))
     for a, b, c in zip(first, again, other):
@@ -515,6 +516,7 @@ FITS = {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("solver", FITS)
 def test_a_metric_that_is_never_a_number_is_said(solver):
     """Zero factors came back in silence."""

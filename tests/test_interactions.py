@@ -815,6 +815,7 @@ LEARNERS |= {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.every_case
 @pytest.mark.parametrize("name", LEARNERS)
 def test_nothing_is_learned_from_no_pairs(name):

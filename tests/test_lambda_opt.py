@@ -143,6 +143,7 @@ def test_hypergradient_is_that_of_finite_differences(make, steps, scope, precise
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.deep
 def test_hypergradient_of_adam_in_one_number(precise):
     """λ = .3, θ = .7, g̃ = .02, m = .01, v = .001 after 4 steps: −α 2θ ((1−β₁)/√(v'+ε) − m'(1−β₂)g/(v'+ε)^(3/2))."""
     params, tx = {"user": jnp.array([[0.7]])}, smooth_adam(0.01)
@@ -226,6 +227,7 @@ def test_gradients_are_finite_from_a_cold_start(tx, steps, finite):
     assert np.isfinite(flat(found)).all() == finite
 
 
+@pytest.mark.deep
 def test_validation_loss_has_no_penalty():
     params, tx, (batch, _), (valid, _) = tables(), smooth_adam(0.0), drawn(0), drawn(1)
     lambdas = spread(coefficients(params, "DUI"))

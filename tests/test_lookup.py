@@ -6,6 +6,7 @@ import pytest
 from jaxrec._lookup import lookup
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("shape", [(5, 16), (5, 12), (5, 2, 8), (5,), (5, 0)])
 @pytest.mark.parametrize("ids", [np.array([3, 0, 3]), np.array([[1], [4]]), np.array(2), np.zeros((0, 2), int)])
 def test_equals_indexing_and_so_does_its_gradient(shape, ids):

@@ -167,6 +167,7 @@ def test_duplicating_all_negatives_changes_nothing_where_they_are_averaged(name)
     close(values(pos, twice, np.ones_like(WHERE))[0], values(pos, neg, first)[0])
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "loss, sweep",
     [
@@ -216,6 +217,7 @@ def test_mml_with_one_margin_is_ccl_and_the_order_of_margins_does_not_matter():
         np.testing.assert_allclose(permuted, losses.mml(*scores), rtol=1e-14)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("loss", [losses.ccl, losses.mml])
 def test_a_cosine_above_one_has_no_positive_loss_and_no_gradient(loss):
     value, gradient = jax.value_and_grad(loss)(jnp.array(1.02), jnp.array([0.1, -0.5]))
@@ -234,6 +236,7 @@ def test_uib_has_a_boundary_for_each_comparison_and_at_zero_is_half_of_bce():
     close(losses.uib(pos, neg), losses.bce(pos, neg) / 2)
 
 
+@pytest.mark.deep
 def test_warp_weighs_by_rank_without_a_gradient_through_the_rank():
     margin = jnp.array(0.5)
     loss = partial(losses.warp, jnp.array(0.5), jnp.array([0.2, 0.9]), n_items=100)

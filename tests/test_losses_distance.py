@@ -54,6 +54,7 @@ def test_sml_is_the_released_sum_over_the_batch_when_gamma_is_divided_by_the_bat
     close(gradient, differences(lambda m: np.array(_released_sml(*data[:3], m, data[4], 0.01, gamma)), data[3]))
 
 
+@pytest.mark.deep
 def test_a_masked_comparison_of_sml_gives_no_gradient_to_margins_or_distances():
     where = np.array([[True, False], [False, False], [True, True]])
     between = np.where(where, BETWEEN, np.float32(np.nan))

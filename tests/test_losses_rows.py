@@ -93,6 +93,7 @@ def test_row_losses_mask_by_deletion_for_targets_of_any_dtype(loss, formula, dty
     close(values, _rows_by_formula(formula, ROWS, ROW_WHERE, targets.astype(float)))
 
 
+@pytest.mark.deep
 @every_row_loss
 def test_row_losses_are_the_same_eager_and_under_jit_and_vmap(loss, formula):
     expected = _rows_by_formula(formula, ROWS, np.ones_like(ROW_WHERE))

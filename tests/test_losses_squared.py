@@ -35,6 +35,7 @@ def slopes(pos, users, items, where):
     return jax.grad(lambda *args: rg2(*args, where).sum(), argnums=(0, 1, 2))(pos, users, items)
 
 
+@pytest.mark.deep
 def test_the_sum_over_all_items_eager_jit_and_vmap():
     with jax.enable_x64(True):
         gram, total = ITEMS.T @ ITEMS, ITEMS.sum(0)
@@ -112,6 +113,7 @@ def test_extreme_scores_keep_the_right_finite_value_and_gradient(size):
     assert abs(float(flat[0])) < 1e-6
 
 
+@pytest.mark.deep
 def test_near_zero_it_is_the_softmax_less_a_constant():
     """To third order in the scores; there is no bound to assert (the paper's is wrong away from 0)."""
     with jax.enable_x64(True):

@@ -77,6 +77,7 @@ def test_weight_and_scale_may_be_traced():
     close(swept(jnp.array([0.5, 5.0])), np.array([uniformity(USERS, s) for s in (0.5, 5.0)]))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("fill", [0.0, np.nan, np.inf])
 def test_masking_is_deletion_and_gradients_equal_finite_differences(fill):
     users, items = (np.where(WHERE[:, None], x, fill) for x in (USERS, ITEMS))
@@ -97,6 +98,7 @@ def test_masking_is_deletion_and_gradients_equal_finite_differences(fill):
         assert (np.asarray(actual)[~WHERE] == 0).all()
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("valid", [0, 1])
 def test_fewer_than_two_rows_are_uniform(valid):
     where = np.arange(5) < valid
@@ -111,6 +113,7 @@ def test_fewer_than_two_rows_are_uniform(valid):
     assert jax.jit(losses.uniformity)(x[:valid]) == 0
 
 
+@pytest.mark.deep
 def test_rows_of_zeros_and_equal_rows_have_finite_gradients():
     x = np.array([[0, 0, 0], [1, 2, 3], [1, 2, 3], [0, 0, 0]], np.float32)
     value, gradient = spread_and_gradient(x)

@@ -82,6 +82,7 @@ def test_pairs_rows_and_vectors_give_the_formula(kind, facets):
         model.apply(variables, np.array([0.0], np.float32), np.array([1]))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("facets", "kind", "scale"),
     [(free, MARS, 0.01), (free, MAR, 1.0), (projected, MARS, 0.01), (projected, MAR, 0.1), (hybrid, MAR, 1.0)],
@@ -145,6 +146,7 @@ def test_into_ball_has_a_finite_gradient_everywhere():
     np.testing.assert_allclose(gradient, [[0, 1], [0, 1], [-0.6 * 0.8 / 5, 0.36 / 5], [0, 1]], atol=1e-6)
 
 
+@pytest.mark.deep
 def test_calibrated_unit_is_the_factor_of_free_facets():
     """Trap 6, through the normalisation: x = (1, 0, 0) pulled to (.6, .8, 0) has c = .4; x of length 2 half of it."""
     points = jnp.array([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.6, 0.8, 0.0], [-1.2, -1.6, 0.0]])
@@ -315,6 +317,7 @@ def value_of(params, model=SMALL, triples=TRIPLES, batch=None, **options):
     return mars.objective({"params": params}, jax.random.key(0), batch, model=model, sample=sample, **options)
 
 
+@pytest.mark.deep
 def test_released_values():
     scores = np.asarray(SMALL.apply({"params": PARAMS}, np.arange(2), method="rows"))
     pos, neg = scores[TRIPLES[:, 0], TRIPLES[:, 1]], scores[TRIPLES[:, 0], TRIPLES[:, 2]]
@@ -355,6 +358,7 @@ def along_sphere(params, gradient):
     return gradient - (gradient * params).sum(-1, keepdims=True) * params
 
 
+@pytest.mark.deep
 def test_true_gradients():
     gradient, as_released = jax.jit(
         lambda params: [
@@ -411,6 +415,7 @@ def test_objective_is_a_sum_over_the_batch(kind, ranking):
     assert (np.asarray(repeated["user"][3]) == 0).all()  # its triples are masked
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("kind", [MARS, MAR])
 def test_objective_is_the_papers(kind):
     model = kind(M, N, dim=D, n_facets=K)
@@ -611,6 +616,7 @@ def test_plain_steps_move_vectors_and_projections_by_the_calibrated_gradient():
     assert np.abs(lengths - 1).max() > 1e-3  # no step put them back on the sphere
 
 
+@pytest.mark.deep
 def test_parameters_that_are_not_of_mars_are_named():
     tx = mars.optimizer(0.1, theta_learning_rate=0.1)
     params = initial(MARS(3, 5, dim=2))["params"]
@@ -620,6 +626,7 @@ def test_parameters_that_are_not_of_mars_are_named():
         tx.init(params | {"user": 2 * params["user"]})
 
 
+@pytest.mark.deep
 def test_products_of_facets_have_all_their_derivatives():
     with jax.enable_x64(True):
         sides = tuple(jnp.asarray(x) for x in np.random.default_rng(0).normal(size=(2, 3, 2, 4)))

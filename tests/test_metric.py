@@ -120,6 +120,7 @@ def test_gradients_of_transcf_go_through_the_neighbourhoods():
         np.testing.assert_allclose(found[name], expected[name], atol=1e-12)
 
 
+@pytest.mark.deep
 def test_a_relation_may_be_that_of_another_item():
     model = MODELS["lrml"]
     with jax.enable_x64(True):
@@ -233,6 +234,7 @@ def weighted_mean(values, batch):
     return np.average(values, weights=[weight for *_, weight in pairs_of(batch)])
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("batch", "shared"), [(BATCH, False), (GROUPS, True)], ids=["single", "groups, shared"])
 def test_the_positives_relation_serves_the_negatives(batch, shared):
     model, loss = MODELS["lrml"], partial(jr.losses.hinge, margin=0.7)
@@ -248,6 +250,7 @@ def test_the_positives_relation_serves_the_negatives(batch, shared):
     assert float(found) == pytest.approx(weighted_mean(values, batch), rel=1e-12) and np.count_nonzero(values) > 1
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("batch", "shared"), [(BATCH, False), (GROUPS, True)], ids=["single", "groups, shared"])
 def test_sml_compares_users_positives_and_negatives(batch, shared):
     rng = np.random.default_rng(2)

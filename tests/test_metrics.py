@@ -57,6 +57,7 @@ def test_metrics_are_the_same_eager_and_for_any_leading_axes(name):
     np.testing.assert_allclose(jax.jit(metric)(hits[7], n_relevant[7]), expected[7], rtol=1e-6)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("k", [3, 12])
 def test_metrics_equal_those_of_ranx(k):
     hits, n_relevant = (x[2:] for x in _random_hits(2))
@@ -148,6 +149,7 @@ def test_auc_equals_the_comparison_of_all_pairs():
     np.testing.assert_allclose(batched, np.reshape(everywhere, (4, 10)), rtol=1e-6)
 
 
+@pytest.mark.deep
 def test_auc_ignores_what_masked_entries_hold():
     scores, relevant = jnp.array([3.0, jnp.nan, 1.0, 2.0]), jnp.array([False, True, False, True])
     assert metrics.auc(scores, relevant, where=jnp.array([True, False, True, True])) == 0.5
@@ -187,6 +189,7 @@ def test_auc_refuses_scores_and_relevance_that_differ_in_shape_or_are_not_bool()
 # ---------------------------------------------------------------------- each relevant item alone
 
 
+@pytest.mark.deep
 def test_ranks_alone_by_hand():
     """Positives score 3 and 1, the others 2, 0, 4: ranks 2 and 3, though in one list they would be 2 and 4."""
     beside = jnp.array([3.0, 1.0]), jnp.array([[2.0, 0.0, 4.0]])

@@ -71,6 +71,7 @@ def test_odds_are_of_gumbel_noise_and_each_interests_own():
     assert _mixture.odds(Noise(None, None), users, items, K) == [None] * K
 
 
+@pytest.mark.deep
 def test_extremes_are_finite():
     """Trap 25: logits of ±400, e⁴⁰⁰ being beyond float32; without noise, against NumPy in float64."""
     q1, q2 = (np.float32(400 * q / np.abs(q).max()) for q in (Q1, Q2))

@@ -40,6 +40,7 @@ def factorised(request):
     return model, {"params": tables}, expected
 
 
+@pytest.mark.deep
 def test_pairs_rows_and_vectors_give_the_formula(factorised):
     model, variables, expected = factorised
     close = dict(rtol=1e-5, atol=1e-6)
@@ -283,6 +284,7 @@ def test_attributes_that_jit_cannot_key_on_are_named():
     np.testing.assert_allclose(2 * first, second, rtol=1e-6)
 
 
+@pytest.mark.deep
 def test_integer_draws_are_the_same_in_double_precision():
     users, items = np.arange(3)[:, None], np.arange(5)[None]
     found = {}

@@ -365,6 +365,7 @@ def test_objectives_hand_the_histories_of_the_batch_to_models_that_need_them(nam
             OF_HISTORIES[name]({"params": {"table": table}}, KEY, batch, model=needing)
 
 
+@pytest.mark.deep
 def test_what_leaves_a_positive_out_refuses_groups(scored):
     model, variables, _ = scored
     objective = partial(jr.train.pairwise_objective, loss=jr.losses.bpr, sample=drawn(), leave_out=True)

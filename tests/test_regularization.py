@@ -70,6 +70,7 @@ def test_rows_are_penalised_as_often_as_they_come(granularity):
         np.testing.assert_allclose(found[name], 2 * own * np.asarray(table) * share, rtol=1e-5)
 
 
+@pytest.mark.deep
 def test_names_choose_and_nest():
     params = {"user": jnp.ones((2, 3)), "tower": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}}
     assert float(penalty({"tower": jnp.float32(0.5)}, params)) == 8

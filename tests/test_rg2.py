@@ -60,6 +60,7 @@ def train(request):
 # ---------------------------------------------------------------------- alternating steps
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("alpha", [0.0, 0.1])
 def test_sweeps_equal_brute_force_weighted_least_squares(train, alpha):
     with jax.enable_x64(True):
@@ -235,6 +236,7 @@ def test_fold_in_is_the_users_half_step(alpha):
 # ---------------------------------------------------------------------- a mesh
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("alpha", [0.0, 0.1])
 def test_mesh_gives_the_same(train, devices, alpha):

@@ -76,6 +76,7 @@ SIGN_FIRST = optax.chain(
 )
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("tx", "norm", "expected"),
     [
@@ -267,6 +268,7 @@ def test_a_row_that_comes_thrice_retracts_once():
     assert (found != x).any(-1).tolist() == [row == 2 for row in range(9)]
 
 
+@pytest.mark.deep
 def test_a_batch_twice_over_doubles_the_step_before_retraction():
     """The loss is a sum, not a mean, and the factor does not depend on the gradient's length."""
     tx = optax.chain(riemannian.calibrate(), riemannian.tangent(), optax.scale_by_learning_rate(0.01))

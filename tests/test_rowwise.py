@@ -267,6 +267,7 @@ def test_lazy_sgd_equals_sgd():
     assert history.records[1]["loss"] < history.records[0]["loss"]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "use",
     [

@@ -82,6 +82,7 @@ def test_the_alias_table_holds_the_distribution_exactly(skewed):
     assert keep.min() >= 0 and keep.max() <= 1
 
 
+@pytest.mark.deep
 def test_rejection_leaves_nothing_seen_where_rounds_suffice():
     users = np.repeat([1, 2, 3], 40)
     sample = partial(sampling.uniform, n_items=12, n=5)
@@ -256,6 +257,7 @@ def test_negatives_of_ciao_come_by_a_power_of_popularity(data_root, power, slope
 UNIFORM_AT = jax.jit(sampling.uniform_at)
 
 
+@pytest.mark.deep
 def test_uniforms_at_places_are_threefry_of_the_pair():
     """Against JAX's own cipher; what stands around a pair does not matter."""
     key = jax.random.key(5)
@@ -325,6 +327,7 @@ def test_in_batch_refuses_users_and_items_of_different_lengths():
         sampling.in_batch(np.zeros(1, np.int32), np.zeros(3, np.int32))
 
 
+@pytest.mark.deep
 def test_a_traced_number_of_items_is_drawn_from():
     draw = jax.jit(lambda key, n_items: sampling.uniform(key, jnp.zeros(9, jnp.int32), n_items=n_items, n=5))
     np.testing.assert_array_equal(

@@ -134,6 +134,7 @@ def test_pairs_of_any_shape_broadcast(users, items, left_out):
     np.testing.assert_allclose(scores.reshape(expected.shape), expected, **CLOSE)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("capacity", [None, 20])
 def test_the_first_items_of_a_history_are_kept_in_no_more_room_than_they_need(capacity):
     whole = TRAIN.take(np.arange(N_USERS), capacity=capacity)
@@ -416,6 +417,7 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard(loss, make, option
     assert set(state.variables) == {"params"}
 
 
+@pytest.mark.deep
 def test_training_without_histories_says_what_to_give():
     message = (
         r"^SimpleX knows users by their items, and the batch has no histories; .*partial\(train.singles, histories"

@@ -853,6 +853,7 @@ def test_ctrl_c_carries_state_and_history():
     assert same(again.state, error.value.state) and same(again.best, error.value.best)
 
 
+@pytest.mark.deep
 def test_a_last_step_that_goes_too_far_is_not_a_good_state():
     """Its loss is taken before the step, so that all losses of the epoch are finite."""
     blown = optax.GradientTransformation(

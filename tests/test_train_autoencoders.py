@@ -44,6 +44,7 @@ def test_annealing_grows_by_the_total_whatever_the_cap():
         annealed(0, total=-5)
 
 
+@pytest.mark.deep
 def test_the_loss_is_a_mean_over_the_users_there():
     """Trap 17: padding weighs nothing, whatever stands there; trap 19: a mean."""
     halves = {"nll": jnp.array([1.0, 2.0, 4.0, jnp.nan]), "kl": jnp.array([10.0, 20.0, 30.0, jnp.inf])}

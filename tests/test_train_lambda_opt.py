@@ -209,6 +209,7 @@ def test_seeds_side_by_side_are_the_single_runs():
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.deep
 def test_an_objective_that_does_not_say_its_rows_is_refused():
     """Without a sampler, or with two, it is not known which rows to penalise."""
     both = partial(jr.train.combined_objective, parts=[(1.0, partial(BPR, model=MF)), (1.0, partial(BPR, model=MF))])

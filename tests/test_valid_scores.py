@@ -18,6 +18,7 @@ from jaxrec.models import VALID, MacridVAE, attention
 from jaxrec.models.valid import collapse
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_pairs_of_any_shape_are_entries_of_rows(blocks, float64):
     model = TWO.clone(n_blocks=blocks)
@@ -131,6 +132,7 @@ def test_adam_is_pytorchs(float64):
 # ---------------------------------------------------------------------- construction and training
 
 
+@pytest.mark.deep
 def test_parameters_have_the_stated_shapes_and_scales():
     model = VALID(200)
     made = jax.jit(model.init)(jax.random.key(0), USERS[:1], USERS[:1])
