@@ -28,6 +28,7 @@ def quiet(*parts, **how):
         return jr.evaluate.audit(*parts, **how)
 
 
+@pytest.mark.deep
 def test_random_split_is_clean(clean):
     report = jr.evaluate.audit(*clean)
     assert report.serious == ()
@@ -99,6 +100,7 @@ def test_negatives_that_are_positives_repeated_or_popular():
     }
 
 
+@pytest.mark.deep
 def test_on_ciao_it_finds_the_split_ordered_by_id(data_root):
     ciao = datasets.load("ciao")
     with pytest.warns(jr.interactions.DataWarning, match="negatives do not count"):

@@ -307,6 +307,7 @@ def test_a_resumed_state_lies_where_the_given_one_does(tmp_path):
     assert same(resumed, whole(1)[0])
 
 
+@pytest.mark.deep
 def test_frozen_variables_resume(tmp_path):
     checkpoint, state = jr.train.Checkpoint(tmp_path), jr.train.init(jax.random.key(0), MODEL, TX)
     variables = FrozenDict(state.variables)

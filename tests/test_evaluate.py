@@ -62,6 +62,7 @@ def report():
     return evaluate.full_ranking(TABLE, SCORES, *WORLD, ks=(*KS[::-1], 5), auc=True)  # in any order
 
 
+@pytest.mark.deep
 def test_full_ranking_equals_the_brute_force(report):
     np.testing.assert_array_equal(report.users, USERS)
     assert len(USERS) == M - 3
@@ -92,6 +93,7 @@ def test_separate_ranking_equals_the_brute_force():
         papers.lambda_opt.separate_ranking(TABLE, SCORES, *WORLD, ks=(5, 0))
 
 
+@pytest.mark.deep
 def test_users_weigh_alike_however_many_items_they_test():
     """One of two items found, and none of nine: a mean of 1/4, not of 1/11; and half a hit is no whole one."""
     held = [[0, 1], range(2, 11)]
@@ -210,6 +212,7 @@ def test_ties_go_against_the_test_item_at_any_size_of_score_and_close_scores_do_
     assert evaluate.full_ranking(TABLE, ahead, *world, ks=(3,)).means["mrr@3"] == 1
 
 
+@pytest.mark.deep
 def test_with_a_key_ties_are_broken_as_chance_would():
     """The expected recall has a closed form: of t tied items, those ahead take what is left of the k places."""
     k, expected = 5, []
@@ -269,6 +272,7 @@ def _assert_same(a, b):
         np.testing.assert_array_equal(values, b.per_user[metric], err_msg=metric)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", ["table", *MODELS])
 def test_results_do_not_depend_on_the_block_nor_on_the_way_to_the_scores(name):
     """Bit for bit; a model that has `vectors` is ranked as by its rows."""
@@ -519,6 +523,7 @@ def test_each_user_is_ranked_by_the_histories_that_are_given(by_hand, block):
     np.testing.assert_array_equal(items[with_items], expected[1][with_items])
 
 
+@pytest.mark.deep
 def test_sampled_ranking_by_histories(by_hand):
     rng = np.random.default_rng(0)
     users, items = rng.integers(0, M, 50), rng.integers(0, N, 50)
@@ -837,6 +842,7 @@ def test_what_is_no_model_or_no_variables_is_named():
             call()
 
 
+@pytest.mark.deep
 def test_seen_items_of_other_users_are_refused():
     model = models.MF(3, 4, dim=2)
     variables = model.init(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))

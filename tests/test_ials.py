@@ -125,6 +125,7 @@ def test_equals_dense_least_squares(model, weighted, solver):
     assert not found[0][3].any() and not found[1][5].any()
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("solver", INEXACT, ids=["conjugate gradient", "subspace"])
 def test_inexact_solvers_never_raise_the_objective_that_they_tell(solver):
     """With blocks of 2 of 5 dimensions the last has one."""
@@ -405,6 +406,7 @@ def test_wrong_values_are_named(more, message):
         fitted(interactions(), **more)
 
 
+@pytest.mark.deep
 def test_wrong_data_are_named():
     train = jr.Interactions.from_pairs([0, 1], [1, 0], weights=[1.0, -2.0])
     with pytest.raises(ValueError, match=r"train.weights\[1\] is -2.0"):

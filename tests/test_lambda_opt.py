@@ -209,6 +209,7 @@ def test_of_one_step_the_first_order_is_all_there_is(precise):
     np.testing.assert_allclose(whole, stopped, rtol=1e-12)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("tx", "steps", "finite"),
     [
@@ -300,6 +301,7 @@ def bits(tree):
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("tx", [smooth_adam(0.05), rowwise.lazy(smooth_adam(0.05))], ids=["dense", "lazy"])
 def test_simulation_leaves_parameters_and_live_state_alone(tx):
     """With Λ held, steps in turn are those of penalised training, bit by bit."""

@@ -106,6 +106,7 @@ def _jitted(loss):
     return values_and_gradients
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("loss, formula", LOSSES.values(), ids=LOSSES)
 def test_masking_is_deletion_and_eager_is_jit_is_vmap(loss, formula):
     pos, neg = SCORES

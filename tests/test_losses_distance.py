@@ -15,6 +15,7 @@ BETWEEN = np.array([[0.4, 1.1], [0.6, 1.5], [2.4, 3.0]], np.float32)
 USER, ITEM = np.array([0.3, 1.0, 0.7], np.float32), np.array([0.9, 0.1, 0.5], np.float32)
 
 
+@pytest.mark.deep
 def test_hand_values():
     np.testing.assert_allclose(losses.triplet(POS, NEG), [0.5, (1.21 + 0.44) / 2, (0.16 + 4.84) / 2], rtol=1e-6)
     by_hand = [0.5, 0.125 + (0.64 + 0.01) / 4, 2 + 0.36 / 4]
@@ -114,6 +115,7 @@ def test_on_scores_is_finite_at_distance_zero_and_beyond(loss, score):
         assert gradients[0] == 0 and gradients[1][0] == 0
 
 
+@pytest.mark.deep
 def test_cosines_become_distances_of_unit_vectors():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4, 3))

@@ -54,6 +54,7 @@ def test_a_traced_share_of_the_positive_is_stable(share, size):
     assert np.isfinite(gradients[1]).all() and np.isfinite(gradients[2])
 
 
+@pytest.mark.deep
 def test_softmax_keeps_small_losses_of_large_scores():
     value = losses.softmax(jnp.array(1000.0), jnp.array([990.0]))
     assert float(value) == pytest.approx(math.log1p(math.exp(-10)), rel=1e-5)

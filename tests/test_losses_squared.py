@@ -63,6 +63,7 @@ def test_the_sampled_loss_with_every_item_once_is_this_one():
         np.testing.assert_allclose(losses.rg2_sampled(POS, USERS @ ITEMS.T), rg2(POS, USERS, ITEMS), rtol=1e-12)
 
 
+@pytest.mark.deep
 def test_uniform_negatives_are_unbiased_only_if_positives_are_among_them():
     """Trap T21, by expectations: of one negative over all items, and over all but the positive."""
     scores = jnp.asarray(USERS @ ITEMS.T, jnp.float32)
@@ -87,6 +88,7 @@ def test_gradients_are_those_of_finite_differences():
         np.testing.assert_allclose(found, differences(value, x), atol=1e-8)
 
 
+@pytest.mark.deep
 def test_masked_entries_reach_neither_value_nor_gradient():
     pos, users = (x.astype(np.float32) for x in (POS, USERS))
     items = ITEMS.astype(np.float32)

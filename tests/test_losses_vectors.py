@@ -133,6 +133,7 @@ def test_only_directions_count(size):
     assert all(np.isfinite(g).all() for g in gradients)
 
 
+@pytest.mark.deep
 def test_signs_of_covariances_do_not_cancel():
     """C = [[1, 1, 0], [1, 3, −1], [0, −1, 1]] / 3: the sum of its entries off the diagonal is 0."""
     x = np.array([[1, 1, 0], [-1, -1, 0], [0, 1, -1], [0, -1, 1], [0, 1, 0], [0, -1, 0]], np.float32)

@@ -108,6 +108,7 @@ def test_facets_start_on_the_sphere_or_in_the_ball(facets, kind, scale):
         assert not np.array_equal(x, other[name])
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("facets", [free, projected, hybrid])
 def test_facets_start_apart(facets):
     """Trap 19: with the same projection for each k all facets would be one for ever."""
@@ -124,6 +125,7 @@ def test_facets_start_apart(facets):
         assert not np.allclose(params["user_projection"], params["item_projection"])
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("scale", "largest"), [(1.0, 0.517), (0.0, 0.25)])
 def test_shares_are_a_softmax_over_facets(scale, largest):
     """Trap 18: over the right axis, and with the scale of the released start or with none."""
@@ -180,7 +182,7 @@ def test_from_shares_puts_facets_at_their_anchors():
     np.testing.assert_allclose(cosines[both], np.broadcast_to(np.eye(K), both.shape)[both], atol=0.2)
     drawn = jax.eval_shape(MARS(50, 60, dim=D, n_facets=K).init, jax.random.key(0), ZERO, ZERO)["params"]
     assert {name: (x.shape, x.dtype) for name, x in tables.items()} == {n: (x.shape, x.dtype) for n, x in drawn.items()}
-    with pytest.raises(ValueError, match="users has negative entries or NaN; give"):
+    with pytest.raises(ValueError, match="users has entries that are negative or not finite; give"):
         draw(jax.random.key(0), users=-users)
 
 
@@ -373,6 +375,7 @@ def test_true_gradients():
     np.testing.assert_allclose(as_released["theta"], gradient["theta"], atol=1e-6)
 
 
+@pytest.mark.deep
 def test_released_pull_is_on_or_off():
     """Its weight reaches the value and θ, never the facets."""
     gradient = jax.jit(jax.grad(lambda params, weight: value_of(params, pull_weight=weight, facet_weight=0.0)))

@@ -65,6 +65,7 @@ SCORES = {"transcf": transcf, "lrml": lrml}
 # ---------------------------------------------------------------------- scores
 
 
+@pytest.mark.deep
 @every_model
 def test_pairs_rows_and_vectors_give_the_formula(name):
     model, score = MODELS[name], SCORES[name]

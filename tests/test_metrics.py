@@ -220,6 +220,7 @@ def test_ranks_alone_leave_out_what_is_masked():
 LISTS = jnp.array([[0, 1, 2], [0, 1, -1], [0, -1, -1], [-1, -1, -1]])
 
 
+@pytest.mark.deep
 def test_coverage_by_hand():
     assert float(metrics.coverage(LISTS, n_items=5)) == pytest.approx(3 / 5)
     assert metrics.coverage(LISTS[3:], n_items=5) == 0

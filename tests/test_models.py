@@ -95,6 +95,7 @@ def test_float_ids_are_refused(factorised):
         model.apply(variables, np.array([0.0], np.float32), np.array([1]))
 
 
+@pytest.mark.deep
 def test_parameters_have_the_stated_shapes_and_scale():
     for scale in (0.01, 1e-4):
         model = models.MF(300, 200, dim=50, scale=scale)
@@ -272,6 +273,7 @@ def test_numbers_are_finite_and_within_their_bounds(name, number, wrong):
             MAKE[name](**{number: value})
 
 
+@pytest.mark.deep
 def test_attributes_that_jit_cannot_key_on_are_named():
     with pytest.raises(TypeError, match=r"SimpleX.pool is a ndarray.*keep arrays in variables"):
         models.SimpleX(3, 4, pool=np.ones(3))

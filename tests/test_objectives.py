@@ -179,6 +179,7 @@ def test_the_softmax_counts_pairs_not_users(scored):
     assert abs(float(value - by_users)) > 1e-3
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("loss", [jr.losses.bpr, jr.losses.bce, partial(jr.losses.bsl, temperature=0.5, exponent=1.0)])
 @pytest.mark.parametrize("batch", [BATCH, GROUPS], ids=["single", "groups"])
 def test_rows_objective_is_the_pairwise_one_with_every_item_drawn_once(scored, loss, batch):
@@ -210,6 +211,7 @@ def test_gram_objective_is_the_rows_one_of_the_sampled_loss(scored, batch, weigh
         assert np.abs(gradient[0]).max() > 1e-3
 
 
+@pytest.mark.deep
 def test_gram_objective_of_all_pairs_is_the_squared_form_less_a_constant():
     """Σ W_u (o_ui − S_ui)², W_u = a_u / 2N|D|, S_ui = N r_ui / a_u − 1: larger by (MN − |D|) / 2|D| − ½."""
     pairs = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 2, 3, 1, 2, 2])
@@ -464,6 +466,7 @@ def test_every_loss_trains_every_model(loss_name, model_name):
     assert report.means["mrr@10"] > 0.3
 
 
+@pytest.mark.deep
 def test_the_product_covers_the_family():
     """A loss that compares scores or distances of pairs is in the product above, but for `sml` (three distances)."""
     rows = {"multinomial", "sparsemax"}

@@ -44,6 +44,7 @@ def test_presets_cannot_be_changed_in_place():
             preset["model"] = {}
 
 
+@pytest.mark.deep
 def test_settings_of_mml_are_those_of_the_paper():
     pos, neg = jnp.array(0.5), jnp.array([0.95])
     # 0.5 + 700 (0.1 · 0.25 + 0.15 · 0.15 + 0.75 · 0.05)

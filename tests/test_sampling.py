@@ -42,6 +42,7 @@ def test_samplers_share_a_contract(draw, name):
     assert jax.eval_shape(sample, jax.random.key(0), jnp.array(3)).shape == (5,)
 
 
+@pytest.mark.deep
 def test_uniform_draws_every_item_equally_often():
     items = sampling.uniform(jax.random.key(0), jnp.zeros(1000, jnp.int32), n_items=7, n=20)
     assert scipy.stats.chisquare(np.bincount(np.asarray(items).ravel(), minlength=7)).pvalue > 0.001
@@ -196,6 +197,7 @@ def test_half_of_the_permutations_are_odd(n):
     assert abs((inversions % 2).mean() - 0.5) < 0.1  # 4 standard deviations
 
 
+@pytest.mark.deep
 def test_large_permutations_are_those_of_earlier_releases():
     """Training shuffles by them, so that they may not change."""
     images = sampling.permuted(jax.random.key(7), jnp.arange(6, dtype=jnp.int32), n=1_000_000)

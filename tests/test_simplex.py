@@ -156,6 +156,7 @@ def test_compiled_scores_are_those_of_single_operations():
     np.testing.assert_allclose(model.apply(variables, USERS[:, :1], ITEMS, histories=TRAIN), compiled, **CLOSE)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_history_of_the_scored_item_alone_counts_nothing(pool, padding):
@@ -202,6 +203,7 @@ def test_leaving_out_the_item_that_has_all_the_weight_keeps_the_others(pool, pad
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("pool", [MeanPool(), UserAttention()])
 def test_padding_counts_in_the_released_attention_and_nowhere_else(pool, padding):
@@ -365,6 +367,7 @@ def test_parameters_have_the_stated_shapes_and_scales(pool):
     assert model != make(pool=pool, gate=0.7)
 
 
+@pytest.mark.deep
 def test_histories_are_arguments_and_other_histories_give_other_scores():
     model = made(pool=UserAttention())
     variables = initial(model)

@@ -403,6 +403,7 @@ def test_dates_are_seconds_since_1970():
 # ---------------------------------------------------------------------- a large set
 
 
+@pytest.mark.deep
 def test_gowalla_splits(data_root):
     with np.load(data_root / "gowalla" / "data.npz") as arrays:
         interactions = Interactions.from_pairs(*arrays["train"].T)

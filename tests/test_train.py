@@ -444,7 +444,7 @@ def test_a_state_that_is_done_is_warned_of_and_a_report_serves_as_figures():
     with pytest.warns(UserWarning, match="has done 1 epochs, and epochs=1 counts from the start"):
         again, history = jr.train.fit(state, objective(model), TX, TRAIN, epochs=1, progress=False)
     assert again is state and not history.records
-    with pytest.raises(TypeError, match=r"variables is a State; give its \.variables"):
+    with pytest.raises(TypeError, match=r"variables is a State; pass its \.variables"):
         jr.evaluate.top_k(model, state, [0], k=1)
 
 
@@ -546,6 +546,7 @@ def test_a_sampler_may_draw_from_all_items_of_a_larger_model():
             jr.train.fit(state, bound, TX, TRAIN, epochs=1, progress=False)
 
 
+@pytest.mark.deep
 def test_margins_for_other_users_are_refused():
     model = jr.models.MARS(30, 30, dim=2, n_facets=2)
     state = jr.train.init(jax.random.key(0), model, TX)
@@ -915,6 +916,7 @@ WRONG = {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", WRONG)
 @pytest.mark.parametrize("n", [1, 128])
 def test_a_loss_of_the_wrong_shape_is_refused(name, n):

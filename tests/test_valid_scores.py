@@ -66,6 +66,7 @@ def test_lists_in_float32_are_those_in_float64():
     assert text.count("dot_general") > 2 and text.count("dot_general") == text.count("precision=(Precision.HIGHEST")
 
 
+@pytest.mark.deep
 def test_recall_divides_by_all_relevant_items():
     """Trap 21: 20 hits of 30 are 2/3 at 20; one relevant item at rank 2 has an NDCG of 0.63093."""
     assert float(metrics.recall(jnp.ones(20, bool), jnp.array(30), k=20)) == pytest.approx(2 / 3)
@@ -112,6 +113,7 @@ def test_collapse_is_the_mean_cosine_between_interests():
     assert collapse(after).shape == (2, M)
 
 
+@pytest.mark.deep
 def test_adam_is_pytorchs(float64):
     """Trap 28: ε outside the root, bias corrected, and a decay that is not a gradient moves even still prototypes."""
     tx, x, state = optax.adam(1e-3), jnp.array([1.0, -2.0, 3.0]), None
