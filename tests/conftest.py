@@ -20,10 +20,13 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Marks what `pytest` alone leaves out; see above."""
-    seen = set()
+    """Marks what `pytest` alone leaves out, and the first case of each test; see above."""
+    seen, first = set(), set()
     for item in items:
         test = (item.path, getattr(item, "originalname", item.name))
+        if test not in first:
+            item.add_marker(pytest.mark.first)
+            first.add(test)
         if test in seen and not item.get_closest_marker("every_case"):
             item.add_marker(pytest.mark.deep)
         if not item.get_closest_marker("deep"):
