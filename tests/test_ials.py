@@ -172,7 +172,8 @@ def test_single_precision_is_near_double():
     train = interactions(weighted=True)
     user, item, objectives = reference(train, "ials", start(train).astype(np.float64), 3)
     for solver in SOLVERS:
-        found = fitted(train, solver=solver)
+        with jax.enable_x64(False):
+            found = fitted(train, solver=solver)
         assert found[0].dtype == np.float32
         np.testing.assert_allclose(found[0], user, rtol=1e-3, atol=3e-5)
         np.testing.assert_allclose(found[1], item, rtol=1e-3, atol=3e-5)
