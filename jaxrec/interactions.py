@@ -401,7 +401,7 @@ class Interactions:
             items: integers [...] that broadcast with `users`.
 
         Returns:
-            bool, of the broadcast shape.
+            bool, of the broadcast shape; a NumPy array if users, items and the matrix are NumPy's.
         """
         users, items = (x if isinstance(x, jax.Array) else np.asarray(x) for x in (users, items))
         chex.assert_type([users, items], int)

@@ -71,7 +71,7 @@ def _product(turned, matrix, transposed, x):
 
 def _spmm_bcsr(weights, indices, indptr, x, *, n_users):
     """The product on CPU."""
-    from jax.experimental import sparse  # takes .3 s, which importing jaxrec should not
+    from jax.experimental import sparse  # slow to import
 
     return sparse.BCSR((weights, indices, indptr), shape=(n_users, x.shape[0])) @ x
 

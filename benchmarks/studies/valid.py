@@ -1,6 +1,6 @@
 """VALID, MacridVAE and other models on the data sets of the VALID paper, with its protocol.
 
-Models have 64 dimensions (MultVAE and RecVAE 200, as released) and 4 interests. Train pairs are
+Models have 64 dimensions (MultVAE and RecVAE 200, as in their released code) and 4 interests. Train pairs are
 masked. On test, items of validation remain candidates, as in the paper. Recall is the number of
 hits divided by the number of relevant items. Validation chooses, by Recall@20, the setting with
 seed 0 and the epoch of each run. Models are validated every third epoch, RecVAE every epoch (of

@@ -127,7 +127,7 @@ def ranked(
     if candidates is not None:
         allowed = np.zeros(n_items, bool)
         allowed[places[given_ids("items", candidates, n_items)]] = True
-    rooms = [_room(pairs, blocks) for pairs in (histories, seen, demoted)]
+    lengths_of = [_room(pairs, blocks) for pairs in (histories, seen, demoted)]
     how = {"model": model, "reads": reads(model)}
     tables = None
     if hasattr(model, "vectors") and len(users) > _FEW:
@@ -136,8 +136,8 @@ def ranked(
     at_once, found = _AT_ONCE if len(blocks) >= 4 * _AT_ONCE else 1, []
     for start in range(0, len(blocks), at_once):
         some = blocks[np.minimum(np.arange(start, start + at_once), len(blocks) - 1)]  # the last repeats a block
-        known = _histories(histories, some, rooms[0])
-        edges = [_edges(pairs, some, places, room) for pairs, room in zip((seen, demoted), rooms[1:])]
+        known = _histories(histories, some, lengths_of[0])
+        edges = [_edges(pairs, some, places, length) for pairs, length in zip((seen, demoted), lengths_of[1:])]
         found.append(_ranked(variables, tables, order, allowed, (some, known, *edges), **how))
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *found)  # [blocks, B, ...]
     scores, items, judged = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(users)], joined)
@@ -330,13 +330,15 @@ def area(scores: Array, places: tuple[Array, Array], where: Array) -> Array:
 
 
 def _room(interactions: Interactions | None, users: np.ndarray) -> int | None:
-    """Returns the room L that the pairs of the largest block of users [n_blocks, B] need."""
+    """Returns L, the length of the lists of pairs of blocks of users [n_blocks, B]."""
     if interactions is None:
         return None
     return room(int(np.asarray(interactions.user_degrees, np.int64)[users].sum(1).max()))
 
 
-def _edges(interactions: Interactions | None, users: np.ndarray, places: np.ndarray, room: int | None) -> tuple | None:
+def _edges(
+    interactions: Interactions | None, users: np.ndarray, places: np.ndarray, length: int | None
+) -> tuple | None:
     """Returns the pairs of each block of users [n_blocks, B]: row in the block and column of the
     item, both [n_blocks, L].
 
@@ -346,20 +348,20 @@ def _edges(interactions: Interactions | None, users: np.ndarray, places: np.ndar
     if interactions is None:
         return None
     whole, at = _in_blocks(interactions, users)
-    shape = len(users), room
+    shape = len(users), length
     rows, columns = np.full(shape, users.shape[1], np.int32), np.zeros(shape, np.int32)
     rows[at], columns[at] = whole.pairs()[0] % users.shape[1], places[whole.indices]
     return rows, columns
 
 
-def _histories(known: Interactions | None, users: np.ndarray, room: int | None) -> Interactions | None:
+def _histories(known: Interactions | None, users: np.ndarray, length: int | None) -> Interactions | None:
     """Returns the histories of each block of users [n_blocks, B]: `indptr` [n_blocks, B + 1],
     `indices` [n_blocks, L].
     """
     if known is None:
         return None
     whole, at = _in_blocks(known, users)
-    items = np.zeros((len(users), room), np.int32)
+    items = np.zeros((len(users), length), np.int32)
     items[at] = whole.indices
     first = np.arange(users.shape[0])[:, None] * users.shape[1]
     indptr = whole.indptr[first + np.arange(users.shape[1] + 1)] - whole.indptr[first]

@@ -15,9 +15,9 @@ from jaxrec.typing import Key, Model, Variables
 def initial_variables(model: Model, key: Key) -> Variables:
     """Draws the variables of a model.
 
-    A Linen module that has only parameters is initialised by one compiled program. Without it,
-    every operation of every initialiser would be compiled separately, which takes about twice as
-    long. Other modules hold data, such as a graph, which must not become constants of a program.
+    A Linen module that has only parameters is initialised by one compiled program. Without it, each
+    operation of each initialiser would be compiled separately, which takes longer. Other modules
+    hold data, such as a graph, which must not become constants of a program.
 
     Args:
         model: a Linen module, or another model with `init(key, users, items)`.

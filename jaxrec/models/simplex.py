@@ -19,7 +19,7 @@ _XAVIER = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
 
 
 class Pool(Protocol):
-    """How much each item of a history counts: α ∝ exp(query·key); `MeanPool`, `SelfAttention`, `UserAttention`."""
+    """The weights of the items of a history, α ∝ exp(query·key), such as `UserAttention`."""
 
     def queries(self, users: Array) -> Array | None:
         """Maps users' vectors [..., D] to queries [..., D'], or None where all items count alike."""
@@ -39,7 +39,7 @@ class MeanPool(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """α_k ∝ exp(w·tanh(W e_k + b)): what an item counts depends on the item alone."""
+    """α_k ∝ exp(w·tanh(W e_k + b)): the weight of an item depends only on the item."""
 
     def queries(self, users: Array) -> Array:
         """Ones [..., 1]."""
@@ -53,7 +53,7 @@ class SelfAttention(nn.Module):
 
 
 class UserAttention(nn.Module):
-    """α_k ∝ exp(e_u·tanh(W e_k + b)): the user's own vector asks."""
+    """α_k ∝ exp(e_u·tanh(W e_k + b)): the user's own vector is the query."""
 
     def queries(self, users: Array) -> Array:
         """The users' vectors [..., D]."""
@@ -70,15 +70,17 @@ class SimpleX(nn.Module):
 
     h_u = g e_u + (1 − g) V p_u,   p_u = Σ_k α_k e_k over the history of u,   score = cos(h_u, e_i)
 
-    The score of a pair leaves the scored item out of the history. Otherwise the model would learn to see whether the
-    item is there.
+    The score of a pair leaves the scored item out of the history. Otherwise the model would learn
+    whether the history contains the item.
 
-    Histories are data: each method takes `histories`, the items of its B users as `Interactions` [B, N], such as
-    `train.take(users)`. Train with `examples=partial(train.singles, histories=...)` or `partial(train.groups, ...)`,
-    and evaluate with `histories=`. With a gate of 1 the model is `MF(score=cosine)` and needs no histories.
+    Histories are data: each method takes `histories`, the items of its B users as `Interactions`
+    [B, N], such as `train.take(users)`. Train with `examples=partial(train.singles,
+    histories=...)` or `partial(train.groups, ...)`, and evaluate with `histories=`. With a gate of
+    1 the model is `MF(score=cosine)` and needs no histories.
 
-    Parameters are `user` [M, D], `item` [N, D], `value` [D, D] (Vᵀ), those of `pool`, and `history_item` [N, D] if
-    histories have a table of their own. With a gate of 1 they are `user` and `item`.
+    Parameters are `user` [M, D], `item` [N, D], `value` [D, D] (Vᵀ), those of `pool`, and
+    `history_item` [N, D] if histories have a separate table. With a gate of 1 they are `user` and
+    `item`.
 
     Attributes:
         n_users: M.
@@ -86,21 +88,22 @@ class SimpleX(nn.Module):
         dim: D.
         gate: g in [0, 1].
         pool: the weights α: `MeanPool()`, `SelfAttention()`, `UserAttention()`, or any `Pool`.
-        length: L; of a longer history only the first L items by id count, None counts all. To choose other items, or to
-            train faster, leave the rest out of `histories` instead.
-        shared_history: False gives the items of histories a table of their own, as the released configuration for
-            Gowalla does.
+        length: L; only the first L items by id of a longer history are used, and None uses all. To
+            choose other items, or to train faster, leave the rest out of `histories` instead.
+        shared_history: whether histories use the table `item`. False gives them a separate table,
+            as in the released configuration for Gowalla.
         scale: standard deviation of the initial vectors. Matrices are drawn by Xavier's rule, normal.
         dropout: rate at which entries of the *normalised* user's vector are dropped, the rest divided by 1 − rate, in
             `apply(..., rngs={"dropout": key})`. Nothing is dropped without that key, nor in `rows`.
 
     Raises:
-        ValueError: for sizes that are not integers of 1 or more, a gate outside [0, 1], a dropout outside [0, 1), and a
-            scale that is negative or not finite. A call without histories, or with those of another number of users or
-            items, is one too.
+        ValueError: if a size is not an integer of 1 or more, the gate is outside [0, 1], the dropout
+            outside [0, 1), or the scale negative or not finite; in a call, if histories are missing
+            or have another number of users or items.
 
-    Differs: the released code leaves the positive out of the history also when it scores the negatives. Give
-    `left_out=positives` for that. Its attentions also count padded places: see `papers.mml.ReleasedSimpleX`.
+    Differs: the released code also leaves the positive out of the history when it scores the
+    negatives; pass `left_out=positives` for that. Its attentions also count padding: see
+    `papers.mml.ReleasedSimpleX`.
 
     >>> train = Interactions.from_pairs([0, 0, 2], [1, 3, 0])
     >>> model = SimpleX(train.n_users, train.n_items, dim=2, pool=UserAttention())
@@ -155,22 +158,25 @@ class SimpleX(nn.Module):
         *,
         histories: Interactions | None = None,
     ) -> Array:
-        """Scores of pairs.
+        """Returns the scores of pairs.
 
         Args:
-            users: integers [B] or [B, 1]. None for users never seen: their own vectors are 0, so that `UserAttention`
-                weighs all items alike, and with a gate of 1 all scores are 0.
-            items: integers [B, n], or [1, n] for the same items for all users. [B] is one item a user.
-            left_out: the items left out of the histories, by default `items`. Either one a user, integers [B] or
-                [B, 1], which is faster, or one a pair, [B, n] or [1, n]. -1 leaves out nothing.
+            users: integers [B] or [B, 1], or None for unseen users. The own vector of an unseen user
+                is 0, so that `UserAttention` weights all items equally, and with a gate of 1 all
+                scores are 0.
+            items: integers [B, n], or [1, n] for the same items for all users. [B] is one item per
+                user.
+            left_out: the items to leave out of the histories; None is `items`. Either one per user,
+                integers [B] or [B, 1], which is faster, or one per pair, [B, n] or [1, n]. -1
+                leaves out nothing.
             histories: the users' items, `Interactions` [B, N].
 
         Returns:
             [B, n], or [B] for items [B].
 
         Raises:
-            ValueError: without histories, for histories of another number of users or items, and for users or items of
-                another shape.
+            ValueError: if histories are missing or have another number of users or items, or users
+                or items have another shape.
         """
         if self.is_initializing():  # a pass would take seconds to compile
             if self.needs_histories:  # the pool makes its parameters when it is called
@@ -191,7 +197,7 @@ class SimpleX(nn.Module):
         return scores.reshape(-1) if jnp.ndim(items) == 1 else scores
 
     def rows(self, users: Array | None, *, histories: Interactions | None = None) -> Array:
-        """Scores of all items for users [B] -> [B, N], from their whole histories: nothing is left out."""
+        """Returns the scores of all items for users [B], [B, N]; nothing is left out of histories."""
         u = _unit(self._mixed(*self._of_users(users, histories), None))
         return jnp.einsum("bd,nd->bn", u[:, 0], _unit(self.item))
 

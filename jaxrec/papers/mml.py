@@ -42,18 +42,19 @@ YELP2018 = MappingProxyType(
 
 
 class ReleasedSimpleX(SimpleX):
-    """`SimpleX` as its released code has it: padded places count in the denominator of the two attentions.
+    """`SimpleX` as in its released code: padding counts in the denominator of the two attentions.
 
-    The released code pads histories to L places. Each of the L − |history| padded places counts exp(0) = 1 in the
-    denominator, which makes p smaller. `MeanPool` does not count them.
+    The released code pads histories to L places. Each of the L − |history| padded places adds
+    exp(0) = 1 to the denominator, which makes p smaller. `MeanPool` does not count them.
 
     Attributes:
         length: L; it must be given.
 
     Raises:
-        ValueError: without a length, and as `SimpleX`.
+        ValueError: if there is no length, and for the errors of `SimpleX`.
 
-    Differs: the 1e-9 that the released code adds to denominators is below the resolution of float32.
+    Differs: leaves out the 1e-9 that the released code adds to denominators, which is below the
+    resolution of float32.
 
     >>> ReleasedSimpleX(3, 4, length=50).length
     50

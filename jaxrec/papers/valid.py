@@ -28,10 +28,10 @@ from jaxrec.typing import Array
 
 
 class RecBoleMacridVAE(MacridVAE):
-    """RecBole's variant of `MacridVAE`.
+    """RecBole's variant of `MacridVAE` (recbole/model/general_recommender/macridvae.py).
 
-    The user's row is normalised and dropped out once, before the groups weigh it, and the encoder's output is lv, not
-    −lv.
+    The user's row is normalised and dropped out once, before the groups weight it, and the
+    encoder's output is lv, not −lv.
 
     >>> RecBoleMacridVAE(n_items=4).n_blocks
     1

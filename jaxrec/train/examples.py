@@ -250,21 +250,23 @@ def by_user(train: Interactions) -> Users:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["items"], meta_fields=["degrees"])
 @dataclasses.dataclass(frozen=True, eq=False)
 class Histories:
-    """The histories of all users, and how long those of the examples are.
+    """The histories of all users, and their lengths among the examples.
 
     Attributes:
         items: `Interactions` [M, N], without weights.
-        degrees: the lengths of histories that occur among the examples, and how many examples have each; static.
+        degrees: the lengths of histories that occur among the examples, and for each length how
+            many examples have it; static.
     """
 
     items: Interactions
     degrees: tuple[tuple[int, ...], tuple[int, ...]]
 
     def batch(self, users: Array) -> tuple[Interactions, Array]:
-        """The histories of the users [B] of examples drawn without replacement, and the weight float32 [] of the batch.
+        """Returns the histories of the users [B] of a batch, and a weight float32 [] for the batch.
 
-        There is room for the histories of B examples in all but one of 10¹² draws. If they do not fit, the weight is
-        NaN, and so is the loss: nothing is left out in silence. Otherwise it is 1. A user of -1 has no items.
+        The capacity of the histories is exceeded in one of 10¹² random batches. The weight, and
+        with it the loss, is then NaN, so that items are never dropped silently; otherwise it is 1.
+        User -1 has no items.
         """
         room = -(-_surpassed(*self.degrees, len(users), odds=1e-12) // 256) * 256
         degrees = jnp.where(users >= 0, self.items.indptr[users + 1] - self.items.indptr[users], 0)
@@ -273,14 +275,15 @@ class Histories:
 
 
 def _known(train: Interactions, histories: Interactions | None, users: np.ndarray) -> Histories | None:
-    """The histories, for batches of examples of these users [R]."""
+    """Returns the histories for batches of examples whose users are `users` [R]."""
     if histories is None:
         return None
     check_interactions(histories=histories)
     sizes, others = ((part.n_users, part.n_items) for part in (train, histories))
     if sizes != others:
         raise ValueError(
-            f"train is {sizes}, histories {others} users by items; give histories over the ids of train, such as train"
+            f"train is {sizes} users by items, but histories are {others}; give histories over the ids of train, such "
+            "as train itself"
         )
     lengths, counts = np.unique(np.diff(np.asarray(histories.indptr))[users], return_counts=True)
     bare = dataclasses.replace(histories, weights=None, timestamps=None)
