@@ -183,7 +183,7 @@ def test_examples_carry_the_histories_that_they_are_given(name, weighted):
         bounds = np.asarray(batch.histories.indptr)
         found = [batch.histories.indices[a:b].tolist() for a, b in itertools.pairwise(bounds)]
         assert found == owned and len(set(map(tuple, owned))) > 2
-    with pytest.raises(ValueError, match=r"^train is \(4, 4\), histories \(5, 4\) users by items"):
+    with pytest.raises(ValueError, match=r"^train is \(4, 4\) users by items, but histories are \(5, 4\)"):
         make(train, histories=larger(other, users=1))
 
 
