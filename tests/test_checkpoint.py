@@ -238,13 +238,24 @@ def test_where_all_are_damaged_an_error_says_so(saved, tmp_path):
 
 
 def test_the_best_state_is_written_once_where_it_is_the_last(tmp_path):
+    wide = jr.models.MF(8, 8, dim=1000, scale=0.1)  # wide, so that the files hold little beside the arrays
+
     def size(name, metric):
         values = itertools.count()
-        validate = lambda _: {"a": metric * next(values)}  # noqa: E731
-        fit(2, checkpoint=jr.train.Checkpoint(tmp_path / name, keep=1), validate=validate, stopping=rule)
+        jr.train.fit(
+            jr.train.init(jax.random.key(0), wide, TX),
+            lambda variables, key, batch: -wide.apply(variables, batch.users, batch.items).mean(),
+            TX,
+            TRAIN,
+            epochs=2,
+            batch_size=16,
+            progress=False,
+            checkpoint=jr.train.Checkpoint(tmp_path / name, keep=1),
+            validate=lambda _: {"a": metric * next(values)},
+            stopping=jr.train.EarlyStopping("a"),
+        )
         return sum(path.stat().st_size for path in (tmp_path / name / "2" / "arrays").rglob("*") if path.is_file())
 
-    rule = jr.train.EarlyStopping("a")
     assert size("last", 1.0) < 0.8 * size("first", -1.0)
 
 
