@@ -133,3 +133,12 @@ def _held(ids: Array) -> Array:
     if given.max > held.max:  # a cast, or JAX without x64, would drop the upper bits
         ids = ids.clip(max(given.min, held.min), held.max)
     return ids
+
+
+def power_of_two(n: int) -> int:
+    """Rounds a positive size up to a power of two, so that few programs are compiled.
+
+    >>> power_of_two(1), power_of_two(20)
+    (1, 32)
+    """
+    return 1 << (int(n) - 1).bit_length()

@@ -98,9 +98,25 @@ def start(train, dim=K):
     return np.where((train.item_degrees > 0)[:, None], first_factors(KEY, train, dim, 0.1)["item"], 0)
 
 
-def dealt(vectors, side):
-    """Rows' vectors in their buckets."""
-    return [jnp.asarray(np.pad(vectors, ((0, 1), (0, 0)))[bucket.rows]) for bucket in side.buckets]
+def grouped(train, chunk, parts=1):
+    """The users' buckets of each part, where users are the first rows of the table and items the others."""
+    source = _rows.Source(train, 0, train.n_users)
+    lengths, n_rows = _rows.bucket_lengths(source.degrees()), train.n_users + train.n_items
+    return _rows.grouped([source], lengths, n_rows=n_rows, chunk=chunk, parts=parts)[0]
+
+
+def half_step(solver, train, user, item, chunk):
+    """Solves for the users, from their vectors; returns the solutions [M, ·] and the sum of their values.
+
+    The vectors are in the basis of the items' Gram matrix.
+    """
+    (buckets,) = grouped(train, chunk)
+    spectrum = np.linalg.eigvalsh(item.T @ item)
+    weighting, table = _solve.Weighting(ALPHA0, 1.0, 0.0, LAMBDA, NU), jnp.concatenate([user, item])
+    half = _solve.Half(buckets, table, ALPHA0 * spectrum, weighting, train.n_items)
+    found, values = jax.tree.map(np.asarray, jax.jit(solver)(half))
+    found = np.concatenate([*(p.reshape(-1, p.shape[-1]) for p in found), np.zeros((1, item.shape[1]))])
+    return found[_rows.places([buckets], len(table))[: train.n_users]], sum(value.sum() for value in values)
 
 
 # ---------------------------------------------------------------------- against dense algebra
@@ -145,14 +161,9 @@ def test_blocks_are_those_of_the_paper():
     train = interactions()
     with jax.enable_x64(True):
         user, item, _ = (np.asarray(x) for x in fitted(train))
-        rows = _rows.side(train, chunk=64)
-        weighting = _solve.Weighting(ALPHA0, 1.0, 0.0, LAMBDA, NU)
         begin = np.random.default_rng(1).normal(size=user.shape)
-        spectrum, basis = np.linalg.eigh(item.T @ item)
-        item = item @ basis
-        half = _solve.Half(rows.buckets, jnp.asarray(item), ALPHA0 * spectrum, weighting, N)
-        found, _ = jax.jit(partial(ials.subspace, block=2))(half, dealt(begin, rows))
-    found = np.concatenate([*(np.asarray(p).reshape(-1, K) for p in found), np.zeros((1, K))])[rows.place]
+        item = item @ np.linalg.eigh(item.T @ item)[1]
+        found, _ = half_step(partial(ials.subspace, block=2), train, begin, item, chunk=64)
     r, _ = dense(train)
     penalties, gram = LAMBDA * (r.sum(1) + ALPHA0 * N) ** NU, ALPHA0 * item.T @ item
     for u in range(M):
@@ -193,16 +204,10 @@ def test_rows_cut_into_pieces_give_the_same(solver):
     train = jr.Interactions.from_pairs(users, np.concatenate(items), n_users=4, n_items=n_items)
     table, begin = rng.normal(size=(n_items, 4)), rng.normal(size=(4, 4))
     with jax.enable_x64(True):
-        rows = _rows.side(train, chunk=512)
-        weighting = _solve.Weighting(ALPHA0, 1.0, 0.0, LAMBDA, NU)
-        spectrum, basis = np.linalg.eigh(table.T @ table)
-        table = table @ basis
-        half = _solve.Half(rows.buckets, jnp.asarray(table), ALPHA0 * spectrum, weighting, n_items)
+        table = table @ np.linalg.eigh(table.T @ table)[1]
         if "block" in getattr(solver, "keywords", ()):
             solver = partial(ials.subspace, block=min(solver.keywords["block"], 4))
-        found, values = jax.tree.map(np.asarray, jax.jit(solver)(half, dealt(begin, rows)))
-    found = np.concatenate([p.reshape(-1, 4) for p in found])[rows.place]
-    value = sum(value.sum() for value in values)
+        found, value = half_step(solver, train, begin, table, chunk=512)
     r, _ = dense(train)
     penalties = LAMBDA * (r.sum(1) + ALPHA0 * n_items) ** NU
     systems = [(table * (r[u] + ALPHA0)[:, None]).T @ table + penalties[u] * np.eye(4) for u in range(4)]
@@ -264,25 +269,27 @@ def test_buckets_hold_every_pair_once_and_little_else(degrees, chunk, parts):
     users = np.repeat(np.arange(len(degrees)), degrees)
     weights = rng.integers(1, 9, len(users))
     train = jr.Interactions.from_pairs(users, items, weights=weights, n_users=len(degrees), n_items=300)
-    side = _rows.side(train, chunk=chunk, parts=parts)
-    pairs = []
-    for bucket in side.buckets:
-        n_chunks, size, length = bucket.ids.shape
-        assert n_chunks % parts == 0 and bucket.ratings.shape == bucket.ids.shape
-        assert size * length <= max(chunk, length)
+    dealt, pairs = grouped(train, chunk, parts), []
+    assert len(dealt) == parts
+    assert len({tuple(jax.tree.map(np.shape, buckets)) for buckets in dealt}) == 1
+    for bucket in (bucket for buckets in dealt for bucket in buckets):
+        _, size, length = bucket.ids.shape
+        assert bucket.ratings.shape == bucket.ids.shape and size * length <= max(chunk, length)
         real = np.arange(length) < bucket.lengths[..., None]
         assert not bucket.ids[~real].any() and not bucket.ratings[~real].any()
-        assert (bucket.rows.ravel() == len(degrees)).sum() < n_chunks  # less than a row a chunk
+        assert (bucket.lengths[: bucket.n_chunks[0]] > 0).any(1).all()
+        assert not (bucket.lengths[bucket.n_chunks[0] :] > 0).any()
+        np.testing.assert_array_equal(bucket.totals, bucket.ratings.sum(-1))
         owner = np.broadcast_to(bucket.rows[..., None], real.shape)
-        pairs.append(np.stack([owner[real], bucket.ids[real], bucket.ratings[real]]))
+        pairs.append(np.stack([owner[real], bucket.ids[real] - len(degrees), bucket.ratings[real]]))
     pairs = np.concatenate(pairs, axis=1)
     pairs = pairs[:, np.lexsort(pairs[1::-1])]
     np.testing.assert_array_equal(pairs, [*train.pairs(), train.weights])
-    rows = np.concatenate([bucket.rows.reshape(parts, -1) for bucket in side.buckets], axis=1)
-    rows = np.append(rows, -1)
-    np.testing.assert_array_equal(rows[side.place], np.where(degrees > 0, np.arange(len(degrees)), -1))
-    totals = np.append(np.concatenate([bucket.totals.reshape(parts, -1) for bucket in side.buckets], axis=1), 0)
-    np.testing.assert_array_equal(totals[side.place], np.bincount(users, weights, len(degrees)))
+    rows = np.concatenate([bucket.rows.ravel() for buckets in dealt for bucket in buckets])
+    n_rows = len(degrees) + 300
+    place = _rows.places(dealt, n_rows)
+    has_pairs = np.append(degrees > 0, np.zeros(300, bool))
+    np.testing.assert_array_equal(np.append(rows, -1)[place], np.where(has_pairs, np.arange(n_rows), -1))
 
 
 @settings(max_examples=100, deadline=None)
@@ -305,18 +312,13 @@ def test_a_power_law_takes_few_buckets():
     assert len(lengths) <= 14 and padded <= 1.4 * degrees.sum()
 
 
-def test_small_sets_take_fewer_buckets_by_spare_pairs():
-    """Each is compiled for half a second, while padding within `spare` costs hundredths."""
+def test_small_sets_take_fewer_buckets():
+    """A bucket is compiled for as long as a run takes for some padding."""
     degrees = np.minimum((3 / np.linspace(1e-3, 1, 600) ** 0.9).astype(int), 700)
-    n, spare = degrees.sum(), _rows.spare_pairs(64)
-    assert spare == 2**18 and _rows.spare_pairs(8) == 2**20 and _rows.spare_pairs(2**16) == 0
-    for added, most in ((0, 12), (n, 5), (spare, 2)):
-        lengths = _rows.bucket_lengths(degrees, added)
-        padded = np.array(lengths)[np.searchsorted(lengths, degrees)].sum()
-        assert len(lengths) <= most and padded <= max(1.4 * n, n + added), (added, lengths, padded / n)
-    assert len(_rows.bucket_lengths(degrees)) >= 6
-    large = np.repeat(degrees, 200)
-    assert _rows.bucket_lengths(large, spare) == _rows.bucket_lengths(large)
+    counts = [len(_rows.bucket_lengths(degrees, spare)) for spare in (0, 2000, _rows.worth(64))]
+    assert counts[0] >= 6 and counts[0] > counts[1] > counts[2] and counts[2] <= 2, counts
+    large = np.repeat(degrees, 1000)
+    assert _rows.bucket_lengths(large, _rows.worth(64)) == _rows.bucket_lengths(large)
 
 
 @pytest.mark.parametrize("n", [2, 9, 40])
@@ -336,6 +338,21 @@ def test_factors_come_in_batches_that_jaxlib_does_not_deal_to_threads(n):
     assert factored and solved
     assert all(int(size) == 1 or int(size) * n**3 / 3 < 2e5 for size in factored)
     assert all(int(size) == 1 or int(size) * n**2 < 2e5 for size in solved)
+
+
+@pytest.mark.parametrize("solver", [ials.cholesky, INEXACT[0]], ids=["cholesky", "conjugate gradient"])
+def test_parts_on_threads_give_the_same(solver, monkeypatch):
+    """In double precision too, which is a setting of the thread that calls."""
+    train, x64 = interactions(weighted=True), jax.config.jax_enable_x64
+    with jax.enable_x64(True):
+        expected = fitted(train, solver=solver)
+        monkeypatch.setattr(_alternate, "_LEAST", 10)
+        monkeypatch.setattr(_alternate, "cores", lambda: 3)
+        found = fitted(train, solver=solver)
+    for a, b in zip(expected, found):
+        assert np.asarray(b).dtype == np.float64
+        np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-12)
+    assert jax.config.jax_enable_x64 == x64
 
 
 # ---------------------------------------------------------------------- what a user sees
@@ -383,11 +400,11 @@ def test_one_key_gives_one_result_and_histories_tell_what_was_asked():
 @pytest.mark.deep
 def test_hyperparameters_of_equal_values_compile_once():
     fitted(BOARD, dim=2, solver=partial(ials.conjugate_gradient, steps=2))
-    compiled = _alternate._sweep._cache_size()
+    compiled = _alternate._solve()._cache_size()
     fitted(BOARD, dim=2, solver=partial(ials.conjugate_gradient, steps=2), regularization=0.5, unobserved_weight=0.2)
-    assert _alternate._sweep._cache_size() == compiled
+    assert _alternate._solve()._cache_size() == compiled
     fitted(BOARD, dim=2, solver=partial(ials.conjugate_gradient, steps=3))
-    assert _alternate._sweep._cache_size() == compiled + 1
+    assert _alternate._solve()._cache_size() == compiled + 1
 
 
 @pytest.mark.parametrize(
@@ -458,7 +475,7 @@ def test_gowalla_reaches_what_the_library_implicit_does(data_root):
     assert report.means["recall@20"] > 0.15
     assert float(ials.objective(variables, data.train, **numbers)) == pytest.approx(objectives[-1], rel=1e-5)
     for pairs in (data.train, data.train.transpose()):
-        assert sum(bucket.ids.size for bucket in _rows.side(pairs, chunk=8192).buckets) < 1.5 * pairs.n_pairs
+        assert sum(bucket.ids.size for bucket in grouped(pairs, 8192)[0]) < 1.5 * pairs.n_pairs
 
 
 # ---------------------------------------------------------------------- variables, metrics and interruptions

@@ -10,7 +10,19 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "jaxrec"
 LAYERS = [
     {"typing", "interactions", "sparse"}
-    | {"_cache", "_numerics", "_identity", "_ids", "_keys", "_log", "_lookup", "_mesh", "_partials", "_run"},
+    | {
+        "_cache",
+        "_numerics",
+        "_identity",
+        "_ids",
+        "_keys",
+        "_log",
+        "_lookup",
+        "_mesh",
+        "_partials",
+        "_platform",
+        "_run",
+    },
     {"losses", "metrics", "sampling", "optim", "data"},
     {"models", "solvers"},
     {"train", "evaluate"},

@@ -16,7 +16,7 @@ from jaxrec._identity import reads
 from jaxrec._keys import check_key
 from jaxrec._log import Log
 from jaxrec._mesh import as_auto
-from jaxrec._numerics import accumulated, as_integer, integer
+from jaxrec._numerics import accumulated, as_integer, integer, power_of_two
 from jaxrec._partials import check_static
 from jaxrec.interactions import DataWarning, Interactions, check_interactions
 from jaxrec.typing import Array, ArrayLike, Key, Model, Variables
@@ -277,15 +277,6 @@ def by_name(histories: Interactions | None) -> dict[str, Interactions]:
 
 
 # ---------------------------------------------------------------------- blocks of users
-
-
-def power_of_two(n: int) -> int:
-    """Rounds a positive size up to a power of two, so that few programs are compiled.
-
-    >>> power_of_two(1), power_of_two(20)
-    (1, 32)
-    """
-    return 1 << (int(n) - 1).bit_length()
 
 
 def room(n_pairs: int) -> int:

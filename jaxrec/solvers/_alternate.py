@@ -1,10 +1,16 @@
-"""The alternation of iALS and WRMF: data on the devices, and the sweep, on one device or a mesh."""
+"""The alternation of iALS and WRMF: half steps on one device or a mesh, and the loop over sweeps.
+
+Users and items are rows of one table [R, K], users first. A half step solves for the rows of one
+side. It has three programs, which both sides share: one turns the table into the basis of the other
+side's Gram matrix, one solves for a part of the rows, and one puts the solutions into the table.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,25 +19,27 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrec._log import Log
 from jaxrec._partials import Static, combine, partition
+from jaxrec._platform import cores, options_for_loops
 from jaxrec._run import Loop
 from jaxrec.interactions import Interactions
 from jaxrec.models.mf import MF
 from jaxrec.solvers._mesh import check_mesh, spread
-from jaxrec.solvers._rows import Bucket, Side, sides, spare_pairs
+from jaxrec.solvers._rows import Bucket, Source, bucket_lengths, grouped, places, worth
 from jaxrec.solvers._run import Factors, description_of, first_factors, run
 from jaxrec.solvers._solve import Half, Weighting
-from jaxrec.typing import Array, Key, Variables
+from jaxrec.typing import Array, Key, Scalar, Variables
 
-CHUNK = 1 << 19
+CHUNK = 1 << 17
 """Number of floats gathered at a time: about what fits into a core's cache."""
 
+_LEAST = 1 << 14  # a part has at least this many pairs, so that starting its thread pays off
 _einsum = functools.partial(jnp.einsum, precision="highest")
 
 
 class Solver(Protocol):
     """`cholesky`, `conjugate_gradient`, `subspace`, or a `functools.partial` of one."""
 
-    def __call__(self, half: Half, start: list[Array]) -> tuple[list[Array], list[Array]]:
+    def __call__(self, half: Half) -> tuple[list[Array], list[Array]]:
         """Returns the solutions and the values of each bucket's rows; see `_solve`."""
 
 
@@ -62,31 +70,36 @@ def alternate(
         tolerance: see `_run.run`.
         loop: see `jaxrec._run.Loop`.
     """
-    parts = 1 if mesh is None else mesh.size
     if not callable(solver):
         raise TypeError(
             f"solver={solver!r}; give ials.cholesky, conjugate_gradient or subspace, or a functools.partial of one"
         )
-    users, items = sides(train, chunk=max(CHUNK // dim, 1), parts=parts, spare=spare_pairs(dim))
-    buckets, places = (users.buckets, items.buckets), {"user": users.place, "item": items.place}
-    state = _first_state(first_factors(key, train, dim, scale), users, items)
-    if mesh is None:
-        buckets, places, state = jax.device_put((buckets, places, state))
-    else:
-        axis = check_mesh(mesh, train.n_users)
+    parts = max(min(cores(), train.n_pairs // _LEAST), 1)
+    if mesh is not None:
+        check_mesh(mesh, train.n_users)
         # Axes of type Auto: under explicit axes every look-up needs an output sharding.
-        mesh = Mesh(mesh.devices, mesh.axis_names)
-        buckets, places = spread(mesh, buckets, axis), spread(mesh, places)
-        state = _State(*spread(mesh, state[:2], axis), spread(mesh, state.basis))
-    arrays, static = partition((solver,))
-    shape = _Shape((train.n_users, train.n_items), static, mesh)
-    step = functools.partial(_sweep, buckets=buckets, weighting=weighting, arrays=arrays, shape=shape)
+        mesh, parts = Mesh(mesh.devices, mesh.axis_names), mesh.size
+    sources = [Source(train, 0, train.n_users), Source(train.transpose(), train.n_users, 0)]
+    users, items = _sides(sources, dim=dim, parts=parts, mesh=mesh)
+    table = np.concatenate([np.asarray(table) for table in first_factors(key, train, dim, scale).values()])
+    table[np.concatenate([source.degrees() for source in sources]) == 0] = 0
+    state = State(table, np.eye(dim, dtype=table.dtype))
+    state = jax.device_put(state) if mesh is None else spread(mesh, state)
+    total = train.n_pairs if train.weights is None else np.sum(train.weights, dtype=float)
+    constant = float(weighting.gain * total + weighting.shift * train.n_pairs)
+    solve = partition((solver,))
     settings = {"weighting": weighting, "dim": dim, "solver": solver, "scale": scale, "tolerance": tolerance}
+
+    def sweep(state: State) -> tuple[State, dict[str, Array]]:
+        state, after_users = half_step(state, users, items, weighting, solve, mesh)
+        state, objective = half_step(state, items, users, weighting, solve, mesh)
+        return state, {"after_users": constant + after_users, "objective": constant + objective}
+
     return run(
-        step,
+        sweep,
         state,
         model=MF(train.n_users, train.n_items, dim=dim),
-        params=functools.partial(_factors, places=places, mesh=mesh),
+        params=functools.partial(factors, n_users=train.n_users),
         sweeps=sweeps,
         tolerance=tolerance,
         description=lambda: description_of(train, key, **settings),
@@ -94,120 +107,146 @@ def alternate(
     )
 
 
-# ---------------------------------------------------------------------- sweeps
+class State(NamedTuple):
+    """The vectors of users and items [R, K], and the basis [K, K] that they are in.
 
-
-class _State(NamedTuple):
-    """The state between sweeps: vectors [C, B, K] of each side's buckets, and their basis [K, K].
-
-    Every half step rotates users and items into the basis of the eigenvectors of a Gram matrix,
-    that of the side which is not solved. This changes no score.
+    Every half step turns them into the basis of the eigenvectors of a Gram matrix, that of the side
+    which is not solved. This changes no score.
     """
 
-    user: list[Array]
-    item: list[Array]
+    table: Array
     basis: Array
 
 
-class _Shape(NamedTuple):
-    """What a sweep is compiled for: (M, N), the solver's static parts, and the mesh or None."""
+class Side(NamedTuple):
+    """The rows of one side, as `half_step` takes them.
 
-    sizes: tuple[int, int]
-    solver: Static
-    mesh: Mesh | None
+    Attributes:
+        parts: the buckets of each part. On a mesh there is one part, whose chunks are sharded.
+        place: int32 [R], the place of each row among the solutions of all parts.
+        mine: bool [R], whether a row is of this side.
+        totals: float64 [R], Σ r of each row of this side.
+        count: number of rows of this side.
+    """
+
+    parts: list[tuple[Bucket, ...]]
+    place: Array
+    mine: Array
+    totals: Array
+    count: Scalar
 
 
-def _first_state(factors: Factors, users: Side, items: Side) -> _State:
-    """Returns the initial state, with the rows of the tables arranged in buckets."""
+def _sides(sources: list[Source], *, dim: int, parts: int, mesh: Mesh | None) -> list[Side]:
+    """Returns the users and the items, on the device or the mesh."""
+    n_rows, degrees = sum(source.matrix.n_users for source in sources), [source.degrees() for source in sources]
+    lengths = bucket_lengths(np.concatenate(degrees), worth(dim))
+    dealt = grouped(sources, lengths, n_rows=n_rows, chunk=max(CHUNK // dim, 1), parts=parts)
+    return [side(source, buckets, n_rows, mesh) for source, buckets in zip(sources, dealt)]
 
-    def by_bucket(table: Array, own: Side) -> list[np.ndarray]:
-        # Padding rows have the number of all rows as their id.
-        padded = np.pad(np.asarray(table), ((0, 1), (0, 0)))
-        return [padded[bucket.rows] for bucket in own.buckets]
 
-    user, item = by_bucket(factors["user"], users), by_bucket(factors["item"], items)
-    return _State(user, item, np.eye(item[0].shape[-1], dtype=item[0].dtype))
+def side(source: Source, parts: list[tuple[Bucket, ...]], n_rows: int, mesh: Mesh | None = None) -> Side:
+    """Puts the rows of one side, in buckets, on the device or the mesh."""
+    mine, totals = np.zeros(n_rows, bool), np.zeros(n_rows)
+    mine[source.first : source.first + source.matrix.n_users] = True
+    for bucket in (bucket for buckets in parts for bucket in buckets):
+        totals[bucket.rows[bucket.lengths > 0]] = bucket.totals[bucket.lengths > 0]
+    if mesh is not None:
+        parts = [jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)]
+    rest = places(parts, n_rows), mine, totals
+    if mesh is None:
+        return Side(*jax.device_put((parts, *rest)), source.matrix.n_users)
+    return Side(spread(mesh, parts, *mesh.axis_names), *spread(mesh, rest), source.matrix.n_users)
+
+
+# ---------------------------------------------------------------------- a half step
+
+
+def half_step(
+    state: State, own: Side, other: Side, weighting: Weighting, solver: tuple[list, Static], mesh: Mesh | None = None
+) -> tuple[State, Array]:
+    """Solves for the rows of one side.
+
+    Several parts are solved by as many threads, so that each core has a chunk in its cache. The
+    loops of one program share the cores less well.
+
+    Args:
+        state: the current vectors.
+        own: the side to solve for.
+        other: the other side.
+        weighting: the numbers of the objective.
+        solver: the result of `partition` for a tuple of one `Solver`.
+        mesh: the mesh over which the chunks of `own` are sharded, or None.
+
+    Returns:
+        The new vectors, and the objective [] without the constants of the pairs.
+    """
+    arrays, static = solver
+    table, spectrum, basis = _turned(state, other.mine, weighting)
+    given, how = (table, spectrum, weighting, other.count, arrays), {"static": static, "mesh": mesh}
+    if len(own.parts) == 1:
+        found = [_solve()(own.parts[0], *given, **how)]
+    else:
+        # A thread lacks the context of this one, such as 64-bit types: convert and compile here.
+        given = jax.tree.map(jnp.asarray, given)
+        compiled = _solve().lower(own.parts[0], *given, **how).compile()
+        with ThreadPoolExecutor(len(own.parts)) as threads:
+            found = list(threads.map(lambda part: jax.block_until_ready(compiled(part, *given)), own.parts))
+    table, objective = _put(table, found, own._replace(parts=[]), other._replace(parts=[]), weighting, mesh=mesh)
+    return State(table, basis), objective
+
+
+@jax.jit
+def _turned(state: State, others: Array, weighting: Weighting) -> tuple[Array, Array, Array]:
+    """Returns the table in the basis of the other side's Gram matrix G, α0 G's diagonal, and the basis."""
+    others = jnp.where(others[:, None], state.table, 0)
+    spectrum, turn = eigenbasis(_einsum("rk,rm->km", others, others))
+    spectrum *= weighting.of_type(spectrum.dtype).unobserved
+    return _einsum("rk,km->rm", state.table, turn), spectrum, _einsum("km,mn->kn", state.basis, turn)
+
+
+@functools.cache
+def _solve() -> Any:
+    """Returns the jitted function that solves for a part of the rows."""
+
+    def solve(buckets, table, spectrum, weighting, n_other, arrays, *, static: Static, mesh: Mesh | None):
+        def local(buckets, table, spectrum, weighting, n_other, arrays):
+            (solver,) = combine(arrays, static)
+            return solver(Half(buckets, table, spectrum, weighting.of_type(table.dtype), n_other))
+
+        if mesh is not None:
+            sharded, same = PartitionSpec(*mesh.axis_names), PartitionSpec()
+            specs = (sharded, *[same] * 5)
+            local = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=sharded, check_vma=False)
+        return local(buckets, table, spectrum, weighting, n_other, arrays)
+
+    return jax.jit(solve, static_argnames=("static", "mesh"), compiler_options=options_for_loops())
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _factors(state: _State, places: Mapping[str, Array], mesh: Mesh | None) -> Factors:
-    """Returns the tables in the order of ids and the original basis, replicated on all devices."""
-    of_all = joined
-    if mesh is not None:
-        sharded = PartitionSpec(*mesh.axis_names)
-        of_all = jax.shard_map(joined, mesh=mesh, in_specs=sharded, out_specs=sharded, check_vma=False)
+def _put(
+    table: Array, found: list, own: Side, other: Side, weighting: Weighting, *, mesh: Mesh | None
+) -> tuple[Array, Array]:
+    """Returns the table with the solutions, and the objective without the constants of the pairs.
 
-    def table(parts: list[Array], place: Array) -> Array:
-        # Rows without pairs point to the zeros at the end.
-        rows = jnp.pad(of_all(parts), ((0, 1), (0, 0)))
-        if mesh is not None:
-            rows = jax.lax.with_sharding_constraint(rows, NamedSharding(mesh, PartitionSpec()))
-        return _einsum("rk,mk->rm", rows[place], state.basis)
-
-    return {"user": table(state.user, places["user"]), "item": table(state.item, places["item"])}
-
-
-@functools.partial(jax.jit, static_argnames="shape")
-def _sweep(
-    state: _State,
-    buckets: tuple[tuple[Bucket, ...], tuple[Bucket, ...]],
-    weighting: Weighting,
-    arrays: list[Array],
-    *,
-    shape: _Shape,
-) -> tuple[_State, dict[str, Array]]:
-    """Solves for users, then for items; on a mesh, each device solves its share of the chunks."""
-    mesh = shape.mesh
-    local = functools.partial(_local_sweep, shape=shape)
-    if mesh is not None:
-        sharded, same = PartitionSpec(*mesh.axis_names), PartitionSpec()
-        specs = _State(sharded, sharded, same)
-        local = jax.shard_map(
-            local, mesh=mesh, in_specs=(specs, sharded, same, same), out_specs=(specs, same), check_vma=False
-        )
-    return local(state, buckets, weighting, arrays)
-
-
-def _local_sweep(state: _State, buckets, weighting: Weighting, arrays: list[Array], *, shape: _Shape):
-    """Runs a sweep on one device's share.
-
-    The objective costs no further product: it follows from the solver's values pᵀAp − 2pᵀb.
+    The objective costs no further product: it follows from the solver's values pᵀAp − 2pᵀb. They
+    have the penalties of the solved side only.
     """
-    (solver,) = combine(arrays, shape.solver)
-    (users, items), (n_users, n_items) = buckets, shape.sizes
-    sum_devices, gathered = _over(shape.mesh)
-    user, item, basis = state
-    weighting = weighting.of_type(basis.dtype)
-
-    def half_step(own, start, other, n_other):
-        spectrum, basis = eigenbasis(sum_devices(sum(_einsum("cbk,cbm->km", part, part) for part in other)))
-        other, start = ([_einsum("cbk,km->cbm", part, basis) for part in parts] for parts in (other, start))
-        table = gathered(joined(other))
-        half = Half(own, table, weighting.unobserved * spectrum, weighting, n_other)
-        solutions, values = solver(half, start)
-        return solutions, other, basis, sum(value.sum() for value in values)
-
-    def objective_of(value, vectors, own, n_other):
-        # The value has the penalty of the solved side only; `own` is the other one.
-        pairs = sum(bucket.lengths.sum() for bucket in users).astype(value.dtype)
-        totals = sum(bucket.totals.astype(value.dtype).sum() for bucket in users)
-        constant = weighting.gain * totals + weighting.shift * pairs
-        return sum_devices(constant + value + weighting.ridge(own, vectors, n_other))
-
-    user, item, turn, value = half_step(users, user, item, n_items)
-    after_users = objective_of(value, item, items, n_users)
-    item, user, again, value = half_step(items, item, user, n_users)
-    objective = objective_of(value, user, users, n_items)
-    basis = _einsum("km,mn->kn", _einsum("km,mn->kn", basis, turn), again)
-    return _State(user, item, basis), {"after_users": after_users, "objective": objective}
+    # Rows without pairs point to the zeros at the end.
+    solved = [chunks.reshape(-1, table.shape[1]) for solutions, _ in found for chunks in solutions]
+    solved = jnp.concatenate([*solved, jnp.zeros_like(table[:1])])
+    value = sum(chunks.sum() for _, values in found for chunks in values)
+    if mesh is not None:
+        solved = jax.lax.with_sharding_constraint(solved, NamedSharding(mesh, PartitionSpec()))
+    penalties = weighting.of_type(table.dtype).penalties(other.totals.astype(table.dtype), own.count)
+    value += jnp.where(other.mine, penalties * (table**2).sum(1), 0).sum()
+    return jnp.where(own.mine[:, None], solved[own.place], table), value
 
 
-def _over(mesh: Mesh | None) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """Returns two functions: one sums arrays over the devices, the other gathers their rows."""
-    if mesh is None:
-        return (lambda x: x), (lambda x: x)
-    (axis,) = mesh.axis_names
-    return functools.partial(jax.lax.psum, axis_name=axis), lambda x: jax.lax.all_gather(x, axis, tiled=True)
+@functools.partial(jax.jit, static_argnames="n_users")
+def factors(state: State, *, n_users: int) -> Factors:
+    """Returns the tables of users and items in the original basis."""
+    table = _einsum("rk,mk->rm", state.table, state.basis)
+    return {"user": table[:n_users], "item": table[n_users:]}
 
 
 def eigenbasis(gram: Array) -> tuple[Array, Array]:
@@ -218,8 +257,3 @@ def eigenbasis(gram: Array) -> tuple[Array, Array]:
     spectrum, basis = jnp.linalg.eigh(gram)
     rounding = len(gram) * jnp.finfo(gram.dtype).eps * spectrum[-1]
     return jnp.where(spectrum > rounding, spectrum, 0), basis
-
-
-def joined(parts: list[Array]) -> Array:
-    """Joins the rows of all buckets [C, B, K] to one array [·, K]."""
-    return jnp.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])

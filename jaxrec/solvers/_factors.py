@@ -8,14 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec._numerics import number
+from jaxrec._numerics import number, power_of_two
+from jaxrec._partials import partition
 from jaxrec.interactions import Interactions, check_interactions, check_weights
-from jaxrec.solvers._alternate import CHUNK, eigenbasis, joined
-from jaxrec.solvers._rows import Side, side, spare_pairs
+from jaxrec.solvers._alternate import CHUNK, Side, State, factors, half_step, side
+from jaxrec.solvers._rows import Source, grouped
 from jaxrec.solvers._run import Factors, check_factors, check_solved
-from jaxrec.solvers._solve import Half, Weighting, cholesky
+from jaxrec.solvers._solve import Weighting, cholesky
 from jaxrec.typing import Array, Scalar, Variables
 
+_SHORTEST = 16  # histories are padded to this length or a power of two above it
 _einsum = functools.partial(jnp.einsum, precision="highest")
 
 
@@ -66,16 +68,14 @@ def fold_in_of(variables: Variables, histories: Interactions, weighting: Weighti
     (item,) = check_factors(variables, "histories have", item=histories.n_items)
     if histories.n_pairs == 0:
         return jnp.zeros((histories.n_users, item.shape[1]), item.dtype)
-    own = side(histories, chunk=max(CHUNK // item.shape[1], 1), spare=spare_pairs(item.shape[1]))
-    return check_solved(_solved_side(own, item, weighting))
-
-
-@jax.jit
-def _solved_side(own: Side, table: Array, weighting: Weighting) -> Array:
-    """Solves exactly for the rows [R, K] of one side, given the other side's table [n, K]."""
-    weighting = weighting.of_type(table.dtype)
-    spectrum, basis = eigenbasis(_einsum("nk,nm->km", table, table))
-    half = Half(own.buckets, _einsum("nk,km->nm", table, basis), weighting.unobserved * spectrum, weighting, len(table))
-    start = [jnp.zeros((*bucket.rows.shape, table.shape[1]), table.dtype) for bucket in own.buckets]
-    rows = jnp.pad(joined(cholesky(half, start)[0]), ((0, 1), (0, 0)))
-    return _einsum("rk,mk->rm", rows[own.place], basis)
+    lengths = [_SHORTEST]
+    while lengths[-1] < np.diff(np.asarray(histories.indptr)).max():
+        lengths.append(2 * lengths[-1])
+    room, dim = power_of_two(histories.n_users), item.shape[1]
+    source, n_rows = Source(histories, 0, room), room + len(item)
+    (parts,) = grouped([source], lengths, n_rows=n_rows, chunk=max(CHUNK // dim, 1), rounded=True)
+    own = side(source, parts, n_rows)
+    other = Side([], own.place, ~own.mine, jnp.zeros_like(own.totals), len(item))
+    state = State(jnp.concatenate([jnp.zeros((room, dim), item.dtype), item]), jnp.eye(dim, dtype=item.dtype))
+    state, _ = half_step(state, own, other, weighting, partition((cholesky,)))
+    return check_solved(factors(state, n_users=room)["user"])[: histories.n_users]

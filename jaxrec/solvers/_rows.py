@@ -1,15 +1,19 @@
 """Groups rows of interactions into buckets of equal padded length.
 
-Few shapes have to be compiled then, and little of the arrays is padding.
+Few shapes have to be compiled then, and little of the arrays is padding. Users and items are rows
+of one table, and buckets of both have the same shapes, so that one compiled program solves for
+either.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxrec._numerics import power_of_two
 from jaxrec.interactions import Interactions
 from jaxrec.typing import Array
 
@@ -21,99 +25,109 @@ class Bucket(NamedTuple):
     """Rows of up to L pairs, in C chunks of B rows; the vectors of a chunk are gathered at a time.
 
     Attributes:
-        rows: int32 [C, B], the ids of the rows; the number of all rows for padding.
+        rows: int32 [C, B], the rows of the table to solve for; R, the number of all, for padding.
         lengths: int32 [C, B], the number of pairs of each row.
         totals: float64 [C, B], Σ r of each row.
-        ids: int32 [C, B, L], the places of the pairs' vectors in the other side's table; 0 for
-            padding.
-        ratings: float32 [C, B, L], r; 0 for padding.
+        ids: int32 [C, B, L], the rows of the table that the pairs point to; 0 for padding.
+        ratings: float32 [C, B, L], r; 0 for padding. None if r is 1 for all pairs.
+        n_chunks: int32 [1], how many of the chunks have rows. They come first.
     """
 
     rows: Array
     lengths: Array
     totals: Array
     ids: Array
-    ratings: Array
+    ratings: Array | None
+    n_chunks: Array
 
 
-class Side(NamedTuple):
-    """All rows of one side (users or items).
+class Source(NamedTuple):
+    """A matrix of pairs whose rows and columns are both rows of one table.
 
     Attributes:
-        buckets: the rows that have pairs. Each of P parts has C / P consecutive chunks of every
-            bucket.
-        place: int32 [R], the place of each row if the rows of all parts are concatenated, and
-            within a part those of all buckets. For rows without pairs it is the place after the
-            last.
+        matrix: the pairs.
+        first: the row of the table that is the matrix's row 0.
+        column: the row of the table that is the matrix's column 0.
     """
 
-    buckets: tuple[Bucket, ...]
-    place: Array
+    matrix: Interactions
+    first: int
+    column: int
+
+    def degrees(self) -> np.ndarray:
+        """Returns the number of pairs of each row of the matrix, int64 [·]."""
+        return np.diff(np.asarray(self.matrix.indptr).astype(np.int64))
 
 
-def sides(train: Interactions, *, chunk: int, parts: int = 1, spare: int = 0) -> tuple[Side, Side]:
-    """Groups the rows of users and of items; the arguments are those of `side`.
+def grouped(
+    sources: Sequence[Source], lengths: Sequence[int], *, n_rows: int, chunk: int, parts: int = 1, rounded: bool = False
+) -> list[list[tuple[Bucket, ...]]]:
+    """Groups the rows of each source into buckets, and deals these to parts.
 
-    `ids` are places in the other side's table, whose rows are in the order of its buckets.
-    """
-    users, items = (side(pairs, chunk=chunk, parts=parts, spare=spare) for pairs in (train, train.transpose()))
-
-    def pointing(own: Side, other: Side) -> Side:
-        def placed(bucket: Bucket) -> Bucket:
-            real = np.arange(bucket.ids.shape[-1]) < bucket.lengths[..., None]
-            return bucket._replace(ids=np.where(real, other.place[bucket.ids], 0))
-
-        return own._replace(buckets=tuple(map(placed, own.buckets)))
-
-    return pointing(users, items), pointing(items, users)
-
-
-def side(train: Interactions, *, chunk: int, parts: int = 1, spare: int = 0) -> Side:
-    """Groups the rows of the users; `ids` are the ids of the items.
+    All parts of all sources get buckets of the same shapes.
 
     Args:
-        train: the pairs.
+        sources: the pairs.
+        lengths: the lengths of the buckets, ascending; no row is longer than the last one.
+        n_rows: R, the number of rows of the table.
         chunk: approximate number of vectors gathered at a time. B is chunk / L, at most chunk / 16.
-        parts: C is a multiple of this number in every bucket, so that devices get equal shares.
-        spare: see `bucket_lengths`.
+        parts: number of parts, with about as many pairs each.
+        rounded: whether C and B are powers of two, so that few shapes exist.
+
+    Returns:
+        The buckets of each part of each source. Rows without pairs are in none.
     """
-    indptr = np.asarray(train.indptr).astype(np.int64)
-    degrees = np.diff(indptr)
-    ratings = np.ones(train.n_pairs, np.float32) if train.weights is None else np.asarray(train.weights)
-    totals = np.bincount(np.repeat(np.arange(train.n_users), degrees), ratings, train.n_users)
-    lengths = bucket_lengths(degrees, spare)
-    of_row = np.searchsorted(lengths, degrees)
-    buckets, solved = [], []
-    for number, length in enumerate(lengths):
-        rows = np.flatnonzero((of_row == number) & (degrees > 0))
-        n_chunks = parts * -(-len(rows) // (parts * max(chunk // max(length, _SHORT), 1)))
-        size = -(-len(rows) // n_chunks)
-        rows = np.pad(rows, (0, n_chunks * size - len(rows)), constant_values=train.n_users)
-        count = np.where(rows < train.n_users, degrees[rows % train.n_users], 0)
-        real = np.arange(length) < count[:, None]
-        places = np.where(real, indptr[rows % train.n_users][:, None] + np.arange(length), 0)
-        buckets.append(
-            Bucket(
-                rows.astype(np.int32).reshape(n_chunks, size),
-                count.astype(np.int32).reshape(n_chunks, size),
-                np.append(totals, 0)[rows].reshape(n_chunks, size),
-                np.where(real, np.asarray(train.indices)[places], 0).reshape(n_chunks, size, length),
-                np.where(real, ratings[places], np.float32(0)).reshape(n_chunks, size, length),
-            )
-        )
-        solved.append(rows.reshape(parts, -1))
-    solved = np.concatenate(solved, axis=1).ravel()
-    place = np.full(train.n_users + 1, len(solved), np.int32)
+    found: list[list[list[Bucket]]] = [[[] for _ in range(parts)] for _ in sources]
+    for shorter, length in itertools.pairwise([0, *lengths]):
+        rows = [np.flatnonzero((shorter < own) & (own <= length)) for own in (source.degrees() for source in sources)]
+        most = -(-max(map(len, rows)) // parts)
+        if not most:
+            continue
+        n_chunks = -(-most // max(chunk // max(length, _SHORT), 1))
+        n_chunks = power_of_two(n_chunks) if rounded else n_chunks
+        size = -(-most // n_chunks)
+        size = power_of_two(size) if rounded else size
+        for own, source, mine in zip(found, sources, rows):
+            for buckets, dealt in zip(own, np.array_split(mine, parts)):
+                buckets.append(_bucket(source, dealt, (n_chunks, size, length), n_rows))
+    return [[tuple(buckets) for buckets in own] for own in found]
+
+
+def _bucket(source: Source, rows: np.ndarray, shape: tuple[int, int, int], n_rows: int) -> Bucket:
+    """Returns the bucket of some rows of a source's matrix; `shape` is (C, B, L)."""
+    matrix, (n_chunks, size, length) = source.matrix, shape
+    used, nothing = -(-len(rows) // size), matrix.n_users
+    rows = np.pad(rows, (0, n_chunks * size - len(rows)), constant_values=nothing).reshape(n_chunks, size)
+    count = np.append(source.degrees(), 0)[rows]
+    real = np.arange(length) < count[..., None]
+    pairs = np.where(real, np.asarray(matrix.indptr)[rows][..., None] + np.arange(length), 0)
+    ids = np.where(real, np.asarray(matrix.indices)[pairs] + np.int32(source.column), 0)
+    ratings, totals = None, count.astype(np.float64)
+    if matrix.weights is not None:
+        ratings = np.where(real, np.asarray(matrix.weights)[pairs], np.float32(0))
+        totals = ratings.sum(-1, dtype=np.float64)
+    rows = np.where(rows == nothing, n_rows, rows + source.first).astype(np.int32)
+    return Bucket(rows, count.astype(np.int32), totals, ids, ratings, np.full(1, used, np.int32))
+
+
+def places(parts: Sequence[Sequence[Bucket]], n_rows: int) -> np.ndarray:
+    """Returns the place of each row of the table among the rows of all buckets of all parts.
+
+    int32 [R]. For rows without pairs it is the place after the last.
+    """
+    solved = np.concatenate([bucket.rows.ravel() for buckets in parts for bucket in buckets])
+    place = np.full(n_rows + 1, len(solved), np.int32)
     place[solved] = np.arange(len(solved))
-    return Side(tuple(buckets), place[:-1])
+    place[n_rows] = len(solved)
+    return place[:-1]
 
 
-def spare_pairs(dim: int) -> int:
-    """Returns how much padding, in vectors [K], is cheaper than compiling another bucket.
+def worth(dim: int) -> int:
+    """Returns how many padded pairs cost a run as much as compiling another bucket.
 
-    It costs a sweep hundredths of a second; compiling a bucket takes half a second.
+    For conjugate gradients over 16 sweeps with K = `dim`; both costs were measured on a CPU.
     """
-    return min(2**30 // dim**2, 2**20)
+    return 2**23 // dim
 
 
 def bucket_lengths(degrees: np.ndarray, spare: int = 0) -> list[int]:
@@ -122,12 +136,12 @@ def bucket_lengths(degrees: np.ndarray, spare: int = 0) -> list[int]:
     They are few, because each is compiled separately. The candidates are 1, 2, 3, 4, 6, 8 and
     multiples of 4 that grow by a factor of at most 1.5, which keeps the padding of a row below half
     its length. Candidates are merged into the next longer one, the cheapest first, as long as
-    padding adds at most two fifths, or `spare` pairs if that is more. A length that remains is cut
-    to the longest row that it serves.
+    padding adds at most two fifths or the merged bucket at most `spare` pairs. A length that
+    remains is cut to the longest row that it serves.
 
     Args:
         degrees: the number of pairs of each row [R].
-        spare: number of padded pairs that is always allowed.
+        spare: number of padded pairs that a merger may always add; see `worth`.
     """
     grid, largest = [1], degrees.max(initial=1)
     while grid[-1] < largest:
@@ -135,12 +149,12 @@ def bucket_lengths(degrees: np.ndarray, spare: int = 0) -> list[int]:
         grid.append(grown // 4 * 4 if grown > 8 else grown)
     counts = np.bincount(np.searchsorted(grid, degrees[degrees > 0]), minlength=len(grid))
     kept = [[length, int(count)] for length, count in zip(grid, counts) if count]
-    room = max(_PADDING * degrees.sum(), degrees.sum() + spare) - sum(length * count for length, count in kept)
+    room = _PADDING * degrees.sum() - sum(length * count for length, count in kept)
     while len(kept) > 1:
         added = [(longer - length) * count for (length, count), (longer, _) in itertools.pairwise(kept)]
         least = int(np.argmin(added))
         room -= added[least]
-        if room < 0:
+        if room < 0 and added[least] > spare:
             break
         kept[least + 1][1] += kept.pop(least)[1]
     ordered = np.sort(degrees)

@@ -8,9 +8,9 @@ with sums over the row's pairs, w_ui = gain·r_ui, c_ui = w_ui + shift and
 λ_u = λ (Σ_i r_ui + α0·n)^ν, where n is the number of all q. All vectors are in the basis of G's
 eigenvectors, where α0 G is diagonal.
 
-A solver is a function of a `Half` and a start [C, B, K] for each bucket. It returns for each bucket
-the solutions p [C, B, K] and their values p·A p − 2 p·b, summed over each chunk [C]. It only
-depends on its arguments, so it can run on one device's share of the chunks.
+A solver is a function of a `Half`. It returns for each bucket the solutions p [C, B, K] and their
+values p·A p − 2 p·b, summed over each chunk [C]. It only depends on its argument, so it can run on
+a part of the rows.
 """
 
 from __future__ import annotations
@@ -58,18 +58,13 @@ class Weighting(NamedTuple):
         """Returns λ_u [...] of rows with Σ r = `totals` [...]."""
         return self.regularization * (totals + self.unobserved * n_other) ** self.nu
 
-    def ridge(self, buckets: tuple[Bucket, ...], vectors: list[Array], n_other: int) -> Array:
-        """Returns Σ λ_u ‖p_u‖² over the rows of buckets, [C, B, K] each."""
-        penalties = (self.penalties(bucket.totals.astype(p.dtype), n_other) for bucket, p in zip(buckets, vectors))
-        return sum((penalty * _dot(p, p)).sum() for penalty, p in zip(penalties, vectors))
-
 
 class Half(NamedTuple):
     """The input of a half step.
 
     Attributes:
-        buckets: the rows to solve for, or one device's share of them.
-        table: [·, K], the other side's vectors, to which the `ids` of the buckets point.
+        buckets: the rows to solve for, or a part of them.
+        table: [R, K], the current vectors of all rows, those of the other side included.
         spectrum: [K], the diagonal of α0 G.
         weighting: the numbers of the objective.
         n_other: n, the number of the other side's vectors.
@@ -95,18 +90,14 @@ class _Pairs(NamedTuple):
     w: Array
     c: Array
 
-    def product(self, x: Array) -> Array:
-        """Returns A x [B, K]."""
-        return _einsum("blk,bl->bk", self.q, self.w * _einsum("blk,bk->bl", self.q, x))
+    def product(self, x: Array, less: Scalar = 0) -> tuple[Array, Array]:
+        """Returns A x − less·b [B, K] and b·x [B]."""
+        scores = self.scores(x)
+        return _einsum("blk,bl->bk", self.q, self.w * scores - less * self.c), _dot(self.c, scores)
 
     def sums(self) -> Array:
         """Returns b [B, K]."""
         return _einsum("blk,bl->bk", self.q, self.c)
-
-    def rest(self, p: Array) -> tuple[Array, Array]:
-        """Returns b − A p [B, K] and b·p [B]."""
-        scores = self.scores(p)
-        return _einsum("blk,bl->bk", self.q, self.c - self.w * scores), _dot(self.c, scores)
 
     def matrices(self) -> Array:
         """Returns A [B, K, K]."""
@@ -133,21 +124,18 @@ class _Matrices(NamedTuple):
     a: Array
     b: Array
 
-    def product(self, x: Array) -> Array:
-        return _einsum("bkm,bm->bk", self.a, x)
+    def product(self, x: Array, less: Scalar = 0) -> tuple[Array, Array]:
+        return self.scores(x) - less * self.b, _dot(self.b, x)
 
     def sums(self) -> Array:
         return self.b
-
-    def rest(self, p: Array) -> tuple[Array, Array]:
-        return self.b - self.product(p), _dot(self.b, p)
 
     def matrices(self) -> Array:
         return self.a
 
     def scores(self, p: Array) -> Array:
         """Returns A p [B, K], which takes the place of the scores in `block`."""
-        return self.product(p)
+        return _einsum("bkm,bm->bk", self.a, p)
 
     def block(self, first: Array, size: int, scores: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
         columns = lax.dynamic_slice_in_dim(self.a, first, size, 2)
@@ -156,50 +144,62 @@ class _Matrices(NamedTuple):
         return a, slope, lambda step: _einsum("bkm,bm->bk", columns, step)
 
 
-def _over_chunks(half: Half, solve, start: list[Array]) -> tuple[list[Array], list[Array]]:
+def _over_chunks(half: Half, solve) -> tuple[list[Array], list[Array]]:
     """Solves one chunk after another, so that the gathered vectors stay in the cache.
 
     Args:
         half: the half step.
-        solve: function of (system, diagonal [B, K] of α0 G + λ_u I, start [B, K]) that returns the
-            solutions [B, K] and their values [B].
-        start: current vectors [C, B, K] of each bucket.
+        solve: function of (system, diagonal [B, K] of α0 G + λ_u I, start [B, K]), with the current
+            vectors as start, that returns the solutions [B, K] and their values [B].
     """
     weighting, table = half.weighting, half.table
 
     def gathered(ids, ratings, where):
-        w = weighting.gain * ratings.astype(table.dtype)
-        c = jnp.where(where, w + weighting.shift, 0)  # w is 0 for padding already, the shift is not
+        w = jnp.where(where, weighting.gain if ratings is None else weighting.gain * ratings.astype(table.dtype), 0)
+        c = jnp.where(where, w + weighting.shift, 0)
         return _Pairs(table.at[ids].get(mode="promise_in_bounds"), w, c)
 
-    def chunk(given: tuple[Bucket, Array]):
-        bucket, start = given
+    def chunk(bucket: Bucket) -> tuple[Array, Array]:
         length = bucket.ids.shape[-1]
         where = jnp.arange(length, dtype=jnp.int32)[None] < bucket.lengths[:, None]
         columns = bucket.ids, bucket.ratings, where
         system = gathered(*columns) if length <= LONGEST else _summed(gathered, columns, table)
         penalties = weighting.penalties(bucket.totals.astype(table.dtype), half.n_other)
+        start = table.at[bucket.rows].get(mode="fill", fill_value=0)
         p, value = solve(system, half.spectrum[None] + penalties[:, None], start)
         real = bucket.lengths > 0  # padding rows
         return jnp.where(real[:, None], p, 0), jnp.where(real, value, 0).sum()
 
-    results = [lax.map(chunk, given) for given in zip(half.buckets, start)]
-    return [p for p, _ in results], [value for _, value in results]
+    def chunks(bucket: Bucket) -> tuple[Array, Array]:
+        def solved(n, found):
+            result = chunk(jax.tree.map(lambda x: x[n], bucket._replace(n_chunks=())))
+            return jax.tree.map(lambda all_chunks, one: all_chunks.at[n].set(one), found, result)
+
+        # The number of chunks is data, so that parts with fewer chunks take less time.
+        n_chunks, size = bucket.rows.shape
+        nothing = jnp.zeros((n_chunks, size, table.shape[1]), table.dtype), jnp.zeros(n_chunks, table.dtype)
+        return lax.fori_loop(0, bucket.n_chunks[0], solved, nothing)
+
+    solutions, values = zip(*map(chunks, half.buckets))
+    return list(solutions), list(values)
 
 
 def _summed(gathered, columns, table: Array) -> _Matrices:
     """Sums up rows that are too long to be gathered at once, piece by piece."""
     rows, length = columns[0].shape
     n, k = -(-length // LONGEST), table.shape[1]
-    columns = [jnp.pad(column, ((0, 0), (0, -length % n))) for column in columns]
-    pieces = [jnp.moveaxis(column.reshape(rows, n, -1), 1, 0) for column in columns]
+
+    def cut(column: Array) -> Array:
+        return jnp.moveaxis(jnp.pad(column, ((0, 0), (0, -length % n))).reshape(rows, n, -1), 1, 0)
+
+    pieces = jax.tree.map(cut, columns)
 
     def add(sums: _Matrices, piece):
         part = gathered(*piece)
         return _Matrices(sums.a + part.matrices(), sums.b + part.sums()), None
 
     zeros = _Matrices(jnp.zeros((rows, k, k), table.dtype), jnp.zeros((rows, k), table.dtype))
-    return lax.scan(add, zeros, tuple(pieces))[0]
+    return lax.scan(add, zeros, pieces)[0]
 
 
 def _cholesky_solve(a: Array, b: Array) -> Array:
@@ -229,7 +229,7 @@ def _dot(x: Array, y: Array) -> Array:
 # ---------------------------------------------------------------------- solvers
 
 
-def cholesky(half: Half, start: list[Array]) -> tuple[list[Array], list[Array]]:
+def cholesky(half: Half) -> tuple[list[Array], list[Array]]:
     """Solves exactly, by a Cholesky factorisation of a K × K matrix.
 
     For rows with fewer pairs than K, the matrix is L × L: A = D + QᵀWQ with a diagonal D, so
@@ -237,7 +237,6 @@ def cholesky(half: Half, start: list[Array]) -> tuple[list[Array], list[Array]]:
 
     Args:
         half: the half step.
-        start: current vectors [C, B, K] of each bucket; not used.
     """
 
     def solve(system, diagonal, start):
@@ -247,7 +246,7 @@ def cholesky(half: Half, start: list[Array]) -> tuple[list[Array], list[Array]]:
         p = _cholesky_solve(system.matrices() + jax.vmap(jnp.diag)(diagonal), b)
         return p, -_dot(p, b)
 
-    return _over_chunks(half, solve, start)
+    return _over_chunks(half, solve)
 
 
 def _by_pairs(system: _Pairs, diagonal: Array) -> tuple[Array, Array]:
@@ -263,7 +262,7 @@ def _by_pairs(system: _Pairs, diagonal: Array) -> tuple[Array, Array]:
     return scale * p, -_dot(p, _einsum("blk,bl->bk", q, c))
 
 
-def conjugate_gradient(half: Half, start: list[Array], *, steps: int = 3) -> tuple[list[Array], list[Array]]:
+def conjugate_gradient(half: Half, *, steps: int = 3) -> tuple[list[Array], list[Array]]:
     """Takes `steps` steps of conjugate gradients from the current vectors.
 
     The preconditioner is the diagonal matrix α0 G + λ_u I. No K × K matrix of a row is formed,
@@ -271,7 +270,6 @@ def conjugate_gradient(half: Half, start: list[Array], *, steps: int = 3) -> tup
 
     Args:
         half: the half step.
-        start: current vectors [C, B, K] of each bucket.
         steps: number of steps. K steps, or one more than a row has pairs, are exact up to rounding.
 
     Raises:
@@ -279,28 +277,27 @@ def conjugate_gradient(half: Half, start: list[Array], *, steps: int = 3) -> tup
     """
     steps = integer("steps", steps)
 
-    def solve(system, diagonal, p):
-        inverse = 1 / diagonal
-        rest, linear = system.rest(p)
-        residual = rest - diagonal * p
-        direction = inverse * residual
-        carry = p, residual, direction, _dot(residual, direction), -linear - _dot(p, residual)
-
-        def step(_, carry):
+    def solve(system, diagonal, start):
+        def step(n, carry):
+            # Step 0 goes from 0 to the start, so that the product with A is compiled once.
             p, residual, direction, square, value = carry
-            image = system.product(direction) + diagonal * direction
-            rate = _ratio(square, _dot(direction, image))
+            image, linear = system.product(direction, less=(n == 0).astype(p.dtype))
+            image += diagonal * direction
+            slope = _dot(direction, image)
+            rate = jnp.where(n == 0, 1, _ratio(square, slope))
+            value = jnp.where(n == 0, slope - linear, value - rate * square)
             p += rate[:, None] * direction
             residual -= rate[:, None] * image
-            preconditioned = inverse * residual
-            previous, square, value = square, _dot(residual, preconditioned), value - rate * square
+            preconditioned = residual / diagonal
+            previous, square = square, _dot(residual, preconditioned)
             direction = preconditioned + _ratio(square, previous)[:, None] * direction
             return p, residual, direction, square, value
 
-        p, *_, value = lax.fori_loop(0, steps, step, carry)
+        nothing, zero = jnp.zeros_like(start), jnp.zeros(len(start), start.dtype)
+        p, *_, value = lax.fori_loop(0, steps + 1, step, (nothing, nothing, start, zero, zero))
         return p, value
 
-    return _over_chunks(half, solve, start)
+    return _over_chunks(half, solve)
 
 
 def _ratio(x: Array, y: Array) -> Array:
@@ -308,7 +305,7 @@ def _ratio(x: Array, y: Array) -> Array:
     return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
 
 
-def subspace(half: Half, start: list[Array], *, block: int) -> tuple[list[Array], list[Array]]:
+def subspace(half: Half, *, block: int) -> tuple[list[Array], list[Array]]:
     """Solves block after block of dimensions (iALS++, Rendle et al. 2021, arXiv 2110.14044).
 
     Each block is solved exactly: δ = A_ππ⁻¹ (A p − b)_π,  p_π −= δ,  and ŷ −= Q_π δ updates the
@@ -316,7 +313,6 @@ def subspace(half: Half, start: list[Array], *, block: int) -> tuple[list[Array]
 
     Args:
         half: the half step.
-        start: current vectors [C, B, K] of each bucket.
         block: number of dimensions in a block, 1 to K; the last block may have fewer. With K, the
             result is that of `cholesky`.
 
@@ -343,6 +339,7 @@ def subspace(half: Half, start: list[Array], *, block: int) -> tuple[list[Array]
         if dim % block:
             carry = improved(dim - dim % block, dim % block, *carry)
         p = carry[0]
-        return p, _dot(p, system.product(p) + diagonal * p - 2 * system.sums())
+        image, linear = system.product(p)
+        return p, _dot(p, image + diagonal * p) - 2 * linear
 
-    return _over_chunks(half, solve, start)
+    return _over_chunks(half, solve)
