@@ -127,7 +127,7 @@ def worth(dim: int) -> int:
 
     For conjugate gradients over 16 sweeps with K = `dim`; both costs were measured on a CPU.
     """
-    return 2**23 // dim
+    return 2**24 // dim
 
 
 def bucket_lengths(degrees: np.ndarray, spare: int = 0) -> list[int]:
