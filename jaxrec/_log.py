@@ -45,8 +45,15 @@ class Log:
     """The log of a run: one record for each epoch.
 
     A record holds "epoch", "seconds" and, if `validate` ran, its metrics. Training adds "loss", the
-    mean over the steps. A solver, whose epochs are sweeps, adds "objective". The seconds of the
-    first epoch include compilation. `jaxrec.plotting.learning_curves` plots a log.
+    mean over the steps. A solver, whose epochs are sweeps, adds "objective". Seconds are wall time
+    without that of compilation. `jaxrec.plotting.learning_curves` plots a log.
+
+    Attributes:
+        records: the records, in order of the epochs.
+        setup_seconds: the time before the first epoch, to prepare the data and put them on the
+            device.
+        compile_seconds: the time that tracing and compilation took during the epochs and
+            validations of the call that returned the log.
 
     >>> log = Log().append({"epoch": 1, "loss": 0.7}).append({"epoch": 2, "loss": 0.6, "ndcg@10": 0.1})
     >>> log.column("ndcg@10")
@@ -54,10 +61,12 @@ class Log:
     """
 
     records: tuple[Mapping[str, float], ...] = ()
+    setup_seconds: float = dataclasses.field(default=0.0, compare=False)
+    compile_seconds: float = dataclasses.field(default=0.0, compare=False)
 
     def append(self, record: Mapping[str, float]) -> Log:
         """Returns the log with one more record."""
-        return Log((*self.records, dict(record)))
+        return dataclasses.replace(self, records=(*self.records, dict(record)))
 
     @property
     def names(self) -> list[str]:
@@ -85,7 +94,8 @@ class Log:
         if not self.records:
             return "Log(no epochs yet)"
         last = ", ".join(f"{name} {value:.4g}" for name, value in self.records[-1].items() if name != "epoch")
-        return f"Log({len(self.records)} epochs; last: {last})"
+        spent = f"; compilation {self.compile_seconds:.2g} s" if self.compile_seconds else ""
+        return f"Log({len(self.records)} epochs; last: {last}{spent})"
 
 
 @dataclasses.dataclass(frozen=True)

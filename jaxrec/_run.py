@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import pathlib
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -89,6 +91,7 @@ def run(
     *,
     epochs: int,
     variables: Callable[[Any], Variables],
+    began: float | None = None,
     epoch: int = 0,
     settled: Callable[[Mapping[str, float], Mapping[str, float]], bool] | None = None,
     description: Mapping[str, Any] | None = None,
@@ -110,6 +113,8 @@ def run(
         state: the initial state.
         epochs: total number of epochs, counted from the start of the run.
         variables: returns the variables of a state, for `validate`.
+        began: when the caller began, in seconds of `time.perf_counter`; the log tells the time
+            from then to the first epoch.
         epoch: number of epochs that the initial state has already done.
         settled: takes the previous record and this one and returns whether to end the run; None
             never ends it.
@@ -144,7 +149,7 @@ def run(
     if checkpoint is not None and not hasattr(checkpoint, "reserved"):
         raise TypeError(f"checkpoint={checkpoint!r}; give jaxrec.train.Checkpoint(directory)")
     now = Progress(state, state, {} if stopping is None else stopping.init(), Log(), epoch)
-    with contextlib.nullcontext() if checkpoint is None else checkpoint.reserved():
+    with contextlib.nullcontext() if checkpoint is None else checkpoint.reserved(), _Compilation() as compilation:
         if checkpoint is not None:
             start = epoch, checksum(variables(state))
             now = checkpoint.restore(now._replace(start=start), description or {})
@@ -163,12 +168,15 @@ def run(
 
         done = stopping is not None and stopping.done(now.stopping)
         bar = tqdm(range(first + 1, epochs + 1), total=epochs, initial=first, disable=not progress, desc=unit)
+        bar.set_postfix_str("compiling")
+        setup = 0.0 if began is None else time.perf_counter() - began
+        now = now._replace(log=dataclasses.replace(now.log, setup_seconds=setup))
         try:
             for number in () if done else bar:
-                began = time.perf_counter()
+                clock, compiled = time.perf_counter(), compilation.seconds()
                 state, values = advance(now.state, number)
                 record = {"epoch": number, **{name: float(value) for name, value in values.items()}}
-                record["seconds"] = time.perf_counter() - began
+                record["seconds"] = time.perf_counter() - clock - (compilation.seconds() - compiled)
                 before = now.log.records[-1] if now.log.records else None
                 done = number == epochs or (settled is not None and before is not None and settled(before, record))
                 follow, improved = now.stopping, stopping is None
@@ -177,10 +185,9 @@ def run(
                     if stopping is not None:
                         follow, improved = stopping.update(follow, record)
                         done = done or stopping.done(follow)
+                log = dataclasses.replace(now.log.append(record), compile_seconds=compilation.seconds())
                 # A single assignment, so that Ctrl-C cannot leave a half-recorded epoch.
-                now = Progress(
-                    state, state if improved else now.best, follow, now.log.append(record), number, now.start
-                )
+                now = Progress(state, state if improved else now.best, follow, log, number, now.start)
                 for callback in callbacks:
                     callback(returned(state), record)
                 if checkpoint is not None and (number % checkpoint.every == 0 or done):
@@ -199,6 +206,33 @@ def run(
     if stopping is not None and (wrong := stopping.never_a_number(now.stopping)):
         raise DivergenceError(f"{wrong}. The error's .state is the last one", returned(now.state), now.log)
     return now.best, now.log
+
+
+class _Compilation:
+    """Measures how long this thread traces and compiles while the context is open."""
+
+    def __init__(self) -> None:
+        self._thread, self._spans = threading.get_ident(), []
+
+    def __enter__(self) -> _Compilation:
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
+    def _listen(self, event: str, duration: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile/") and threading.get_ident() == self._thread:
+            end = time.perf_counter()
+            begin = end - duration
+            # A function that is traced inside another one has ended before, and is part of its time.
+            while self._spans and self._spans[-1][0] >= begin:
+                self._spans.pop()
+            self._spans.append((max([begin, *(last for _, last in self._spans[-1:])]), end))
+
+    def seconds(self) -> float:
+        """Returns the seconds so far."""
+        return sum(end - begin for begin, end in self._spans)
 
 
 def checksum(tree: Any) -> str:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh
@@ -72,23 +73,35 @@ def least_squares(w, t, penalties, table):
     return np.array(rows)
 
 
-def reference(train, model, item, sweeps):
-    """Alternating least squares in dense float64: factors, and the objective after each half step."""
+def reference(train, model, item, sweeps, balance=False):
+    """Alternating least squares in dense float64: factors, and the objective after each half step.
+
+    With `balance`, the sides are rescaled after each half step.
+    """
     w, t, (of_users, of_items), _ = terms(train, model)
     objectives = []
     for _ in range(sweeps):
         user = least_squares(w, t, of_users, item)
+        user, item = balanced(user, item, of_users, of_items) if balance else (user, item)
         objectives.append(dense_objective(user, item, train, model))
         item = least_squares(w.T, t.T, of_items, user)
+        user, item = balanced(user, item, of_users, of_items) if balance else (user, item)
         objectives.append(dense_objective(user, item, train, model))
     return user, item, objectives
 
 
+def balanced(user, item, of_users, of_items):
+    """The multiples of both sides with the same scores and the least penalty, by a fine search."""
+    squares = (of_users[:, None] * user**2).sum(), (of_items[:, None] * item**2).sum()
+    penalty = lambda log: squares[0] * np.exp(2 * log) + squares[1] * np.exp(-2 * log)  # noqa: E731
+    factor = np.exp(scipy.optimize.minimize_scalar(penalty, bracket=(-1, 1), options={"xtol": 1e-12}).x)
+    return user * factor, item / factor
+
+
 def fitted(train, model="ials", sweeps=3, dim=K, **more):
     function, numbers = {"ials": (ials.fit, IALS), "wrmf": (wrmf.fit, WRMF)}[model]
-    _, variables, history = function(
-        train, dim=dim, sweeps=sweeps, **({"progress": False, "key": KEY} | numbers | more)
-    )
+    plain = {"progress": False, "key": KEY, "solver": ials.cholesky, "balance": False}
+    _, variables, history = function(train, dim=dim, sweeps=sweeps, **(plain | numbers | more))
     halves = [record[name] for record in history.records for name in ("after_users", "objective")]
     return variables["params"]["user"], variables["params"]["item"], halves
 
@@ -153,6 +166,32 @@ def test_inexact_solvers_never_raise_the_objective_that_they_tell(solver):
     assert (np.diff(objectives) < 0).all()
     assert objectives[1] > settled[1] * 1.001  # they are inexact
     assert objectives[-1] == pytest.approx(settled[-1], rel=0.05)
+
+
+@pytest.mark.parametrize("model", ["ials", "wrmf"])
+def test_balance_is_the_best_multiple(model):
+    train = interactions(weighted=True)
+    with jax.enable_x64(True):
+        first = start(train).astype(np.float64)
+        expected = reference(train, model, first, 3, balance=True)
+        found = fitted(train, model, balance=True)
+    for a, b in zip(expected, found):
+        np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 30.0])
+def test_with_balance_a_run_hardly_depends_on_the_scale_of_its_start(scale):
+    train = interactions(weighted=True)
+    usual, other, plain = (
+        fitted(train, sweeps=4, scale=s, balance=b)[2][-1] for s, b in ((0.1, 1), (scale, 1), (scale, 0))
+    )
+    assert other == pytest.approx(usual, rel=0.02) and plain > 1.02 * usual
+
+
+def test_without_a_penalty_there_is_nothing_to_balance():
+    train = interactions()
+    for a, b in zip(*(fitted(train, regularization=0.0, dim=2, balance=balance) for balance in (True, False))):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
 @pytest.mark.deep

@@ -372,6 +372,15 @@ def test_history_says_what_it_has():
         history.column("ndcg@10")
 
 
+def test_the_log_tells_compilation_apart_from_epochs(capsys):
+    model, afresh = model_of(), lambda pos, neg, **_: (pos - neg).sum(-1) ** 2
+    _, first = fit(model, afresh, progress=True)
+    assert "compiling" in capsys.readouterr().err
+    _, again = fit(model, afresh)
+    assert first.compile_seconds > again.compile_seconds == 0 < again.setup_seconds
+    assert f"compilation {first.compile_seconds:.2g} s" in repr(first) and "compilation" not in repr(again)
+
+
 # ---------------------------------------------------------------------- bad input
 
 

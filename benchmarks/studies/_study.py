@@ -24,6 +24,7 @@ from jaxrec.interactions import DataWarning
 Records = Sequence[Mapping[str, Any]]
 Rows = Mapping[str, study.Row]
 
+AS_PUBLISHED = {"solver": jr.solvers.ials.cholesky, "balance": False}  # the sweep of the papers of iALS and WRMF
 LEVEL = 0.05  # significance level of the tests behind a claim
 HEADS = {"ndcg": "NDCG", "recall": "Recall", "mrr": "MRR", "hit_rate": "HR", "auc": "AUC"}
 NEVER = lambda *_: ""  # noqa: E731

@@ -26,7 +26,7 @@ import numpy as np
 import optax
 
 import jaxrec as jr
-from benchmarks.studies._study import Study, afresh, fitted, main
+from benchmarks.studies._study import AS_PUBLISHED, Study, afresh, fitted, main
 from jaxrec import study
 from jaxrec.data import datasets, splits
 
@@ -212,8 +212,11 @@ METHODS = {
     "RG2": solver(jr.solvers.rg2.fit, {"regularization": (0.03, 0.1, 0.3, 0.6, 1.0)}),
     "RG2, closed form": (closed_form, SHARES, closed_form_again),
     "RG2, alpha tuned": solver(jr.solvers.rg2.fit, TWO),
-    "WRMF": solver(jr.solvers.wrmf.fit, {"alpha": (1.0, 4.0, 10.0), "regularization": (3.0, 10.0, 50.0, 200.0)}),
-    "iALS": solver(jr.solvers.ials.fit, WEIGHTS),
+    "WRMF": solver(
+        partial(jr.solvers.wrmf.fit, **AS_PUBLISHED),
+        {"alpha": (1.0, 4.0, 10.0), "regularization": (3.0, 10.0, 50.0, 200.0)},
+    ),
+    "iALS": solver(partial(jr.solvers.ials.fit, **AS_PUBLISHED), WEIGHTS),
     "softmax": (partial(sgd, softmax), RATES),
     "sampled softmax": sampled(jr.losses.sampled_softmax),
     "RG2 by SGD": (partial(sgd, gram), RATES),

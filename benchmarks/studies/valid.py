@@ -30,7 +30,7 @@ import optax
 
 import jaxrec as jr
 from benchmarks import _record
-from benchmarks.studies._study import Study, afresh, fitted, main, mean_of, quietly, tested, varied
+from benchmarks.studies._study import AS_PUBLISHED, Study, afresh, fitted, main, mean_of, quietly, tested, varied
 from jaxrec import study
 from jaxrec.data import datasets, splits
 from jaxrec.interactions import IdMap
@@ -210,7 +210,7 @@ TRAINED: dict[str, tuple[Callable[..., Fitted], Mapping[str, tuple[float, ...]]]
     "SimpleX": (partial(ccl, simplex=True), CCL),
     "LightGCN": (lightgcn, {"learning_rate": (3e-3, 1e-2)}),
     "RG2": (partial(solved, jr.solvers.rg2.fit), {"alpha": (0.05, 0.2), "regularization": (0.03, 0.1, 0.3)}),
-    "iALS": (partial(solved, jr.solvers.ials.fit), WEIGHTS),
+    "iALS": (partial(solved, partial(jr.solvers.ials.fit, **AS_PUBLISHED)), WEIGHTS),
     "EASE": (ease, {"regularization": (10.0, 30.0, 100.0, 300.0, 1000.0)}),
 }
 SOME = ("VALID", "MacridVAE", "MultVAE", "RecVAE", "MF, CCL", "RG2", "iALS", "EASE")

@@ -8,6 +8,7 @@ side's Gram matrix, one solves for a part of the rows, and one puts the solution
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
@@ -51,6 +52,7 @@ def alternate(
     key: Key,
     solver: Callable,
     scale: float,
+    balance: bool,
     mesh: Mesh | None,
     sweeps: int,
     tolerance: float | None,
@@ -65,11 +67,13 @@ def alternate(
         key: typed key that draws the initial item factors.
         solver: see `Solver`.
         scale: standard deviation of the initial item factors, times √K.
+        balance: see `ials.fit`.
         mesh: the mesh over which both sides are sharded, or None.
         sweeps: see `_run.run`.
         tolerance: see `_run.run`.
         loop: see `jaxrec._run.Loop`.
     """
+    began = time.perf_counter()
     if not callable(solver):
         raise TypeError(
             f"solver={solver!r}; give ials.cholesky, conjugate_gradient or subspace, or a functools.partial of one"
@@ -87,12 +91,12 @@ def alternate(
     state = jax.device_put(state) if mesh is None else spread(mesh, state)
     total = train.n_pairs if train.weights is None else np.sum(train.weights, dtype=float)
     constant = float(weighting.gain * total + weighting.shift * train.n_pairs)
-    solve = partition((solver,))
-    settings = {"weighting": weighting, "dim": dim, "solver": solver, "scale": scale, "tolerance": tolerance}
+    how = {"solver": partition((solver,)), "balance": balance, "mesh": mesh}
+    settings = {"weighting": weighting, "dim": dim, "solver": solver, "scale": scale, "balance": balance}
 
     def sweep(state: State) -> tuple[State, dict[str, Array]]:
-        state, after_users = half_step(state, users, items, weighting, solve, mesh)
-        state, objective = half_step(state, items, users, weighting, solve, mesh)
+        state, after_users = half_step(state, users, items, weighting, **how)
+        state, objective = half_step(state, items, users, weighting, **how)
         return state, {"after_users": constant + after_users, "objective": constant + objective}
 
     return run(
@@ -102,7 +106,8 @@ def alternate(
         params=functools.partial(factors, n_users=train.n_users),
         sweeps=sweeps,
         tolerance=tolerance,
-        description=lambda: description_of(train, key, **settings),
+        began=began,
+        description=lambda: description_of(train, key, tolerance=tolerance, **settings),
         **loop,
     )
 
@@ -162,7 +167,14 @@ def side(source: Source, parts: list[tuple[Bucket, ...]], n_rows: int, mesh: Mes
 
 
 def half_step(
-    state: State, own: Side, other: Side, weighting: Weighting, solver: tuple[list, Static], mesh: Mesh | None = None
+    state: State,
+    own: Side,
+    other: Side,
+    weighting: Weighting,
+    *,
+    solver: tuple[list, Static],
+    balance: bool = False,
+    mesh: Mesh | None = None,
 ) -> tuple[State, Array]:
     """Solves for the rows of one side.
 
@@ -175,6 +187,7 @@ def half_step(
         other: the other side.
         weighting: the numbers of the objective.
         solver: the result of `partition` for a tuple of one `Solver`.
+        balance: see `ials.fit`.
         mesh: the mesh over which the chunks of `own` are sharded, or None.
 
     Returns:
@@ -191,7 +204,8 @@ def half_step(
         compiled = _solve().lower(own.parts[0], *given, **how).compile()
         with ThreadPoolExecutor(len(own.parts)) as threads:
             found = list(threads.map(lambda part: jax.block_until_ready(compiled(part, *given)), own.parts))
-    table, objective = _put(table, found, own._replace(parts=[]), other._replace(parts=[]), weighting, mesh=mesh)
+    own, other = own._replace(parts=[]), other._replace(parts=[])
+    table, objective = _put(table, found, own, other, weighting, balance=balance, mesh=mesh)
     return State(table, basis), objective
 
 
@@ -222,9 +236,9 @@ def _solve() -> Any:
     return jax.jit(solve, static_argnames=("static", "mesh"), compiler_options=options_for_loops())
 
 
-@functools.partial(jax.jit, static_argnames="mesh")
+@functools.partial(jax.jit, static_argnames=("balance", "mesh"))
 def _put(
-    table: Array, found: list, own: Side, other: Side, weighting: Weighting, *, mesh: Mesh | None
+    table: Array, found: list, own: Side, other: Side, weighting: Weighting, *, balance: bool, mesh: Mesh | None
 ) -> tuple[Array, Array]:
     """Returns the table with the solutions, and the objective without the constants of the pairs.
 
@@ -234,12 +248,23 @@ def _put(
     # Rows without pairs point to the zeros at the end.
     solved = [chunks.reshape(-1, table.shape[1]) for solutions, _ in found for chunks in solutions]
     solved = jnp.concatenate([*solved, jnp.zeros_like(table[:1])])
-    value = sum(chunks.sum() for _, values in found for chunks in values)
     if mesh is not None:
         solved = jax.lax.with_sharding_constraint(solved, NamedSharding(mesh, PartitionSpec()))
-    penalties = weighting.of_type(table.dtype).penalties(other.totals.astype(table.dtype), own.count)
-    value += jnp.where(other.mine, penalties * (table**2).sum(1), 0).sum()
-    return jnp.where(own.mine[:, None], solved[own.place], table), value
+    table = jnp.where(own.mine[:, None], solved[own.place], table)
+    weighting, squares = weighting.of_type(table.dtype), (table**2).sum(1)
+
+    def ridge(side: Side, n_other: Scalar) -> Array:
+        penalties = weighting.penalties(side.totals.astype(table.dtype), n_other)
+        return jnp.where(side.mine, penalties * squares, 0).sum()
+
+    of_own, of_other = ridge(own, other.count), ridge(other, own.count)
+    value = sum(chunks.sum() for _, values in found for chunks in values) + of_other
+    if balance:
+        # c² Σ λ ‖p‖² + c⁻² Σ λ ‖q‖² is least, and both terms are equal, for c⁴ = Σ λ ‖q‖² / Σ λ ‖p‖².
+        factor = jnp.where((of_own > 0) & (of_other > 0), (of_other / of_own) ** 0.25, 1)
+        table *= jnp.where(own.mine, factor, 1 / factor)[:, None]
+        value -= (1 - factor**2) * of_own + (1 - factor**-2) * of_other
+    return table, value
 
 
 @functools.partial(jax.jit, static_argnames="n_users")

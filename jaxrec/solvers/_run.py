@@ -110,6 +110,7 @@ def run(
     model: Any,
     sweeps: int,
     tolerance: float | None,
+    began: float,
     params: Callable[[State], Any] = lambda state: state,
     unit: str = "sweeps",
     description: Callable[[], Mapping[str, Any]] = dict,
@@ -124,6 +125,7 @@ def run(
         sweeps: maximum number of sweeps.
         tolerance: ends the run if a sweep lowers the objective by at most this fraction of it. None
             never ends it.
+        began: when the caller began; see `jaxrec._run.run`.
         params: returns the parameters of a state; by default the state itself.
         unit: what the progress bar counts.
         description: returns what a checkpoint must match; only called if there is a checkpoint.
@@ -159,6 +161,7 @@ def run(
         state,
         epochs=sweeps,
         variables=variables,
+        began=began,
         settled=None if tolerance is None else settled,
         returned=variables,
         unit=unit,

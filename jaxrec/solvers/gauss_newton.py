@@ -9,6 +9,7 @@ interactions R, a = R1 and |D| = Σ a, the objective is
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Unpack
@@ -102,6 +103,7 @@ def fit(
     >>> bool(log.records[-1]["objective"] < log.records[0]["objective"] < 0.5)
     True
     """
+    began = time.perf_counter()
     steps, cg_steps = integer("steps", steps), integer("cg_steps", cg_steps)
     regularization, cg_tolerance = _check(towers, params, train, regularization, cg_tolerance)
     arrays, static = partition((towers,))
@@ -124,6 +126,7 @@ def fit(
         model=from_functions(lambda key: params, vectors=towers, n_users=train.n_users, n_items=train.n_items),
         sweeps=steps,
         tolerance=tolerance,
+        began=began,
         unit="steps",
         description=lambda: description_of(train, jax.random.key(0), **settings),
         **loop,

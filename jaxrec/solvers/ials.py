@@ -42,8 +42,9 @@ def fit(
     key: Key,
     nu: float = 1.0,
     sweeps: int = 16,
-    solver: Solver = cholesky,
+    solver: Solver = conjugate_gradient,
     scale: float = 0.1,
+    balance: bool = True,
     tolerance: float | None = None,
     mesh: Mesh | None = None,
     **loop: Unpack[Loop],
@@ -59,10 +60,14 @@ def fit(
         nu: ν. With 1, a row is regularised in proportion to its total weight; with 0, all rows
             equally.
         sweeps: maximum number of sweeps; a sweep solves once for the users and once for the items.
-        solver: `cholesky` (exact), `partial(conjugate_gradient, steps=3)` (the fastest), or
-            `partial(subspace, block=...)` (for large K).
+        solver: `conjugate_gradient`, or a partial of it with other `steps` (the fastest to a given
+            objective); `cholesky` (exact); or `partial(subspace, block=...)` (for large K).
         scale: the initial item factors are drawn from N(0, scale² / K), but are 0 for items without
             pairs.
+        balance: whether every half step multiplies the vectors of one side by a number and divides
+            those of the other by it, so that the objective is least. No score changes. Fewer sweeps
+            reach a given objective then, and they depend less on `scale`. False is the algorithm of
+            the paper.
         tolerance: ends the run if a sweep lowers the objective by at most this fraction of it. None
             never ends it.
         mesh: if given, the rows of both sides are sharded over its devices. The returned factors
@@ -94,7 +99,7 @@ def fit(
     numbers = dict(regularization=regularization, unobserved_weight=unobserved_weight, nu=nu, scale=scale)
     dim = check_input(train, dim, **numbers)
     weighting = Weighting(unobserved_weight, 1.0, 0.0, regularization, nu)
-    how = {"solver": solver, "scale": scale, "mesh": mesh, "sweeps": sweeps, "tolerance": tolerance}
+    how = {"solver": solver, "scale": scale, "balance": balance, "mesh": mesh, "sweeps": sweeps, "tolerance": tolerance}
     return alternate(train, weighting, dim=dim, key=key, loop=loop, **how)
 
 

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Unpack
 
@@ -109,6 +110,7 @@ def fit(
     >>> variables["params"]["item"].shape
     (3, 2)
     """
+    began = time.perf_counter()
     dim = check_input(train, dim, regularization=regularization, alpha=alpha)
     steps = integer("steps", steps)
     settings, steps = _Settings(regularization, alpha), steps if _given(alpha) else 0
@@ -124,6 +126,7 @@ def fit(
         params=factors,
         sweeps=sweeps,
         tolerance=tolerance,
+        began=began,
         description=lambda: description_of(train, key, tolerance=tolerance, **settings_of),
         **loop,
     )

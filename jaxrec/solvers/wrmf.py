@@ -22,7 +22,7 @@ from jaxrec.models.mf import MF
 from jaxrec.solvers._alternate import Solver, alternate
 from jaxrec.solvers._factors import check_numbers, fold_in_of, objective_of
 from jaxrec.solvers._run import check_input
-from jaxrec.solvers._solve import Weighting, cholesky
+from jaxrec.solvers._solve import Weighting, conjugate_gradient
 from jaxrec.typing import Array, Key, Variables
 
 
@@ -34,8 +34,9 @@ def fit(
     alpha: float,
     key: Key,
     sweeps: int = 16,
-    solver: Solver = cholesky,
+    solver: Solver = conjugate_gradient,
     scale: float = 0.1,
+    balance: bool = True,
     tolerance: float | None = None,
     mesh: Mesh | None = None,
     **loop: Unpack[Loop],
@@ -54,13 +55,14 @@ def fit(
         sweeps: maximum number of sweeps, as in `ials.fit`.
         solver: see `ials.fit`.
         scale: see `ials.fit`.
+        balance: see `ials.fit`.
         tolerance: see `ials.fit`.
         mesh: see `ials.fit`.
         loop: see `ials.fit`.
     """
     dim = check_input(train, dim, regularization=regularization, alpha=alpha, scale=scale)
     weighting = Weighting(1.0, alpha, 1.0, regularization, 0.0)
-    how = {"solver": solver, "scale": scale, "mesh": mesh, "sweeps": sweeps, "tolerance": tolerance}
+    how = {"solver": solver, "scale": scale, "balance": balance, "mesh": mesh, "sweeps": sweeps, "tolerance": tolerance}
     return alternate(train, weighting, dim=dim, key=key, loop=loop, **how)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Mapping
 from typing import Any, Unpack
 
@@ -125,7 +126,7 @@ def alternating(
             `validate`, or no validation gave the metric of `stopping` as a number.
         Interrupted: on Ctrl-C. It carries the log, and the state after the last finished epoch.
     """
-    encoder_passes = integer("encoder_passes", encoder_passes)
+    began, encoder_passes = time.perf_counter(), integer("encoder_passes", encoder_passes)
     state = init(key, model, tx)
     if not all("encoder" in state.variables.get(where, ()) for where in ("params", "old")):
         name = type(model).__name__
@@ -150,7 +151,8 @@ def alternating(
         own = {"model": model, "tx": tx, "batch_size": batch_size, "encoder_passes": encoder_passes}
         description = {name: described(value) for name, value in own.items()} | {"train": train.fingerprint()}
         description["key"] = np.asarray(jax.random.key_data(key)).tolist()
-    return run(advance, state, epochs=epochs, variables=lambda state: state.variables, description=description, **loop)
+    how = {"epochs": epochs, "began": began, "description": description}
+    return run(advance, state, variables=lambda state: state.variables, **how, **loop)
 
 
 def _alternated(state: State, parts: Mapping[str, tuple], train: Interactions, batch_size: int) -> tuple[State, dict]:

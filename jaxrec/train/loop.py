@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -143,6 +144,7 @@ def fit(
             run (other data, batch size, key, objective, optimiser or stopping rule), is in use by
             another process, or is damaged.
     """
+    began = time.perf_counter()
     check_positives(train=train)
     check_state(state)
     check_optimizer(state, tx)
@@ -161,6 +163,7 @@ def fit(
         functools.partial(_advance, _Compiled(static), jax.device_put(arrays), jax.device_put(data), batch_size),
         state,
         epochs=epochs,
+        began=began,
         epoch=int(state.epoch),
         variables=lambda state: state.variables,
         description=description,
