@@ -165,15 +165,18 @@ def _over_chunks(half: Half, solve) -> tuple[list[Array], list[Array]]:
         columns = bucket.ids, bucket.ratings, where
         system = gathered(*columns) if length <= LONGEST else _summed(gathered, columns, table)
         penalties = weighting.penalties(bucket.totals.astype(table.dtype), half.n_other)
-        start = table.at[bucket.rows].get(mode="fill", fill_value=0)
+        start = table.at[bucket.rows].get(mode="clip")
         p, value = solve(system, half.spectrum[None] + penalties[:, None], start)
         real = bucket.lengths > 0  # padding rows
         return jnp.where(real[:, None], p, 0), jnp.where(real, value, 0).sum()
 
     def chunks(bucket: Bucket) -> tuple[Array, Array]:
         def solved(n, found):
-            result = chunk(jax.tree.map(lambda x: x[n], bucket._replace(n_chunks=())))
-            return jax.tree.map(lambda all_chunks, one: all_chunks.at[n].set(one), found, result)
+            # Plain slices: `x[n]` and `.at[n]` would add programs that look at the sign of n.
+            own = {"axis": 0, "allow_negative_indices": False}
+            take = partial(lax.dynamic_index_in_dim, index=n, keepdims=False, **own)
+            put = partial(lax.dynamic_update_index_in_dim, index=n, **own)
+            return jax.tree.map(put, found, chunk(jax.tree.map(take, bucket._replace(n_chunks=()))))
 
         # The number of chunks is data, so that parts with fewer chunks take less time.
         n_chunks, size = bucket.rows.shape
