@@ -1,7 +1,6 @@
 """Time of a sweep of RG2, iALS and implicit's ALS, on Gowalla and ml-1m with 64 and 256 dimensions.
 
-All run alternately in one process, on all cores; iALS uses them as a mesh of one device per core. A
-sweep solves both sides once. Its time is the median over the sweeps of all fits, without the first
+All run alternately in one process, on all cores. A sweep solves both sides once. Its time is the median over the sweeps of all fits, without the first
 one of each fit, which includes compilation. A ratio below 1 means that jaxrec is faster. iALS is
 `solvers.wrmf` with implicit's settings, so that both solve the same problem. RG2 solves another
 problem, for which implicit has no solver. Recall@20 is measured after the same 4 sweeps, without
@@ -70,7 +69,6 @@ def ours(what: str, train: jr.Interactions, data: str, dim: int, sweeps: int = S
         fit = partial(jr.solvers.rg2.fit, train, regularization=0.5, **options)
     else:
         settings = {"regularization": REGULARIZATION, "alpha": ALPHA[data] - 1, "solver": solvers[what]}
-        settings["mesh"] = jax.sharding.Mesh(np.array(jax.devices()), ("cores",))
         fit = partial(jr.solvers.wrmf.fit, train, **settings, **options)
 
     def run():
@@ -196,7 +194,6 @@ def main() -> None:
     parser = _record.parser("speed.als", __doc__, "ml-1m, 32 dimensions, less data")
     parser.add_argument("--peak-of", nargs=3, metavar=("WHAT", "DATA", "DIM"), help="fit once; print the peak memory")
     options = parser.parse_args()
-    jax.config.update("jax_num_cpu_devices", _record.cores())
     if options.peak_of:
         what, data, dim = options.peak_of
         if what == "large":

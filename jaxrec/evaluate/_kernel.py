@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from jaxrec._log import Log
 from jaxrec._mesh import as_auto
 from jaxrec._numerics import accumulated, as_integer, integer, power_of_two
 from jaxrec._partials import check_static
+from jaxrec._platform import concurrently
 from jaxrec.interactions import DataWarning, Interactions, check_interactions
 from jaxrec.typing import Array, ArrayLike, Key, Model, Variables
 
@@ -133,12 +134,16 @@ def ranked(
     if hasattr(model, "vectors") and len(users) > _FEW:
         tables = _tables(variables, order, **how)
     how |= {"k": min(power_of_two(k), n_items), "lower": key is None and demoted is not None, "judge": judge}
-    at_once, found = _AT_ONCE if len(blocks) >= 4 * _AT_ONCE else 1, []
-    for start in range(0, len(blocks), at_once):
-        some = blocks[np.minimum(np.arange(start, start + at_once), len(blocks) - 1)]  # the last repeats a block
-        known = _histories(histories, some, lengths_of[0])
-        edges = [_edges(pairs, some, places, length) for pairs, length in zip((seen, demoted), lengths_of[1:])]
-        found.append(_ranked(variables, tables, order, allowed, (some, known, *edges), **how))
+    at_once = _AT_ONCE if len(blocks) >= 4 * _AT_ONCE else 1
+
+    def inputs() -> Iterator[tuple]:
+        for start in range(0, len(blocks), at_once):
+            some = blocks[np.minimum(np.arange(start, start + at_once), len(blocks) - 1)]  # the last repeats a block
+            known = _histories(histories, some, lengths_of[0])
+            edges = [_edges(pairs, some, places, length) for pairs, length in zip((seen, demoted), lengths_of[1:])]
+            yield variables, tables, order, allowed, (some, known, *edges)
+
+    found = concurrently(_ranked, inputs(), **how)
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *found)  # [blocks, B, ...]
     scores, items, judged = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(users)], joined)
     if np.isnan(scores).any():

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -20,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrec._log import Log
 from jaxrec._partials import Static, combine, partition
-from jaxrec._platform import cores, options_for_loops
+from jaxrec._platform import concurrently, cores, options_for_loops
 from jaxrec._run import Loop
 from jaxrec.interactions import Interactions
 from jaxrec.models.mf import MF
@@ -94,10 +93,10 @@ def alternate(
     how = {"solver": partition((solver,)), "balance": balance, "mesh": mesh}
     settings = {"weighting": weighting, "dim": dim, "solver": solver, "scale": scale, "balance": balance}
 
-    def sweep(state: State) -> tuple[State, dict[str, Array]]:
+    def sweep(state: State) -> tuple[State, dict[str, float]]:
         state, after_users = half_step(state, users, items, weighting, **how)
         state, objective = half_step(state, items, users, weighting, **how)
-        return state, {"after_users": constant + after_users, "objective": constant + objective}
+        return state, {"after_users": constant + float(after_users), "objective": constant + float(objective)}
 
     return run(
         sweep,
@@ -178,9 +177,6 @@ def half_step(
 ) -> tuple[State, Array]:
     """Solves for the rows of one side.
 
-    Several parts are solved by as many threads, so that each core has a chunk in its cache. The
-    loops of one program share the cores less well.
-
     Args:
         state: the current vectors.
         own: the side to solve for.
@@ -195,15 +191,8 @@ def half_step(
     """
     arrays, static = solver
     table, spectrum, basis = _turned(state, other.mine, weighting)
-    given, how = (table, spectrum, weighting, other.count, arrays), {"static": static, "mesh": mesh}
-    if len(own.parts) == 1:
-        found = [_solve()(own.parts[0], *given, **how)]
-    else:
-        # A thread lacks the context of this one, such as 64-bit types: convert and compile here.
-        given = jax.tree.map(jnp.asarray, given)
-        compiled = _solve().lower(own.parts[0], *given, **how).compile()
-        with ThreadPoolExecutor(len(own.parts)) as threads:
-            found = list(threads.map(lambda part: jax.block_until_ready(compiled(part, *given)), own.parts))
+    inputs = ((part, table, spectrum, weighting, other.count, arrays) for part in own.parts)
+    found = concurrently(_solve(), inputs, static=static, mesh=mesh)
     own, other = own._replace(parts=[]), other._replace(parts=[])
     table, objective = _put(table, found, own, other, weighting, balance=balance, mesh=mesh)
     return State(table, basis), objective

@@ -93,8 +93,10 @@ def first_factors(key: Key, train: Interactions, dim: int, scale: float) -> Fact
     """Draws item factors from N(0, scale² / K); users are zero, because they are solved first."""
     check_key(key)
     number("scale", scale, least=0)
-    item = scale / np.sqrt(dim) * jax.random.normal(key, (train.n_items, dim))
-    return {"user": jnp.zeros((train.n_users, dim), item.dtype), "item": item}
+    # On the host, without a compiled product.
+    item = np.asarray(jax.random.normal(key, (train.n_items, dim)))
+    item = item * item.dtype.type(scale / np.sqrt(dim))
+    return {"user": jax.device_put(np.zeros((train.n_users, dim), item.dtype)), "item": jax.device_put(item)}
 
 
 def description_of(train: Interactions, key: Key, **settings: Any) -> dict[str, Any]:
