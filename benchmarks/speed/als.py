@@ -1,12 +1,13 @@
 """Time of a sweep of RG2, iALS and implicit's ALS, on Gowalla and ml-1m with 64 and 256 dimensions.
 
-All run alternately in one process, on all cores. A sweep solves both sides once. Its time is the median over the sweeps of all fits, without the first
-one of each fit, which includes compilation. A ratio below 1 means that jaxrec is faster. iALS is
-`solvers.wrmf` with implicit's settings, so that both solve the same problem. RG2 solves another
-problem, for which implicit has no solver. Recall@20 is measured after the same 4 sweeps, without
-tuning, and each library starts from its own initial factors. Peak memory is that of a separate
-process, with imports and data. Further results are for a made-up data set of 10 million pairs, and
-the time of a sweep of RG2 against the numbers of pairs, dimensions and users.
+All run alternately in one process, on all cores. A sweep solves both sides once. Its time is the
+median over the sweeps of all fits, without the first one of each fit, which includes compilation. A
+ratio below 1 means that jaxrec is faster. iALS is `solvers.wrmf` with implicit's settings, so that
+both solve the same problem. RG2 solves another problem, for which implicit has no solver. Recall@20
+is measured after the same 4 sweeps, without tuning, and each library starts from its own initial
+factors. Peak memory is that of a separate process, with imports and data. Further results are for a
+made-up data set of 10 million pairs, and the time of a sweep of RG2 against the numbers of pairs,
+dimensions and users.
 """
 
 from __future__ import annotations
