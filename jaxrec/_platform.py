@@ -37,7 +37,7 @@ def concurrently(function: Any, inputs: Iterable[tuple], **static: Any) -> list:
     if second is None:
         return [function(*first, **static)]
     calls = itertools.chain((first, second), inputs)
-    if cores() == 1 or _n_devices(first) > 1:
+    if cores() == 1 or _n_devices(first) > 1 or jax.config.jax_disable_jit:
         return [function(*given, **static) for given in calls]
     # A thread lacks the context of this one, such as 64-bit types: compile and convert here.
     compiled = function.lower(*first, **static).compile()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
-import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from jaxrec._log import Interrupted, Log, extended, metrics_of
 from jaxrec._numerics import integer
 from jaxrec._partials import combine, partition
+from jaxrec._platform import cores
 from jaxrec.interactions import Interactions, check_positives
 from jaxrec.optim.step import Step
 from jaxrec.train import loop
@@ -174,9 +174,8 @@ def sweep(
     bar = tqdm(total=len(parts) * epochs, disable=not progress, desc="epochs")
     ended: list[_Program] = []
     programs: list[_Program] = []
-    workers = _cores() if jax.default_backend() == "cpu" else 1
     try:
-        with bar, concurrent.futures.ThreadPoolExecutor(workers) as threads:
+        with bar, concurrent.futures.ThreadPoolExecutor(cores()) as threads:
             for part in parts:
                 programs = [started(first) for first in part]
                 one = None
@@ -363,11 +362,6 @@ def _side_by_side(threads, one: Callable, arrays: Any, data: Any, programs: list
         return states, np.asarray(losses), np.asarray(finite)
 
     return list(threads.map(wait, programs))
-
-
-def _cores() -> int:
-    """Number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _warn(runs: list[_Training], select: str | None) -> None:
