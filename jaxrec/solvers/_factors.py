@@ -78,4 +78,5 @@ def fold_in_of(variables: Variables, histories: Interactions, weighting: Weighti
     other = Side([], own.place, ~own.mine, jnp.zeros_like(own.totals), len(item))
     state = State(jnp.concatenate([jnp.zeros((room, dim), item.dtype), item]), jnp.eye(dim, dtype=item.dtype))
     state, _ = half_step(state, own, other, weighting, solver=partition((cholesky,)))
-    return check_solved(factors(state, n_users=room)["user"])[: histories.n_users]
+    found = factors(State(state.table[:room], state.basis), n_users=room)["user"]
+    return check_solved(found)[: histories.n_users]
