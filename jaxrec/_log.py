@@ -45,15 +45,15 @@ class Log:
     """The log of a run: one record for each epoch.
 
     A record holds "epoch", "seconds" and, if `validate` ran, its metrics. Training adds "loss", the
-    mean over the steps. A solver, whose epochs are sweeps, adds "objective". Seconds are wall time
-    without that of compilation. `jaxrec.plotting.learning_curves` plots a log.
+    mean over the steps. A solver, whose epochs are sweeps, adds "objective". "seconds" is the
+    wall time of the epoch without compilation. `jaxrec.plotting.learning_curves` plots a log.
 
     Attributes:
         records: the records, in order of the epochs.
         setup_seconds: the time before the first epoch, to prepare the data and put them on the
             device.
-        compile_seconds: the time that tracing and compilation took during the epochs and
-            validations of the call that returned the log.
+        compile_seconds: the time that tracing and compilation took from the first epoch on to the
+            last validation. The log of a resumed run does not have that of the calls before.
 
     >>> log = Log().append({"epoch": 1, "loss": 0.7}).append({"epoch": 2, "loss": 0.6, "ndcg@10": 0.1})
     >>> log.column("ndcg@10")

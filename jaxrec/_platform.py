@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ def concurrently(function: Any, inputs: Iterable[tuple], **static: Any) -> list:
 
     Args:
         function: the jitted function.
-        inputs: the arguments of each call. They are made in this thread, while others compute.
+        inputs: the arguments of each call. This thread makes them, one call ahead.
         static: the static keyword arguments of all calls.
     """
     inputs = iter(inputs)
@@ -41,9 +41,29 @@ def concurrently(function: Any, inputs: Iterable[tuple], **static: Any) -> list:
         return [function(*given, **static) for given in calls]
     # A thread lacks the context of this one, such as 64-bit types: compile and convert here.
     compiled = function.lower(*first, **static).compile()
-    with ThreadPoolExecutor(cores()) as threads:
-        calls = (jax.tree.map(jnp.asarray, given) for given in calls)
-        return list(threads.map(lambda given: jax.block_until_ready(compiled(*given)), calls))
+    found, errors, threads, free = {}, [], [], threading.Semaphore(cores())
+
+    def call(n: int, given: tuple) -> None:
+        try:
+            found[n] = jax.block_until_ready(compiled(*given))
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            free.release()
+
+    # Not a `ThreadPoolExecutor`: it makes all inputs at once, and refuses calls while Python ends.
+    for n, given in enumerate(calls):
+        given = jax.tree.map(jnp.asarray, given)
+        free.acquire()
+        if errors:
+            break
+        threads.append(threading.Thread(target=call, args=(n, given), daemon=True))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return [found[n] for n in range(len(threads))]
 
 
 def _n_devices(tree: Any) -> int:

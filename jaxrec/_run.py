@@ -168,9 +168,10 @@ def run(
 
         done = stopping is not None and stopping.done(now.stopping)
         bar = tqdm(range(first + 1, epochs + 1), total=epochs, initial=first, disable=not progress, desc=unit)
-        bar.set_postfix_str("compiling")
+        if not done and first < epochs:
+            bar.set_postfix_str("compiling")
         setup = 0.0 if began is None else time.perf_counter() - began
-        now = now._replace(log=dataclasses.replace(now.log, setup_seconds=setup))
+        now, before_epochs = now._replace(log=dataclasses.replace(now.log, setup_seconds=setup)), compilation.seconds()
         try:
             for number in () if done else bar:
                 clock, compiled = time.perf_counter(), compilation.seconds()
@@ -185,7 +186,8 @@ def run(
                     if stopping is not None:
                         follow, improved = stopping.update(follow, record)
                         done = done or stopping.done(follow)
-                log = dataclasses.replace(now.log.append(record), compile_seconds=compilation.seconds())
+                compiled = compilation.seconds() - before_epochs
+                log = dataclasses.replace(now.log.append(record), compile_seconds=compiled)
                 # A single assignment, so that Ctrl-C cannot leave a half-recorded epoch.
                 now = Progress(state, state if improved else now.best, follow, log, number, now.start)
                 for callback in callbacks:
@@ -219,7 +221,8 @@ class _Compilation:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        jax.monitoring.unregister_event_duration_listener(self._listen)
+        with contextlib.suppress(AssertionError, ValueError):  # someone has cleared all listeners
+            jax.monitoring.unregister_event_duration_listener(self._listen)
 
     def _listen(self, event: str, duration: float, **_: Any) -> None:
         if event.startswith("/jax/core/compile/") and threading.get_ident() == self._thread:
@@ -228,11 +231,13 @@ class _Compilation:
             # A function that is traced inside another one has ended before, and is part of its time.
             while self._spans and self._spans[-1][0] >= begin:
                 self._spans.pop()
-            self._spans.append((max([begin, *(last for _, last in self._spans[-1:])]), end))
+            if self._spans:
+                begin = max(begin, self._spans[-1][1])
+            self._spans.append((begin, end))
 
     def seconds(self) -> float:
         """Returns the seconds so far."""
-        return sum(end - begin for begin, end in self._spans)
+        return sum((end - begin for begin, end in self._spans), 0.0)
 
 
 def checksum(tree: Any) -> str:

@@ -290,6 +290,34 @@ def test_folding_in_is_the_users_half_step(model):
         fold({"params": {"item": item[:-1]}}, train)
 
 
+def test_folding_in_can_be_jitted_and_differentiated():
+    """Against central differences of the plain function."""
+    train, direction = interactions(), np.random.default_rng(1).normal(size=(N, K))
+    with jax.enable_x64(True):
+        item = start(train).astype(np.float64)
+        value = lambda item: (ials.fold_in({"params": {"item": item}}, train, **IALS) ** 2).sum()  # noqa: E731
+        assert float(jax.jit(value)(item)) == pytest.approx(float(value(item)), rel=1e-12)
+        slope = float((jax.grad(value)(item) * direction).sum())
+        steps = [float(value(item + h * direction)) for h in (1e-5, -1e-5)]
+    assert slope == pytest.approx((steps[0] - steps[1]) / 2e-5, rel=1e-5)
+
+
+def test_conjugate_gradients_need_no_penalty():
+    """With α0 = λ = 0 the preconditioner has zeros, and rows of enough pairs have a solution."""
+    pairs = np.random.default_rng(0).random((20, 15)) < 0.9
+    train = jr.Interactions.from_pairs(*np.nonzero(pairs), n_users=20, n_items=15)
+    none = {"regularization": 0.0, "unobserved_weight": 0.0, "dim": 3}
+    with jax.enable_x64(True):
+        exact, found = (fitted(train, **none, solver=solver) for solver in (ials.cholesky, SOLVERS[1]))
+    np.testing.assert_allclose(found[2], exact[2], rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", [lambda half: 1, lambda half: ([half.table], [half.table[:, 0]])], ids=range(2))
+def test_a_solver_of_other_shapes_is_told_what_to_return(solver):
+    with pytest.raises(ValueError, match="return the solutions and the values of the buckets"):
+        fitted(BOARD, dim=2, solver=solver)
+
+
 # ---------------------------------------------------------------------- buckets
 
 
@@ -354,10 +382,10 @@ def test_a_power_law_takes_few_buckets():
 def test_small_sets_take_fewer_buckets():
     """A bucket is compiled for as long as a run takes for some padding."""
     degrees = np.minimum((3 / np.linspace(1e-3, 1, 600) ** 0.9).astype(int), 700)
-    counts = [len(_rows.bucket_lengths(degrees, spare)) for spare in (0, 2000, _rows.worth(64))]
+    counts = [len(_rows.bucket_lengths(degrees, spare)) for spare in (0, 2000, _rows.padding_per_bucket(64))]
     assert counts[0] >= 6 and counts[0] > counts[1] > counts[2] and counts[2] <= 2, counts
     large = np.repeat(degrees, 1000)
-    assert _rows.bucket_lengths(large, _rows.worth(64)) == _rows.bucket_lengths(large)
+    assert _rows.bucket_lengths(large, _rows.padding_per_bucket(64)) == _rows.bucket_lengths(large)
 
 
 @pytest.mark.parametrize("n", [2, 9, 40])
@@ -439,11 +467,11 @@ def test_one_key_gives_one_result_and_histories_tell_what_was_asked():
 @pytest.mark.deep
 def test_hyperparameters_of_equal_values_compile_once():
     fitted(BOARD, dim=2, solver=partial(ials.conjugate_gradient, steps=2))
-    compiled = _alternate._solve()._cache_size()
+    compiled = _alternate._solve(traced=False)._cache_size()
     fitted(BOARD, dim=2, solver=partial(ials.conjugate_gradient, steps=2), regularization=0.5, unobserved_weight=0.2)
-    assert _alternate._solve()._cache_size() == compiled
+    assert _alternate._solve(traced=False)._cache_size() == compiled
     fitted(BOARD, dim=2, solver=partial(ials.conjugate_gradient, steps=3))
-    assert _alternate._solve()._cache_size() == compiled + 1
+    assert _alternate._solve(traced=False)._cache_size() == compiled + 1
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Threads of a CPU: the same results, in the context of the thread that calls, and errors that reach it."""
 
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,23 @@ def test_calls_are_in_order_and_inputs_are_made_in_the_callers_thread(three):
     assert makers == {here}
 
 
+def test_inputs_are_made_only_when_a_thread_is_free(three):
+    """Else the inputs of all calls would be in memory at once."""
+    started, made = [], []
+
+    def function(x):
+        jax.debug.callback(lambda n: (time.sleep(0.02), started.append(int(n))), x)
+        return x
+
+    def inputs():
+        for n in range(12):
+            made.append(n - len(started))
+            yield (jnp.int32(n),)
+
+    _platform.concurrently(jax.jit(function), inputs())
+    assert max(made) <= 6, made  # three run, one waits, and callbacks may come late
+
+
 def test_an_error_of_a_call_reaches_the_caller(three):
     def refuse(x):
         if x > 3:
@@ -62,7 +80,7 @@ def test_an_error_of_a_call_reaches_the_caller(three):
 
 def test_arrays_on_several_devices_are_not_divided_among_threads(three, monkeypatch):
     """Programs that communicate must run in the same order on all devices."""
-    monkeypatch.setattr(_platform, "ThreadPoolExecutor", None)
+    monkeypatch.setattr(_platform.threading, "Thread", None)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("rows",))
     spread = jax.device_put(np.arange(4.0), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows")))
     found = _platform.concurrently(jax.jit(jnp.sum), [(spread,), (2 * spread,)])

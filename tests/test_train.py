@@ -381,6 +381,18 @@ def test_the_log_tells_compilation_apart_from_epochs(capsys):
     assert f"compilation {first.compile_seconds:.2g} s" in repr(first) and "compilation" not in repr(again)
 
 
+def test_a_finished_run_compiles_nothing(tmp_path, capsys):
+    checkpoint = jr.train.Checkpoint(tmp_path)
+    fit(model_of(), checkpoint=checkpoint)
+    _, log = fit(model_of(), checkpoint=checkpoint, progress=True)
+    assert "compiling" not in capsys.readouterr().err and log.compile_seconds == 0
+
+
+def test_listeners_may_be_cleared_during_a_run():
+    clear = lambda _: (jax.monitoring.clear_event_listeners(), {"a": 1.0})[1]  # noqa: E731
+    assert len(fit(model_of(), validate=clear)[1].records) == 3
+
+
 # ---------------------------------------------------------------------- bad input
 
 

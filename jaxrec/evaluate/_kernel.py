@@ -118,7 +118,8 @@ def ranked(
     """
     n_items = _checked_sizes(model, variables, users, k, (seen, demoted), histories)
     say_empty(histories, users, stacklevel=4)
-    variables, k = as_auto(variables), int(k)
+    put = lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x  # noqa: E731
+    variables, k = as_auto(jax.tree.map(put, variables)), int(k)  # once, not in every call
     if block is None:
         cells = 2**22 if jax.default_backend() == "cpu" else 2**27
         block = max(cells // n_items, 1)

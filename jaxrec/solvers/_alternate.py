@@ -24,7 +24,7 @@ from jaxrec._run import Loop
 from jaxrec.interactions import Interactions
 from jaxrec.models.mf import MF
 from jaxrec.solvers._mesh import check_mesh, spread
-from jaxrec.solvers._rows import Bucket, Source, bucket_lengths, grouped, places, worth
+from jaxrec.solvers._rows import Bucket, Source, bucket_lengths, grouped, padding_per_bucket, places
 from jaxrec.solvers._run import Factors, description_of, first_factors, run
 from jaxrec.solvers._solve import Half, Weighting
 from jaxrec.typing import Array, Key, Scalar, Variables
@@ -37,10 +37,12 @@ _einsum = functools.partial(jnp.einsum, precision="highest")
 
 
 class Solver(Protocol):
-    """`cholesky`, `conjugate_gradient`, `subspace`, or a `functools.partial` of one."""
+    """A function that solves for the rows of a half step: `cholesky`, `conjugate_gradient`,
+    `subspace`, a `functools.partial` of one, or a function of your own.
+    """
 
     def __call__(self, half: Half) -> tuple[list[Array], list[Array]]:
-        """Returns the solutions and the values of each bucket's rows; see `_solve`."""
+        """Returns the solutions [C, B, K] and the values [C] of each bucket; see `_solve`."""
 
 
 def alternate(
@@ -75,7 +77,8 @@ def alternate(
     began = time.perf_counter()
     if not callable(solver):
         raise TypeError(
-            f"solver={solver!r}; give ials.cholesky, conjugate_gradient or subspace, or a functools.partial of one"
+            f"solver={solver!r}; give ials.cholesky, conjugate_gradient or subspace, a functools.partial of one, or "
+            "a function of a half step"
         )
     parts = max(min(cores(), train.n_pairs // _LEAST), 1)
     if mesh is not None:
@@ -83,7 +86,7 @@ def alternate(
         # Axes of type Auto: under explicit axes every look-up needs an output sharding.
         mesh, parts = Mesh(mesh.devices, mesh.axis_names), mesh.size
     sources = [Source(train, 0, train.n_users), Source(train.transpose(), train.n_users, 0)]
-    users, items = _sides(sources, dim=dim, parts=parts, mesh=mesh)
+    users, items = _dealt(sources, dim=dim, parts=parts, mesh=mesh)
     table = np.concatenate([np.asarray(table) for table in first_factors(key, train, dim, scale).values()])
     table[np.concatenate([source.degrees() for source in sources]) == 0] = 0
     state = State(table, np.eye(dim, dtype=table.dtype))
@@ -94,8 +97,8 @@ def alternate(
     settings = {"weighting": weighting, "dim": dim, "solver": solver, "scale": scale, "balance": balance}
 
     def sweep(state: State) -> tuple[State, dict[str, float]]:
-        state, after_users = half_step(state, users, items, weighting, **how)
-        state, objective = half_step(state, items, users, weighting, **how)
+        state, after_users = half_step(state, *users, items[1], weighting, **how)
+        state, objective = half_step(state, *items, users[1], weighting, **how)
         return state, {"after_users": constant + float(after_users), "objective": constant + float(objective)}
 
     return run(
@@ -114,8 +117,8 @@ def alternate(
 class State(NamedTuple):
     """The vectors of users and items [R, K], and the basis [K, K] that they are in.
 
-    Every half step turns them into the basis of the eigenvectors of a Gram matrix, that of the side
-    which is not solved. This changes no score.
+    Every half step rotates the table into the basis of the eigenvectors of the Gram matrix of the
+    side that is not solved. The scores do not change.
     """
 
     table: Array
@@ -123,33 +126,37 @@ class State(NamedTuple):
 
 
 class Side(NamedTuple):
-    """The rows of one side, as `half_step` takes them.
+    """Which rows of the table are those of one side, and what `half_step` needs to know of them.
 
     Attributes:
-        parts: the buckets of each part. On a mesh there is one part, whose chunks are sharded.
         place: int32 [R], the place of each row among the solutions of all parts.
         mine: bool [R], whether a row is of this side.
         totals: float64 [R], Σ r of each row of this side.
         count: number of rows of this side.
     """
 
-    parts: list[tuple[Bucket, ...]]
     place: Array
     mine: Array
     totals: Array
     count: Scalar
 
 
-def _sides(sources: list[Source], *, dim: int, parts: int, mesh: Mesh | None) -> list[Side]:
-    """Returns the users and the items, on the device or the mesh."""
+def _dealt(sources: list[Source], *, dim: int, parts: int, mesh: Mesh | None) -> list[tuple[list, Side]]:
+    """Returns the parts of the users and of the items, each with its side."""
     n_rows, degrees = sum(source.matrix.n_users for source in sources), [source.degrees() for source in sources]
-    lengths = bucket_lengths(np.concatenate(degrees), worth(dim))
+    lengths = bucket_lengths(np.concatenate(degrees), padding_per_bucket(dim))
     dealt = grouped(sources, lengths, n_rows=n_rows, chunk=max(CHUNK // dim, 1), parts=parts)
     return [side(source, buckets, n_rows, mesh) for source, buckets in zip(sources, dealt)]
 
 
-def side(source: Source, parts: list[tuple[Bucket, ...]], n_rows: int, mesh: Mesh | None = None) -> Side:
-    """Puts the rows of one side, in buckets, on the device or the mesh."""
+def side(
+    source: Source, parts: list[tuple[Bucket, ...]], n_rows: int, mesh: Mesh | None = None
+) -> tuple[list[tuple[Bucket, ...]], Side]:
+    """Puts the rows of one side on the device or the mesh.
+
+    Returns:
+        The parts; on a mesh it is a single one, whose chunks are sharded. And the `Side`.
+    """
     mine, totals = np.zeros(n_rows, bool), np.zeros(n_rows)
     mine[source.first : source.first + source.matrix.n_users] = True
     for bucket in (bucket for buckets in parts for bucket in buckets):
@@ -158,8 +165,10 @@ def side(source: Source, parts: list[tuple[Bucket, ...]], n_rows: int, mesh: Mes
         parts = [jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)]
     rest = places(parts, n_rows), mine, totals
     if mesh is None:
-        return Side(*jax.device_put((parts, *rest)), source.matrix.n_users)
-    return Side(spread(mesh, parts, *mesh.axis_names), *spread(mesh, rest), source.matrix.n_users)
+        parts, rest = jax.device_put((parts, rest))
+    else:
+        parts, rest = spread(mesh, parts, *mesh.axis_names), spread(mesh, rest)
+    return parts, Side(*rest, source.matrix.n_users)
 
 
 # ---------------------------------------------------------------------- a half step
@@ -167,6 +176,7 @@ def side(source: Source, parts: list[tuple[Bucket, ...]], n_rows: int, mesh: Mes
 
 def half_step(
     state: State,
+    parts: list[tuple[Bucket, ...]],
     own: Side,
     other: Side,
     weighting: Weighting,
@@ -179,21 +189,23 @@ def half_step(
 
     Args:
         state: the current vectors.
+        parts: the buckets of each part of the rows to solve for.
         own: the side to solve for.
         other: the other side.
         weighting: the numbers of the objective.
         solver: the result of `partition` for a tuple of one `Solver`.
         balance: see `ials.fit`.
-        mesh: the mesh over which the chunks of `own` are sharded, or None.
+        mesh: the mesh over which the chunks are sharded, or None.
 
     Returns:
         The new vectors, and the objective [] without the constants of the pairs.
     """
     arrays, static = solver
     table, spectrum, basis = _turned(state, other.mine, weighting)
-    inputs = ((part, table, spectrum, weighting, other.count, arrays) for part in own.parts)
-    found = concurrently(_solve(), inputs, static=static, mesh=mesh)
-    own, other = own._replace(parts=[]), other._replace(parts=[])
+    inputs = ((part, table, spectrum, weighting, other.count, arrays) for part in parts)
+    # JAX only takes compiler options at the top level.
+    solve = _solve(traced=isinstance(table, jax.core.Tracer))
+    found = concurrently(solve, inputs, static=static, mesh=mesh)
     table, objective = _put(table, found, own, other, weighting, balance=balance, mesh=mesh)
     return State(table, basis), objective
 
@@ -208,21 +220,34 @@ def _turned(state: State, others: Array, weighting: Weighting) -> tuple[Array, A
 
 
 @functools.cache
-def _solve() -> Any:
-    """Returns the jitted function that solves for a part of the rows."""
+def _solve(*, traced: bool) -> Any:
+    """Returns `_solved`, jitted; `traced` says whether another function is being traced."""
+    options = None if traced else options_for_loops()
+    return jax.jit(_solved, static_argnames=("static", "mesh"), compiler_options=options)
 
-    def solve(buckets, table, spectrum, weighting, n_other, arrays, *, static: Static, mesh: Mesh | None):
-        def local(buckets, table, spectrum, weighting, n_other, arrays):
-            (solver,) = combine(arrays, static)
-            return solver(Half(buckets, table, spectrum, weighting.of_type(table.dtype), n_other))
 
-        if mesh is not None:
-            sharded, same = PartitionSpec(*mesh.axis_names), PartitionSpec()
-            specs = (sharded, *[same] * 5)
-            local = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=sharded, check_vma=False)
-        return local(buckets, table, spectrum, weighting, n_other, arrays)
+def _solved(buckets, table, spectrum, weighting, n_other, arrays, *, static: Static, mesh: Mesh | None):
+    """Solves for a part of the rows; see `Solver`."""
 
-    return jax.jit(solve, static_argnames=("static", "mesh"), compiler_options=options_for_loops())
+    def local(buckets, table, spectrum, weighting, n_other, arrays):
+        (solver,) = combine(arrays, static)
+        found = solver(Half(buckets, table, spectrum, weighting.of_type(table.dtype), n_other))
+        shapes = (
+            [(*bucket.rows.shape, table.shape[1]) for bucket in buckets],
+            [bucket.rows.shape[:1] for bucket in buckets],
+        )
+        if jax.tree.map(jnp.shape, found) != shapes:
+            raise ValueError(
+                f"the solver gives {jax.tree.map(jnp.shape, found)}; return the solutions and the values of the "
+                f"buckets, two lists of arrays of the shapes {shapes}"
+            )
+        return found
+
+    if mesh is not None:
+        sharded, same = PartitionSpec(*mesh.axis_names), PartitionSpec()
+        specs = (sharded, *[same] * 5)
+        local = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=sharded, check_vma=False)
+    return local(buckets, table, spectrum, weighting, n_other, arrays)
 
 
 @functools.partial(jax.jit, static_argnames=("balance", "mesh"))

@@ -74,9 +74,9 @@ def fold_in_of(variables: Variables, histories: Interactions, weighting: Weighti
     room, dim = power_of_two(histories.n_users), item.shape[1]
     source, n_rows = Source(histories, 0, room), room + len(item)
     (parts,) = grouped([source], lengths, n_rows=n_rows, chunk=max(CHUNK // dim, 1), rounded=True)
-    own = side(source, parts, n_rows)
-    other = Side([], own.place, ~own.mine, jnp.zeros_like(own.totals), len(item))
+    parts, own = side(source, parts, n_rows)
+    items = Side(own.place, ~own.mine, jnp.zeros_like(own.totals), len(item))
     state = State(jnp.concatenate([jnp.zeros((room, dim), item.dtype), item]), jnp.eye(dim, dtype=item.dtype))
-    state, _ = half_step(state, own, other, weighting, solver=partition((cholesky,)))
+    state, _ = half_step(state, parts, own, items, weighting, solver=partition((cholesky,)))
     found = factors(State(state.table[:room], state.basis), n_users=room)["user"]
     return check_solved(found)[: histories.n_users]

@@ -18,7 +18,7 @@ from jaxrec.interactions import Interactions
 from jaxrec.typing import Array
 
 _PADDING = 1.4  # the padded number of pairs is at most this multiple of the actual one
-_SHORT = 16  # a chunk has no more rows than it would have with rows of this length
+_SHORT = 16  # rows shorter than this do not add rows to a chunk
 
 
 class Bucket(NamedTuple):
@@ -29,8 +29,9 @@ class Bucket(NamedTuple):
         lengths: int32 [C, B], the number of pairs of each row.
         totals: float64 [C, B], Σ r of each row.
         ids: int32 [C, B, L], the rows of the table that the pairs point to; 0 for padding.
-        ratings: float32 [C, B, L], r; 0 for padding. None if r is 1 for all pairs.
-        n_chunks: int32 [1], how many of the chunks have rows. They come first.
+        ratings: float [C, B, L], r; 0 for padding. None if r is 1 for all pairs.
+        n_chunks: int32 [1], how many of the chunks have rows. They come first. With None all are
+            solved, so that the solution has a gradient.
     """
 
     rows: Array
@@ -38,7 +39,7 @@ class Bucket(NamedTuple):
     totals: Array
     ids: Array
     ratings: Array | None
-    n_chunks: Array
+    n_chunks: Array | None
 
 
 class Source(NamedTuple):
@@ -71,15 +72,17 @@ def grouped(
         lengths: the lengths of the buckets, ascending; no row is longer than the last one.
         n_rows: R, the number of rows of the table.
         chunk: approximate number of vectors gathered at a time. B is chunk / L, at most chunk / 16.
-        parts: number of parts, with about as many pairs each.
-        rounded: whether C and B are powers of two, so that few shapes exist.
+        parts: number of parts. Each gets about as many pairs.
+        rounded: whether C and B are powers of two, so that few shapes exist, and all chunks are
+            solved.
 
     Returns:
         The buckets of each part of each source. Rows without pairs are in none.
     """
+    degrees = [source.degrees() for source in sources]
     found: list[list[list[Bucket]]] = [[[] for _ in range(parts)] for _ in sources]
     for shorter, length in itertools.pairwise([0, *lengths]):
-        rows = [np.flatnonzero((shorter < own) & (own <= length)) for own in (source.degrees() for source in sources)]
+        rows = [np.flatnonzero((shorter < own) & (own <= length)) for own in degrees]
         most = -(-max(map(len, rows)) // parts)
         if not most:
             continue
@@ -89,7 +92,8 @@ def grouped(
         size = power_of_two(size) if rounded else size
         for own, source, mine in zip(found, sources, rows):
             for buckets, dealt in zip(own, np.array_split(mine, parts)):
-                buckets.append(_bucket(source, dealt, (n_chunks, size, length), n_rows))
+                bucket = _bucket(source, dealt, (n_chunks, size, length), n_rows)
+                buckets.append(bucket._replace(n_chunks=None) if rounded else bucket)
     return [[tuple(buckets) for buckets in own] for own in found]
 
 
@@ -122,8 +126,8 @@ def places(parts: Sequence[Sequence[Bucket]], n_rows: int) -> np.ndarray:
     return place[:-1]
 
 
-def worth(dim: int) -> int:
-    """Returns how many padded pairs cost a run as much as compiling another bucket.
+def padding_per_bucket(dim: int) -> int:
+    """Returns the number of padded pairs that cost a run as much time as compiling one more bucket.
 
     For conjugate gradients over 16 sweeps with K = `dim`; both costs were measured on a CPU.
     """
@@ -135,13 +139,13 @@ def bucket_lengths(degrees: np.ndarray, spare: int = 0) -> list[int]:
 
     They are few, because each is compiled separately. The candidates are 1, 2, 3, 4, 6, 8 and
     multiples of 4 that grow by a factor of at most 1.5, which keeps the padding of a row below half
-    its length. Candidates are merged into the next longer one, the cheapest first, as long as
-    padding adds at most two fifths or the merged bucket at most `spare` pairs. A length that
-    remains is cut to the longest row that it serves.
+    its length. Candidates are merged into the next longer one, the cheapest first, while all
+    padding stays within two fifths of the pairs, or a merger adds at most `spare` padded pairs. A
+    length that remains is cut to the longest row that it serves.
 
     Args:
         degrees: the number of pairs of each row [R].
-        spare: number of padded pairs that a merger may always add; see `worth`.
+        spare: number of padded pairs that a merger may always add; see `padding_per_bucket`.
     """
     grid, largest = [1], degrees.max(initial=1)
     while grid[-1] < largest:

@@ -176,12 +176,12 @@ def _over_chunks(half: Half, solve) -> tuple[list[Array], list[Array]]:
             own = {"axis": 0, "allow_negative_indices": False}
             take = partial(lax.dynamic_index_in_dim, index=n, keepdims=False, **own)
             put = partial(lax.dynamic_update_index_in_dim, index=n, **own)
-            return jax.tree.map(put, found, chunk(jax.tree.map(take, bucket._replace(n_chunks=()))))
+            return jax.tree.map(put, found, chunk(jax.tree.map(take, bucket._replace(n_chunks=None))))
 
-        # The number of chunks is data, so that parts with fewer chunks take less time.
         n_chunks, size = bucket.rows.shape
         nothing = jnp.zeros((n_chunks, size, table.shape[1]), table.dtype), jnp.zeros(n_chunks, table.dtype)
-        return lax.fori_loop(0, bucket.n_chunks[0], solved, nothing)
+        used = n_chunks if bucket.n_chunks is None else bucket.n_chunks[0]
+        return lax.fori_loop(0, used, solved, nothing)
 
     solutions, values = zip(*map(chunks, half.buckets))
     return list(solutions), list(values)
@@ -291,11 +291,13 @@ def conjugate_gradient(half: Half, *, steps: int = 3) -> tuple[list[Array], list
             value = jnp.where(n == 0, slope - linear, value - rate * square)
             p += rate[:, None] * direction
             residual -= rate[:, None] * image
-            preconditioned = residual / diagonal
+            preconditioned = residual / scale
             previous, square = square, _dot(residual, preconditioned)
             direction = preconditioned + _ratio(square, previous)[:, None] * direction
             return p, residual, direction, square, value
 
+        # Without a penalty, unused dimensions of the basis have a diagonal of 0.
+        scale = jnp.where(diagonal > 0, diagonal, 1)
         nothing, zero = jnp.zeros_like(start), jnp.zeros(len(start), start.dtype)
         p, *_, value = lax.fori_loop(0, steps + 1, step, (nothing, nothing, start, zero, zero))
         return p, value

@@ -60,14 +60,15 @@ def fit(
         nu: ν. With 1, a row is regularised in proportion to its total weight; with 0, all rows
             equally.
         sweeps: maximum number of sweeps; a sweep solves once for the users and once for the items.
-        solver: `conjugate_gradient`, or a partial of it with other `steps` (the fastest to a given
-            objective); `cholesky` (exact); or `partial(subspace, block=...)` (for large K).
+        solver: a function of a half step. `conjugate_gradient` reaches a given objective in the
+            least time; a partial of it sets `steps`. `cholesky` is exact. `partial(subspace,
+            block=...)` suits a large K.
         scale: the initial item factors are drawn from N(0, scale² / K), but are 0 for items without
             pairs.
-        balance: whether every half step multiplies the vectors of one side by a number and divides
-            those of the other by it, so that the objective is least. No score changes. Fewer sweeps
-            reach a given objective then, and they depend less on `scale`. False is the algorithm of
-            the paper.
+        balance: whether each half step rescales the sides: it multiplies the vectors of one side by
+            a number and divides those of the other by it. The number minimises the objective, and
+            no score changes. The run then needs fewer sweeps for a given objective, and its result
+            depends less on `scale`. False gives the algorithm of the paper.
         tolerance: ends the run if a sweep lowers the objective by at most this fraction of it. None
             never ends it.
         mesh: if given, the rows of both sides are sharded over its devices. The returned factors
@@ -83,7 +84,8 @@ def fit(
         TypeError: if `train` is not an `Interactions`, or `solver` is not a function.
         ValueError: if `train` has no pairs; weights are negative, not finite or all 0; a size is
             not an integer; `dim` is above min(M, N); a hyperparameter is negative or not finite;
-            `regularization` is too small (0) for rows with fewer pairs than `dim`; the metric of
+            `regularization` is too small (0) for an exact solver and rows with fewer pairs than
+            `dim`; the metric of
             `stopping` was NaN at every validation; or `mesh` has several axes or more devices than
             there are users.
         Interrupted: on Ctrl-C. It carries the variables after the last sweep, and the log.
