@@ -123,9 +123,9 @@ def headlines() -> list[str]:
     if (found := measured("speed_cold")) and "ratio" in found["cases"]["gowalla: iALS, top-20"]:
         case = found["cases"]["gowalla: iALS, top-20"]
         lines.append(
-            f"A whole process on Gowalla, from start to end: iALS to implicit's objective and top-20 lists of all users "
-            f"take {case['ratio']:.2f} of implicit's time, and {case['cached_ratio']:.2f} if `jr.compilation_cache` has "
-            "the programs of an earlier process."
+            f"A whole process on Gowalla, from start to end: iALS to implicit's objective and top-20 lists of all "
+            f"users take {case['ratio']:.2f} of implicit's time, and {case['cached_ratio']:.2f} if "
+            "`jr.compilation_cache` has the programs of an earlier process."
         )
     for this, records in studies().values():
         lines += this.headlines(_study.tables(this, records), records)
