@@ -10,6 +10,8 @@ import pathlib
 import sys
 from typing import Any
 
+from benchmarks.speed._peak import peak_mb
+
 DIM, K = 64, 20
 
 
@@ -132,14 +134,11 @@ def matrix(folder: pathlib.Path) -> Any:
 
 def implicit_model(how: dict[str, Any]) -> Any:
     """Returns implicit's ALS on all cores."""
-    import os
-
     from implicit.cpu.als import AlternatingLeastSquares
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(1, "blas")  # implicit recommends it, because it has its own threads
-    options = {"factors": DIM, "random_state": 0, "num_threads": len(os.sched_getaffinity(0)), **how}
-    return AlternatingLeastSquares(use_cg=True, **options)
+    return AlternatingLeastSquares(**{"factors": DIM, "random_state": 0, "use_cg": True} | how)  # on all cores
 
 
 def implicit_als(folder: pathlib.Path, how: dict[str, Any]) -> None:
@@ -198,9 +197,7 @@ def main() -> None:
         jax.monitoring.register_event_duration_secs_listener(listen)
     side = ours if given["side"] == "jaxrec" else theirs
     side(pathlib.Path(given["folder"]), given["how"])
-    status = pathlib.Path("/proc/self/status").read_text()
-    peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
-    print(json.dumps({"peak_mb": peak, "compile_s": sum(seconds)}))
+    print(json.dumps({"peak_mb": peak_mb(), "compile_s": sum(seconds)}))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pathlib
-import resource
 import subprocess
 import sys
 import time
@@ -17,6 +15,7 @@ import jax
 import numpy as np
 
 from benchmarks import _record
+from benchmarks.speed._peak import peak_mb
 
 
 def there(**runs: Callable[[], Any] | None) -> dict[str, Callable[[], Any]]:
@@ -114,14 +113,5 @@ def peak_memory(module: str, *arguments: str) -> float:
 
 
 def print_peak_memory() -> None:
-    """Prints the peak resident memory of this process in MB, for `peak_memory` to read.
-
-    On Linux, `ru_maxrss` includes the memory of the parent at the fork, so /proc is read first.
-    """
-    try:
-        status = pathlib.Path("/proc/self/status").read_text()
-        kilobytes = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
-    except (OSError, StopIteration):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        kilobytes = peak / 1024 if sys.platform == "darwin" else peak
-    print(kilobytes / 1024)
+    """Prints the peak resident memory of this process in MB, for `peak_memory` to read."""
+    print(peak_mb())

@@ -129,7 +129,7 @@ def places(parts: Sequence[Sequence[Bucket]], n_rows: int) -> np.ndarray:
 def padding_per_bucket(dim: int) -> int:
     """Returns the number of padded pairs that cost a run as much time as compiling one more bucket.
 
-    For conjugate gradients over 16 sweeps with K = `dim`; both costs were measured on a CPU.
+    An estimate for conjugate gradients over 16 sweeps with K = `dim`, on a CPU.
     """
     return 2**24 // dim
 

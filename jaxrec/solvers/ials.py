@@ -60,15 +60,15 @@ def fit(
         nu: ν. With 1, a row is regularised in proportion to its total weight; with 0, all rows
             equally.
         sweeps: maximum number of sweeps; a sweep solves once for the users and once for the items.
-        solver: a function of a half step. `conjugate_gradient` reaches a given objective in the
-            least time; a partial of it sets `steps`. `cholesky` is exact. `partial(subspace,
-            block=...)` suits a large K.
+        solver: a function of a half step. `conjugate_gradient` takes the least time for a sweep; a
+            partial of it sets `steps`. `cholesky` is exact. `partial(subspace, block=...)` suits a
+            large K.
         scale: the initial item factors are drawn from N(0, scale² / K), but are 0 for items without
             pairs.
         balance: whether each half step rescales the sides: it multiplies the vectors of one side by
             a number and divides those of the other by it. The number minimises the objective, and
-            no score changes. The run then needs fewer sweeps for a given objective, and its result
-            depends less on `scale`. False gives the algorithm of the paper.
+            no score changes. The result then depends less on `scale`. False gives the algorithm of
+            the paper.
         tolerance: ends the run if a sweep lowers the objective by at most this fraction of it. None
             never ends it.
         mesh: if given, the rows of both sides are sharded over its devices. The returned factors
