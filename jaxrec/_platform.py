@@ -1,4 +1,4 @@
-"""What depends on the kind of device: threads of a CPU, and compiler options."""
+"""What depends on the kind of device: sizes of blocks, threads of a CPU, and compiler options."""
 
 from __future__ import annotations
 
@@ -6,16 +6,81 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 
+class Size(NamedTuple):
+    """A number that depends on the kind of device.
+
+    Attributes:
+        cpu: the number on a CPU.
+        accelerator: the number on other devices.
+    """
+
+    cpu: int
+    accelerator: int
+
+
+SIZES = {
+    # Floats that iALS and WRMF gather at a time. On a CPU they fit into a core's cache.
+    "solver_floats": Size(1 << 17, 1 << 26),
+    # Floats that a run of iALS gathers in the time in which a bucket is compiled, over 16 sweeps.
+    "solver_padding": Size(1 << 24, 1 << 30),
+    # Pairs whose two vectors are gathered at a time, for their dot products.
+    "pairs": Size(1 << 13, 1 << 20),
+    # Scores of a block of users in a ranking.
+    "ranked_scores": Size(1 << 22, 1 << 28),
+    # Items in a group of the first stage of top-k; 1 has no such stage.
+    "top_k_group": Size(64, 64),
+    # Intermediate values of models that score pairs by a network.
+    "intermediates": Size(1 << 22, 1 << 26),
+    # Items whose logits VALID and MacridVAE hold at a time in training.
+    "decoder_items": Size(256, 8192),
+    # Runs in one program of a sweep; 0 is all.
+    "sweep_width": Size(1, 0),
+}
+"""The sizes by name."""
+
+
+def platform(tree: Any = None) -> str:
+    """Returns the platform, such as "cpu" or "gpu", of the first array of a tree that is on a device.
+
+    If there is none, it is the platform on which JAX puts new arrays.
+    """
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+            return next(iter(leaf.devices())).platform
+    device = jax.config.jax_default_device
+    if device is None:
+        return jax.default_backend()
+    return device if isinstance(device, str) else device.platform
+
+
+def size(name: str, tree: Any = None) -> int:
+    """Returns a number of `SIZES` for the device of the arrays of a tree; see `platform`."""
+    return SIZES[name].cpu if platform(tree) == "cpu" else SIZES[name].accelerator
+
+
+def sized(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Returns `function(size, *args)` with the number of `SIZES` for the device that runs it.
+
+    Inside a jitted function the program decides, which may be compiled on one machine and run on
+    another one.
+    """
+    cpu, accelerator = SIZES[name]
+    if cpu == accelerator:
+        return function(cpu, *args)
+    on_cpu, other = (functools.partial(function, number) for number in (cpu, accelerator))
+    return jax.lax.platform_dependent(*args, cpu=on_cpu, default=other)
+
+
 def cores() -> int:
     """Returns how many threads compute at the same time; 1 if the device is not a CPU."""
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -71,18 +136,20 @@ def _n_devices(tree: Any) -> int:
     return len({device for leaf in leaves for device in leaf.devices()})
 
 
-@functools.cache
 def options_for_loops() -> dict[str, bool]:
     """Returns compiler options for programs that consist of many loops over small arrays.
 
     On a CPU such programs compile in less time and memory with them. jaxlib 0.12 does not have the
     option.
     """
-    options = {"xla_cpu_use_fusion_emitters": False}
-    if jax.default_backend() != "cpu":
-        return {}
+    return {"xla_cpu_use_fusion_emitters": False} if platform() == "cpu" and _has_fusion_emitters() else {}
+
+
+@functools.cache
+def _has_fusion_emitters() -> bool:
+    """Returns whether this jaxlib can compile for a CPU without fusion emitters."""
     try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+        jax.jit(lambda: 0, compiler_options={"xla_cpu_use_fusion_emitters": False}).lower().compile()
     except jax.errors.JaxRuntimeError:
-        return {}
-    return options
+        return False
+    return True

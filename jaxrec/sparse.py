@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrec._numerics import accumulated
+from jaxrec._platform import sized
 from jaxrec.interactions import Interactions
 from jaxrec.typing import Array
 
@@ -103,7 +104,7 @@ def _product_backward(turned, residuals, cotangent):
         cotangent = jnp.zeros(cotangent.shape, cotangent.dtype)
     for_matrix = None
     if x is not None:
-        along = _along_pairs(dataclasses.replace(matrix, weights=None), *((x, cotangent) if turned else (cotangent, x)))
+        along = along_pairs(dataclasses.replace(matrix, weights=None), *((x, cotangent) if turned else (cotangent, x)))
         along = along.astype(matrix.weights.dtype)
         # None is the cotangent of integer leaves.
         for_matrix = dataclasses.replace(matrix, indptr=None, indices=None, timestamps=None, weights=along)
@@ -133,29 +134,29 @@ def _turned(matrix: Interactions) -> Interactions:
     )
 
 
-_PAIRS = 1 << 13  # pairs gathered at a time, so that the rows fit the CPU cache
-
-
 @jax.custom_vjp
-def _along_pairs(matrix: Interactions, rows: Array, columns: Array) -> Array:
+def along_pairs(matrix: Interactions, rows: Array, columns: Array) -> Array:
     """Returns the dot product of the two vectors of each pair, [nnz], without an array [nnz, D]."""
 
     def product(pair):
         return (accumulated(rows[pair[0]]) * accumulated(columns[pair[1]])).sum()
 
-    return jax.lax.map(product, (_owners(matrix), jnp.asarray(matrix.indices)), batch_size=_PAIRS)
+    def by_block(size, *pairs):
+        return jax.lax.map(product, pairs, batch_size=size)
+
+    return sized("pairs", by_block, _owners(matrix), jnp.asarray(matrix.indices))
 
 
 def _along_pairs_forward(matrix, rows, columns):
-    """The forward pass of `_along_pairs`."""
-    return _along_pairs(matrix, rows, columns), (matrix, rows, columns)
+    """The forward pass of `along_pairs`."""
+    return along_pairs(matrix, rows, columns), (matrix, rows, columns)
 
 
 def _along_pairs_backward(residuals, cotangent):
-    """The backward pass of `_along_pairs`: two products with a matrix weighted by the cotangent."""
+    """The backward pass of `along_pairs`: two products with a matrix weighted by the cotangent."""
     matrix, rows, columns = residuals
     matrix = dataclasses.replace(matrix, weights=cotangent)
     return None, _product(False, matrix, None, columns), _product(True, matrix, None, rows)
 
 
-_along_pairs.defvjp(_along_pairs_forward, _along_pairs_backward)
+along_pairs.defvjp(_along_pairs_forward, _along_pairs_backward)

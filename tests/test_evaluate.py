@@ -335,7 +335,7 @@ def test_two_stage_top_k_equals_one_stage(k):
     scores[3, 7:] = -np.inf
     scores[4] = -np.arange(8000)
     scores[5] = 1.0
-    values, at = jax.jit(_kernel._grouped_top_k, static_argnums=1)(scores, k)
+    values, at = jax.jit(functools.partial(_kernel._grouped_top_k, 64, k=k))(scores)
     np.testing.assert_array_equal(values, jax.lax.top_k(scores, k)[0])
     np.testing.assert_array_equal(np.take_along_axis(scores, np.asarray(at), axis=1), values)
     assert all(len(set(row)) == k for row in np.asarray(at).tolist())

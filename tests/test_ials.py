@@ -382,10 +382,10 @@ def test_a_power_law_takes_few_buckets():
 def test_small_sets_take_fewer_buckets():
     """A bucket is compiled for as long as a run takes for some padding."""
     degrees = np.minimum((3 / np.linspace(1e-3, 1, 600) ** 0.9).astype(int), 700)
-    counts = [len(_rows.bucket_lengths(degrees, spare)) for spare in (0, 2000, _rows.padding_per_bucket(64))]
+    counts = [len(_rows.bucket_lengths(degrees, spare)) for spare in (0, 2000, 2**18)]
     assert counts[0] >= 6 and counts[0] > counts[1] > counts[2] and counts[2] <= 2, counts
     large = np.repeat(degrees, 1000)
-    assert _rows.bucket_lengths(large, _rows.padding_per_bucket(64)) == _rows.bucket_lengths(large)
+    assert _rows.bucket_lengths(large, 2**18) == _rows.bucket_lengths(large)
 
 
 @pytest.mark.parametrize("n", [2, 9, 40])

@@ -409,3 +409,20 @@ def test_adam_takes_decays_of_zero(rates):
         updates, other = plain.update(jax.grad(value)(expected, None, ids), other, expected)
         expected = optax.apply_updates(expected, updates)
     np.testing.assert_allclose(params["item"], expected["item"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("adam", [rowwise.adam, rowwise.lazy_adam])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_tables_of_half_precision_have_moments_of_single_precision(adam, dtype):
+    """In bfloat16 b2 = .999 is 1: the second moment would stay 0, and steps would be 0 / 0."""
+    exact, rounded = ({"item": jnp.ones((9, 4), kind)} for kind in (jnp.float32, dtype))
+    states = [adam(0.1).init(params) for params in (exact, rounded)]
+    value = lambda params, key, ids: (params["item"][ids].astype(jnp.float32) ** 2).sum()  # noqa: E731
+    for ids in ([0, 3, 3], [1, 3, 0], [3, 3, 8]):
+        (_, exact, states[0]), (_, rounded, states[1]) = (
+            adam(0.1).step(value, params, state, None, jnp.array(ids))
+            for params, state in zip((exact, rounded), states)
+        )
+    assert rounded["item"].dtype == dtype
+    assert [x.dtype for x in jax.tree.leaves(states[1])] == [x.dtype for x in jax.tree.leaves(states[0])]
+    np.testing.assert_allclose(rounded["item"].astype(np.float32), exact["item"], rtol=0.02)

@@ -18,11 +18,11 @@ from jaxrec._log import Log
 from jaxrec._mesh import as_auto
 from jaxrec._numerics import accumulated, as_integer, integer, power_of_two
 from jaxrec._partials import check_static
-from jaxrec._platform import concurrently
+from jaxrec._platform import concurrently, size, sized
 from jaxrec.interactions import DataWarning, Interactions, check_interactions
 from jaxrec.typing import Array, ArrayLike, Key, Model, Variables
 
-_GROUP = 64  # items per group in the first stage of top-k
+_GROUP = 64  # columns are padded to a multiple of it, so that groups of 64 and fewer are equal
 _AT_ONCE = 8  # blocks in one call, if there are many: they share the memory of their scores
 _FEW = 32  # users for whom ordering their scores takes less time than ordering the table of items
 
@@ -121,8 +121,7 @@ def ranked(
     put = lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x  # noqa: E731
     variables, k = as_auto(jax.tree.map(put, variables)), int(k)  # once, not in every call
     if block is None:
-        cells = 2**22 if jax.default_backend() == "cpu" else 2**27
-        block = max(cells // n_items, 1)
+        block = max(size("ranked_scores", variables) // n_items, 1)
     blocks = _blocks(users, integer("block", block))
     order, places = _order(key, n_items)
     allowed = None
@@ -435,7 +434,7 @@ def _ranked(variables, tables, order, allowed, inputs, *, model, k, lower, judge
         judged = None if judge is None else judge(scores, positives, scores > -jnp.inf)
         if lower:
             scores = scores.at[positives].set(_one_lower(scores.at[positives].get(mode="clip")), mode="drop")
-        values, at = _grouped_top_k(scores, k)
+        values, at = sized("top_k_group", functools.partial(_grouped_top_k, k=k), scores)
         items = jnp.where(values > -jnp.inf, order[jnp.minimum(at, n_items - 1)], -1)
         return jnp.where(bad[:, None], jnp.nan, values), items, judged
 
@@ -453,9 +452,9 @@ def _one_lower(x: Array) -> Array:
     return jnp.where(x == jnp.inf, jnp.asarray(info.max, x.dtype), lower)
 
 
-def _grouped_top_k(scores: Array, k: int) -> tuple[Array, Array]:
-    """Computes `lax.top_k` of [B, G·C] in two stages: the k best groups by their maximum, then the
-    k best of their items.
+def _grouped_top_k(size: int, scores: Array, *, k: int) -> tuple[Array, Array]:
+    """Computes `lax.top_k` of [B, G·C] in two stages: the k best groups of C = `size` items by their
+    maximum, then the k best of their items.
 
     It is exact, since each of the k best items lies in one of the k best groups. A group is a
     *strided* set of columns: the maxima are then an elementwise maximum of slices, and nothing is
@@ -463,12 +462,12 @@ def _grouped_top_k(scores: Array, k: int) -> tuple[Array, Array]:
     two stages take less.
     """
     n_rows, width = scores.shape
-    n_groups = width // _GROUP
-    if k >= n_groups or jax.default_backend() != "cpu":
+    n_groups = width // size
+    if size == 1 or k >= n_groups:
         return jax.lax.top_k(scores, k)
-    best = scores.reshape(n_rows, _GROUP, n_groups).max(axis=1)
+    best = scores.reshape(n_rows, size, n_groups).max(axis=1)
     _, group = jax.lax.top_k(best, k)
-    columns = group[:, None, :] + n_groups * jnp.arange(_GROUP, dtype=group.dtype)[None, :, None]
+    columns = group[:, None, :] + n_groups * jnp.arange(size, dtype=group.dtype)[None, :, None]
     columns = columns.reshape(n_rows, -1)
     values, at = jax.lax.top_k(jnp.take_along_axis(scores, columns, axis=1, mode="promise_in_bounds"), k)
     return values, jnp.take_along_axis(columns, at, axis=1, mode="promise_in_bounds")

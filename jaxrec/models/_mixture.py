@@ -12,12 +12,14 @@ therefore the same for single pairs and for chunks, forward and backward. It is 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxrec import sampling
+from jaxrec._platform import sized
 from jaxrec.models._histories import Pairs, spread
 from jaxrec.typing import Array, Key
 
@@ -82,13 +84,24 @@ def scores(q1: Array, q2: Array, items: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def log_normaliser(q1: Array, q2: Array, items: Array, noise: Noise, chunk: int) -> Array:
+def log_normaliser(q1: Array, q2: Array, items: Array, noise: Noise, chunk: int | None) -> Array:
     """Returns LSE_l s_l [B] over all items [N, D], computed from `chunk` items at a time.
+
+    With None, their number depends on the device.
 
     The backward pass goes through the chunks again. With p = exp(s − LSE) and the shares w1, w2 of
     the two sums, ∂q2_k = Σ_l p w2 h_l, ∂q1_k = −Σ_l p w1 h_l, ∂h_l = Σ_uk p (w2 q2 − w1 q1).
     """
     return _forward(q1, q2, items, noise, chunk)[0]
+
+
+def _by_chunk(function: Callable, chunk: int | None, items: Array, *rest: Any) -> Any:
+    """Calls `function(chunks, items, *rest)` with the chunks of the items."""
+
+    def called(chunk: int, items: Array, *rest: Any) -> Any:
+        return function(_chunks(items, min(chunk, len(items))), items, *rest)
+
+    return sized("decoder_items", called, items, *rest) if chunk is None else called(chunk, items, *rest)
 
 
 def _chunks(items: Array, chunk: int) -> tuple[Array, Array]:
@@ -109,6 +122,12 @@ def _of_chunk(q1, q2, vectors, ids, n_items, noise):
 
 
 def _forward(q1, q2, items, noise, chunk):
+    """Computes the log-sum, and what the backward pass needs."""
+    found = _by_chunk(_log_sum, chunk, items, q1, q2, noise)
+    return found, (q1, q2, items, noise, found)
+
+
+def _log_sum(chunks, items, q1, q2, noise):
     """Computes the running maximum and sum of exponentials over the chunks."""
 
     def add(carry, part):
@@ -118,14 +137,18 @@ def _forward(q1, q2, items, noise, chunk):
         return (new, total * jnp.exp(largest - new) + jnp.exp(s - new[:, None]).sum(-1)), None
 
     start = jnp.full(len(q2), jnp.finfo(q2.dtype).min, q2.dtype), jnp.zeros(len(q2), q2.dtype)
-    (largest, total), _ = jax.lax.scan(add, start, _chunks(items, chunk))
-    found = largest + jnp.log(total)
-    return found, (q1, q2, items, noise, found)
+    (largest, total), _ = jax.lax.scan(add, start, chunks)
+    return largest + jnp.log(total)
 
 
 def _backward(chunk, residuals, cotangent):
-    """Recomputes each chunk and adds up the gradients of q1, q2 and the items."""
+    """Computes the gradients of q1, q2 and the items."""
     q1, q2, items, noise, found = residuals
+    return *_by_chunk(_gradients, chunk, items, q1, q2, noise, found, cotangent), None
+
+
+def _gradients(chunks, items, q1, q2, noise, found, cotangent):
+    """Recomputes each chunk and adds up the gradients."""
     shared = len(q1) == 1
 
     def add(carry, part):
@@ -141,8 +164,8 @@ def _backward(chunk, residuals, cotangent):
         return (d1, d2), functools.reduce(jnp.add, dvectors)
 
     start = [jnp.zeros_like(q1[:, 0])] * q1.shape[1], [jnp.zeros_like(q2[:, 0])] * q2.shape[1]
-    (d1, d2), ditems = jax.lax.scan(add, start, _chunks(items, chunk))
-    return jnp.stack(d1, 1), jnp.stack(d2, 1), ditems.reshape(-1, items.shape[1])[: len(items)], None
+    (d1, d2), ditems = jax.lax.scan(add, start, chunks)
+    return jnp.stack(d1, 1), jnp.stack(d2, 1), ditems.reshape(-1, items.shape[1])[: len(items)]
 
 
 log_normaliser.defvjp(_forward, _backward)

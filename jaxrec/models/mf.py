@@ -15,6 +15,7 @@ import numpy as np
 from jaxrec._lookup import lookup
 from jaxrec._numerics import as_ids, integer, number
 from jaxrec._partials import check_static
+from jaxrec._platform import sized
 from jaxrec.typing import Array, Key
 
 
@@ -142,7 +143,7 @@ def against_all(score: Callable[[Any, Any], Array], users: Any, items: Any, *, w
             [b, N].
         users: arrays [B, ...], a tree.
         items: arrays [N, ...], a tree.
-        width: number of intermediate values per pair; about 2²² of them are held at once.
+        width: number of intermediate values per pair; see `_platform.SIZES`.
     """
     n_items = jax.tree.leaves(items)[0].shape[0]
     items = jax.tree.map(lambda x: x[None], items)
@@ -150,7 +151,10 @@ def against_all(score: Callable[[Any, Any], Array], users: Any, items: Any, *, w
     def of_user(user: Any) -> Array:
         return score(jax.tree.map(lambda x: x[None, None], user), items)[0]
 
-    return jax.lax.map(of_user, users, batch_size=max(2**22 // (n_items * width), 1))
+    def by_block(size: int, users: Any) -> Array:
+        return jax.lax.map(of_user, users, batch_size=max(size // (n_items * width), 1))
+
+    return sized("intermediates", by_block, users)
 
 
 class MF(nn.Module):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrec._lookup import lookup_again
-from jaxrec._numerics import number
+from jaxrec._numerics import accumulated, number
 from jaxrec.optim._rows import Rows, value_and_rows
 from jaxrec.optim.step import Step, ValueFn
 from jaxrec.typing import Array, Key, Scalar
@@ -99,9 +99,14 @@ def _check_adam(learning_rate: Scalar, b1: float, b2: float, eps: float) -> None
 
 def _adam_init(params: Any) -> AdamState:
     """Creates the state of `adam`."""
-    mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
+    mu, nu = (jax.tree.map(_zeros, params) for _ in range(2))
     last = jax.tree.map(lambda table: jnp.zeros(jnp.shape(table)[:1], jnp.int32), params)
     return AdamState(jnp.zeros((), jnp.int32), last, mu, nu)
+
+
+def _zeros(table: Array) -> Array:
+    """Returns moments of a table. Those of half precision are float32, where b2 = .999 is not 1."""
+    return accumulated(jnp.zeros_like(table))
 
 
 def _adam(value_fn, params, state, key, batch, *, learning_rate, b1, b2, eps):
@@ -111,6 +116,7 @@ def _adam(value_fn, params, state, key, batch, *, learning_rate, b1, b2, eps):
 
     def moved(table, slope, last, mu, nu):
         at, gradient = _place_of(slope)
+        gradient = gradient.astype(mu.dtype)
         time, rate = step.astype(mu.dtype), jnp.asarray(learning_rate, mu.dtype)
         power = partial(_power, dtype=mu.dtype)
         # Moments are as of the step `last`: apply the decay of all steps since then.
@@ -120,7 +126,7 @@ def _adam(value_fn, params, state, key, batch, *, learning_rate, b1, b2, eps):
         last = at.put(last, jnp.broadcast_to(step, age.shape))
         m = _by_row(power(b1, step - last) * (-rate / (1 - b1**time)), mu)
         v = _by_row(power(b2, step - last) / (1 - b2**time), nu)
-        return table + m / (jnp.sqrt(v) + eps), last, mu, nu
+        return table + (m / (jnp.sqrt(v) + eps)).astype(table.dtype), last, mu, nu
 
     quadruples = jax.tree.map(moved, params, slopes, state.last, state.mu, state.nu)
     params, last, mu, nu = jax.tree.transpose(jax.tree.structure(params), jax.tree.structure((0,) * 4), quadruples)
@@ -237,7 +243,7 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
         return min(1, jnp.ndim(x))
 
     def init(params: Any) -> _Moments:
-        zeros = jax.tree.map(lambda x: jnp.stack([jnp.zeros_like(x)] * 2, axis(x)), params)
+        zeros = jax.tree.map(lambda x: jnp.stack([_zeros(x)] * 2, axis(x)), params)
         return _Moments(jnp.zeros((), jnp.int32), zeros)
 
     def update(gradients: Any, state: _Moments, params: Any = None) -> tuple[Any, _Moments]:
@@ -245,7 +251,7 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
         count = state.count + 1
 
         def new(gradient: Array, old: Array) -> Array:
-            place, gradient = axis(gradient), jnp.expand_dims(gradient, axis(gradient))
+            place, gradient = axis(gradient), jnp.expand_dims(gradient, axis(gradient)).astype(old.dtype)
             shape = [2 if at == place else 1 for at in range(old.ndim)]
             decay, second = jnp.array([b1, b2], old.dtype).reshape(shape), (jnp.arange(2) == 1).reshape(shape)
             # Select the second moment's factor by `where`: a concatenation is a slow loop on CPU.
@@ -254,7 +260,8 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
         def direction(gradient: Array, moments: Array) -> Array:
             mu, nu = jnp.moveaxis(moments, axis(gradient), 0)
             time = count.astype(mu.dtype)
-            return mu / (1 - b1**time) / (jnp.sqrt(nu / (1 - b2**time)) + eps)
+            step = mu / (1 - b1**time) / (jnp.sqrt(nu / (1 - b2**time)) + eps)
+            return step.astype(gradient.dtype)
 
         moments = jax.tree.map(new, gradients, state.moments)
         return jax.tree.map(direction, gradients, moments), _Moments(count, moments)

@@ -19,18 +19,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrec._log import Log
 from jaxrec._partials import Static, combine, partition
-from jaxrec._platform import concurrently, cores, options_for_loops
+from jaxrec._platform import concurrently, cores, options_for_loops, size
 from jaxrec._run import Loop
 from jaxrec.interactions import Interactions
 from jaxrec.models.mf import MF
 from jaxrec.solvers._mesh import check_mesh, spread
-from jaxrec.solvers._rows import Bucket, Source, bucket_lengths, grouped, padding_per_bucket, places
+from jaxrec.solvers._rows import Bucket, Source, bucket_lengths, grouped, places
 from jaxrec.solvers._run import Factors, description_of, first_factors, run
 from jaxrec.solvers._solve import Half, Weighting
 from jaxrec.typing import Array, Key, Scalar, Variables
-
-CHUNK = 1 << 17
-"""Number of floats gathered at a time: about what fits into a core's cache."""
 
 _LEAST = 1 << 14  # a part has at least this many pairs, so that starting its thread pays off
 _einsum = functools.partial(jnp.einsum, precision="highest")
@@ -86,11 +83,11 @@ def alternate(
         # Axes of type Auto: under explicit axes every look-up needs an output sharding.
         mesh, parts = Mesh(mesh.devices, mesh.axis_names), mesh.size
     sources = [Source(train, 0, train.n_users), Source(train.transpose(), train.n_users, 0)]
-    users, items = _dealt(sources, dim=dim, parts=parts, mesh=mesh)
     table = np.concatenate([np.asarray(table) for table in first_factors(key, train, dim, scale).values()])
     table[np.concatenate([source.degrees() for source in sources]) == 0] = 0
     state = State(table, np.eye(dim, dtype=table.dtype))
     state = jax.device_put(state) if mesh is None else spread(mesh, state)
+    users, items = _dealt(sources, state.table, parts=parts, mesh=mesh)
     total = train.n_pairs if train.weights is None else np.sum(train.weights, dtype=float)
     constant = float(weighting.gain * total + weighting.shift * train.n_pairs)
     how = {"solver": partition((solver,)), "balance": balance, "mesh": mesh}
@@ -141,11 +138,14 @@ class Side(NamedTuple):
     count: Scalar
 
 
-def _dealt(sources: list[Source], *, dim: int, parts: int, mesh: Mesh | None) -> list[tuple[list, Side]]:
-    """Returns the parts of the users and of the items, each with its side."""
-    n_rows, degrees = sum(source.matrix.n_users for source in sources), [source.degrees() for source in sources]
-    lengths = bucket_lengths(np.concatenate(degrees), padding_per_bucket(dim))
-    dealt = grouped(sources, lengths, n_rows=n_rows, chunk=max(CHUNK // dim, 1), parts=parts)
+def _dealt(sources: list[Source], table: Array, *, parts: int, mesh: Mesh | None) -> list[tuple[list, Side]]:
+    """Returns the parts of the users and of the items, each with its side, for the device of the
+    table [R, K].
+    """
+    n_rows, dim = table.shape
+    chunk, spare = (size(name, table) // dim for name in ("solver_floats", "solver_padding"))
+    lengths = bucket_lengths(np.concatenate([source.degrees() for source in sources]), spare)
+    dealt = grouped(sources, lengths, n_rows=n_rows, chunk=max(chunk, 1), parts=parts)
     return [side(source, buckets, n_rows, mesh) for source, buckets in zip(sources, dealt)]
 
 

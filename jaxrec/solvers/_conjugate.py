@@ -14,10 +14,8 @@ import jax.numpy as jnp
 
 from jaxrec.interactions import Interactions
 from jaxrec.solvers._spectrum import dot
-from jaxrec.sparse import spmm
+from jaxrec.sparse import along_pairs, spmm
 from jaxrec.typing import Array
-
-_PAIRS = 1 << 13  # pairs scored at a time, so that the gathered vectors stay in the cache
 
 
 class Rows(NamedTuple):
@@ -84,8 +82,5 @@ def conjugate(own: Rows, table: Array, gram: Array, sides: Array, start: Array, 
 
 def scores(matrix: Interactions, rows: Array, columns: Array) -> Array:
     """Returns r times the score, for each pair [nnz]."""
-    degrees = jnp.asarray(matrix.indptr[1:] - matrix.indptr[:-1])
-    owners = jnp.repeat(jnp.arange(matrix.n_users, dtype=jnp.int32), degrees, total_repeat_length=matrix.n_pairs)
-    pairs = owners, jnp.asarray(matrix.indices)
-    scores = jax.lax.map(lambda pair: rows[pair[0]] @ columns[pair[1]], pairs, batch_size=_PAIRS)
-    return scores if matrix.weights is None else jnp.asarray(matrix.weights, scores.dtype) * scores
+    found = along_pairs(matrix, rows, columns)
+    return found if matrix.weights is None else jnp.asarray(matrix.weights, found.dtype) * found

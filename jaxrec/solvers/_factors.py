@@ -10,8 +10,9 @@ import numpy as np
 
 from jaxrec._numerics import number, power_of_two
 from jaxrec._partials import partition
+from jaxrec._platform import size, sized
 from jaxrec.interactions import Interactions, check_interactions, check_weights
-from jaxrec.solvers._alternate import CHUNK, Side, State, factors, half_step, side
+from jaxrec.solvers._alternate import Side, State, factors, half_step, side
 from jaxrec.solvers._rows import Source, grouped
 from jaxrec.solvers._run import Factors, check_factors, check_solved
 from jaxrec.solvers._solve import Weighting, cholesky
@@ -49,8 +50,7 @@ def _of_pairs(params: Factors, pairs: tuple[Array, ...], totals: tuple[Array, Ar
         score, w = (user[u] * item[i]).sum(), weighting.gain * rating.astype(user.dtype)
         return (w + weighting.shift) * (1 - 2 * score) + w * score**2
 
-    batch_size = max(min(CHUNK // user.shape[1] + 1, len(pairs[0])), 1)
-    observed = jax.lax.map(loss, pairs, batch_size=batch_size).sum()
+    observed = sized("pairs", lambda n, *pairs: jax.lax.map(loss, pairs, batch_size=n), *pairs).sum()
     # Σ over all pairs of (p·q)² is the inner product of PᵀP and QᵀQ.
     grams = (_einsum("nk,nm->km", table, table) for table in (user, item))
     everything = weighting.unobserved * functools.reduce(jnp.multiply, grams).sum()
@@ -73,7 +73,7 @@ def fold_in_of(variables: Variables, histories: Interactions, weighting: Weighti
         lengths.append(2 * lengths[-1])
     room, dim = power_of_two(histories.n_users), item.shape[1]
     source, n_rows = Source(histories, 0, room), room + len(item)
-    (parts,) = grouped([source], lengths, n_rows=n_rows, chunk=max(CHUNK // dim, 1), rounded=True)
+    (parts,) = grouped([source], lengths, n_rows=n_rows, chunk=max(size("solver_floats", item) // dim, 1), rounded=True)
     parts, own = side(source, parts, n_rows)
     items = Side(own.place, ~own.mine, jnp.zeros_like(own.totals), len(item))
     state = State(jnp.concatenate([jnp.zeros((room, dim), item.dtype), item]), jnp.eye(dim, dtype=item.dtype))

@@ -126,14 +126,6 @@ def places(parts: Sequence[Sequence[Bucket]], n_rows: int) -> np.ndarray:
     return place[:-1]
 
 
-def padding_per_bucket(dim: int) -> int:
-    """Returns the number of padded pairs that cost a run as much time as compiling one more bucket.
-
-    An estimate for conjugate gradients over 16 sweeps with K = `dim`, on a CPU.
-    """
-    return 2**24 // dim
-
-
 def bucket_lengths(degrees: np.ndarray, spare: int = 0) -> list[int]:
     """Returns the lengths [·] to which rows are padded, ascending.
 
@@ -145,7 +137,8 @@ def bucket_lengths(degrees: np.ndarray, spare: int = 0) -> list[int]:
 
     Args:
         degrees: the number of pairs of each row [R].
-        spare: number of padded pairs that a merger may always add; see `padding_per_bucket`.
+        spare: number of padded pairs that a merger may always add, because they cost a run as much
+            time as compiling one more bucket.
     """
     grid, largest = [1], degrees.max(initial=1)
     while grid[-1] < largest:

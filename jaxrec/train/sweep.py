@@ -19,7 +19,7 @@ from tqdm import tqdm
 from jaxrec._log import Interrupted, Log, extended, metrics_of
 from jaxrec._numerics import integer
 from jaxrec._partials import combine, partition
-from jaxrec._platform import cores
+from jaxrec._platform import cores, size
 from jaxrec.interactions import Interactions, check_positives
 from jaxrec.optim.step import Step
 from jaxrec.train import loop
@@ -259,7 +259,7 @@ def _parts(n: int, at_once: int | None, width: int | None) -> tuple[int, list[ra
     """
     most = min(at_once or n, n)
     if width is None:
-        width = 1 if jax.default_backend() == "cpu" else most
+        width = size("sweep_width") or most
     programs = -(-n // min(width, most))
     width = -(-n // programs)
     parts = 1 if at_once is None else -(-programs // (most // width))
