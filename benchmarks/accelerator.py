@@ -402,7 +402,8 @@ def main() -> None:
         try:
             for case in part(how):
                 cases[f"{name}: {case[0]}"] = found = measured(case, facts["ceilings"])
-                print(f"{name}: {case[0]}: " + ", ".join(f"{k} {v:.4g}" for k, v in found.items() if k[-5:] != "_text" and k != "arithmetic"), flush=True)  # fmt: skip
+                shown = {key: f"{value:.4g}" for key, value in found.items() if isinstance(value, float)}
+                print(f"{name}: {case[0]}: {shown}", flush=True)
                 if time.perf_counter() - started > limit:
                     facts["skipped"].append(f"{name}: what comes after {case[0]}; {limit:g} s are over")
                     break

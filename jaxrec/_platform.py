@@ -34,8 +34,8 @@ SIZES = {
     "pairs": Size(1 << 13, 1 << 20),
     # Scores of a block of users in a ranking.
     "ranked_scores": Size(1 << 22, 1 << 28),
-    # Items in a group of the first stage of top-k; 1 has no such stage.
-    "top_k_group": Size(64, 64),
+    # Steps of a binary search in one kernel. On a CPU, a loop takes as long and compiles faster.
+    "search_unroll": Size(1, 32),
     # Intermediate values of models that score pairs by a network.
     "intermediates": Size(1 << 22, 1 << 26),
     # Items whose logits VALID and MacridVAE hold at a time in training.

@@ -16,6 +16,7 @@ import numpy as np
 from jaxrec._ids import INT32_MAX, checked_ids, checked_timestamps, checked_weights, column_of, factorised
 from jaxrec._ids import IdMap as IdMap
 from jaxrec._numerics import as_ids, integer, namespace
+from jaxrec._platform import sized
 from jaxrec.typing import Array, ArrayLike
 
 
@@ -509,8 +510,11 @@ class Interactions:
         n = int(ends[-1]) if len(ends) else 0
         if capacity is not None and integer("capacity", capacity, least=0) < n:
             raise ValueError(f"capacity={capacity}, but these users have {n} pairs; give {n} or more")
-        items = np.zeros(n if capacity is None else int(capacity), np.int32)
-        items[:n] = np.asarray(self.indices)[np.arange(n) + np.repeat(first - ends + degrees, degrees)]
+        items, indices = np.zeros(n if capacity is None else int(capacity), np.int32), np.asarray(self.indices)
+        if n and known.all() and (np.diff(users) == 1).all():
+            items[:n] = indices[first[0] : first[0] + n]  # consecutive users
+        else:
+            items[:n] = indices[np.arange(n) + np.repeat(first - ends + degrees, degrees)]
         return Interactions(_offsets(np.r_[0, ends]), items, None, None, len(users), self.n_items)
 
 
@@ -548,7 +552,8 @@ def _contains(matrix: Interactions, users: Array, items: Array) -> Array:
 
     # Enough steps for the longest possible row; searches that are done keep their bounds.
     steps = max(matrix.n_items, 1).bit_length() + 1
-    low, _ = jax.lax.fori_loop(0, steps, halve, (first, end))
+    search = lambda unroll, *bounds: jax.lax.fori_loop(0, steps, halve, bounds, unroll=min(unroll, steps))  # noqa: E731
+    low, _ = sized("search_unroll", search, first, end)
     return (low < end) & (indices.at[low].get(mode="clip") == items)
 
 

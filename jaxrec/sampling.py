@@ -184,19 +184,19 @@ def reject_seen(key: Key, users: Array, *, sample: Sampler, seen: Interactions, 
     rounds = integer("rounds", rounds, least=0)
     keys = jax.random.split(key, rounds + 1)
 
-    def again(key, items):
-        # Draws for all positions, because shapes are static, and keeps the draws that are needed.
-        return jnp.where(seen.contains(users[..., None], items), sample(key, users), items)
-
     def unfinished(state):
-        count, items = state
-        return (count <= rounds) & seen.contains(users[..., None], items).any()
+        count, _, rejected = state
+        return (count <= rounds) & rejected.any()
 
     def draw(state):
-        count, items = state
-        return count + 1, again(keys[count], items)
+        count, items, rejected = state
+        # Draws for all positions, because shapes are static, and keeps the draws that are needed.
+        items = jnp.where(rejected, sample(keys[count], users), items)
+        return count + 1, items, seen.contains(users[..., None], items)
 
-    return jax.lax.while_loop(unfinished, draw, (jnp.int32(1), sample(keys[0], users)))[1]
+    items = sample(keys[0], users)
+    first = jnp.int32(1), items, seen.contains(users[..., None], items)
+    return jax.lax.while_loop(unfinished, draw, first)[1]
 
 
 def shared(key: Key, users: Array, *, sample: Sampler) -> Array:

@@ -18,11 +18,11 @@ from jaxrec._log import Log
 from jaxrec._mesh import as_auto
 from jaxrec._numerics import accumulated, as_integer, integer, power_of_two
 from jaxrec._partials import check_static
-from jaxrec._platform import concurrently, size, sized
-from jaxrec.interactions import DataWarning, Interactions, check_interactions
+from jaxrec._platform import concurrently, size
+from jaxrec.interactions import DataWarning, Interactions, check_interactions, owners
 from jaxrec.typing import Array, ArrayLike, Key, Model, Variables
 
-_GROUP = 64  # columns are padded to a multiple of it, so that groups of 64 and fewer are equal
+_GROUP = 64  # items per group in the first stage of top-k
 _AT_ONCE = 8  # blocks in one call, if there are many: they share the memory of their scores
 _FEW = 32  # users for whom ordering their scores takes less time than ordering the table of items
 
@@ -123,25 +123,24 @@ def ranked(
     if block is None:
         block = max(size("ranked_scores", variables) // n_items, 1)
     blocks = _blocks(users, integer("block", block))
-    order, places = _order(key, n_items)
+    columns = _order(key, n_items)
     allowed = None
     if candidates is not None:
         allowed = np.zeros(n_items, bool)
-        allowed[places[given_ids("items", candidates, n_items)]] = True
+        allowed[columns[1][given_ids("items", candidates, n_items)]] = True
     lengths_of = [_room(pairs, blocks) for pairs in (histories, seen, demoted)]
     how = {"model": model, "reads": reads(model)}
-    tables = None
+    tables, columns = None, jax.device_put(columns)
     if hasattr(model, "vectors") and len(users) > _FEW:
-        tables = _tables(variables, order, **how)
+        tables = _tables(variables, columns[0], **how)
     how |= {"k": min(power_of_two(k), n_items), "lower": key is None and demoted is not None, "judge": judge}
     at_once = _AT_ONCE if len(blocks) >= 4 * _AT_ONCE else 1
 
     def inputs() -> Iterator[tuple]:
         for start in range(0, len(blocks), at_once):
             some = blocks[np.minimum(np.arange(start, start + at_once), len(blocks) - 1)]  # the last repeats a block
-            known = _histories(histories, some, lengths_of[0])
-            edges = [_edges(pairs, some, places, length) for pairs, length in zip((seen, demoted), lengths_of[1:])]
-            yield variables, tables, order, allowed, (some, known, *edges)
+            of_blocks = [_of_blocks(pairs, some, n) for pairs, n in zip((histories, seen, demoted), lengths_of)]
+            yield variables, tables, columns, allowed, (some, *of_blocks)
 
     found = concurrently(_ranked, inputs(), **how)
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *found)  # [blocks, B, ...]
@@ -332,46 +331,27 @@ def _room(interactions: Interactions | None, users: np.ndarray) -> int | None:
     return room(int(np.asarray(interactions.user_degrees, np.int64)[users].sum(1).max()))
 
 
-def _edges(
-    interactions: Interactions | None, users: np.ndarray, places: np.ndarray, length: int | None
-) -> tuple | None:
-    """Returns the pairs of each block of users [n_blocks, B]: row in the block and column of the
-    item, both [n_blocks, L].
+def _of_blocks(interactions: Interactions | None, users: np.ndarray, length: int | None) -> Interactions | None:
+    """Returns the rows of blocks of users [n_blocks, B]: `indptr` [n_blocks, B + 1], and `indices`
+    [n_blocks, L] with L = `length`.
 
-    Padding has row B, which a scatter drops. Flat lists need less memory than rows padded to the
-    longest user.
+    Flat lists need less memory than rows padded to the longest user.
     """
     if interactions is None:
         return None
-    whole, at = _in_blocks(interactions, users)
-    shape = len(users), length
-    rows, columns = np.full(shape, users.shape[1], np.int32), np.zeros(shape, np.int32)
-    rows[at], columns[at] = whole.pairs()[0] % users.shape[1], places[whole.indices]
-    return rows, columns
+    parts = [interactions.take(block, capacity=length) for block in users]
+    indptr, indices = (np.stack([getattr(part, name) for part in parts]) for name in ("indptr", "indices"))
+    return Interactions(indptr, indices, None, None, users.shape[1], interactions.n_items)
 
 
-def _histories(known: Interactions | None, users: np.ndarray, length: int | None) -> Interactions | None:
-    """Returns the histories of each block of users [n_blocks, B]: `indptr` [n_blocks, B + 1],
-    `indices` [n_blocks, L].
+def _edges(block: Interactions | None, places: Array) -> tuple[Array, Array] | None:
+    """Returns the row and the column of each pair of a block [B, N], both [L].
+
+    `places` [N] are the columns of the items. Padding has row B, which a scatter drops.
     """
-    if known is None:
+    if block is None:
         return None
-    whole, at = _in_blocks(known, users)
-    items = np.zeros((len(users), length), np.int32)
-    items[at] = whole.indices
-    first = np.arange(users.shape[0])[:, None] * users.shape[1]
-    indptr = whole.indptr[first + np.arange(users.shape[1] + 1)] - whole.indptr[first]
-    return Interactions(indptr, items, None, None, users.shape[1], known.n_items)
-
-
-def _in_blocks(interactions: Interactions, users: np.ndarray) -> tuple[Interactions, tuple]:
-    """Returns the rows of all users [n_blocks, B], and each pair's block and its index there."""
-    n_blocks, block = users.shape
-    whole = interactions.take(users.reshape(-1))
-    starts = whole.indptr[::block].astype(np.int64)
-    sizes = np.diff(starts)
-    within = np.arange(whole.n_pairs) - np.repeat(starts[:-1], sizes)
-    return whole, (np.repeat(np.arange(n_blocks), sizes), within)
+    return owners(block.indptr[1:], len(block.indices)), places[block.indices]
 
 
 def _rows(model: Model, variables: Variables, users: Array, histories: Interactions | None = None) -> Array:
@@ -398,15 +378,17 @@ def _tables(variables, order, *, model, reads):
 
 
 @functools.partial(jax.jit, static_argnames=("model", "k", "lower", "judge", "reads"))
-def _ranked(variables, tables, order, allowed, inputs, *, model, k, lower, judge, reads):
+def _ranked(variables, tables, columns, allowed, inputs, *, model, k, lower, judge, reads):
     """Returns scores and items [n_blocks, B, k] of some blocks, and what `judge` returns.
 
-    Columns are in the random `order` [N], which breaks ties, and are padded to a multiple of the
-    group size, N'. `allowed` [N] is False for columns that may not be recommended; None allows all.
-    `tables` are those of `_tables`, or None. `reads` is what the model's functions read from
-    globals and closures: jit compiles again if it has changed.
+    `columns` are the random order of the items [N], which breaks ties, and the column of each item
+    [N]. Columns are padded to a multiple of the group size, N'. `allowed` [N] is False for columns
+    that may not be recommended; None allows all. `tables` are those of `_tables`, or None. `reads`
+    is what the model's functions read from globals and closures: jit compiles again if it has
+    changed.
     """
     del reads
+    order, places = columns
     n_items = len(order)
 
     def padded(rows):
@@ -423,7 +405,8 @@ def _ranked(variables, tables, order, allowed, inputs, *, model, k, lower, judge
         return padded(rows), jnp.isnan(rows).any(axis=1)
 
     def ranked(inputs):
-        users, histories, seen, positives = inputs
+        users, histories, *edges = inputs
+        seen, positives = (_edges(block, places) for block in edges)
         scores, bad = scored(users, histories)
         # Only the padding is written: on CPU a mask over all columns takes longer than the product.
         scores = scores.at[:, n_items:].set(-jnp.inf)
@@ -434,7 +417,7 @@ def _ranked(variables, tables, order, allowed, inputs, *, model, k, lower, judge
         judged = None if judge is None else judge(scores, positives, scores > -jnp.inf)
         if lower:
             scores = scores.at[positives].set(_one_lower(scores.at[positives].get(mode="clip")), mode="drop")
-        values, at = sized("top_k_group", functools.partial(_grouped_top_k, k=k), scores)
+        values, at = _grouped_top_k(scores, k)
         items = jnp.where(values > -jnp.inf, order[jnp.minimum(at, n_items - 1)], -1)
         return jnp.where(bad[:, None], jnp.nan, values), items, judged
 
@@ -452,22 +435,22 @@ def _one_lower(x: Array) -> Array:
     return jnp.where(x == jnp.inf, jnp.asarray(info.max, x.dtype), lower)
 
 
-def _grouped_top_k(size: int, scores: Array, *, k: int) -> tuple[Array, Array]:
-    """Computes `lax.top_k` of [B, G·C] in two stages: the k best groups of C = `size` items by their
-    maximum, then the k best of their items.
+def _grouped_top_k(scores: Array, k: int) -> tuple[Array, Array]:
+    """Computes `lax.top_k` of [B, G·C] in two stages: the k best groups by their maximum, then the
+    k best of their items.
 
     It is exact, since each of the k best items lies in one of the k best groups. A group is a
     *strided* set of columns: the maxima are then an elementwise maximum of slices, and nothing is
-    copied. On CPU, `lax.top_k` of long rows takes more time than the product that computes them;
-    two stages take less.
+    copied. `lax.top_k` of long rows takes more time than the product that computes them; two stages
+    take less.
     """
     n_rows, width = scores.shape
-    n_groups = width // size
-    if size == 1 or k >= n_groups:
+    n_groups = width // _GROUP
+    if k >= n_groups:
         return jax.lax.top_k(scores, k)
-    best = scores.reshape(n_rows, size, n_groups).max(axis=1)
+    best = scores.reshape(n_rows, _GROUP, n_groups).max(axis=1)
     _, group = jax.lax.top_k(best, k)
-    columns = group[:, None, :] + n_groups * jnp.arange(size, dtype=group.dtype)[None, :, None]
+    columns = group[:, None, :] + n_groups * jnp.arange(_GROUP, dtype=group.dtype)[None, :, None]
     columns = columns.reshape(n_rows, -1)
     values, at = jax.lax.top_k(jnp.take_along_axis(scores, columns, axis=1, mode="promise_in_bounds"), k)
     return values, jnp.take_along_axis(columns, at, axis=1, mode="promise_in_bounds")
