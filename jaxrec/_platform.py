@@ -29,7 +29,7 @@ SIZES = {
     # Floats that iALS and WRMF gather at a time. On a CPU they fit into a core's cache.
     "solver_floats": Size(1 << 17, 1 << 26),
     # Floats that a run of iALS gathers in the time in which a bucket is compiled, over 16 sweeps.
-    "solver_padding": Size(1 << 24, 1 << 30),
+    "solver_padding": Size(1 << 24, 1 << 26),
     # Pairs whose two vectors are gathered at a time, for their dot products.
     "pairs": Size(1 << 13, 1 << 20),
     # Scores of a block of users in a ranking.

@@ -8,7 +8,10 @@ compile much and compute little. Those marked `optimised` are about what the opt
 import os
 import pathlib
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+# On GPUs sums are otherwise in any order, and nothing repeats bit by bit.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    " --xla_force_host_platform_device_count=4 --xla_gpu_deterministic_ops=true"
+)
 
 import jax
 import pytest

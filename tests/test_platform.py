@@ -1,4 +1,4 @@
-"""Threads of a CPU: the same results, in the context of the thread that calls, and errors that reach it."""
+"""Sizes of other devices give the same results. Threads of a CPU do too; errors reach the thread that calls."""
 
 import threading
 import time
@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec import _platform, evaluate, models
+from jaxrec import Interactions, _platform, evaluate, models, solvers
 from jaxrec.data import synthetic
 
 TRAIN, TEST = synthetic.checkerboard(40)
 MODEL = models.MF(40, 40, dim=3)
+WIDE = Interactions.from_pairs(np.repeat(np.arange(5), 4), np.arange(20) * 14, n_users=5, n_items=300)
 
 
 @pytest.fixture
@@ -81,9 +82,81 @@ def test_an_error_of_a_call_reaches_the_caller(three):
 def test_arrays_on_several_devices_are_not_divided_among_threads(three, monkeypatch):
     """Programs that communicate must run in the same order on all devices."""
     monkeypatch.setattr(_platform.threading, "Thread", None)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("rows",))
+    mesh = jax.sharding.Mesh(np.array(jax.devices("cpu")[:2]), ("rows",))
     spread = jax.device_put(np.arange(4.0), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows")))
     found = _platform.concurrently(jax.jit(jnp.sum), [(spread,), (2 * spread,)])
     assert [float(x) for x in found] == [6, 12]
     with jax.disable_jit():
         assert [int(x) for x in _platform.concurrently(jax.jit(jnp.sum), [(jnp.arange(3),)] * 2)] == [3, 3]
+
+
+# ---------------------------------------------------------------------- sizes
+
+
+@pytest.fixture
+def sizes_of_accelerators(monkeypatch):
+    """A function after which programs take the sizes of accelerators."""
+
+    def use():
+        for name, size in _platform.SIZES.items():
+            monkeypatch.setitem(_platform.SIZES, name, _platform.Size(size.accelerator, size.accelerator))
+        jax.clear_caches()
+
+    yield use
+    jax.clear_caches()
+
+
+def by_als():
+    return solvers.wrmf.fit(
+        TRAIN, dim=3, alpha=5.0, regularization=1.0, sweeps=2, key=jax.random.key(0), progress=False
+    )[1]
+
+
+def by_rg2():
+    options = {"dim": 3, "alpha": 0.5, "regularization": 0.1, "sweeps": 2, "steps": 3}
+    return solvers.rg2.fit(TRAIN, **options, key=jax.random.key(0), progress=False)[1]
+
+
+def by_valid():
+    """The gradient of a bound whose decoder goes through two chunks of items on a CPU."""
+    model = models.VALID(300, dim=4, n_interests=2, width=4)
+    ids = np.zeros(1, np.int32)
+    variables, known = model.init(jax.random.key(0), ids, ids), WIDE.take(np.arange(5))
+    bound = lambda v: model.apply(v, np.arange(5), histories=known, method="bound")[0].sum()  # noqa: E731
+    return jax.jit(jax.grad(bound))(variables)
+
+
+def by_network():
+    model = models.NeuMF(40, 40, dim=4, layers=(8, 4))
+    variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
+    return evaluate.full_ranking(model, variables, TRAIN, TEST, ks=(3,)).means
+
+
+def by_search():
+    return jax.jit(TRAIN.contains)(jnp.arange(40), jnp.arange(40)[::-1])
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize("run", [by_als, by_rg2, by_valid, by_network, by_search])
+def test_sizes_of_accelerators_give_the_same(run, sizes_of_accelerators):
+    expected = jax.tree.map(np.asarray, run())
+    sizes_of_accelerators()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), run(), expected)
+
+
+def test_an_exported_program_takes_the_size_of_its_own_platform(monkeypatch):
+    monkeypatch.setitem(_platform.SIZES, "pairs", _platform.Size(7, 11))
+    program = jax.jit(lambda x: _platform.sized("pairs", lambda size, x: x * size, x))
+    assert program(jnp.float32(2)) == 14 or jax.default_backend() != "cpu"
+    texts = {
+        name: jax.export.export(program, platforms=[name])(jnp.float32(2)).mlir_module() for name in ("cpu", "cuda")
+    }
+    assert "7.0" in texts["cpu"] and "11.0" not in texts["cpu"]
+    assert "1.1" in texts["cuda"] and "7.0" not in texts["cuda"]
+
+
+def test_the_platform_is_that_of_the_arrays():
+    one = jax.devices("cpu")[0]
+    assert _platform.platform({"table": jax.device_put(np.ones(3), one)}) == "cpu"
+    with jax.default_device(one):
+        assert _platform.platform({"table": np.ones(3)}) == "cpu"

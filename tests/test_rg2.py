@@ -241,7 +241,7 @@ def test_fold_in_is_the_users_half_step(alpha):
 @pytest.mark.parametrize("alpha", [0.0, 0.1])
 def test_mesh_gives_the_same(train, devices, alpha):
     """57 users: 4 devices do not divide them."""
-    mesh = Mesh(np.array(jax.devices()[:devices]), ("users",))
+    mesh = Mesh(np.array(jax.devices("cpu")[:devices]), ("users",))
     alone, dealt = fitted(train, 0.1, 4, alpha=alpha), fitted(train, 0.1, 4, alpha=alpha, mesh=mesh)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), alone[0], dealt[0])
     np.testing.assert_allclose(alone[1].column("objective")[1], dealt[1].column("objective")[1], rtol=1e-6)
@@ -261,7 +261,7 @@ def test_mesh_gives_the_same(train, devices, alpha):
         ({"alpha": -0.1}, "alpha=-0.1; give a finite number of 0 or more"),
         ({"steps": 0}, "steps=0; give an integer of 1 or more"),
         ({"stopping": jr.train.EarlyStopping("ndcg@10")}, "validate is None"),
-        ({"mesh": Mesh(np.array(jax.devices()).reshape(2, 2), ("a", "b"))}, "single axis"),
+        ({"mesh": Mesh(np.array(jax.devices("cpu")).reshape(2, 2), ("a", "b"))}, "single axis"),
     ],
 )
 def test_wrong_arguments_are_refused(change, message):
@@ -284,7 +284,7 @@ def test_wrong_data_are_refused():
         rg2.fold_in(variables, interactions(), regularization=0.1)
     with pytest.raises(ValueError, match="dim=3, and the decomposition has 2"):
         rg2.shrink(rg2.decompose(few, dim=2, key=KEY), regularization=0.1, dim=3)
-    mesh = Mesh(np.array(jax.devices()), ("users",))
+    mesh = Mesh(np.array(jax.devices("cpu")), ("users",))
     three = jr.Interactions.from_pairs([0, 1, 2], [0, 1, 2])
     with pytest.raises(ValueError, match="mesh has 4 devices and train 3 users"):
         rg2.fit(three, dim=1, regularization=0.1, key=KEY, mesh=mesh)

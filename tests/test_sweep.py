@@ -13,6 +13,7 @@ import pytest
 import scipy.stats
 
 import jaxrec as jr
+from jaxrec import _platform
 from jaxrec._log import Log
 from jaxrec.data import synthetic
 from jaxrec.train.loop import State
@@ -192,7 +193,8 @@ def test_grid_makes_all_combinations():
         (2, 100, 100, (2, [range(0, 2, 2)])),
     ],
 )
-def test_parts_are_as_equal_as_can_be(n, at_once, width, expected):
+def test_parts_are_as_equal_as_can_be(n, at_once, width, expected, monkeypatch):
+    monkeypatch.setitem(_platform.SIZES, "sweep_width", _platform.Size(1, 1))
     found = _parts(n, at_once, width)
     assert (found[0], [list(part) for part in found[1]]) == (expected[0], [list(part) for part in expected[1]])
 

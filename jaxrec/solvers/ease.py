@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxrec._log import Log
 from jaxrec._numerics import integer, number
+from jaxrec._platform import platform
 from jaxrec.interactions import Interactions, check_positives
 from jaxrec.models.ease import EASE
-from jaxrec.typing import Variables
+from jaxrec.typing import Array, Variables
 
 
 def fit(train: Interactions, *, regularization: float, max_items: int = 20_000) -> tuple[EASE, Variables, Log]:
@@ -18,8 +20,8 @@ def fit(train: Interactions, *, regularization: float, max_items: int = 20_000) 
     It computes B = I − P diag(1 / diag P) with P = (XᵀX + λI)⁻¹, which minimises ‖X − XB‖² + λ‖B‖²
     subject to diag B = 0.
 
-    The computation runs on the host, in float64, by a Cholesky factorisation. It needs two [N, N]
-    arrays, and its time grows with N³.
+    The computation is in float64, by a Cholesky factorisation, and its time grows with N³. It runs
+    on the host, where it needs two [N, N] arrays, or on an accelerator, which needs five.
 
     Args:
         train: X, the positives; their weights are ignored.
@@ -51,12 +53,31 @@ def fit(train: Interactions, *, regularization: float, max_items: int = 20_000) 
     x.data = np.ones(len(x.data))
     gram = (x.T @ x).toarray()
     gram[np.diag_indices_from(gram)] += regularization
-    _invert(gram, regularization)
-    weights = np.float32(gram)
-    del gram
-    weights /= -np.diag(weights)
-    np.fill_diagonal(weights, 0)
+    if platform() == "cpu":
+        _invert(gram, regularization)
+        weights = np.float32(gram)
+        del gram
+        weights /= -np.diag(weights)
+        np.fill_diagonal(weights, 0)
+    else:
+        with jax.enable_x64(True):
+            weights = on_accelerator(jnp.asarray(gram))
+        if not bool(jnp.isfinite(weights[0]).all()):
+            raise _too_small(regularization)
     return EASE(train.n_items), {"params": {"weights": jnp.asarray(weights)}}, Log()
+
+
+@jax.jit
+def on_accelerator(table: Array) -> Array:
+    """Returns B float32 [N, N] for XᵀX + λI, NaN if that is not positive definite."""
+    factor = jnp.linalg.cholesky(table)
+    inverse = jax.scipy.linalg.cho_solve((factor, True), jnp.eye(len(table), dtype=table.dtype))
+    weights = (inverse / -jnp.diag(inverse)).astype(jnp.float32)
+    return jnp.fill_diagonal(weights, 0, inplace=False)
+
+
+def _too_small(regularization: float) -> ValueError:
+    return ValueError(f"regularization={regularization} is too small for float64; give a larger one")
 
 
 _BLOCK = 4096  # OpenBLAS's parallel Cholesky crashes from about 16,000 rows on
@@ -75,7 +96,7 @@ def _invert(table: np.ndarray, regularization: float) -> None:
     if n <= _BLOCK:
         factor, failed = lapack.dpotrf(table, lower=True)
         if failed:
-            raise ValueError(f"regularization={regularization} is too small for float64; give a larger one")
+            raise _too_small(regularization)
         half = np.tril(lapack.dpotri(factor, lower=True)[0])
         table[...] = half + np.tril(half, -1).T
         return
