@@ -41,6 +41,7 @@ def write(
     *,
     quick: bool,
     folder: pathlib.Path = RESULTS,
+    done: bool = True,
     **facts: Any,
 ) -> None:
     """Writes <name>.json to benchmarks/results/, and prints the cases as one line of JSON.
@@ -50,6 +51,7 @@ def write(
         cases: the values of each case.
         quick: whether this was a shortened run. Its file is written to runs/, which git ignores.
         folder: folder of the file.
+        done: whether to print the cases; False for the record of a run that continues.
         facts: further facts, such as protocol, settings and fingerprints of the data.
     """
     record = {
@@ -68,7 +70,8 @@ def write(
     folder = IGNORED if quick else folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name.replace('.', '_')}.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps({"benchmark": name, "cases": cases}))
+    if done:
+        print(json.dumps({"benchmark": name, "cases": cases}))
 
 
 def _processor() -> str:

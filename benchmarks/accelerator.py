@@ -8,7 +8,7 @@ once each; what stays in a cache may therefore be faster than this bound. Operat
 the formula, in float32 at full precision unless the case says otherwise.
 
 Times are medians of epochs, sweeps or calls after the first; the first one, which compiles, is
-given apart. Each part has a time limit. The record is written after each part, so that an
+given apart. Each part has a time limit. The record is written after each case, so that an
 interrupted run keeps what it has measured. Data sets that are missing are skipped in words. The
 large set is made up: 20 million pairs of 138,493 users and 26,744 items, by a power law.
 """
@@ -16,8 +16,9 @@ large set is made up: 20 million pairs of 138,493 users and 26,744 items, by a p
 from __future__ import annotations
 
 import functools
+import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,11 +35,13 @@ from benchmarks.speed import valid as speed_valid
 from benchmarks.studies.lambda_opt import Part
 from benchmarks.studies.lambda_opt import prepare as prepare_lambda_opt
 from benchmarks.studies.valid import prepare as prepare_valid
+from jaxrec import study
 from jaxrec.data import datasets, splits, synthetic
 from jaxrec.optim import rowwise
 
 LARGE = {"n_users": 138_493, "n_items": 26_744, "n_pairs": 20_000_000}
 DIM, RATE = 64, 1e-3
+STEPS = {1_048_576: 19, 65_536: 100, 8192: 300, 1024: 400}
 OPTIMIZERS = {"optax.adam": optax.adam, "rowwise.adam": rowwise.adam, "rowwise.lazy_adam": rowwise.lazy_adam}
 TITLE = "Speed on an accelerator"
 COLUMNS = {
@@ -54,17 +57,18 @@ COLUMNS = {
 def more(found: Mapping[str, Any]) -> str:
     """Returns the text about the device, its memory, and what was skipped."""
     speeds = found["ceilings"]
-    peak = max((peak for peak in found["peak_mb"].values() if peak is not None), default=None)
-    parts = [
+    parts = found["parts"]
+    peak = max((part["peak_mb"] for part in parts.values() if part["peak_mb"] is not None), default=None)
+    said = [
         f"Device: {found['device']}. A copy moves {speeds['bytes'] / 1e12:.2f} TB/s. Large products run at "
         f"{speeds['float32'] / 1e12:.0f} TFLOP/s in float32, {speeds['default'] / 1e12:.0f} at JAX's default "
         f"precision for float32, {speeds['float64'] / 1e12:.0f} in float64 and {speeds['bfloat16'] / 1e12:.0f} in "
-        f"bfloat16. All parts took {found['seconds']:.0f} s."
+        f"bfloat16."
     ]
     if peak is not None:
-        parts.append(f"The peak memory of the device was {peak / 1024:.1f} GB.")
-    parts += [f"Skipped: {reason}." for reason in found["skipped"]]
-    return " ".join(parts)
+        said.append(f"The peak memory of the device was {peak / 1024:.1f} GB.")
+    said += [f"Skipped of {name}: {part['skipped']}." for name, part in parts.items() if part["skipped"]]
+    return " ".join(said)
 
 
 class Setting(NamedTuple):
@@ -225,23 +229,27 @@ def optimised(optimizer: str, train: jr.Interactions, looked_up: int) -> float:
     return {"optax.adam": 6 * table, "rowwise.adam": 4 * table + 2 * rows, "rowwise.lazy_adam": 6 * rows}[optimizer]
 
 
-def bpr(how: Setting) -> Iterator[Case]:
-    """MF-BPR on the large set."""
+def bpr(how: Setting, steps: Mapping[int, int], optimizers: Sequence[str], dtype: Any) -> Iterator[Case]:
+    """MF-BPR on the large set, with tables of this type.
+
+    Args:
+        how: how much to run.
+        steps: for each batch size the number of steps of an epoch.
+        optimizers: names of the optimisers.
+        dtype: type of the tables.
+    """
     train = large(how.quick)
-    steps = {256: 20} if how.quick else {1024: 400, 8192: 300, 65_536: 100, 1_048_576: 19}
-    for batch, n_steps in sorted(steps.items(), reverse=True):
-        for optimizer in ("rowwise.lazy_adam",) if how.quick else OPTIMIZERS:
-            yield factorisation(train, optimizer, batch, n_steps, how.rounds)
-    for batch in list(steps)[-2:]:
-        yield factorisation(train, "rowwise.lazy_adam", batch, steps[batch], how.rounds, dtype=jnp.bfloat16)
+    for batch, n_steps in ({256: 20} if how.quick else steps).items():
+        for optimizer in optimizers[-1:] if how.quick else optimizers:
+            yield factorisation(train, optimizer, batch, n_steps, how.rounds, dtype=dtype)
 
 
 def negatives(how: Setting) -> Iterator[Case]:
     """MF-CCL and MF-MML with many negatives, on Gowalla."""
     train = gowalla(how.quick).train
     batch, steps, numbers = (128, 10, (10,)) if how.quick else (4096, 50, (100, 800))
-    mml = dict(jr.papers.mml.GOWALLA)
-    for name, loss in (("CCL", jr.losses.ccl), ("MML", partial(jr.losses.mml, **mml))):
+    losses = {"CCL": jr.losses.ccl, "MML": partial(jr.losses.mml, **jr.papers.mml.GOWALLA)}
+    for name, loss in list(losses.items())[-1 if how.quick else 0 :]:
         for n in numbers:
             options = {"n": n, "loss": loss, "score": jr.models.cosine}
             what, *rest = factorisation(train, "rowwise.adam", batch, steps, how.rounds, **options)
@@ -326,27 +334,26 @@ def lambda_opt(how: Setting) -> Iterator[Case]:
 # ---------------------------------------------------------------------- solvers
 
 
-def als(how: Setting) -> Iterator[Case]:
-    """iALS and RG2: a sweep on Gowalla and on the large set."""
+def als(how: Setting, load: Callable[[bool], jr.Interactions], dims: Sequence[int]) -> Iterator[Case]:
+    """iALS and RG2: a sweep."""
     solvers = {"3 CG steps": jr.solvers.ials.conjugate_gradient, "exact": jr.solvers.ials.cholesky}
-    sets = {"Gowalla": lambda: gowalla(how.quick).train, "20 million pairs": lambda: large(how.quick)}
-    for name, load in list(sets.items())[: 1 if how.quick else 2]:
-        train = load()
-        rows = train.n_users + train.n_items
-        for dim in (16,) if how.quick else (64, 256):
-            options = {"key": jax.random.key(0), "dim": dim, "sweeps": 1 + how.rounds, "progress": False}
-            options["tolerance"] = None
-            for what, solver in solvers.items():
-                *_, log = jr.solvers.wrmf.fit(train, alpha=10.0, regularization=10.0, solver=solver, **options)
-                flop = 2 * train.n_pairs * dim * 16
-                if what == "exact":
-                    flop = 2 * train.n_pairs * dim * (dim + 1) + rows * dim**3 / 3
-                moved = 2 * train.n_pairs * (4 + 4 * dim) + 4 * 2 * rows * dim
-                yield f"{name}, {dim}: iALS, {what}", Work(train.n_pairs, "pairs", moved, flop), *seconds_of(log)
-            *_, log = jr.solvers.rg2.fit(train, regularization=0.5, **options)
-            moved = 3 * train.n_pairs * (4 + 4 * dim) + 4 * 4 * rows * dim
-            work = Work(train.n_pairs, "pairs", moved, 2 * 2 * rows * dim**2)
-            yield f"{name}, {dim}: RG2", work, *seconds_of(log)
+    train = load(how.quick)
+    rows = train.n_users + train.n_items
+    for dim in (16,) if how.quick else dims:
+        options = {"key": jax.random.key(0), "dim": dim, "sweeps": 1 + how.rounds, "tolerance": None}
+        for what, solver in solvers.items():
+            settings = {"alpha": 10.0, "regularization": 10.0, "solver": solver}
+            *_, log = jr.solvers.wrmf.fit(train, progress=False, **settings, **options)
+            # A step multiplies by the pairs' vectors twice; there is a product before the first one.
+            flop = 2 * train.n_pairs * dim * 4 * (3 + 1)
+            if what == "exact":
+                flop = 2 * train.n_pairs * dim * (dim + 1) + rows * dim**3 / 3
+            moved = 2 * train.n_pairs * (4 + 4 * dim) + 4 * 2 * rows * dim
+            yield f"{dim} dimensions: iALS, {what}", Work(train.n_pairs, "pairs", moved, flop), *seconds_of(log)
+        *_, log = jr.solvers.rg2.fit(train, regularization=0.5, progress=False, **options)
+        moved = 3 * train.n_pairs * (4 + 4 * dim) + 4 * 4 * rows * dim
+        work = Work(train.n_pairs, "pairs", moved, 2 * 2 * rows * dim**2)
+        yield f"{dim} dimensions: RG2", work, *seconds_of(log)
 
 
 def seconds_of(log: Any) -> tuple[float, list[float]]:
@@ -396,47 +403,63 @@ def factors(n_users: int, n_items: int) -> tuple[Any, Any]:
 # ---------------------------------------------------------------------- the run
 
 PARTS: dict[str, tuple[Callable[[Setting], Iterator[Case]], float]] = {
-    "MF-BPR": (bpr, 100),
-    "many negatives": (negatives, 40),
-    "rankings": (rankings, 40),
-    "ALS": (als, 120),
-    "LightGCN": (lightgcn, 25),
-    "VALID": (valid, 40),
-    "MARS": (mars, 20),
-    "λOpt": (lambda_opt, 25),
-    "EASE": (ease, 60),
+    "MF-BPR": (partial(bpr, steps=STEPS, optimizers=list(OPTIMIZERS), dtype=jnp.float32), 100),
+    "MF-BPR, half precision": (partial(bpr, steps=STEPS, optimizers=["rowwise.lazy_adam"], dtype=jnp.bfloat16), 25),
+    "many negatives": (negatives, 30),
+    "rankings": (rankings, 30),
+    "ALS, Gowalla": (partial(als, load=lambda quick: gowalla(quick).train, dims=(64, 256)), 70),
+    "ALS, 20 million pairs": (partial(als, load=large, dims=(256, 64)), 100),
+    "LightGCN": (lightgcn, 15),
+    "VALID": (valid, 30),
+    "MARS": (mars, 15),
+    "λOpt": (lambda_opt, 15),
+    "EASE": (ease, 30),
 }
 """For each part its function, and its time limit in seconds, which is checked between cases."""
 
 
 def main() -> None:
-    """Measures all parts and writes the record after each."""
+    """Measures the parts and writes the record after each case."""
     parser = _record.parser("accelerator", __doc__, "small made-up sets")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="measure these parts only")
+    about = "measure these parts only; the record keeps the others if they are of the same device"
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help=about)
     options = parser.parse_args()
     how = Setting(options.quick, 2 if options.quick else 5)
-    began, cases = time.perf_counter(), {}
-    facts: dict[str, Any] = {"ceilings": ceilings(how.quick), "skipped": [], "peak_mb": {}, "data": "made up"}
+    kept = kept_of(PARTS.keys() - {*options.parts}, options.quick)
+    cases, parts, speeds = kept["cases"], kept["parts"], ceilings(how.quick)
+    facts = {"data": "made up", "ceilings": speeds, "parts": parts}
+    record = partial(_record.write, "accelerator", cases, quick=how.quick, **facts)
     for name in options.parts:
-        part, limit = PARTS[name]
-        started = time.perf_counter()
+        (part, limit), began = PARTS[name], time.perf_counter()
+        parts[name] = about = {"commit": study.commit(_record.RESULTS), "skipped": None, "peak_mb": None}
         try:
             for case in part(how):
-                cases[f"{name}: {case[0]}"] = found = measured(case, facts["ceilings"])
+                cases[f"{name}: {case[0]}"] = found = measured(case, speeds)
                 shown = {key: f"{value:.4g}" for key, value in found.items() if isinstance(value, float)}
                 print(f"{name}: {case[0]}: {shown}", flush=True)
-                if time.perf_counter() - started > limit:
-                    facts["skipped"].append(f"{name}: what comes after {case[0]}; {limit:g} s are over")
+                about |= {"seconds": time.perf_counter() - began, "peak_mb": peak_mb()}
+                if about["seconds"] > limit:
+                    about["skipped"] = f"what comes after {case[0]}, because {limit:g} s were over"
                     break
+                record(done=False)
         except FileNotFoundError as error:
-            facts["skipped"].append(f"{name}: {error}")
-        facts["peak_mb"][name] = memory()
-        facts["seconds"] = time.perf_counter() - began
-        _record.write("accelerator", cases, quick=how.quick, **facts)
+            about["skipped"] = str(error)
+    record()
 
 
-def memory() -> float | None:
-    """Returns the peak memory of the device so far in MB, if it tells."""
+def kept_of(names: Iterable[str], quick: bool) -> dict[str, dict[str, Any]]:
+    """Returns the cases and facts of these parts from the record, if it is of this device."""
+    path = _record.RESULTS / "accelerator.json"
+    found = {} if quick or not path.exists() else json.loads(path.read_text())
+    if found.get("device") != jax.devices()[0].device_kind:
+        return {"cases": {}, "parts": {}}
+    parts = {name: found["parts"][name] for name in names if name in found["parts"]}
+    cases = {name: case for name, case in found["cases"].items() if name.partition(":")[0] in parts}
+    return {"cases": cases, "parts": parts}
+
+
+def peak_mb() -> float | None:
+    """Returns the peak memory of the device in this process so far, in MB, if it tells."""
     found = jax.devices()[0].memory_stats()
     return None if not found else found["peak_bytes_in_use"] / 2**20
 

@@ -1,10 +1,12 @@
-"""Looks up rows of a table by their ids."""
+"""Looks up rows of a table by their ids, and places in an ordered array."""
 
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 
 from jaxrec._numerics import as_ids
+from jaxrec._platform import sized
 from jaxrec.typing import Array
 
 _WIDTH = 8  # float32 numbers in a vector register
@@ -46,3 +48,13 @@ def lookup_again(table: Array, ids: Array) -> Array:
     seen = table.reshape(len(table), -1, _WIDTH) if divides else table
     rows = seen.at[ids].get(mode="promise_in_bounds", wrap_negative_indices=False)
     return rows.reshape(*ids.shape, *table.shape[1:])
+
+
+def search(ordered: Array, values: Array, *, side: str = "left") -> Array:
+    """Returns `jnp.searchsorted(ordered, values, side=side)`, int32."""
+
+    def found(unroll: int, ordered: Array, values: Array) -> Array:
+        method = "scan" if unroll == 1 else "scan_unrolled"
+        return jnp.searchsorted(ordered, values, side=side, method=method).astype(jnp.int32)
+
+    return sized("search_unroll", found, ordered, values)

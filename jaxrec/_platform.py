@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -76,6 +77,22 @@ def sized(name: str, function: Callable[..., Any], *args: Any) -> Any:
         return function(cpu, *args)
     on_cpu, other = (functools.partial(function, number) for number in (cpu, accelerator))
     return jax.lax.platform_dependent(*args, cpu=on_cpu, default=other)
+
+
+@functools.cache
+def warn_of_slow_sums() -> None:
+    """Warns once if this jaxlib adds rows of tables on a GPU in hundreds of times the usual time.
+
+    Versions 0.10.2 to 0.11.0 compile a scatter-add of float32 into a loop of compare-and-swap.
+    """
+    version = jax.lib.__version__
+    numbers = tuple(int(part) for part in version.split(".")[:3])
+    if (0, 10, 2) <= numbers < (0, 11, 1) and platform() == "gpu":
+        warnings.warn(
+            f"jaxlib {version} adds up the gradients of rows on GPUs hundreds of times more slowly than other "
+            'versions; pip install "jaxrec[cuda]" on Python 3.12 or newer gives jaxlib 0.11.1 or newer',
+            stacklevel=4,
+        )
 
 
 def cores() -> int:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from jaxrec._log import DivergenceError, EarlyStopping, Interrupted, Log, extended
 from jaxrec._numerics import integer
+from jaxrec._platform import warn_of_slow_sums
 from jaxrec.typing import Variables
 
 
@@ -141,6 +142,7 @@ def run(
             without `validate`, if `validate` does not return the metric of `stopping`, or if the
             checkpoint is of another run.
     """
+    warn_of_slow_sums()
     epochs, every = integer(unit, epochs), integer("every", every)
     if stopping is not None and not isinstance(stopping, EarlyStopping):
         raise TypeError(f"stopping={stopping!r}; give jaxrec.train.EarlyStopping(metric)")

@@ -412,14 +412,16 @@ class Interactions:
 
     def _contains_on_host(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Does the work of `contains` with NumPy, which compiles nothing."""
-        given, place = np.unique(users, return_inverse=True)
-        rows = self.take(given)
-        inside = (items >= 0) & (items < self.n_items)
+        rows, inside = self, (items >= 0) & (items < self.n_items) & (users >= 0) & (users < self.n_users)
+        if users.size < self.n_users:
+            given, place = np.unique(users, return_inverse=True)
+            rows, users = self.take(given), place.reshape(users.shape)
         # One ascending list of all pairs, in which every pair is searched at once.
-        stored = rows.pairs()[0] * np.int64(self.n_items) + rows.indices
-        wanted = place.reshape(items.shape) * np.int64(self.n_items) + np.where(inside, items, 0).astype(np.int64)
+        kind = np.int32 if rows.n_users * self.n_items <= INT32_MAX else np.int64
+        stored = rows.pairs()[0] * kind(self.n_items) + rows.indices.astype(kind, copy=False)
+        wanted = np.where(inside, users.astype(kind) * kind(self.n_items) + items.astype(kind), 0)
         found = np.searchsorted(stored, wanted)
-        return inside & (np.append(stored, -1)[found] == wanted)
+        return inside & (np.append(stored, kind(-1))[found] == wanted)
 
     def rows(self, users: Array, *, length: int) -> tuple[Array, Array]:
         """Returns the items of a block of users as padded rows.

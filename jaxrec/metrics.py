@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec._lookup import search
 from jaxrec._numerics import accumulated, as_host_ids, as_ids, as_integer, integer, namespace
 from jaxrec.typing import Array, ArrayLike
 
@@ -178,8 +179,7 @@ def auc(scores: Array, relevant: Array, *, where: Array | None = None) -> Array:
         ordered = jnp.sort(jnp.where(other, scores, jnp.inf))
         n_other = other.sum(dtype=jnp.int32)
         below, up_to = (
-            jnp.minimum(jnp.searchsorted(ordered, scores, side=side), n_other).astype(jnp.float32)
-            for side in ("left", "right")
+            jnp.minimum(search(ordered, scores, side=side), n_other).astype(jnp.float32) for side in ("left", "right")
         )
         shares = _ratio(below + up_to, 2 * n_other.astype(jnp.float32))  # float32 could not hold a sum of wins
         area = _ratio(jnp.where(relevant, shares, 0).sum(), relevant.sum(dtype=jnp.int32).astype(jnp.float32))

@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxrec._lookup import search
 from jaxrec._numerics import accumulated
 from jaxrec._platform import sized
 from jaxrec.interactions import Interactions
@@ -125,7 +126,7 @@ def _turned(matrix: Interactions) -> Interactions:
     order = jnp.argsort(jnp.asarray(matrix.indices), stable=True)
     indices, bounds = jnp.asarray(matrix.indices)[order], jnp.arange(matrix.n_items + 1, dtype=jnp.int32)
     return Interactions(
-        indptr=jnp.searchsorted(indices, bounds).astype(jnp.int32),
+        indptr=search(indices, bounds),
         indices=_owners(matrix)[order],
         weights=None if matrix.weights is None else jnp.asarray(matrix.weights)[order],
         timestamps=None,

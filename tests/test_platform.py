@@ -2,6 +2,7 @@
 
 import threading
 import time
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -153,6 +154,30 @@ def test_an_exported_program_takes_the_size_of_its_own_platform(monkeypatch):
     }
     assert "7.0" in texts["cpu"] and "11.0" not in texts["cpu"]
     assert "1.1" in texts["cuda"] and "7.0" not in texts["cuda"]
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize(
+    "version, device, slow",
+    [
+        ("0.10.1", "gpu", False),
+        ("0.10.2", "gpu", True),
+        ("0.11.0", "gpu", True),
+        ("0.11.1", "gpu", False),
+        ("0.12.0.1", "gpu", False),
+        ("0.11.0", "cpu", False),
+    ],
+)
+def test_versions_with_slow_sums_on_gpus_are_said_once(version, device, slow, monkeypatch):
+    monkeypatch.setattr(jax.lib, "__version__", version)
+    monkeypatch.setattr(_platform, "platform", lambda tree=None: device)
+    _platform.warn_of_slow_sums.cache_clear()
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        _platform.warn_of_slow_sums()
+        _platform.warn_of_slow_sums()
+    assert [str(each.message)[: 7 + len(version)] for each in found] == [f"jaxlib {version}"] * slow
+    _platform.warn_of_slow_sums.cache_clear()
 
 
 def test_the_platform_is_that_of_the_arrays():

@@ -318,4 +318,5 @@ def _place_of(slope: Array | Rows) -> tuple[_Whole | _Places, Array]:
     if not isinstance(slope, Rows):
         return _Whole(), slope
     at = _Places(slope.ids, slope.shape[0])
-    return at, at.summed(slope.values)
+    # Many values may be added up. On GPUs sums of half precision are also slow.
+    return at, at.summed(accumulated(slope.values)).astype(slope.values.dtype)

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrec._lookup import search
 from jaxrec._partials import flattened
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.optim import lambda_opt
@@ -150,6 +151,6 @@ def _pairs(key: Key, pairs: Interactions | Groups, size: int) -> Batch:
         places = jax.random.randint(key, (size,), 0, pairs.n, dtype=jnp.int32)
         return jax.tree.map(jnp.asarray, pairs).batch(places)
     places = jax.random.randint(key, (size,), 0, len(pairs.indices), dtype=jnp.int32)
-    users = jnp.searchsorted(jnp.asarray(pairs.indptr), places, side="right").astype(jnp.int32) - 1
+    users = search(jnp.asarray(pairs.indptr), places, side="right") - 1
     weights = None if pairs.weights is None else jnp.asarray(pairs.weights)[places]
     return Batch.of(users, jnp.asarray(pairs.indices)[places], weights=weights)
