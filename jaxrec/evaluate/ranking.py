@@ -85,7 +85,7 @@ def top_k(
             such as `models.VALID`. Other models take none.
         key: typed key from which the order of equal scores is drawn; None is a fixed key.
         block: number of users scored at a time. By default a block of scores fits into the
-            processor's cache, or takes about 0.5 GB on an accelerator. Results do not depend on it.
+            processor's cache, or takes 1 GB on an accelerator. Results do not depend on it.
 
     Returns:
         scores float32 [U, k] and items int32 [U, k], best first; -inf and -1 if a user has fewer

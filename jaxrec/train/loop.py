@@ -120,8 +120,9 @@ def fit(
         every: number of epochs between validations. The last epoch is always validated.
         stopping: ends the run when its metric no longer improves. The returned state is then the
             best one.
-        checkpoint: where to save. If the run is killed, the same call resumes it. On CPU the result
-            is bit-identical to that of a run that was never interrupted.
+        checkpoint: where to save. If the run is killed, the same call resumes it. The result is
+            bit-identical to that of a run that was never interrupted; on GPUs with the XLA flag
+            `--xla_gpu_deterministic_ops=true`.
         callbacks: functions called after each epoch with the state and the epoch's record.
         progress: whether to show a progress bar.
 
