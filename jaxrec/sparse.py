@@ -9,6 +9,8 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
 
 from jaxrec._lookup import search
 from jaxrec._numerics import accumulated
@@ -21,8 +23,8 @@ def spmm(matrix: Interactions, transposed: Interactions | None, x: Array) -> Arr
     """Multiplies the sparse matrix by a dense table: [M, N] @ [N, D] -> [M, D].
 
     It is differentiable in `x` and in `matrix.weights`, any number of times, in reverse mode. On
-    CPU it uses `jax.experimental.sparse.BCSR`, elsewhere a gather and a `segment_sum`. Tables of
-    half precision are summed in float32.
+    CPU it uses `jax.experimental.sparse.BCSR`, elsewhere and in programs for `jax.export` a gather
+    and a `segment_sum`. Tables of half precision are summed in float32.
 
     Args:
         matrix: [M, N]; pairs without weights count 1.
@@ -66,9 +68,7 @@ def _product(turned, matrix, transposed, x):
     table = accumulated(x)
     weights = jnp.ones(matrix.n_pairs, table.dtype) if matrix.weights is None else matrix.weights
     args = jnp.asarray(weights, table.dtype), jnp.asarray(matrix.indices), jnp.asarray(matrix.indptr), table
-    product = functools.partial(_spmm_bcsr, n_users=matrix.n_users)
-    gathered = functools.partial(_spmm_segments, n_users=matrix.n_users)
-    return jax.lax.platform_dependent(*args, cpu=product, default=gathered).astype(x.dtype)
+    return _spmm_p.bind(*args, n_users=matrix.n_users).astype(x.dtype)
 
 
 def _spmm_bcsr(weights, indices, indptr, x, *, n_users):
@@ -79,10 +79,66 @@ def _spmm_bcsr(weights, indices, indptr, x, *, n_users):
 
 
 def _spmm_segments(weights, indices, indptr, x, *, n_users):
-    """The product on accelerators."""
+    """The product on accelerators, and in exported programs."""
     users = jnp.arange(n_users, dtype=jnp.int32)
     rows = jnp.repeat(users, indptr[1:] - indptr[:-1], total_repeat_length=indices.shape[0])
     return jax.ops.segment_sum(weights[:, None] * x[indices], rows, num_segments=n_users, indices_are_sorted=True)
+
+
+# A primitive, because `jax.lax.platform_dependent` cannot tell whether a program is exported.
+_spmm_p = Primitive("jaxrec_spmm")
+
+
+def _lowered_on_cpu(context, *args, n_users):
+    """Lowers the product on CPU.
+
+    `jax.export` refuses the function that BCSR calls, whose interface may change.
+    """
+    exported = context.module_context.lowering_parameters.for_export
+    rule = mlir.lower_fun(_spmm_segments if exported else _spmm_bcsr, multiple_results=False)
+    return rule(context, *args, n_users=n_users)
+
+
+def _batched(args, axes, *, n_users):
+    """Computes several products: if they are of one matrix, as one product with a wider table."""
+    *matrix, x = args
+    if all(axis is None for axis in axes[:3]):
+        x = jnp.moveaxis(x, axes[3], 1)
+        found = _spmm_p.bind(*matrix, x.reshape(len(x), -1), n_users=n_users)
+        return found.reshape(n_users, *x.shape[1:]), 1
+    product = functools.partial(_spmm_segments, n_users=n_users)
+
+    def one_by_one(*args):
+        size = next(x.shape[axis] for x, axis in zip(args, axes) if axis is not None)
+        moved = [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(args, axes)]
+
+        def one(n):
+            return _spmm_p.bind(*(x if axis is None else x[n] for x, axis in zip(moved, axes)), n_users=n_users)
+
+        return jax.lax.map(one, jnp.arange(size, dtype=jnp.int32))
+
+    return jax.lax.platform_dependent(*args, cpu=one_by_one, default=jax.vmap(product, axes)), 0
+
+
+@functools.partial(jax.jit, static_argnames="n_users")
+def _compiled(*args, n_users):
+    return _spmm_p.bind(*args, n_users=n_users)
+
+
+@_spmm_p.def_impl
+def _eager(*args, n_users):
+    with jax.disable_jit(False):  # without jit this function would call itself
+        return _compiled(*args, n_users=n_users)
+
+
+@_spmm_p.def_abstract_eval
+def _shape(weights, indices, indptr, x, *, n_users):
+    return jax.core.ShapedArray((n_users, x.shape[1]), x.dtype)
+
+
+mlir.register_lowering(_spmm_p, mlir.lower_fun(_spmm_segments, multiple_results=False))
+mlir.register_lowering(_spmm_p, _lowered_on_cpu, platform="cpu")
+batching.primitive_batchers[_spmm_p] = _batched
 
 
 def _product_forward(turned, matrix, transposed, x):

@@ -120,6 +120,29 @@ def test_half_precision_is_summed_in_float32(dtype):
     assert pull(product)[0].dtype == dtype
 
 
+def test_the_product_is_the_same_in_a_program_that_is_exported():
+    """There it calls no function of jaxlib, which `jax.export` would refuse."""
+    transposed, x = MATRIX.transpose(), TABLE.astype(np.float32)
+    product = jax.jit(lambda x: jax.value_and_grad(lambda x: (spmm(MATRIX, transposed, x) ** 2).sum())(x))
+    found = jax.export.export(product, platforms=["cpu"])(x).call(x)
+    called = product.lower(x).as_text()
+    assert "cpu_csr_sparse_dense" in called
+    for one, other in zip(found, product(x), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_tables_that_are_vmapped_are_multiplied_as_one():
+    tables = RNG.normal(size=(4, 5, 3)).astype(np.float32)
+    product = jax.vmap(lambda x: spmm(MATRIX, None, x), in_axes=1, out_axes=2)
+    found = jax.jit(product).trace(np.moveaxis(tables, 0, 1))
+    assert str(found.jaxpr).count("jaxrec_spmm") == 1 and "f32[7,12]" in str(found.jaxpr)
+    np.testing.assert_allclose(
+        np.moveaxis(product(np.moveaxis(tables, 0, 1)), 2, 0), DENSE @ tables, rtol=1e-5, atol=1e-6
+    )
+    with jax.disable_jit():
+        np.testing.assert_allclose(spmm(MATRIX, None, jnp.asarray(tables[0])), DENSE @ tables[0], rtol=1e-5, atol=1e-6)
+
+
 def test_a_transposed_that_is_not_the_transpose_is_refused():
     for wrong in (
         MATRIX,
