@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 import warnings
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 
 from jaxrec._ids import INT32_MAX, checked_ids, checked_timestamps, checked_weights, column_of, factorised
 from jaxrec._ids import IdMap as IdMap
@@ -518,6 +520,15 @@ class Interactions:
         else:
             items[:n] = indices[np.arange(n) + np.repeat(first - ends + degrees, degrees)]
         return Interactions(_offsets(np.r_[0, ends]), items, None, None, len(users), self.n_items)
+
+
+# The sizes, so that `jax.export` can store functions of interactions.
+export.register_pytree_node_serialization(
+    Interactions,
+    serialized_name="jaxrec.Interactions",
+    serialize_auxdata=lambda sizes: json.dumps(sizes).encode(),
+    deserialize_auxdata=lambda stored: tuple(json.loads(stored)),
+)
 
 
 def owners(ends: Array, n_pairs: int) -> Array:

@@ -1,5 +1,6 @@
 """The CSR matrix against dense NumPy, its doors against bad data, and its product."""
 
+import dataclasses
 import datetime
 import os
 import pickle
@@ -842,3 +843,18 @@ def test_each_thing_that_is_no_interactions_has_its_remedy():
 def test_contains_takes_lists():
     matrix = Interactions.from_pairs([0, 1], [2, 0], n_users=2, n_items=3)
     assert matrix.contains([0, 0, 1], [2, 1, 0]).tolist() == [True, False, True]
+
+
+def test_functions_of_interactions_can_be_stored_and_loaded():
+    pytest.importorskip("flatbuffers")
+    train = Interactions.from_pairs([0, 0, 2], [1, 3, 0], weights=[1.0, 2.0, 3.0])
+    double = jax.jit(
+        lambda given: {"both": (dataclasses.replace(given, weights=2 * given.weights), given.user_degrees)}
+    )
+    stored = jax.export.export(double)(jax.tree.map(jnp.asarray, train)).serialize()
+    matrix, degrees = jax.export.deserialize(stored).call(train)["both"]
+    assert (matrix.n_users, matrix.n_items) == (3, 4) and matrix.timestamps is None
+    assert matrix.weights.tolist() == [2, 4, 6] and matrix.indices.tolist() == [1, 3, 0]
+    assert degrees.tolist() == [2, 0, 1]
+    with pytest.raises(ValueError, match="tree"):
+        jax.export.deserialize(stored).call(dataclasses.replace(train, n_items=5))
