@@ -25,6 +25,7 @@ from jaxrec.models.mf import cosine as cosine
 from jaxrec.models.mf import dot as dot
 from jaxrec.models.mf import negative_squared_distance as negative_squared_distance
 from jaxrec.models.neural import NeuMF as NeuMF
+from jaxrec.models.serving import export as export
 from jaxrec.models.simplex import MeanPool as MeanPool
 from jaxrec.models.simplex import SelfAttention as SelfAttention
 from jaxrec.models.simplex import SimpleX as SimpleX

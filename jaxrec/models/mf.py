@@ -151,8 +151,12 @@ def against_all(score: Callable[[Any, Any], Array], users: Any, items: Any, *, w
     def of_user(user: Any) -> Array:
         return score(jax.tree.map(lambda x: x[None, None], user), items)[0]
 
+    # In programs for `jax.export` the number of users may be symbolic, so that blocks have no number.
+    symbolic = not isinstance(jax.tree.leaves(users)[0].shape[0], int)
+
     def by_block(size: int, users: Any) -> Array:
-        return jax.lax.map(of_user, users, batch_size=max(size // (n_items * width), 1))
+        block = max(size // (n_items * width), 1)
+        return jax.lax.map(of_user, users, batch_size=None if symbolic else block)
 
     return sized("intermediates", by_block, users)
 
