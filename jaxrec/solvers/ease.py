@@ -72,7 +72,7 @@ def on_accelerator(table: Array) -> Array:
     """Returns B float32 [N, N] for XᵀX + λI, NaN if that is not positive definite."""
     factor = jnp.linalg.cholesky(table)
     inverse = jax.scipy.linalg.cho_solve((factor, True), jnp.eye(len(table), dtype=table.dtype))
-    weights = (inverse / -jnp.diag(inverse)).astype(jnp.float32)
+    weights = (inverse / -jnp.diag(inverse)[None]).astype(jnp.float32)
     return jnp.fill_diagonal(weights, 0, inplace=False)
 
 
