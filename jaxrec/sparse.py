@@ -18,6 +18,8 @@ from jaxrec._platform import sized
 from jaxrec.interactions import Interactions
 from jaxrec.typing import Array
 
+_FLOATS = 1 << 29  # 2 GB in float32
+
 
 def spmm(matrix: Interactions, transposed: Interactions | None, x: Array) -> Array:
     """Multiplies the sparse matrix by a dense table: [M, N] @ [N, D] -> [M, D].
@@ -79,10 +81,21 @@ def _spmm_bcsr(weights, indices, indptr, x, *, n_users):
 
 
 def _spmm_segments(weights, indices, indptr, x, *, n_users):
-    """The product on accelerators, and in exported programs."""
-    users = jnp.arange(n_users, dtype=jnp.int32)
-    rows = jnp.repeat(users, indptr[1:] - indptr[:-1], total_repeat_length=indices.shape[0])
-    return jax.ops.segment_sum(weights[:, None] * x[indices], rows, num_segments=n_users, indices_are_sorted=True)
+    """The product on accelerators, and in exported programs, from at most `_FLOATS` numbers of looked-up rows."""
+    users, (n_pairs,), dim = jnp.arange(n_users, dtype=jnp.int32), indices.shape, x.shape[1]
+    rows = jnp.repeat(users, indptr[1:] - indptr[:-1], total_repeat_length=n_pairs)
+
+    def add(total, pairs):
+        weights, indices, rows = pairs
+        return total.at[rows].add(weights[:, None] * x[indices], indices_are_sorted=True, mode="drop"), None
+
+    zeros, pairs, n = jnp.zeros((n_users, dim), x.dtype), (weights, indices, rows), -(-n_pairs * dim // _FLOATS)
+    if n <= 1:
+        return add(zeros, pairs)[0]
+    # Padding has row M, which is dropped.
+    room, ends = (0, -n_pairs % n), (0, 0, n_users)
+    parts = [jnp.pad(column, room, constant_values=end).reshape(n, -1) for column, end in zip(pairs, ends)]
+    return jax.lax.scan(add, zeros, parts)[0]
 
 
 # A primitive, because `jax.lax.platform_dependent` cannot tell whether a program is exported.

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrec import sparse
 from jaxrec.interactions import Interactions
 from jaxrec.sparse import spmm
 
@@ -185,3 +186,13 @@ def test_rows_near_the_largest_place_that_int32_holds():
     rows, _, degrees = far.flat_rows(np.array([1], np.int32), capacity=5)
     assert rows.tolist() == [0] * 5 and degrees.tolist() == [5]
     assert far.rows(np.array([1]), length=9)[1].tolist() == [[True] * 5 + [False] * 4]
+
+
+@pytest.mark.parametrize("floats", [1 << 29, 13, 1])
+def test_the_product_of_accelerators_takes_parts_of_the_pairs(floats, monkeypatch):
+    """On a CPU it is the one of exported programs."""
+    monkeypatch.setattr(sparse, "_FLOATS", floats)
+    matrix, x = weighted(np.float32(WEIGHTS)), np.float32(TABLE)
+    args = matrix.weights, jnp.asarray(matrix.indices), jnp.asarray(matrix.indptr), jnp.asarray(x)
+    found = jax.jit(lambda *args: sparse._spmm_segments(*args, n_users=7))(*args)
+    np.testing.assert_allclose(found, matrix.to_scipy() @ x, rtol=1e-5, atol=1e-6)
