@@ -565,3 +565,29 @@ def test_the_contents_lead_to_every_section_and_to_nothing_else():
     headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
     assert report.contents([f"## {title}" for title in headings]) in text
     assert len({report.contents([f"## {title}"]).partition("#")[2] for title in headings}) == len(headings)
+
+
+@pytest.mark.deep
+def test_the_accelerator_script_measures_a_part_and_keeps_the_others(tmp_path, monkeypatch):
+    from benchmarks import _record, accelerator
+
+    monkeypatch.setattr(_record, "RESULTS", tmp_path)
+    ceilings = dict.fromkeys(("bytes", "float32", "default", "float64", "bfloat16"), 1e9)
+    monkeypatch.setattr(accelerator, "ceilings", lambda quick: ceilings)
+    device = jax.devices()[0].device_kind
+    work = accelerator.Work(10, "pairs", moved=2e9, operations=1e9)
+    case = accelerator.measured(("name", work, 9.0, [4.0, 5.0, 6.0]), ceilings)
+    assert (case["seconds"], case["rate"], case["least_s"], case["ratio"], case["first_s"]) == (5, 2, 2, 2.5, 9)
+    part = {"commit": "0", "skipped": None, "peak_mb": None, "seconds": 1.0}
+    found = {"device": device, "cases": {"EASE: x": case, "MARS: y": case}, "parts": {"EASE": part, "MARS": part}}
+    (tmp_path / "accelerator.json").write_text(json.dumps(found))
+    kept = accelerator.kept_of(accelerator.PARTS.keys() - {"EASE"}, quick=False)
+    assert list(kept["cases"]) == ["MARS: y"] and list(kept["parts"]) == ["MARS"]
+    (tmp_path / "accelerator.json").write_text(json.dumps(found | {"device": "another"}))
+    assert accelerator.kept_of(["MARS"], quick=False) == {"cases": {}, "parts": {}}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["accelerator", "--quick", "--parts", "EASE"])
+    accelerator.main()
+    written = json.loads((tmp_path / "runs/accelerator.json").read_text())
+    assert list(written["cases"]) == ["EASE: 400 items"] and written["parts"]["EASE"]["skipped"] is None
+    assert "float64" in accelerator.more(written)
