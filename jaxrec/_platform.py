@@ -39,8 +39,8 @@ SIZES = {
     # Scores of a block of users in a ranking.
     "ranked_scores": Size(1 << 22, 1 << 28),
     # Steps of a binary search in one kernel. On a CPU a loop takes as long: 0.15 for 1,000 pairs, unrolled 0.17. On a
-    # GPU each step of a loop starts four kernels: the kernels of a step of MARS took 0.29 with loops, and the whole step
-    # takes 0.18 without.
+    # GPU each step of a loop starts four kernels: the kernels of a step of MARS took 0.29 with loops; without, the
+    # whole step takes 0.18.
     "search_unroll": Size(1, 32),
     # Intermediate values of models that score pairs by a network: 256 MB. Not measured.
     "intermediates": Size(1 << 22, 1 << 26),
