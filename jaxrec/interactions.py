@@ -6,7 +6,10 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
+import shutil
 import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import chex
@@ -15,15 +18,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
+from jaxrec import _csr, _store
 from jaxrec._ids import INT32_MAX, checked_ids, checked_timestamps, checked_weights, column_of, factorised
 from jaxrec._ids import IdMap as IdMap
 from jaxrec._numerics import as_ids, integer, namespace
-from jaxrec._platform import sized
+from jaxrec._pairs import DataWarning as DataWarning
+from jaxrec._pairs import (
+    counted,
+    known_pairs,
+    merged,
+    number_of,
+    offsets,
+    say_missing_as_text,
+    slices,
+)
 from jaxrec.typing import Array, ArrayLike
-
-
-class DataWarning(UserWarning):
-    """Warns of a flaw in data that can still be used, such as duplicate pairs."""
 
 
 @functools.partial(
@@ -40,8 +49,11 @@ class Interactions:
     jitted function takes an `Interactions` as an argument. Functions of this library that need
     interactions raise `TypeError` for any other type; the message says how to convert it.
 
+    `save` writes a set to a folder. `open` maps it into memory, so that only what is used is read.
+
     Attributes:
-        indptr: int32 [M + 1]; the items of user u are `indices[indptr[u]:indptr[u + 1]]`.
+        indptr: int32 [M + 1]; the items of user u are `indices[indptr[u]:indptr[u + 1]]`. A set of
+            2³¹ pairs or more has int64, and stays on the host.
         indices: int32 [nnz], item ids.
         weights: float32 [nnz] or None, such as counts; None means that every pair has weight 1.
         timestamps: int32 [nnz] or None, seconds since 1970 or any other numbers that order the
@@ -105,7 +117,7 @@ class Interactions:
             ValueError: if there is no pair and not both numbers; if the columns have different
                 lengths; if an id is negative, fractional, NaN, not a number, or not below `n_users`
                 or `n_items`; if a size is not an integer; if a weight, a sum of weights or a
-                timestamp does not fit its dtype; or if there are 2³¹ or more distinct pairs.
+                timestamp does not fit its dtype.
         """
         n_users = None if n_users is None else integer("n_users", n_users, most=INT32_MAX)
         n_items = None if n_items is None else integer("n_items", n_items, most=INT32_MAX)
@@ -120,49 +132,12 @@ class Interactions:
                 )
         if len(users) == 0 and (n_users is None or n_items is None):
             raise ValueError("users and items are empty; give at least one pair, or both n_users and n_items")
-        n_users = _number("users", users) if n_users is None else n_users
-        n_items = _number("items", items) if n_items is None else n_items
+        n_users = number_of("users", users) if n_users is None else n_users
+        n_items = number_of("items", items) if n_items is None else n_items
         if len(users) == 0:
             weights = None if weights is None else weights.astype(np.float32)
             return cls(np.zeros(n_users + 1, np.int32), items, weights, timestamps, n_users, n_items)
-        return cls._merged(users, items, weights, timestamps, n_users, n_items)
-
-    @classmethod
-    def _merged(cls, users, items, weights, timestamps, n_users, n_items) -> Interactions:
-        """Sorts checked columns by user and item and merges the rows of the same pair."""
-        keys = users.astype(np.int64) * n_items + items  # int64: the product exceeds int32
-        order = np.argsort(keys, kind="stable")
-        keys = keys[order]
-        first = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
-        merged = len(keys) - len(first)
-        if merged:
-            repeated = keys[1:][keys[1:] == keys[:-1]][0]
-            what = ["repetition ignored" if weights is None else "weights added"]
-            what += [] if timestamps is None else ["latest timestamp kept"]
-            warnings.warn(
-                f"merged {merged} duplicate pairs ({', '.join(what)}); the first is user {repeated // n_items}, "
-                f"item {repeated % n_items}",
-                DataWarning,
-                stacklevel=3,
-            )
-        rows, columns = users[order][first], items[order][first]
-        if weights is not None:
-            weights = np.add.reduceat(weights[order], first)
-            large = np.abs(weights) > np.finfo(np.float32).max
-            if large.any():
-                at = int(np.argmax(large))
-                raise ValueError(
-                    f"the weights of user {rows[at]}, item {columns[at]} add up to {weights[at]:g}, more than float32 "
-                    f"holds; divide all weights ({large.sum()} such pairs)"
-                )
-        return cls(
-            indptr=_offsets(np.searchsorted(rows, np.arange(n_users + 1, dtype=np.int64))),
-            indices=columns,
-            weights=None if weights is None else weights.astype(np.float32),
-            timestamps=None if timestamps is None else np.maximum.reduceat(timestamps[order], first),
-            n_users=n_users,
-            n_items=n_items,
-        )
+        return cls(*merged(users, items, weights, timestamps, n_users, n_items), n_users, n_items)
 
     @classmethod
     def from_labels(
@@ -214,14 +189,14 @@ class Interactions:
         user_labels, users = factorised("users", users)
         item_labels, items = factorised("items", items)
         for name, labels, places in (("users", user_labels, users), ("items", item_labels, items)):
-            _say_missing_as_text(name, labels, places)
+            say_missing_as_text(name, labels, places)
         columns = {"users": users, "items": items, "weights": weights, "timestamps": timestamps}
         if id_map is None:
             id_map = IdMap(user_labels, item_labels)
         elif unknown == "raise":
             columns |= {"users": id_map.user_ids(user_labels)[users], "items": id_map.item_ids(item_labels)[items]}
         else:
-            columns = _known(id_map, (user_labels, item_labels), columns)
+            columns = known_pairs(id_map, (user_labels, item_labels), columns)
         return cls.from_pairs(**columns, n_users=len(id_map.users), n_items=len(id_map.items)), id_map
 
     @classmethod
@@ -285,6 +260,92 @@ class Interactions:
         weights = None if (csr.data == 1).all() else csr.data
         return cls.from_pairs(users, csr.indices, weights=weights, n_users=csr.shape[0], n_items=csr.shape[1])
 
+    @classmethod
+    def from_parts(cls, parts: Iterable[Interactions], folder: str | os.PathLike) -> Interactions:
+        """Builds the union of parts in a folder, for data that are larger than memory.
+
+        The pairs are those of `union`. Each part is saved, and then the pairs of some users at a
+        time are read from all parts and merged. The parts need the same disk space again while the
+        set is built.
+
+        Args:
+            parts: the parts, over the same ids, such as a generator that calls `from_pairs` with
+                `n_users` and `n_items` for each piece of a file. Only one is in memory at a time.
+            folder: path of a new folder.
+
+        Returns:
+            The set, opened from the folder.
+
+        Raises:
+            TypeError: if a part has another type.
+            ValueError: if there are no parts, if their numbers of users or items differ, or if the
+                folder exists and is not empty.
+        """
+        saved: list[Interactions] = []
+        with _store.new_folder(folder) as temporary:
+            for number, part in enumerate(parts):
+                check_interactions(**{f"parts[{number}]": part})
+                _check_same_ids((*saved[:1], part))
+                part.save(temporary / f"part{number}")
+                saved.append(cls.open(temporary / f"part{number}"))
+            if not saved:
+                raise ValueError("parts is empty; give at least one Interactions")
+            n_pairs = _store.write_union(saved, temporary)
+            for number in range(len(saved)):
+                shutil.rmtree(temporary / f"part{number}")
+        if repeats := sum(part.n_pairs for part in saved) - n_pairs:
+            warnings.warn(f"merged {repeats} duplicate pairs of the parts", DataWarning, stacklevel=2)
+        return cls.open(folder)
+
+    # ------------------------------------------------------------------ in a folder
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Saves the set to a folder of npy files, which `open` reads.
+
+        The folder is complete or absent: the files are written to a temporary folder, which is then
+        renamed. An error or Ctrl-C leaves nothing behind. A process that is killed may leave a
+        hidden folder whose name ends with ".partial"; remove it.
+
+        Args:
+            folder: path of a new or empty folder.
+
+        Raises:
+            TypeError: if `folder` is not a path.
+            ValueError: if the folder exists and is not empty.
+            OSError: if it cannot be written.
+        """
+        columns = {name: getattr(self, name) for name in ("indptr", "indices", "weights", "timestamps")}
+        with _store.new_folder(folder) as temporary:
+            _store.write(temporary, columns | {"shape": np.array([self.n_users, self.n_items], np.int64)})
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike) -> Interactions:
+        """Opens a saved set without reading the pairs: NumPy maps the files into memory, read-only.
+
+        The operating system reads the parts of the files that are used, and drops them from memory
+        if it needs the space. `take`, `contains` and rankings of some users read only the rows of
+        these users. `select`, `item_degrees` and `fingerprint` read the pairs in blocks. `pairs`,
+        `union`, `transpose` and the splits need arrays [nnz] in memory, and a function on the
+        device needs the whole set there. `train.streamed` trains without either.
+
+        Args:
+            folder: a folder that `save` or `from_parts` has written.
+
+        Raises:
+            TypeError: if `folder` is not a path.
+            ValueError: if the folder or a file is missing, or the files do not fit each other. The
+                ids are not read, and thus not checked; compare `fingerprint` to do so.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Interactions.from_pairs([0, 2], [1, 0]).save(f"{folder}/train")
+        ...     Interactions.open(f"{folder}/train")
+        Interactions(3 users x 2 items, 2 pairs, density 33.3333%)
+        """
+        found = _store.read(folder)
+        n_users, n_items = found.pop("shape").tolist()
+        return cls(**found, n_users=n_users, n_items=n_items)
+
     # ------------------------------------------------------------------ on the host
 
     @property
@@ -294,13 +355,16 @@ class Interactions:
 
     @property
     def user_degrees(self) -> Array:
-        """Number of items of each user, int32 [M]."""
+        """Number of items of each user, [M], of the dtype of `indptr`."""
         return self.indptr[1:] - self.indptr[:-1]
 
     @property
     def item_degrees(self) -> np.ndarray:
         """Number of users of each item, int64 [N], on the host."""
-        return np.bincount(np.asarray(self.indices), minlength=self.n_items)
+        indices, degrees = np.asarray(self.indices), np.zeros(self.n_items, np.int64)
+        for part in slices(len(indices)):
+            degrees += np.bincount(indices[part], minlength=self.n_items)
+        return degrees
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns all pairs as (users, items), int32 [nnz] each, sorted by user and item.
@@ -322,11 +386,9 @@ class Interactions:
         keep = np.asarray(keep)
         if keep.shape != (self.n_pairs,) or keep.dtype != bool:
             raise ValueError(f"keep is {keep.dtype}{list(keep.shape)}; give one bool for each of {self.n_pairs} pairs")
-        # kept[p] counts the kept pairs before place p, so it maps old row bounds to new ones.
-        kept = np.r_[0, np.cumsum(keep, dtype=np.int64)].astype(np.int32)
         return dataclasses.replace(
             self,
-            indptr=kept[np.asarray(self.indptr)],
+            indptr=offsets(counted(keep, np.asarray(self.indptr))),
             indices=np.asarray(self.indices)[keep],
             weights=None if self.weights is None else np.asarray(self.weights)[keep],
             timestamps=None if self.timestamps is None else np.asarray(self.timestamps)[keep],
@@ -346,13 +408,8 @@ class Interactions:
         >>> train.union(valid)
         Interactions(2 users x 2 items, 4 pairs, density 100.0000%)
         """
-        parts, sizes = (self, *others), (self.n_users, self.n_items)
-        for part in others:
-            if (part.n_users, part.n_items) != sizes:
-                raise ValueError(
-                    f"the parts have {part.n_users} users x {part.n_items} items and {sizes[0]} x {sizes[1]}; give "
-                    "parts over the same ids, by passing n_users and n_items to the constructors"
-                )
+        parts = (self, *others)
+        _check_same_ids(parts)
         users, items = (np.concatenate(ids) for ids in zip(*(part.pairs() for part in parts)))
         more = {"n_users": self.n_users, "n_items": self.n_items}
         if any(part.weights is not None for part in parts):
@@ -367,7 +424,7 @@ class Interactions:
         users, items = self.pairs()
         order = np.argsort(items, kind="stable")
         return Interactions(
-            indptr=_offsets(np.searchsorted(items[order], np.arange(self.n_items + 1, dtype=np.int64))),
+            indptr=offsets(np.searchsorted(items[order], np.arange(self.n_items + 1, dtype=np.int64))),
             indices=users[order],
             weights=None if self.weights is None else np.asarray(self.weights)[order],
             timestamps=None if self.timestamps is None else np.asarray(self.timestamps)[order],
@@ -386,9 +443,11 @@ class Interactions:
     def fingerprint(self) -> str:
         """Returns 12 hexadecimal digits of a SHA-256 of shape, pairs and weights."""
         digest = hashlib.sha256(f"{self.n_users},{self.n_items}".encode())
-        for column, dtype in ((self.indptr, np.int32), (self.indices, np.int32), (self.weights, np.float32)):
-            if column is not None:
-                digest.update(np.ascontiguousarray(column, dtype).tobytes())
+        rows = offsets(np.asarray(self.indptr))
+        for column, dtype in ((rows, rows.dtype), (self.indices, np.int32), (self.weights, np.float32)):
+            column = np.zeros(0, dtype) if column is None else np.asarray(column)
+            for part in slices(len(column)):
+                digest.update(np.ascontiguousarray(column[part], dtype))
         return digest.hexdigest()[:12]
 
     # ------------------------------------------------------------------ under jit
@@ -409,21 +468,8 @@ class Interactions:
         users, items = (x if isinstance(x, jax.Array) else np.asarray(x) for x in (users, items))
         chex.assert_type([users, items], int)
         if namespace(users, items, self.indptr, self.indices) is np:
-            return self._contains_on_host(*np.broadcast_arrays(users, items))
-        return _contains(self, as_ids(users), as_ids(items))
-
-    def _contains_on_host(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Does the work of `contains` with NumPy, which compiles nothing."""
-        rows, inside = self, (items >= 0) & (items < self.n_items) & (users >= 0) & (users < self.n_users)
-        if users.size < self.n_users:
-            given, place = np.unique(users, return_inverse=True)
-            rows, users = self.take(given), place.reshape(users.shape)
-        # One ascending list of all pairs, in which every pair is searched at once.
-        kind = np.int32 if rows.n_users * self.n_items <= INT32_MAX else np.int64
-        stored = rows.pairs()[0] * kind(self.n_items) + rows.indices.astype(kind, copy=False)
-        wanted = np.where(inside, users.astype(kind) * kind(self.n_items) + items.astype(kind), 0)
-        found = np.searchsorted(stored, wanted)
-        return inside & (np.append(stored, kind(-1))[found] == wanted)
+            return _csr.contains_on_host(self, *np.broadcast_arrays(users, items))
+        return _csr.contains(self, as_ids(users), as_ids(items))
 
     def rows(self, users: Array, *, length: int) -> tuple[Array, Array]:
         """Returns the items of a block of users as padded rows.
@@ -438,7 +484,7 @@ class Interactions:
         """
         chex.assert_type(users, int)
         length = integer("length", length, least=0)
-        first, degrees = _row_bounds(self, as_ids(users)[..., None])
+        first, degrees = _csr.row_bounds(self, as_ids(users)[..., None])
         number = jnp.arange(length, dtype=jnp.int32).reshape((1,) * (first.ndim - 1) + (-1,))
         where = number < degrees
         if self.n_pairs == 0:
@@ -461,10 +507,10 @@ class Interactions:
         chex.assert_type(users, int)
         chex.assert_rank(users, 1)
         capacity = integer("capacity", capacity, least=0)
-        first, degrees = _row_bounds(self, as_ids(users))
+        first, degrees = _csr.row_bounds(self, as_ids(users))
         ends = jnp.cumsum(degrees, dtype=jnp.int32)
         number = jnp.arange(capacity, dtype=jnp.int32)
-        rows = owners(ends, capacity)
+        rows = _csr.owners(ends, capacity)
         if self.n_pairs == 0 or not len(first):
             return rows, jnp.zeros(capacity, jnp.int32), degrees
         row = jnp.minimum(rows, len(first) - 1)
@@ -519,7 +565,7 @@ class Interactions:
             items[:n] = indices[first[0] : first[0] + n]  # consecutive users
         else:
             items[:n] = indices[np.arange(n) + np.repeat(first - ends + degrees, degrees)]
-        return Interactions(_offsets(np.r_[0, ends]), items, None, None, len(users), self.n_items)
+        return Interactions(offsets(np.r_[0, ends]), items, None, None, len(users), self.n_items)
 
 
 # The sizes, so that `jax.export` can store functions of interactions.
@@ -531,119 +577,15 @@ export.register_pytree_node_serialization(
 )
 
 
-def owners(ends: Array, n_pairs: int) -> Array:
-    """Returns the row of each pair, int32 [n_pairs]: rows end at `ends` [B], and padding has row B."""
-    ended = jnp.zeros(n_pairs, jnp.int32).at[ends].add(1, mode="drop")
-    return ended.cumsum(dtype=jnp.int32)  # rows that end before; on CPU a search would take twice the time
-
-
-def _row_bounds(matrix: Interactions, users: Array) -> tuple[Array, Array]:
-    """Returns the start in `indices` and the length of each user's row; 0 for unknown users."""
-    if matrix.n_users == 0:
-        return jnp.zeros_like(users), jnp.zeros_like(users)
-    indptr = jnp.asarray(matrix.indptr)
-    known = (users >= 0) & (users < matrix.n_users)
-    users = jnp.where(known, users, 0)
-    first = indptr[users]
-    return first, jnp.where(known, indptr[users + 1] - first, 0)
-
-
-@jax.jit
-def _contains(matrix: Interactions, users: Array, items: Array) -> Array:
-    """Binary search for `Interactions.contains`."""
-    users, items = jnp.broadcast_arrays(users, items)
-    if matrix.n_pairs == 0:
-        return jnp.zeros(users.shape, bool)
-    first, degrees = _row_bounds(matrix, users)
-    indices, end = jnp.asarray(matrix.indices), first + degrees
-
-    def halve(_, bounds):
-        low, high = bounds
-        middle = low + ((high - low) >> 1)  # low + high could overflow int32
-        right = (low < high) & (indices.at[middle].get(mode="clip") < items)
-        return jnp.where(right, middle + 1, low), jnp.where(right | (low >= high), high, middle)
-
-    # Enough steps for the longest possible row; searches that are done keep their bounds.
-    steps = max(matrix.n_items, 1).bit_length() + 1
-    search = lambda unroll, *bounds: jax.lax.fori_loop(0, steps, halve, bounds, unroll=min(unroll, steps))  # noqa: E731
-    low, _ = sized("search_unroll", search, first, end)
-    return (low < end) & (indices.at[low].get(mode="clip") == items)
-
-
-_AS_TEXT = {"nan", "NaN", "NaT", "None", "null", "<NA>"}
-
-
-def _say_missing_as_text(name: str, labels: np.ndarray, places: np.ndarray) -> None:
-    """Warns of labels such as "nan", which look like missing values that were turned into text."""
-    if labels.dtype.kind != "O":
-        return
-    for place in (place for place, label in enumerate(labels) if label in _AS_TEXT):
-        warnings.warn(
-            f"{name} has the label {labels[place]!r} in {np.count_nonzero(places == place)} rows, which looks like a "
-            "missing value turned into text; if so, drop these rows",
-            DataWarning,
-            stacklevel=3,
-        )
-
-
-def _offsets(ends: np.ndarray) -> np.ndarray:
-    """Returns row offsets into the list of pairs as int32; raises `ValueError` if they do not fit."""
-    if len(ends) and ends[-1] > INT32_MAX:
-        raise ValueError(f"{ends[-1]} pairs are more than the {INT32_MAX} that int32 can count; leave some users out")
-    return ends.astype(np.int32)
-
-
-def _number(name: str, ids: np.ndarray) -> int:
-    """Returns the largest id plus one; warns if most smaller ids, or only id 0, never occur."""
-    n = int(ids.max()) + 1
-    used = np.count_nonzero(np.bincount(ids)) if n <= 10 * len(ids) else len(np.unique(ids))
-    if n > 10 * used:
-        warnings.warn(
-            f"{name} run to {n - 1}, but only {used} of these ids occur, and every id gets a row in models and "
-            f"rankings; use Interactions.from_labels to avoid gaps, or give n_{name}={n} if the gaps are intended",
-            DataWarning,
-            stacklevel=3,
-        )
-    elif used > 1 and ids.min() == 1:
-        warnings.warn(
-            f"{name} seem to start at 1, but ids start at 0: id 0 would get a row in models and rankings and have no "
-            f"pairs; subtract 1, use Interactions.from_labels, or give n_{name}={n} if id 0 is intended",
-            DataWarning,
-            stacklevel=3,
-        )
-    return n
-
-
-def _known(id_map: IdMap, labels: tuple[np.ndarray, np.ndarray], columns: dict[str, Any]) -> dict[str, Any]:
-    """Replaces labels by the ids of `id_map` and drops the rows with a label that it lacks.
-
-    Args:
-        id_map: the map to use.
-        labels: distinct labels of users and of items.
-        columns: "users" and "items" as positions in `labels`; "weights" and "timestamps", each a
-            column or None.
-    """
-    lengths = {name: len(column) for name, column in columns.items() if column is not None}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"columns have different lengths, {lengths}; give one entry for each pair")
-    users = id_map.user_ids(labels[0], unknown=-1)[columns["users"]]
-    items = id_map.item_ids(labels[1], unknown=-1)[columns["items"]]
-    keep = (users >= 0) & (items >= 0)
-    if not keep.any():
-        given = [such.tolist()[0] for such in (*labels, id_map.users, id_map.items) if len(such)]
-        raise ValueError(
-            f"id_map lacks a label of each of the {len(keep)} pairs; does it belong to other data? The first labels "
-            f"given and in id_map are {given}"
-        )
-    if not keep.all():
-        warnings.warn(
-            f"dropped {(~keep).sum()} of {len(keep)} pairs: id_map lacks {len(np.unique(columns['users'][users < 0]))} "
-            f"of their users and {len(np.unique(columns['items'][items < 0]))} of their items",
-            DataWarning,
-            stacklevel=3,
-        )
-    columns = columns | {"users": users, "items": items}
-    return {name: None if column is None else np.asarray(column)[keep] for name, column in columns.items()}
+def _check_same_ids(parts: Sequence[Interactions]) -> None:
+    """Raises `ValueError` if parts have different numbers of users or items."""
+    sizes = parts[0].n_users, parts[0].n_items
+    for part in parts[1:]:
+        if (part.n_users, part.n_items) != sizes:
+            raise ValueError(
+                f"the parts have {part.n_users} users x {part.n_items} items and {sizes[0]} x {sizes[1]}; give "
+                "parts over the same ids, by passing n_users and n_items to the constructors"
+            )
 
 
 def check_interactions(**given: Any) -> None:
@@ -679,12 +621,15 @@ def check_weights(**given: Interactions) -> None:
     for name, interactions in given.items():
         if interactions.weights is None or isinstance(interactions.weights, jax.core.Tracer):
             continue
-        weights = np.asarray(interactions.weights)
-        bad = ~((weights >= 0) & (weights < np.inf))
-        if bad.any():
-            at = int(np.flatnonzero(bad)[0])
+        weights, first, n_bad = np.asarray(interactions.weights), None, 0
+        for part in slices(len(weights)):
+            bad = np.flatnonzero(~((weights[part] >= 0) & (weights[part] < np.inf)))
+            if len(bad) and first is None:
+                first = part.start + int(bad[0])
+            n_bad += len(bad)
+        if first is not None:
             raise ValueError(
-                f"{name}.weights[{at}] is {weights[at]} ({bad.sum()} such); weights of implicit feedback are finite "
+                f"{name}.weights[{first}] is {weights[first]} ({n_bad} such); weights of implicit feedback are finite "
                 "and 0 or more: drop these pairs, or leave weights out"
             )
 

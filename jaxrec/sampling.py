@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec._numerics import as_integer, integer, number
+from jaxrec._pairs import check_countable
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.typing import Array, Key, Sampler
 
@@ -151,6 +152,7 @@ def explorative(key: Key, shape: tuple[int, ...], *, train: Interactions, table:
         raise ValueError(
             f"table has {len(table.keep)} users, train has {train.n_users}; give popularity_table(train.transpose())"
         )
+    check_countable(train.n_pairs)
     user_key, item_key = jax.random.split(key)
     users = _from_table(user_key, shape, table)
     first, end = jnp.asarray(train.indptr)[users], jnp.asarray(train.indptr)[users + 1]

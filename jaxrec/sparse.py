@@ -14,6 +14,7 @@ from jax.interpreters import batching, mlir
 
 from jaxrec._lookup import search
 from jaxrec._numerics import accumulated
+from jaxrec._pairs import check_countable
 from jaxrec._platform import sized
 from jaxrec.interactions import Interactions
 from jaxrec.typing import Array
@@ -45,6 +46,7 @@ def spmm(matrix: Interactions, transposed: Interactions | None, x: Array) -> Arr
     """
     chex.assert_shape(x, (matrix.n_items, None))
     chex.assert_type(x, float)
+    check_countable(matrix.n_pairs)
     if transposed is not None and _form(matrix) != _form(transposed, turned=True):
         raise ValueError(
             f"transposed is {transposed!r}, matrix {matrix!r}; give matrix.transpose(), or None if the weights have "

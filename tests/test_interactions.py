@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 
 import jaxrec as jr
 from jaxrec._ids import factorised
-from jaxrec.interactions import DataWarning, IdMap, Interactions, _offsets
+from jaxrec.interactions import DataWarning, IdMap, Interactions
 from jaxrec.sparse import _spmm_segments, spmm
 
 INT32_MAX = 2**31 - 1
@@ -418,12 +418,6 @@ def test_sums_that_float32_cannot_hold_are_refused():
     with pytest.warns(DataWarning, match="merged"):  # in float32 1 would be lost between them
         matrix = Interactions.from_pairs([0, 0, 0], [0, 0, 0], weights=[1e10, 1, -1e10])
     assert matrix.weights.tolist() == [1.0]
-
-
-def test_more_pairs_than_int32_counts_are_refused_by_name():
-    assert _offsets(np.array([0, 2**31 - 1])).dtype == np.int32
-    with pytest.raises(ValueError, match="2147483648 pairs are more than the 2147483647 that int32 can count"):
-        _offsets(np.array([0, 2**31]))
 
 
 @pytest.mark.parametrize("size", [np.int64, np.uint8, jnp.int32])

@@ -12,7 +12,9 @@ LAYERS = [
     {"typing", "interactions", "sparse"}
     | {
         "_cache",
+        "_csr",
         "_numerics",
+        "_pairs",
         "_identity",
         "_ids",
         "_keys",
@@ -22,6 +24,7 @@ LAYERS = [
         "_partials",
         "_platform",
         "_run",
+        "_store",
     },
     {"losses", "metrics", "sampling", "optim", "data"},
     {"models", "solvers"},

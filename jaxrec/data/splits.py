@@ -24,6 +24,7 @@ import numpy as np
 
 from jaxrec._keys import check_key, generator
 from jaxrec._numerics import as_integer, integer, number
+from jaxrec._pairs import offsets
 from jaxrec.interactions import DataWarning, IdMap, Interactions, check_interactions
 from jaxrec.typing import ArrayLike, Key
 
@@ -516,7 +517,7 @@ def _renumbered(part: Interactions, users: np.ndarray, items: np.ndarray) -> Int
     """Returns the same pairs over the sorted ids `users` and `items`, which include all with pairs."""
     return dataclasses.replace(
         part,
-        indptr=np.append(np.asarray(part.indptr)[users], part.n_pairs).astype(np.int32),
+        indptr=offsets(np.append(np.asarray(part.indptr)[users], part.n_pairs)),
         indices=np.searchsorted(items, np.asarray(part.indices)).astype(np.int32),
         n_users=len(users),
         n_items=len(items),

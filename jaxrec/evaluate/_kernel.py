@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import metrics
+from jaxrec._csr import owners
 from jaxrec._identity import reads
 from jaxrec._keys import check_key
 from jaxrec._log import Log
@@ -19,7 +20,7 @@ from jaxrec._mesh import as_auto
 from jaxrec._numerics import accumulated, as_integer, integer, power_of_two
 from jaxrec._partials import check_static
 from jaxrec._platform import concurrently, size
-from jaxrec.interactions import DataWarning, Interactions, check_interactions, owners
+from jaxrec.interactions import DataWarning, Interactions, check_interactions
 from jaxrec.typing import Array, ArrayLike, Key, Model, Variables
 
 _GROUP = 64  # items per group in the first stage of top-k
@@ -62,10 +63,12 @@ def evaluated_users(train: Interactions, test: Interactions, users: ArrayLike | 
     chosen = chosen[np.asarray(test.user_degrees)[chosen] > 0].astype(np.int32)
     if len(chosen) == 0:
         raise ValueError("none of the users has a test pair; there is nothing to evaluate")
-    both = int(np.asarray(train.contains(*test.pairs())).sum())
+    tested = test.take(np.unique(chosen))  # a sample of users must not read the pairs of the others
+    rows, items = tested.pairs()
+    both = int(np.asarray(train.contains(np.unique(chosen)[rows], items)).sum())
     if both:
         warnings.warn(
-            f"{both} of {test.n_pairs} test pairs are also training pairs: they are masked and count as missed",
+            f"{both} of {tested.n_pairs} test pairs are also training pairs: they are masked and count as missed",
             DataWarning,
             stacklevel=3,
         )

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxrec import sampling
+from jaxrec._csr import owners
 from jaxrec._numerics import as_ids
-from jaxrec.interactions import Interactions, check_interactions, owners
+from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.models.mf import check_attributes, check_sizes, checked_ids
 from jaxrec.typing import Array, Key
 

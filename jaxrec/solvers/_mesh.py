@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxrec._pairs import offsets
 from jaxrec.interactions import Interactions
 from jaxrec.typing import Array
 
@@ -66,7 +67,7 @@ def sharded(train: Interactions, shards: int) -> Shards:
 
 def _shard(train: Interactions, users: np.ndarray, lengths: np.ndarray) -> tuple[Interactions, Interactions]:
     """Returns the rows of one shard [R, N], with `lengths` pairs each, and their transpose."""
-    indptr = np.r_[0, np.cumsum(lengths)].astype(np.int32)
+    indptr = offsets(np.r_[0, np.cumsum(lengths)])
     padding = int(lengths[-1])
     firsts = np.append(np.asarray(train.indptr)[:-1], 0)[users]
     pairs = np.repeat(firsts - indptr[:-1], lengths) + np.arange(indptr[-1])
