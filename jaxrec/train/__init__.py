@@ -29,6 +29,8 @@ from jaxrec.train.objectives import pairwise_objective as pairwise_objective
 from jaxrec.train.objectives import rows_objective as rows_objective
 from jaxrec.train.objectives import vectors_objective as vectors_objective
 from jaxrec.train.runs import Sweep as Sweep
+from jaxrec.train.stream import Stream as Stream
+from jaxrec.train.stream import streamed as streamed
 from jaxrec.train.sweep import DivergenceWarning as DivergenceWarning
 from jaxrec.train.sweep import Recipe as Recipe
 from jaxrec.train.sweep import grid as grid

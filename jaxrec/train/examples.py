@@ -2,7 +2,8 @@
 
 `fit(..., examples=...)` takes a function of the positives, such as `singles`, `partial(groups,
 n=16)` or `by_user`. The function returns examples: an object with their number `n`, and a method
-`batch(places, step)` that returns the `Batch` of the examples at these places.
+`batch(places, step)` that returns the `Batch` of the examples at these places. `streamed` is for
+positives that do not fit the device; see `train.stream`.
 
 A model that knows users by their items needs these in the batch. `by_user` always gives them; the
 others do with `histories=`, such as `fit(..., examples=partial(singles, histories=train))`.
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec._numerics import as_ids, integer
+from jaxrec._pairs import check_countable
 from jaxrec.interactions import Interactions, check_interactions, check_positives
 from jaxrec.typing import Array
 
@@ -113,7 +115,7 @@ class Examples(Protocol):
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["users", "first", "length", "items", "weights", "known"],
+    data_fields=["users", "first", "length", "items", "weights", "known", "real"],
     meta_fields=["width"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,6 +129,7 @@ class Groups:
         items: int32 [nnz].
         weights: float32 [nnz], or None.
         known: the histories of all users, if batches carry histories.
+        real: int32 [], number of examples before the padding; None if there is no padding.
         width: P, static.
     """
 
@@ -136,6 +139,7 @@ class Groups:
     items: Array
     weights: Array | None
     known: Histories | None = None
+    real: Array | None = None
     width: int = 1
 
     @property
@@ -146,7 +150,8 @@ class Groups:
     def batch(self, places: Array, step: Array | int = 0) -> Batch:
         """Returns the batch of the examples at `places` [B]; the place R marks padding."""
         places = as_ids(places)
-        where, chosen = (places < self.n)[:, None], jnp.minimum(places, self.n - 1)
+        where = (places < (self.n if self.real is None else self.real))[:, None]
+        chosen = jnp.minimum(places, self.n - 1)
         pairs = chosen[:, None]
         if self.first is not None:
             within = jnp.arange(self.width, dtype=jnp.int32)[None]
@@ -173,6 +178,7 @@ def singles(train: Interactions, *, histories: Interactions | None = None) -> Gr
             have another number of users or items.
     """
     check_positives(train=train)
+    check_countable(train.n_pairs)
     users, items = train.pairs()
     return Groups(users, None, None, items, train.weights, _known(train, histories, users))
 
@@ -192,6 +198,7 @@ def groups(train: Interactions, *, n: int, histories: Interactions | None = None
         ValueError: if `n` is not an integer of 1 or more, and as `singles`.
     """
     check_positives(train=train)
+    check_countable(train.n_pairs)
     n = integer("n", n)
     indptr = np.asarray(train.indptr)
     parts = -(-np.diff(indptr) // n)
@@ -199,7 +206,7 @@ def groups(train: Interactions, *, n: int, histories: Interactions | None = None
     part = np.arange(len(owner)) - np.repeat(np.cumsum(parts) - parts, parts)
     first = (indptr[owner] + part * n).astype(np.int32)
     length = np.minimum(indptr[owner + 1] - first, n).astype(np.int32)
-    return Groups(owner, first, length, train.pairs()[1], train.weights, _known(train, histories, owner), n)
+    return Groups(owner, first, length, train.pairs()[1], train.weights, _known(train, histories, owner), width=n)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["users", "shortest", "known"], meta_fields=[])
@@ -242,6 +249,7 @@ def by_user(train: Interactions) -> Users:
         ValueError: if there are no pairs, or weights are negative, not finite or all 0.
     """
     check_positives(train=train)
+    check_countable(train.n_pairs)
     degrees = np.diff(np.asarray(train.indptr))
     users = np.flatnonzero(degrees).astype(np.int32)
     return Users(users, np.int32(np.argmin(degrees[users])), _known(train, train, users))

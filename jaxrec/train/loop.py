@@ -26,6 +26,7 @@ from jaxrec.models._initial import initial_variables
 from jaxrec.optim.step import Step, as_step
 from jaxrec.train._checks import check_bound, check_covers, check_optimizer, check_state, check_transformation
 from jaxrec.train.examples import Examples, singles
+from jaxrec.train.stream import Stream, as_stream
 from jaxrec.typing import Array, Key, Objective, Variables
 
 
@@ -85,7 +86,7 @@ def fit(
     *,
     epochs: int,
     batch_size: int = 1024,
-    examples: Callable[[Interactions], Examples] = singles,
+    examples: Callable[[Interactions], Examples | Stream] = singles,
     validate: Callable[[Variables], Mapping[str, float]] | None = None,
     every: int = 1,
     stopping: EarlyStopping | None = None,
@@ -112,8 +113,9 @@ def fit(
         epochs: total number of epochs. A state that has done as many is returned unchanged, with a
             warning.
         batch_size: B, the number of examples per step.
-        examples: what an epoch goes through: `singles`, `partial(groups, n=16)`, `by_user`, or your
-            own function of the positives; see `train.examples`.
+        examples: what an epoch goes through: `singles`, `partial(groups, n=16)`, `by_user`,
+            `streamed`, or your own function of the positives; see `train.examples`. With
+            `streamed`, only a few blocks of the positives are on the device.
         validate: host function of the variables that returns named numbers, or a `Report`, whose
             means are used, such as `lambda v: full_ranking(model, v, train, valid, ks=(10,))`. They
             are written to the log.
@@ -154,14 +156,14 @@ def fit(
     arrays, static = partition((objective, tx.step))
     check_covers(static.leaves, train)
     check_bound((objective, tx.step), train)
-    data = examples(train)
+    data = as_stream(examples(train))
     # Under explicit sharding every look-up would have to name its output's sharding.
     state, placed = as_auto(state), state
     description = None
     if checkpoint is not None:
         description = _description(state, objective, tx, train, batch_size, examples, every, stopping)
     best, log = run(
-        functools.partial(_advance, _Compiled(static), jax.device_put(arrays), jax.device_put(data), batch_size),
+        functools.partial(_advance, _Compiled(static), jax.device_put(arrays), data, batch_size),
         state,
         epochs=epochs,
         began=began,
@@ -207,25 +209,36 @@ class _Compiled:
         self.known = self.static.again(forget=False).reads
 
 
-def _advance(compiled: _Compiled, arrays: list, data: Examples, batch_size: int, state: State, number: int) -> tuple:
+def _advance(compiled: _Compiled, arrays: list, data: Stream, batch_size: int, state: State, number: int) -> tuple:
     """Runs one epoch on the device; raises `NotFinite` if a loss or a parameter is not finite."""
-    new, values, finite = _epoch(state, arrays, data, static=compiled.current(), batch_size=batch_size)
-    values = np.asarray(values)
+    how = {"static": compiled.current(), "batch_size": batch_size, "n_blocks": data.n_blocks}
+    new, values, finite = state, [], []
+    for place, block in enumerate(data.blocks(state.key, state.epoch)):
+        new, losses, fine = _epoch(new, arrays, block, np.int32(place), **how)
+        values.append(losses)
+        finite.append(fine)
+        # JAX returns before a block is done. `blocks` reads the next one meanwhile, but none after it.
+        if place and not bool(finite[-2]):
+            break
+    values, steps = np.concatenate(values), data.n_blocks * len(losses)
     compiled.done()
-    if not bool(finite):
+    if not all(map(bool, finite)):
         raise NotFinite(
-            f"{diverged(number, values)}; lower the learning rate, clip gradients (optax.clip_by_global_norm), or look "
-            "for NaN in weights (jax_debug_nans)"
+            f"{diverged(number, values, steps)}; lower the learning rate, clip gradients (optax.clip_by_global_norm), "
+            "or look for NaN in weights (jax_debug_nans)"
         )
     return new, {"loss": values.mean()}
 
 
-def diverged(epoch: int, values: np.ndarray) -> str:
-    """Says what happened in an epoch that made a loss or a parameter infinite or NaN."""
+def diverged(epoch: int, values: np.ndarray, steps: int) -> str:
+    """Says what made a loss or a parameter infinite or NaN in an epoch of `steps` steps, of which
+    `values` has the losses of the first.
+    """
     wrong = np.flatnonzero(~np.isfinite(values))
     if len(wrong) == 0:  # the update of the last step overflowed after a finite loss
-        return f"parameters are not finite after the last step of epoch {epoch}"
-    return f"the loss is {values[wrong[0]]} at epoch {epoch}, step {wrong[0] + 1} of {len(values)}"
+        last = "the last step" if len(values) == steps else f"step {len(values)} of {steps}"
+        return f"parameters are not finite after {last} of epoch {epoch}"
+    return f"the loss is {values[wrong[0]]} at epoch {epoch}, step {wrong[0] + 1} of {steps}"
 
 
 def _description(state, objective, tx, train, batch_size, examples, every, stopping) -> dict[str, Any]:
@@ -245,11 +258,13 @@ def _description(state, objective, tx, train, batch_size, examples, every, stopp
 # ---------------------------------------------------------------------- one epoch
 
 
-@functools.partial(jax.jit, static_argnames=("static", "batch_size"))
-def _epoch(state, arrays, data, *, static, batch_size):
+@functools.partial(jax.jit, static_argnames=("static", "batch_size", "n_blocks"))
+def _epoch(state, arrays, data, place, *, static, batch_size, n_blocks):
+    """Runs block `place` of an epoch. `epoch` takes each block for an epoch, with its own key and steps."""
     objective, step = combine(arrays, static)
-    state, values = epoch(state, objective, Step(None, step), data, batch_size=batch_size)
-    return state, values, all_finite(values, state)
+    part = state._replace(epoch=state.epoch * n_blocks + place)
+    part, values = epoch(part, objective, Step(None, step), data, batch_size=batch_size)
+    return part._replace(epoch=part.epoch // n_blocks), values, all_finite(values, part)
 
 
 def all_finite(values: Array, state: State) -> Array:

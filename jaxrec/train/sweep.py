@@ -26,6 +26,7 @@ from jaxrec.train import loop
 from jaxrec.train._checks import check_bound, check_covers, check_state
 from jaxrec.train.examples import Examples, singles
 from jaxrec.train.runs import Run, Setting, Sweep, shown
+from jaxrec.train.stream import Resident, as_stream
 from jaxrec.typing import Array, Key, Objective, Variables
 
 
@@ -151,7 +152,10 @@ def sweep(
     check_state(shape)
     epochs, batch_size, every = integer("epochs", epochs), integer("batch_size", batch_size), integer("every", every)
     jax.eval_shape(lambda setting: _check_sizes(_recipe(arrays, static, setting), train), _take(columns, 0))
-    arrays, data = jax.device_put((arrays, examples(train)))
+    stream, arrays = as_stream(examples(train)), jax.device_put(arrays)
+    if not isinstance(stream, Resident):
+        raise ValueError(f"examples={examples!r:.80} gives a stream, which sweeps do not take; call fit for each run")
+    data = stream.data
 
     runs = [_Training(point, seed) for point in points for seed in range(len(keys))]
     n = len(runs)
@@ -342,7 +346,7 @@ def _advance(programs: list[_Program], advance: Callable, epoch: int, validate: 
         improved = set()
         for place, (run, value) in enumerate(zip(program.runs, losses)):
             if run.diverged is None and not finite[place]:
-                run.diverged = loop.diverged(epoch, value)
+                run.diverged = loop.diverged(epoch, value, len(value))
             if run.diverged is None:
                 run.records.append(records[id(run)])
                 if (validate is not None or select is None) and run.choose(records[id(run)], select):

@@ -1,0 +1,136 @@
+"""Examples that stay on the host. They come to the device in blocks, each while the one before trains.
+
+`fit(..., examples=streamed)` trains on positives that do not fit the memory of the device, or, if
+`Interactions.open` maps them into memory, that of the host. `fit` takes your own streams too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from jaxrec._keys import generator
+from jaxrec._numerics import integer
+from jaxrec._pairs import MOST
+from jaxrec.interactions import Interactions, check_positives
+from jaxrec.train.examples import Examples, Groups
+from jaxrec.typing import Array, Key
+
+
+class Stream(Protocol):
+    """What `fit` needs of examples that come in blocks.
+
+    Attributes:
+        n_blocks: number of blocks of an epoch.
+    """
+
+    n_blocks: int
+
+    def blocks(self, key: Key, epoch: Array) -> Iterator[Examples] | Sequence[Examples]:
+        """Returns the blocks of an epoch, which have the same structure and shapes.
+
+        Args:
+            key: the run's typed key.
+            epoch: int32 [], number of epochs done.
+        """
+
+
+class Resident(NamedTuple):
+    """Examples that stay on the device: a stream of one block."""
+
+    data: Examples
+    n_blocks: int = 1
+
+    def blocks(self, key: Key, epoch: Array) -> Sequence[Examples]:
+        """Returns the one block."""
+        del key, epoch
+        return (self.data,)
+
+
+def as_stream(data: Examples | Stream) -> Stream:
+    """Returns a stream as it is, and other examples as one block, on the device."""
+    return data if hasattr(data, "n_blocks") else Resident(jax.device_put(data))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Streamed:
+    """The positives one by one, in blocks read from the host; see `streamed`.
+
+    Attributes:
+        train: the positives.
+        n_blocks: number of blocks of an epoch.
+        chunk: number of consecutive pairs that stay in one block.
+    """
+
+    train: Interactions
+    n_blocks: int
+    chunk: int
+
+    def blocks(self, key: Key, epoch: Array) -> Iterator[Groups]:
+        """Yields the blocks of an epoch; see `Stream`."""
+        n = self.train.n_pairs
+        starts = self.chunk * generator(jax.random.fold_in(key, epoch)).permutation(-(-n // self.chunk))
+        ends = np.cumsum(np.minimum(starts + self.chunk, n) - starts)  # of the chunks laid out in this order
+        for number in range(self.n_blocks):
+            # Blocks have equally many pairs up to one, so that at most one example is padding.
+            first, end = n * number // self.n_blocks, n * (number + 1) // self.n_blocks
+            chunks = slice(np.searchsorted(ends, first, "right"), np.searchsorted(ends, end, "left") + 1)
+            lengths = np.diff(np.minimum(ends[chunks], end), prepend=first)
+            from_end = np.maximum(ends[chunks] - end, 0)  # the last chunk goes on in the next block
+            stops = np.minimum(starts[chunks] + self.chunk, n) - from_end
+            yield self._block(np.sort(np.stack([stops - lengths, stops], axis=1), axis=0))
+
+    def _block(self, spans: np.ndarray) -> Groups:
+        """Returns the pairs of ascending spans [·, 2] of places, padded to the size of a block."""
+        train, size = self.train, -(-self.train.n_pairs // self.n_blocks)
+        lengths = spans[:, 1] - spans[:, 0]
+        places = np.arange(lengths.sum()) + np.repeat(spans[:, 1] - np.cumsum(lengths), lengths)
+        # Places of the dtype of `indptr`: a search among values of another dtype copies them all.
+        users = np.searchsorted(train.indptr, places.astype(train.indptr.dtype), "right") - 1
+        columns = (
+            users.astype(np.int32),
+            train.indices[places],
+            None if train.weights is None else train.weights[places],
+        )
+        users, items, weights = (None if x is None else np.pad(x, (0, size - len(x))) for x in columns)
+        return Groups(users, None, None, items, weights, real=np.int32(len(places)))
+
+
+def streamed(train: Interactions, *, block: int = 1 << 22, chunk: int = 4096) -> Streamed:
+    """Returns one example per positive, as `singles` does, in blocks that are read from the host.
+
+    The host reads the next block while one trains, so that the device holds at most two. If
+    `Interactions.open` maps `train` into memory, the host needs memory for a few blocks too, and
+    not for the set.
+
+    The order of the positives is less random than that of `singles`, which are shuffled as a whole.
+    Here, consecutive pairs of `train`, which are those of one or a few users, form chunks. In each
+    epoch the chunks are shuffled and divided into blocks, and the pairs of a block are shuffled. So
+    a block has pairs from the whole set, each positive occurs once, and the order depends only on
+    the run's key and the epoch; but the pairs of a chunk always share a block (or two, if a block
+    ends inside the chunk). `chunk=1` shuffles the whole set; it reads single pairs, which is slow
+    if the file is not in memory, and needs up to 32 bytes of memory for each pair.
+
+    Args:
+        train: the positives, on the host.
+        block: largest number of positives in a block.
+        chunk: number of consecutive pairs that are read together.
+
+    Raises:
+        ValueError: if `block` or `chunk` is not an integer of 1 or more, or there are no pairs, or
+            weights are negative, not finite or all 0.
+
+    >>> train = Interactions.from_pairs([0, 0, 1, 2, 2], [1, 3, 0, 0, 2])
+    >>> key, epoch = jax.random.key(0), np.int32(0)
+    >>> [int(block.real) for block in streamed(train, block=2, chunk=1).blocks(key, epoch)]
+    [1, 2, 2]
+    """
+    check_positives(train=train)
+    block, chunk = integer("block", block, most=MOST), integer("chunk", chunk)
+    host = {name: getattr(train, name) for name in ("indptr", "indices", "weights")}
+    host = {name: None if column is None else np.asarray(column) for name, column in host.items()}
+    return Streamed(dataclasses.replace(train, timestamps=None, **host), -(-train.n_pairs // block), chunk)
