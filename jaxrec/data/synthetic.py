@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from jaxrec.interactions import Interactions
 from jaxrec.typing import Key
 
 _CELLS = 1 << 22  # scores [users, items] held at a time
+_PART = 1 << 23  # pairs drawn at a time if the set is built in a folder
 
 
 class LowRank(NamedTuple):
@@ -223,13 +225,19 @@ def facet_spaces(
 
 
 def power_law(
-    key: Key, *, n_users: int, n_items: int, n_pairs: int, exponents: tuple[float, float] = (0.5, 0.8)
+    key: Key,
+    *,
+    n_users: int,
+    n_items: int,
+    n_pairs: int,
+    exponents: tuple[float, float] = (0.5, 0.8),
+    folder: str | os.PathLike | None = None,
 ) -> Interactions:
     """Draws a sparse set with power-law degrees, of any size, to measure time and memory.
 
     The user of a pair is drawn in proportion to rank^-exponents[0] and its item in proportion to
     rank^-exponents[1], independently. Repeated pairs are drawn again. Ranks are assigned to ids at
-    random. It takes some tens of bytes of memory for each pair.
+    random. It takes some tens of bytes of memory for each pair, or about a gigabyte with `folder`.
 
     Args:
         key: typed key; the same key gives the same set.
@@ -237,13 +245,16 @@ def power_law(
         n_items: number of items N.
         n_pairs: number of distinct pairs, at most a quarter of M·N.
         exponents: exponents of users and of items, from 0 (uniform) to below 2.
+        folder: path of a new folder, in which the set is built in parts of users with equally many
+            pairs; the result is opened from there. This is another set than the one that the same
+            key gives in memory, unless it has at most 2²³ pairs.
 
     Raises:
-        ValueError: for sizes that are not positive, for too many pairs, and for exponents outside
-            the range.
+        ValueError: for sizes that are not positive, for too many pairs, for exponents outside the
+            range, and if the folder exists and is not empty.
     """
     n_users, n_items = integer("n_users", n_users, most=INT32_MAX), integer("n_items", n_items, most=INT32_MAX)
-    n_pairs = integer("n_pairs", n_pairs, most=INT32_MAX)
+    n_pairs = integer("n_pairs", n_pairs)
     if n_pairs > n_users * n_items / 4:
         raise ValueError(f"n_pairs={n_pairs} is more than a quarter of {n_users} x {n_items}; give fewer")
     exponents = tuple(float(number("exponents", exponent, least=0)) for exponent in exponents)
@@ -254,14 +265,45 @@ def power_law(
     for size, exponent in zip((n_users, n_items), exponents):
         shares = np.arange(1, size + 1) ** -exponent
         sides.append((rng.permutation(size), np.cumsum(shares) / shares.sum()))
+
+    (ids, shares), items = sides
+
+    def part(first: int, end: int, n: int) -> Interactions:
+        """Returns n pairs of the users with the ranks first .. end-1."""
+        before, last = (shares[first - 1] if first else 0.0), (shares[end - 1] if end < n_users else 1.0)
+        users = ids[first:end], shares[first:end] - before, last - before
+        pairs = _distinct_pairs(rng, users, (*items, 1.0), n)
+        return Interactions.from_pairs(*np.divmod(pairs, n_items), n_users=n_users, n_items=n_items)
+
+    if folder is None:
+        return part(0, n_users, n_pairs)
+    n_parts = -(-n_pairs // _PART)
+    ends = np.unique(np.append(np.searchsorted(shares, np.arange(1, n_parts) / n_parts) + 1, n_users))
+    totals = np.append(np.round(n_pairs * shares[ends[:-1] - 1]), n_pairs).astype(np.int64)
+    bounds = np.stack([np.append(0, ends[:-1]), ends, np.diff(totals, prepend=0)], axis=1)
+    for first, end, n in bounds.tolist():
+        if n > (end - first) * n_items / 4:
+            raise ValueError(
+                f"exponents={exponents} give {n} pairs to the users of the ranks {first} to {end - 1}, more than a "
+                f"quarter of {end - first} x {n_items}; give a smaller exponent of users, or fewer pairs"
+            )
+    return Interactions.from_parts((part(*each) for each in bounds.tolist()), folder)
+
+
+def _distinct_pairs(rng: np.random.Generator, users: tuple, items: tuple, n: int) -> np.ndarray:
+    """Draws n distinct pairs, as numbers user · N + item.
+
+    `users` and `items` are ids, the sums of shares up to each id, and the sum of all.
+    """
     pairs = np.zeros(0, np.int64)
-    while len(pairs) < n_pairs:
-        wanted = int(1.2 * (n_pairs - len(pairs))) + 16
-        users, items = (ids[np.searchsorted(shares[:-1], rng.random(wanted), side="right")] for ids, shares in sides)
-        pairs = np.unique(np.append(pairs, users * n_items + items))
-    # np.unique sorts, so the surplus must be dropped at random.
-    pairs = rng.choice(pairs, n_pairs, replace=False, shuffle=False)
-    return Interactions.from_pairs(*np.divmod(pairs, n_items), n_users=n_users, n_items=n_items)
+    while len(pairs) < n:
+        wanted, drawn = int(1.2 * (n - len(pairs))) + 16, []
+        for ids, shares, total in (users, items):
+            drawn.append(ids[np.searchsorted(shares[:-1], total * rng.random(wanted), side="right")])
+        pairs = np.sort(np.append(pairs, drawn[0] * len(items[0]) + drawn[1]))
+        pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])]  # much faster than np.unique
+    # The pairs are sorted, so the surplus must be dropped at random.
+    return rng.choice(pairs, n, replace=False, shuffle=False)
 
 
 def _sizes(n_users: int, n_items: int, pairs_per_user: int) -> tuple[int, int, int]:

@@ -63,9 +63,10 @@ def evaluated_users(train: Interactions, test: Interactions, users: ArrayLike | 
     chosen = chosen[np.asarray(test.user_degrees)[chosen] > 0].astype(np.int32)
     if len(chosen) == 0:
         raise ValueError("none of the users has a test pair; there is nothing to evaluate")
-    tested = test.take(np.unique(chosen))  # a sample of users must not read the pairs of the others
+    each = np.flatnonzero(np.bincount(chosen)).astype(np.int32)
+    tested = test.take(each)  # of a sample of users, only the rows are read
     rows, items = tested.pairs()
-    both = int(np.asarray(train.contains(np.unique(chosen)[rows], items)).sum())
+    both = int(np.asarray(train.contains(each[rows], items)).sum())
     if both:
         warnings.warn(
             f"{both} of {tested.n_pairs} test pairs are also training pairs: they are masked and count as missed",
