@@ -545,6 +545,22 @@ def test_what_is_varied_takes_the_runs_at_the_defaults_too():
     assert lines["VALID"][1] == pytest.approx([0.1, 0.25]) and np.isnan(lines["VALID"][2][0])
 
 
+@pytest.mark.deep
+def test_training_from_disk_fills_its_columns(tmp_path, monkeypatch):
+    from benchmarks import report
+    from benchmarks.speed import scale
+
+    monkeypatch.setattr(scale, "USERS", 5)
+    sizes = scale.Sizes(n_users=40, n_items=30, dim=2, batch_size=16, block=70)
+    built = scale.build(str(tmp_path / "pairs"), 150, sizes)
+    found = scale.train(str(tmp_path / "pairs"), "streamed", 2, sizes)
+    assert len(found["losses"]) == 3 and found["pairs_per_second"] == 150 / found["epoch_wall_s"]
+    assert all(report.cell(template, built | found) for template in scale.COLUMNS.values())
+    cases = {"1, singles": {}, "1, streamed": {"pairs": 5, "epoch_wall_s": 1.0, "epoch_cpu_s": 2.0}}
+    cases["2, streamed"] = {"pairs": 10, "epoch_wall_s": 3.0, "epoch_cpu_s": 4.2}
+    assert "takes 1.50 times the time and 1.05 times the CPU time" in scale.more({"cases": cases})
+
+
 def test_columns_of_speed_take_the_first_template_that_has_its_values():
     from benchmarks import report
 

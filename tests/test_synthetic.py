@@ -142,6 +142,29 @@ def test_power_law_has_the_pairs_asked_for_and_degrees_that_fall():
     assert abs(np.corrcoef(order, np.arange(300))[0, 1]) < 0.2  # ids tell nothing
 
 
+def test_a_power_law_in_a_folder_is_drawn_in_parts(tmp_path, monkeypatch):
+    sizes = dict(n_users=400, n_items=300, n_pairs=6000, exponents=(0.3, 0.5))
+    expected = synthetic.power_law(KEY, **sizes)
+    one = synthetic.power_law(KEY, **sizes, folder=tmp_path / "one")
+    assert one.fingerprint() == expected.fingerprint()
+    monkeypatch.setattr(synthetic, "_PART", 1500)
+    parts = synthetic.power_law(KEY, **sizes, folder=tmp_path / "parts")
+    assert parts.n_pairs == 6000 and (parts.n_users, parts.n_items) == (400, 300)
+    assert isinstance(parts.indices.base, np.memmap)
+    assert synthetic.power_law(KEY, **sizes, folder=tmp_path / "again").fingerprint() == parts.fingerprint()
+    for mine, its in ((parts.user_degrees, expected.user_degrees), (parts.item_degrees, expected.item_degrees)):
+        assert np.corrcoef(mine, its)[0, 1] > 0.5  # the same ids have the high ranks
+        np.testing.assert_allclose(np.sort(mine)[-40:].sum(), np.sort(its)[-40:].sum(), rtol=0.1)
+
+
+def test_a_power_law_in_a_folder_refuses_users_with_too_many_pairs(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "_PART", 100)
+    sizes = dict(n_users=50, n_items=20, n_pairs=250, exponents=(1.9, 0.0))
+    with pytest.raises(ValueError, match="give 146 pairs to the users of the ranks 0 to 0, more than"):
+        synthetic.power_law(KEY, **sizes, folder=tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("make", "sizes", "message"),
     [
