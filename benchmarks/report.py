@@ -20,7 +20,7 @@ from benchmarks.studies import _study
 ROOT = pathlib.Path(__file__).parents[1]
 BEGIN, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of results -->"
 STUDIES = ("mml", "rg2", "mars", "facets", "lambda_opt", "valid")
-SPEED = ("cold", "train", "rowwise", "sweep", "evaluate", "als", "mars", "lambda_opt", "valid")
+SPEED = ("cold", "train", "scale", "rowwise", "sweep", "evaluate", "als", "mars", "lambda_opt", "valid")
 KNOWN = {("valid", "gowalla-valid", "MF, CCL"): "three of ten settings were run, so that it has no row"}
 """For (study, data set, method), the reason why `--check` accepts this stale record."""
 HEAD = """# Results
@@ -109,6 +109,12 @@ def headlines() -> list[str]:
             f"{ratios['MF-MML, 100 negatives']:.1f} times as long. An epoch of MF-BPR takes PyTorch's "
             f"dense Adam {ratios['MF-BPR, 1 negative, lazy']:.1f} times as long as `rowwise.lazy_adam`, "
             "another algorithm."
+        )
+    if found := measured("speed_scale"):
+        case = list(found["cases"].values())[-1]
+        lines.append(
+            f"Training from disk on {found['cores']} CPU cores: an epoch of MF-BPR over {case['pairs']:,} pairs takes "
+            f"{case['epoch_wall_s']:.0f} s, and the process at most {case['peak_mb'] / 1024:.1f} GB of memory."
         )
     if found := measured("speed_als"):
         rg2, cg, exact = (

@@ -237,7 +237,8 @@ def power_law(
 
     The user of a pair is drawn in proportion to rank^-exponents[0] and its item in proportion to
     rank^-exponents[1], independently. Repeated pairs are drawn again. Ranks are assigned to ids at
-    random. It takes some tens of bytes of memory for each pair, or about a gigabyte with `folder`.
+    random. It takes some tens of bytes of memory for each pair; with `folder`, for each pair of a
+    part.
 
     Args:
         key: typed key; the same key gives the same set.
@@ -245,9 +246,9 @@ def power_law(
         n_items: number of items N.
         n_pairs: number of distinct pairs, at most a quarter of M·N.
         exponents: exponents of users and of items, from 0 (uniform) to below 2.
-        folder: path of a new folder, in which the set is built in parts of users with equally many
-            pairs; the result is opened from there. This is another set than the one that the same
-            key gives in memory, unless it has at most 2²³ pairs.
+        folder: path of a new folder, in which the set is built in parts of about 2²³ pairs; the
+            result is opened from there. This is another set than the one that the same key gives in
+            memory, unless one part is enough.
 
     Raises:
         ValueError: for sizes that are not positive, for too many pairs, for exponents outside the
@@ -265,7 +266,6 @@ def power_law(
     for size, exponent in zip((n_users, n_items), exponents):
         shares = np.arange(1, size + 1) ** -exponent
         sides.append((rng.permutation(size), np.cumsum(shares) / shares.sum()))
-
     (ids, shares), items = sides
 
     def part(first: int, end: int, n: int) -> Interactions:

@@ -36,7 +36,8 @@ class State(NamedTuple):
     Attributes:
         variables: the model's variables; the collection "params" is trained.
         opt_state: the state of the optimiser.
-        key: the run's typed key; epoch e draws from `fold_in(key, e)`.
+        key: the run's typed key; epoch e draws from `fold_in(key, e)`, and block b of the n blocks
+            of a stream from `fold_in(key, n·e + b)`.
         epoch: int32 [], number of epochs done.
     """
 

@@ -115,6 +115,8 @@ def streamed(train: Interactions, *, block: int = 1 << 22, chunk: int = 4096) ->
     ends inside the chunk). `chunk=1` shuffles the whole set; it reads single pairs, which is slow
     if the file is not in memory, and needs up to 32 bytes of memory for each pair.
 
+    Batches carry no histories; a model that knows users by their items needs `singles`.
+
     Args:
         train: the positives, on the host.
         block: largest number of positives in a block.
