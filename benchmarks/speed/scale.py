@@ -6,7 +6,8 @@ With `train.streamed` the host reads blocks of 2²² pairs from the files, each 
 trains. Times of an epoch are medians of three epochs of 10⁷ pairs, and the time of one of 10⁸ pairs,
 after a first epoch, which compiles. Then `top_k` ranks all items for 1,000 users without their
 training items. Building a set is a process of its own, and so is training on it with ranking. Peak
-memory is that of the process, with imports and the pages of the files that are in memory.
+memory is that of the process, with imports and the pages of the files that are in memory. Wall times
+contain waiting for other work on the machine, CPU times do not.
 """
 
 from __future__ import annotations
