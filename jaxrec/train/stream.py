@@ -72,16 +72,24 @@ class Streamed:
 
     def blocks(self, key: Key, epoch: Array) -> Iterator[Groups]:
         """Yields the blocks of an epoch; see `Stream`."""
-        n = self.train.n_pairs
-        starts = self.chunk * generator(jax.random.fold_in(key, epoch)).permutation(-(-n // self.chunk))
-        ends = np.cumsum(np.minimum(starts + self.chunk, n) - starts)  # of the chunks laid out in this order
+        n, chunk = self.train.n_pairs, self.chunk
+        n_chunks = -(-n // chunk)
+        kind = np.int32 if n_chunks <= MOST else np.int64
+        order = generator(jax.random.fold_in(key, epoch)).permutation(np.arange(n_chunks, dtype=kind))
+        # The chunks are laid out in this order. The last chunk of the set, at `short`, may lack pairs.
+        short, lacking = int(np.argmax(order)), n_chunks * chunk - n
+
+        def chunk_of(place: int) -> int:
+            return (place + lacking * (place >= (short + 1) * chunk - lacking)) // chunk
+
         for number in range(self.n_blocks):
             # Blocks have equally many pairs up to one, so that at most one example is padding.
             first, end = n * number // self.n_blocks, n * (number + 1) // self.n_blocks
-            chunks = slice(np.searchsorted(ends, first, "right"), np.searchsorted(ends, end, "left") + 1)
-            lengths = np.diff(np.minimum(ends[chunks], end), prepend=first)
-            from_end = np.maximum(ends[chunks] - end, 0)  # the last chunk goes on in the next block
-            stops = np.minimum(starts[chunks] + self.chunk, n) - from_end
+            chunks = np.arange(chunk_of(first), chunk_of(end - 1) + 1)
+            ends = (chunks + 1) * chunk - lacking * (chunks >= short)
+            stops = np.minimum((order[chunks].astype(np.int64) + 1) * chunk, n)
+            lengths = np.diff(np.minimum(ends, end), prepend=first)
+            stops -= np.maximum(ends - end, 0)  # the last chunk goes on in the next block
             yield self._block(np.sort(np.stack([stops - lengths, stops], axis=1), axis=0))
 
     def _block(self, spans: np.ndarray) -> Groups:
@@ -100,7 +108,7 @@ class Streamed:
         return Groups(users, None, None, items, weights, real=np.int32(len(places)))
 
 
-def streamed(train: Interactions, *, block: int = 1 << 22, chunk: int = 4096) -> Streamed:
+def streamed(train: Interactions, *, block: int = 1 << 22, chunk: int = 16) -> Streamed:
     """Returns one example per positive, as `singles` does, in blocks that are read from the host.
 
     The host reads the next block while one trains, so that the device holds at most two. If
@@ -108,12 +116,17 @@ def streamed(train: Interactions, *, block: int = 1 << 22, chunk: int = 4096) ->
     not for the set.
 
     The order of the positives is less random than that of `singles`, which are shuffled as a whole.
-    Here, consecutive pairs of `train`, which are those of one or a few users, form chunks. In each
-    epoch the chunks are shuffled and divided into blocks, and the pairs of a block are shuffled. So
-    a block has pairs from the whole set, each positive occurs once, and the order depends only on
-    the run's key and the epoch; but the pairs of a chunk always share a block (or two, if a block
-    ends inside the chunk). `chunk=1` shuffles the whole set; it reads single pairs, which is slow
-    if the file is not in memory, and needs up to 32 bytes of memory for each pair.
+    Here, `chunk` consecutive pairs of `train`, often of one user, form a chunk. In each epoch the
+    chunks are shuffled and divided into blocks, and the pairs of each block are shuffled. So a
+    block has pairs from the whole set, each positive occurs once, and the order depends only on the
+    run's key and the epoch. But the pairs of a chunk share a block, or two if a block ends inside
+    the chunk. Use chunks that are shorter than the rows of most users: if all pairs of a user are
+    in one block, the model fits one part of the users after another. `chunk=1` shuffles the whole
+    set.
+
+    A file that fits into the host's memory is read once, so that small chunks cost little. If it
+    does not, each block reads about one page of the file, 1024 pairs, for each chunk; larger chunks
+    then save time. The order takes up to 8 bytes of memory for each chunk.
 
     Batches carry no histories; a model that knows users by their items needs `singles`.
 
