@@ -1,31 +1,80 @@
-"""Places arrays on meshes of devices."""
+"""Places arrays on meshes of devices.
+
+Inside, all meshes have Auto axes. With Explicit axes, the default of `jax.make_mesh`, every look-up
+in a sharded table must name the sharding of its result. With Auto axes XLA chooses it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
-def as_auto(tree: Any) -> Any:
-    """Returns the arrays with Explicit mesh axes turned into Auto axes; no data move.
+def automatic(mesh: Mesh) -> Mesh:
+    """Returns the same mesh with Auto axes."""
+    return Mesh(mesh.devices, mesh.axis_names)
 
-    With Explicit axes, the default of `jax.make_mesh`, every look-up in a sharded table must name
-    the sharding of its result. With Auto axes XLA chooses it.
+
+def mesh_of(tree: Any) -> Mesh | None:
+    """Returns the mesh on which the arrays of a tree lie, with Auto axes; None if there is none.
+
+    If no array lies on a mesh, it is the mesh that `jax.set_mesh` has set.
+
+    Raises:
+        ValueError: if arrays lie on different meshes.
+    """
+    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree))
+    found = {automatic(x.mesh) for x in shardings if isinstance(x, NamedSharding)}
+    if len(found) > 1:
+        raise ValueError(f"arrays lie on {len(found)} meshes, {found}; put all of them on the same mesh")
+    around = jax.sharding.get_mesh()
+    return found.pop() if found else None if around.empty else automatic(around)
+
+
+def using(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """Returns the context in which `divided` and `replicated` place arrays on the mesh."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def on_mesh(tree: Any, mesh: Mesh | None) -> Any:
+    """Puts arrays on the mesh. Those that are on it keep their sharding; the others are replicated.
+
+    Without a mesh, arrays of the host are put on the default device.
     """
 
-    def is_explicit(x: Any) -> bool:
-        sharding = getattr(x, "sharding", None)
-        return isinstance(sharding, NamedSharding) and AxisType.Explicit in sharding.mesh.axis_types
-
     def one(x: Any) -> Any:
-        if not is_explicit(x):
-            return x
-        mesh = Mesh(x.sharding.mesh.devices, x.sharding.mesh.axis_names)
-        return jax.device_put(x, NamedSharding(mesh, x.sharding.spec))
+        if mesh is None:
+            return jax.device_put(x) if isinstance(x, np.ndarray) else x
+        sharding = getattr(x, "sharding", None)
+        here = isinstance(sharding, NamedSharding) and automatic(sharding.mesh) == mesh
+        return put(x, NamedSharding(mesh, sharding.spec if here else PartitionSpec()))
 
-    return jax.tree.map(one, tree) if any(map(is_explicit, jax.tree.leaves(tree))) else tree
+    return jax.tree.map(one, tree)
+
+
+def put(x: Any, sharding: NamedSharding) -> jax.Array:
+    """Puts an array on a mesh. The mesh may span several processes, of which each has the array."""
+    moves = not isinstance(x, jax.Array) or x.sharding.device_set != sharding.device_set
+    if sharding.is_fully_addressable or not moves:
+        return jax.device_put(x, sharding)
+    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
+    # `device_put` would first compare the arrays of all processes.
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def on_host(x: Any) -> np.ndarray:
+    """Copies an array to the host. If it is sharded over several processes, all must call this."""
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        mesh = automatic(x.sharding.mesh)
+        with using(mesh):
+            x = jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
+    return np.asarray(x)
 
 
 def placed_like(tree: Any, like: Any) -> Any:
@@ -36,6 +85,39 @@ def placed_like(tree: Any, like: Any) -> Any:
 
     def one(x: Any, template: Any) -> Any:
         sharding = getattr(template, "sharding", None)
-        return x if sharding is None or x.sharding == sharding else jax.device_put(x, sharding)
+        if sharding is None or getattr(x, "sharding", None) == sharding:
+            return x
+        return put(x, sharding)
 
     return jax.tree.map(one, tree, like)
+
+
+# ---------------------------------------------------------------------- while tracing
+
+
+def divided(tree: Any) -> Any:
+    """Divides the first axis of arrays over all devices of the mesh in `using`.
+
+    Arrays that the devices do not divide evenly stay as they are, and so do all without a mesh.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not _divides(mesh):
+        return tree
+    spec = PartitionSpec(mesh.axis_names)
+
+    def one(x: jax.Array) -> jax.Array:
+        fits = x.ndim and x.shape[0] % mesh.size == 0
+        return jax.lax.with_sharding_constraint(x, spec) if fits else x
+
+    return jax.tree.map(one, tree)
+
+
+def replicated(tree: Any) -> Any:
+    """Replicates arrays on the mesh in `using`."""
+    if not _divides(jax.sharding.get_abstract_mesh()):
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)
+
+
+def _divides(mesh: Any) -> bool:
+    return not mesh.empty and mesh.size > 1 and all(kind == AxisType.Auto for kind in mesh.axis_types)

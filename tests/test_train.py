@@ -961,22 +961,6 @@ def test_frozen_variables_train():
     assert same(trained, fit(model)[0])
 
 
-@pytest.mark.deep
-def test_tables_on_an_explicit_mesh_train():
-    mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Explicit,))
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
-    model = model_of()
-    state = jr.train.init(jax.random.key(0), model, TX)
-    variables = jax.tree.map(lambda x: jax.device_put(x, rows), state.variables)
-    sharded = state._replace(variables=variables, opt_state=TX.init(variables["params"]))
-    trained, _ = jr.train.fit(sharded, objective(model), TX, TRAIN, epochs=3, batch_size=128, progress=False)
-    for a, b in zip(jax.tree.leaves(trained.variables), jax.tree.leaves(fit(model)[0].variables)):
-        np.testing.assert_allclose(a, b, atol=1e-5)
-        assert a.sharding == rows
-    judge = partial(jr.evaluate.full_ranking, model, train=TRAIN, test=TEST, ks=3)
-    assert judge(trained.variables).means == pytest.approx(judge(fit(model)[0].variables).means)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -16,7 +16,7 @@ from jaxrec._csr import owners
 from jaxrec._identity import reads
 from jaxrec._keys import check_key
 from jaxrec._log import Log
-from jaxrec._mesh import as_auto
+from jaxrec._mesh import divided, mesh_of, on_mesh, replicated, using
 from jaxrec._numerics import accumulated, as_integer, integer, power_of_two
 from jaxrec._partials import check_static
 from jaxrec._platform import concurrently, size
@@ -122,10 +122,10 @@ def ranked(
     """
     n_items = _checked_sizes(model, variables, users, k, (seen, demoted), histories)
     say_empty(histories, users, stacklevel=4)
-    put = lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x  # noqa: E731
-    variables, k = as_auto(jax.tree.map(put, variables)), int(k)  # once, not in every call
+    mesh, k = mesh_of(variables), int(k)
     if block is None:
-        block = max(size("ranked_scores", variables) // n_items, 1)
+        cells = size("ranked_scores", variables) * (1 if mesh is None else mesh.size)
+        block = max(cells // n_items, 1)
     blocks = _blocks(users, integer("block", block))
     columns = _order(key, n_items)
     allowed = None
@@ -133,20 +133,22 @@ def ranked(
         allowed = np.zeros(n_items, bool)
         allowed[columns[1][given_ids("items", candidates, n_items)]] = True
     lengths_of = [_room(pairs, blocks) for pairs in (histories, seen, demoted)]
-    how = {"model": model, "reads": reads(model)}
-    tables, columns = None, jax.device_put(columns)
-    if hasattr(model, "vectors") and len(users) > _FEW:
-        tables = _tables(variables, columns[0], **how)
-    how |= {"k": min(power_of_two(k), n_items), "lower": key is None and demoted is not None, "judge": judge}
+    of_model = {"model": model, "reads": reads(model)}
+    how = {"k": min(power_of_two(k), n_items), "lower": key is None and demoted is not None, "judge": judge}
     at_once = _AT_ONCE if len(blocks) >= 4 * _AT_ONCE else 1
 
-    def inputs() -> Iterator[tuple]:
+    def inputs(variables: Variables, columns: tuple[Array, Array]) -> Iterator[tuple]:
+        tables = None
+        if hasattr(model, "vectors") and len(users) > _FEW:
+            tables = _tables(variables, columns[0], **of_model)
         for start in range(0, len(blocks), at_once):
             some = blocks[np.minimum(np.arange(start, start + at_once), len(blocks) - 1)]  # the last repeats a block
             of_blocks = [_of_blocks(pairs, some, n) for pairs, n in zip((histories, seen, demoted), lengths_of)]
             yield variables, tables, columns, allowed, (some, *of_blocks)
 
-    found = concurrently(_ranked, inputs(), **how)
+    with using(mesh):
+        on_devices = on_mesh((variables, columns), mesh)  # once, not in every call
+        found = concurrently(_ranked, inputs(*on_devices), **of_model, **how)
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *found)  # [blocks, B, ...]
     scores, items, judged = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(users)], joined)
     if np.isnan(scores).any():
@@ -378,6 +380,7 @@ def _tables(variables, order, *, model, reads):
     """Returns `_vectors` with the items in the random `order` and padded, as [K, N']."""
     del reads
     user, item, bad = _vectors(model, variables)
+    item = replicated(item)  # each device ranks its users among all items
     return user, jnp.pad(item[order], ((0, -len(order) % _GROUP), (0, 0))).T, bad
 
 
@@ -411,7 +414,7 @@ def _ranked(variables, tables, columns, allowed, inputs, *, model, k, lower, jud
     def ranked(inputs):
         users, histories, *edges = inputs
         seen, positives = (_edges(block, places) for block in edges)
-        scores, bad = scored(users, histories)
+        scores, bad = divided(scored(divided(users), histories))
         # Only the padding is written: on CPU a mask over all columns takes longer than the product.
         scores = scores.at[:, n_items:].set(-jnp.inf)
         if allowed is not None:
@@ -425,7 +428,7 @@ def _ranked(variables, tables, columns, allowed, inputs, *, model, k, lower, jud
         items = jnp.where(values > -jnp.inf, order[jnp.minimum(at, n_items - 1)], -1)
         return jnp.where(bad[:, None], jnp.nan, values), items, judged
 
-    return jax.lax.map(ranked, inputs)
+    return replicated(jax.lax.map(ranked, inputs))
 
 
 def _one_lower(x: Array) -> Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec._identity import reads
-from jaxrec._mesh import as_auto
+from jaxrec._mesh import divided, mesh_of, on_mesh, replicated, using
 from jaxrec._numerics import integer
 from jaxrec._partials import check_static
 from jaxrec.evaluate._kernel import by_name, check_histories, given_ids, lengths, room, say_empty
@@ -74,7 +74,7 @@ def sampled_ranking(
     for name, ids, n in (("users", users, n_users), ("items", items, n_items), ("negatives", negatives, n_items)):
         given_ids(name, ids.reshape(-1), n)
     check_static(model)
-    variables, block = as_auto(variables), integer("block", block)
+    mesh, block = mesh_of(variables), integer("block", block)
     among = f"{negatives.shape[1]} given negatives"
     if train is not None:
         check_interactions(train=train)
@@ -93,9 +93,11 @@ def sampled_ranking(
     blocks = np.minimum(np.arange(-(-len(users) // block) * block), len(users) - 1).reshape(-1, block)
     known = _histories(histories, users[blocks])
     ranks = []
-    for chosen, own in zip(blocks, known):
-        inputs = users[chosen].astype(np.int32), candidates[chosen], valid[chosen], own
-        ranks.append(np.asarray(_sampled_ranks(variables, *inputs, model=model, reads=reads(model))))
+    with using(mesh):
+        on_devices = on_mesh(variables, mesh)
+        for chosen, own in zip(blocks, known):
+            inputs = users[chosen].astype(np.int32), candidates[chosen], valid[chosen], own
+            ranks.append(np.asarray(_sampled_ranks(on_devices, *inputs, model=model, reads=reads(model))))
     rank = np.concatenate(ranks)[: len(users)]
     if np.isnan(rank).any():
         first = users[np.isnan(rank)][0]
@@ -154,6 +156,7 @@ def _sampled_ranks(variables, users, candidates, valid, histories, *, model, rea
     NaN if a score is NaN.
     """
     del reads
+    users, candidates, valid = divided((users, candidates, valid))
     scores = model.apply(variables, users[:, None], candidates, **by_name(histories))
     rank = (valid & (scores[:, 1:] >= scores[:, :1])).sum(-1).astype(jnp.float32)
-    return jnp.where(jnp.isnan(scores).any(-1), jnp.nan, rank)
+    return replicated(jnp.where(jnp.isnan(scores).any(-1), jnp.nan, rank))

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxrec._mesh import put
 from jaxrec._pairs import offsets
 from jaxrec.interactions import Interactions
-from jaxrec.typing import Array
 
 
 class Shards(NamedTuple):
@@ -87,9 +87,4 @@ def spread(mesh: Mesh, tree: Any, *spec: str) -> Any:
         spec: mesh axis of each array axis; without it, the arrays are replicated.
     """
     sharding = NamedSharding(mesh, PartitionSpec(*spec))
-
-    def put(x: Array) -> jax.Array:
-        x = np.asarray(x)
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-
-    return jax.tree.map(put, tree)
+    return jax.tree.map(lambda x: put(np.asarray(x), sharding), tree)

@@ -28,6 +28,8 @@ from jaxrec.train.objectives import log_q as log_q
 from jaxrec.train.objectives import pairwise_objective as pairwise_objective
 from jaxrec.train.objectives import rows_objective as rows_objective
 from jaxrec.train.objectives import vectors_objective as vectors_objective
+from jaxrec.train.placement import shard as shard
+from jaxrec.train.placement import shardings as shardings
 from jaxrec.train.runs import Sweep as Sweep
 from jaxrec.train.stream import Stream as Stream
 from jaxrec.train.stream import streamed as streamed

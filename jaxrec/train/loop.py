@@ -17,7 +17,7 @@ from jaxrec import sampling
 from jaxrec._identity import described, digest
 from jaxrec._keys import check_key
 from jaxrec._log import EarlyStopping, Log
-from jaxrec._mesh import as_auto, placed_like
+from jaxrec._mesh import divided, mesh_of, on_mesh, placed_like, replicated, using
 from jaxrec._numerics import integer
 from jaxrec._partials import Static, check_static, combine, partition
 from jaxrec._run import NotFinite, Saver, run
@@ -104,7 +104,8 @@ def fit(
     each epoch. If one has changed, the program is compiled again and a warning says so.
 
     Args:
-        state: the state from `init`, or from an earlier `fit` to continue.
+        state: the state from `init`, or from an earlier `fit` to continue. If `shard` has put it on
+            a mesh, batches are divided over the devices, and the result lies where `state` does.
         objective: function of (variables, key, batch) that returns a scalar, such as
             `pairwise_objective` with its arguments bound.
         tx: the optimiser with which `state` was created: any optax transformation, or an
@@ -113,7 +114,8 @@ def fit(
         train: the positives. Their weights must be 0 or more, and not all 0.
         epochs: total number of epochs. A state that has done as many is returned unchanged, with a
             warning.
-        batch_size: B, the number of examples per step.
+        batch_size: B, the number of examples per step. On a mesh it should be a multiple of the
+            number of devices; otherwise every device computes the whole batch.
         examples: what an epoch goes through: `singles`, `partial(groups, n=16)`, `by_user`,
             `streamed`, or your own function of the positives; see `train.examples`. With
             `streamed`, only a few blocks of the positives are on the device.
@@ -157,28 +159,30 @@ def fit(
     arrays, static = partition((objective, tx.step))
     check_covers(static.leaves, train)
     check_bound((objective, tx.step), train)
-    data = as_stream(examples(train))
-    # Under explicit sharding every look-up would have to name its output's sharding.
-    state, placed = as_auto(state), state
+    mesh = mesh_of(state)
     description = None
     if checkpoint is not None:
         description = _description(state, objective, tx, train, batch_size, examples, every, stopping)
-    best, log = run(
-        functools.partial(_advance, _Compiled(static), jax.device_put(arrays), data, batch_size),
-        state,
-        epochs=epochs,
-        began=began,
-        epoch=int(state.epoch),
-        variables=lambda state: state.variables,
-        description=description,
-        validate=validate,
-        every=every,
-        stopping=stopping,
-        checkpoint=checkpoint,
-        callbacks=callbacks,
-        progress=progress,
-    )
-    return best if state is placed else placed_like(best, placed), log
+    with using(mesh):
+        start, arrays = state if mesh is None else on_mesh(state, mesh), on_mesh(arrays, mesh)
+        places = None if mesh is None else tuple(leaf.sharding for leaf in jax.tree.leaves(start))
+        data = as_stream(examples(train), mesh)
+        best, log = run(
+            functools.partial(_advance, _Compiled(static), arrays, data, batch_size, places),
+            start,
+            epochs=epochs,
+            began=began,
+            epoch=int(state.epoch),
+            variables=lambda state: state.variables,
+            description=description,
+            validate=validate,
+            every=every,
+            stopping=stopping,
+            checkpoint=checkpoint,
+            callbacks=callbacks,
+            progress=progress,
+        )
+    return best if mesh is None else placed_like(best, state), log
 
 
 class _Compiled:
@@ -210,9 +214,17 @@ class _Compiled:
         self.known = self.static.again(forget=False).reads
 
 
-def _advance(compiled: _Compiled, arrays: list, data: Stream, batch_size: int, state: State, number: int) -> tuple:
+def _advance(
+    compiled: _Compiled,
+    arrays: list,
+    data: Stream,
+    batch_size: int,
+    places: tuple | None,
+    state: State,
+    number: int,
+) -> tuple[State, dict[str, float]]:
     """Runs one epoch on the device; raises `NotFinite` if a loss or a parameter is not finite."""
-    how = {"static": compiled.current(), "batch_size": batch_size, "n_blocks": data.n_blocks}
+    how = {"static": compiled.current(), "batch_size": batch_size, "n_blocks": data.n_blocks, "places": places}
     new, values, finite = state, [], []
     for place, block in enumerate(data.blocks(state.key, state.epoch)):
         new, losses, fine = _epoch(new, arrays, block, np.int32(place), **how)
@@ -259,13 +271,20 @@ def _description(state, objective, tx, train, batch_size, examples, every, stopp
 # ---------------------------------------------------------------------- one epoch
 
 
-@functools.partial(jax.jit, static_argnames=("static", "batch_size", "n_blocks"))
-def _epoch(state, arrays, data, place, *, static, batch_size, n_blocks):
-    """Runs block `place` of an epoch. `epoch` takes each block for an epoch, with its own key and steps."""
+@functools.partial(jax.jit, static_argnames=("static", "batch_size", "n_blocks", "places"))
+def _epoch(state, arrays, data, place, *, static, batch_size, n_blocks, places=None):
+    """Runs block `place` of an epoch. `epoch` takes each block for an epoch, with its own key and steps.
+
+    `places` are the shardings of the state's leaves, which it keeps.
+    """
     objective, step = combine(arrays, static)
     part = state._replace(epoch=state.epoch * n_blocks + place)
     part, values = epoch(part, objective, Step(None, step), data, batch_size=batch_size)
-    return part._replace(epoch=part.epoch // n_blocks), values, all_finite(values, part)
+    state = part._replace(epoch=part.epoch // n_blocks)
+    if places is not None:
+        leaves, tree = jax.tree.flatten(state)
+        state = jax.tree.unflatten(tree, map(jax.lax.with_sharding_constraint, leaves, places))
+    return state, *replicated((values, all_finite(values, state)))
 
 
 def all_finite(values: Array, state: State) -> Array:
@@ -319,7 +338,7 @@ def epoch(
         # Places past the end become n, which marks padding.
         places = number * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
         chosen = jnp.where(places < n, sampling.permuted(order_key, jnp.minimum(places, n - 1), n=n), n)
-        batch = data.batch(chosen, state.epoch * steps + number)
+        batch = divided(data.batch(replicated(chosen), state.epoch * steps + number))
         loss, *carry = advance(value, *carry, jax.random.fold_in(step_key, number), batch)
         return tuple(carry), loss
 

@@ -12,8 +12,10 @@ from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxrec._keys import generator
+from jaxrec._mesh import on_mesh
 from jaxrec._numerics import integer
 from jaxrec._pairs import MOST
 from jaxrec.interactions import Interactions, check_positives
@@ -51,9 +53,9 @@ class Resident(NamedTuple):
         return (self.data,)
 
 
-def as_stream(data: Examples | Stream) -> Stream:
-    """Returns a stream as it is, and other examples as one block, on the device."""
-    return data if hasattr(data, "n_blocks") else Resident(jax.device_put(data))
+def as_stream(data: Examples | Stream, mesh: Mesh | None = None) -> Stream:
+    """Returns a stream as it is, and other examples as one block, on the device or on each of the mesh."""
+    return data if hasattr(data, "n_blocks") else Resident(on_mesh(data, mesh))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,0 +1,234 @@
+"""States on a mesh of devices: training and evaluation give what one device gives, and no table travels."""
+
+import re
+from functools import partial
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from support import adam
+
+import jaxrec as jr
+from jaxrec._mesh import on_mesh, using
+from jaxrec.optim import rowwise
+from jaxrec.train import loop, mars
+
+M, N, DIM = 48, 32, 8
+RNG = np.random.default_rng(0)
+PAIRS = np.argwhere(RNG.random((M, N)) < 0.3).T
+TRAIN = jr.Interactions.from_pairs(*PAIRS[:, ::2], n_users=M, n_items=N)
+TEST = jr.Interactions.from_pairs(*PAIRS[:, 1::2], n_users=M, n_items=N)
+SAMPLE = partial(jr.sampling.uniform, n_items=N, n=3)
+KINDS = {"Auto": AxisType.Auto, "Explicit": AxisType.Explicit}
+
+
+def mesh_of(kind="Explicit", shape=(4,), names=("rows",)):
+    return jax.make_mesh(shape, names, axis_types=(KINDS[kind],) * len(shape))
+
+
+def pairwise(model, loss=jr.losses.bpr):
+    return model, partial(jr.train.pairwise_objective, model=model, loss=loss, sample=SAMPLE), jr.train.singles
+
+
+def of_mf():
+    return pairwise(jr.models.MF(M, N, dim=DIM, scale=0.3))
+
+
+def of_mars():
+    model = jr.models.MARS(M, N, dim=DIM, n_facets=2)
+    return model, partial(mars.objective, model=model, sample=SAMPLE, margin=0.5), jr.train.singles
+
+
+def of_simplex():
+    model, objective, _ = pairwise(jr.models.SimpleX(M, N, dim=DIM))
+    return model, objective, partial(jr.train.singles, histories=TRAIN)
+
+
+def of_valid():
+    model = jr.models.VALID(N, dim=DIM, n_interests=2, n_blocks=2, chunk=8)
+    return model, partial(jr.train.autoencoders.objective, model=model, total=100), jr.train.by_user
+
+
+def of_graph():
+    return pairwise(jr.models.LightGCN(TRAIN, dim=DIM))
+
+
+def of_rows():
+    model = jr.models.MF(M, N, dim=DIM, scale=0.3)
+    objective = partial(jr.train.rows_objective, model=model, loss=jr.losses.mine)
+    return model, objective, partial(jr.train.groups, n=4)
+
+
+SPHERE = mars.optimizer(0.05, theta_learning_rate=0.01)
+FITS = {
+    "adam": (of_mf, adam(0.05)),
+    "rowwise.adam": (of_mf, rowwise.adam(0.05)),
+    "lazy_adam": (of_mf, rowwise.lazy_adam(0.05)),
+    "MARS": (of_mars, SPHERE),
+    "lazy MARS": (of_mars, rowwise.lazy(SPHERE)),
+    "SimpleX": (of_simplex, adam(0.05)),
+    "VALID": (of_valid, adam(0.05)),
+    "LightGCN": (of_graph, adam(0.05)),
+    "all items": (of_rows, adam(0.05)),
+}
+
+
+def fitted(make, tx, place=lambda state: state, epochs=2):
+    model, objective, examples = make()
+    state = place(jr.train.init(jax.random.key(0), model, tx))
+    options = {"epochs": epochs, "batch_size": 16, "examples": examples, "progress": False}
+    return state, jr.train.fit(state, objective, tx, TRAIN, **options)
+
+
+def assert_close(found, expected, atol=1e-5):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=atol)
+
+
+# ---------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("kind", ["Explicit", "Auto"])
+@pytest.mark.parametrize("name", FITS)
+def test_a_mesh_trains_what_one_device_does(name, kind):
+    _, (alone, log) = fitted(*FITS[name])
+    place = partial(jr.train.shard, train=TRAIN, mesh=mesh_of(kind))
+    given, (trained, log_of_mesh) = fitted(*FITS[name], place)
+    assert_close((trained.variables, trained.opt_state), (alone.variables, alone.opt_state))
+    assert_close([r["loss"] for r in log_of_mesh.records], [r["loss"] for r in log.records])
+    tables = 0
+    for a, b in zip(jax.tree.leaves(trained), jax.tree.leaves(given), strict=True):
+        assert a.sharding == b.sharding
+        rows = a.ndim and a.shape[0] in (M, N)
+        assert a.sharding.spec == (PartitionSpec("rows") if rows else PartitionSpec())
+        tables += bool(rows)
+    assert tables >= 3
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("name", ["adam", "lazy_adam"])
+def test_two_axes(name):
+    """Tables are sharded over one axis, batches over both."""
+    mesh = mesh_of("Explicit", (2, 2), ("data", "rows"))
+    _, (alone, _) = fitted(*FITS[name])
+    _, (trained, _) = fitted(*FITS[name], partial(jr.train.shard, train=TRAIN, mesh=mesh, rows="rows"))
+    assert_close((trained.variables, trained.opt_state), (alone.variables, alone.opt_state))
+    assert trained.variables["params"]["user"].sharding == NamedSharding(mesh, PartitionSpec("rows"))
+
+
+@pytest.mark.deep
+def test_a_mesh_that_is_set_for_all():
+    """`jax.set_mesh` puts new arrays on the mesh, whole: only batches are divided."""
+    _, (alone, _) = fitted(*FITS["adam"])
+    with jax.set_mesh(mesh_of()):
+        _, (trained, _) = fitted(*FITS["adam"])
+        report = jr.evaluate.full_ranking(of_mf()[0], trained.variables, TRAIN, TEST, ks=5)
+    assert_close(trained.variables, alone.variables)
+    assert report.means == pytest.approx(jr.evaluate.full_ranking(of_mf()[0], alone.variables, TRAIN, TEST, ks=5).means)
+
+
+@pytest.mark.deep
+def test_rows_that_the_devices_do_not_divide_are_replicated():
+    model = jr.models.MF(M, N - 1, dim=DIM)
+    train = TRAIN.select(np.asarray(TRAIN.indices) < N - 1)
+    train = jr.Interactions(train.indptr, train.indices, None, None, M, N - 1)
+    sample = partial(jr.sampling.uniform, n_items=N - 1, n=3)
+    objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=sample)
+    tx = adam(0.05)
+    state = jr.train.init(jax.random.key(0), model, tx)
+    with pytest.warns(
+        UserWarning, match=r"the 4 devices of the mesh axis 'rows' do not divide the rows of {'item': 31}"
+    ):
+        sharded = jr.train.shard(state, train, mesh_of())
+    assert sharded.variables["params"]["item"].sharding.is_fully_replicated
+    assert not sharded.variables["params"]["user"].sharding.is_fully_replicated
+    fits = [jr.train.fit(x, objective, tx, train, epochs=1, batch_size=18, progress=False)[0] for x in (state, sharded)]
+    assert_close(fits[1].variables, fits[0].variables)
+
+
+@pytest.mark.deep
+def test_a_state_is_created_on_the_mesh():
+    model, tx, key = of_mf()[0], adam(0.05), jax.random.key(3)
+    new = partial(jr.train.init, model=model, tx=tx)
+    places = jr.train.shardings(jax.eval_shape(new, key), TRAIN, mesh_of())
+    state = jax.jit(new, out_shardings=places)(key)
+    assert_close(state.variables, new(key).variables, atol=0)
+    assert jax.tree.map(lambda x: x.sharding, state) == places
+
+
+def test_axes_are_named():
+    state = jr.train.init(jax.random.key(0), of_mf()[0], optax.sgd(0.1))
+    with pytest.raises(ValueError, match=r"rows=None, but the mesh has the axes \('a', 'b'\)"):
+        jr.train.shard(state, TRAIN, mesh_of(shape=(2, 2), names=("a", "b")))
+    with pytest.raises(ValueError, match=r"rows='c', but the mesh has the axes \('rows',\)"):
+        jr.train.shard(state, TRAIN, mesh_of(), rows="c")
+
+
+# ---------------------------------------------------------------------- what travels
+
+
+def travelling(compiled):
+    """Returns the number of numbers that each collective operation returns on a device, by shape."""
+    found = {}
+    for line in compiled.as_text().splitlines():
+        match = re.search(r" = (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\S*\(", line)
+        for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", match[1]) if match else ():
+            found[f"{match[2]} {kind}[{shape}]"] = int(np.prod([int(n) for n in shape.split(",") if n]))
+    return found
+
+
+@pytest.mark.parametrize("name", ["adam", "rowwise.adam", "lazy_adam", "MARS", "lazy MARS"])
+def test_no_table_travels(name):
+    """A step looks up 16 users and 64 items; nothing as long as a table goes from device to device."""
+    n, batch = 8192, 16
+    make, tx = FITS[name]
+    train = jr.Interactions(np.r_[TRAIN.indptr, np.full(n - M, TRAIN.n_pairs)], TRAIN.indices, None, None, n, n)
+    sample = partial(jr.sampling.uniform, n_items=n, n=3)
+    model = (jr.models.MF if make is of_mf else jr.models.MARS)(n, n, dim=DIM)
+    _, objective, _ = make()
+    objective = partial(objective.func, **objective.keywords | {"model": model, "sample": sample})
+    mesh = mesh_of("Auto")
+    state = jr.train.shard(jr.train.init(jax.random.key(0), model, tx), train, mesh)
+    epoch = jax.jit(lambda state, data: loop.epoch(state, objective, tx, data, batch_size=batch))
+    with using(mesh):
+        found = travelling(epoch.lower(state, on_mesh(jr.train.singles(train), mesh)).compile())
+    assert batch * 3 * DIM <= max(found.values()) < n, found
+
+
+# ---------------------------------------------------------------------- evaluation
+
+
+def drawn(make):
+    model = make()[0]
+    return model, jr.train.init(jax.random.key(1), model, optax.sgd(0.1))
+
+
+@pytest.mark.parametrize("kind", ["Explicit", "Auto"])
+@pytest.mark.parametrize("make", [of_mf, of_mars, of_simplex, of_valid, of_graph], ids=lambda make: make.__name__)
+def test_a_mesh_ranks_what_one_device_does(make, kind):
+    model, state = drawn(make)
+    known = {"histories": TRAIN} if getattr(model, "needs_histories", False) else {}
+    of_mesh = jr.train.shard(state, TRAIN, mesh_of(kind)).variables
+    reports, lists = [], []
+    for variables in (state.variables, of_mesh):
+        reports.append(jr.evaluate.full_ranking(model, variables, TRAIN, TEST, ks=5, auc=True, **known))
+        lists.append([jr.evaluate.top_k(model, variables, users, k=4, **known) for users in (range(M), [3], range(5))])
+    assert reports[1].means == pytest.approx(reports[0].means, abs=1e-6)
+    for found, expected in zip(*lists[::-1]):
+        np.testing.assert_array_equal(found[1], expected[1])
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("kind", ["Explicit", "Auto"])
+@pytest.mark.parametrize("make", [of_mf, of_valid], ids=lambda make: make.__name__)
+def test_a_mesh_ranks_samples_as_one_device_does(make, kind):
+    model, state = drawn(make)
+    known = {"histories": TRAIN} if getattr(model, "needs_histories", False) else {}
+    users, items = TEST.pairs()
+    negatives = (items[:, None] + np.arange(1, 9)) % N
+    rank = partial(jr.evaluate.sampled_ranking, model, test_pairs=(users, items), negatives=negatives, ks=5, **known)
+    found = rank(variables=jr.train.shard(state, TRAIN, mesh_of(kind)).variables, block=64)
+    assert found.means == pytest.approx(rank(variables=state.variables).means)
