@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 
 def automatic(mesh: Mesh) -> Mesh:
@@ -56,29 +56,24 @@ def on_mesh(tree: Any, mesh: Mesh | None) -> Any:
     return jax.tree.map(one, tree)
 
 
-def put(x: Any, sharding: NamedSharding) -> jax.Array:
+def put(x: Any, sharding: Sharding) -> jax.Array:
     """Puts an array on a mesh. The mesh may span several processes, of which each has the array."""
-    moves = not isinstance(x, jax.Array) or x.sharding.device_set != sharding.device_set
-    if sharding.is_fully_addressable or not moves:
+    if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
     if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
+        with using(getattr(x.sharding, "mesh", None)):
+            data = np.asarray(jax.random.key_data(x))
+        with using(sharding.mesh):
+            return jax.random.wrap_key_data(put(data, sharding), impl=jax.random.key_impl(x))
+    if isinstance(x, jax.Array) and x.sharding.device_set == sharding.device_set:
+        return jax.device_put(x, sharding)
     # `device_put` would first compare the arrays of all processes.
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
-def on_host(x: Any) -> np.ndarray:
-    """Copies an array to the host. If it is sharded over several processes, all must call this."""
-    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
-        mesh = automatic(x.sharding.mesh)
-        with using(mesh):
-            x = jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
-    return np.asarray(x)
-
-
 def placed_like(tree: Any, like: Any) -> Any:
-    """Gives arrays the shardings of `like`, a tree of the same structure.
+    """Gives arrays the shardings of `like`, a tree of the same leaves.
 
     An array stays where it is if its leaf of `like` has no sharding.
     """
@@ -89,7 +84,8 @@ def placed_like(tree: Any, like: Any) -> Any:
             return x
         return put(x, sharding)
 
-    return jax.tree.map(one, tree, like)
+    leaves, structure = jax.tree.flatten(tree)  # a FrozenDict has the leaves of a dict
+    return jax.tree.unflatten(structure, map(one, leaves, jax.tree.leaves(like)))
 
 
 # ---------------------------------------------------------------------- while tracing

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import pathlib
 import threading
 import time
@@ -13,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypedDict
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
+from jaxrec._checksum import checksum
 from jaxrec._log import DivergenceError, EarlyStopping, Interrupted, Log, extended
 from jaxrec._numerics import integer
 from jaxrec._platform import warn_of_slow_sums
@@ -169,7 +168,8 @@ def run(
             return now.epoch
 
         done = stopping is not None and stopping.done(now.stopping)
-        bar = tqdm(range(first + 1, epochs + 1), total=epochs, initial=first, disable=not progress, desc=unit)
+        shown = progress and jax.process_index() == 0
+        bar = tqdm(range(first + 1, epochs + 1), total=epochs, initial=first, disable=not shown, desc=unit)
         if not done and first < epochs:
             bar.set_postfix_str("compiling")
         setup = 0.0 if began is None else time.perf_counter() - began
@@ -240,12 +240,3 @@ class _Compilation:
     def seconds(self) -> float:
         """Returns the seconds so far."""
         return sum((end - begin for begin, end in self._spans), 0.0)
-
-
-def checksum(tree: Any) -> str:
-    """Returns the SHA-256 of the arrays of a tree."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        typed = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        digest.update(np.ascontiguousarray(jax.random.key_data(leaf) if typed else leaf).tobytes())
-    return digest.hexdigest()

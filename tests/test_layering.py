@@ -12,6 +12,7 @@ LAYERS = [
     {"typing", "interactions", "sparse"}
     | {
         "_cache",
+        "_checksum",
         "_csr",
         "_numerics",
         "_pairs",

@@ -19,7 +19,8 @@ from flax.core import FrozenDict
 from support import TX
 
 import jaxrec as jr
-from jaxrec._run import Progress, checksum
+from jaxrec._checksum import checksum
+from jaxrec._run import Progress
 from jaxrec.data import synthetic
 from jaxrec.train import loop
 

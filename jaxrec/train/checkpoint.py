@@ -15,7 +15,9 @@ from typing import Any
 import filelock
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
+from jaxrec._checksum import is_shared, of_array
 from jaxrec._log import Log
 from jaxrec._mesh import placed_like
 from jaxrec._numerics import integer
@@ -97,13 +99,13 @@ class Checkpoint:
 
         # Without early stopping, or at a new best, the two states are the same: store them once.
         alike = all(a is b for a, b in zip(jax.tree.leaves(run.state), jax.tree.leaves(run.best), strict=True))
-        arrays = _named((run.state,) if alike else (run.state, run.best))
+        arrays = _copied(_named((run.state,) if alike else (run.state, run.best)))
         facts = {
             "description": dict(description),
             "start": run.start,
             "stopping": dict(run.stopping),
             "records": run.log.records,
-            "arrays": [(name, array.dtype.name, array.shape, _checksum(array)) for name, array in arrays.items()],
+            "arrays": [(name, array.dtype.name, array.shape, of_array(array)) for name, array in arrays.items()],
         }
         text, step = json.dumps(facts), run.epoch
         sealed = {"facts": text, "checksum": _checksum(text.encode())}
@@ -169,8 +171,8 @@ class Checkpoint:
                 "each run its own "
                 "folder"
             )
-        arrays = _arrays(manager, step, facts["arrays"])
         like = _named((run.state, run.best))
+        arrays = _arrays(manager, step, facts["arrays"], like)
         alike = not any(name.startswith("[1]") for name in arrays)
         expected = {name: array for name, array in like.items() if not (alike and name.startswith("[1]"))}
         for name in sorted(set(arrays) ^ set(expected)):
@@ -210,18 +212,32 @@ def _facts(manager: Any, step: int) -> dict[str, Any]:
         raise _Damaged(_short(error)) from error
 
 
-def _arrays(manager: Any, step: int, written: Sequence[tuple]) -> dict[str, np.ndarray]:
+def _arrays(
+    manager: Any, step: int, written: Sequence[tuple], like: Mapping[str, Any]
+) -> dict[str, np.ndarray | jax.Array]:
     """Reads the arrays by name, and verifies their checksums.
 
-    `written` has the name, dtype, shape and checksum of each array, in the order of their numbers.
+    Args:
+        manager: orbax's manager of the folder.
+        step: the epoch.
+        written: name, dtype, shape and checksum of each array, in the order of their numbers.
+        like: the arrays of the given state. If one of them is sharded over several processes, each
+            reads its own shards; other arrays are read to the host.
     """
     import orbax.checkpoint as ocp
 
-    like = {str(number): np.zeros(shape, dtype) for number, (_, dtype, shape, _) in enumerate(written)}
+    def form(name: str, dtype: str, shape: Sequence[int]) -> Any:
+        given = like.get(name)
+        if is_shared(given) and given.shape == tuple(shape):
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=given.sharding)
+        return np.zeros(shape, dtype)
+
+    forms = {str(number): form(*kind) for number, (*kind, _) in enumerate(written)}
     try:
-        found = manager.restore(step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(like)))["arrays"]
-        arrays = {name: np.asarray(found[str(number)]) for number, (name, *_) in enumerate(written)}
-        wrong = [name for name, *_, checksum in written if _checksum(arrays[name]) != checksum]
+        found = manager.restore(step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(forms)))["arrays"]
+        arrays = {name: found[str(number)] for number, (name, *_) in enumerate(written)}
+        arrays = {name: x if is_shared(x) else np.asarray(x) for name, x in arrays.items()}
+        wrong = [name for name, *_, checksum in written if of_array(arrays[name]) != checksum]
     except Exception as error:
         raise _Damaged(_short(error)) from error
     if wrong:
@@ -234,28 +250,40 @@ def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _checksum(data: np.ndarray | bytes) -> str:
-    return hashlib.sha256(data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()).hexdigest()
+def _checksum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _named(tree: Any) -> dict[str, np.ndarray]:
-    """Copies the leaves to the host, by their paths; a typed key becomes its data."""
+def _named(tree: Any) -> dict[str, Any]:
+    """Returns the leaves by their paths; a typed key becomes its data."""
+
+    def plain(leaf: Any) -> Any:
+        return jax.random.key_data(leaf) if _is_key(leaf) else leaf if hasattr(leaf, "shape") else np.asarray(leaf)
+
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    plain = ((path, jax.random.key_data(leaf) if _is_key(leaf) else leaf) for path, leaf in leaves)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in plain}
+    return {jax.tree_util.keystr(path): plain(leaf) for path, leaf in leaves}
 
 
-def _from_named(arrays: Mapping[str, np.ndarray], like: Any, prefix: str) -> Any:
+def _copied(arrays: Mapping[str, Any]) -> dict[str, np.ndarray | jax.Array]:
+    """Copies arrays to the host, but for those that are sharded over several processes: of these,
+    each process writes its own shards.
+    """
+    return {name: x if is_shared(x) else np.asarray(x) for name, x in arrays.items()}
+
+
+def _from_named(arrays: Mapping[str, np.ndarray | jax.Array], like: Any, prefix: str) -> Any:
     """Inverts `_named`, with the structure, keys and shardings of `like`."""
 
     def leaf(path: Any, template: Any) -> Any:
         value = arrays[prefix + jax.tree_util.keystr(path)]
         if _is_key(template):
             return jax.random.wrap_key_data(value, impl=jax.random.key_impl(template))
-        return jax.numpy.asarray(value)
+        # Straight to its place on a mesh: otherwise every device would have the whole array first.
+        on_mesh = isinstance(getattr(template, "sharding", None), NamedSharding)
+        return value if on_mesh else jax.numpy.asarray(value)
 
     return placed_like(jax.tree_util.tree_map_with_path(leaf, like), like)
