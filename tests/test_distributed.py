@@ -23,19 +23,21 @@ START = """
     jax.distributed.initialize(f"localhost:{sys.argv[2]}", num_processes=2, process_id=int(sys.argv[1]))
     import jaxrec as jr
     assert len(jax.devices()) == 4 and jax.local_device_count() == 2
+    mesh = jax.make_mesh((4,), ("rows",))
+    whole = partial(jax.device_put, device=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 """
 
 SOLVERS = """
     rng = np.random.default_rng(0)
-    train = jr.Interactions.from_pairs(*np.nonzero(rng.random((23, 11)) < 0.4), n_users=23, n_items=11)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("users",))
+    train = jr.Interactions.from_pairs(*np.nonzero(rng.random((23, 12)) < 0.4), n_users=23, n_items=12)
     options = dict(dim=3, regularization=0.1, sweeps=3, key=jax.random.key(0), tolerance=None, progress=False)
     fits = {"rg2": jr.solvers.rg2.fit, "ials": partial(jr.solvers.ials.fit, unobserved_weight=0.2)}
     answer = {}
     for name, fit in fits.items():
         _, variables, history = fit(train, mesh=mesh, **options)
         _, alone, _ = fit(train, **options)
-        pairs = [(variables["params"][side], alone["params"][side]) for side in ("user", "item")]
+        pairs = [(whole(variables["params"][side]), alone["params"][side]) for side in ("user", "item")]
+        assert not variables["params"]["item"].is_fully_replicated
         same = [np.allclose(dealt, single, rtol=1e-4, atol=1e-5) for dealt, single in pairs]
         answer[name] = same, history.records[-1]["objective"]
     print(json.dumps([jax.process_index(), answer]))
@@ -44,12 +46,10 @@ SOLVERS = """
 TRAINING = """
     sys.path.insert(0, sys.argv[4])
     from test_distributed import MODEL, TEST, TRAIN, TX, new, trained
-    mesh = jax.make_mesh((4,), ("rows",))
     checkpoint = jr.train.Checkpoint(sys.argv[3])
     shard = partial(jr.train.shard, train=TRAIN, mesh=mesh)
     state, _ = trained(shard(new()), 2, checkpoint)
     alone, _ = trained(new(), 2)
-    whole = partial(jax.device_put, device=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     answer = {}
     for name in ("variables", "opt_state"):
         pairs = zip(*(jax.tree.leaves(getattr(s, name)) for s in (state, alone)), strict=True)

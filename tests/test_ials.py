@@ -513,7 +513,7 @@ def test_wrong_data_are_named():
 @pytest.mark.parametrize("solver", [ials.cholesky, partial(ials.conjugate_gradient, steps=2)], ids=["exact", "inexact"])
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_four_devices_give_what_one_does(solver, kind):
-    """37 users and 23 items are not divisible by 4."""
+    """37 users and 23 items are not divisible by 4: all devices have them."""
     train = interactions(weighted=True)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
     single, sharded = fitted(train, solver=solver), fitted(train, solver=solver, mesh=mesh)

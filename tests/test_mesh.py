@@ -232,3 +232,41 @@ def test_a_mesh_ranks_samples_as_one_device_does(make, kind):
     rank = partial(jr.evaluate.sampled_ranking, model, test_pairs=(users, items), negatives=negatives, ks=5, **known)
     found = rank(variables=jr.train.shard(state, TRAIN, mesh_of(kind)).variables, block=64)
     assert found.means == pytest.approx(rank(variables=state.variables).means)
+
+
+# ---------------------------------------------------------------------- solvers
+
+SOLVERS = {
+    "iALS": partial(jr.solvers.ials.fit, unobserved_weight=0.2),
+    "WRMF": partial(jr.solvers.wrmf.fit, alpha=4.0),
+    "RG2": jr.solvers.rg2.fit,
+    "RG2 with alpha": partial(jr.solvers.rg2.fit, alpha=0.1),
+}
+
+
+@pytest.mark.parametrize("kind", ["Explicit", "Auto"])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solvers_return_rows_where_the_mesh_is(name, kind):
+    options = {"dim": 3, "regularization": 0.1, "key": jax.random.key(0), "sweeps": 3, "tolerance": None}
+    model, alone, log = SOLVERS[name](TRAIN, progress=False, **options)
+    _, variables, log_of_mesh = SOLVERS[name](TRAIN, mesh=mesh_of(kind), progress=False, **options)
+    assert_close(variables, alone)
+    assert_close(log_of_mesh.column("objective")[1], log.column("objective")[1])
+    rows = NamedSharding(mesh_of(kind), PartitionSpec("rows"))
+    assert all(table.sharding == rows for table in variables["params"].values())
+    reports = [jr.evaluate.full_ranking(model, v, TRAIN, TEST, ks=5) for v in (alone, variables)]
+    assert reports[1].means == pytest.approx(reports[0].means)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("kind", ["Explicit", "Auto"])
+def test_factors_on_a_mesh_serve_new_users(kind):
+    options = {"dim": 3, "regularization": 0.1, "key": jax.random.key(0), "sweeps": 2, "progress": False}
+    own = {jr.solvers.ials: {"unobserved_weight": 0.2}, jr.solvers.rg2: {}}
+    for solver, further in own.items():
+        _, alone, _ = solver.fit(TRAIN, **further, **options)
+        _, variables, _ = solver.fit(TRAIN, mesh=mesh_of(kind), **further, **options)
+        new = partial(solver.fold_in, histories=TEST, regularization=0.1, **further)
+        assert_close(new(variables), new(alone))
+        value = partial(solver.objective, train=TRAIN, regularization=0.1, **further)
+        assert_close(value(variables), value(alone))

@@ -18,12 +18,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrec._log import Log
+from jaxrec._mesh import automatic, using
 from jaxrec._partials import Static, combine, partition
 from jaxrec._platform import concurrently, cores, options_for_loops, size
 from jaxrec._run import Loop
 from jaxrec.interactions import Interactions
 from jaxrec.models.mf import MF
-from jaxrec.solvers._mesh import check_mesh, spread
+from jaxrec.solvers._mesh import by_rows, check_mesh, spread
 from jaxrec.solvers._rows import Bucket, Source, bucket_lengths, grouped, places
 from jaxrec.solvers._run import Factors, description_of, first_factors, run
 from jaxrec.solvers._solve import Half, Weighting
@@ -78,10 +79,11 @@ def alternate(
             "a function of a half step"
         )
     parts = max(min(cores(), train.n_pairs // _LEAST), 1)
+    params = functools.partial(factors, n_users=train.n_users)
     if mesh is not None:
         check_mesh(mesh, train.n_users)
-        # Axes of type Auto: under explicit axes every look-up needs an output sharding.
-        mesh, parts = Mesh(mesh.devices, mesh.axis_names), mesh.size
+        params = by_rows(mesh, params, user=train.n_users, item=train.n_items)
+        mesh, parts = automatic(mesh), mesh.size
     sources = [Source(train, 0, train.n_users), Source(train.transpose(), train.n_users, 0)]
     table = np.concatenate([np.asarray(table) for table in first_factors(key, train, dim, scale).values()])
     table[np.concatenate([source.degrees() for source in sources]) == 0] = 0
@@ -98,17 +100,18 @@ def alternate(
         state, objective = half_step(state, *items, users[1], weighting, **how)
         return state, {"after_users": constant + float(after_users), "objective": constant + float(objective)}
 
-    return run(
-        sweep,
-        state,
-        model=MF(train.n_users, train.n_items, dim=dim),
-        params=functools.partial(factors, n_users=train.n_users),
-        sweeps=sweeps,
-        tolerance=tolerance,
-        began=began,
-        description=lambda: description_of(train, key, tolerance=tolerance, **settings),
-        **loop,
-    )
+    with using(mesh):
+        return run(
+            sweep,
+            state,
+            model=MF(train.n_users, train.n_items, dim=dim),
+            params=params,
+            sweeps=sweeps,
+            tolerance=tolerance,
+            began=began,
+            description=lambda: description_of(train, key, tolerance=tolerance, **settings),
+            **loop,
+        )
 
 
 class State(NamedTuple):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxrec._mesh import put
+from jaxrec._mesh import automatic, put, using
 from jaxrec._pairs import offsets
 from jaxrec.interactions import Interactions
+
+Factors = Mapping[str, jax.Array]
 
 
 class Shards(NamedTuple):
@@ -88,3 +91,25 @@ def spread(mesh: Mesh, tree: Any, *spec: str) -> Any:
     """
     sharding = NamedSharding(mesh, PartitionSpec(*spec))
     return jax.tree.map(lambda x: put(np.asarray(x), sharding), tree)
+
+
+def by_rows(mesh: Mesh, factors: Callable[..., Factors], **sizes: int) -> Callable[..., Factors]:
+    """Makes a function of arrays that returns factors shard these by rows.
+
+    Args:
+        mesh: the mesh that the caller of the solver gave. The arrays lie on `automatic(mesh)`.
+        factors: the function.
+        sizes: number of rows of each factor. A factor is replicated if the devices do not divide
+            them evenly.
+    """
+    split, whole = PartitionSpec(*mesh.axis_names), PartitionSpec()
+    specs = {name: whole if size % mesh.size else split for name, size in sizes.items()}
+    places, given = ({name: NamedSharding(m, spec) for name, spec in specs.items()} for m in (automatic(mesh), mesh))
+    jitted = jax.jit(factors, out_shardings=places)
+
+    def sharded(*arrays: Any) -> Factors:
+        with using(automatic(mesh)):
+            found = jitted(*arrays)
+        return jax.tree.map(put, found, given)
+
+    return sharded

@@ -12,6 +12,7 @@ import numpy as np
 from jaxrec._identity import described
 from jaxrec._keys import check_key
 from jaxrec._log import Log
+from jaxrec._mesh import mesh_of, on_mesh
 from jaxrec._numerics import as_integer, number
 from jaxrec._run import Loop, NotFinite
 from jaxrec._run import run as in_epochs
@@ -69,6 +70,8 @@ def check_factors(variables: Variables, given: str, **sizes: int) -> list[jax.Ar
         found = {name: sorted(part) if isinstance(part, Mapping) else "..." for name, part in variables.items()}
         raise ValueError(f"variables has {found}; {form}; give the variables that fit returned")
     tables = {name: jnp.asarray(params[name]) for name in sorted(names)}
+    if not any(isinstance(table, jax.core.Tracer) for table in tables.values()):
+        tables = on_mesh(tables, mesh_of(tables))
     shapes = {name: list(table.shape) for name, table in tables.items()}
     if any(len(shape) != 2 for shape in shapes.values()) or len({width for _, width in shapes.values()}) > 1:
         raise ValueError(f"variables has tables of shapes {shapes}; {form}; give the variables that fit returned")

@@ -71,8 +71,10 @@ def fit(
             the paper.
         tolerance: ends the run if a sweep lowers the objective by at most this fraction of it. None
             never ends it.
-        mesh: if given, the rows of both sides are sharded over its devices. The returned factors
-            are replicated.
+        mesh: if given, the rows of both sides are solved in equal parts on its devices, which may
+            belong to several processes. During the run each device has all factors. The returned
+            ones are sharded by rows; one is replicated if the devices do not divide its rows
+            evenly.
         loop: `validate`, `every`, `stopping`, `checkpoint`, `callbacks` and `progress`, as in
             `train.fit`; a sweep counts as an epoch.
 

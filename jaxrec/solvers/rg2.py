@@ -38,12 +38,13 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxrec._log import Log
+from jaxrec._mesh import automatic, using
 from jaxrec._numerics import integer, number
 from jaxrec._run import Loop
 from jaxrec.interactions import Interactions, check_interactions, check_positives, check_weights
 from jaxrec.models.mf import MF
 from jaxrec.solvers._conjugate import Rows, conjugate, scores
-from jaxrec.solvers._mesh import check_mesh, sharded, spread
+from jaxrec.solvers._mesh import by_rows, check_mesh, sharded, spread
 from jaxrec.solvers._run import check_factors, check_input, check_solved, description_of, first_factors, run
 from jaxrec.solvers._spectrum import Decomposition, Problem, decompose, dot, problem_of, shrink
 from jaxrec.sparse import spmm
@@ -88,8 +89,9 @@ def fit(
         tolerance: ends the run if a sweep lowers the objective by at most this fraction of it. None
             never ends it.
         mesh: if given, the users are sharded over its devices and the items are replicated; a sweep
-            sums an [N, K] array over the mesh. The devices may belong to several processes. Each
-            needs all of `train` and gets whole tables.
+            sums an [N, K] array over the mesh. The devices may belong to several processes, each of
+            which needs all of `train`. The returned factors are sharded by rows; one is replicated
+            if the devices do not divide its rows evenly.
         loop: `validate`, `every`, `stopping`, `checkpoint`, `callbacks` and `progress`, as in
             `train.fit`; a sweep counts as an epoch.
 
@@ -119,17 +121,18 @@ def fit(
     first = _State(**first, gram=dot(first["item"].T, first["item"]) / train.n_items, solve=solve)
     sweep, state, factors = _prepared(train, first, steps) if mesh is None else _prepared_on(mesh, train, first, steps)
     settings_of = {"dim": dim, "regularization": regularization, "alpha": alpha, "steps": steps, "scale": scale}
-    return run(
-        lambda state: sweep(state, settings),
-        state,
-        model=MF(train.n_users, train.n_items, dim=dim),
-        params=factors,
-        sweeps=sweeps,
-        tolerance=tolerance,
-        began=began,
-        description=lambda: description_of(train, key, tolerance=tolerance, **settings_of),
-        **loop,
-    )
+    with using(None if mesh is None else automatic(mesh)):
+        return run(
+            lambda state: sweep(state, settings),
+            state,
+            model=MF(train.n_users, train.n_items, dim=dim),
+            params=factors,
+            sweeps=sweeps,
+            tolerance=tolerance,
+            began=began,
+            description=lambda: description_of(train, key, tolerance=tolerance, **settings_of),
+            **loop,
+        )
 
 
 def objective(variables: Variables, train: Interactions, *, regularization: Scalar, alpha: Scalar = 0.0) -> Array:
@@ -272,8 +275,9 @@ def _prepared(train: Interactions, state: _State, steps: int):
 
 
 def _prepared_on(mesh: Mesh, train: Interactions, state: _State, steps: int):
-    """The same as `_prepared`, on a mesh; `factors` gathers the users in the order of their ids."""
+    """The same as `_prepared`, on a mesh; `factors` sorts the users by their ids."""
     axis = check_mesh(mesh, train.n_users)
+    given, mesh = mesh, automatic(mesh)
     shards, whole = sharded(train, mesh.size), problem_of(train)
     shares, inverses = (np.append(x, np.zeros((), x.dtype))[shards.users] for x in (whole.share, whole.inverse))
     # Every leaf gets a leading axis of devices, so that one spec shards them all.
@@ -292,12 +296,14 @@ def _prepared_on(mesh: Mesh, train: Interactions, state: _State, steps: int):
     sweep = jax.jit(
         jax.shard_map(local, mesh=mesh, in_specs=(split, specs, same), out_specs=(specs, same), check_vma=False)
     )
-    order = jax.jit(lambda user, places: user.reshape(-1, user.shape[-1])[places], out_shardings=places.sharding)
 
-    def factors(state):
-        return _factors(state._replace(user=order(state.user, places)))
+    def factors(state, places):
+        user = state.user.reshape(-1, state.user.shape[-1])[places]
+        return _factors(state._replace(user=user))
 
-    return functools.partial(sweep, problem), _State(spread(mesh, users, axis), item, gram, solve), factors
+    sharded_factors = by_rows(given, factors, user=train.n_users, item=train.n_items)
+    state = _State(spread(mesh, users, axis), item, gram, solve)
+    return functools.partial(sweep, problem), state, lambda state: sharded_factors(state, places)
 
 
 # ---------------------------------------------------------------------- a sweep
