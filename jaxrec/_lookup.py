@@ -36,7 +36,7 @@ def lookup(table: Array, ids: Array) -> Array:
     if table.ndim < 2 or table.shape[-1] % _WIDTH:
         return table[ids]
     # `lookup_again` indexes by the same flat ids, so that XLA looks the rows up once for both.
-    return table.reshape(len(table), -1, _WIDTH)[ids.reshape(-1)].reshape(*ids.shape, *table.shape[1:])
+    return table.reshape(*table.shape[:-1], -1, _WIDTH)[ids.reshape(-1)].reshape(*ids.shape, *table.shape[1:])
 
 
 def lookup_again(table: Array, ids: Array) -> Array:
@@ -45,7 +45,7 @@ def lookup_again(table: Array, ids: Array) -> Array:
     XLA recognises that the rows are the same and looks them up once.
     """
     divides = table.ndim > 1 and table.shape[-1] % _WIDTH == 0
-    seen = table.reshape(len(table), -1, _WIDTH) if divides else table
+    seen = table.reshape(*table.shape[:-1], -1, _WIDTH) if divides else table
     rows = seen.at[ids].get(mode="promise_in_bounds", wrap_negative_indices=False)
     return rows.reshape(*ids.shape, *table.shape[1:])
 

@@ -7,6 +7,7 @@ in a sharded table must name the sharding of its result. With Auto axes XLA choo
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -88,6 +89,26 @@ def placed_like(tree: Any, like: Any) -> Any:
     return jax.tree.unflatten(structure, map(one, leaves, jax.tree.leaves(like)))
 
 
+def spec_of(shape: Sequence[int], axis: str, size: int, *, columns: bool = False) -> PartitionSpec:
+    """Returns how a table is sharded over a mesh axis with `size` devices.
+
+    It is sharded by rows or by columns: as `columns` says, if the devices divide these evenly, else
+    the other way. If they divide neither, it is replicated. So are narrow tables, such as biases,
+    if `columns` is true: they would travel to those that are sharded by columns.
+    """
+    by_rows = shape[0] % size == 0 and not (columns and is_narrow(shape))
+    # Look-ups take 8 columns at a time, which must not be divided.
+    by_columns = not is_narrow(shape) and shape[-1] % (8 * size) == 0
+    if by_columns and (columns or not by_rows):
+        return PartitionSpec(*[None] * (len(shape) - 1), axis)
+    return PartitionSpec(axis) if by_rows else PartitionSpec()
+
+
+def is_narrow(shape: Sequence[int]) -> bool:
+    """Returns whether a table has fewer than 8 columns."""
+    return len(shape) < 2 or shape[-1] < 8
+
+
 # ---------------------------------------------------------------------- while tracing
 
 
@@ -110,9 +131,19 @@ def divided(tree: Any) -> Any:
 
 def replicated(tree: Any) -> Any:
     """Replicates arrays on the mesh in `using`."""
+    return _constrained(tree, lambda x: PartitionSpec())
+
+
+def undivided(tree: Any) -> Any:
+    """Gives each device all rows of arrays on the mesh in `using`; columns may be sharded."""
+    free = PartitionSpec.UNCONSTRAINED
+    return _constrained(tree, lambda x: PartitionSpec(None, *[free] * (x.ndim - 1)))
+
+
+def _constrained(tree: Any, spec: Callable[[jax.Array], PartitionSpec]) -> Any:
     if not _divides(jax.sharding.get_abstract_mesh()):
         return tree
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec(x)), tree)
 
 
 def _divides(mesh: Any) -> bool:

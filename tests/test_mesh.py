@@ -1,6 +1,7 @@
 """States on a mesh of devices: training and evaluation give what one device gives, and no table travels."""
 
 import re
+from contextlib import nullcontext
 from functools import partial
 
 import jax
@@ -32,22 +33,22 @@ def pairwise(model, loss=jr.losses.bpr):
     return model, partial(jr.train.pairwise_objective, model=model, loss=loss, sample=SAMPLE), jr.train.singles
 
 
-def of_mf():
-    return pairwise(jr.models.MF(M, N, dim=DIM, scale=0.3))
+def of_mf(dim=DIM):
+    return pairwise(jr.models.MF(M, N, dim=dim, scale=0.3))
 
 
-def of_mars():
-    model = jr.models.MARS(M, N, dim=DIM, n_facets=2)
+def of_mars(dim=DIM):
+    model = jr.models.MARS(M, N, dim=dim, n_facets=2)
     return model, partial(mars.objective, model=model, sample=SAMPLE, margin=0.5), jr.train.singles
 
 
-def of_simplex():
-    model, objective, _ = pairwise(jr.models.SimpleX(M, N, dim=DIM))
+def of_simplex(dim=DIM):
+    model, objective, _ = pairwise(jr.models.SimpleX(M, N, dim=dim))
     return model, objective, partial(jr.train.singles, histories=TRAIN)
 
 
-def of_valid():
-    model = jr.models.VALID(N, dim=DIM, n_interests=2, n_blocks=2, chunk=8)
+def of_valid(dim=DIM):
+    model = jr.models.VALID(N, dim=dim, n_interests=2, n_blocks=2, chunk=8)
     return model, partial(jr.train.autoencoders.objective, model=model, total=100), jr.train.by_user
 
 
@@ -108,6 +109,23 @@ def test_a_mesh_trains_what_one_device_does(name, kind):
 
 
 @pytest.mark.deep
+@pytest.mark.parametrize("name", [name for name in FITS if name not in ("LightGCN", "all items")])
+def test_tables_sharded_by_columns(name):
+    make, tx = partial(FITS[name][0], dim=32), FITS[name][1]
+    mesh = mesh_of()
+    _, (alone, _) = fitted(make, tx)
+    given, (trained, _) = fitted(make, tx, partial(jr.train.shard, train=TRAIN, mesh=mesh, columns="rows"))
+    assert_close((trained.variables, trained.opt_state), (alone.variables, alone.opt_state))
+    assert jax.tree.map(lambda x: x.sharding, trained) == jax.tree.map(lambda x: x.sharding, given)
+    item = trained.variables["params"]["item"]
+    assert item.sharding.spec == PartitionSpec(*[None] * (item.ndim - 1), "rows")
+    model = make()[0]
+    known = {"histories": TRAIN} if getattr(model, "needs_histories", False) else {}
+    ranks = [jr.evaluate.full_ranking(model, s.variables, TRAIN, TEST, ks=5, **known).means for s in (trained, alone)]
+    assert ranks[0] == pytest.approx(ranks[1])
+
+
+@pytest.mark.deep
 @pytest.mark.parametrize("name", ["adam", "lazy_adam"])
 def test_two_axes(name):
     """Tables are sharded over one axis, batches over both."""
@@ -130,20 +148,21 @@ def test_a_mesh_that_is_set_for_all():
 
 
 @pytest.mark.deep
-def test_rows_that_the_devices_do_not_divide_are_replicated():
-    model = jr.models.MF(M, N - 1, dim=DIM)
+@pytest.mark.parametrize("dim", [8, 32])
+def test_rows_that_the_devices_do_not_divide(dim):
+    """Their table is sharded by columns if these can be divided, and else replicated, with a warning."""
+    model = jr.models.MF(M, N - 1, dim=dim)
     train = TRAIN.select(np.asarray(TRAIN.indices) < N - 1)
     train = jr.Interactions(train.indptr, train.indices, None, None, M, N - 1)
     sample = partial(jr.sampling.uniform, n_items=N - 1, n=3)
     objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=sample)
-    tx = adam(0.05)
+    tx = rowwise.adam(0.05)
     state = jr.train.init(jax.random.key(0), model, tx)
-    with pytest.warns(
-        UserWarning, match=r"the 4 devices of the mesh axis 'rows' do not divide the rows of {'item': 31}"
-    ):
+    message = r"the 4 devices of the mesh axis 'rows' do not divide {'item': \[31, 8\]} evenly"
+    with pytest.warns(UserWarning, match=message) if dim == 8 else nullcontext():
         sharded = jr.train.shard(state, train, mesh_of())
-    assert sharded.variables["params"]["item"].sharding.is_fully_replicated
-    assert not sharded.variables["params"]["user"].sharding.is_fully_replicated
+    specs = {name: table.sharding.spec for name, table in sharded.variables["params"].items()}
+    assert specs == {"user": PartitionSpec("rows"), "item": PartitionSpec(*(() if dim == 8 else (None, "rows")))}
     fits = [jr.train.fit(x, objective, tx, train, epochs=1, batch_size=18, progress=False)[0] for x in (state, sharded)]
     assert_close(fits[1].variables, fits[0].variables)
 
@@ -162,6 +181,10 @@ def test_axes_are_named():
     state = jr.train.init(jax.random.key(0), of_mf()[0], optax.sgd(0.1))
     with pytest.raises(ValueError, match=r"rows=None, but the mesh has the axes \('a', 'b'\)"):
         jr.train.shard(state, TRAIN, mesh_of(shape=(2, 2), names=("a", "b")))
+    with pytest.raises(ValueError, match=r"rows='rows' and columns='rows'; give one of them"):
+        jr.train.shard(state, TRAIN, mesh_of(), rows="rows", columns="rows")
+    with pytest.raises(ValueError, match=r"columns='c', but the mesh has the axes"):
+        jr.train.shard(state, TRAIN, mesh_of(), columns="c")
     with pytest.raises(ValueError, match=r"rows='c', but the mesh has the axes \('rows',\)"):
         jr.train.shard(state, TRAIN, mesh_of(), rows="c")
 
@@ -179,22 +202,42 @@ def travelling(compiled):
     return found
 
 
-@pytest.mark.parametrize("name", ["adam", "rowwise.adam", "lazy_adam", "MARS", "lazy MARS"])
-def test_no_table_travels(name):
-    """A step looks up 16 users and 64 items; nothing as long as a table goes from device to device."""
-    n, batch = 8192, 16
+def travels(name, rows=None, columns=None):
+    """Returns what travels in an epoch of steps that look up 16 users and 64 items in tables of 8192 rows."""
+    n, dim = 8192, 32
     make, tx = FITS[name]
     train = jr.Interactions(np.r_[TRAIN.indptr, np.full(n - M, TRAIN.n_pairs)], TRAIN.indices, None, None, n, n)
-    sample = partial(jr.sampling.uniform, n_items=n, n=3)
-    model = (jr.models.MF if make is of_mf else jr.models.MARS)(n, n, dim=DIM)
-    _, objective, _ = make()
-    objective = partial(objective.func, **objective.keywords | {"model": model, "sample": sample})
+    model = jr.models.MF(n, n, dim=dim) if make is not of_mars else jr.models.MARS(n, n, dim=dim, n_facets=2)
+    _, objective, examples = make()
+    bound = {"sample": partial(jr.sampling.uniform, n_items=n, n=3)} if "sample" in objective.keywords else {}
+    objective = partial(objective.func, **objective.keywords | bound | {"model": model})
     mesh = mesh_of("Auto")
-    state = jr.train.shard(jr.train.init(jax.random.key(0), model, tx), train, mesh)
-    epoch = jax.jit(lambda state, data: loop.epoch(state, objective, tx, data, batch_size=batch))
+    state = jr.train.shard(jr.train.init(jax.random.key(0), model, tx), train, mesh, rows=rows, columns=columns)
+    epoch = jax.jit(lambda state, data: loop.epoch(state, objective, tx, data, batch_size=16))
     with using(mesh):
-        found = travelling(epoch.lower(state, on_mesh(jr.train.singles(train), mesh)).compile())
-    assert batch * 3 * DIM <= max(found.values()) < n, found
+        return travelling(epoch.lower(state, on_mesh(examples(train), mesh)).compile())
+
+
+@pytest.mark.parametrize("name", ["adam", "rowwise.adam", "lazy_adam", "MARS", "lazy MARS"])
+def test_rows_travel_and_no_table_does(name):
+    found = travels(name, rows="rows")
+    of_rows = 16 * 3 * 32 * (2 if "MARS" in name else 1)
+    assert of_rows <= max(found.values()) < 8192, found
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("name", ["adam", "rowwise.adam", "lazy_adam", "lazy MARS"])
+def test_scores_travel_and_no_row_does_if_tables_are_sharded_by_columns(name):
+    found = travels(name, columns="rows")
+    assert 16 * 4 <= max(found.values()) <= 16 * 4 * 4, found
+
+
+@pytest.mark.deep
+def test_users_travel_to_all_items():
+    """Scores of all items are computed where the items lie; their gradients are exchanged."""
+    found = travels("all items", rows="rows")
+    assert any(kind.startswith("all-to-all") for kind in found)
+    assert max(n for kind, n in found.items() if not kind.startswith("all-to-all")) < 8192, found
 
 
 # ---------------------------------------------------------------------- evaluation

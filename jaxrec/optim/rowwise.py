@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrec._lookup import lookup_again
-from jaxrec._mesh import replicated
+from jaxrec._mesh import undivided
 from jaxrec._numerics import accumulated, number
 from jaxrec.optim._rows import Rows, value_and_rows
 from jaxrec.optim.step import Step, ValueFn
@@ -320,7 +320,7 @@ def _place_of(slope: Array | Rows) -> tuple[_Whole | _Places, Array]:
         return _Whole(), slope
     # On a mesh each device gets the gradients of all rows of the batch, and puts its own rows in
     # place. XLA would otherwise add up arrays as long as the table.
-    ids, values = replicated((slope.ids, slope.values))
+    ids, values = undivided((slope.ids, slope.values))
     at = _Places(ids, slope.shape[0])
     # Many values may be added up. On GPUs sums of half precision are also slow.
     return at, at.summed(accumulated(values)).astype(values.dtype)

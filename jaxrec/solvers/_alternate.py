@@ -24,7 +24,7 @@ from jaxrec._platform import concurrently, cores, options_for_loops, size
 from jaxrec._run import Loop
 from jaxrec.interactions import Interactions
 from jaxrec.models.mf import MF
-from jaxrec.solvers._mesh import by_rows, check_mesh, spread
+from jaxrec.solvers._mesh import check_mesh, sharded_factors, spread
 from jaxrec.solvers._rows import Bucket, Source, bucket_lengths, grouped, places
 from jaxrec.solvers._run import Factors, description_of, first_factors, run
 from jaxrec.solvers._solve import Half, Weighting
@@ -82,7 +82,7 @@ def alternate(
     params = functools.partial(factors, n_users=train.n_users)
     if mesh is not None:
         check_mesh(mesh, train.n_users)
-        params = by_rows(mesh, params, user=train.n_users, item=train.n_items)
+        params = sharded_factors(mesh, params, user=(train.n_users, dim), item=(train.n_items, dim))
         mesh, parts = automatic(mesh), mesh.size
     sources = [Source(train, 0, train.n_users), Source(train.transpose(), train.n_users, 0)]
     table = np.concatenate([np.asarray(table) for table in first_factors(key, train, dim, scale).values()])

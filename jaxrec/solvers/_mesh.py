@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxrec._mesh import automatic, put, using
+from jaxrec._mesh import automatic, put, spec_of, using
 from jaxrec._pairs import offsets
 from jaxrec.interactions import Interactions
 
@@ -93,17 +93,15 @@ def spread(mesh: Mesh, tree: Any, *spec: str) -> Any:
     return jax.tree.map(lambda x: put(np.asarray(x), sharding), tree)
 
 
-def by_rows(mesh: Mesh, factors: Callable[..., Factors], **sizes: int) -> Callable[..., Factors]:
-    """Makes a function of arrays that returns factors shard these by rows.
+def sharded_factors(mesh: Mesh, factors: Callable[..., Factors], **shapes: tuple[int, int]) -> Callable[..., Factors]:
+    """Makes a function of arrays that returns factors shard these as `spec_of` says.
 
     Args:
         mesh: the mesh that the caller of the solver gave. The arrays lie on `automatic(mesh)`.
         factors: the function.
-        sizes: number of rows of each factor. A factor is replicated if the devices do not divide
-            them evenly.
+        shapes: shape of each factor.
     """
-    split, whole = PartitionSpec(*mesh.axis_names), PartitionSpec()
-    specs = {name: whole if size % mesh.size else split for name, size in sizes.items()}
+    specs = {name: spec_of(shape, *mesh.axis_names, mesh.size) for name, shape in shapes.items()}
     places, given = ({name: NamedSharding(m, spec) for name, spec in specs.items()} for m in (automatic(mesh), mesh))
     jitted = jax.jit(factors, out_shardings=places)
 

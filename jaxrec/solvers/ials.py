@@ -73,8 +73,8 @@ def fit(
             never ends it.
         mesh: if given, the rows of both sides are solved in equal parts on its devices, which may
             belong to several processes. During the run each device has all factors. The returned
-            ones are sharded by rows; one is replicated if the devices do not divide its rows
-            evenly.
+            ones are sharded by rows, or by columns if the devices do not divide the rows evenly;
+            see `train.shard`.
         loop: `validate`, `every`, `stopping`, `checkpoint`, `callbacks` and `progress`, as in
             `train.fit`; a sweep counts as an epoch.
 

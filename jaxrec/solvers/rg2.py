@@ -44,7 +44,7 @@ from jaxrec._run import Loop
 from jaxrec.interactions import Interactions, check_interactions, check_positives, check_weights
 from jaxrec.models.mf import MF
 from jaxrec.solvers._conjugate import Rows, conjugate, scores
-from jaxrec.solvers._mesh import by_rows, check_mesh, sharded, spread
+from jaxrec.solvers._mesh import check_mesh, sharded, sharded_factors, spread
 from jaxrec.solvers._run import check_factors, check_input, check_solved, description_of, first_factors, run
 from jaxrec.solvers._spectrum import Decomposition, Problem, decompose, dot, problem_of, shrink
 from jaxrec.sparse import spmm
@@ -90,8 +90,8 @@ def fit(
             never ends it.
         mesh: if given, the users are sharded over its devices and the items are replicated; a sweep
             sums an [N, K] array over the mesh. The devices may belong to several processes, each of
-            which needs all of `train`. The returned factors are sharded by rows; one is replicated
-            if the devices do not divide its rows evenly.
+            which needs all of `train`. The returned factors are sharded by rows, or
+            by columns if the devices do not divide the rows evenly; see `train.shard`.
         loop: `validate`, `every`, `stopping`, `checkpoint`, `callbacks` and `progress`, as in
             `train.fit`; a sweep counts as an epoch.
 
@@ -301,9 +301,10 @@ def _prepared_on(mesh: Mesh, train: Interactions, state: _State, steps: int):
         user = state.user.reshape(-1, state.user.shape[-1])[places]
         return _factors(state._replace(user=user))
 
-    sharded_factors = by_rows(given, factors, user=train.n_users, item=train.n_items)
+    shapes = {"user": (train.n_users, item.shape[1]), "item": item.shape}
+    in_place = sharded_factors(given, factors, **shapes)
     state = _State(spread(mesh, users, axis), item, gram, solve)
-    return functools.partial(sweep, problem), state, lambda state: sharded_factors(state, places)
+    return functools.partial(sweep, problem), state, lambda state: in_place(state, places)
 
 
 # ---------------------------------------------------------------------- a sweep

@@ -1,4 +1,4 @@
-"""Where the arrays of a state lie on a mesh of devices: tables are sharded by rows."""
+"""Where the arrays of a state lie on a mesh of devices: tables are sharded by rows or by columns."""
 
 from __future__ import annotations
 
@@ -8,47 +8,57 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxrec._mesh import put
+from jaxrec._mesh import is_narrow, put, spec_of
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.train._checks import check_state
 from jaxrec.train.loop import State
 
 
-def shard(state: State, train: Interactions, mesh: Mesh, *, rows: str | None = None) -> State:
-    """Puts a state on a mesh: shards its tables by rows, and replicates everything else.
+def shard(
+    state: State, train: Interactions, mesh: Mesh, *, rows: str | None = None, columns: str | None = None
+) -> State:
+    """Puts a state on a mesh: shards its tables, and replicates everything else.
 
     A table is a parameter, or an array of the optimiser such as its moments, with as many rows as
     `train` has users or items. `fit` trains the state on the mesh, with the same results up to
     rounding, and returns it in the same places. Evaluation takes its variables as they are.
 
+    Tables are sharded by rows or by columns. By columns, a look-up needs no communication, and
+    scores that are dot products travel instead of rows. That moves less if the vectors are longer
+    than a few numbers. Columns are divided if each device gets a multiple of 8. A table that cannot
+    be divided in one way is divided in the other.
+
     Args:
         state: the state from `init`, or one that is already on a mesh. If the mesh spans several
             processes, each needs the same state.
         train: the positives, of M users and N items.
-        mesh: any mesh of devices, such as `jax.make_mesh((4,), ("rows",))`. Its axes may be Auto or
-            Explicit.
-        rows: the mesh axis over which rows are sharded; None is the mesh's only axis. `fit` divides
-            batches over all axes.
+        mesh: any mesh of devices, such as `jax.make_mesh((4,), ("devices",))`. Its axes may be Auto
+            or Explicit.
+        rows: the mesh axis over which tables are sharded by rows. By default it is the mesh's only
+            axis. `fit` divides batches over all axes.
+        columns: the mesh axis over which tables are sharded by columns, instead of `rows`.
 
     Warns:
-        UserWarning: if a table is replicated because the devices do not divide its rows evenly.
+        UserWarning: if a table of 8 columns or more is replicated because it cannot be divided.
 
     Raises:
-        ValueError: if `rows` is not an axis of the mesh, or the mesh has several axes and `rows` is
-            None.
+        ValueError: if `rows` or `columns` is not an axis of the mesh, both are given, or neither is
+            given and the mesh has several axes.
 
     >>> import optax
     >>> import jaxrec as jr
     >>> train, tx = jr.Interactions.from_pairs([0, 0, 1], [0, 1, 2]), optax.adam(0.1)
     >>> state = jr.train.init(jax.random.key(0), jr.models.MF(2, 3, dim=2), tx)
-    >>> state = shard(state, train, jax.make_mesh((1,), ("rows",)))
+    >>> state = shard(state, train, jax.make_mesh((1,), ("devices",)))
     >>> print(state.variables["params"]["user"].sharding.spec, state.opt_state[0].count.sharding.spec)
-    P('rows',) P()
+    P('devices',) P()
     """
-    return jax.tree.map(put, state, shardings(state, train, mesh, rows=rows))
+    return jax.tree.map(put, state, shardings(state, train, mesh, rows=rows, columns=columns))
 
 
-def shardings(state: State, train: Interactions, mesh: Mesh, *, rows: str | None = None) -> State:
+def shardings(
+    state: State, train: Interactions, mesh: Mesh, *, rows: str | None = None, columns: str | None = None
+) -> State:
     """Returns the sharding of each array of a state, as `shard` gives it.
 
     The state may consist of shapes. A state that no single device could hold is created in place
@@ -63,6 +73,7 @@ def shardings(state: State, train: Interactions, mesh: Mesh, *, rows: str | None
         train: see `shard`.
         mesh: see `shard`.
         rows: see `shard`.
+        columns: see `shard`.
 
     Warns:
         UserWarning: see `shard`.
@@ -72,7 +83,7 @@ def shardings(state: State, train: Interactions, mesh: Mesh, *, rows: str | None
     """
     check_state(state)
     check_interactions(train=train)
-    axis = _axis(mesh, rows)
+    axis = _axis(mesh, rows, columns)
     sizes, size = {train.n_users, train.n_items}, mesh.shape[axis]
     replicated = NamedSharding(mesh, PartitionSpec())
 
@@ -80,19 +91,19 @@ def shardings(state: State, train: Interactions, mesh: Mesh, *, rows: str | None
         return x.ndim > 0 and x.shape[0] in sizes
 
     def one(x: Any) -> NamedSharding:
-        return NamedSharding(mesh, PartitionSpec(axis)) if is_table(x) and x.shape[0] % size == 0 else replicated
+        spec = spec_of(x.shape, axis, size, columns=columns is not None) if is_table(x) else PartitionSpec()
+        return NamedSharding(mesh, spec)
 
     params = state.variables["params"]
-    left = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): x.shape[0]
+    whole = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): list(x.shape)
         for path, x in jax.tree_util.tree_leaves_with_path(params)
-        if is_table(x) and x.shape[0] % size
+        if is_table(x) and not is_narrow(x.shape) and not any(one(x).spec)
     }
-    if left:
+    if whole:
         warnings.warn(
-            f"the {size} devices of the mesh axis {axis!r} do not divide the rows of {left} evenly, so that each "
-            "device has these tables whole; to shard them, create train and the model with n_users and n_items that "
-            f"are multiples of {size}",
+            f"the {size} devices of the mesh axis {axis!r} do not divide {whole} evenly, so that each device has these "
+            f"tables whole; give the model a dimension that is a multiple of {8 * size}",
             stacklevel=3,
         )
     rest = {name: jax.tree.map(lambda _: replicated, part) for name, part in state.variables.items()}
@@ -100,10 +111,13 @@ def shardings(state: State, train: Interactions, mesh: Mesh, *, rows: str | None
     return State({**rest, "params": jax.tree.map(one, params)}, opt_state, replicated, replicated)
 
 
-def _axis(mesh: Mesh, rows: str | None) -> str:
-    """Returns the mesh axis over which rows are sharded."""
-    if rows is None and len(mesh.axis_names) == 1:
+def _axis(mesh: Mesh, rows: str | None, columns: str | None) -> str:
+    """Returns the mesh axis over which tables are sharded."""
+    if rows is not None and columns is not None:
+        raise ValueError(f"rows={rows!r} and columns={columns!r}; give one of them")
+    name, axis = ("rows", rows) if columns is None else ("columns", columns)
+    if axis is None and len(mesh.axis_names) == 1:
         return mesh.axis_names[0]
-    if rows not in mesh.axis_names:
-        raise ValueError(f"rows={rows!r}, but the mesh has the axes {mesh.axis_names}; give the name of one of them")
-    return rows
+    if axis not in mesh.axis_names:
+        raise ValueError(f"{name}={axis!r}, but the mesh has the axes {mesh.axis_names}; give the name of one of them")
+    return axis
