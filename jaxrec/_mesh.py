@@ -129,6 +129,18 @@ def divided(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
+def on_own_rows(function: Callable[[jax.Array], Any], x: jax.Array) -> Any:
+    """Returns `function(x)` of an array that is `divided`; each device calls it with its own rows.
+
+    XLA would collect the rows for operations that it cannot divide, such as `top_k`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not _divides(mesh) or x.shape[0] % mesh.size:
+        return function(x)
+    spec = PartitionSpec(mesh.axis_names)
+    return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(x)
+
+
 def replicated(tree: Any) -> Any:
     """Replicates arrays on the mesh in `using`."""
     return _constrained(tree, lambda x: PartitionSpec())

@@ -13,6 +13,7 @@ from support import adam
 
 import jaxrec as jr
 from jaxrec._mesh import on_mesh, using
+from jaxrec.evaluate import _kernel
 from jaxrec.optim import rowwise
 from jaxrec.train import loop, mars
 
@@ -262,6 +263,25 @@ def test_a_mesh_ranks_what_one_device_does(make, kind):
     for found, expected in zip(*lists[::-1]):
         np.testing.assert_array_equal(found[1], expected[1])
         np.testing.assert_allclose(found[0], expected[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", ["rows", "columns"])
+def test_vectors_and_lists_travel_in_a_ranking_and_no_score_does(axis, monkeypatch):
+    n, programs = 4096, []
+
+    def compiled(function, inputs, **static):
+        (given,) = inputs
+        programs.append(function.lower(*given, **static).compile())
+        return [function(*given, **static)]
+
+    monkeypatch.setattr(_kernel, "concurrently", compiled)
+    train, test = (jr.Interactions(part.indptr, part.indices, None, None, M, n) for part in (TRAIN, TEST))
+    model = jr.models.MF(M, n, dim=32)
+    state = jr.train.init(jax.random.key(0), model, optax.sgd(0.1))
+    state = jr.train.shard(state, train, mesh_of(), **{axis: "rows"})
+    jr.evaluate.full_ranking(model, state.variables, train, test, ks=10, block=M)
+    found = travelling(programs[0])
+    assert M * 8 <= max(found.values()) <= M * 32 < n, found
 
 
 @pytest.mark.deep

@@ -16,7 +16,7 @@ from jaxrec._csr import owners
 from jaxrec._identity import reads
 from jaxrec._keys import check_key
 from jaxrec._log import Log
-from jaxrec._mesh import divided, mesh_of, on_mesh, replicated, using
+from jaxrec._mesh import divided, mesh_of, on_mesh, on_own_rows, replicated, using
 from jaxrec._numerics import accumulated, as_integer, integer, power_of_two
 from jaxrec._partials import check_static
 from jaxrec._platform import concurrently, size
@@ -404,10 +404,10 @@ def _ranked(variables, tables, columns, allowed, inputs, *, model, k, lower, jud
     def scored(users, histories):
         if tables is None and hasattr(model, "vectors"):
             user, item, bad = _vectors(model, variables)
-            return padded(jnp.matmul(user[users], item.T, precision="highest")), bad[users]
+            return padded(jnp.matmul(divided(user[users]), item.T, precision="highest")), bad[users]
         if tables is not None:
             user, item, bad = tables
-            return jnp.matmul(user[users], item, precision="highest"), bad[users]
+            return jnp.matmul(divided(user[users]), item, precision="highest"), bad[users]
         rows = accumulated(_rows(model, variables, users, histories))
         return padded(rows), jnp.isnan(rows).any(axis=1)
 
@@ -424,7 +424,7 @@ def _ranked(variables, tables, columns, allowed, inputs, *, model, k, lower, jud
         judged = None if judge is None else judge(scores, positives, scores > -jnp.inf)
         if lower:
             scores = scores.at[positives].set(_one_lower(scores.at[positives].get(mode="clip")), mode="drop")
-        values, at = _grouped_top_k(scores, k)
+        values, at = on_own_rows(functools.partial(_grouped_top_k, k=k), scores)
         items = jnp.where(values > -jnp.inf, order[jnp.minimum(at, n_items - 1)], -1)
         return jnp.where(bad[:, None], jnp.nan, values), items, judged
 
