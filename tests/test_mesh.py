@@ -333,3 +333,12 @@ def test_factors_on_a_mesh_serve_new_users(kind):
         assert_close(new(variables), new(alone))
         value = partial(solver.objective, train=TRAIN, regularization=0.1, **further)
         assert_close(value(variables), value(alone))
+
+
+@pytest.mark.deep
+def test_blocks_of_a_stream_are_divided_too():
+    make = lambda: (*of_mf()[:2], partial(jr.train.streamed, block=64))  # noqa: E731
+    _, (alone, _) = fitted(make, rowwise.adam(0.05))
+    given, (trained, _) = fitted(make, rowwise.adam(0.05), partial(jr.train.shard, train=TRAIN, mesh=mesh_of()))
+    assert_close((trained.variables, trained.opt_state), (alone.variables, alone.opt_state))
+    assert jax.tree.map(lambda x: x.sharding, trained) == jax.tree.map(lambda x: x.sharding, given)
