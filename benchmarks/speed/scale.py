@@ -7,7 +7,7 @@ trains. Times of an epoch are medians of three epochs of 10⁷ pairs, and the ti
 after a first epoch, which compiles. Then `top_k` ranks all items for 1,000 users without their
 training items. Building a set is a process of its own, and so is training on it with ranking. Peak
 memory is that of the process, with imports and the pages of the files that are in memory. Wall times
-contain waiting for other work on the machine, CPU times do not.
+contain waiting for other work on the machine, CPU times do not. `--pairs` measures one set again.
 """
 
 from __future__ import annotations
@@ -127,13 +127,19 @@ def main() -> None:
     parser = _record.parser("speed.scale", __doc__, "10⁵ and 10⁶ pairs of fewer users and items")
     parser.add_argument("--folder", help="where to build the sets, 1 GB for the time of the run; a temporary folder")
     parser.add_argument("--stage", help="run one stage and print its result, as the other processes do")
+    parser.add_argument("--pairs", type=int, help="measure only the set of this size; keep the rest of the record")
     options = parser.parse_args()
     if options.stage:
         stage, *arguments, sizes = json.loads(options.stage)
         print(json.dumps(STAGES[stage](*arguments, Sizes(**sizes))))
         return
     sizes, cases, data = QUICK if options.quick else Sizes(), {}, {}
+    if options.pairs is not None:
+        kept = json.loads((_record.RESULTS / "speed_scale.json").read_text())
+        cases, data = kept["cases"], kept["data"]
     for n_pairs, epochs in zip(sizes.pairs, (3, 1)):
+        if options.pairs not in (None, n_pairs):
+            continue
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             path = str(pathlib.Path(folder) / "pairs")
             built = process("build", path, n_pairs, sizes=sizes)
