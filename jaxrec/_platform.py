@@ -36,7 +36,7 @@ SIZES = {
     "solver_padding": Size(1 << 24, 1 << 26),
     # Pairs whose two vectors are gathered at a time, for their dot products: 0.5 GB for 64 dimensions. Not measured.
     "pairs": Size(1 << 13, 1 << 20),
-    # Scores of a block of users in a ranking.
+    # Scores of a block of users in a ranking: 1 GB. Not measured.
     "ranked_scores": Size(1 << 22, 1 << 28),
     # Steps of a binary search in one kernel. On a CPU a loop takes as long: 0.15 for 1,000 pairs, unrolled 0.17. On a
     # GPU each step of a loop starts four kernels: the kernels of a step of MARS took 0.29 with loops; without, the

@@ -121,6 +121,7 @@ def test_half_precision_is_summed_in_float32(dtype):
     assert pull(product)[0].dtype == dtype
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a program for CPUs runs on CPUs")
 def test_the_product_is_the_same_in_a_program_that_is_exported():
     """There it calls no function of jaxlib, which `jax.export` would refuse."""
     transposed, x = MATRIX.transpose(), TABLE.astype(np.float32)

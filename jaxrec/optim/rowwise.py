@@ -322,5 +322,5 @@ def _place_of(slope: Array | Rows) -> tuple[_Whole | _Places, Array]:
     # place. XLA would otherwise add up arrays as long as the table.
     ids, values = undivided((slope.ids, slope.values))
     at = _Places(ids, slope.shape[0])
-    # Many values may be added up. On GPUs sums of half precision are also slow.
+    # Many values may be added up.
     return at, at.summed(accumulated(values)).astype(values.dtype)
