@@ -7,6 +7,7 @@ in a sharded table must name the sharding of its result. With Auto axes XLA choo
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,6 +40,18 @@ def mesh_of(tree: Any) -> Mesh | None:
 def using(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     """Returns the context in which `divided` and `replicated` place arrays on the mesh."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def where_they_lie(function: Callable) -> Callable:
+    """Makes a function of variables run in the mesh of the variables, whatever `jax.set_mesh` has set."""
+
+    @functools.wraps(function)
+    def placed(variables: Any, *args: Any, **options: Any) -> Any:
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((variables, args, options)))
+        with using(None if traced else mesh_of(variables)):
+            return function(variables, *args, **options)
+
+    return placed
 
 
 def on_mesh(tree: Any, mesh: Mesh | None) -> Any:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import pathlib
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,9 @@ def new_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
         TypeError: if `folder` is not a path.
         ValueError: if `folder` exists and is not an empty folder.
     """
-    target = path_of(folder)
+    target = path_of(folder).resolve()  # a link to an empty folder is that folder
+    if target == pathlib.Path.cwd():
+        raise ValueError(f"{target} is the current folder, which cannot be replaced; give the path of a new folder")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists already; remove it first, or give the path of a new folder")
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
@@ -117,7 +120,11 @@ def read(folder: str | os.PathLike) -> dict[str, np.ndarray | None]:
         path = folder / f"{name}.npy"
         try:
             column = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-        except (OSError, ValueError, EOFError) as error:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise
+            raise ValueError(f"{path} is missing or damaged ({error}); save the set again") from error
+        except (ValueError, EOFError) as error:
             raise ValueError(f"{path} is missing or damaged ({error}); save the set again") from error
         absent = name in ("weights", "timestamps") and column.dtype == bool and column.shape == (0,)
         if not absent and (column.dtype not in dtypes or column.ndim != 1):
@@ -144,10 +151,16 @@ def _mismatch(found: Mapping[str, np.ndarray | None]) -> str | None:
     return None
 
 
-def write_union(parts: Sequence[Any], folder: pathlib.Path) -> int:
-    """Writes the union of saved parts to a folder, some users at a time; returns its number of pairs."""
-    ends = sum(np.asarray(part.indptr, np.int64) for part in parts)
-    degrees, start, n_users, n_items = [], 0, parts[0].n_users, parts[0].n_items
+def write_union(parts: Sequence[pathlib.Path], opened: Callable[[pathlib.Path], Any], folder: pathlib.Path) -> int:
+    """Writes the union of saved parts to a folder, some users at a time; returns its number of pairs.
+
+    Only one part is open at a time, since processes may open few files. `opened` is
+    `Interactions.open`.
+    """
+    shape = opened(parts[0])
+    ends = sum(np.asarray(opened(part).indptr, np.int64) for part in parts)
+    degrees, start, n_users, n_items = [], 0, shape.n_users, shape.n_items
+    del shape
     with contextlib.ExitStack() as files:
         columns: dict[str, Column] = {}
         while start < n_users:
@@ -155,7 +168,7 @@ def write_union(parts: Sequence[Any], folder: pathlib.Path) -> int:
             stop = max(int(np.searchsorted(ends, ends[start] + AT_ONCE, side="right")) - 1, start + 1)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DataWarning)  # `from_parts` warns of all duplicates
-                first, *others = (_span(part, start, stop) for part in parts)
+                first, *others = (_span(opened(part), start, stop) for part in parts)
                 found = first.union(*others)
             degrees.append(np.diff(found.indptr))
             for name in ("indices", "weights", "timestamps"):
@@ -172,9 +185,9 @@ def write_union(parts: Sequence[Any], folder: pathlib.Path) -> int:
 
 
 def _span(matrix: Any, start: int, stop: int) -> Any:
-    """Returns the rows of the users start .. stop-1 of `Interactions`, without a copy of the pairs."""
+    """Returns a copy of the rows of the users start .. stop-1 of `Interactions`."""
     indptr = np.asarray(matrix.indptr)[start : stop + 1]
     kept = slice(int(indptr[0]), int(indptr[-1]))
     columns = {name: getattr(matrix, name) for name in ("indices", "weights", "timestamps")}
-    columns = {name: None if column is None else column[kept] for name, column in columns.items()}
+    columns = {name: None if column is None else np.array(column[kept]) for name, column in columns.items()}
     return dataclasses.replace(matrix, indptr=offsets(indptr - indptr[0]), n_users=stop - start, **columns)

@@ -281,19 +281,21 @@ class Interactions:
             ValueError: if there are no parts, if their numbers of users or items differ, or if the
                 folder exists and is not empty.
         """
-        saved: list[Interactions] = []
+        folders, first, n_given = [], (), 0
         with _store.new_folder(folder) as temporary:
             for number, part in enumerate(parts):
                 check_interactions(**{f"parts[{number}]": part})
-                _check_same_ids((*saved[:1], part))
-                part.save(temporary / f"part{number}")
-                saved.append(cls.open(temporary / f"part{number}"))
-            if not saved:
+                _check_same_ids((*first, part))
+                folders.append(temporary / f"part{number}")
+                part.save(folders[-1])
+                n_given += int(part.indptr[-1])
+                first = first or (cls.open(folders[0]),)
+            if not folders:
                 raise ValueError("parts is empty; give at least one Interactions")
-            n_pairs = _store.write_union(saved, temporary)
-            for number in range(len(saved)):
-                shutil.rmtree(temporary / f"part{number}")
-        if repeats := sum(part.n_pairs for part in saved) - n_pairs:
+            n_pairs = _store.write_union(folders, cls.open, temporary)
+            for each in folders:
+                shutil.rmtree(each)
+        if repeats := n_given - n_pairs:
             warnings.warn(f"merged {repeats} duplicate pairs of the parts", DataWarning, stacklevel=2)
         return cls.open(folder)
 
@@ -303,7 +305,7 @@ class Interactions:
         """Saves the set to a folder of npy files, which `open` reads.
 
         The folder is complete or absent: the files are written to a temporary folder, which is then
-        renamed. An error or Ctrl-C leaves nothing behind. A process that is killed may leave a
+        renamed. An error or Ctrl-C removes it. A process that is killed may leave a
         hidden folder whose name ends with ".partial"; remove it.
 
         Args:
@@ -311,10 +313,11 @@ class Interactions:
 
         Raises:
             TypeError: if `folder` is not a path.
-            ValueError: if the folder exists and is not empty.
+            ValueError: if the folder exists and is not empty, or is the current folder.
             OSError: if it cannot be written.
         """
-        columns = {name: getattr(self, name) for name in ("indptr", "indices", "weights", "timestamps")}
+        columns = {name: getattr(self, name) for name in ("indptr", "weights", "timestamps")}
+        columns["indices"] = self._real_indices()
         with _store.new_folder(folder) as temporary:
             _store.write(temporary, columns | {"shape": np.array([self.n_users, self.n_items], np.int64)})
 
@@ -361,7 +364,7 @@ class Interactions:
     @property
     def item_degrees(self) -> np.ndarray:
         """Number of users of each item, int64 [N], on the host."""
-        indices, degrees = np.asarray(self.indices), np.zeros(self.n_items, np.int64)
+        indices, degrees = self._real_indices(), np.zeros(self.n_items, np.int64)
         for part in slices(len(indices)):
             degrees += np.bincount(indices[part], minlength=self.n_items)
         return degrees
@@ -372,7 +375,11 @@ class Interactions:
         The arrays are on the host.
         """
         degrees = np.diff(np.asarray(self.indptr))
-        return np.repeat(np.arange(self.n_users, dtype=np.int32), degrees), np.asarray(self.indices)
+        return np.repeat(np.arange(self.n_users, dtype=np.int32), degrees), self._real_indices()
+
+    def _real_indices(self) -> np.ndarray:
+        """Returns the items without the padding of `take`, on the host."""
+        return np.asarray(self.indices)[: int(self.indptr[-1])]
 
     def select(self, keep: ArrayLike) -> Interactions:
         """Returns the pairs where `keep` is True, over the same ids; the result may be empty.

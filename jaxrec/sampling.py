@@ -197,6 +197,7 @@ def reject_seen(key: Key, users: Array, *, sample: Sampler, seen: Interactions, 
         return count + 1, items, seen.contains(users[..., None], items)
 
     items = sample(keys[0], users)
+    items = jnp.broadcast_to(items, (*jnp.shape(users), items.shape[-1]))  # one row of `shared` is for all
     first = jnp.int32(1), items, seen.contains(users[..., None], items)
     return jax.lax.while_loop(unfinished, draw, first)[1]
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
+from jaxrec._csr import owners
 from jaxrec._lookup import search
 from jaxrec._numerics import accumulated
 from jaxrec._pairs import check_countable
@@ -84,8 +85,8 @@ def _spmm_bcsr(weights, indices, indptr, x, *, n_users):
 
 def _spmm_segments(weights, indices, indptr, x, *, n_users):
     """The product on accelerators, and in exported programs, from at most `_FLOATS` numbers of looked-up rows."""
-    users, (n_pairs,), dim = jnp.arange(n_users, dtype=jnp.int32), indices.shape, x.shape[1]
-    rows = jnp.repeat(users, indptr[1:] - indptr[:-1], total_repeat_length=n_pairs)
+    (n_pairs,), dim = indices.shape, x.shape[1]
+    rows = owners(indptr[1:], n_pairs)
 
     def add(total, pairs):
         weights, indices, rows = pairs
@@ -187,18 +188,19 @@ _product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
 
 def _owners(matrix: Interactions) -> Array:
-    """Returns the user of each pair, int32 [nnz]; works under jit."""
-    users, degrees = jnp.arange(matrix.n_users, dtype=jnp.int32), jnp.asarray(matrix.user_degrees)
-    return jnp.repeat(users, degrees, total_repeat_length=matrix.n_pairs)
+    """Returns the user of each pair, int32 [nnz], and M for padding; works under jit."""
+    return owners(jnp.asarray(matrix.indptr)[1:], matrix.n_pairs)
 
 
 def _turned(matrix: Interactions) -> Interactions:
     """Transposes a matrix; works under jit."""
-    order = jnp.argsort(jnp.asarray(matrix.indices), stable=True)
-    indices, bounds = jnp.asarray(matrix.indices)[order], jnp.arange(matrix.n_items + 1, dtype=jnp.int32)
+    users, items = _owners(matrix), jnp.asarray(matrix.indices)
+    items = jnp.where(users < matrix.n_users, items, matrix.n_items)  # padding comes last
+    order = jnp.argsort(items, stable=True)
+    indices, bounds = items[order], jnp.arange(matrix.n_items + 1, dtype=jnp.int32)
     return Interactions(
         indptr=search(indices, bounds),
-        indices=_owners(matrix)[order],
+        indices=users[order],
         weights=None if matrix.weights is None else jnp.asarray(matrix.weights)[order],
         timestamps=None,
         n_users=matrix.n_items,

@@ -342,3 +342,26 @@ def test_blocks_of_a_stream_are_divided_too():
     given, (trained, _) = fitted(make, rowwise.adam(0.05), partial(jr.train.shard, train=TRAIN, mesh=mesh_of()))
     assert_close((trained.variables, trained.opt_state), (alone.variables, alone.opt_state))
     assert jax.tree.map(lambda x: x.sharding, trained) == jax.tree.map(lambda x: x.sharding, given)
+
+
+def test_a_mesh_that_is_set_does_not_disturb_what_lies_elsewhere():
+    """`jax.set_mesh` of an Explicit mesh, and variables on one device or on an Auto mesh of other devices."""
+    settings = {"regularization": 0.1, "unobserved_weight": 0.1}
+    _, variables, _ = jr.solvers.ials.fit(TRAIN, dim=4, sweeps=1, key=jax.random.key(0), progress=False, **settings)
+    _, others, _ = jr.solvers.rg2.fit(TRAIN, dim=4, sweeps=1, key=jax.random.key(0), regularization=0.1, progress=False)
+    calls = [
+        lambda: jr.solvers.ials.fold_in(variables, TEST, **settings),
+        lambda: jr.solvers.ials.objective(variables, TRAIN, **settings),
+        lambda: jr.solvers.rg2.fold_in(others, TEST, regularization=0.1),
+        lambda: jr.solvers.rg2.objective(others, TRAIN, regularization=0.1),
+    ]
+    expected = [np.asarray(call()) for call in calls]
+    with jax.set_mesh(mesh_of()):
+        found = [np.asarray(call()) for call in calls]
+    for a, b in zip(found, expected):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    (model, objective, _), tx = of_mf(), adam(0.1)
+    state = jr.train.shard(jr.train.init(jax.random.key(0), model, tx), TRAIN, mesh_of("Auto", (2,)))
+    with jax.set_mesh(mesh_of()):
+        state, log = jr.train.fit(state, objective, tx, TRAIN, epochs=1, batch_size=16, progress=False)
+    assert len(log.records) == 1 and state.variables["params"]["user"].sharding.mesh.size == 2

@@ -335,3 +335,10 @@ def test_a_traced_number_of_items_is_drawn_from():
     np.testing.assert_array_equal(
         draw(jax.random.key(0), 4), sampling.uniform(jax.random.key(0), np.zeros(9), n_items=np.int64(4), n=np.int8(5))
     )
+
+
+def test_shared_draws_are_rejected_for_each_user():
+    train = Interactions.from_pairs([0, 0, 1], [0, 1, 2], n_users=2, n_items=4)
+    draw = partial(sampling.shared, sample=partial(sampling.uniform, n_items=4, n=6))
+    found = sampling.reject_seen(jax.random.key(0), jnp.arange(2), sample=draw, seen=train, rounds=30)
+    assert found.shape == (2, 6) and not train.contains(jnp.arange(2)[:, None], found).any()

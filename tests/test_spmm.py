@@ -197,3 +197,14 @@ def test_the_product_of_accelerators_takes_parts_of_the_pairs(floats, monkeypatc
     args = matrix.weights, jnp.asarray(matrix.indices), jnp.asarray(matrix.indptr), jnp.asarray(x)
     found = jax.jit(lambda *args: sparse._spmm_segments(*args, n_users=7))(*args)
     np.testing.assert_allclose(found, matrix.to_scipy() @ x, rtol=1e-5, atol=1e-6)
+
+
+def test_padding_belongs_to_no_user():
+    """Histories may be padded: the product, the gradients and the exported program leave the padding out."""
+    padded = jax.device_put(MATRIX.take(np.arange(7), capacity=MATRIX.n_pairs + 5))
+    x = jnp.asarray(TABLE, jnp.float32)
+    args = jnp.ones(padded.n_pairs), padded.indices, padded.indptr, x
+    for found in (spmm(padded, None, x), sparse._spmm_segments(*args, n_users=7)):
+        np.testing.assert_allclose(found, DENSE @ TABLE, rtol=1e-5, atol=1e-6)
+    slope = jax.jit(jax.grad(lambda x: (spmm(padded, None, x) * FACTORS.astype(np.float32)).sum()))(x)
+    np.testing.assert_allclose(slope, DENSE.T @ FACTORS, rtol=1e-5, atol=1e-6)

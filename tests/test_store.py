@@ -369,3 +369,26 @@ def test_it_can_be_streamed_and_ranked(few):
     scores = evaluate.scorer(lambda table, users: table[users])
     lists = evaluate.top_k(scores, jnp.ones((M, N)), np.arange(M), k=2, seen=large)
     assert lists[1].shape == (M, 2)
+
+
+def test_padding_is_not_saved(tmp_path):
+    whole = jr.Interactions.from_pairs([0, 0, 2], [1, 3, 0])
+    padded = whole.take(np.arange(3), capacity=8)
+    padded.save(tmp_path / "a")
+    assert jr.Interactions.open(tmp_path / "a").fingerprint() == whole.fingerprint()
+    union = jr.Interactions.from_parts([padded, whole.select(np.zeros(3, bool))], tmp_path / "b")
+    assert union.fingerprint() == whole.fingerprint()
+    np.testing.assert_array_equal(padded.item_degrees, whole.item_degrees)
+    np.testing.assert_array_equal(padded.transpose().pairs(), whole.transpose().pairs())
+
+
+def test_the_current_folder_is_kept_and_a_link_is_followed(tmp_path, monkeypatch):
+    whole = jr.Interactions.from_pairs([0, 0, 2], [1, 3, 0])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(ValueError, match="is the current folder"):
+        whole.save(".")
+    monkeypatch.chdir(tmp_path)
+    whole.save("link")
+    assert jr.Interactions.open("link").fingerprint() == whole.fingerprint()

@@ -345,3 +345,27 @@ def test_a_sweep_refuses_a_stream():
     keys = jax.random.split(jax.random.key(0), 1)
     with pytest.raises(ValueError, match=r"gives a stream, which sweeps do not take; call fit for each run"):
         jr.train.sweep(keys, setup, TRAIN, settings={"learning_rate": [0.1]}, epochs=1, examples=BLOCKS)
+
+
+@pytest.mark.parametrize("kept", [1, 3])
+def test_a_stream_of_another_number_of_blocks_is_refused(kept):
+    class Few:
+        n_blocks = 2
+
+        def blocks(self, key, epoch):
+            return [block for block, _ in zip(itertools.cycle(whole.blocks(key, epoch)), range(kept))]
+
+    train = jr.Interactions.from_pairs(np.arange(20), np.arange(20) % 7)
+    whole, model = jr.train.streamed(train, block=10), jr.models.MF(20, 7, dim=2)
+    sample = partial(jr.sampling.uniform, n_items=7)
+    objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=sample)
+    state = jr.train.init(jax.random.key(0), model, optax.sgd(0.1))
+    options = {"epochs": 1, "batch_size": 5, "progress": False, "examples": lambda train: Few()}
+    with pytest.raises(ValueError, match=f"gave {kept} blocks in epoch 1, but its n_blocks is 2"):
+        jr.train.fit(state, objective, optax.sgd(0.1), train, **options)
+
+
+def test_padding_is_not_streamed():
+    train = jr.Interactions.from_pairs(np.arange(20), np.arange(20) % 7).take(np.arange(20), capacity=64)
+    blocks = list(jr.train.streamed(train, block=10).blocks(jax.random.key(0), np.int32(0)))
+    assert len(blocks) == 2 and max(block.users.max() for block in blocks) == 19

@@ -21,7 +21,7 @@ def export(
 ) -> bytes:
     """Returns a trained model as bytes that `jax.export.deserialize` loads, without jaxrec.
 
-    The loaded function scores any number of users, at full precision. It is compiled at the first
+    The loaded function scores one or more users, at full precision. It is compiled at the first
     call with each number of users, so serve batches of a few sizes. The variables are stored as
     constants, so each compilation has to read them. For tables of several hundred megabytes, use
     `jax.export` on a function that takes the variables as an argument.

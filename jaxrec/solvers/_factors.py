@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec._mesh import where_they_lie
 from jaxrec._numerics import number, power_of_two
 from jaxrec._partials import partition
 from jaxrec._platform import size, sized
@@ -28,6 +29,7 @@ def check_numbers(**given: Scalar) -> None:
         number(name, value, least=0)
 
 
+@where_they_lie
 def objective_of(variables: Variables, train: Interactions, weighting: Weighting) -> Array:
     """Computes the objective [] of given factors."""
     check_interactions(train=train)
@@ -61,6 +63,7 @@ def _of_pairs(params: Factors, pairs: tuple[Array, ...], totals: tuple[Array, Ar
     return observed + everything + sum(ridges)
 
 
+@where_they_lie
 def fold_in_of(variables: Variables, histories: Interactions, weighting: Weighting) -> Array:
     """Computes the exact vectors [B, K] of the users with these histories."""
     check_interactions(histories=histories)

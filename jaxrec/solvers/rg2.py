@@ -38,7 +38,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxrec._log import Log
-from jaxrec._mesh import automatic, using
+from jaxrec._mesh import automatic, using, where_they_lie
 from jaxrec._numerics import integer, number
 from jaxrec._run import Loop
 from jaxrec.interactions import Interactions, check_interactions, check_positives, check_weights
@@ -135,6 +135,7 @@ def fit(
         )
 
 
+@where_they_lie
 def objective(variables: Variables, train: Interactions, *, regularization: Scalar, alpha: Scalar = 0.0) -> Array:
     """Computes L [] of given factors; it is differentiable.
 
@@ -156,6 +157,7 @@ def objective(variables: Variables, train: Interactions, *, regularization: Scal
     return _objective_of({"user": user, "item": item}, problem_of(train, user.dtype), settings, pairwise=_given(alpha))
 
 
+@where_they_lie
 def fold_in(
     variables: Variables,
     histories: Interactions,

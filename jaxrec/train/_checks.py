@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import sampling
@@ -96,7 +97,9 @@ def check_optimizer(state: Any, tx: Any) -> None:
     """
     check_transformation(tx)
     try:
-        expected = jax.eval_shape(tx.init, state.variables["params"])
+        # Without shardings: the state may lie on another mesh than `jax.set_mesh` has set.
+        form = lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))  # noqa: E731
+        expected = jax.eval_shape(tx.init, jax.tree.map(form, state.variables["params"]))
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
         return
     if jax.tree.structure(expected) != jax.tree.structure(state.opt_state):

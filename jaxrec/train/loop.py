@@ -233,6 +233,8 @@ def _advance(
         # JAX returns before a block is done. `blocks` reads the next one meanwhile, but none after it.
         if place and not bool(finite[-2]):
             break
+    if len(values) != data.n_blocks and all(map(bool, finite)):
+        raise ValueError(f"the stream gave {len(values)} blocks in epoch {number}, but its n_blocks is {data.n_blocks}")
     values, steps = np.concatenate(values), data.n_blocks * len(losses)
     compiled.done()
     if not all(map(bool, finite)):

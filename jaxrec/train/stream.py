@@ -150,4 +150,6 @@ def streamed(train: Interactions, *, block: int = 1 << 22, chunk: int = 16) -> S
     block, chunk = integer("block", block, most=MOST), integer("chunk", chunk)
     host = {name: getattr(train, name) for name in ("indptr", "indices", "weights")}
     host = {name: None if column is None else np.asarray(column) for name, column in host.items()}
-    return Streamed(dataclasses.replace(train, timestamps=None, **host), -(-train.n_pairs // block), chunk)
+    host["indices"] = host["indices"][: int(host["indptr"][-1])]  # without padding
+    train = dataclasses.replace(train, timestamps=None, **host)
+    return Streamed(train, -(-train.n_pairs // block), chunk)
