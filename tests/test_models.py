@@ -244,11 +244,11 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("name", "size"), SIZES)
-def test_sizes_are_integers_of_any_library(name, size):
+def test_sizes_are_integers_of_any_library(name, size):  # None is a value of `length` and `chunk`
     for value in (np.int64(2), np.uint8(2), jnp.int32(2), np.array(2)):
         model = MAKE[name](**{size: value})
         assert type(getattr(model, size)) is int and model == MAKE[name](**{size: 2})
-    for value in (2.0, np.float32(2), "2", -1, np.int64(-1), None if size != "length" else -2):
+    for value in (2.0, np.float32(2), "2", -1, np.int64(-1), -2 if size in ("length", "chunk") else None):
         with pytest.raises(ValueError, match=f"^{size}=.*; give an integer of [01] or more"):
             MAKE[name](**{size: value})
 
