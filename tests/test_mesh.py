@@ -344,6 +344,7 @@ def test_blocks_of_a_stream_are_divided_too():
     assert jax.tree.map(lambda x: x.sharding, trained) == jax.tree.map(lambda x: x.sharding, given)
 
 
+@pytest.mark.deep
 def test_a_mesh_that_is_set_does_not_disturb_what_lies_elsewhere():
     """`jax.set_mesh` of an Explicit mesh, and variables on one device or on an Auto mesh of other devices."""
     settings = {"regularization": 0.1, "unobserved_weight": 0.1}

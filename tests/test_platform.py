@@ -137,7 +137,6 @@ def by_search():
     return jax.jit(TRAIN.contains)(jnp.arange(40), jnp.arange(40)[::-1])
 
 
-@pytest.mark.every_case
 @pytest.mark.parametrize("run", [by_als, by_rg2, by_valid, by_network, by_search])
 def test_sizes_of_accelerators_give_the_same(run, sizes_of_accelerators):
     expected = jax.tree.map(np.asarray, run())
