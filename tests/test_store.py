@@ -1,6 +1,7 @@
 """Sets in folders: saved, opened, built from parts, and never half valid; and sets that int32 cannot count."""
 
 import functools
+import pathlib
 import pickle
 import tracemalloc
 import warnings
@@ -392,3 +393,18 @@ def test_the_current_folder_is_kept_and_a_link_is_followed(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     whole.save("link")
     assert jr.Interactions.open("link").fingerprint() == whole.fingerprint()
+
+
+def test_parts_are_read_one_at_a_time(tmp_path):
+    """A process may have few files open."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    part = jr.Interactions.from_pairs([0, 0, 2], [1, 3, 0], weights=[1, 2, 3], timestamps=[1, 2, 3])
+    many = len(list(pathlib.Path("/proc/self/fd").iterdir())) if pathlib.Path("/proc/self/fd").exists() else 200
+    resource.setrlimit(resource.RLIMIT_NOFILE, (many + 40, limits[1]))
+    try:
+        with pytest.warns(DataWarning, match="merged 87 duplicate"):
+            union = jr.Interactions.from_parts((part for _ in range(30)), tmp_path / "a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    np.testing.assert_array_equal(union.weights, [30, 60, 90])
