@@ -5,7 +5,8 @@ move divided by the speed of a copy, or the operations divided by the speed of a
 whichever takes longer. Both speeds are measured first, on the same device. Bytes count each row
 that is looked up, each gradient of such a row, and the tables that the optimiser reads and writes,
 once each; what stays in a cache may therefore be faster than this bound. Operations are those of
-the formula, in float32 at full precision unless the case says otherwise.
+the formula: in float32 at full precision, of VALID at JAX's default precision for float32, and of
+EASE in float64.
 
 Times are medians of epochs, sweeps or calls after the first; the first one, which compiles, is
 given apart. Each part has a time limit. The record is written after each case, so that an

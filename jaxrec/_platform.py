@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterable
@@ -92,7 +93,7 @@ def warn_of_slow_sums() -> None:
     Versions 0.10.2 to 0.11.0 compile a scatter-add of float32 into a loop of compare-and-swap.
     """
     version = jax.lib.__version__
-    numbers = tuple(int(part) for part in version.split(".")[:3])
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])  # also of a version like 0.11.0rc1
     if (0, 10, 2) <= numbers < (0, 11, 1) and platform() == "gpu":
         warnings.warn(
             f"jaxlib {version} adds up the gradients of rows on GPUs hundreds of times more slowly than other "

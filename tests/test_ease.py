@@ -26,6 +26,15 @@ def test_the_table_is_the_optimum_of_zero_diagonal():
     assert np.abs(np.diag(slope)).min() > 0.1
 
 
+def test_the_form_of_accelerators_gives_the_same(float64):
+    _, variables, _ = ease.fit(TRAIN, regularization=0.7)
+    gram = DENSE.T.astype(float) @ DENSE + 0.7 * np.eye(6)
+    found = ease.on_accelerator(gram)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, variables["params"]["weights"], rtol=1e-5, atol=1e-7)
+    assert np.isnan(ease.on_accelerator(-gram)[0]).any()
+
+
 @pytest.mark.deep
 def test_pairs_and_rows_are_products_of_rows_and_table():
     model, variables, _ = ease.fit(TRAIN, regularization=0.7)

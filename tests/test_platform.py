@@ -162,6 +162,7 @@ def test_an_exported_program_takes_the_size_of_its_own_platform(monkeypatch):
         ("0.10.1", "gpu", False),
         ("0.10.2", "gpu", True),
         ("0.11.0", "gpu", True),
+        ("0.11.0rc1", "gpu", True),
         ("0.11.1", "gpu", False),
         ("0.12.0.1", "gpu", False),
         ("0.11.0", "cpu", False),

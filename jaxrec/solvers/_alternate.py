@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrec._log import Log
-from jaxrec._mesh import automatic, using
+from jaxrec._mesh import automatic
 from jaxrec._partials import Static, combine, partition
 from jaxrec._platform import concurrently, cores, options_for_loops, size
 from jaxrec._run import Loop
@@ -100,18 +100,18 @@ def alternate(
         state, objective = half_step(state, *items, users[1], weighting, **how)
         return state, {"after_users": constant + float(after_users), "objective": constant + float(objective)}
 
-    with using(mesh):
-        return run(
-            sweep,
-            state,
-            model=MF(train.n_users, train.n_items, dim=dim),
-            params=params,
-            sweeps=sweeps,
-            tolerance=tolerance,
-            began=began,
-            description=lambda: description_of(train, key, tolerance=tolerance, **settings),
-            **loop,
-        )
+    return run(
+        sweep,
+        state,
+        model=MF(train.n_users, train.n_items, dim=dim),
+        params=params,
+        mesh=mesh,
+        sweeps=sweeps,
+        tolerance=tolerance,
+        began=began,
+        description=lambda: description_of(train, key, tolerance=tolerance, **settings),
+        **loop,
+    )
 
 
 class State(NamedTuple):

@@ -8,11 +8,12 @@ from typing import Any, TypeVar, Unpack
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxrec._identity import described
 from jaxrec._keys import check_key
 from jaxrec._log import Log
-from jaxrec._mesh import mesh_of, on_mesh
+from jaxrec._mesh import automatic, mesh_of, on_mesh, using
 from jaxrec._numerics import as_integer, number
 from jaxrec._run import Loop, NotFinite
 from jaxrec._run import run as in_epochs
@@ -117,6 +118,7 @@ def run(
     tolerance: float | None,
     began: float,
     params: Callable[[State], Any] = lambda state: state,
+    mesh: Mesh | None = None,
     unit: str = "sweeps",
     description: Callable[[], Mapping[str, Any]] = dict,
     **loop: Unpack[Loop],
@@ -132,6 +134,7 @@ def run(
             never ends it.
         began: when the caller began; see `jaxrec._run.run`.
         params: returns the parameters of a state; by default the state itself.
+        mesh: the mesh on which the state lies, or None.
         unit: what the progress bar counts.
         description: returns what a checkpoint must match; only called if there is a checkpoint.
         loop: see `jaxrec._run.Loop`.
@@ -161,16 +164,17 @@ def run(
     def settled(before: Mapping[str, float], now: Mapping[str, float]) -> bool:
         return before["objective"] - now["objective"] <= tolerance * abs(before["objective"])
 
-    best, log = in_epochs(
-        advance,
-        state,
-        epochs=sweeps,
-        variables=variables,
-        began=began,
-        settled=None if tolerance is None else settled,
-        returned=variables,
-        unit=unit,
-        description=description() if loop.get("checkpoint") is not None else None,
-        **loop,
-    )
-    return model, variables(best), log
+    with using(None if mesh is None else automatic(mesh)):
+        best, log = in_epochs(
+            advance,
+            state,
+            epochs=sweeps,
+            variables=variables,
+            began=began,
+            settled=None if tolerance is None else settled,
+            returned=variables,
+            unit=unit,
+            description=description() if loop.get("checkpoint") is not None else None,
+            **loop,
+        )
+        return model, variables(best), log

@@ -38,7 +38,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxrec._log import Log
-from jaxrec._mesh import automatic, using, where_they_lie
+from jaxrec._mesh import automatic, where_they_lie
 from jaxrec._numerics import integer, number
 from jaxrec._run import Loop
 from jaxrec.interactions import Interactions, check_interactions, check_positives, check_weights
@@ -121,18 +121,18 @@ def fit(
     first = _State(**first, gram=dot(first["item"].T, first["item"]) / train.n_items, solve=solve)
     sweep, state, factors = _prepared(train, first, steps) if mesh is None else _prepared_on(mesh, train, first, steps)
     settings_of = {"dim": dim, "regularization": regularization, "alpha": alpha, "steps": steps, "scale": scale}
-    with using(None if mesh is None else automatic(mesh)):
-        return run(
-            lambda state: sweep(state, settings),
-            state,
-            model=MF(train.n_users, train.n_items, dim=dim),
-            params=factors,
-            sweeps=sweeps,
-            tolerance=tolerance,
-            began=began,
-            description=lambda: description_of(train, key, tolerance=tolerance, **settings_of),
-            **loop,
-        )
+    return run(
+        lambda state: sweep(state, settings),
+        state,
+        model=MF(train.n_users, train.n_items, dim=dim),
+        params=factors,
+        mesh=mesh,
+        sweeps=sweeps,
+        tolerance=tolerance,
+        began=began,
+        description=lambda: description_of(train, key, tolerance=tolerance, **settings_of),
+        **loop,
+    )
 
 
 @where_they_lie
