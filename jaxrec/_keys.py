@@ -1,13 +1,15 @@
-"""Checks typed JAX keys, and seeds NumPy generators with them."""
+"""Checks typed JAX keys, draws with them, and seeds NumPy generators."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxrec.typing import Key
+from jaxrec.typing import Array, Key
 
 
 def check_key(key: Any) -> None:
@@ -23,6 +25,15 @@ def check_key(key: Any) -> None:
     if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or key.shape != ():
         found = type(key).__name__ if dtype is None else f"{dtype}{list(key.shape)}"
         raise ValueError(f"key is {found}; give one typed key, such as jax.random.key(0)")
+
+
+def drawn(random: Callable[..., Array], key: Key, shape: tuple[int, ...], *args: Any, **options: Any) -> Array:
+    """Returns `random(key, shape, *args, **options)` for a function of `jax.random`, bit by bit.
+
+    It draws a vector and reshapes it: XLA needs up to nine times as long to compile the draw of a
+    matrix with short rows.
+    """
+    return random(key, (math.prod(shape),), *args, **options).reshape(shape)
 
 
 def generator(key: Key) -> np.random.Generator:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec._keys import drawn
 from jaxrec._numerics import as_integer, integer, number
 from jaxrec._pairs import check_countable
 from jaxrec.interactions import Interactions, check_interactions
@@ -38,7 +39,7 @@ def uniform(key: Key, users: Array, *, n_items: int, n: int = 1) -> Array:
     """
     if not isinstance(n_items, jax.core.Tracer):
         n_items = integer("n_items", n_items, most=np.iinfo(np.int32).max)
-    return jax.random.randint(key, (*jnp.shape(users), integer("n", n)), 0, n_items, dtype=jnp.int32)
+    return drawn(jax.random.randint, key, (*jnp.shape(users), integer("n", n)), 0, n_items, dtype=jnp.int32)
 
 
 class AliasTable(NamedTuple):
@@ -118,8 +119,8 @@ def popularity(key: Key, users: Array, *, table: AliasTable, n: int = 1) -> Arra
 def _from_table(key: Key, shape: tuple[int, ...], table: AliasTable) -> Array:
     """Draws entries of a table by the alias method."""
     item_key, keep_key = jax.random.split(key)
-    items = jax.random.randint(item_key, shape, 0, table.keep.shape[0], dtype=jnp.int32)
-    kept = jax.random.uniform(keep_key, shape, jnp.float32) < jnp.asarray(table.keep)[items]
+    items = drawn(jax.random.randint, item_key, shape, 0, table.keep.shape[0], dtype=jnp.int32)
+    kept = drawn(jax.random.uniform, keep_key, shape, jnp.float32) < jnp.asarray(table.keep)[items]
     return jnp.where(kept, items, jnp.asarray(table.alias)[items])
 
 
@@ -156,7 +157,8 @@ def explorative(key: Key, shape: tuple[int, ...], *, train: Interactions, table:
     user_key, item_key = jax.random.split(key)
     users = _from_table(user_key, shape, table)
     first, end = jnp.asarray(train.indptr)[users], jnp.asarray(train.indptr)[users + 1]
-    return users, jnp.asarray(train.indices)[jax.random.randint(item_key, shape, first, end, dtype=jnp.int32)]
+    places = drawn(jax.random.randint, item_key, shape, first.ravel(), end.ravel(), dtype=jnp.int32)
+    return users, jnp.asarray(train.indices)[places]
 
 
 def reject_seen(key: Key, users: Array, *, sample: Sampler, seen: Interactions, rounds: int = 8) -> Array:

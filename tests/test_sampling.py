@@ -11,6 +11,7 @@ import scipy.stats
 from jax.extend.random import threefry2x32_p
 
 from jaxrec import sampling
+from jaxrec._keys import drawn
 from jaxrec.data import datasets
 from jaxrec.interactions import Interactions
 
@@ -163,6 +164,15 @@ def test_hardest_are_those_with_the_highest_scores(shared):
 def test_hardest_of_a_pool_too_small_says_so(n):
     with pytest.raises(ValueError, match=f"n={n} of a pool of 9"):
         sampling.hardest(jnp.zeros((2, 9)), jnp.zeros((2, 9), jnp.int32), n=n)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (4, 3), (2, 3, 5)])
+@pytest.mark.parametrize(
+    "random", [jax.random.uniform, jax.random.normal, partial(jax.random.randint, minval=3, maxval=90)]
+)
+def test_matrices_are_drawn_as_vectors_with_the_same_bits(random, shape):
+    key = jax.random.key(7)
+    np.testing.assert_array_equal(drawn(random, key, shape), random(key, shape))
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 1000, 1024, 1025])

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxrec import sampling
 from jaxrec._csr import owners
+from jaxrec._keys import drawn
 from jaxrec._numerics import as_ids
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.models.mf import check_attributes, check_sizes, checked_ids
@@ -94,7 +95,7 @@ class Pairs(NamedTuple):
     def normal(self, shape: tuple[int, ...], *, draw: int) -> Array:
         """Returns standard normal numbers [B, *shape], which depend on key, draw and user."""
         key = jax.random.fold_in(self.key, draw)
-        return jax.vmap(lambda user: jax.random.normal(jax.random.fold_in(key, user), shape))(self.users)
+        return jax.vmap(lambda user: drawn(jax.random.normal, jax.random.fold_in(key, user), shape))(self.users)
 
 
 def spread(x: Array, rows: Array) -> Array:

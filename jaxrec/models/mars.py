@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec._keys import check_key
+from jaxrec._keys import check_key, drawn
 from jaxrec._lookup import lookup
 from jaxrec._numerics import integer, number
 from jaxrec.models.mf import (
@@ -302,7 +302,7 @@ def from_shares(
             raise ValueError(f"{name}s has entries that are negative or not finite; give non-negative factors")
         total = factors.sum(1, keepdims=True)
         share = jnp.asarray(factors / np.where(total > 0, total, 1), float)
-        shift = noise * dim**-0.5 * jax.random.normal(noise_key, (*share.shape, dim))
+        shift = noise * dim**-0.5 * drawn(jax.random.normal, noise_key, (*share.shape, dim))
         tables[name] = place(share[..., None] * anchors[None] + shift)
         tables.setdefault("theta", jnp.log(share + 1e-3))
     return tables

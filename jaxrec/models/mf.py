@@ -61,8 +61,8 @@ def dropped(vectors: Array, rate: float, key: Key) -> Array:
 
     One key drops the same coordinates of [B, D] and of [B, 1, D].
     """
-    kept = jax.random.bernoulli(key, 1 - rate, (vectors.size // vectors.shape[-1], vectors.shape[-1]))
-    return jnp.where(kept.reshape(vectors.shape), vectors / (1 - rate), 0)
+    kept = jax.random.bernoulli(key, 1 - rate, (vectors.size,)).reshape(vectors.shape)
+    return jnp.where(kept, vectors / (1 - rate), 0)
 
 
 def check_sizes(model: nn.Module, *names: str, least: int = 1) -> None:
