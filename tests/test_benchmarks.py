@@ -45,6 +45,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.deep
 def test_help_explains_every_option():
     """Of all scripts in one process: to import them costs most."""
     command = [sys.executable, "-c", HELP, *SCRIPTS]

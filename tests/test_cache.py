@@ -4,6 +4,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 from jaxrec import _cache
 
 CODE = """
@@ -16,6 +18,7 @@ print(folder, sum("cache_misses" in e for e in events), sum("cache_hits" in e fo
 """
 
 
+@pytest.mark.deep
 def test_a_second_process_finds_the_programs_of_the_first(tmp_path):
     folder = tmp_path / "a" / "b"
     runs = []

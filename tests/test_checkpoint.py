@@ -125,6 +125,7 @@ def test_settings_inside_objects_of_optax_identify_a_run(tmp_path):
             fit(2, tx=accumulated(0.2, 1), checkpoint=checkpoint)
 
 
+@pytest.mark.deep
 def test_numpy_numbers_of_a_rule_are_the_same_rule(tmp_path):
     checkpoint, validate = jr.train.Checkpoint(tmp_path, keep=np.int64(1)), lambda _: {"a": 1.0}
     rule = jr.train.EarlyStopping("a", patience=np.int64(5), min_delta=np.float32(0))

@@ -290,6 +290,7 @@ def test_folding_in_is_the_users_half_step(model):
         fold({"params": {"item": item[:-1]}}, train)
 
 
+@pytest.mark.deep
 def test_folding_in_can_be_jitted_and_differentiated():
     """Against central differences of the plain function."""
     train, direction = interactions(), np.random.default_rng(1).normal(size=(N, K))

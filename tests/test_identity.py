@@ -179,6 +179,7 @@ def test_interactions_and_cycles():
     assert reads(loop) == reads(loop)
 
 
+@pytest.mark.deep
 def test_a_digest_is_the_same_in_every_process():
     code = (
         "import optax, jaxrec as jr\nfrom functools import partial\nfrom jaxrec._identity import digest\n"

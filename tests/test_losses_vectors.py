@@ -57,6 +57,7 @@ def test_uniformity_of_two_rows_has_a_closed_form():
     assert float(losses.uniformity(x, scale=0.5)) == pytest.approx(-0.5 * squared, rel=1e-5)
 
 
+@pytest.mark.deep
 def test_formulae_eager_jit_and_vmap():
     with jax.enable_x64(True):
         two = np.stack([USERS, ITEMS]), np.stack([ITEMS, USERS[::-1]])

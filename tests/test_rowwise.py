@@ -398,6 +398,7 @@ def test_adam_keeps_the_type_of_tables_and_checks_its_numbers():
             make(float("nan"))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("rates", [{"b1": 0.0}, {"b2": 0.0}])
 def test_adam_takes_decays_of_zero(rates):
     tx, params = rowwise.adam(0.1, **rates), {"item": jnp.ones((6, 2))}
@@ -411,6 +412,7 @@ def test_adam_takes_decays_of_zero(rates):
     np.testing.assert_allclose(params["item"], expected["item"], rtol=1e-5)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("adam", [rowwise.adam, rowwise.lazy_adam])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_tables_of_half_precision_have_moments_of_single_precision(adam, dtype):

@@ -107,6 +107,7 @@ def test_numbers_of_64_bits_are_kept(kind, float64):
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.deep
 def test_the_file_needs_jax_alone(tmp_path):
     model, variables = OF_USERS["MF"], drawn(OF_USERS["MF"])
     (tmp_path / "model.bin").write_bytes(models.export(model, variables, platforms=("cpu", "cuda")))

@@ -271,6 +271,7 @@ def test_users_without_history_are_finite_and_what_is_padded_or_left_out_gets_no
         assert np.abs(of_history[1]).max() > 1e-3 and not of_history[[0, 3, 4, 5, 6, 7, 8]].any()
 
 
+@pytest.mark.deep
 def test_a_gate_of_one_is_matrix_factorisation_by_cosine():
     model, plain = made(gate=1.0, scale=1.0), MF(N_USERS, N_ITEMS, dim=DIM, score=cosine, scale=1.0)
     variables = model.init(jax.random.key(3), ZERO, ZERO)
@@ -450,6 +451,7 @@ def test_a_run_that_resumes_equals_one_that_was_not_interrupted(tmp_path):
         fit(model, jr.losses.bpr, epochs=2, checkpoint=checkpoint, examples=less)
 
 
+@pytest.mark.deep
 def test_nobody_of_a_call_may_have_a_history():
     model = SimpleX(3, 5, dim=2, gate=0.5, scale=1.0)
     variables = model.init(jax.random.key(0), ZERO, ZERO)

@@ -179,6 +179,7 @@ def test_ids_of_any_integer_type_find_their_rows_and_ids_of_nobody_find_none(dty
     assert (np.asarray(rows)[n:] == len(users)).all() and not np.asarray(items)[n:].any()
 
 
+@pytest.mark.deep
 def test_rows_near_the_largest_place_that_int32_holds():
     """The sum of two such places, or of one and a length, passes 2³¹. Places beyond `indices` read its last entry."""
     last = 2**31 - 1

@@ -219,6 +219,7 @@ def test_blocks_do_not_change_results(monkeypatch, tmp_path, block):
         check_weights(train=Interactions(expected.indptr, expected.indices, wrong, None, M, N))
 
 
+@pytest.mark.deep
 def test_rows_of_some_users_are_all_that_is_copied(tmp_path, monkeypatch):
     """Of a set of 1.6 MB, evaluation of a few users takes a small part of that."""
     monkeypatch.setattr(_pairs, "BLOCK", 1 << 12)

@@ -148,6 +148,7 @@ def test_what_cannot_be_streamed_is_named(how, message):
 # ---------------------------------------------------------------------- training
 
 
+@pytest.mark.deep
 def test_one_block_is_the_set_on_the_device_bit_for_bit():
     train = dataclasses.replace(TRAIN, weights=np.arange(60, dtype=np.float32))
     resident, log = fit(examples=jr.train.singles, train=train)

@@ -279,6 +279,7 @@ def test_a_run_that_diverges_says_so_and_spoils_no_other(width):
     assert np.isnan(found.values()).tolist() == [[False, False], [True, True]]
 
 
+@pytest.mark.deep
 def test_all_runs_may_diverge():
     with pytest.warns(jr.train.DivergenceWarning, match="2 of 2"):
         found = sweep([1e30], select="size", validate=lambda v: {"size": 1.0})
