@@ -15,6 +15,7 @@ import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -64,7 +65,8 @@ class Method(NamedTuple):
         grid: for each hyperparameter, the values to try. They must be numbers, strings, booleans or
             lists of these, because they are written to a file.
         refit: `refit(train, key, log, **setting) -> (model, variables, log)` trains again before
-            the evaluation on test, on the union of train and validation. `log` is that of `fit`,
+            the evaluation on test, on the union of train and validation, which `evaluate` then gets
+            as `split.train`. `log` is that of `fit`,
             from which it can read the number of epochs. With None, test evaluates the model that
             `fit` returned.
         fit_all: `fit_all(train, valid, key, settings)` trains several settings jointly, for example
@@ -314,6 +316,8 @@ class _Study(NamedTuple):
             if judged == "test" and method.refit is not None:
                 whole = split.train if split.valid is None else split.train.union(split.valid)
                 model, variables, _ = method.refit(whole, jax.random.key(seed), log, **setting)
+                # What the model was trained on is masked, and is the histories that it knows.
+                split = SimpleNamespace(train=whole, valid=None, test=split.test)
             found = self.evaluate(model, variables, split, judged)
             record[judged] = _finite(metrics_of(found), self.metric, f"{where} on {judged} of {data!r}")
         if on == "test" and isinstance(found, Report) and self.metric in found.per_user:

@@ -186,9 +186,20 @@ def test_refit_trains_on_train_and_validation_before_test_alone(board, tmp_path)
 
     method = fixed("M", {"x": [1, 2]}, score=lambda seed, x: (x, 0))._replace(refit=refit)
     method = method._replace(fit=lambda *data, fit=method.fit, **setting: (*fit(*data, **setting)[:2], LOG))
-    options = {"folder": tmp_path, "metric": METRIC, "evaluate": by_hand, "progress": False}
+    seen = []
+
+    def evaluate(model, variables, split, on):
+        seen.append((on, split.train.n_pairs, split.valid is None))
+        return by_hand(model, variables, split, on)
+
+    options = {"folder": tmp_path, "metric": METRIC, "evaluate": evaluate, "progress": False}
     row = study.run([method], {"board": board}, seeds=[0], **options).row("board", "M")
     assert row.values[METRIC].tolist() == [1.375]
+    # The trivial rankers do not train again.
+    assert seen[-2:] == [
+        ("valid", board.train.n_pairs, False),
+        ("test", board.train.n_pairs + board.valid.n_pairs, True),
+    ]
     assert study.read(tmp_path / "study.jsonl")[-1]["valid"] == {METRIC: 1.0}
 
 

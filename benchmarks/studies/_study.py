@@ -60,6 +60,7 @@ class Study(NamedTuple):
         quick: function that returns the methods and splits of the shortened run.
         finish: called with each data set after its training.
         seeds: the seeds of the runs on test.
+        trials: maximum number of settings that are tried for a method; a larger grid is sampled.
         tuned: data sets on which methods are only tuned, and not evaluated on test.
         groups: groups of data sets; in a group each method trains on all of them before the next.
         claims: pairs of methods that are compared by a rule on each data set where both have
@@ -83,6 +84,7 @@ class Study(NamedTuple):
     quick: Callable[[], tuple[Sequence[study.Method], Mapping[str, Any]]]
     finish: Callable[[str], Any] = NEVER
     seeds: Sequence[int] = (0, 1, 2)
+    trials: int = 10**6
     tuned: Sequence[str] = ()
     groups: Sequence[Sequence[str]] = ()
     claims: Sequence[tuple[str, str]] = ()
@@ -114,7 +116,7 @@ def tables(this: Study, records: Records) -> dict[str, Rows]:
     found = {}
     for data, methods in this.methods.items():
         of_data = [record for record in records if record["data"] == data]
-        table = study.table(methods(), of_data, data=[data], metric=this.metric(data), trials=10**6)
+        table = study.table(methods(), of_data, data=[data], metric=this.metric(data), trials=this.trials)
         if table.rows:
             found[data] = {row.method: row for row in table.rows}
     return found
@@ -163,7 +165,7 @@ def tested(this: Study, records: Records, data: str, one: str, other: str) -> tu
     if {record["method"] for record in runs if record["on"] == "test"} != {one, other}:
         return None, None
     every = {method.name: method for method in (*study.TRIVIAL, *this.methods[data]())}
-    table = study.table([every[one], every[other]], runs, metric=this.metric(data), against=other)
+    table = study.table([every[one], every[other]], runs, metric=this.metric(data), trials=this.trials, against=other)
     row = table.row(data, one)
     return (row.over_users, row.p_users) if row.over_users else (row.over_seeds, row.p_seeds)
 
@@ -237,7 +239,7 @@ def stale(this: Study, records: Records) -> dict[tuple[str, str], str]:
                 found[data, name] = "is recorded, but is no longer compared"
             continue
         tried = [r["setting"] for r in records if (r["data"], r["method"], r["on"]) == (data, name, "valid")]
-        grid = study.settings(methods[name].grid)
+        grid = study.settings(methods[name].grid, this.trials)
         missing = [each for each in json.loads(json.dumps(grid)) if each not in tried] if len(grid) > 1 else []
         row = rows.get(data, {}).get(name)
         if missing:
@@ -251,32 +253,37 @@ def stale(this: Study, records: Records) -> dict[tuple[str, str], str]:
 
 
 def picture(path: pathlib.Path, panes: Sequence[Sequence[Mapping[str, Any]]]) -> None:
-    """Draws rows of panes.
+    """Draws rows of panes. Each label has one colour, and the legend is beside the panes.
 
     Args:
         path: path of the file.
         panes: rows of panes. A pane has "lines": for each label (x, y) or (x, y, error), where None
-            as x draws a horizontal line. Its other entries, such as "title" or "xscale", are set on
-            the Axes.
+            as x draws a horizontal line and an error a band. Its other entries, such as "title" or
+            "xscale", are set on the Axes.
     """
     import matplotlib.pyplot as plt
 
+    labels = dict.fromkeys(label for row in panes for pane in row for label in pane["lines"])
+    colors = {label: plt.cm.tab20(2 * number % 20 + number // 10 % 2) for number, label in enumerate(labels)}
     width = max(map(len, panes))
-    size = {"figsize": (4.4 * width, 3.4 * len(panes)), "layout": "constrained", "squeeze": False}
+    size = {"figsize": (4.4 * width + 2, 3.4 * len(panes)), "layout": "constrained", "squeeze": False}
     whole, places = plt.subplots(len(panes), width, **size)
+    drawn = {}
     for line, row in zip(places, panes):
         for place in line[len(row) :]:
             place.set_axis_off()
         for place, pane in zip(line, row):
-            for number, (label, (x, y, *error)) in enumerate(pane["lines"].items()):
-                look = {"color": plt.cm.tab20(number % 20), "label": label}
+            for label, (x, y, *error) in pane["lines"].items():
                 if x is None:
-                    place.axhline(y, linestyle=":", **look)
-                else:
-                    place.errorbar(x, y, *error, marker=".", capsize=3 * bool(error), **look)
+                    drawn[label] = place.axhline(y, linestyle=":", color=colors[label])
+                    continue
+                (drawn[label],) = place.plot(x, y, marker=".", color=colors[label])
+                if error:
+                    low, high = np.subtract(y, error[0]), np.add(y, error[0])
+                    place.fill_between(x, low, high, color=colors[label], alpha=0.2, linewidth=0)
             place.set(**{name: value for name, value in pane.items() if name != "lines"})
-            place.tick_params(labelsize=7)
-            place.legend(fontsize=6)
+            place.tick_params(which="both", labelsize=7)
+    whole.legend(drawn.values(), drawn.keys(), loc="outside right upper", fontsize=7)
     whole.savefig(path, dpi=100)
     plt.close(whole)
 
@@ -333,7 +340,7 @@ def train(this: Study, data: Sequence[str], names: Sequence[str] | None, seeds: 
         for name in dict.fromkeys(method.name for label in group for method in this.methods[label]()):
             for label in group if names is None or name in names else ():
                 wanted = [method for method in this.methods[label]() if method.name == name]
-                options = {"metric": this.metric(label), "evaluate": this.evaluate, "trials": 10**6}
+                options = {"metric": this.metric(label), "evaluate": this.evaluate, "trials": this.trials}
                 options |= {"folder": _record.RESULTS, "name": this.name, "progress": False}
                 options |= {"seeds": () if label in this.tuned else seeds}
                 study.run(wanted, {label: this.split(label)}, **options)
