@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import scipy.stats
+
 from benchmarks import _record
 from benchmarks.studies import _study, mml
 from benchmarks.studies.lambda_opt import BEST_FIXED
@@ -146,25 +148,50 @@ def verdict(signs: Sequence[int]) -> str:
     return "refuted" if min(signs) == -1 else "not reproduced"
 
 
+def tested(this: _study.Study, records: _study.Records, rows: _study.Rows, data: str, one: str, other: str) -> Any:
+    """Returns the difference and p-value of the test of a pair, or None if there is no test.
+
+    A ranker that draws nothing has one run, with which each run of the other method is compared.
+    """
+    test, p_value = _study.tested(this, records, data, one, other)
+    if test is not None:
+        return test.difference, p_value
+    metric = this.metric(data)
+    if len(rows[one].seeds) > 1 and other in ("item id", "popularity"):
+        values = rows[one].values[metric] - rows[other].values[metric].mean()
+        return values.mean(), scipy.stats.ttest_1samp(values, 0).pvalue
+    return None
+
+
 def judged(claim: Claim, this: _study.Study, records: _study.Records) -> tuple[str, str, str]:
     """Returns the verdict of a claim, its evidence and the marks of the rows behind it."""
-    signs, said, marks = [], [], set()
-    tables = _study.tables(this, records)
+    signs, marks, tables = {}, set(), _study.tables(this, records)
+    values = {}
     for data in claim.data or this.methods:
-        for one, other in claim.pairs:
-            test, p_value = (
-                _study.tested(this, records, data, one, other)
-                if data in this.methods and {one, other} <= set(tables.get(data, {}))
-                else (None, None)
-            )
-            if test is not None:
-                signs.append(0 if p_value >= LEVEL else 1 if test.difference > 0 else -1)
-                over = f" over {other}" if len(claim.pairs) > 1 else ""
-                said.append(f"{data}{over} {test.difference:+.4f}")
-                marks |= set(tables[data][one].marks + tables[data][other].marks)
-    counts = [f"{signs.count(sign)} {word}" for sign, word in ((1, "above"), (0, "equal"), (-1, "below"))]
-    evidence = f"{', '.join(counts)}: {'; '.join(said)}" if signs else ""
-    return verdict(signs), evidence, "".join(sorted(marks))
+        rows = tables.get(data, {})
+        for one, other in (pair for pair in claim.pairs if {*pair} <= set(rows)):
+            if found := tested(this, records, rows, data, one, other):
+                difference, p_value = found
+                values[data, one, other] = difference
+                signs[data, one, other] = 0 if p_value >= LEVEL else 1 if difference > 0 else -1
+                marks |= set(rows[one].marks + rows[other].marks)
+    return verdict(list(signs.values())), evidence(claim, signs, values), "".join(sorted(marks))
+
+
+def evidence(claim: Claim, signs: Mapping[tuple, int], values: Mapping[tuple, float]) -> str:
+    """Returns the differences on each data set; of several pairs, how many were above and below."""
+    count = lambda found: f"{found.count(1)} above, {found.count(0)} equal, {found.count(-1)} below"  # noqa: E731
+    if not signs:
+        return ""
+    if len(claim.pairs) == 1:
+        return "; ".join(f"{data} {value:+.4f}" for (data, *_), value in values.items())
+    parts = []
+    for one, other in claim.pairs:
+        own = [sign for (_, *pair), sign in signs.items() if pair == [one, other]]
+        if own:
+            name = other if len({other for _, other in claim.pairs}) == len(claim.pairs) else one
+            parts.append(f"{name}: {count(own)}")
+    return "; ".join(parts)
 
 
 def section(studies: Mapping[str, tuple[_study.Study, _study.Records]]) -> str:
