@@ -299,6 +299,69 @@ def test_cases_of_the_mml_study_train(name):
     assert list(epochs) == [1, 2, 3, 4, 5] and found["recall@20"] == pytest.approx(values[-1])
 
 
+@pytest.mark.parametrize(
+    ("signs", "said"),
+    [([], "open"), ([1, 1], "reproduced"), ([1, 0, -1], "in part"), ([0, -1], "refuted"), ([0], "not reproduced")],
+)
+def test_a_verdict_can_come_out_either_way(signs, said):
+    from benchmarks import claims
+
+    assert claims.verdict(signs) == said
+
+
+def test_a_claim_is_judged_by_the_records(tmp_path):
+    """The first method is better on one board and worse on the other."""
+    from benchmarks import claims
+    from benchmarks.studies import _study
+
+    def method(name, better):
+        def fit(train, valid, key):
+            noise = jax.random.normal(key, (train.n_users,)) / 100
+            return None, {"values": np.asarray(noise) + 0.5 + 0.1 * (train.n_users == better)}, None
+
+        return study.Method(name, fit)
+
+    def evaluate(model, variables, split, on):
+        values = variables["values"] if model is None else np.zeros(split.train.n_users)
+        return jr.evaluate.Report(np.arange(len(values)), {"ndcg@10": values}, {}, None, "by hand")
+
+    order = partial(splits.random_order, key=jax.random.key(0))
+    boards = {f"board{n}": splits.ratio(synthetic.checkerboard(n)[0], order=order) for n in (24, 30)}
+    methods = [method("A", 24), method("B", 30)]
+    study.run(methods, boards, folder=tmp_path, name="boards", evaluate=evaluate, progress=False)
+    this = _study.Study(
+        name="boards",
+        title="",
+        about="",
+        methods=dict.fromkeys(boards, lambda: methods),
+        split=boards.get,
+        evaluate=evaluate,
+        metric=lambda data: "ndcg@10",
+        shown=lambda data: ["ndcg@10"],
+        quick=None,
+    )
+    records = study.read(tmp_path / "boards.jsonl")
+    claim = claims.Claim("paper", "A is better than B", "boards", [("A", "B")])
+    found = claims.judged(claim, this, records)
+    assert found[0] == "in part" and re.fullmatch(r"board24 \+0\.1\d*; board30 -0\.1\d*", found[1])
+    assert claims.judged(claim._replace(data=["board24"]), this, records)[0] == "reproduced"
+    assert claims.judged(claim._replace(pairs=[("B", "A")], data=["board24"]), this, records)[0] == "refuted"
+    assert claims.judged(claim._replace(pairs=[("A", "C")]), this, records) == ("open", "", "")
+    assert claims.judged(claim._replace(pairs=[("A", "item id")]), this, records)[0] == "reproduced"
+
+
+def test_methods_of_a_leaderboard_have_the_same_test_pairs(studies):
+    from benchmarks import leaderboard
+
+    this, records = studies["rg2"]
+    ordered = [row.values["ndcg@10"].mean() for row, _ in leaderboard.rows(studies, "ml-1m")]
+    assert ordered == sorted(ordered, reverse=True) and len(ordered) > 10
+    first = next(r for r in records if (r["data"], r["on"], r["seed"]) == ("ml-1m", "test", 0))
+    mixed = [*records, first | {"fingerprint": "a-b-c"}]
+    with pytest.raises(ValueError, match="with seed 0, rg2 has other test pairs of ml-1m"):
+        leaderboard.rows({"rg2": (this, mixed)}, "ml-1m")
+
+
 def test_values_of_mars_agree_with_one_another(studies):
     """One relevant item found at places 11 to 20 adds between 1/log2(21) and 1/log2(12) to NDCG."""
     _, records = studies["mars"]
