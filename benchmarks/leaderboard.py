@@ -5,8 +5,9 @@ how each method was trained and tuned. On Gowalla and Yelp2018 (the splits of Li
 the train part chooses the settings, then the method is trained on the whole train part. On ml-1m
 and citeulike-a, each user's pairs are split at random (.8/.1/.1), with another split for each seed.
 All methods of a table are evaluated on the same test pairs, among all items, with the pairs that
-they were trained or selected on masked. CPU seconds are those of one training run, over all cores;
-those of the search are for all its trials. They depend on the load of the machine.
+they were trained or selected on masked. CPU seconds are those of one training run after its trials,
+over all cores, so that compilation has mostly happened before; "of all trials" includes it. They
+depend on the load of the machine.
 
 Published Recall@20 / NDCG@20 on Gowalla and Yelp2018: LightGCN .1830/.1554 and .0649/.0530, SimpleX
 .1872/.1557 and .0701/.0575, UltraGCN .1862/.1580 and .0683/.0561, GF-CF .1849/.1518 and

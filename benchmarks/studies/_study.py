@@ -345,6 +345,7 @@ def train(this: Study, data: Sequence[str], names: Sequence[str] | None, seeds: 
                 options |= {"seeds": () if label in this.tuned else seeds}
                 study.run(wanted, {label: this.split(label)}, **options)
                 print(f"{label}: {name} is recorded", flush=True)
+                jax.clear_caches()
         for label in group:
             this.finish(label)
 

@@ -32,7 +32,7 @@ import numpy as np
 import optax
 
 import jaxrec as jr
-from benchmarks.studies._study import Study, afresh, fitted, main, records_of
+from benchmarks.studies._study import Study, fitted, main, records_of
 from jaxrec import study
 from jaxrec.data import datasets, splits
 
@@ -158,7 +158,7 @@ def tuned(name: str, data: str, **more: Any) -> study.Method:
     # Yelp2018 has 1.5 times the pairs, so that both get about the same number of steps.
     epochs = kind.epochs if data == "gowalla" else round(kind.epochs / 1.5)
     grid = loss.grid | {"epochs": (epochs,)} | more
-    return study.Method(name, partial(afresh, partial(trained, (loss, kind))), grid)
+    return study.Method(name, partial(trained, (loss, kind)), grid)
 
 
 def methods(data: str) -> list[study.Method]:

@@ -30,7 +30,7 @@ import numpy as np
 import optax
 
 import jaxrec as jr
-from benchmarks.studies._study import AS_PUBLISHED, Study, afresh, fitted, main
+from benchmarks.studies._study import AS_PUBLISHED, Study, fitted, main
 from jaxrec import study
 from jaxrec.data import datasets, splits
 
@@ -299,7 +299,7 @@ def methods(data: str) -> list[study.Method]:
         if again or data not in SOLVERS:
             grid = grid if again or data in SMALL else {key: FEWER.get(values, values) for key, values in grid.items()}
             refit = partial(*again, **fixed) if data in SPLIT else None
-            found.append(study.Method(name, partial(afresh, fit, **fixed), grid, refit))
+            found.append(study.Method(name, partial(fit, **fixed), grid, refit))
     return found
 
 
