@@ -41,7 +41,7 @@ from jaxrec._numerics import integer, number
 from jaxrec.interactions import Interactions, check_positives
 from jaxrec.models.filters import SpectralFilter, polynomial_of
 from jaxrec.solvers._run import check_input
-from jaxrec.solvers._subspace import leading, width_of
+from jaxrec.solvers._subspace import by_gram, leading, width_of
 from jaxrec.sparse import spmm
 from jaxrec.typing import Array, Key, Scalar, Variables
 
@@ -56,9 +56,9 @@ def gf_cf(*, dim: int = 256, weight: float = 0.3) -> Settings:
     """Returns the settings of GF-CF (Shen et al. 2021, arXiv 2108.07567).
 
     Args:
-        dim: K, the number of singular vectors; the default is the paper's.
-        weight: w. The paper has 0.3; its code leaves the ideal low-pass filter out on Amazon-Book,
-            which is `weight=0`.
+        dim: K, the number of singular vectors.
+        weight: w. The defaults are those of the released code, which leaves the ideal low-pass
+            filter out on Amazon-Book: `weight=0`.
     """
     return {"polynomial": _T, "dim": dim, "weight": weight}
 
@@ -74,8 +74,8 @@ def turbo_cf(*, order: int = 1, normalization: float = 0.6) -> Settings:
     Raises:
         ValueError: if `order` is not 1, 2 or 3.
 
-    Differs: the paper raises each entry of P to a power from 0.7 to 1.4, which needs the matrix P.
-    Here the power is 1, the paper's value on Yelp2018.
+    Differs: the paper raises each entry of P to a power, which needs the matrix P. Here the power is
+    1, its value on Yelp2018. It is 0.7 on Gowalla and 1.4 on Amazon-Book.
     """
     by_order = (_T, 2 * _T - _T**2, _T + 0.01 * (-(_T**3) + 10 * _T**2 - 29 * _T))
     return {"polynomial": by_order[integer("order", order, most=3) - 1], "normalization": normalization}
@@ -86,8 +86,8 @@ def cheby_cf(
 ) -> Settings:
     """Returns the settings of ChebyCF (Kim et al. 2025, arXiv 2505.00552).
 
-    p interpolates ½ + ½ sign(y) |y|ᶠ, with y = 2t − 1, at Chebyshev's nodes. The defaults are the
-    paper's on Gowalla.
+    p interpolates ½ + ½ sign(y) |y|ᶠ, with y = 2t − 1, at Chebyshev's nodes. The defaults are those
+    of the released code on Gowalla.
 
     Args:
         degree: degree of p; the time of a ranking is proportional to it.
@@ -97,7 +97,8 @@ def cheby_cf(
         scale: a and b, the power of the degrees.
 
     Differs: follows the released code instead of the paper where the curve is evaluated. The value
-    at the k-th zero of T_{degree+1} is that of the curve at the k-th extremum of T_degree.
+    at the k-th zero of T_{degree+1} is that of the curve at the k-th extremum of T_degree. Values
+    are not rounded to three decimals.
     """
     degree, flatness = integer("degree", degree), float(number("flatness", flatness, above=0))
 
@@ -217,7 +218,8 @@ def fit(
 
     Nothing is learned but V. A ranking takes two sparse products for each degree of p, which is
     seconds per thousand users for a degree of 8 on data of a million pairs. With `rank` it takes
-    none: p(P) is replaced by p(0) I + V (p(Σ²) − p(0)) Vᵀ, with V of `rank` columns.
+    two: p(P) is replaced by l(P) + V (p(Σ²) − l(Σ²)) Vᵀ, where V has `rank` columns, and the line l
+    equals p at 0 and at the last of their eigenvalues Σ².
 
     Args:
         train: R, the positives; their weights are ignored.
@@ -228,7 +230,8 @@ def fit(
         low_pass_scale: a, the power of the items' degrees around it.
         low_pass_polynomial: q, a series; it costs nothing in a ranking.
         normalization: c, the power of the users' degrees, from 0 to 1; 1 − c is that of the items'.
-        rank: number of singular vectors that replace P in p; None is exact.
+        rank: number of singular vectors for which p is exact, and a line for the others; None is
+            exact for all.
         key: typed key that draws the initial vectors of the decomposition; not used without one.
         tolerance: see `decompose`.
         spectrum: from `decompose`, of the same `train`; by default `fit` decomposes.
@@ -269,10 +272,11 @@ def fit(
         decoder = filtered(*graph, jnp.asarray(weight * q, vectors.dtype), around_low_pass[:, None] * vectors)
         tables.append((vectors / around_low_pass[:, None], decoder))
     if rank:
-        vectors, at_zero = spectrum.item[:, :rank], chebval(-1.0, p)
-        gains = jnp.asarray(chebval(2 * np.asarray(spectrum.squares[:rank], float) - 1, p) - at_zero, vectors.dtype)
+        vectors, squares = spectrum.item[:, :rank], np.asarray(spectrum.squares[:rank], np.float64)
+        line = _line(p, squares[-1])
+        gains = jnp.asarray(chebval(2 * squares - 1, p) - chebval(2 * squares - 1, line), vectors.dtype)
         tables.append((vectors / around[:, None], around[:, None] * vectors * gains[None]))
-        p = at_zero[None]
+        p = line
     encoder, decoder = _joined(tables, train.n_items, shared=scale == low_pass_scale)
     params = {"coefficients": jnp.asarray(p, float), "scale": around, "encoder": encoder, "decoder": decoder}
     model = SpectralFilter(train.n_items, degree=len(p) - 1, dim=encoder.shape[1])
@@ -288,6 +292,13 @@ def _coefficients(name: str, series: Any) -> np.ndarray:
     found = np.asarray(series.convert(domain=[0, 1], kind=Chebyshev).trim().coef, np.float64)
     number(name, found)
     return found
+
+
+def _line(p: np.ndarray, end: float) -> np.ndarray:
+    """Returns the coefficients of the line that equals the series `p` at t = 0 and at t = `end`."""
+    at_zero, at_end = chebval(np.array([-1.0, 2 * end - 1]), p)
+    slope = (at_end - at_zero) / end if end > 0 else 0.0
+    return np.array([at_zero + slope / 2, slope / 2])
 
 
 def _graph(train: Interactions, normalization: float) -> tuple[Interactions, Interactions]:
@@ -310,6 +321,7 @@ def _leading(by_user: Interactions, by_item: Interactions, start: Array, toleran
         tolerance,
         dim=dim,
         passes=passes,
+        orthonormal=by_gram,
     )
     return found.right[:, :dim], found.squares[:dim], found.residual[:dim]
 
