@@ -14,8 +14,8 @@ filters, neighbours and EASE have 16, other solvers five to 20, losses trained b
 ml-1m at most four, so that their rows there are at a disadvantage. GF-CF, ChebyCF and BSPM are
 spectral filters of `solvers.filters`. They share one decomposition, which counts as CPU time of the
 first of them. ChebyCF and BSPM have 256 singular vectors; on Gowalla and Yelp2018 they have their
-papers' numbers, and the polynomial of ChebyCF is approximated with 512. For the closed form, λ is a share of √2 σ₁. The paper's own
-values come from its released code, which is RG2 with α. The paper's
+papers' numbers, and the polynomial of ChebyCF is approximated with 512. For the closed form, λ is a
+share of √2 σ₁. The paper's own values come from its released code, which is RG2 with α. The paper's
 other data sets, MovieLens-10M, Electronics and Steam, run if `jaxrec.data.datasets` finds them. The
 paper says that it drops ratings below 3 from Electronics, but its counts are those of all ratings.
 """
