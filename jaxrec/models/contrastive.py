@@ -1,0 +1,136 @@
+"""LightGCN with views of its vectors that a contrastive loss brings together: SimGCL and XSimGCL.
+
+Both are trained by `train.contrastive_objective`, which gives them a key for their noise. Scores,
+`rows` and `vectors` are without noise.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxrec._keys import drawn
+from jaxrec._numerics import integer
+from jaxrec.models.graph import LightGCN, Tables, mean_of
+from jaxrec.models.mf import check_numbers, check_sizes, cosine
+from jaxrec.typing import Array
+
+
+class SimGCL(LightGCN):
+    """SimGCL (Yu et al. 2022, arXiv 2112.08679): views of LightGCN's vectors by random noise.
+
+    E⁽ᵏ⁺¹⁾ = A E⁽ᵏ⁾ + ε sign(A E⁽ᵏ⁾) ⊙ U / ‖U‖,   view = mean of E⁽¹⁾ .. E⁽ᴸ⁾
+
+    A is LightGCN's normalised graph, and each row of U is drawn uniformly from [0, 1)ᴰ. The vectors
+    of the score are the mean of A E⁽⁰⁾ .. Aᴸ E⁽⁰⁾, without noise; unlike LightGCN's, they leave out
+    E⁽⁰⁾. A user or item without interactions therefore has a vector of zeros.
+
+    `train.contrastive_objective` propagates three times per step: for the score and for two views.
+    The paper's settings for Yelp2018 are noise .1, weight .5, temperature .2, L = 3, a penalty of
+    1e-4, Adam with rate 1e-3 and batches of 2,048.
+
+    The parameters and the graph are those of `LightGCN`.
+
+    Attributes:
+        graph: the training interactions; weights are not used.
+        dim: D.
+        layers: L, 1 or more.
+        scale: standard deviation of the initial vectors.
+        noise: ε, the length of the noise, 0 or more; may be traced.
+
+    Raises:
+        ValueError: if `dim` or `layers` is not an integer of 1 or more, or `scale` or `noise` is
+            negative or not finite.
+
+    Differs: the released code draws E⁽⁰⁾ from Xavier's uniform distribution, whose standard
+    deviations on Yelp2018 and Gowalla lie between .0070 and .0082. Ours is normal for all sizes.
+
+    >>> from jaxrec import Interactions
+    >>> model = SimGCL(Interactions.from_pairs([0, 0, 2], [1, 3, 0]), dim=2)
+    >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
+    >>> _, first, second = model.apply(variables, method="views", rngs={"noise": jax.random.key(1)})
+    >>> [table.shape for table in (*first, *second)]
+    [(3, 2), (4, 2), (3, 2), (4, 2)]
+    """
+
+    scale: float = 0.0075
+    noise: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "layers")
+        check_numbers(self, "noise", least=0)
+        super().__post_init__()
+
+    def vectors(self) -> Tables:
+        """Returns the means over the layers 1 to L, [M, D] and [N, D], whose dot product is the
+        score.
+        """
+        return mean_of(self._layers()[1:])
+
+    def views(self) -> tuple[Tables, Tables, Tables]:
+        """Returns the tables that training scores with, and two views of them, [M, D] and [N, D]
+        each.
+
+        It draws noise, for which `apply` needs `rngs={"noise": key}`.
+        """
+        first, second = (mean_of(self._layers(self._disturbed)[1:]) for _ in range(2))
+        return self.vectors(), first, second
+
+    def _disturbed(self, x: Array) -> Array:
+        """Adds noise of length ε to each row, in the direction of the signs of its entries."""
+        draws = drawn(jax.random.uniform, self.make_rng("noise"), x.shape, x.dtype)
+        unit, _ = cosine(draws, draws)
+        return x + jnp.asarray(self.noise, x.dtype) * jnp.sign(x) * unit
+
+
+class XSimGCL(SimGCL):
+    """XSimGCL (Yu et al. 2023, arXiv 2209.02544): SimGCL with one noisy pass, for score and views.
+
+    The vectors of the training score are the mean of E⁽¹⁾ .. E⁽ᴸ⁾ with noise, and E⁽ˡ⁾ of one layer
+    l is the view with which they are contrasted. Scores of `apply`, `rows` and `vectors` have no
+    noise. A step propagates once, as LightGCN does.
+
+    The paper's settings for Yelp2018 are noise .2, l = 1, L = 3, weight .2, temperature .15, a
+    penalty of 1e-4, Adam with rate 1e-3 and batches of 2,048; 20 epochs are enough.
+
+    The parameters and the graph are those of `LightGCN`.
+
+    Attributes:
+        graph: the training interactions; weights are not used.
+        dim: D.
+        layers: L, 1 or more.
+        scale: standard deviation of the initial vectors.
+        noise: ε, the length of the noise, 0 or more; may be traced.
+        contrast: l, the layer with which the mean is contrasted, from 1 to L.
+
+    Raises:
+        ValueError: if `dim` or `layers` is not an integer of 1 or more, `contrast` is not one from
+            1 to L, or `scale` or `noise` is negative or not finite.
+
+    Differs: as for `SimGCL`.
+
+    >>> from jaxrec import Interactions
+    >>> model = XSimGCL(Interactions.from_pairs([0, 0, 2], [1, 3, 0]), dim=2)
+    >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
+    >>> tables, first, _ = model.apply(variables, method="views", rngs={"noise": jax.random.key(1)})
+    >>> tables is first
+    True
+    """
+
+    noise: float = 0.2
+    contrast: int = 1
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "layers", "contrast")
+        integer("contrast", self.contrast, most=self.layers)
+        super().__post_init__()
+
+    def views(self) -> tuple[Tables, Tables, Tables]:
+        """Returns the tables that training scores with, the same as the first view, and the second
+        view, [M, D] and [N, D] each.
+
+        It draws noise, for which `apply` needs `rngs={"noise": key}`.
+        """
+        layers = self._layers(self._disturbed)[1:]
+        tables = mean_of(layers)
+        return tables, tables, layers[self.contrast - 1]
