@@ -226,6 +226,7 @@ MAKE = {
     "LightGCN": partial(models.LightGCN, HISTORY),
     "SimGCL": partial(models.SimGCL, HISTORY),
     "XSimGCL": partial(models.XSimGCL, HISTORY),
+    "NCL": partial(models.NCL, HISTORY, clusters=1),
     "SimpleX": partial(models.SimpleX, n_users=3, n_items=4),
     "MultVAE": partial(models.MultVAE, n_items=3),
     "RecVAE": partial(models.RecVAE, n_items=3),

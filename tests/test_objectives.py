@@ -484,6 +484,7 @@ def test_an_objective_says_what_the_model_lacks():
         "vectors": [partial(jr.train.gram_objective, model=model)],
         "parts": [partial(jr.train.mars.objective, model=model, sample=draw, margin=0.5)],
         "views": [partial(jr.train.contrastive_objective, model=model, sample=draw)],
+        "neighbourhoods": [partial(jr.train.ncl.objective, model=model, sample=draw)],
         "bound": [partial(jr.train.autoencoders.objective, model=model)],
         "regularised": [
             partial(

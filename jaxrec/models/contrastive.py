@@ -1,7 +1,7 @@
-"""LightGCN with views of its vectors that a contrastive loss brings together: SimGCL and XSimGCL.
+"""LightGCN with views of its vectors that a contrastive loss brings together.
 
-Both are trained by `train.contrastive_objective`, which gives them a key for their noise. Scores,
-`rows` and `vectors` are without noise.
+`SimGCL` and `XSimGCL` are trained by `train.contrastive_objective`, which gives them a key for
+their noise. Scores, `rows` and `vectors` are without noise. `NCL` is trained by `train.ncl`.
 """
 
 from __future__ import annotations
@@ -134,3 +134,61 @@ class XSimGCL(SimGCL):
         layers = self._layers(self._disturbed)[1:]
         tables = mean_of(layers)
         return tables, tables, layers[self.contrast - 1]
+
+
+class NCL(LightGCN):
+    """NCL (Lin et al. 2022, arXiv 2202.06200): LightGCN whose layers and clusters are contrasted.
+
+    Scores are those of `LightGCN`. Training brings E⁽²ᵏ⁾ of a user or item, which comes from others
+    of its kind, close to its E⁽⁰⁾, and E⁽⁰⁾ close to the centroid of its cluster; see
+    `train.ncl.objective`. The clusters are the untrained collection "prototypes": centroids "user"
+    and "item" [C, D], and the clusters "of_user" [M] and "of_item" [N]. They are zeros until
+    `train.ncl.prototypes` has computed them, which `train.refreshed` does between epochs.
+
+    The paper's settings for Yelp2018 are 2,000 clusters, k = 1, L = 3, and those of
+    `train.ncl.objective`.
+
+    The parameters and the graph are those of `LightGCN`.
+
+    Attributes:
+        graph: the training interactions; weights are not used.
+        dim: D.
+        layers: L, 2k or more.
+        scale: standard deviation of the initial vectors.
+        clusters: C, the number of clusters of users and of items.
+        hops: k; E⁽²ᵏ⁾ is contrasted with E⁽⁰⁾.
+
+    Raises:
+        ValueError: if a size is not an integer of 1 or more, there are fewer layers than 2k, there
+            are more clusters than users or items, or `scale` is negative or not finite.
+
+    Differs: initial values are as for `SimGCL`.
+
+    >>> from jaxrec import Interactions
+    >>> model = NCL(Interactions.from_pairs([0, 0, 2], [1, 3, 0]), dim=2, clusters=2)
+    >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
+    >>> variables["prototypes"]["user"].shape, variables["prototypes"]["of_item"].shape
+    ((2, 2), (4,))
+    """
+
+    scale: float = 0.0075
+    clusters: int = 1000
+    hops: int = 1
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "layers", "clusters", "hops")
+        super().__post_init__()
+        integer("hops", self.hops, most=self.layers // 2)
+        integer("clusters", self.clusters, most=min(self.n_users, self.n_items))
+
+    def setup(self) -> None:  # noqa: D102
+        super().setup()
+        self.variable("prototypes", "user", jnp.zeros, (self.clusters, self.dim))
+        self.variable("prototypes", "item", jnp.zeros, (self.clusters, self.dim))
+        self.variable("prototypes", "of_user", jnp.zeros, self.n_users, jnp.int32)
+        self.variable("prototypes", "of_item", jnp.zeros, self.n_items, jnp.int32)
+
+    def neighbourhoods(self) -> tuple[Tables, Tables, Tables]:
+        """Returns the tables of the score, E⁽⁰⁾ and E⁽²ᵏ⁾, [M, D] and [N, D] each."""
+        layers = self._layers()
+        return mean_of(layers), layers[0], layers[2 * self.hops]
