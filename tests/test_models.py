@@ -260,7 +260,6 @@ def test_sizes_are_integers_of_any_library(name, size):  # None is a value of `l
     ("name", "number", "wrong"),
     [
         *((name, "scale", -1.0) for name in ("MF", "MARS", "LRML", "NeuMF", "TransCF", "LightGCN", "SimpleX")),
-        *((name, "noise", -1.0) for name in ("SimGCL", "XSimGCL")),
         *((name, "dropout", 1.0) for name in ("MF", "SimpleX", "MultVAE", "RecVAE", "VALID")),
         ("MARS", "theta_scale", -1.0),
         ("SimpleX", "gate", 1.5),

@@ -1,5 +1,6 @@
 """NCL: clusters, the objective by NumPy, and training with clusters computed between epochs."""
 
+import functools
 import itertools
 from functools import partial
 
@@ -32,7 +33,12 @@ ZERO = jnp.zeros(1, jnp.int32)
 
 def drawn():
     """The variables that `init` gives, with parameters drawn by NumPy, and their clusters."""
-    variables = MODEL.init(jax.random.key(0), ZERO, ZERO)
+    return _drawn(jax.config.jax_enable_x64)
+
+
+@functools.cache
+def _drawn(x64):
+    variables = jax.jit(MODEL.init)(jax.random.key(0), ZERO, ZERO)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), float), variables["params"])
     variables = {**variables, "params": params}
@@ -58,6 +64,7 @@ def infonce(queries, keys, positives, temperature):
     return (np.log(np.exp(scores).sum(1)) - scores[np.arange(len(scores)), positives]).mean()
 
 
+@pytest.mark.deep
 def test_scores_are_those_of_lightgcn(float64):
     variables = drawn()
     plain = {name: part for name, part in variables.items() if name != "prototypes"}
@@ -91,6 +98,7 @@ def test_the_objective_is_the_formula(step, float64):
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.mark.deep
 def test_centroids_get_no_gradient_and_gradients_are_finite():
     variables = drawn()
     slope = jax.jit(jax.grad(partial(ncl.objective, model=MODEL, sample=SAMPLE), allow_int=True))
@@ -154,6 +162,7 @@ def start(tx=TX, seed=0):
     return jr.train.init(jax.random.key(seed), ON_BOARD, tx)
 
 
+@pytest.mark.deep
 def test_recovers_the_diagonal_withheld_from_the_checkerboard():
     validate = lambda variables: jr.evaluate.full_ranking(ON_BOARD, variables, BOARD, DIAGONAL, ks=(1,))  # noqa: E731
     objective = partial(jr.train.penalised_objective, objective=OBJECTIVE)
@@ -175,6 +184,7 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard():
     assert all(not np.array_equal(one, other) for one, other in itertools.pairwise(seen))
 
 
+@pytest.mark.deep
 def test_refreshed_is_fit_with_refreshes_between_its_epochs():
     state = start()
     for epoch in range(3):
@@ -187,6 +197,7 @@ def test_refreshed_is_fit_with_refreshes_between_its_epochs():
     assert len(log.records) == 3
 
 
+@pytest.mark.deep
 def test_a_resumed_run_is_bit_identical(tmp_path):
     run = partial(jr.train.refreshed, objective=OBJECTIVE, tx=TX, train=BOARD, refresh=REFRESH, **HOW)
     whole, _ = run(start(), epochs=3)
@@ -201,6 +212,7 @@ def test_a_resumed_run_is_bit_identical(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, continued.variables, whole.variables)
 
 
+@pytest.mark.deep
 def test_what_refresh_returns_is_checked():
     run = partial(jr.train.refreshed, start(), OBJECTIVE, TX, BOARD, epochs=1, **HOW)
     for returned, message in (
@@ -214,6 +226,7 @@ def test_what_refresh_returns_is_checked():
         run(refresh=REFRESH, period=0)
 
 
+@pytest.mark.deep
 def test_divergence_is_that_of_fit():
     tx = optax.sgd(float("nan"))
     with pytest.raises(jr.train.DivergenceError, match="epoch 1") as caught:

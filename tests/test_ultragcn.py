@@ -29,6 +29,12 @@ BATCH = jr.train.Batch.of(
 SETTING = {"positive": (0.1, 2.0), "negative": (0.3, 0.5), "negative_weight": 7.0, "item_weight": 0.6}
 
 
+def drawn():
+    rng = np.random.default_rng(0)
+    tables = {"user": rng.normal(size=(N_USERS, 3)), "item": rng.normal(size=(N_ITEMS, 3))}
+    return {"params": jax.tree.map(lambda x: jnp.asarray(x, float), tables)}
+
+
 def dense(pairs, n_users, n_items, n):
     """β [M, N], and for each item the n items with the largest ω, with their ω."""
     met = np.zeros((n_users, n_items))
@@ -69,7 +75,7 @@ def test_weights_of_interactions_do_not_enter_the_constraints():
 @pytest.mark.every_case
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_objective_is_the_formula(weighted, float64):
-    variables = MODEL.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
+    variables = drawn()
     scores = np.asarray(MODEL.apply(variables, np.arange(N_USERS), method="rows"))
     beta, omega, near = dense(PAIRS, N_USERS, N_ITEMS, 3)
     negatives = np.asarray(SAMPLE(jax.random.split(KEY)[0], BATCH.users[:, 0]))
@@ -86,8 +92,9 @@ def test_the_objective_is_the_formula(weighted, float64):
     np.testing.assert_allclose(objective(variables, KEY, BATCH._replace(weights=weights)), expected, rtol=1e-6)
 
 
+@pytest.mark.deep
 def test_one_key_gives_one_result_and_gradients_are_finite():
-    variables = MODEL.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
+    variables = drawn()
     objective = jax.jit(jax.value_and_grad(partial(ultragcn.objective, model=MODEL, graph=GRAPH, sample=SAMPLE)))
     keys = jax.random.split(KEY, 3)
     values = [float(objective(variables, key, BATCH)[0]) for key in (keys[0], *keys)]
@@ -100,8 +107,9 @@ def test_one_key_gives_one_result_and_gradients_are_finite():
     assert value == 0 and not any(leaf.any() for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.deep
 def test_shared_negatives_are_everyones():
-    variables = MODEL.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
+    variables = drawn()
     objective = partial(ultragcn.objective, variables, KEY, BATCH, model=MODEL, graph=GRAPH)
     row = np.array([[4, 1]], np.int32)
     one, each = (objective(sample=lambda key, users, n=n: jnp.asarray(np.tile(row, (n, 1)))) for n in (1, 3))
@@ -109,7 +117,7 @@ def test_shared_negatives_are_everyones():
 
 
 def test_wrong_values_are_named():
-    variables = MODEL.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
+    variables = drawn()
     objective = partial(ultragcn.objective, variables, KEY, BATCH, model=MODEL, graph=GRAPH, sample=SAMPLE)
     for setting, name in (
         ({"positive": (1.0, -1.0)}, "positive=-1.0"),
@@ -129,6 +137,7 @@ def test_wrong_values_are_named():
 BOARD, DIAGONAL = synthetic.checkerboard(30)
 
 
+@pytest.mark.deep
 def test_recovers_the_diagonal_withheld_from_the_checkerboard_and_sweeps():
     model, sample = MF(30, 30, dim=8, scale=0.1), partial(jr.sampling.uniform, n_items=30, n=8)
     graph = ultragcn.constraints(BOARD)
@@ -151,6 +160,7 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard_and_sweeps():
     assert len(set(losses)) == 4 and np.isfinite(losses).all()
 
 
+@pytest.mark.deep
 def test_the_penalty_of_rows_takes_the_sum():
     """`penalised_rows` weighs rows as the objective does: a sum here, not a mean."""
     objective = partial(ultragcn.objective, model=MODEL, graph=GRAPH, sample=SAMPLE)

@@ -1,10 +1,12 @@
 """LightGCN with views of its vectors that a contrastive loss brings together.
 
-`SimGCL` and `XSimGCL` are trained by `train.contrastive_objective`, which gives them a key for
-their noise. Scores, `rows` and `vectors` are without noise. `NCL` is trained by `train.ncl`.
+`SimGCL` and `XSimGCL` are trained by `train.contrastive_objective`, which gives them their noise
+and a key for it. Scores, `rows` and `vectors` are without noise. `NCL` is trained by `train.ncl`.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,8 @@ import jax.numpy as jnp
 from jaxrec._keys import drawn
 from jaxrec._numerics import integer
 from jaxrec.models.graph import LightGCN, Tables, mean_of
-from jaxrec.models.mf import check_numbers, check_sizes, cosine
-from jaxrec.typing import Array
+from jaxrec.models.mf import check_sizes, cosine
+from jaxrec.typing import Array, Scalar
 
 
 class SimGCL(LightGCN):
@@ -36,11 +38,10 @@ class SimGCL(LightGCN):
         dim: D.
         layers: L, 1 or more.
         scale: standard deviation of the initial vectors.
-        noise: ε, the length of the noise, 0 or more; may be traced.
 
     Raises:
-        ValueError: if `dim` or `layers` is not an integer of 1 or more, or `scale` or `noise` is
-            negative or not finite.
+        ValueError: if `dim` or `layers` is not an integer of 1 or more, or `scale` is negative
+            or not finite.
 
     Differs: the released code draws E⁽⁰⁾ from Xavier's uniform distribution, whose standard
     deviations on Yelp2018 and Gowalla lie between .0070 and .0082. Ours is normal for all sizes.
@@ -48,17 +49,15 @@ class SimGCL(LightGCN):
     >>> from jaxrec import Interactions
     >>> model = SimGCL(Interactions.from_pairs([0, 0, 2], [1, 3, 0]), dim=2)
     >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
-    >>> _, first, second = model.apply(variables, method="views", rngs={"noise": jax.random.key(1)})
+    >>> _, first, second = model.apply(variables, 0.1, method="views", rngs={"noise": jax.random.key(1)})
     >>> [table.shape for table in (*first, *second)]
     [(3, 2), (4, 2), (3, 2), (4, 2)]
     """
 
     scale: float = 0.0075
-    noise: float = 0.1
 
     def __post_init__(self) -> None:
         check_sizes(self, "layers")
-        check_numbers(self, "noise", least=0)
         super().__post_init__()
 
     def vectors(self) -> Tables:
@@ -67,20 +66,22 @@ class SimGCL(LightGCN):
         """
         return mean_of(self._layers()[1:])
 
-    def views(self) -> tuple[Tables, Tables, Tables]:
+    def views(self, noise: Scalar) -> tuple[Tables, Tables, Tables]:
         """Returns the tables that training scores with, and two views of them, [M, D] and [N, D]
         each.
 
-        It draws noise, for which `apply` needs `rngs={"noise": key}`.
+        Args:
+            noise: ε, the length of the noise; may be traced. It is drawn with the key of
+                `apply(..., rngs={"noise": key})`.
         """
-        first, second = (mean_of(self._layers(self._disturbed)[1:]) for _ in range(2))
+        first, second = (mean_of(self._layers(partial(self._disturbed, noise))[1:]) for _ in range(2))
         return self.vectors(), first, second
 
-    def _disturbed(self, x: Array) -> Array:
+    def _disturbed(self, noise: Scalar, x: Array) -> Array:
         """Adds noise of length ε to each row, in the direction of the signs of its entries."""
         draws = drawn(jax.random.uniform, self.make_rng("noise"), x.shape, x.dtype)
         unit, _ = cosine(draws, draws)
-        return x + jnp.asarray(self.noise, x.dtype) * jnp.sign(x) * unit
+        return x + jnp.asarray(noise, x.dtype) * jnp.sign(x) * unit
 
 
 class XSimGCL(SimGCL):
@@ -100,24 +101,22 @@ class XSimGCL(SimGCL):
         dim: D.
         layers: L, 1 or more.
         scale: standard deviation of the initial vectors.
-        noise: ε, the length of the noise, 0 or more; may be traced.
         contrast: l, the layer with which the mean is contrasted, from 1 to L.
 
     Raises:
         ValueError: if `dim` or `layers` is not an integer of 1 or more, `contrast` is not one from
-            1 to L, or `scale` or `noise` is negative or not finite.
+            1 to L, or `scale` is negative or not finite.
 
     Differs: as for `SimGCL`.
 
     >>> from jaxrec import Interactions
     >>> model = XSimGCL(Interactions.from_pairs([0, 0, 2], [1, 3, 0]), dim=2)
     >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
-    >>> tables, first, _ = model.apply(variables, method="views", rngs={"noise": jax.random.key(1)})
+    >>> tables, first, _ = model.apply(variables, 0.1, method="views", rngs={"noise": jax.random.key(1)})
     >>> tables is first
     True
     """
 
-    noise: float = 0.2
     contrast: int = 1
 
     def __post_init__(self) -> None:
@@ -125,13 +124,11 @@ class XSimGCL(SimGCL):
         integer("contrast", self.contrast, most=self.layers)
         super().__post_init__()
 
-    def views(self) -> tuple[Tables, Tables, Tables]:
+    def views(self, noise: Scalar) -> tuple[Tables, Tables, Tables]:
         """Returns the tables that training scores with, the same as the first view, and the second
-        view, [M, D] and [N, D] each.
-
-        It draws noise, for which `apply` needs `rngs={"noise": key}`.
+        view, [M, D] and [N, D] each; `noise` is that of `SimGCL.views`.
         """
-        layers = self._layers(self._disturbed)[1:]
+        layers = self._layers(partial(self._disturbed, noise))[1:]
         tables = mean_of(layers)
         return tables, tables, layers[self.contrast - 1]
 

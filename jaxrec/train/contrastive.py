@@ -22,6 +22,7 @@ def contrastive_objective(
     model: Model,
     sample: Sampler,
     loss: Loss = losses.bpr,
+    noise: Scalar = 0.2,
     weight: Scalar = 0.2,
     temperature: Scalar = 0.15,
 ) -> Array:
@@ -38,26 +39,29 @@ def contrastive_objective(
         key: typed key from which negatives and the noise of the views are drawn.
         batch: positives [B, P].
         model: `models.SimGCL`, `models.XSimGCL`, or any model that returns the tables of the score
-            and two views of them by `apply(..., method="views", rngs={"noise": key})`.
+            and two views of them by `apply(variables, noise, method="views", rngs={"noise": key})`.
         sample: a sampler of `jaxrec.sampling` that draws negatives [B, n], or [1, n] that the batch
             shares.
         loss: a loss of `jaxrec.losses` that compares positives with negatives.
+        noise: ε, the length of the noise of the views, 0 or more.
         weight: λ, the weight of the contrast, 0 or more.
         temperature: τ of the contrast, above 0.
 
     Raises:
         TypeError: if the model has no `views`.
-        ValueError: if `weight` or `temperature` is out of bounds, or the loss does not return one
+        ValueError: if `noise`, `weight` or `temperature` is out of bounds, or the loss does not return one
             value per positive.
 
     Differs: follows the released code (SELFRec) instead of the papers: the contrast is the mean
-    over the users and over the items, not their sum. The defaults are those of XSimGCL on Yelp2018.
+    over the users and over the items, not their sum. The defaults are those of XSimGCL on
+    Yelp2018; SimGCL has noise .1, weight .5 and temperature .2 there.
     """
     _check_has(model, "views", "XSimGCL")
-    number("weight", weight, least=0)
+    for name, value in (("noise", noise), ("weight", weight)):
+        number(name, value, least=0)
     sample_key, noise_key = jax.random.split(key)
     negatives = sample(sample_key, batch.users[:, 0])
-    tables, *views = model.apply(variables, method="views", rngs={"noise": noise_key})
+    tables, *views = model.apply(variables, noise, method="views", rngs={"noise": noise_key})
     users, items = tables
     own = lookup(users, batch.users)
     pos, neg = (products(own, lookup(items, ids)) for ids in (batch.items, negatives))

@@ -142,6 +142,7 @@ def objective(
     `optax.add_decayed_weights(γ)` in front of the optimiser.
     """
     _check_sizes(graph, model)
+    graph = jax.tree.map(jnp.asarray, graph)
     users, items = batch.users, batch.items
     near = graph.neighbours[items]
     negatives = sample(jax.random.split(key)[0], users[:, 0])
