@@ -44,7 +44,8 @@ class SimGCL(LightGCN):
             or not finite.
 
     Differs: the released code draws E⁽⁰⁾ from Xavier's uniform distribution, whose standard
-    deviations on Yelp2018 and Gowalla lie between .0070 and .0082. Ours is normal for all sizes.
+    deviations on Yelp2018 and Gowalla lie between .0070 and .0082; ours is normal with the same
+    `scale` for all sizes. It penalises the batch's propagated vectors instead of its rows of E⁽⁰⁾.
 
     >>> from jaxrec import Interactions
     >>> model = SimGCL(Interactions.from_pairs([0, 0, 2], [1, 3, 0]), dim=2)
@@ -92,7 +93,7 @@ class XSimGCL(SimGCL):
     noise. A step propagates once, as LightGCN does.
 
     The paper's settings for Yelp2018 are noise .2, l = 1, L = 3, weight .2, temperature .15, a
-    penalty of 1e-4, Adam with rate 1e-3 and batches of 2,048; 20 epochs are enough.
+    penalty of 1e-4, Adam with rate 1e-3 and batches of 2,048; the released configuration has 20 epochs.
 
     The parameters and the graph are those of `LightGCN`.
 
