@@ -786,6 +786,7 @@ TAKERS = {
     "popularity": jr.models.popularity,
     "ease": lambda x: jr.solvers.ease.fit(x, regularization=1.0),
     "LightGCN": jr.models.LightGCN,
+    "ultragcn": jr.train.ultragcn.constraints,
     "TransCF": jr.models.TransCF,
     "singles": lambda x: jr.train.singles(TRAIN, histories=x),
     "groups": lambda x: jr.train.groups(x, n=2),

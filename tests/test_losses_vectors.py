@@ -38,6 +38,15 @@ def covariance(x):
     return (moments**2).sum() - (np.diag(moments) ** 2).sum()
 
 
+def infonce(queries, keys, positives, temperature):
+    values = []
+    for query, own in zip(queries, positives):
+        scores = [sum(unit(query) * unit(key)) / temperature for key in keys]
+        values.append(math.log(sum(map(math.exp, scores))) - scores[own])
+    return np.array(values)
+
+
+infonce_jitted = jax.jit(losses.infonce)
 spread_and_gradient = jax.jit(jax.value_and_grad(losses.uniformity))
 directau_and_gradients = jax.jit(jax.value_and_grad(losses.directau, argnums=(0, 1)))
 covariance_and_gradient = jax.jit(jax.value_and_grad(losses.covariance))
@@ -148,6 +157,52 @@ def test_far_rows_do_not_underflow():
     assert float(value) == -4e3 and np.isfinite(gradient).all()
 
 
+def test_infonce_of_pairs_and_of_chosen_keys(float64):
+    close(infonce_jitted(USERS, ITEMS, temperature=0.5), infonce(USERS, ITEMS, range(5), 0.5))
+    positives = np.array([3, 3, 0])
+    close(infonce_jitted(USERS[:3], ITEMS, positives=positives, temperature=0.2), infonce(USERS, ITEMS, positives, 0.2))
+    two = np.stack([USERS, ITEMS]), np.stack([ITEMS, USERS[::-1]])
+    expected = [infonce(u, i, range(5), 0.2) for u, i in zip(*two)]
+    np.testing.assert_allclose(losses.infonce(*two), expected, rtol=1e-12)
+    np.testing.assert_allclose(jax.vmap(losses.infonce)(*two), expected, rtol=1e-12)
+    swept = jax.jit(jax.vmap(lambda t: losses.infonce(USERS, ITEMS, temperature=t)))(jnp.array([0.1, 1.0]))
+    np.testing.assert_allclose(swept, [infonce(USERS, ITEMS, range(5), t) for t in (0.1, 1.0)], rtol=1e-12)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("fill", [0.0, np.nan, np.inf])
+def test_infonce_masks_by_deletion_and_has_gradients_of_finite_differences(fill, float64):
+    users, items = (np.where(WHERE[:, None], x, fill) for x in (USERS, ITEMS))
+    short = infonce(USERS[WHERE], ITEMS[WHERE], range(3), 0.3)
+
+    @jax.jit
+    def total(users, items):
+        return losses.infonce(users, items, where=WHERE, temperature=0.3)
+
+    np.testing.assert_allclose(total(users, items)[WHERE], short, rtol=1e-12)
+    assert (np.asarray(total(users, items))[~WHERE] == 0).all()
+    gradients = jax.grad(lambda *x: total(*x).sum(), argnums=(0, 1))(users, items)
+    expected = (
+        differences(lambda x: infonce(x, ITEMS[WHERE], range(3), 0.3), USERS[WHERE]),
+        differences(lambda x: infonce(USERS[WHERE], x, range(3), 0.3), ITEMS[WHERE]),
+    )
+    for actual, slopes in zip(gradients, expected):
+        np.testing.assert_allclose(np.asarray(actual)[WHERE], slopes, atol=1e-7)
+        assert (np.asarray(actual)[~WHERE] == 0).all()
+
+
+@pytest.mark.deep
+def test_infonce_is_finite_at_zeros_at_low_temperatures_and_with_nothing_valid():
+    x = np.array([[0, 0, 0], [1, 2, 3], [-1, -2, -3]], np.float32)
+    for where in (np.ones(3, bool), np.zeros(3, bool)):
+        both = lambda x: losses.infonce(x, x[::-1], where=where, temperature=1e-4).sum()  # noqa: E731, B023
+        value, gradient = jax.jit(jax.value_and_grad(both))(x)
+        assert np.isfinite(value) and np.isfinite(gradient).all() and (gradient[0] == 0).all()
+    assert value == 0 and (gradient == 0).all()
+    assert losses.infonce(x.astype(np.float16), x.astype(np.float16)).dtype == np.float32
+    assert losses.infonce(x[:0], x[:0]).shape == (0,)
+
+
 def test_wrong_vectors_are_refused():
     x = USERS.astype(np.float32)
     for wrong in (
@@ -159,6 +214,11 @@ def test_wrong_vectors_are_refused():
         lambda: losses.covariance(x.astype(np.int32)),
         lambda: losses.covariance(x, where=WHERE.astype(np.float32)),
         lambda: losses.covariance(x, where=WHERE[:3]),
+        lambda: losses.infonce(x, x[:3]),
+        lambda: losses.infonce(x, x, where=WHERE[:3]),
+        lambda: losses.infonce(x, x, positives=np.arange(3)),
+        lambda: losses.infonce(x, x, positives=x[:, 0]),
+        lambda: losses.infonce(x, x, where=WHERE.astype(np.float32)),
         lambda: losses.directau(x, x[:3]),
         lambda: losses.directau(x, x, where=WHERE[:3]),
         lambda: losses.directau(x, x, where=WHERE.astype(np.float32)),
@@ -168,6 +228,8 @@ def test_wrong_vectors_are_refused():
 
 
 def test_scales_and_weights_without_a_meaning_are_refused():
+    with pytest.raises(ValueError, match=r"^temperature=0.0; give a finite number above 0"):
+        losses.infonce(jnp.eye(2), jnp.eye(2), temperature=0.0)
     with pytest.raises(ValueError, match=r"^scale=0.0; give a finite number above 0"):
         losses.uniformity(jnp.eye(2), scale=0.0)
     with pytest.raises(ValueError, match=r"^weight=-1.0; give a finite number of 0 or more"):

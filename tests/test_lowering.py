@@ -118,6 +118,11 @@ def graph(**options):
     return epoch(model, partial(BPR, model=model), optax.adam(0.1), **options)
 
 
+def views():
+    model = jr.models.XSimGCL(TRAIN, dim=K, layers=2)
+    return epoch(model, partial(jr.train.contrastive_objective, model=model, sample=SAMPLE), optax.adam(0.1))
+
+
 def histories():
     model = jr.models.SimpleX(M, N, dim=K, pool=jr.models.UserAttention())
     return epoch(model, partial(BPR, model=model), optax.adam(0.1), partial(jr.train.singles, histories=TRAIN))
@@ -177,6 +182,7 @@ PROGRAMS = {
     "lambda_opt": alternation,
     "valid": interests,
     "lightgcn": graph,
+    "xsimgcl": views,
     "simplex": histories,
     "lightgcn vmapped": partial(graph, vmapped=True),
     "als cholesky": partial(half_step, ials.cholesky),

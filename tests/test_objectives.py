@@ -470,7 +470,7 @@ def test_every_loss_trains_every_model(loss_name, model_name):
 def test_the_product_covers_the_family():
     """A loss that compares scores or distances of pairs is in the product above, but for `sml` (three distances)."""
     rows = {"multinomial", "sparsemax"}
-    other = {"mean", "on_scores", "pooled", "alignment", "uniformity", "covariance", "sml"}
+    other = {"mean", "on_scores", "pooled", "alignment", "uniformity", "covariance", "infonce", "sml"}
     other |= {"kl_standard", "kl_normalised"}
     names = {name for name in vars(L) if callable(getattr(L, name)) and not name.startswith("_")}
     assert names - rows - other == {*LOSSES, *DISTANCES, *OF_TABLES}
@@ -483,6 +483,8 @@ def test_an_objective_says_what_the_model_lacks():
     lacking = {
         "vectors": [partial(jr.train.gram_objective, model=model)],
         "parts": [partial(jr.train.mars.objective, model=model, sample=draw, margin=0.5)],
+        "views": [partial(jr.train.contrastive_objective, model=model, sample=draw)],
+        "neighbourhoods": [partial(jr.train.ncl.objective, model=model, sample=draw)],
         "bound": [partial(jr.train.autoencoders.objective, model=model)],
         "regularised": [
             partial(

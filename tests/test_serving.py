@@ -37,6 +37,7 @@ def drawn_tables(key):
 OF_USERS = {
     "MF": models.MF(M, N, dim=4, score=models.cosine),
     "LightGCN": models.LightGCN(TRAIN, dim=4),
+    "XSimGCL": models.XSimGCL(TRAIN, dim=4),
     "LRML": models.LRML(M, N, dim=4),
     "NeuMF": models.NeuMF(M, N),
     "TransCF": models.TransCF(TRAIN, dim=4),

@@ -1,6 +1,7 @@
 """Losses of vectors, without negatives.
 
-They bring users close to their items, spread vectors over the sphere, or decorrelate coordinates.
+They bring users close to their items, spread vectors over the sphere, decorrelate coordinates, or
+bring two views of the same rows together.
 """
 
 from __future__ import annotations
@@ -131,6 +132,51 @@ def covariance(x: Array, *, where: Array | None = None) -> Array:
     moments = jnp.einsum("...bd,...be->...de", x, x, precision="highest") / count
     same = jnp.eye(x.shape[-1], dtype=bool).reshape((1,) * (x.ndim - 2) + (x.shape[-1],) * 2)
     return (jnp.where(same, 0, moments) ** 2).sum((-2, -1))
+
+
+def infonce(
+    queries: Array,
+    keys: Array,
+    *,
+    positives: Array | None = None,
+    where: Array | None = None,
+    temperature: Scalar = 0.2,
+) -> Array:
+    """InfoNCE of two views: each query is brought close to its own key and away from the others.
+
+    −q·k₊/temperature + log Σₖ e^(q·k/temperature), with normalised rows (van den Oord et al. 2018,
+    arXiv 1807.03748). The sum includes the own key k₊. It forms an array [..., B, N].
+
+    Args:
+        queries: vectors [..., B, D].
+        keys: vectors [..., N, D].
+        positives: integers [..., B], the row of each query's own key; None is row b for query b,
+            which needs N = B.
+        where: bool [..., N], True for the keys to use; None uses all.
+        temperature: divides the cosines; above 0.
+
+    Returns:
+        Losses [..., B], 0 for a query whose own key is masked. A row of zeros stays 0 and gets no
+        gradient.
+
+    >>> [round(float(x), 4) for x in infonce(jnp.eye(2), jnp.eye(2), temperature=0.5)]
+    [0.1269, 0.1269]
+    """
+    chex.assert_type([queries, keys], float)
+    if positives is None:
+        chex.assert_equal_shape([queries, keys])
+        positives = jnp.broadcast_to(jnp.arange(keys.shape[-2], dtype=jnp.int32), queries.shape[:-1])
+    where = jnp.ones(keys.shape[:-1], bool) if where is None else jnp.asarray(where)
+    chex.assert_type([positives, where], [int, bool])
+    chex.assert_shape([positives, where], [queries.shape[:-1], keys.shape[:-1]])
+    temperature = setting("temperature", temperature, queries, above=0)
+    usable = jnp.take_along_axis(where, positives, axis=-1)
+    sides = (queries, usable), (keys, where)
+    queries, keys = (_normalised(jnp.where(valid[..., None], accumulated(x), 0)) for x, valid in sides)
+    scores = jnp.einsum("...bd,...nd->...bn", queries, keys, precision="highest") / temperature
+    own = jnp.take_along_axis(scores, positives[..., None], axis=-1)[..., 0]
+    total = logsumexp(scores, where[..., None, :], where.any(-1, keepdims=True))
+    return jnp.where(usable, total - own, 0)
 
 
 def _normalised(x: Array) -> Array:

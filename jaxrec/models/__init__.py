@@ -9,6 +9,9 @@ from jaxrec.models import implicit as implicit
 from jaxrec.models.autoencoders import MultDAE as MultDAE
 from jaxrec.models.autoencoders import MultVAE as MultVAE
 from jaxrec.models.autoencoders import RecVAE as RecVAE
+from jaxrec.models.contrastive import NCL as NCL
+from jaxrec.models.contrastive import SimGCL as SimGCL
+from jaxrec.models.contrastive import XSimGCL as XSimGCL
 from jaxrec.models.ease import EASE as EASE
 from jaxrec.models.filters import SpectralFilter as SpectralFilter
 from jaxrec.models.functions import from_functions as from_functions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import chex
 import flax.linen as nn
@@ -14,6 +15,8 @@ from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.models.mf import check_attributes, check_numbers, check_sizes, products
 from jaxrec.sparse import spmm
 from jaxrec.typing import Array
+
+Tables = tuple[Array, Array]
 
 
 class LightGCN(nn.Module):
@@ -42,10 +45,10 @@ class LightGCN(nn.Module):
         ValueError: if `dim` is not an integer of 1 or more, `layers` is not an integer of 0 or
             more, or `scale` is negative or not finite.
 
-    Differs: the paper's L2 penalty is on a batch's rows of E⁽⁰⁾, 1e-4 · ½ (‖u‖² + ‖i‖² + ‖j‖²)
-    averaged over the batch. `optax.chain(optax.add_decayed_weights(l2), optax.adam(1e-3))` decays
-    the whole tables instead. A step has a user B / M times and an item about 2B / N times on
-    average, so that an l2 of 1e-4 / M or 2e-4 / N is equally strong.
+    The paper's L2 penalty is on a batch's rows of E⁽⁰⁾: `train.penalised_objective` with l2 = 1e-4.
+    `optax.add_decayed_weights(l2)` decays the whole tables instead. A step has a user B / M times
+    and an item about 2B / N times on average, so that an l2 of 1e-4 / M or 2e-4 / N is as strong,
+    and one of 1e-5 is far stronger.
 
     >>> train = Interactions.from_pairs([0, 0, 2], [1, 3, 0])
     >>> model = LightGCN(train, dim=2)
@@ -95,15 +98,27 @@ class LightGCN(nn.Module):
         u, v = self.vectors()
         return jnp.einsum("bd,nd->bn", u[users], v)
 
-    def vectors(self) -> tuple[Array, Array]:
+    def vectors(self) -> Tables:
         """Returns the means over the layers, [M, D] and [N, D], whose dot product is the score."""
+        return mean_of(self._layers())
+
+    def _layers(self, disturb: Callable[[Array], Array] | None = None) -> list[Tables]:
+        """Returns the tables of E⁽⁰⁾ .. E⁽ᴸ⁾; `disturb` changes each layer after the first, before
+        it is propagated.
+        """
         by_user, by_item = self.by_user.value, self.by_item.value
-        user, item = self.user, self.item
-        users, items = user, item
+        layers = [(self.user, self.item)]
         for _ in range(self.layers):
-            user, item = spmm(by_user, by_item, item), spmm(by_item, by_user, user)
-            users, items = users + user, items + item
-        return users / (self.layers + 1), items / (self.layers + 1)
+            user, item = layers[-1]
+            following = spmm(by_user, by_item, item), spmm(by_item, by_user, user)
+            layers.append(following if disturb is None else tuple(map(disturb, following)))
+        return layers
+
+
+def mean_of(layers: Sequence[Tables]) -> Tables:
+    """Returns the means of the users' and of the items' tables."""
+    users, items = (sum(tables) / len(layers) for tables in zip(*layers, strict=True))
+    return users, items
 
 
 def _normalised(graph: Interactions) -> Interactions:

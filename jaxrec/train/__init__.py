@@ -7,7 +7,10 @@ from jaxrec._log import Log as Log
 from jaxrec.train import autoencoders as autoencoders
 from jaxrec.train import lambda_opt as lambda_opt
 from jaxrec.train import mars as mars
+from jaxrec.train import ncl as ncl
+from jaxrec.train import ultragcn as ultragcn
 from jaxrec.train.checkpoint import Checkpoint as Checkpoint
+from jaxrec.train.contrastive import contrastive_objective as contrastive_objective
 from jaxrec.train.examples import Batch as Batch
 from jaxrec.train.examples import Examples as Examples
 from jaxrec.train.examples import by_user as by_user
@@ -28,8 +31,10 @@ from jaxrec.train.objectives import log_q as log_q
 from jaxrec.train.objectives import pairwise_objective as pairwise_objective
 from jaxrec.train.objectives import rows_objective as rows_objective
 from jaxrec.train.objectives import vectors_objective as vectors_objective
+from jaxrec.train.penalty import penalised_objective as penalised_objective
 from jaxrec.train.placement import shard as shard
 from jaxrec.train.placement import shardings as shardings
+from jaxrec.train.refresh import refreshed as refreshed
 from jaxrec.train.runs import Sweep as Sweep
 from jaxrec.train.stream import Stream as Stream
 from jaxrec.train.stream import streamed as streamed

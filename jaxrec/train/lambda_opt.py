@@ -22,7 +22,7 @@ from jaxrec._lookup import search
 from jaxrec._partials import flattened
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.optim import lambda_opt
-from jaxrec.train import mars
+from jaxrec.train import mars, ultragcn
 from jaxrec.train.examples import Batch, Groups
 from jaxrec.typing import Array, Key, Objective, Sampler
 
@@ -92,8 +92,8 @@ def penalised_rows(key: Key, batch: Batch, *, objective: Objective) -> dict[str,
     """Returns the rows of "user" and "item" that an objective looks up, with their weights in it.
 
     A positive counts once for its user and once for its item; each of its n negatives counts 1/n.
-    The weights of the interactions apply as in the loss. `train.mars.objective` is a sum over the
-    batch; all other objectives are means.
+    The weights of the interactions apply as in the loss. `train.mars.objective` and
+    `train.ultragcn.objective` are sums over the batch; all other objectives are means.
 
     Args:
         key: the key that the objective gets, so that the negatives are the same.
@@ -117,7 +117,7 @@ def penalised_rows(key: Key, batch: Batch, *, objective: Objective) -> dict[str,
     users = batch.users[:, 0]
     negatives = sample(jax.random.split(key)[0], users)
     share = jnp.where(batch.where, 1.0 if batch.weights is None else batch.weights, 0.0)
-    if function is not mars.objective:
+    if function not in (mars.objective, ultragcn.objective):
         share = share / jnp.where(share.sum() > 0, share.sum(), 1)
     of_users = share.sum(1)
     # Negatives [1, n] are shared: they count for all users of the batch.
