@@ -280,9 +280,6 @@ def composed(train: jr.Interactions, *, n_facets: int, dim: int, temperature: fl
 
 
 OF_FACETS = ("model", "objective")  # parts of a preset with the values that are varied
-PAPER = jr.papers.mars.PAPER
-# Names the facets, so that the rows stay the same if the preset changes.
-FREE = {**PAPER, "model": {**PAPER["model"], "facets": jr.models.mars.free}}
 ANY, HALF, WARM = {"power": (0.0, 0.75)}, {"dim": (DIM // 2,)}, {"temperature": (0.1, 0.2)}
 UNIFORM = {"power": (0.0,)}  # on random splits, where they were better for BPR on validation
 # A recipe, its grid, and what changes in the grid unless the published split is by id.
@@ -300,7 +297,7 @@ METHODS = {
     "MARS, released, 2 facets": (partial(facets, n_facets=2), {}, HALF),
     "MARS, released, uniform negatives": (partial(facets, power=0.0), {}, HALF),
     "MARS, default": (partial(facets, preset=jr.papers.mars.DEFAULT), ANY, HALF | UNIFORM),
-    "MARS, paper's rule, free facets": (partial(facets, preset=FREE), ANY, HALF | UNIFORM),
+    "MARS, paper's rule, free facets": (partial(facets, preset=jr.papers.mars.FREE_FACETS), ANY, HALF | UNIFORM),
     "composed, 4 facets": (partial(composed, n_facets=4, dim=64), WARM, {}),
     "composed, 1 facet": (partial(composed, n_facets=1, dim=256), WARM, {}),
 }
