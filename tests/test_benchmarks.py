@@ -83,8 +83,8 @@ def test_records_say_what_was_run():
         assert record["command"].startswith(f"python -m benchmarks.{record['benchmark']}"), path
         assert {"commit", "jax", "device", "data", "date"} <= set(record), path
     files = {path.stem for path in results.glob("*.jsonl")}
-    assert files == {*report.STUDIES, "lambda_opt_trajectories"}
-    for name in report.STUDIES:
+    assert files - {"lambda_opt_trajectories"} == set(report.studies()) and len(files) > 6
+    for name in report.studies():
         runs = [strictly(line) for line in (results / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
         assert len(runs) > 50, name
         for record in runs:
@@ -307,7 +307,7 @@ def test_values_of_mars_agree_with_one_another(studies):
 @pytest.mark.deep
 def test_a_run_of_mars_serves_both_protocols(monkeypatch):
     """Each by its own best epoch; sampled values on test at every look where there is no other protocol."""
-    from benchmarks.studies import mars
+    from benchmarks.studies import _mars as mars
 
     pairs, _ = synthetic.checkerboard(12)
     part = mars.Part(pairs, pairs, pairs, np.zeros((pairs.n_pairs, 3)), np.zeros((pairs.n_pairs, 3)))
@@ -330,7 +330,7 @@ def test_a_run_of_mars_serves_both_protocols(monkeypatch):
 
 
 def test_mars_trains_sets_of_any_size_as_long():
-    from benchmarks.studies import mars
+    from benchmarks.studies import _mars as mars
 
     train = jr.Interactions.from_pairs(*np.divmod(np.arange(3000), 30), n_users=100, n_items=30)
     short = mars.Recipe(None, None, None, epochs=150, every=5)
@@ -340,8 +340,70 @@ def test_mars_trains_sets_of_any_size_as_long():
     assert mars.stretched(short._replace(fixed=True), train).epochs == 150
 
 
-def test_mars_draws_items_that_the_user_has_nowhere():
+def test_methods_of_mars_have_equal_budgets_and_recipes_that_take_them(monkeypatch):
+    from benchmarks.studies import _mars, mars, mars_tuned
+
+    pairs, _ = synthetic.checkerboard(12)
+    tuned = mars_tuned.methods("lastfm-2k, full")
+    assert {len(study.settings(each.grid)) for each in tuned} == {mars_tuned.TRIALS}
+    assert {each.name for each in tuned} == set(mars_tuned.METHODS) and len(tuned) == 16
+    monkeypatch.setattr(_mars, "nmf", lambda train, dim: _mars.Recipe(None, None, None))
+    for each in (*tuned, *mars.methods("ciao, sampled"), *mars.methods("delicious, sampled")):
+        if each.grid and "NMF" not in each.name:
+            recipe = _mars.RECIPES[each.fit.args[3]](pairs, **study.settings(each.grid)[-1])
+            assert recipe.model.n_users == 12 and recipe.objective is not None
+
+
+def test_another_rate_of_facets_is_another_rate_of_their_weights(monkeypatch):
+    from benchmarks.studies import _mars
+
+    pairs, _ = synthetic.checkerboard(12)
+    found = []
+    monkeypatch.setattr(_mars.mars, "optimizer", lambda **options: found.append(options) or optax.identity())
+    for name in ("MARS, default", "MAR", "MAR, paper"):
+        _mars.RECIPES[name](pairs, learning_rate=0.4)
+    rates = [(each["learning_rate"], each["theta_learning_rate"]) for each in found]
+    np.testing.assert_allclose(rates, [(0.4, 0.008), (0.4, 0.008), (0.4, 0.4)])
+    assert [each["step"] for each in found[1:]] == [jr.train.mars.ball_sgd, optax.sgd]
+
+
+def test_times_are_medians_of_the_sampled_protocol():
+    from benchmarks.studies import _mars
+
+    def record(data, name, end, on="test"):
+        return {"data": data, "method": name, "on": on, "curve": [[1, 0.5, 0.1], [2, end, 0.2]]}
+
+    runs = [record("a, sampled", "BPR", end) for end in (3.0, 123.4, 1000.0)]
+    runs += [record("a, sampled", "BPR", 9.0, on="valid"), record("a, full", "BPR", 1.0)]
+    runs += [record("a, sampled", "NMF", None), record("b, sampled", "CML", 7.77)]
+    table = _mars.times(runs, ["NMF", "CML", "BPR"]).splitlines()
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in (table[0], *table[2:])] == [
+        ["", "a", "b"],
+        ["CML", "", "7.8"],
+        ["BPR", "120", ""],
+    ]
+
+
+def test_references_are_cml_and_the_best_baseline():
     from benchmarks.studies import mars
+
+    row = lambda *values: SimpleNamespace(values={"ndcg@10": np.array(values)}, seeds=range(len(values)))  # noqa: E731
+    rows = {"CML": row(0.1, 0.2), "BPR": row(0.3, 0.5), "NMF": row(0.3), "MARS, released": row(0.9)}
+    assert list(mars.references(rows)) == ["CML", "BPR"] and mars.references({}) == {}
+    assert list(mars.references({"CML": row(0.1)})) == ["CML"]
+    rows |= {"MARS, released, 64 dimensions": row(0.7), "TransCF": row(0.25), "TransCF, 1024 dimensions": row(0.5)}
+    table = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in mars.varied_table(rows, "dim").splitlines()
+    ]
+    assert table[0] == ["", "32", "64", "128", "256", "512", "1024"]
+    assert table[2:] == [
+        ["TransCF (1)", "", "", "0.2500", "", "", "0.5000"],
+        ["MARS, released (1)", "", "0.7000", "0.9000", "", "", ""],
+    ]
+
+
+def test_mars_draws_items_that_the_user_has_nowhere():
+    from benchmarks.studies import _mars as mars
 
     known = jr.Interactions.from_pairs(*np.divmod(np.arange(0, 400, 3), 40), n_users=10, n_items=40)
     negatives = mars.drawn(np.arange(10), known=known, items=np.arange(2, 40), seed=0, n=20)

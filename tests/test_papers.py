@@ -28,7 +28,7 @@ def test_what_a_page_names_is_there(page):
     names = [name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[2])]
     assert len(names) > 5
     for name in names:
-        if name.endswith(".py"):
+        if name.endswith((".py", ".ipynb")):
             assert (ROOT / name).exists(), name
             continue
         outer, inner = re.match(r"([\w.]+)(?:\(\w+=([\w.]+)\))?$", name).groups()

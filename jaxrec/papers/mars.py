@@ -17,7 +17,9 @@ Where each part of the paper is:
 | eq. 11: facets of MAR in the unit ball | `models.mars.into_ball`, `optim.riemannian.project_to_ball` |
 | eq. 19 to 21: Riemannian steps on the sphere | `optim.riemannian` |
 | eq. 21 for facets that are projections | `models.mars.calibrated_unit` |
-| tables II to VI, figures 5 and 6 | `benchmarks/studies/mars.py`, `benchmarks/studies/facets.py` |
+| tables II to IV, figures 5 and 6, times | `benchmarks/studies/mars.py` |
+| table II with the same number of settings for all | `benchmarks/studies/mars_tuned.py` |
+| tables V and VI, figure 7 | `notebooks/04_facets.ipynb`; planted facets: `benchmarks/studies/facets.py` |
 
 `PAPER` and `PAPER_MAR` are presets of the paper's MARS and MAR, `RELEASED` is that of the released
 code, and `FREE_FACETS` and `DEFAULT` are between them. The released code has a hand-written
