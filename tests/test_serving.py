@@ -38,6 +38,7 @@ OF_USERS = {
     "MF": models.MF(M, N, dim=4, score=models.cosine),
     "LightGCN": models.LightGCN(TRAIN, dim=4),
     "LRML": models.LRML(M, N, dim=4),
+    "DPCML": models.DPCML(M, N, dim=4, n_vectors=2),
     "NeuMF": models.NeuMF(M, N),
     "TransCF": models.TransCF(TRAIN, dim=4),
     "MARS": models.MARS(M, N, dim=4),
