@@ -161,8 +161,9 @@ def written() -> dict[str, str]:
     """Returns the text of README.md and RESULTS.md that the records give."""
     sections = [quickstart(found)] if (found := measured("quickstart")) else []
     sections += [_study.section(this, records) for this, records in studies().values()]
-    if found := measured("accelerator"):
-        sections.append(speed(importlib.import_module("benchmarks.accelerator"), found))
+    for name in ("categories", "accelerator"):
+        if found := measured(name):
+            sections.append(speed(importlib.import_module(f"benchmarks.{name}"), found))
     for name in SPEED:
         if found := measured(f"speed_{name}"):
             sections.append(speed(importlib.import_module(f"benchmarks.speed.{name}"), found))

@@ -402,6 +402,62 @@ def test_references_are_cml_and_the_best_baseline():
     ]
 
 
+def test_likes_of_facets_and_lifts_of_categories():
+    """Facet 1 has all of user 0's likes, and facet 2 those of user 1; categories are 1 and 2."""
+    from benchmarks import categories
+
+    train = jr.Interactions.from_pairs([0, 0, 1, 1, 1], [0, 1, 1, 2, 3])
+    users = np.array([[[1.0], [0.1]], [[0.1], [1.0]]])
+    found = categories.Spaces(np.array([[0.75, 0.25], [0.5, 0.5]]), users, np.ones((4, 2, 1)))
+    likes = categories.likes(train, found)
+    np.testing.assert_allclose(likes["θ"], [[0.75, 1.25, 0.5, 0.5], [0.25, 0.75, 0.5, 0.5]])
+    np.testing.assert_allclose(likes["largest term"], [[1, 1, 0, 0], [0, 1, 1, 1]])
+    category = np.array([1, 1, 2, 2])
+    np.testing.assert_allclose(categories.shares(likes["largest term"], category), [[0, 1, 0], [0, 1 / 3, 2 / 3]])
+    lifts = categories.lifts(likes["largest term"], category)
+    np.testing.assert_allclose(lifts, [[0, 5 / 3, 0], [0, 5 / 9, 5 / 3]])
+    text, largest = categories.described(likes["largest term"], category)
+    assert text[0].startswith("1: 100.0") and text[1].startswith("2: 66.7")
+    np.testing.assert_allclose(largest, [5 / 3, 5 / 3])
+
+
+def test_neighbours_share_a_category_where_they_lie_together():
+    from benchmarks import categories
+
+    rng = np.random.default_rng(0)
+    category = np.arange(60) % 2
+    apart = rng.normal(size=(60, 3)) + 50.0 * category[:, None]
+    assert categories.neighbours(apart, category) == 1
+    assert categories.neighbours(rng.normal(size=(60, 3)), category) == pytest.approx(0.5, abs=0.12)
+
+
+def test_categories_have_a_row_for_each_space(monkeypatch):
+    from benchmarks import categories, report
+
+    rng = np.random.default_rng(0)
+    train = jr.Interactions.from_pairs(*np.divmod(np.arange(180), 60), n_users=3, n_items=60)
+    theta = np.array([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]])
+    found = categories.Spaces(theta, rng.normal(size=(3, 2, 4)), rng.normal(size=(60, 2, 4)))
+    category, values = np.arange(60) % 3 + 1, {"hit_rate": 0.5, "neighbours": [0.25, 0.75]}
+    for way, weights in categories.likes(train, found).items():
+        values[f"top {way}"], values[f"lift {way}"] = categories.described(weights, category)
+    values |= {"users": categories.profiles(train, found, category)}
+    values |= {"theta_before": 0.5, "theta_mean": 0.7, "theta_same": 1.0}
+    assert [(row["user"], row["k"], row["theta"]) for row in values["users"]] == [
+        (0, 1, 0.9),
+        (0, 2, 0.1),
+        (2, 1, 0.2),
+        (2, 2, 0.8),
+    ]
+    cases = categories.cases_of({"CML": {"hit_rate": 0.1, "neighbours": [0.5]}, "MARS": values})
+    assert list(cases) == ["CML", "MARS, k = 1", "MARS, k = 2"]
+    record = {"cases": json.loads(json.dumps(cases)), "chance": 0.3, "date": "", "commit": "", "jax": ""}
+    record |= {"cores": 2, "processor": "", "command": "", "data": ""}
+    text = report.speed(categories, record)
+    assert "| CML | 0.1000 | 0.500 |  |" in text and "| MARS, k = 2 |  | 0.750 |" in text
+    assert "| MARS | 0.500 | 0.700 | 1.000 |" in text and "| MARS | 2 | 2 | 0.80 |" in text
+
+
 def test_mars_draws_items_that_the_user_has_nowhere():
     from benchmarks.studies import _mars as mars
 

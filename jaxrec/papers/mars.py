@@ -19,7 +19,8 @@ Where each part of the paper is:
 | eq. 21 for facets that are projections | `models.mars.calibrated_unit` |
 | tables II to IV, figures 5 and 6, times | `benchmarks/studies/mars.py` |
 | table II with the same number of settings for all | `benchmarks/studies/mars_tuned.py` |
-| tables V and VI, figure 7 | `notebooks/04_facets.ipynb`; planted facets: `benchmarks/studies/facets.py` |
+| tables V and VI, figure 7 | `benchmarks/categories.py`, `notebooks/04_facets.ipynb` |
+| facets that were planted | `benchmarks/studies/facets.py` |
 
 `PAPER` and `PAPER_MAR` are presets of the paper's MARS and MAR, `RELEASED` is that of the released
 code, and `FREE_FACETS` and `DEFAULT` are between them. The released code has a hand-written
