@@ -251,9 +251,9 @@ first reading, give the model `place=models.mars.unit`.
 
 Where the equations contradict the text, the text decides: there are no squares in eq. 15, eq. 12
 pushes facets apart, and eq. 7 counts each user once. `equation_15`, `equation_12` and
-`adaptive_margin(count="sum")` are the printed ones. The paper tunes K, the learning rate and both
-weights; it has 128 dimensions or more, and batches of 1,000. How parameters start is not said:
-facets start at random, and θ with equal shares.
+`adaptive_margin(count="sum")` are the printed ones. The paper tunes K, D, the learning rate and both
+weights, with batches of 1,000. It starts from a non-negative factorisation, but gives no formula:
+here vectors and projections start at random, and θ with equal shares.
 """
 
 PAPER_MAR = _preset(
