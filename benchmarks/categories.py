@@ -2,7 +2,8 @@
 
 A random split of Ciao (`ciao-random` of `benchmarks.studies.mars`, seed 0). CML and the single space
 of MARS have 128 dimensions, the facets of MAR and MARS 32 each. Validation chooses the epoch by
-HR@10 among 100 sampled items, from eight validations at most. The data have numbers from 1 to 28 as categories, and no names.
+HR@10 among 100 sampled items, from eight at most, which are fewer than in that study. The data have
+numbers from 1 to 28 as categories, and no names.
 
 "neighbours" is the share of an item's ten nearest neighbours in a space that have its category, for
 items with at least five pairs in train. The likes of a facet are counted in two ways: each pair
