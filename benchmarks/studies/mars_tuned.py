@@ -9,9 +9,9 @@ dimensions.
 
 "MARS, paper" and "MAR, paper" are the presets `PAPER` and `PAPER_MAR`: facets are projections of
 one vector, all parameters move by SGD, and the step of MARS is calibrated. Of their learning rates,
-.01 and .1 are the paper's; its smaller ones need too many epochs. "MARS, free facets" has the calibrated step on facets that are parameters,
-and "MARS, released" the gradient of the released code. If the learning rate of facets changes, that
-of θ changes by the same factor.
+.01 and .1 are the paper's; its smaller ones need too many epochs. "MARS, free facets" has the
+calibrated step on facets that are parameters, and "MARS, released" the gradient of the released
+code. If the learning rate of facets changes, that of θ changes by the same factor.
 """
 
 from __future__ import annotations
