@@ -354,6 +354,20 @@ def test_methods_of_mars_have_equal_budgets_and_recipes_that_take_them(monkeypat
             assert recipe.model.n_users == 12 and recipe.objective is not None
 
 
+def test_a_setting_of_mars_that_diverges_is_not_chosen(monkeypatch):
+    from benchmarks.studies import _mars
+
+    def states(*_):
+        raise jr.train.DivergenceError("nan", None, None)
+
+    pairs, _ = synthetic.checkerboard(12)
+    part = _mars.Part(pairs, pairs, pairs, np.zeros((pairs.n_pairs, 3)), np.zeros((pairs.n_pairs, 3)))
+    monkeypatch.setattr(_mars, "prepare", lambda data, seed: part)
+    monkeypatch.setattr(_mars, "states", states)
+    diverging = _mars.method("lastfm-2k, full", "MARS, paper", {"learning_rate": (1e9,)})
+    assert diverging.fit(pairs, pairs, jax.random.key(7), learning_rate=1e9) is None
+
+
 def test_another_rate_of_facets_is_another_rate_of_their_weights(monkeypatch):
     from benchmarks.studies import _mars
 

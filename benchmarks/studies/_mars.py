@@ -360,11 +360,14 @@ def stretched(recipe: Recipe, train: jr.Interactions) -> Recipe:
 
 
 def fit(options: Any, data: str, protocol: str, name: str, _: Any, __: Any, key: Any, **setting: Any) -> Any:
-    """Returns a run's best epoch for a protocol.
+    """Returns a run's best epoch for a protocol, or None if the run diverged.
 
     The study's key of a seed is `jax.random.key(seed)`, from which the seed is read.
     """
-    return trained(data, name, json.dumps(setting), int(jax.random.key_data(key)[-1]), **options)[protocol]
+    try:
+        return trained(data, name, json.dumps(setting), int(jax.random.key_data(key)[-1]), **options)[protocol]
+    except jr.train.DivergenceError:
+        return None
 
 
 def method(label: str, name: str, grid: Mapping[str, Any], of: str = "", **options: int) -> study.Method:

@@ -266,7 +266,8 @@ PAPER_MAR = _preset(
 """MAR as in the paper, for `models.MAR`: projected facets, and SGD.
 
 The constraint of eq. 11 holds because the model projects facets into the unit ball
-(`models.mars.into_ball`) whenever it uses them; see `PAPER`.
+(`models.mars.into_ball`) whenever it uses them; see `PAPER`. Outside the ball the gradient has no
+radial part, so that a facet that has left the ball stays on its surface.
 """
 
 FREE_FACETS = _preset(
