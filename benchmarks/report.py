@@ -19,7 +19,7 @@ from benchmarks.studies import _study
 
 ROOT = pathlib.Path(__file__).parents[1]
 BEGIN, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of results -->"
-STUDIES = ("mml", "rg2", "mars", "facets", "lambda_opt", "valid")
+STUDIES = ("mml", "rg2", "mars", "mars_tuned", "facets", "lambda_opt", "valid")
 SPEED = ("cold", "train", "scale", "rowwise", "sweep", "evaluate", "als", "mars", "lambda_opt", "valid")
 KNOWN = {("valid", "gowalla-valid", "MF, CCL"): "three of ten settings were run, so that it has no row"}
 """For (study, data set, method), the reason why `--check` accepts this stale record."""
@@ -162,8 +162,9 @@ def written() -> dict[str, str]:
     sections = [quickstart(found)] if (found := measured("quickstart")) else []
     sections += [leaderboard.section(studies()), claims.section(studies())]
     sections += [_study.section(this, records) for this, records in studies().values()]
-    if found := measured("accelerator"):
-        sections.append(speed(importlib.import_module("benchmarks.accelerator"), found))
+    for name in ("categories", "accelerator"):
+        if found := measured(name):
+            sections.append(speed(importlib.import_module(f"benchmarks.{name}"), found))
     for name in SPEED:
         if found := measured(f"speed_{name}"):
             sections.append(speed(importlib.import_module(f"benchmarks.speed.{name}"), found))

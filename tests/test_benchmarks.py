@@ -83,8 +83,8 @@ def test_records_say_what_was_run():
         assert record["command"].startswith(f"python -m benchmarks.{record['benchmark']}"), path
         assert {"commit", "jax", "device", "data", "date"} <= set(record), path
     files = {path.stem for path in results.glob("*.jsonl")}
-    assert files == {*report.STUDIES, "lambda_opt_trajectories"}
-    for name in report.STUDIES:
+    assert files - {"lambda_opt_trajectories"} == set(report.studies()) and len(files) > 6
+    for name in report.studies():
         runs = [strictly(line) for line in (results / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
         assert len(runs) > 50, name
         for record in runs:
@@ -378,7 +378,7 @@ def test_values_of_mars_agree_with_one_another(studies):
 @pytest.mark.deep
 def test_a_run_of_mars_serves_both_protocols(monkeypatch):
     """Each by its own best epoch; sampled values on test at every look where there is no other protocol."""
-    from benchmarks.studies import mars
+    from benchmarks.studies import _mars as mars
 
     pairs, _ = synthetic.checkerboard(12)
     part = mars.Part(pairs, pairs, pairs, np.zeros((pairs.n_pairs, 3)), np.zeros((pairs.n_pairs, 3)))
@@ -401,7 +401,7 @@ def test_a_run_of_mars_serves_both_protocols(monkeypatch):
 
 
 def test_mars_trains_sets_of_any_size_as_long():
-    from benchmarks.studies import mars
+    from benchmarks.studies import _mars as mars
 
     train = jr.Interactions.from_pairs(*np.divmod(np.arange(3000), 30), n_users=100, n_items=30)
     short = mars.Recipe(None, None, None, epochs=150, every=5)
@@ -411,8 +411,140 @@ def test_mars_trains_sets_of_any_size_as_long():
     assert mars.stretched(short._replace(fixed=True), train).epochs == 150
 
 
-def test_mars_draws_items_that_the_user_has_nowhere():
+def test_methods_of_mars_have_equal_budgets_and_recipes_that_take_them(monkeypatch):
+    from benchmarks.studies import _mars, mars, mars_tuned
+
+    pairs, _ = synthetic.checkerboard(12)
+    tuned = mars_tuned.methods("lastfm-2k, full")
+    assert {len(study.settings(each.grid)) for each in tuned} == {mars_tuned.TRIALS}
+    assert {each.name for each in tuned} == set(mars_tuned.METHODS) and len(tuned) == 16
+    monkeypatch.setattr(_mars, "nmf", lambda train, dim: _mars.Recipe(None, None, None))
+    for each in (*tuned, *mars.methods("ciao, sampled"), *mars.methods("delicious, sampled")):
+        if each.grid and "NMF" not in each.name:
+            recipe = _mars.RECIPES[each.fit.args[3]](pairs, **study.settings(each.grid)[-1])
+            assert recipe.model.n_users == 12 and recipe.objective is not None
+
+
+def test_a_setting_of_mars_that_diverges_is_not_chosen(monkeypatch):
+    from benchmarks.studies import _mars
+
+    def states(*_):
+        raise jr.train.DivergenceError("nan", None, None)
+
+    pairs, _ = synthetic.checkerboard(12)
+    part = _mars.Part(pairs, pairs, pairs, np.zeros((pairs.n_pairs, 3)), np.zeros((pairs.n_pairs, 3)))
+    monkeypatch.setattr(_mars, "prepare", lambda data, seed: part)
+    monkeypatch.setattr(_mars, "states", states)
+    diverging = _mars.method("lastfm-2k, full", "MARS, paper", {"learning_rate": (1e9,)})
+    assert diverging.fit(pairs, pairs, jax.random.key(7), learning_rate=1e9) is None
+
+
+def test_another_rate_of_facets_is_another_rate_of_their_weights(monkeypatch):
+    from benchmarks.studies import _mars
+
+    pairs, _ = synthetic.checkerboard(12)
+    found = []
+    monkeypatch.setattr(_mars.mars, "optimizer", lambda **options: found.append(options) or optax.identity())
+    for name in ("MARS, default", "MAR", "MAR, paper"):
+        _mars.RECIPES[name](pairs, learning_rate=0.4)
+    rates = [(each["learning_rate"], each["theta_learning_rate"]) for each in found]
+    np.testing.assert_allclose(rates, [(0.4, 0.008), (0.4, 0.008), (0.4, 0.4)])
+    assert [each["step"] for each in found[1:]] == [jr.train.mars.ball_sgd, optax.sgd]
+
+
+def test_times_are_medians_of_the_sampled_protocol():
+    from benchmarks.studies import _mars
+
+    def record(data, name, end, on="test"):
+        return {"data": data, "method": name, "on": on, "curve": [[1, 0.5, 0.1], [2, end, 0.2]]}
+
+    runs = [record("a, sampled", "BPR", end) for end in (3.0, 123.4, 1000.0)]
+    runs += [record("a, sampled", "BPR", 9.0, on="valid"), record("a, full", "BPR", 1.0)]
+    runs += [record("a, sampled", "NMF", None), record("b, sampled", "CML", 7.77)]
+    table = _mars.times(runs, ["NMF", "CML", "BPR"]).splitlines()
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in (table[0], *table[2:])] == [
+        ["", "a", "b"],
+        ["CML", "", "7.8"],
+        ["BPR", "120", ""],
+    ]
+
+
+def test_references_are_cml_and_the_best_baseline():
     from benchmarks.studies import mars
+
+    row = lambda *values: SimpleNamespace(values={"ndcg@10": np.array(values)}, seeds=range(len(values)))  # noqa: E731
+    rows = {"CML": row(0.1, 0.2), "BPR": row(0.3, 0.5), "NMF": row(0.3), "MARS, released": row(0.9)}
+    assert list(mars.references(rows)) == ["CML", "BPR"] and mars.references({}) == {}
+    assert list(mars.references({"CML": row(0.1)})) == ["CML"]
+    rows |= {"MARS, released, 64 dimensions": row(0.7), "TransCF": row(0.25), "TransCF, 1024 dimensions": row(0.5)}
+    table = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in mars.varied_table(rows, "dim").splitlines()
+    ]
+    assert table[0] == ["", "32", "64", "128", "256", "512", "1024"]
+    assert table[2:] == [
+        ["TransCF (1)", "", "", "0.2500", "", "", "0.5000"],
+        ["MARS, released (1)", "", "0.7000", "0.9000", "", "", ""],
+    ]
+
+
+def test_likes_of_facets_and_lifts_of_categories():
+    """Facet 1 has all of user 0's likes, and facet 2 those of user 1; categories are 1 and 2."""
+    from benchmarks import categories
+
+    train = jr.Interactions.from_pairs([0, 0, 1, 1, 1], [0, 1, 1, 2, 3])
+    users = np.array([[[1.0], [0.1]], [[0.1], [1.0]]])
+    found = categories.Spaces(np.array([[0.75, 0.25], [0.5, 0.5]]), users, np.ones((4, 2, 1)))
+    likes = categories.likes(train, found)
+    np.testing.assert_allclose(likes["θ"], [[0.75, 1.25, 0.5, 0.5], [0.25, 0.75, 0.5, 0.5]])
+    np.testing.assert_allclose(likes["largest term"], [[1, 1, 0, 0], [0, 1, 1, 1]])
+    category = np.array([1, 1, 2, 2])
+    np.testing.assert_allclose(categories.shares(likes["largest term"], category), [[0, 1, 0], [0, 1 / 3, 2 / 3]])
+    lifts = categories.lifts(likes["largest term"], category)
+    np.testing.assert_allclose(lifts, [[0, 5 / 3, 0], [0, 5 / 9, 5 / 3]])
+    text, largest = categories.described(likes["largest term"], category)
+    assert text[0].startswith("1: 100.0") and text[1].startswith("2: 66.7")
+    np.testing.assert_allclose(largest, [5 / 3, 5 / 3])
+
+
+def test_neighbours_share_a_category_where_they_lie_together():
+    from benchmarks import categories
+
+    rng = np.random.default_rng(0)
+    category = np.arange(60) % 2
+    apart = rng.normal(size=(60, 3)) + 50.0 * category[:, None]
+    assert categories.neighbours(apart, category) == 1
+    assert categories.neighbours(rng.normal(size=(60, 3)), category) == pytest.approx(0.5, abs=0.12)
+
+
+def test_categories_have_a_row_for_each_space(monkeypatch):
+    from benchmarks import categories, report
+
+    rng = np.random.default_rng(0)
+    train = jr.Interactions.from_pairs(*np.divmod(np.arange(180), 60), n_users=3, n_items=60)
+    theta = np.array([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]])
+    found = categories.Spaces(theta, rng.normal(size=(3, 2, 4)), rng.normal(size=(60, 2, 4)))
+    category, values = np.arange(60) % 3 + 1, {"hit_rate": 0.5, "neighbours": [0.25, 0.75]}
+    for way, weights in categories.likes(train, found).items():
+        values[f"top {way}"], values[f"lift {way}"] = categories.described(weights, category)
+    values |= {"users": categories.profiles(train, found, category)}
+    values |= {"theta_before": 0.5, "theta_mean": 0.7, "theta_same": 1.0}
+    assert [(row["user"], row["k"], row["theta"]) for row in values["users"]] == [
+        (0, 1, 0.9),
+        (0, 2, 0.1),
+        (2, 1, 0.2),
+        (2, 2, 0.8),
+    ]
+    cases = categories.cases_of({"CML": {"hit_rate": 0.1, "neighbours": [0.5]}, "MARS": values})
+    assert list(cases) == ["CML", "MARS, k = 1", "MARS, k = 2"]
+    record = {"cases": json.loads(json.dumps(cases)), "chance": 0.3, "date": "", "commit": "", "jax": ""}
+    record |= {"cores": 2, "processor": "", "command": "", "data": ""}
+    text = report.speed(categories, record)
+    assert "| CML | 0.1000 | 0.500 |  |" in text and "| MARS, k = 2 |  | 0.750 |" in text
+    assert "| MARS | 0.500 | 0.700 | 1.000 |" in text and "| MARS | 2 | 2 | 0.80 |" in text
+
+
+def test_mars_draws_items_that_the_user_has_nowhere():
+    from benchmarks.studies import _mars as mars
 
     known = jr.Interactions.from_pairs(*np.divmod(np.arange(0, 400, 3), 40), n_users=10, n_items=40)
     negatives = mars.drawn(np.arange(10), known=known, items=np.arange(2, 40), seed=0, n=20)

@@ -739,7 +739,9 @@ def test_sampled_ranking_names_the_column_that_is_wrong(users, items, negatives,
 
 
 KNOWN = Interactions.from_pairs([0, 0, 1, 2], [0, 1, 4, 2])  # 3 users, 5 items
-SIZED = [make(3, 5, dim=2) for make in (models.MF, models.MARS, models.LRML, models.NeuMF, models.SimpleX)]
+SIZED = [
+    make(3, 5, dim=2) for make in (models.MF, models.MARS, models.LRML, models.DPCML, models.NeuMF, models.SimpleX)
+]
 SIZED += [make(KNOWN, dim=2) for make in (models.LightGCN, models.XSimGCL, models.TransCF)]
 SIZED += [make(5, dim=2) for make in (models.VALID, models.MacridVAE, models.MultVAE, models.RecVAE)]
 

@@ -1,6 +1,7 @@
 """Losses of vectors against loops in plain Python."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,13 @@ def directau(users, items, weight=1.0):
 def covariance(x):
     moments = np.cov(x.T, bias=True)
     return (moments**2).sum() - (np.diag(moments) ** 2).sum()
+
+
+def diversity(x, least=0.05, most=0.25):
+    """By pairs, as the paper has it."""
+    pairs = [((a - b) ** 2).sum() for a in x for b in x]
+    spread = np.sum(pairs) / (2 * len(x) * (len(x) - 1))
+    return max(least - spread, 0) + max(spread - most, 0)
 
 
 def infonce(queries, keys, positives, temperature):
@@ -78,6 +86,30 @@ def test_formulae_eager_jit_and_vmap():
             np.testing.assert_allclose(f(*two), [directau(u, i) for u, i in zip(*two)], rtol=1e-12)
         for f in (losses.covariance, jax.jit(jax.vmap(losses.covariance))):
             np.testing.assert_allclose(f(two[0]), [covariance(u) for u in two[0]], rtol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.2, 1.0], ids=["close", "between", "far"])
+def test_diversity_is_a_bound_on_the_spread_of_pairs(scale):
+    x = np.stack([USERS, ITEMS]) * scale
+    bounds = {"least": 0.02, "most": 0.9}
+    with jax.enable_x64(True):
+        for f in (partial(losses.diversity, **bounds), jax.jit(jax.vmap(partial(losses.diversity, **bounds)))):
+            np.testing.assert_allclose(f(x), [diversity(each, **bounds) for each in x], rtol=1e-12)
+        gradient = jax.jit(jax.grad(partial(losses.diversity, **bounds)))(x[0])
+        np.testing.assert_allclose(gradient, differences(lambda y: np.array(diversity(y, **bounds)), x[0]), atol=1e-7)
+    half = losses.diversity(jnp.asarray(100 * x[0], jnp.float16))  # the square would overflow
+    assert half.dtype == jnp.float32 and float(half) == pytest.approx(diversity(100 * x[0]), rel=1e-2)
+
+
+def test_diversity_of_one_vector_is_nothing_and_bounds_may_be_traced():
+    x = USERS.astype(np.float32)
+    value, gradient = jax.jit(jax.value_and_grad(losses.diversity))(x[:1])
+    assert value == 0 and (gradient == 0).all()
+    swept = jax.jit(jax.vmap(lambda most: losses.diversity(x, most=most)))(jnp.array([0.1, 0.5]))
+    np.testing.assert_allclose(swept, [diversity(USERS, most=most) for most in (0.1, 0.5)], rtol=1e-5)
+    for wrong in ({"least": -1.0}, {"most": np.nan}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            losses.diversity(x, **wrong)
 
 
 def test_weight_and_scale_may_be_traced():

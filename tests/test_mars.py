@@ -282,6 +282,59 @@ def test_separation_of_one_facet_is_nothing_and_wrong_names_are_named():
             mars.separation(TWO, TWO, score=DOT, **{name: "items"})
 
 
+# ---------------------------------------------------------------------- equations as printed
+
+
+def facets_of(rng, *shape):
+    x = rng.normal(size=shape)
+    return x / norm(x)
+
+
+@pytest.mark.parametrize("name", ["equation_6", "equation_12"])
+def test_printed_separation_sums_all_pairs(name):
+    rng = np.random.default_rng(0)
+    users, items = facets_of(rng, 2, 4, K, D)
+    where, alpha = np.array([True, True, False, True]), 0.3
+    expected = 0.0
+    for u, v in zip(users[where], items[where]):
+        for i in range(K):
+            for j in range(K):
+                apart = ((u[i] - u[j]) ** 2).sum() + ((v[i] - v[j]) ** 2).sum()
+                printed = {"equation_6": apart, "equation_12": u[i] @ u[j]}[name]
+                expected += np.log1p(np.exp(-alpha * printed)) / alpha
+    value = partial(getattr(paper, name), score={"equation_6": DISTANCE, "equation_12": DOT}[name], alpha=alpha)
+    users, items = users.astype(np.float32), items.astype(np.float32)
+    found, deleted = jax.jit(lambda: (value(users, items, where=where), value(users[where], items[where])))()
+    np.testing.assert_allclose([found, deleted], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("options", "draws"), [({}, True), ({"sign": 1.0}, False)], ids=["printed", "corrected"])
+def test_equation_12_as_printed_draws_facets_together(options, draws):
+    gradient = jax.jit(jax.grad(partial(paper.equation_12, score=DOT, **options)))(TWO, TWO)
+    after = TWO - 0.1 * gradient
+    cosine = float((after[0, 0] * after[0, 1]).sum() / (norm(after[0, 0]) * norm(after[0, 1]))[0])
+    assert (cosine > 0.6 + 1e-4) if draws else (cosine < 0.6 - 1e-4)
+
+
+@pytest.mark.parametrize("score", [DOT, DISTANCE])
+def test_equation_15_squares_the_scores(score):
+    rng = np.random.default_rng(0)
+    u, v = facets_of(rng, 4, K, D), facets_of(rng, 4, 3, K, D)
+    theta, margin = softmax(rng.normal(size=(4, K))), np.array([0.2, 0.5, 0.9, 0.0])
+    similar = np.einsum("bkd,bnkd->bnk", u, v) if score is DOT else -((u[:, None] - v) ** 2).sum(-1)
+    scores = (theta[:, None] * similar).sum(-1)
+    push = np.maximum(margin[:, None] - scores[:, :1] ** 2 + scores[:, 1:] ** 2, 0).mean(1)
+    given = [x.astype(np.float32) for x in (theta, u, v, margin)]
+    squared, plain = jax.jit(
+        lambda theta, u, v, margin: [
+            ranking(theta, u, v, score=score, margin=margin, pull_weight=0.3)
+            for ranking in (paper.equation_15, mars.push_and_pull)
+        ]
+    )(*given)
+    np.testing.assert_allclose(squared, push + 0.3 * (1 - scores[:, 0]), rtol=1e-4, atol=1e-6)
+    assert not np.allclose(squared, plain, atol=1e-2)
+
+
 # ---------------------------------------------------------------------- the fixture of the released code
 
 
@@ -442,6 +495,48 @@ def test_objective_is_the_papers(kind):
     np.testing.assert_allclose(found, push + 0.3 * (1 - pos).sum() + 2 * float(apart), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "preset"), [(MARS, paper.PAPER), (MAR, paper.PAPER_MAR)], ids=["MARS", "MAR"])
+def test_presets_of_the_paper_are_its_objective(kind, preset):
+    """Equations 1, 2, 8, 9, 11 and 17, with the facet term over all pairs, which eq. 12 gives the wrong sign."""
+    model = kind(M, N, dim=D, **preset["model"])
+    params = initial(model)["params"]
+    assert set(params) == {"user", "item", "user_projection", "item_projection", "theta"}
+    triples = np.array([[0, 1, 2], [3, 4, 5], [0, 6, 1], [4, 2, 3]])
+    users, items, negatives = triples.T
+    margin = np.linspace(0.1, 0.9, M).astype(np.float32)
+    _, u, v, scores = by_numpy(model, params)
+    pos = scores[users, items]
+    push = np.maximum(margin[users] - pos + scores[users, negatives], 0).sum()
+    apart = [((x[:, :, None] - x[:, None]) ** 2).sum(-1) for x in (u[users], v[items])]
+    exponent = 0.1 * (u[users] @ u[users].swapaxes(1, 2)) if kind is MARS else -0.1 * (apart[0] + apart[1])
+    expected = push + 0.1 * (1 - pos).sum() + 0.01 * np.log1p(np.exp(exponent)).sum() / 0.1
+    found = jax.jit(partial(value_of, model=model, triples=triples, margin=margin, **preset["objective"]))(params)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    tx = mars.optimizer(**preset["optimizer"])
+    gradient = jax.tree.map(jnp.ones_like, params)
+    for name, update in tx.update(gradient, tx.init(params), params)[0].items():
+        np.testing.assert_allclose(update, -0.01, rtol=1e-6, err_msg=name)
+
+
+def test_calibration_of_the_paper_is_in_the_model():
+    """The gradient at a facet is that of unit facets, times eq. 21's factor at each occurrence."""
+    triples = np.array([[1, 2, 0]])
+    users, items = triples[0, 0], triples[0, 1:]
+    model = MARS(M, N, dim=D, **paper.PAPER["model"])
+    params = initial(model)["params"]
+    options = {"triples": triples, "margin": 3.0, "ranking": mars.push_and_pull, "facet_weight": 0.0}
+    found = jax.jit(jax.grad(partial(value_of, model=model, **options)))(params)
+    theta, u, v, _ = by_numpy(model, params)
+    slope = theta[users][:, None] * (v[items[1]] - 1.1 * v[items[0]])  # of the loss, at the user's facets
+    factor = 1 + (u[users] * slope).sum(-1, keepdims=True) / norm(slope)
+    raw = np.einsum("d,kde->ke", np.asarray(params["user"][users], float), np.asarray(params["user_projection"], float))
+    back = along_sphere(u[users], factor * slope) / norm(raw)
+    expected = np.einsum("ke,kde->d", back, np.asarray(params["user_projection"], float))
+    np.testing.assert_allclose(found["user"][users], expected, rtol=1e-4, atol=1e-6)
+    expected = np.einsum("d,ke->kde", np.asarray(params["user"][users], float), back)
+    np.testing.assert_allclose(found["user_projection"], expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.deep
 @pytest.mark.parametrize("kind", [MARS, MAR])
 def test_scores_are_not_squared(kind):
@@ -524,16 +619,18 @@ def trained(model, preset, *, tx, epochs, **options):
 
 @pytest.mark.deep
 @pytest.mark.parametrize(
-    ("kind", "facets", "preset", "options"),
+    ("kind", "preset", "options"),
     [
-        (MARS, free, paper.RELEASED, {}),
-        (MARS, projected, paper.PAPER, {"step": optax.sgd, "learning_rate": 0.04}),
-        (MAR, free, paper.DEFAULT, {"step": mars.ball_sgd}),
+        (MARS, paper.RELEASED, {}),
+        (MARS, paper.PAPER, {"learning_rate": 0.04}),
+        (MARS, paper.FREE_FACETS, {"learning_rate": 0.04}),
+        (MAR, paper.PAPER_MAR, {"learning_rate": 0.04}),
+        (MAR, paper.DEFAULT, {"step": mars.ball_sgd}),
     ],
-    ids=["released", "projected", "MAR"],
+    ids=["released", "paper", "free facets", "MAR", "MAR, free facets"],
 )
-def test_recovers_the_diagonal_withheld_from_the_checkerboard(kind, facets, preset, options):
-    model = kind(30, 30, dim=8, facets=facets, **preset["model"])
+def test_recovers_the_diagonal_withheld_from_the_checkerboard(kind, preset, options):
+    model = kind(30, 30, dim=8, **preset["model"])
     tx = jr.optim.rowwise.lazy(mars.optimizer(**preset["optimizer"] | options))
     state, history = trained(model, preset, tx=tx, epochs=60)
     report = jr.evaluate.full_ranking(model, state.variables, BOARD, DIAGONAL, ks=(1,))
@@ -574,11 +671,15 @@ def test_finds_the_facets_that_were_planted():
     assert table[scipy.optimize.linear_sum_assignment(-table)].sum() > 0.85, "chance is about .37"
 
 
-@pytest.mark.parametrize("preset", [paper.RELEASED, paper.DEFAULT, paper.PAPER], ids=["released", "default", "paper"])
-def test_presets_are_keywords_of_whom_they_are_for(preset):
+PRESETS = {name: getattr(paper, name) for name in ("PAPER", "PAPER_MAR", "FREE_FACETS", "RELEASED", "DEFAULT")}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_keywords_of_whom_they_are_for(name):
+    preset, kind = PRESETS[name], MAR if name == "PAPER_MAR" else MARS
     assert set(preset) == {"model", "objective", "margin", "power", "optimizer"}
     assert preset["model"]["n_facets"] == 4 and set(preset["power"]) == {"users", "items"}
-    model, tx = MARS(M, N, dim=D, **preset["model"]), mars.optimizer(**preset["optimizer"])
+    model, tx = kind(M, N, dim=D, **preset["model"]), mars.optimizer(**preset["optimizer"])
 
     def step(key, params):
         gradient = jax.grad(partial(value_of, model=model, margin=0.5, **preset["objective"]))(params)

@@ -12,7 +12,7 @@ from support import TX
 import jaxrec as jr
 from jaxrec.data import synthetic
 from jaxrec.interactions import Interactions
-from jaxrec.models import LRML, MF, TransCF, negative_squared_distance
+from jaxrec.models import DPCML, LRML, MF, TransCF, negative_squared_distance
 from jaxrec.models.mf import against_all
 
 N_USERS, N_ITEMS, DIM = 6, 5, 3  # user 3 and item 4 have no interactions
@@ -23,6 +23,7 @@ ZERO = jnp.zeros(1, jnp.int32)
 MODELS = {
     "transcf": TransCF(TRAIN, dim=DIM),
     "lrml": LRML(N_USERS, N_ITEMS, dim=DIM, slots=4),
+    "dpcml": DPCML(N_USERS, N_ITEMS, dim=DIM, n_vectors=3),
 }
 every_model = pytest.mark.parametrize("name", MODELS)
 
@@ -59,7 +60,11 @@ def lrml(params, user, item, related=None):
     return -np.sqrt(sum((u + relation - v) ** 2) + 1e-3)
 
 
-SCORES = {"transcf": transcf, "lrml": lrml}
+def dpcml(params, user, item):
+    return -min(sum((vector - params["item"][item]) ** 2) for vector in params["user"][user])
+
+
+SCORES = {"transcf": transcf, "lrml": lrml, "dpcml": dpcml}
 
 
 # ---------------------------------------------------------------------- scores
@@ -84,7 +89,7 @@ def test_pairs_rows_and_vectors_give_the_formula(name):
     np.testing.assert_allclose(rows, expected[users], rtol=1e-12)
     for found in (*pairs, expected if tables is None else np.asarray(tables[0]) @ np.asarray(tables[1]).T):
         np.testing.assert_allclose(found, expected, rtol=1e-12)
-    assert (tables is None) == (name == "lrml")
+    assert (tables is None) == (name in ("lrml", "dpcml"))
 
 
 def test_translations_and_the_regulariser_of_neighbourhoods_by_hand():
@@ -166,6 +171,7 @@ def test_parameters_have_the_stated_shapes_and_scale():
     for model, scale, more in (
         (TransCF(train), 0.01, {}),
         (LRML(300, 200), 0.1, {"keys": (20, 64), "memory": (20, 64)}),
+        (DPCML(300, 200), 0.1, {"user": (300, 5, 64)}),
     ):
         params = jax.jit(model.init)(jax.random.key(0), ZERO, ZERO)["params"]
         assert {name: table.shape for name, table in params.items()} == shapes | more
@@ -288,6 +294,24 @@ def test_covariance_is_that_of_users_and_positives_together(batch):
     assert float(found) == pytest.approx((moments**2).sum() - (np.diag(moments) ** 2).sum(), rel=1e-12)
 
 
+@pytest.mark.parametrize(("least", "most", "expected"), [(2.0, 3.0, 0.5), (0.05, 0.25, 1.25), (1.0, 2.0, 0.0)])
+def test_vectors_of_a_user_are_kept_within_bounds_of_their_spread(least, most, expected):
+    """Three vectors with the squared distances 1, 4 and 4, summed over ordered pairs: δ = 18 / 12."""
+    vectors = np.array([[[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3.75)]], [[9.0, 9.0], [0.0, 0.0], [7.0, 7.0]]])
+    batch = jr.train.Batch.of(jnp.array([0, 1]), jnp.array([1, 0]), where=jnp.array([True, False]))
+    objective = partial(jr.train.diversity_objective, least=least, most=most)
+    found = jax.jit(objective)({"params": {"user": vectors.astype(np.float32)}}, KEY, batch)
+    assert float(found) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_nearest_vector_alone_moves():
+    model = DPCML(1, 2, dim=2, n_vectors=2)
+    params = {"user": jnp.array([[[1.0, 0.0], [0.0, 1.0]]]), "item": jnp.array([[0.5, 0.25], [0.0, 0.5]])}
+    gradient = jax.jit(jax.grad(lambda p: model.apply({"params": p}, np.array([0]), np.array([0]))[0]))(params)
+    np.testing.assert_allclose(gradient["user"], [[[-1.0, 0.5], [0.0, 0.0]]])
+    np.testing.assert_allclose(gradient["item"], [[1.0, -0.5], [0.0, 0.0]])
+
+
 @pytest.mark.parametrize(("batch", "shared"), [(BATCH, False), (GROUPS, True)], ids=["single", "groups, shared"])
 def test_translations_are_ranked_pulled_and_drawn_to_their_neighbourhoods(batch, shared):
     model = MODELS["transcf"]
@@ -327,6 +351,7 @@ BOARD, DIAGONAL = synthetic.checkerboard(30)
 DRAW = partial(jr.sampling.uniform, n_items=30, n=4)
 DISTANCE = MF(30, 30, dim=8, score=negative_squared_distance, scale=8**-0.5)
 TRANSCF, RELATIONAL = TransCF(BOARD, dim=8, scale=0.1), LRML(30, 30, dim=8, slots=5)
+SEVERAL = DPCML(30, 30, dim=8, n_vectors=3)
 
 
 def pairwise(model, loss):
@@ -335,7 +360,9 @@ def pairwise(model, loss):
 
 WITH_COVARIANCE = ((1.0, pairwise(DISTANCE, partial(jr.losses.warp, n_items=30))), (0.1, jr.train.covariance_objective))
 TRANSLATED = {"distance_weight": 0.01, "neighbourhood_weight": 0.01, "loss": jr.losses.hinge, "sample": DRAW}
+WITH_DIVERSITY = ((1.0, pairwise(SEVERAL, jr.losses.hinge)), (10.0, jr.train.diversity_objective))
 METHODS = {
+    "dpcml": (SEVERAL, partial(jr.train.combined_objective, parts=WITH_DIVERSITY)),
     "cml": (DISTANCE, partial(jr.train.combined_objective, parts=WITH_COVARIANCE)),
     "transcf": (TRANSCF, partial(jr.train.translation_objective, model=TRANSCF, **TRANSLATED)),
     "lrml": (RELATIONAL, partial(jr.train.relation_objective, model=RELATIONAL, loss=jr.losses.hinge, sample=DRAW)),

@@ -221,6 +221,7 @@ MAKE = {
     "MF": partial(models.MF, n_users=3, n_items=4),
     "MARS": partial(models.MARS, n_users=3, n_items=4),
     "LRML": partial(models.LRML, n_users=3, n_items=4),
+    "DPCML": partial(models.DPCML, n_users=3, n_items=4),
     "NeuMF": partial(models.NeuMF, n_users=3, n_items=4),
     "TransCF": partial(models.TransCF, HISTORY),
     "LightGCN": partial(models.LightGCN, HISTORY),
@@ -235,10 +236,11 @@ MAKE = {
 }
 SIZES = [
     *((name, "dim") for name in MAKE),
-    *((name, size) for name in ("MF", "MARS", "LRML", "NeuMF", "SimpleX") for size in ("n_users", "n_items")),
+    *((name, size) for name in ("MF", "MARS", "LRML", "DPCML", "NeuMF", "SimpleX") for size in ("n_users", "n_items")),
     *((name, "n_items") for name in ("MultVAE", "RecVAE", "VALID", "MacridVAE")),
     ("MARS", "n_facets"),
     ("LRML", "slots"),
+    ("DPCML", "n_vectors"),
     *((name, "layers") for name in ("LightGCN", "SimGCL", "XSimGCL")),
     ("SimpleX", "length"),
     ("MultVAE", "width"),
@@ -259,7 +261,7 @@ def test_sizes_are_integers_of_any_library(name, size):  # None is a value of `l
 @pytest.mark.parametrize(
     ("name", "number", "wrong"),
     [
-        *((name, "scale", -1.0) for name in ("MF", "MARS", "LRML", "NeuMF", "TransCF", "LightGCN", "SimpleX")),
+        *((name, "scale", -1.0) for name in ("MF", "MARS", "LRML", "DPCML", "NeuMF", "TransCF", "LightGCN", "SimpleX")),
         *((name, "dropout", 1.0) for name in ("MF", "SimpleX", "MultVAE", "RecVAE", "VALID")),
         ("MARS", "theta_scale", -1.0),
         ("SimpleX", "gate", 1.5),

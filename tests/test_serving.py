@@ -39,6 +39,7 @@ OF_USERS = {
     "LightGCN": models.LightGCN(TRAIN, dim=4),
     "XSimGCL": models.XSimGCL(TRAIN, dim=4),
     "LRML": models.LRML(M, N, dim=4),
+    "DPCML": models.DPCML(M, N, dim=4, n_vectors=2),
     "NeuMF": models.NeuMF(M, N),
     "TransCF": models.TransCF(TRAIN, dim=4),
     "MARS": models.MARS(M, N, dim=4),

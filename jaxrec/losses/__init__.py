@@ -5,8 +5,8 @@
 
 `where` is bool, True for the entries to use. Bind hyperparameters with `functools.partial`, such as
 `partial(losses.mml, margins=...)`. `contrastive`, `triplet`, `metricf` and `sml` take distances;
-`on_scores` applies them to scores. `alignment`, `uniformity`, `directau`, `covariance` and `infonce`
-take vectors. `rg2` takes the users' vectors and sums over the items. LOSSES.md has a table of all
+`on_scores` applies them to scores. `alignment`, `uniformity`, `directau`, `covariance`, `diversity` and
+`infonce` take vectors. `rg2` takes the users' vectors and sums over the items. LOSSES.md has a table of all
 losses.
 """
 
@@ -40,5 +40,6 @@ from jaxrec.losses.squared import rg2_sampled as rg2_sampled
 from jaxrec.losses.vectors import alignment as alignment
 from jaxrec.losses.vectors import covariance as covariance
 from jaxrec.losses.vectors import directau as directau
+from jaxrec.losses.vectors import diversity as diversity
 from jaxrec.losses.vectors import infonce as infonce
 from jaxrec.losses.vectors import uniformity as uniformity

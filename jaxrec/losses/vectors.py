@@ -134,6 +134,36 @@ def covariance(x: Array, *, where: Array | None = None) -> Array:
     return (jnp.where(same, 0, moments) ** 2).sum((-2, -1))
 
 
+def diversity(x: Array, *, least: Scalar = 0.05, most: Scalar = 0.25) -> Array:
+    """Keeps the spread of a user's vectors within bounds (DPCML, Bao et al. 2022, arXiv 2209.15292).
+
+    max(0, least − δ) + max(0, δ − most), with δ = Σ_{c,e} ‖x_c − x_e‖² / 2C(C − 1), which is the
+    variance Σ_c ‖x_c − μ‖² / (C − 1) of the vectors around their mean μ. See
+    `train.diversity_objective`.
+
+    Args:
+        x: C vectors of each user [..., C, D].
+        least: δ₁, below which the vectors are pushed apart.
+        most: δ₂, above which they are pulled together; at least `least`.
+
+    Returns:
+        Losses [...]; 0 if C is 1.
+
+    Differs: the released code bounds the squared distance of each pair, which is 2δ on average,
+    instead of their spread; the defaults are its bounds.
+
+    >>> float(diversity(jnp.array([[0.0, 0.0], [1.0, 0.0]])))  # δ = 0.5
+    0.25
+    """
+    chex.assert_type(x, float)
+    least, most = setting("least", least, x, least=0), setting("most", most, x, least=0)
+    x = accumulated(x)
+    if x.shape[-2] == 1:
+        return jnp.zeros(x.shape[:-2], x.dtype)
+    spread = ((x - x.mean(-2, keepdims=True)) ** 2).sum((-2, -1)) / (x.shape[-2] - 1)
+    return jnp.maximum(least - spread, 0) + jnp.maximum(spread - most, 0)
+
+
 def infonce(
     queries: Array,
     keys: Array,

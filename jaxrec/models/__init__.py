@@ -23,6 +23,7 @@ from jaxrec.models.mars import MARS as MARS
 from jaxrec.models.mars import free as free
 from jaxrec.models.mars import hybrid as hybrid
 from jaxrec.models.mars import projected as projected
+from jaxrec.models.metric import DPCML as DPCML
 from jaxrec.models.metric import LRML as LRML
 from jaxrec.models.metric import TransCF as TransCF
 from jaxrec.models.mf import MF as MF

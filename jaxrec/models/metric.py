@@ -7,6 +7,9 @@ what they minimise:
     MetricF  `losses.metricf` by `losses.on_scores`
     SML      `train.sml_objective`
 
+and DPCML, with several vectors for each user, minimises `losses.hinge` plus
+`train.diversity_objective`.
+
 All of them keep their vectors in the unit ball. This is done by the optimiser: end its
 `optax.chain` with `optim.riemannian.project_to_ball`.
 """
@@ -14,6 +17,8 @@ All of them keep their vectors in the unit ball. This is done by the optimiser: 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import chex
 import flax.linen as nn
@@ -219,3 +224,70 @@ class LRML(nn.Module):
         """Scores vectors of users and items, with the relation of users and `related`."""
         relation = jax.nn.softmax((u * related) @ self.keys.T) @ self.memory
         return -jnp.sqrt(((u + relation - v) ** 2).sum(-1) + 1e-3)
+
+
+class DPCML(nn.Module):
+    """Metric learning with several vectors for each user (Bao et al. 2022, arXiv 2209.15292).
+
+    score = −min_c ‖u_c − v‖²
+
+    A user has C vectors, and the nearest to an item decides, so that a user with several interests
+    need not lie between them. Train it with `losses.hinge` in `train.pairwise_objective`, plus
+    `train.diversity_objective`, by `train.combined_objective`. The paper's DPCML1 has one uniform
+    negative, and DPCML2 the nearest of several (`sampling.hardest`).
+
+    The parameters are `user` [M, C, D] and `item` [N, D], drawn from a normal distribution. No dot
+    product of tables gives the same ranking, so that there is no `vectors`.
+
+    Attributes:
+        n_users: M.
+        n_items: N.
+        dim: D.
+        n_vectors: C; with 1 it is CML. The default is that of the released code.
+        scale: standard deviation of the initial vectors.
+
+    Raises:
+        ValueError: if a size is not an integer of 1 or more, or `scale` is negative or not finite.
+
+    Differs: the number of vectors is the same for all users (the paper's basic assignment). The
+    released code gives all vectors length 1 after each step; the paper's constraint is the unit
+    ball (`optim.riemannian.project_to_ball`).
+
+    >>> model = DPCML(3, 5, dim=2, n_vectors=4)
+    >>> variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
+    >>> model.apply(variables, jnp.array([0, 2]), method="rows").shape
+    (2, 5)
+    """
+
+    n_users: int
+    n_items: int
+    dim: int = 64
+    n_vectors: int = 5
+    scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "n_users", "n_items", "dim", "n_vectors")
+        check_numbers(self, "scale", least=0)
+        check_attributes(self)
+        super().__post_init__()
+
+    def setup(self) -> None:  # noqa: D102
+        init = nn.initializers.normal(self.scale)
+        self.user = self.param("user", init, (self.n_users, self.n_vectors, self.dim))
+        self.item = self.param("item", init, (self.n_items, self.dim))
+
+    def __call__(self, users: Array, items: Array) -> Array:
+        """Scores pairs of ids that broadcast, such as users [B, 1] and items [B, n] -> [B, n]."""
+        chex.assert_type([users, items], int)
+        u, v = negative_squared_distance(lookup(self.user, users), lookup(self.item, items))
+        return self._nearest(products, u, v)
+
+    def rows(self, users: Array) -> Array:
+        """Scores all items for users [B] -> [B, N]."""
+        u, v = negative_squared_distance(lookup(self.user, users), jnp.asarray(self.item))
+        return self._nearest(functools.partial(jnp.einsum, "bd,nd->bn"), u, v)
+
+    def _nearest(self, dots: Callable[[Array, Array], Array], u: Array, v: Array) -> Array:
+        """Returns the largest over c of dot products of users [..., C, D'] and items [..., D']."""
+        # One vector after another: no array with an axis C for each pair of a user and an item.
+        return functools.reduce(jnp.maximum, (dots(u[..., c, :], v) for c in range(self.n_vectors)))

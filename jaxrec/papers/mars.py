@@ -7,16 +7,24 @@ Where each part of the paper is:
 | eq. 1, 2: facets as projections of one vector | `models.MARS(facets=models.projected)` |
 | the released code: facets are parameters | `models.MARS(facets=models.free)` |
 | eq. 3, 4, 13, 14: score of MAR (distance) and of MARS (cosine) | `models.MAR`, `models.MARS` |
-| eq. 5, 8, 9, 15, 16: push and pull | `train.mars.push_and_pull` |
-| eq. 6, 12: separation of facets | `train.mars.separation` |
+| eq. 8, 9, 16, second line of eq. 15: push and pull | `train.mars.push_and_pull` |
+| eq. 5 and first line of eq. 15, with squares | `equation_15` |
+| eq. 6 and 12 without their flaws: separation of facets | `train.mars.separation` |
+| eq. 6 and 12 as printed | `equation_6`, `equation_12` |
 | eq. 7: margin of a user | `train.mars.adaptive_margin` |
 | eq. 10: explorative sampling | `samplers`, `sampling.explorative` |
 | eq. 11, 17: the whole objective | `train.mars.objective` |
+| eq. 11: facets of MAR in the unit ball | `models.mars.into_ball`, `optim.riemannian.project_to_ball` |
 | eq. 19 to 21: Riemannian steps on the sphere | `optim.riemannian` |
-| tables II to VI, figures 5 and 6 | `benchmarks/studies/mars.py`, `benchmarks/studies/facets.py` |
+| eq. 21 for facets that are projections | `models.mars.calibrated_unit` |
+| tables II to IV, figures 5 and 6, times | `benchmarks/studies/mars.py` |
+| table II with the same number of settings for all | `benchmarks/studies/mars_tuned.py` |
+| tables V and VI, figure 7 | `benchmarks/categories.py`, `notebooks/04_facets.ipynb` |
+| facets that were planted | `benchmarks/studies/facets.py` |
 
-`PAPER`, `RELEASED` and `DEFAULT` are presets. The released code has a hand-written gradient, which
-is not that of its loss; `released` reproduces it.
+`PAPER` and `PAPER_MAR` are presets of the paper's MARS and MAR, `RELEASED` is that of the released
+code, and `FREE_FACETS` and `DEFAULT` are between them. The released code has a hand-written
+gradient, which is not that of its loss; `released` reproduces it.
 
 >>> sorted(DEFAULT)
 ['margin', 'model', 'objective', 'optimizer', 'power']
@@ -35,6 +43,7 @@ import optax
 
 from jaxrec import sampling
 from jaxrec.interactions import Interactions
+from jaxrec.models.mars import calibrated_unit, free, projected
 from jaxrec.optim import riemannian
 from jaxrec.train.mars import Score, hinge_and_pull, push_and_pull, separation
 from jaxrec.typing import Array, Scalar
@@ -66,6 +75,82 @@ def released(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, p
     cosines = cosines.sum(-1)
     moved = jnp.where(active, cosines[:, 1:], 0).mean(1) - jnp.where(pulled, cosines[:, 0], 0)
     return values + (moved - jax.lax.stop_gradient(moved))
+
+
+def equation_15(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar) -> Array:
+    """Computes [margin − pos² + neg²]₊ + pull_weight · (1 − pos): eq. 5, and the first line of
+    eq. 15 as printed; it is a `train.mars.Ranking`.
+
+    With the squares, a cosine of −.9 counts as much as .9, and MAR, whose scores are negative,
+    moves positives away. The second line of eq. 15 has no squares, and neither has
+    `push_and_pull`.
+
+    Args:
+        theta: facet weights [B, K] of the users.
+        u: the users' facets [B, K, D].
+        v: the items' facets [B, 1 + n, K, D], the positive first.
+        score: the model's `score`.
+        margin: the users' margins [B].
+        pull_weight: weight of the pull.
+
+    Returns:
+        Losses [B].
+    """
+    left, right = score(u, v)
+    scores = jnp.einsum("bk,bkd,bnkd->bn", theta, left, right)
+    return hinge_and_pull(scores**2, margin, 0.0) + pull_weight * (1 - scores[:, 0])
+
+
+def equation_6(users: Array, items: Array, *, score: Score, where: Array | None = None, alpha: Scalar = 0.1) -> Array:
+    """Computes eq. 6 as printed: Σ_b (1/α) Σ_{i,j} log(1 + e^(−α (‖uⁱ − uʲ‖² + ‖vⁱ − vʲ‖²))).
+
+    i and j run over all facets. So each pair counts twice, and i = j adds the constant K log(2) / α
+    for each row. `separation` counts each pair once.
+
+    Args:
+        users: users' facets [B, K, D].
+        items: facets [B, K, D] of their positive items.
+        score: `score` of `models.MAR`; of another model, its score replaces minus the squared
+            distance.
+        where: bool [B], True = use; None uses all.
+        alpha: α.
+    """
+    pairs = separation(users, items, score=score, where=where, alpha=alpha, reduction="sum")
+    return 2 * pairs + _alone(users, where, alpha, 0.0)
+
+
+def equation_12(
+    users: Array,
+    items: Array,
+    *,
+    score: Score,
+    where: Array | None = None,
+    alpha: Scalar = 0.1,
+    sign: Scalar = -1.0,
+) -> Array:
+    """Computes eq. 12 as printed: Σ_b (1/α) Σ_{i,j} log(1 + e^(−α cos(uⁱ, uʲ))).
+
+    Its minimum has equal facets, although the text calls it a facet-separating loss: `sign=1`
+    corrects that, as `PAPER` does. It leaves out items. i and j run over all facets, as in
+    `equation_6`.
+
+    Args:
+        users: users' facets [B, K, D], unit vectors.
+        items: facets [B, K, D] of their positive items; not used.
+        score: `score` of `models.MARS`.
+        where: bool [B], True = use; None uses all.
+        alpha: α.
+        sign: −1 as printed; 1 pushes facets apart.
+    """
+    options = {"score": score, "where": where, "alpha": alpha, "sign": sign}
+    pairs = separation(users, items, on="users", reduction="sum", **options)
+    return 2 * pairs + _alone(users, where, alpha, sign * alpha)
+
+
+def _alone(users: Array, where: Array | None, alpha: Scalar, exponent: Scalar) -> Array:
+    """Returns the terms i = j of eq. 6 or 12, which are constants, for all rows in `where`."""
+    n_rows = jnp.asarray(len(users) if where is None else where.sum(), users.dtype)
+    return n_rows * users.shape[1] * jax.nn.softplus(jnp.asarray(exponent, users.dtype)) / alpha
 
 
 def _cosines(u: Array, v: Array) -> Array:
@@ -143,10 +228,57 @@ DEFAULT = _preset(
 """Settings with the gradient of the loss, and a learning rate of θ that keeps all facets in use."""
 
 PAPER = _preset(
-    model={"n_facets": 4, "theta_scale": 0.0},
+    model={"n_facets": 4, "theta_scale": 0.0, "facets": projected, "place": calibrated_unit},
+    objective={
+        "ranking": push_and_pull,
+        "separate": partial(equation_12, sign=1.0),
+        "pull_weight": 0.1,
+        "facet_weight": 0.01,
+    },
+    margin={"count": "union"},
+    power={"users": 0.8, "items": 0.0},
+    optimizer={"learning_rate": 0.01, "theta_learning_rate": 0.01, "step": optax.sgd},
+)
+"""MARS as in the paper.
+
+Facets are projections (eq. 1 and 2), and all parameters move by SGD with one learning rate. The
+paper keeps facets on spheres by eq. 21. Its x is a facet xᵀφ^k, which is not a parameter, so that
+no step can retract it. There are two readings. One moves parameters by the gradient of the loss of
+normalised facets: at the sphere, that is eq. 21 without the factor 1 + x·g/‖g‖. The other, which is
+chosen here, multiplies the gradient at the sphere by the factor: `place=calibrated_unit`. It has
+every part of eq. 21 but the length of the step, which is divided by the length of xᵀφ^k. For the
+first reading, give the model `place=models.mars.unit`.
+
+Where the equations contradict the text, the text decides: there are no squares in eq. 15, eq. 12
+pushes facets apart, and eq. 7 counts each user once. `equation_15`, `equation_12` and
+`adaptive_margin(count="sum")` are the printed ones. The paper tunes K, D, the learning rate and both
+weights, with batches of 1,000. It starts from a non-negative factorisation, but gives no formula:
+here vectors and projections start at random, and θ with equal shares.
+"""
+
+PAPER_MAR = _preset(
+    model={"n_facets": 4, "theta_scale": 0.0, "facets": projected},
+    objective={"ranking": push_and_pull, "separate": equation_6, "pull_weight": 0.1, "facet_weight": 0.01},
+    margin={"count": "union"},
+    power={"users": 0.8, "items": 0.0},
+    optimizer={"learning_rate": 0.01, "theta_learning_rate": 0.01, "step": optax.sgd},
+)
+"""MAR as in the paper, for `models.MAR`: projected facets, and SGD.
+
+The constraint of eq. 11 holds because the model projects facets into the unit ball
+(`models.mars.into_ball`) whenever it uses them; see `PAPER`. Outside the ball the gradient has no
+radial part, so that a facet that has left the ball stays on its surface.
+"""
+
+FREE_FACETS = _preset(
+    model={"n_facets": 4, "theta_scale": 0.0, "facets": free},
     objective={"ranking": push_and_pull, "separate": _OF_ALL_ROWS, "pull_weight": 0.1, "facet_weight": 0.01},
     margin={"count": "union"},
     power={"users": 0.8, "items": 0.0},
     optimizer={"learning_rate": 0.01, "theta_learning_rate": 0.01, "step": riemannian.riemannian_sgd},
 )
-"""The paper's objective and calibrated step, with free facets."""
+"""The calibrated step of eq. 21 on facets that are parameters, as in the released code.
+
+The push, the pull and the draws are those of `PAPER`; `separation` is summed over the batch, for
+users and items.
+"""

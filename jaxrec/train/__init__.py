@@ -21,6 +21,7 @@ from jaxrec.train.loop import epoch as epoch
 from jaxrec.train.loop import fit as fit
 from jaxrec.train.loop import init as init
 from jaxrec.train.metric import covariance_objective as covariance_objective
+from jaxrec.train.metric import diversity_objective as diversity_objective
 from jaxrec.train.metric import relation_objective as relation_objective
 from jaxrec.train.metric import sml_objective as sml_objective
 from jaxrec.train.metric import translation_objective as translation_objective

@@ -46,6 +46,7 @@ def push_and_pull(theta: Array, u: Array, v: Array, *, score: Score, margin: Arr
 
     Differs: leaves out the squares of eq. 5 and of the first line of eq. 15. They would give a
     cosine of −.9 the same score as .9, and would push the positives of MAR away.
+    `papers.mars.equation_15` has them.
     """
     left, right = score(u, v)
     return hinge_and_pull(jnp.einsum("bk,bkd,bnkd->bn", theta, left, right), margin, pull_weight)
@@ -92,7 +93,8 @@ def separation(
 
     Only reverse-mode differentiation works (`jax.grad`, also nested), not forward mode.
 
-    Differs: eq. 6 and 12 sum over all i and j, which doubles each pair and adds constants.
+    Differs: eq. 6 and 12 sum over all i and j, which doubles each pair and adds constants;
+    `papers.mars.equation_6` and `equation_12` are as printed.
     """
     if on not in ("both", "users"):
         raise ValueError(f"on={on!r}; give 'both' or 'users'")

@@ -39,6 +39,28 @@ def covariance_objective(variables: Variables, key: Key, batch: Batch) -> Array:
     return losses.covariance(rows, where=jnp.concatenate([where.any(1), where.reshape(-1)]))
 
 
+def diversity_objective(
+    variables: Variables, key: Key, batch: Batch, *, least: Scalar = 0.05, most: Scalar = 0.25
+) -> Array:
+    """Computes the mean `losses.diversity` of the batch's users: the regulariser of DPCML.
+
+    Add it to the loss with `combined_objective`; the released code has a weight of 10. It uses the
+    rows of the parameter "user" [M, C, D] directly.
+
+    Args:
+        variables: the variables of `models.DPCML`, or of any model with this parameter.
+        key: unused; nothing is drawn.
+        batch: positives [B, P]; users without a valid positive do not count.
+        least: spread below which a user's vectors are pushed apart.
+        most: spread above which they are pulled together.
+
+    Differs: the paper averages over all users, instead of those of a batch.
+    """
+    del key
+    values = losses.diversity(lookup(variables["params"]["user"], batch.users[:, 0]), least=least, most=most)
+    return losses.mean(values, where=batch.where.any(1))
+
+
 def sml_objective(
     variables: Variables, key: Key, batch: Batch, *, sample: Sampler, loss: Callable[..., Array] = losses.sml
 ) -> Array:
