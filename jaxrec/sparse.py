@@ -92,7 +92,8 @@ def _spmm_segments(weights, indices, indptr, x, *, n_users):
         weights, indices, rows = pairs
         return total.at[rows].add(weights[:, None] * x[indices], indices_are_sorted=True, mode="drop"), None
 
-    zeros, pairs, n = jnp.zeros((n_users, dim), x.dtype), (weights, indices, rows), -(-n_pairs * dim // _FLOATS)
+    zeros, pairs = jnp.zeros((n_users, dim), x.dtype), (weights, indices, rows)
+    n = -(-n_pairs * dim // _FLOATS) if isinstance(dim, int) else 1  # the width of an exported table may be symbolic
     if n <= 1:
         return add(zeros, pairs)[0]
     # Padding has row M, which is dropped.

@@ -35,6 +35,15 @@ def test_the_form_of_accelerators_gives_the_same(float64):
     assert np.isnan(ease.on_accelerator(-gram)[0]).any()
 
 
+def test_single_precision_gives_nearly_the_same(monkeypatch):
+    _, expected, _ = ease.fit(TRAIN, regularization=0.7)
+    monkeypatch.setattr(ease, "_BLOCK", 2)
+    _, found, _ = ease.fit(TRAIN, regularization=0.7, dtype=np.float32)
+    assert found["params"]["weights"].dtype == np.float32
+    np.testing.assert_allclose(found["params"]["weights"], expected["params"]["weights"], rtol=1e-4, atol=1e-6)
+    assert not np.array_equal(found["params"]["weights"], expected["params"]["weights"])
+
+
 @pytest.mark.deep
 def test_pairs_and_rows_are_products_of_rows_and_table():
     model, variables, _ = ease.fit(TRAIN, regularization=0.7)
@@ -64,6 +73,10 @@ def test_wrong_values_are_named():
         ease.fit(jr.Interactions.from_pairs([0, 0], [0, 1]), regularization=1e-300)
     with pytest.raises(ValueError, match=r"train has 6 items.* raise max_items=5 if 0.0 GB"):
         ease.fit(TRAIN, regularization=1.0, max_items=5)
+    with pytest.raises(ValueError, match="dtype=float16; give float64 or float32"):
+        ease.fit(TRAIN, regularization=1.0, dtype=np.float16)
+    with pytest.raises(ValueError, match="regularization=1e-09 is too small for float32"):
+        ease.fit(jr.Interactions.from_pairs([0, 0], [0, 1]), regularization=1e-9, dtype=np.float32)
 
 
 def test_a_large_table_is_inverted_by_halves(monkeypatch):

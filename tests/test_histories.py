@@ -92,6 +92,7 @@ def test_noise_depends_on_user_and_item_not_on_place():
 
 MODELS = {
     "EASE": models.EASE(5),
+    "SpectralFilter": models.SpectralFilter(5, degree=2, dim=2),
     "VALID": models.VALID(5, dim=2, width=2),
     "MacridVAE": models.MacridVAE(5, dim=2, width=2),
     "MultDAE": models.MultDAE(5, dim=2),
@@ -107,7 +108,10 @@ def made(request):
     model = MODELS[request.param]
     shapes = jax.eval_shape(model.init, jax.random.key(0), ORDER[:1], ORDER[:1])
     rng = np.random.default_rng(0)
-    return model, jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    drawn = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    if "graph" in shapes:
+        drawn["graph"] = jr.solvers.filters.fit(KNOWN, **jr.solvers.filters.turbo_cf())[1]["graph"]
+    return model, drawn
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +185,8 @@ def test_parameters_are_made_without_a_pass_and_without_histories(made, monkeypa
     model, _ = made
     monkeypatch.setattr(type(model), "_pairs", None)
     state = jr.train.init(jax.random.key(0), model, jr.optim.rowwise.adam(0.1))
-    assert set(state.variables) == ({"params", "old"} if isinstance(model, models.RecVAE) else {"params"})
+    more = {models.RecVAE: {"old"}, models.SpectralFilter: {"graph"}}
+    assert set(state.variables) == {"params"} | more.get(type(model), set())
 
 
 def test_a_call_without_the_histories_of_its_users_says_what_to_give(made):
@@ -191,7 +196,7 @@ def test_a_call_without_the_histories_of_its_users_says_what_to_give(made):
         partial(run, ORDER, method="rows"),
         partial(run, ORDER, ORDER[:, None]),
     ]
-    methods += [partial(run, ORDER, method="bound")] if name != "EASE" else []
+    methods += [partial(run, ORDER, method="bound")] if name not in ("EASE", "SpectralFilter") else []
     for call in methods:
         with pytest.raises(
             ValueError, match=rf"^{name} knows users by their items; pass histories=.*train\.take\(users"

@@ -21,7 +21,7 @@ from jaxrec.data import synthetic
 from jaxrec.evaluate import _kernel
 from jaxrec.evaluate import sampled as sampled_ranking
 from jaxrec.optim import lambda_opt, rowwise
-from jaxrec.solvers import _alternate, _spectrum, ease, gauss_newton, ials, rg2
+from jaxrec.solvers import _alternate, _spectrum, ease, filters, gauss_newton, ials, rg2
 from jaxrec.train import autoencoders, mars
 
 PLATFORMS = ["cuda", *(pytest.param(name, marks=pytest.mark.deep) for name in ("cpu", "rocm", "tpu"))]
@@ -185,11 +185,13 @@ PROGRAMS = {
     "rg2": lambda: caught(rg2, "_sweep", partial(rg2.fit, TRAIN, dim=K, **HOW)),
     "rg2 alpha": lambda: caught(rg2, "_sweep", partial(rg2.fit, TRAIN, dim=K, alpha=0.1, **HOW)),
     "rg2 decompose": lambda: caught(_spectrum, "_decompose", partial(rg2.decompose, TRAIN, dim=K, key=KEY)),
+    "filters decompose": lambda: caught(filters, "_leading", partial(filters.decompose, TRAIN, dim=K, key=KEY)),
     "gauss_newton": newton,
     "ease": lambda: (ease.on_accelerator, (jnp.eye(N),), {}),
     "top_k": lists,
     "full_ranking": partial(full, MF),
     "full_ranking valid": partial(full, VALID, histories=TRAIN),
+    "full_ranking filter": partial(full, jr.models.SpectralFilter(N, degree=2, dim=3), histories=TRAIN),
     "sampled_ranking": sampled,
 }
 

@@ -45,6 +45,7 @@ OF_USERS = {
 }
 OF_HISTORIES = {
     "EASE": models.EASE(N),
+    "SpectralFilter": models.SpectralFilter(N, degree=2, dim=3),
     "VALID": models.VALID(N, n_interests=2, n_blocks=1, dim=4),
     "MacridVAE": models.MacridVAE(N, n_interests=2, dim=4),
     "MultVAE": models.MultVAE(N),

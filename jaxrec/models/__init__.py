@@ -10,9 +10,11 @@ from jaxrec.models.autoencoders import MultDAE as MultDAE
 from jaxrec.models.autoencoders import MultVAE as MultVAE
 from jaxrec.models.autoencoders import RecVAE as RecVAE
 from jaxrec.models.ease import EASE as EASE
+from jaxrec.models.filters import SpectralFilter as SpectralFilter
 from jaxrec.models.functions import from_functions as from_functions
 from jaxrec.models.functions import from_nnx as from_nnx
 from jaxrec.models.graph import LightGCN as LightGCN
+from jaxrec.models.knn import ItemKNN as ItemKNN
 from jaxrec.models.mars import MAR as MAR
 from jaxrec.models.mars import MARS as MARS
 from jaxrec.models.mars import free as free

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrec.interactions import Interactions
-from jaxrec.solvers._spectrum import dot
+from jaxrec.solvers._subspace import dot
 from jaxrec.sparse import along_pairs, spmm
 from jaxrec.typing import Array
 

@@ -14,10 +14,9 @@ from jaxrec._keys import check_key
 from jaxrec._numerics import as_integer, integer, number
 from jaxrec.interactions import Interactions
 from jaxrec.solvers._run import check_input
+from jaxrec.solvers._subspace import leading, width_of
 from jaxrec.sparse import spmm
 from jaxrec.typing import Array, Key, Scalar, Variables
-
-dot = functools.partial(jnp.matmul, precision="highest")
 
 
 class Problem(NamedTuple):
@@ -117,7 +116,7 @@ def decompose(
     check_key(key)
     passes = integer("passes", passes)
     oversample = None if oversample is None else integer("oversample", oversample, least=0)
-    width = min(dim + (max(10, dim // 4) if oversample is None else oversample), train.n_users, train.n_items)
+    width = width_of(dim, oversample, train.n_users, train.n_items)
     start = jax.random.normal(key, (train.n_items, width))
     problem = jax.device_put(problem_of(train))
     return _decompose(problem, start, tolerance, dim=dim, passes=passes)
@@ -160,8 +159,8 @@ def shrink(decomposition: Decomposition, *, regularization: Scalar, dim: int | N
     }
 
 
-@functools.partial(jax.jit, static_argnames=("dim", "passes", "degree"))
-def _decompose(problem: Problem, start: Array, tolerance: Scalar, *, dim: int, passes: int, degree: int = 4):
+@functools.partial(jax.jit, static_argnames=("dim", "passes"))
+def _decompose(problem: Problem, start: Array, tolerance: Scalar, *, dim: int, passes: int) -> Decomposition:
     n_items = start.shape[0]
     rows = jnp.sqrt(problem.inverse * (n_items / 2 / problem.total))[:, None]
 
@@ -172,43 +171,10 @@ def _decompose(problem: Problem, start: Array, tolerance: Scalar, *, dim: int, p
         y = spmm(problem.transposed, problem.matrix, rows * y)
         return y - y.mean(0, keepdims=True)
 
-    def ritz(basis):
-        """Returns Rayleigh-Ritz approximations from orthonormal columns, and S̃ᵀS̃ times them."""
-        left = forward(basis)
-        squares, rotation = jnp.linalg.eigh(dot(left.T, left))
-        squares, rotation = jnp.maximum(squares[::-1], 0), rotation[:, ::-1]  # descending
-        basis, left = dot(basis, rotation), dot(left, rotation)
-        image = backward(left)
-        distance = jnp.linalg.norm(image - squares[None] * basis, axis=0)
-        return basis, left, squares, image, distance / jnp.maximum(squares[0], jnp.finfo(squares.dtype).tiny)
-
-    def filtered(basis, image, cut):
-        """Applies T_degree(2 S̃ᵀS̃ / cut − 1) and orthonormalises.
-
-        The polynomial is within [−1, 1] for eigenvalues in [0, cut], and grows fast above.
-        """
-        previous, present = basis, 2 / cut * image - basis
-        for _ in range(degree - 1):
-            previous, present = present, 2 * (2 / cut * backward(forward(present)) - present) - previous
-            # The recurrence is linear, so each column can be rescaled, which avoids overflow.
-            scale = jnp.linalg.norm(present, axis=0, keepdims=True)
-            previous, present = previous / scale, present / scale
-        return jnp.linalg.qr(present)[0]
-
-    def step(state):
-        number, (basis, _, squares, image, _) = state
-        cut = jnp.maximum(squares[-1], 1e-3 * squares[0])  # keeps cut above 0
-        return number + degree, ritz(filtered(basis, image, cut))
-
-    def unfinished(state):
-        number, (*_, residual) = state
-        return (number < passes) & (residual[:dim].max() > tolerance)
-
-    basis = jnp.linalg.qr(start - start.mean(0, keepdims=True))[0]
-    basis = jnp.linalg.qr(backward(forward(basis)))[0]
-    _, (basis, left, squares, _, residual) = jax.lax.while_loop(unfinished, step, (2, ritz(basis)))
-    values = jnp.sqrt(squares[:dim])
+    start = start - start.mean(0, keepdims=True)
+    found = leading(forward, backward, start, tolerance, dim=dim, passes=passes)
+    values = jnp.sqrt(found.squares[:dim])
     positive = values > 0
-    user = jnp.where(positive[None], left[:, :dim] / jnp.where(positive, values, 1)[None], 0)
+    user = jnp.where(positive[None], found.left[:, :dim] / jnp.where(positive, values, 1)[None], 0)
     scale = jnp.sqrt(problem.share / (2 * n_items))
-    return Decomposition(user, values, basis[:, :dim], scale, residual[:dim])
+    return Decomposition(user, values, found.right[:, :dim], scale, found.residual[:dim])

@@ -46,7 +46,8 @@ from jaxrec.models.mf import MF
 from jaxrec.solvers._conjugate import Rows, conjugate, scores
 from jaxrec.solvers._mesh import check_mesh, sharded, sharded_factors, spread
 from jaxrec.solvers._run import check_factors, check_input, check_solved, description_of, first_factors, run
-from jaxrec.solvers._spectrum import Decomposition, Problem, decompose, dot, problem_of, shrink
+from jaxrec.solvers._spectrum import Decomposition, Problem, decompose, problem_of, shrink
+from jaxrec.solvers._subspace import dot
 from jaxrec.sparse import spmm
 from jaxrec.typing import Array, Key, Scalar, Variables
 

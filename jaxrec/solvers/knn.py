@@ -1,0 +1,159 @@
+"""Item-based nearest neighbours: cosine similarities and random walks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec._log import Log
+from jaxrec._numerics import integer, number
+from jaxrec._pairs import offsets
+from jaxrec.interactions import Interactions, check_positives
+from jaxrec.models.knn import ItemKNN
+from jaxrec.typing import Variables
+
+_ENTRIES = 1 << 22  # of a block of the item-item product, whose temporary arrays take up to 300 MB
+
+
+def item_knn(train: Interactions, *, neighbours: int = 100, shrinkage: float = 0.0) -> tuple[ItemKNN, Variables, Log]:
+    """Computes item-based nearest neighbours (Sarwar et al. 2001, 10.1145/371920.372071).
+
+    The similarity of items i and j with n_i and n_j users, of whom n_ij are the same, is the cosine
+    with shrinkage, n_ij / (√(n_i n_j) + h). The score of an item is the sum over those of its
+    nearest neighbours that are in the history.
+
+    Args:
+        train: the positives; their weights are ignored.
+        neighbours: largest number of neighbours of an item.
+        shrinkage: h, which lowers similarities of items with few users.
+
+    Returns:
+        The model `ItemKNN`, its variables, and an empty `Log`. The model scores users by their
+        `histories`, such as `train`.
+
+    Raises:
+        ValueError: if `neighbours` is not an integer of 1 or more, or `shrinkage` is negative or not
+            finite; `train` has no pairs; or weights are negative, not finite or all 0.
+
+    >>> model, variables, log = item_knn(Interactions.from_pairs([0, 0, 1, 1, 2], [0, 1, 0, 1, 2]))
+    >>> model.apply(variables, None, histories=Interactions.from_pairs([0], [0], n_items=3), method="rows").tolist()
+    [[0.0, 1.0, 0.0]]
+    """
+    check_positives(train=train)
+    shrinkage = float(number("shrinkage", shrinkage, least=0))
+    x, lengths = _matrix(train), np.sqrt(train.item_degrees)
+
+    def similarities(counts: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        return counts / (lengths[rows] * lengths[columns] + shrinkage)
+
+    return _fitted(train, x.T.tocsr(), x, similarities, neighbours)
+
+
+def rp3beta(
+    train: Interactions, *, neighbours: int = 100, alpha: float = 1.0, beta: float = 0.5
+) -> tuple[ItemKNN, Variables, Log]:
+    """Computes RP³β (Paudel et al. 2017, 10.1145/2955101): random walks of three steps.
+
+    A walk goes from a user to an item i of theirs, to a user of i, and to an item j. Probabilities
+    of steps are raised to the power α, and items' scores are divided by a power of their degree:
+
+        w_ij = n_i⁻ᵅ n_j⁻ᵝ Σ_u n_u⁻ᵅ over the users u of both items,   score of j = Σ_i w_ij
+
+    with the degrees n, over the items i of the history. β = 0 gives P³α (Cooper et al. 2014).
+
+    Args:
+        train: the positives; their weights are ignored.
+        neighbours: number of items i of the largest w_ij that are kept for each j.
+        alpha: α, the power of the probabilities; 0 counts paths.
+        beta: β, the power of the penalty of popular items.
+
+    Returns:
+        The model `ItemKNN`, its variables, and an empty `Log`. The model scores users by their
+        `histories`, such as `train`.
+
+    Raises:
+        ValueError: if `neighbours` is not an integer of 1 or more, or `alpha` or `beta` is not
+            finite; `train` has no pairs; or weights are negative, not finite or all 0.
+
+    Differs: the paper samples walks, and keeps all items. It leaves out the power of the first step,
+    which changes no ranking.
+    """
+    check_positives(train=train)
+    alpha, beta = (float(number(name, value)) for name, value in (("alpha", alpha), ("beta", beta)))
+    import scipy.sparse
+
+    x = _matrix(train)
+    of_users, of_items = (np.maximum(np.asarray(n, np.float64), 1) for n in (train.user_degrees, train.item_degrees))
+    scaled = scipy.sparse.diags_array(of_users**-alpha) @ x
+
+    def similarities(sums: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        return sums * of_items[rows] ** -beta * of_items[columns] ** -alpha
+
+    return _fitted(train, x.T.tocsr(), scaled.tocsr(), similarities, neighbours)
+
+
+def _matrix(train: Interactions) -> Any:
+    """Returns the positives as a SciPy matrix of ones, in float64."""
+    x = train.to_scipy()
+    x.data = np.ones(len(x.data))
+    return x
+
+
+def _fitted(
+    train: Interactions, left: Any, right: Any, similarities: Callable, neighbours: int
+) -> tuple[ItemKNN, Variables, Log]:
+    """Returns the model of the largest entries in each row of a function of `left @ right`.
+
+    Args:
+        train: the positives.
+        left: SciPy CSR [N, M].
+        right: SciPy CSR [M, N].
+        similarities: function of entries of the product, and their rows and columns.
+        neighbours: number of entries of a row to keep.
+    """
+    neighbours = integer("neighbours", neighbours)
+    counts, columns, weights = [], [], []
+    for rows in _blocks(train):
+        block = (left[rows] @ right).tocoo()
+        row, column = block.coords
+        value = similarities(block.data, row + rows.start, column)
+        kept = (row + rows.start != column) & (value > 0)
+        row, column, value = (x[kept] for x in (row, column, value))
+        kept = _largest(row, value, rows.stop - rows.start, neighbours)
+        row, column, value = (x[kept] for x in (row, column, value))
+        order = np.lexsort((column, row))
+        counts.append(np.bincount(row, minlength=rows.stop - rows.start))
+        columns.append(column[order].astype(np.int32))
+        weights.append(value[order])
+    indptr = offsets(np.r_[0, np.cumsum(np.concatenate(counts))])
+    table = Interactions(indptr, np.concatenate(columns), np.concatenate(weights), None, train.n_items, train.n_items)
+    return ItemKNN(train.n_items), {"graph": {"neighbours": jax.tree.map(jnp.asarray, table)}}, Log()
+
+
+def _blocks(train: Interactions) -> Iterator[slice]:
+    """Yields slices of items whose rows of the item-item product have at most `_ENTRIES` entries, or one."""
+    users, items = train.pairs()
+    entries = np.bincount(items, np.asarray(train.user_degrees)[users], train.n_items)
+    ends = np.cumsum(np.minimum(entries, train.n_items))
+    start = 0
+    while start < train.n_items:
+        before = ends[start - 1] if start else 0
+        stop = max(int(np.searchsorted(ends, before + _ENTRIES, side="right")), start + 1)
+        yield slice(start, stop)
+        start = stop
+
+
+def _largest(rows: np.ndarray, values: np.ndarray, n_rows: int, most: int) -> np.ndarray:
+    """Returns the places of the `most` largest values of each row; rows are ascending."""
+    ends = np.cumsum(np.bincount(rows, minlength=n_rows))
+    kept = []
+    for start, stop in zip(np.r_[0, ends[:-1]], ends):
+        part = np.arange(start, stop)
+        if len(part) > most:
+            part = part[np.argpartition(-values[start:stop], most - 1)[:most]]
+        kept.append(part)
+    return np.concatenate(kept)

@@ -1,0 +1,111 @@
+"""Nearest neighbours against dense matrices."""
+
+import jax
+import numpy as np
+import pytest
+
+import jaxrec as jr
+from jaxrec.data import synthetic
+from jaxrec.interactions import Interactions
+from jaxrec.solvers import knn
+
+M, N = 15, 9
+X = np.random.default_rng(0).random((M, N)) < 0.35
+X[4] = X[:, 7] = False  # a user and an item without pairs
+TRAIN = Interactions.from_pairs(*X.nonzero(), weights=np.arange(1, X.sum() + 1), n_users=M, n_items=N)
+NEW = np.random.default_rng(1).random((6, N)) < 0.4
+NEW[2] = False
+HISTORIES = Interactions.from_pairs(*NEW.nonzero(), n_users=6, n_items=N)
+
+
+def cosines(neighbours, shrinkage):
+    x = X.astype(float)
+    lengths = np.sqrt(x.sum(0))
+    return nearest(x.T @ x / (np.maximum(np.outer(lengths, lengths), 1e-9) + shrinkage), neighbours)
+
+
+def walks(neighbours, alpha, beta):
+    """Steps of a walk from item to user to item, to the power α; row j of the result is of the target j."""
+    x = X.astype(float)
+    of_users, of_items = np.maximum(x.sum(1), 1), np.maximum(x.sum(0), 1)
+    to_user, to_item = (x.T / of_items[:, None]) ** alpha * (x.T > 0), (x / of_users[:, None]) ** alpha * (x > 0)
+    return nearest((to_user @ to_item / of_items**beta).T, neighbours)
+
+
+def nearest(table, neighbours):
+    np.fill_diagonal(table, 0)
+    for row in table:
+        row[np.argsort(-row)[neighbours:]] = 0
+    return table
+
+
+METHODS = {
+    "item_knn": (knn.item_knn, cosines, {"neighbours": N, "shrinkage": 0.0}),
+    "item_knn 3": (knn.item_knn, cosines, {"neighbours": 3, "shrinkage": 2.0}),
+    "rp3beta": (knn.rp3beta, walks, {"neighbours": N, "alpha": 0.7, "beta": 0.4}),
+    "rp3beta 3": (knn.rp3beta, walks, {"neighbours": 3, "alpha": 1.1, "beta": 0.6}),
+    "paths": (knn.rp3beta, walks, {"neighbours": 4, "alpha": 0.0, "beta": 0.5}),
+}
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize("blocks", [1, 3], ids=["a block", "blocks"])
+@pytest.mark.parametrize("name", METHODS)
+def test_neighbours_are_those_of_dense_matrices(name, blocks, monkeypatch):
+    """The weights of `train` are not used, and a large product is computed in blocks of rows."""
+    fit, formula, settings = METHODS[name]
+    if blocks > 1:
+        monkeypatch.setattr(knn, "_ENTRIES", 20)
+        assert len(list(knn._blocks(TRAIN))) >= blocks
+    _, variables, log = fit(TRAIN, **settings)
+    table = variables["graph"]["neighbours"]
+    expected = formula(**settings)
+    assert log.records == () and set(variables) == {"graph"}
+    np.testing.assert_allclose(table.to_scipy().toarray().sum(1), expected.sum(1), rtol=1e-6)
+    # Equal similarities may be kept in any order, but each row has the same values.
+    found = np.sort(table.to_scipy().toarray(), axis=1)
+    np.testing.assert_allclose(found, np.sort(expected, axis=1), rtol=1e-6, atol=1e-9)
+    assert np.diff(np.asarray(table.indptr)).max() <= settings["neighbours"]
+    for row in range(N):
+        assert (np.diff(np.asarray(table.indices)[table.indptr[row] : table.indptr[row + 1]]) > 0).all()
+
+
+@pytest.mark.parametrize("name", ["item_knn", "rp3beta"])
+def test_scores_are_sums_over_the_neighbours_in_a_history(name):
+    """Of users in training and of others, as rows and as pairs."""
+    fit, formula, settings = METHODS[name]
+    model, variables, _ = fit(TRAIN, **settings)
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    for x, histories in ((X, TRAIN), (NEW, HISTORIES), (NEW[:0], HISTORIES.take(np.zeros(0, int)))):
+        expected = x @ formula(**settings).T
+        np.testing.assert_allclose(model.apply(variables, None, histories=histories, method="rows"), expected, **close)
+    some = np.array([5, 3, 4, 5], np.int32)
+    expected = X[some] @ formula(**settings).T
+    for items in (np.array([[5, 0, 2]]), np.array([[1, 7], [0, 8], [2, 2], [3, 4]])):
+        known = TRAIN.take(some, capacity=40)
+        pairs = jax.jit(model.apply)(variables, some[:, None], items, histories=known)
+        np.testing.assert_allclose(pairs, np.take_along_axis(expected, np.broadcast_to(items, (4, items.shape[1])), 1))
+
+
+BOARD, DIAGONAL = synthetic.checkerboard(30)
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize("fit", [knn.item_knn, knn.rp3beta])
+def test_recovers_the_diagonal_withheld_from_the_checkerboard(fit):
+    model, variables, _ = fit(BOARD)
+    report = jr.evaluate.full_ranking(model, variables, BOARD, DIAGONAL, ks=(1,), histories=BOARD)
+    assert report.means["hit_rate@1"] == 1
+
+
+def test_wrong_values_are_named():
+    for fit in (knn.item_knn, knn.rp3beta):
+        with pytest.raises(ValueError, match=r"^neighbours=0; give an integer of 1 or more"):
+            fit(TRAIN, neighbours=0)
+        with pytest.raises(ValueError, match=r"^train has no pairs"):
+            fit(TRAIN.select(np.zeros(TRAIN.n_pairs, bool)))
+    with pytest.raises(ValueError, match=r"^shrinkage=-1; give a finite number of 0 or more"):
+        knn.item_knn(TRAIN, shrinkage=-1)
+    for name in ("alpha", "beta"):
+        with pytest.raises(ValueError, match=f"^{name}=nan; give a finite number"):
+            knn.rp3beta(TRAIN, **{name: np.nan})
