@@ -43,8 +43,8 @@ def dense(
     of = lambda f: vectors * f(values) @ vectors.T  # noqa: E731
     filtered = of(polynomial)
     if rank is not None:
-        part = vectors[:, :rank] * (polynomial(values[:rank]) - polynomial(0))
-        filtered = polynomial(0) * np.eye(N) + part @ vectors[:, :rank].T
+        line = lambda t: polynomial(0) + (polynomial(values[rank - 1]) - polynomial(0)) * t / values[rank - 1]  # noqa: E731
+        filtered = of(lambda t: np.where(np.arange(N) < rank, polynomial(t), line(t)))
     low_pass = vectors[:, :dim] @ vectors[:, :dim].T * of_items**low_pass_scale
     after = np.eye(N) if low_pass_polynomial is None else of(low_pass_polynomial)
     return x / of_items**scale @ filtered * of_items**scale + weight * (x / of_items**low_pass_scale) @ low_pass @ after
@@ -62,7 +62,7 @@ def test_scores_are_those_of_dense_matrices(name, rank):
     settings = METHODS[name]
     known = spectrum(settings.get("normalization", 0.5))
     model, variables, log = filters.fit(TRAIN, **settings, rank=rank, spectrum=known)
-    assert log.records == () and model.n_items == N and model.degree == (settings["polynomial"].degree(), 0)[bool(rank)]
+    assert log.records == () and model.n_items == N and model.degree == (1 if rank else settings["polynomial"].degree())
     for x, histories in ((X, TRAIN), (NEW, HISTORIES)):
         found = model.apply(variables, None, histories=histories, method="rows")
         np.testing.assert_allclose(found, dense(x, **settings, rank=rank), rtol=1e-4, atol=2e-5)

@@ -218,7 +218,8 @@ def fit(
 
     Nothing is learned but V. A ranking takes two sparse products for each degree of p, which is
     seconds per thousand users for a degree of 8 on data of a million pairs. With `rank` it takes
-    none: p(P) is replaced by p(0) I + V (p(Σ²) − p(0)) Vᵀ, with V of `rank` columns.
+    two: p(P) is replaced by l(P) + V (p(Σ²) − l(Σ²)) Vᵀ, where V has `rank` columns, and the line l
+    equals p at 0 and at the last of their eigenvalues Σ².
 
     Args:
         train: R, the positives; their weights are ignored.
@@ -229,7 +230,8 @@ def fit(
         low_pass_scale: a, the power of the items' degrees around it.
         low_pass_polynomial: q, a series; it costs nothing in a ranking.
         normalization: c, the power of the users' degrees, from 0 to 1; 1 − c is that of the items'.
-        rank: number of singular vectors that replace P in p; None is exact.
+        rank: number of singular vectors for which p is exact, and a line for the others; None is
+            exact for all.
         key: typed key that draws the initial vectors of the decomposition; not used without one.
         tolerance: see `decompose`.
         spectrum: from `decompose`, of the same `train`; by default `fit` decomposes.
@@ -270,10 +272,11 @@ def fit(
         decoder = filtered(*graph, jnp.asarray(weight * q, vectors.dtype), around_low_pass[:, None] * vectors)
         tables.append((vectors / around_low_pass[:, None], decoder))
     if rank:
-        vectors, at_zero = spectrum.item[:, :rank], chebval(-1.0, p)
-        gains = jnp.asarray(chebval(2 * np.asarray(spectrum.squares[:rank], float) - 1, p) - at_zero, vectors.dtype)
+        vectors, squares = spectrum.item[:, :rank], np.asarray(spectrum.squares[:rank], np.float64)
+        line = _line(p, squares[-1])
+        gains = jnp.asarray(chebval(2 * squares - 1, p) - chebval(2 * squares - 1, line), vectors.dtype)
         tables.append((vectors / around[:, None], around[:, None] * vectors * gains[None]))
-        p = at_zero[None]
+        p = line
     encoder, decoder = _joined(tables, train.n_items, shared=scale == low_pass_scale)
     params = {"coefficients": jnp.asarray(p, float), "scale": around, "encoder": encoder, "decoder": decoder}
     model = SpectralFilter(train.n_items, degree=len(p) - 1, dim=encoder.shape[1])
@@ -289,6 +292,13 @@ def _coefficients(name: str, series: Any) -> np.ndarray:
     found = np.asarray(series.convert(domain=[0, 1], kind=Chebyshev).trim().coef, np.float64)
     number(name, found)
     return found
+
+
+def _line(p: np.ndarray, end: float) -> np.ndarray:
+    """Returns the coefficients of the line that equals the series `p` at t = 0 and at t = `end`."""
+    at_zero, at_end = chebval(np.array([-1.0, 2 * end - 1]), p)
+    slope = (at_end - at_zero) / end if end > 0 else 0.0
+    return np.array([at_zero + slope / 2, slope / 2])
 
 
 def _graph(train: Interactions, normalization: float) -> tuple[Interactions, Interactions]:
