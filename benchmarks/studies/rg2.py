@@ -11,13 +11,14 @@ solvers run.
 
 The number of settings that were tried differs, as the table of trials in the leaderboard says:
 filters, neighbours and EASE have 16, other solvers five to 20, losses trained by SGD nine, and on
-ml-1m at most four, so that their rows there are at a disadvantage. GF-CF, ChebyCF and BSPM are
-spectral filters of `solvers.filters`. They share one decomposition, which counts as CPU time of the
-first of them. ChebyCF and BSPM have 256 singular vectors; on Gowalla and Yelp2018 they have their
-papers' numbers, and the polynomial of ChebyCF is approximated with 512. For the closed form, λ is a
-share of √2 σ₁. The paper's own values come from its released code, which is RG2 with α. The paper's
-other data sets, MovieLens-10M, Electronics and Steam, run if `jaxrec.data.datasets` finds them. The
-paper says that it drops ratings below 3 from Electronics, but its counts are those of all ratings.
+ml-1m at most four, so that their rows there are at a disadvantage. GF-CF, Turbo-CF, ChebyCF and
+BSPM are spectral filters of `solvers.filters`. They share one decomposition, which counts as CPU
+time of the first of them. ChebyCF and BSPM have 256 singular vectors; on Gowalla and Yelp2018 they
+have their papers' numbers, and the polynomial of ChebyCF is approximated with 512. For the closed
+form, λ is a share of √2 σ₁. The paper's own values come from its released code, which is RG2 with
+α. The paper's other data sets, MovieLens-10M, Electronics and Steam, run if `jaxrec.data.datasets`
+finds them. The paper says that it drops ratings below 3 from Electronics, but its counts are those
+of all ratings.
 """
 
 from __future__ import annotations
@@ -135,9 +136,11 @@ def wide(train: jr.Interactions) -> bool:
 
 def filtered(settings: Callable, train: Any, *, key: Any, large: bool, **setting: Any) -> Any:
     """Makes a spectral filter. On large data sets a polynomial of high degree is approximated."""
-    rank = {"rank": 512} if wide(train) and settings is jr.solvers.filters.cheby_cf else {}
+    if settings is jr.solvers.filters.turbo_cf:
+        return jr.solvers.filters.fit(train, **settings(**setting))
     how = settings(**({} if wide(train) else {"dim": 256}) | setting)
-    return jr.solvers.filters.fit(train, **how, **rank, spectrum=spectrum(train))
+    how |= {"rank": 512} if wide(train) and settings is jr.solvers.filters.cheby_cf else {}
+    return jr.solvers.filters.fit(train, **how, spectrum=spectrum(train))
 
 
 def keyless(fit: Callable, train: Any, *, key: Any, large: bool, **setting: Any) -> Any:
@@ -264,17 +267,22 @@ METHODS = {
         partial(filtered, jr.solvers.filters.gf_cf), {"dim": (32, 64, 128, 256), "weight": LOW_PASS}
     ),
     "ChebyCF": direct_method(
-        partial(filtered, jr.solvers.filters.cheby_cf), {"scale": (0.1, 0.2, 0.3, 0.4), "weight": LOW_PASS}
+        partial(filtered, jr.solvers.filters.cheby_cf),
+        {"scale": (0.0, 0.2, 0.4, 0.5), "flatness": (1.0, 1.5, 3.0, 6.0)},
     ),
     "BSPM": direct_method(
         partial(filtered, jr.solvers.filters.bspm), {"time": (0.6, 1.2, 2.5, 4.0), "weight": LOW_PASS}
+    ),
+    "Turbo-CF": direct_method(
+        partial(filtered, jr.solvers.filters.turbo_cf),
+        {"normalization": (0.3, 0.4, 0.5, 0.6, 0.7), "order": (1, 2, 3)},
     ),
     "ItemKNN": direct_method(
         partial(keyless, jr.solvers.knn.item_knn),
         {"neighbours": (20, 50, 100, 200), "shrinkage": (0.0, 3.0, 10.0, 30.0)},
     ),
     "RP3beta": direct_method(
-        partial(keyless, jr.solvers.knn.rp3beta), {"alpha": (0.4, 0.7, 1.0, 1.3), "beta": (0.2, 0.4, 0.6, 0.8)}
+        partial(keyless, jr.solvers.knn.rp3beta), {"alpha": (0.4, 0.6, 0.8, 1.0), "beta": (0.1, 0.2, 0.4, 0.6)}
     ),
     "EASE": direct_method(
         partial(keyless, jr.solvers.ease.fit),
