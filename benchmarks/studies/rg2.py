@@ -330,8 +330,9 @@ def panes(tables: Any, records: Any) -> list[list[dict[str, Any]]]:
         first = {r["method"]: r for r in records if (r["data"], r["on"], r["seed"]) == (data, "test", 0)}
         lines = {}
         for name in (name for name in METHODS if name in first):
-            _, seconds, values = np.array(first[name]["curve"], np.float64).T
-            lines[name] = (seconds, values) if np.isfinite(seconds).all() else (None, values[0])
+            _, seconds, values = np.array(first[name]["curve"], np.float64).reshape(-1, 3).T
+            drawn = len(seconds) and np.isfinite(seconds).all()
+            lines[name] = (seconds, values) if drawn else (None, first[name]["valid"]["ndcg@10"])
         found.append({"title": data, "xlabel": "seconds of training", "ylabel": "NDCG@10 on validation"})
         found[-1] |= {"xscale": "log", "lines": lines}
     return [found]
