@@ -1,0 +1,283 @@
+"""Multi-margin loss (MML) and other losses for matrix factorisation, on Gowalla and Yelp2018.
+
+Every loss is tuned alike: eight settings, drawn at random from its grid, are compared on validation, a
+random tenth of the train part. The chosen setting is then trained on the whole train part and
+evaluated on test. No row saw test before. Data sets have the splits of LightGCN. Models have 64
+dimensions. They score with cosines, except with BPR and BCE, where they score with dot products.
+Metrics are those of the full ranking with train pairs masked. SimpleX has its authors' settings for
+Gowalla (gate .8, user attention, a separate table for histories, the positive left out), but with
+only the first 50 items of a history.
+
+Examples are groups of up to 16 positives of a user. Negatives are drawn for each group ("a group")
+or once for the whole batch of 2,048 groups ("shared"). The papers draw 100 or 800 for each positive
+instead. An epoch of that takes some 16 to 100 times as long as one of these, so it was not run.
+
+The learning rate falls to 0 over a fixed number of epochs by half a cosine, and the last epoch is
+evaluated. Losses are not converged after the tuned number of epochs, and their order depends on it.
+The rows "five times as long" show the same settings with five times the epochs. CPU minutes depend
+on the load of the machine; they are for orders of magnitude.
+
+Published Recall@20 / NDCG@20, each with the epoch chosen on the test set: on Gowalla MF-CCL
+.1837/.1493 (800 negatives), MF-BSL .1882/.1584, MF-BPR .1627/.1378, LightGCN .1830/.1554; on
+Yelp2018 MF-CCL .0698/.0572, MF-BSL .0725/.0599, MF-BPR .0576/.0468, LightGCN .0649/.0530.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import optax
+
+import jaxrec as jr
+from benchmarks.studies._study import Study, fitted, main, records_of
+from jaxrec import study
+from jaxrec.data import datasets, splits
+
+DIM, DROPOUT, SCALE, GROUP, BATCH, METRIC, TRIALS = 64, 0.1, 0.1, 16, 2048, "recall@20", 8
+DATA = ("gowalla", "yelp2018")
+SELECT = {data: f"{data}, select" for data in DATA}  # a tenth of the train part is validation
+LONG = "five times as long"
+
+
+class Loss(NamedTuple):
+    """A loss and the settings to choose from.
+
+    Attributes:
+        loss: the loss.
+        grid: for each hyperparameter, the values to try: those of the loss, and the learning rate
+            and weight decay of Adam.
+        score: the score function of the model.
+    """
+
+    loss: jr.typing.Loss
+    grid: Mapping[str, Any]
+    score: Callable = jr.models.cosine
+
+
+class Kind(NamedTuple):
+    """A way to draw negatives.
+
+    Attributes:
+        n: number of negatives for each group, or for the whole batch if `shared`.
+        shared: whether negatives are drawn once for the batch.
+        epochs: number of epochs on Gowalla.
+        long: whether to train longer, too.
+        simplex: whether to train SimpleX instead of MF.
+    """
+
+    n: int
+    shared: bool
+    epochs: int
+    long: bool = False
+    simplex: bool = False
+
+
+def weighted_mse(pos: Any, neg: Any, *, weight: float, **options: Any) -> Any:
+    """½ (pos − 1)² + weight · ½ mean neg²."""
+    return jr.losses.mse(pos, weight**0.5 * neg, **options)
+
+
+RATES = {"learning_rate": (0.01, 0.03, 0.1)}
+WEIGHTS = (5.0, 20.0, 70.0, 250.0)
+DOT = {"learning_rate": (0.003, 0.01, 0.03, 0.1), "l2": (1e-9, 1e-8, 1e-7, 1e-6)}
+MARGINS = ((0.3, 0.5, 0.7), (0.4, 0.5, 0.6), (0.5, 0.6, 0.7), (0.6, 0.7, 0.8), (0.7, 0.8, 0.9))
+SHARES = ((0.1, 0.15, 0.75), (1 / 3, 1 / 3, 1 / 3))
+LOSSES = {
+    "BPR": Loss(jr.losses.bpr, DOT, jr.models.dot),
+    "BCE": Loss(jr.losses.bce, DOT, jr.models.dot),
+    "MSE": Loss(weighted_mse, {"weight": (1.0, 4.0, 16.0, 64.0, 256.0)} | RATES),
+    "softmax": Loss(jr.losses.mine, {"temperature": (0.05, 0.07, 0.1, 0.14, 0.2)} | RATES),
+    "BSL": Loss(jr.losses.bsl, {"temperature": (0.05, 0.07, 0.1, 0.14), "exponent": (1.0, 1.15, 1.3, 1.5)} | RATES),
+    "CCL": Loss(jr.losses.ccl, {"margin": (0.4, 0.5, 0.6, 0.7, 0.8, 0.9), "weight": WEIGHTS} | RATES),
+    "MML": Loss(jr.losses.mml, {"margins": MARGINS, "weights": SHARES, "negative_weight": WEIGHTS} | RATES),
+}
+KINDS = {
+    "2048 shared": Kind(2048, True, 50, long=True),
+    "10 a group": Kind(10, False, 50),
+    "100 a group": Kind(100, False, 50),
+    "2048 shared, SimpleX": Kind(2048, True, 50, simplex=True),
+}
+CASES = {
+    f"{loss}, {kind}": (LOSSES[loss], KINDS[kind])
+    for kind in KINDS
+    for loss in (("CCL", "MML") if KINDS[kind].simplex else LOSSES)
+}
+
+
+@lru_cache(maxsize=3)
+def split(data: str) -> splits.Split:
+    """Returns train and test; for selection, a random tenth of the train pairs is validation."""
+    found = datasets.load(data.partition(",")[0])
+    if data in DATA:
+        return splits.Split(found.train, None, found.test)
+    kept = np.random.default_rng(0).random(found.train.n_pairs) >= 0.1
+    return splits.Split(found.train.select(kept), found.train.select(~kept), found.test)
+
+
+def trained(case: tuple[Loss, Kind], train: Any, valid: Any, key: Any, **setting: Any) -> Any:
+    """Trains for a fixed number of epochs. If there is validation, the log has its metric."""
+    (loss, kind), sizes = case, (train.n_users, train.n_items)
+    epochs, rate, l2 = (setting.pop(name, 0.0) for name in ("epochs", "learning_rate", "l2"))
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in setting.items()}
+    model = jr.models.MF(*sizes, dim=DIM, score=loss.score, scale=SCALE, dropout=DROPOUT)
+    examples, known = partial(jr.train.groups, n=GROUP), {}
+    if kind.simplex:
+        pool = {"pool": jr.models.UserAttention(), "shared_history": False, "length": 50}
+        model = jr.models.SimpleX(*sizes, dim=DIM, gate=0.8, scale=SCALE, dropout=DROPOUT, **pool)
+        place = np.arange(train.n_pairs) - np.repeat(train.indptr[:-1], train.user_degrees)
+        examples = partial(examples, histories=train.select(place < 50))  # batches carry no more than it looks at
+        known = {"histories": train}
+    sample = partial(jr.sampling.uniform, n_items=train.n_items, n=kind.n)
+    sample = partial(jr.sampling.shared, sample=sample) if kind.shared else sample
+    loss_fn = partial(loss.loss, **options) if options else loss.loss
+    objective = partial(jr.train.pairwise_objective, model=model, loss=loss_fn, sample=sample, leave_out=kind.simplex)
+    steps = -(-jr.train.groups(train, n=GROUP).n // BATCH) * epochs
+    tx = optax.chain(optax.add_decayed_weights(l2), optax.adam(optax.cosine_decay_schedule(rate, steps)))
+
+    def judge(variables: Mapping) -> dict[str, float]:
+        return jr.evaluate.full_ranking(model, variables, train, valid, ks=(20,), **known).means
+
+    run = {"epochs": epochs, "batch_size": BATCH, "examples": examples}
+    run |= {} if valid is None else {"validate": judge, "every": max(epochs // 5, 1)}
+    return fitted(key, model, objective, tx, train, **run)
+
+
+def evaluate(model: Any, variables: jr.typing.Variables, part: splits.Split, on: str) -> jr.evaluate.Report:
+    """Returns Recall@20 and NDCG@20."""
+    report = study.full_ranking(model, variables, part, on, ks=(20,))
+    per_user = {name: report.per_user[name] for name in ("recall@20", "ndcg@20")}
+    return jr.evaluate.Report(report.users, per_user, {}, None, report.protocol)
+
+
+def tuned(name: str, data: str, **more: Any) -> study.Method:
+    """Returns a case with the settings to choose from."""
+    loss, kind = CASES[name]
+    # Yelp2018 has 1.5 times the pairs, so that both get about the same number of steps.
+    epochs = kind.epochs if data == "gowalla" else round(kind.epochs / 1.5)
+    grid = loss.grid | {"epochs": (epochs,)} | more
+    return study.Method(name, partial(trained, (loss, kind)), grid)
+
+
+def methods(data: str) -> list[study.Method]:
+    """Returns all cases to choose settings for; on test, those whose settings are chosen."""
+    if data not in DATA:
+        return [tuned(name, data.partition(",")[0]) for name in CASES]
+    found = []
+    for name, (_, kind) in CASES.items():
+        each = tuned(name, data)
+        best = study.chosen(records_of("mml_tuned"), SELECT[data], name, study.settings(each.grid, TRIALS), METRIC)
+        if best is not None:
+            grid = {option: (value,) for option, value in best.items()}
+            found.append(each._replace(grid=grid))
+            if kind.long:
+                found.append(each._replace(name=f"{name}, {LONG}", grid=grid | {"epochs": (5 * best["epochs"],)}))
+    return found
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def chosen(row: study.Row, grid: Any) -> str:
+    """Returns the setting, with a star at values at an end of the grid that validation compared."""
+    name = row.method.removesuffix(f", {LONG}")
+    if name not in CASES:
+        return ""
+    stars = study.ends(row.setting, CASES[name][0].grid)
+    shown = {option.replace("_", " "): (value, "*" * (option in stars)) for option, value in row.setting.items()}
+    lists = {option: " ".join(f"{x:.3g}" for x in v) for option, (v, _) in shown.items() if isinstance(v, list | tuple)}
+    return ", ".join(f"{option} {lists.get(option) or format(v, 'g')}{star}" for option, (v, star) in shown.items())
+
+
+def columns(data: str, rows: Mapping[str, study.Row]) -> dict[str, list[str]]:
+    """Returns the columns for the CPU minutes."""
+    run = lambda row: "epochs" in row.setting and None not in row.cpu_seconds  # noqa: E731
+    minutes = [f"{np.median(row.cpu_seconds) / 60:.1f}" if run(row) else "" for row in rows.values()]
+    return {"CPU minutes per run": minutes}
+
+
+def margins(tables: Any, records: Any) -> str:
+    """Says what several margins are worth against one, for each data set and kind of negatives."""
+    said = []
+    for data, rows in tables.items():
+        for kind in [*KINDS, *(f"{name}, {LONG}" for name, each in KINDS.items() if each.long)]:
+            pair = [rows.get(f"{loss}, {kind}") for loss in ("MML", "CCL")]
+            seeds = sorted(set.intersection(*(set(row.seeds) if row else set() for row in pair)))
+            if len(seeds) > 1:
+                values = []
+                for metric in ("recall@20", "ndcg@20"):
+                    one, other = (row.values[metric][[row.seeds.index(s) for s in seeds]] for row in pair)
+                    error = (one / other).std(ddof=1) / np.sqrt(len(seeds))
+                    values.append(f"{(one / other).mean():.3f} ± {error:.3f}")
+                said.append(f"{data}, {kind}: {values[0]} in Recall@20, {values[1]} in NDCG@20")
+    if not said:
+        return ""
+    return f"Ratio of MML to CCL, both tuned alike, mean of the ratios of the seeds: {'; '.join(said)}."
+
+
+def panes(tables: Any, records: Any) -> list[list[dict[str, Any]]]:
+    """Returns a pane for each data set: recall on test against CPU minutes, a line for each loss.
+
+    A line joins the tuned budget and five times as much.
+    """
+    found = []
+    for data in (data for data in tables if data in DATA):
+        lines = {}
+        for loss in LOSSES:
+            name = f"{loss}, 2048 shared"
+            pair = [row for row in (tables[data].get(name), tables[data].get(f"{name}, {LONG}")) if row]
+            if pair:
+                minutes = [float(np.median(row.cpu_seconds)) / 60 for row in pair]
+                recalls = [row.values[METRIC] for row in pair]
+                errors = [x.std(ddof=1) / len(x) ** 0.5 if len(x) > 1 else 0.0 for x in recalls]
+                lines[loss] = (minutes, [x.mean() for x in recalls], errors)
+        found.append(
+            {"title": data, "xlabel": "CPU minutes of training", "ylabel": "Recall@20 on test", "lines": lines}
+        )
+        found[-1]["xscale"] = "log"
+    return [found] if found else []
+
+
+def quick() -> tuple[list[study.Method], dict[str, Any]]:
+    """Returns the methods and splits of the shortened run: 2,000 users, 2 epochs, one setting."""
+    found = split("gowalla")
+    train, test = (part.select(part.pairs()[0] < 2000) for part in (found.train, found.test))
+    few = []
+    for name in ("CCL, 10 a group", "MML, 2048 shared"):
+        first = study.settings(CASES[name][0].grid, TRIALS)[0]
+        few.append(
+            tuned(name, "gowalla")._replace(grid={key: (value,) for key, value in first.items()} | {"epochs": (2,)})
+        )
+    return few, {"gowalla": splits.Split(train, None, test)}
+
+
+STUDY = Study(
+    name="mml_tuned",
+    title="Losses on Gowalla and Yelp2018, tuned alike",
+    about=__doc__,
+    methods={data: partial(methods, data) for data in (*SELECT.values(), *DATA)},
+    split=split,
+    evaluate=evaluate,
+    metric=lambda data: METRIC,
+    shown=lambda data: ("recall@20", "ndcg@20"),
+    quick=quick,
+    trials=TRIALS,
+    tuned=tuple(SELECT.values()),
+    claims=[
+        *((f"MML, {kind}", f"CCL, {kind}") for kind in KINDS),
+        ("BSL, 2048 shared", "softmax, 2048 shared"),
+        *(
+            (f"{one}, 2048 shared, {LONG}", f"{other}, 2048 shared, {LONG}")
+            for one, other in (("MML", "CCL"), ("BSL", "softmax"), ("BSL", "MML"))
+        ),
+    ],
+    chosen=chosen,
+    columns=columns,
+    after=margins,
+    panes=panes,
+)
+
+if __name__ == "__main__":
+    main(STUDY)
