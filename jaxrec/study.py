@@ -315,7 +315,10 @@ class _Study(NamedTuple):
                 continue
             if judged == "test" and method.refit is not None:
                 whole = split.train if split.valid is None else split.train.union(split.valid)
-                model, variables, _ = method.refit(whole, jax.random.key(seed), log, **setting)
+                refitted = method.refit(whole, jax.random.key(seed), log, **setting)
+                if refitted is None:
+                    raise ValueError(f"refit of {where} diverged with seed {seed} on {data!r}; remove the setting")
+                model, variables, _ = refitted
                 # What the model was trained on is masked, and is the histories that it knows.
                 split = SimpleNamespace(train=whole, valid=None, test=split.test)
             found = self.evaluate(model, variables, split, judged)

@@ -266,3 +266,24 @@ def test_scales_and_weights_without_a_meaning_are_refused():
         losses.uniformity(jnp.eye(2), scale=0.0)
     with pytest.raises(ValueError, match=r"^weight=-1.0; give a finite number of 0 or more"):
         losses.directau(jnp.eye(2), jnp.eye(2), weight=-1.0)
+
+
+@pytest.mark.parametrize("scale", [1e-23, 1e20])
+def test_lengths_are_divided_out_however_small_or_large(scale):
+    x = jnp.eye(2)
+    one = jax.value_and_grad(lambda x: losses.infonce(x, jnp.eye(2)).sum())
+    value, slope = one(scale * x)
+    expected, other = one(x)
+    assert float(value) == pytest.approx(float(expected), rel=1e-6)
+    np.testing.assert_allclose(scale * slope, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("positives", [[0, 6], [-1, 0]])
+def test_positives_that_are_no_rows_of_the_keys_are_refused(positives):
+    with pytest.raises(ValueError, match="give rows of keys, 0 to 5"):
+        losses.infonce(jnp.ones((2, 3)), jnp.ones((6, 3)), positives=jnp.array(positives))
+
+
+def test_bounds_of_diversity_in_the_wrong_order_are_refused():
+    with pytest.raises(ValueError, match=r"least=3\.0 is above most=0\.2"):
+        losses.diversity(jnp.eye(2), least=3.0, most=0.2)

@@ -232,3 +232,24 @@ def test_divergence_is_that_of_fit():
     with pytest.raises(jr.train.DivergenceError, match="epoch 1") as caught:
         jr.train.refreshed(start(tx), OBJECTIVE, tx, BOARD, refresh=REFRESH, epochs=2, **HOW)
     assert np.isfinite(caught.value.state.variables["params"]["user"]).all()
+
+
+@pytest.mark.parametrize(
+    ("refresh", "message"),
+    [
+        (lambda key, variables: None, "refresh returns NoneType"),
+        (lambda key, variables: {"prototypes": {"user": [1]}}, "refresh returns prototypes of the form"),
+    ],
+)
+def test_what_a_refresh_may_not_return_is_said(refresh, message):
+    tx = optax.sgd(0.1)
+    state = jr.train.init(jax.random.key(0), ON_BOARD, tx)
+    with pytest.raises(ValueError, match=message):
+        jr.train.refreshed(state, OBJECTIVE, tx, BOARD, refresh=refresh, epochs=1, **HOW)
+
+
+def test_clusters_of_integers_and_with_old_keys_are_refused():
+    with pytest.raises(AssertionError):
+        jr.train.ncl.k_means(jax.random.key(0), jnp.array([[0], [1]]), n=1)
+    with pytest.raises(ValueError, match="one typed key"):
+        jr.train.ncl.k_means(jax.random.PRNGKey(0), jnp.array([[0.0], [1.0]]), n=1)

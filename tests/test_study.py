@@ -203,6 +203,12 @@ def test_refit_trains_on_train_and_validation_before_test_alone(board, tmp_path)
     assert study.read(tmp_path / "study.jsonl")[-1]["valid"] == {METRIC: 1.0}
 
 
+def test_a_refit_that_diverges_is_named(go):
+    method = fixed("M")._replace(refit=lambda train, key, log: None)
+    with pytest.raises(ValueError, match=r"refit of M with \{\} diverged with seed 0 on 'board'"):
+        go(method, seeds=[0])
+
+
 def test_records_of_other_data_are_refused(go, board, tmp_path):
     go(fixed("M"), seeds=[0, 1])
     other = {"board": board._replace(test=board.valid, valid=board.test)}

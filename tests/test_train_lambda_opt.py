@@ -89,6 +89,24 @@ def test_rows_are_those_of_the_objective_and_weigh_one_over_the_positives(shared
     assert float(summed.sum()) == pytest.approx(float(jnp.where(where, 1.0 if weights is None else weights, 0).sum()))
 
 
+def test_rows_of_mars_are_those_that_its_positives_replace():
+    """The rows with a gradient are the rows to penalise, each as often as it is drawn."""
+    model = jr.models.MARS(8, 60, dim=4, n_facets=2)
+
+    def positives(key, shape):
+        return tuple(jax.random.randint(each, shape, 0, 8, dtype=jnp.int32) for each in jax.random.split(key))
+
+    objective = partial(mars.objective, model=model, sample=SAMPLE, margin=3.0, facet_weight=0.0, positives=positives)
+    batch, key = jr.train.Batch.of(jnp.zeros(3, jnp.int32), jnp.array([5, 6, 7])), jax.random.key(1)
+    variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
+    gradient = jax.grad(objective)(variables, key, batch)["params"]
+    rows = lambda_opt.penalised_rows(key, batch, objective=objective)
+    assert set(rows["user"][0].tolist()) != {0} and float(rows["user"][1].sum()) == 3
+    for name, (ids, _) in rows.items():
+        moved = np.flatnonzero(np.abs(gradient[name]).reshape(len(gradient[name]), -1).sum(1))
+        assert set(ids.tolist()) == set(moved.tolist())
+
+
 @pytest.mark.deep
 def test_draws_are_pairs_of_their_sets_and_of_keys_of_their_own():
     batch = jr.train.Batch.of(jnp.zeros(50, jnp.int32), jnp.zeros(50, jnp.int32))

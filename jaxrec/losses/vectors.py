@@ -7,7 +7,9 @@ bring two views of the same rows together.
 from __future__ import annotations
 
 import chex
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrec._numerics import accumulated
 from jaxrec.losses._reduce import logsumexp, over_negatives, setting
@@ -149,6 +151,9 @@ def diversity(x: Array, *, least: Scalar = 0.05, most: Scalar = 0.25) -> Array:
     Returns:
         Losses [...]; 0 if C is 1.
 
+    Raises:
+        ValueError: if a bound is negative or not finite, or `least` is above `most`.
+
     Differs: the released code bounds the squared distance of each pair, which is 2δ on average,
     instead of their spread; the defaults are its bounds.
 
@@ -156,6 +161,8 @@ def diversity(x: Array, *, least: Scalar = 0.05, most: Scalar = 0.25) -> Array:
     0.25
     """
     chex.assert_type(x, float)
+    if not any(isinstance(bound, jax.core.Tracer) for bound in (least, most)) and least > most:
+        raise ValueError(f"least={least} is above most={most}; give a lower least")
     least, most = setting("least", least, x, least=0), setting("most", most, x, least=0)
     x = accumulated(x)
     if x.shape[-2] == 1:
@@ -180,14 +187,17 @@ def infonce(
     Args:
         queries: vectors [..., B, D].
         keys: vectors [..., N, D].
-        positives: integers [..., B], the row of each query's own key; None is row b for query b,
-            which needs N = B.
+        positives: integers [..., B], the row of each query's own key, 0 to N − 1; None is row b for
+            query b, which needs N = B.
         where: bool [..., N], True for the keys to use; None uses all.
         temperature: divides the cosines; above 0.
 
     Returns:
         Losses [..., B], 0 for a query whose own key is masked. A row of zeros stays 0 and gets no
         gradient.
+
+    Raises:
+        ValueError: if the temperature is not above 0, or `positives` are not rows of the keys.
 
     >>> [round(float(x), 4) for x in infonce(jnp.eye(2), jnp.eye(2), temperature=0.5)]
     [0.1269, 0.1269]
@@ -199,6 +209,10 @@ def infonce(
     where = jnp.ones(keys.shape[:-1], bool) if where is None else jnp.asarray(where)
     chex.assert_type([positives, where], [int, bool])
     chex.assert_shape([positives, where], [queries.shape[:-1], keys.shape[:-1]])
+    if not isinstance(positives, jax.core.Tracer) and positives.size:
+        low, high = np.min(positives), np.max(positives)
+        if low < 0 or high >= keys.shape[-2]:
+            raise ValueError(f"positives are from {low} to {high}; give rows of keys, 0 to {keys.shape[-2] - 1}")
     temperature = setting("temperature", temperature, queries, above=0)
     usable = jnp.take_along_axis(where, positives, axis=-1)
     sides = (queries, usable), (keys, where)
@@ -212,5 +226,8 @@ def infonce(
 def _normalised(x: Array) -> Array:
     """Divides vectors by their lengths; a vector of zeros stays 0."""
     # Double where: the gradient of the square root is infinite at 0.
+    # The largest entry is divided out first, because squares under- and overflow.
+    largest = jax.lax.stop_gradient(jnp.abs(x).max(-1, keepdims=True))
+    x = x / jnp.where(largest > 0, largest, 1)
     squared = (x**2).sum(-1, keepdims=True)
     return jnp.where(squared > 0, x / jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)

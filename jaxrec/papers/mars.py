@@ -42,6 +42,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrec import sampling
+from jaxrec._numerics import accumulated
 from jaxrec.interactions import Interactions
 from jaxrec.models.mars import calibrated_unit, free, projected
 from jaxrec.optim import riemannian
@@ -149,8 +150,9 @@ def equation_12(
 
 def _alone(users: Array, where: Array | None, alpha: Scalar, exponent: Scalar) -> Array:
     """Returns the terms i = j of eq. 6 or 12, which are constants, for all rows in `where`."""
-    n_rows = jnp.asarray(len(users) if where is None else where.sum(), users.dtype)
-    return n_rows * users.shape[1] * jax.nn.softplus(jnp.asarray(exponent, users.dtype)) / alpha
+    dtype = accumulated(users).dtype
+    n_rows = jnp.asarray(len(users) if where is None else where.sum(), dtype)
+    return n_rows * users.shape[1] * jax.nn.softplus(jnp.asarray(exponent, dtype)) / jnp.asarray(alpha, dtype)
 
 
 def _cosines(u: Array, v: Array) -> Array:

@@ -11,7 +11,7 @@ by their items, give `draws` the examples `singles(pairs, histories=...)` and `s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.optim import lambda_opt
 from jaxrec.train import mars, ultragcn
 from jaxrec.train.examples import Batch, Groups
-from jaxrec.typing import Array, Key, Objective, Sampler
+from jaxrec.typing import Array, Key, Objective
 
 RowsOf = Callable[[Key, Batch], dict[str, tuple[Array, Array]]]
 
@@ -113,31 +113,38 @@ def penalised_rows(key: Key, batch: Batch, *, objective: Objective) -> dict[str,
             "which rows to penalise; "
             "pass rows="
         )
-    ((function, sample),) = found
-    users = batch.users[:, 0]
-    negatives = sample(jax.random.split(key)[0], users)
-    share = jnp.where(batch.where, 1.0 if batch.weights is None else batch.weights, 0.0)
+    ((function, options),) = found
+    users, items, where, weights = batch.users[:, 0], batch.items, batch.where, batch.weights
+    sample_key, positive_key = jax.random.split(key)
+    if function is mars.objective:  # it takes pairs apart, and may draw others
+        users, items, where, weights = batch.pairs()
+        if options.get("positives") is not None:
+            users, items = options["positives"](positive_key, users.shape)
+            weights = None
+        items, where, weights = (x if x is None else x[:, None] for x in (items, where, weights))
+    negatives = options["sample"](sample_key, users)
+    share = jnp.where(where, 1.0 if weights is None else weights, 0.0)
     if function not in (mars.objective, ultragcn.objective):
         share = share / jnp.where(share.sum() > 0, share.sum(), 1)
     of_users = share.sum(1)
     # Negatives [1, n] are shared: they count for all users of the batch.
     of_draws = of_users if len(negatives) == len(of_users) else of_users.sum(keepdims=True)
     of_negatives = jnp.broadcast_to(of_draws[:, None] / negatives.shape[1], negatives.shape)
-    items = jnp.concatenate([batch.items.reshape(-1), negatives.reshape(-1)])
+    looked_up = jnp.concatenate([items.reshape(-1), negatives.reshape(-1)])
     return {
         "user": (users, of_users),
-        "item": (items, jnp.concatenate([share.reshape(-1), of_negatives.reshape(-1)])),
+        "item": (looked_up, jnp.concatenate([share.reshape(-1), of_negatives.reshape(-1)])),
     }
 
 
-def _samplers(value: Any) -> Iterator[tuple[Any, Sampler]]:
-    """Yields each objective that binds a sampler in nested partials, and the sampler; samplers
+def _samplers(value: Any) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+    """Yields each objective that binds a sampler in nested partials, and what it binds; samplers
     inside samplers do not count.
     """
     if isinstance(value, partial):
         value = flattened(value)
     if isinstance(value, partial) and "sample" in value.keywords:
-        yield value.func, value.keywords["sample"]
+        yield value.func, value.keywords
     elif isinstance(value, partial):
         yield from _samplers([value.func, *value.args, *value.keywords.values()])
     elif isinstance(value, tuple | list):

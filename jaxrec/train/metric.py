@@ -54,10 +54,16 @@ def diversity_objective(
         least: spread below which a user's vectors are pushed apart.
         most: spread above which they are pulled together.
 
+    Raises:
+        ValueError: if the parameter "user" is not [M, C, D], or `least` is above `most`.
+
     Differs: the paper averages over all users, instead of those of a batch.
     """
     del key
-    values = losses.diversity(lookup(variables["params"]["user"], batch.users[:, 0]), least=least, most=most)
+    table = variables["params"]["user"]
+    if jnp.ndim(table) != 3:
+        raise ValueError(f"the parameter user has shape {list(table.shape)}; use models.DPCML, which has [M, C, D]")
+    values = losses.diversity(lookup(table, batch.users[:, 0]), least=least, most=most)
     return losses.mean(values, where=batch.where.any(1))
 
 

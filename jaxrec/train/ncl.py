@@ -14,12 +14,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from jaxrec import losses
+from jaxrec._keys import check_key
 from jaxrec._lookup import lookup
-from jaxrec._numerics import integer, number
+from jaxrec._numerics import accumulated, integer, number
 from jaxrec._platform import sized
 from jaxrec.models.mf import products
 from jaxrec.train.examples import Batch
@@ -140,7 +142,10 @@ def k_means(key: Key, x: Array, *, n: int, iterations: int = 20) -> tuple[Array,
     >>> sorted(centroids[:, 0].tolist())
     [0.5, 8.5]
     """
+    check_key(key)
+    chex.assert_type(x, float)
     n, iterations = integer("n", n, most=len(x)), integer("iterations", iterations)
+    dtype, x = x.dtype, accumulated(x)
 
     def assigned(centroids: Array) -> Array:
         lengths = (centroids**2).sum(-1)
@@ -159,4 +164,4 @@ def k_means(key: Key, x: Array, *, n: int, iterations: int = 20) -> tuple[Array,
 
     first = x[jax.random.choice(key, len(x), (n,), replace=False)]
     centroids = jax.lax.fori_loop(0, iterations, moved, first)
-    return centroids, assigned(centroids)
+    return centroids.astype(dtype), assigned(centroids)

@@ -20,7 +20,8 @@ def penalised_objective(
     propagated (He et al. 2020, arXiv 2002.02126, use 1e-4). Its strength does not depend on the
     numbers of users and items, unlike that of `optax.add_decayed_weights`, which decays every row
     in every step. The negatives are those that the objective draws from the same key. The weights
-    of the interactions weight the mean.
+    of the interactions weight the mean. For `train.mars.objective` and `train.ultragcn.objective`,
+    which are sums over the batch, the penalty is a sum, too.
 
     Args:
         variables: the model's variables, with "user" [M, ...] and "item" [N, ...] among "params".

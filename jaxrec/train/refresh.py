@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -91,7 +92,10 @@ def _replaced(state: State, refresh: Refresh) -> Variables:
     """Returns the variables with the collections that `refresh` returns, in their old containers."""
     key = jax.random.fold_in(jax.random.fold_in(state.key, _OF_REFRESH), state.epoch)
     variables, known = dict(state.variables), [name for name in state.variables if name != "params"]
-    for name, new in refresh(key, state.variables).items():
+    found = refresh(key, state.variables)
+    if not isinstance(found, Mapping):
+        raise ValueError(f"refresh returns {type(found).__name__}; return a mapping from collections to values")
+    for name, new in found.items():
         if name not in known:
             raise ValueError(f"refresh returns {name!r}; it may replace only {known}")
         given, expected = _form(new), _form(variables[name])
@@ -105,4 +109,4 @@ def _replaced(state: State, refresh: Refresh) -> Variables:
 def _form(collection: Any) -> Any:
     """Returns the shapes and dtypes of a collection's arrays by their paths."""
     leaves = jax.tree_util.tree_leaves_with_path(collection)
-    return {jax.tree_util.keystr(path): (np.shape(leaf), np.dtype(leaf.dtype).name) for path, leaf in leaves}
+    return {jax.tree_util.keystr(path): (np.shape(leaf), np.dtype(jnp.result_type(leaf)).name) for path, leaf in leaves}
