@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks import _record, claims, leaderboard
+from benchmarks import _claims, _leaderboard, _record
 from benchmarks.studies import _study
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -160,7 +160,7 @@ def headlines() -> list[str]:
 def written() -> dict[str, str]:
     """Returns the text of README.md and RESULTS.md that the records give."""
     sections = [quickstart(found)] if (found := measured("quickstart")) else []
-    sections += [leaderboard.section(studies()), claims.section(studies())]
+    sections += [_leaderboard.section(studies()), _claims.section(studies())]
     sections += [_study.section(this, records) for this, records in studies().values()]
     for name in ("categories", "accelerator"):
         if found := measured(name):

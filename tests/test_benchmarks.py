@@ -333,14 +333,14 @@ def test_cases_of_the_mml_study_train(name):
     [([], "open"), ([1, 1], "reproduced"), ([1, 0, -1], "in part"), ([0, -1], "refuted"), ([0], "not reproduced")],
 )
 def test_a_verdict_can_come_out_either_way(signs, said):
-    from benchmarks import claims
+    from benchmarks import _claims
 
-    assert claims.verdict(signs) == said
+    assert _claims.verdict(signs) == said
 
 
 def test_a_claim_is_judged_by_the_records(tmp_path):
     """The first method is better on one board and worse on the other."""
-    from benchmarks import claims
+    from benchmarks import _claims
     from benchmarks.studies import _study
 
     def method(name, better):
@@ -370,25 +370,25 @@ def test_a_claim_is_judged_by_the_records(tmp_path):
         quick=None,
     )
     records = study.read(tmp_path / "boards.jsonl")
-    claim = claims.Claim("paper", "A is better than B", "boards", [("A", "B")])
-    found = claims.judged(claim, this, records)
+    claim = _claims.Claim("paper", "A is better than B", "boards", [("A", "B")])
+    found = _claims.judged(claim, this, records)
     assert found[0] == "in part" and re.fullmatch(r"board24 \+0\.1\d*; board30 -0\.1\d*", found[1])
-    assert claims.judged(claim._replace(data=["board24"]), this, records)[0] == "reproduced"
-    assert claims.judged(claim._replace(pairs=[("B", "A")], data=["board24"]), this, records)[0] == "refuted"
-    assert claims.judged(claim._replace(pairs=[("A", "C")]), this, records) == ("open", "", "")
-    assert claims.judged(claim._replace(pairs=[("A", "item id")]), this, records)[0] == "reproduced"
+    assert _claims.judged(claim._replace(data=["board24"]), this, records)[0] == "reproduced"
+    assert _claims.judged(claim._replace(pairs=[("B", "A")], data=["board24"]), this, records)[0] == "refuted"
+    assert _claims.judged(claim._replace(pairs=[("A", "C")]), this, records) == ("open", "", "")
+    assert _claims.judged(claim._replace(pairs=[("A", "item id")]), this, records)[0] == "reproduced"
 
 
 def test_methods_of_a_leaderboard_have_the_same_test_pairs(studies):
-    from benchmarks import leaderboard
+    from benchmarks import _leaderboard
 
     this, records = studies["rg2"]
-    ordered = [row.values["ndcg@10"].mean() for row, _ in leaderboard.rows(studies, "ml-1m")]
+    ordered = [row.values["ndcg@10"].mean() for row, _ in _leaderboard.rows(studies, "ml-1m")]
     assert ordered == sorted(ordered, reverse=True) and len(ordered) > 10
     first = next(r for r in records if (r["data"], r["on"], r["seed"]) == ("ml-1m", "test", 0))
     mixed = [*records, first | {"fingerprint": "a-b-c"}]
     with pytest.raises(ValueError, match="with seed 0, rg2 has other test pairs of ml-1m"):
-        leaderboard.rows({"rg2": (this, mixed)}, "ml-1m")
+        _leaderboard.rows({"rg2": (this, mixed)}, "ml-1m")
 
 
 def test_values_of_mars_agree_with_one_another(studies):
