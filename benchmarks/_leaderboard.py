@@ -7,8 +7,8 @@ train part. On ml-1m and citeulike-a, each user's pairs are split at random (.8/
 split for each seed. All methods of a table are evaluated on the same test pairs, among all items,
 with the pairs that they were trained or selected on masked. CPU seconds are those of one training
 run after its trials, over all cores, so that compilation has mostly happened before; "of all
-trials" includes it. They leave out a second training on train and validation, and the decomposition
-that all filters of a training set share. They depend on the load of the machine.
+trials" includes it. They leave out the second training, on train and validation. They depend on the
+load of the machine.
 
 Published Recall@20 / NDCG@20 on Gowalla and Yelp2018: LightGCN .1830/.1554 and .0649/.0530, SimpleX
 .1872/.1557 and .0701/.0575, UltraGCN .1862/.1580 and .0683/.0561, GF-CF .1849/.1518 and

@@ -28,10 +28,10 @@ def check_key(key: Any) -> None:
 
 
 def drawn(random: Callable[..., Array], key: Key, shape: tuple[int, ...], *args: Any, **options: Any) -> Array:
-    """Returns `random(key, shape, *args, **options)` for a function of `jax.random`, bit by bit.
+    """Returns the bits of `random(key, shape, *args, **options)`, for a function of `jax.random`.
 
-    It draws a vector and reshapes it: XLA needs up to nine times as long to compile the draw of a
-    matrix with short rows.
+    It draws a vector and reshapes it, because XLA takes much longer to compile the draw of a matrix
+    with short rows. Other arguments must be scalars, or vectors of as many numbers.
     """
     return random(key, (math.prod(shape),), *args, **options).reshape(shape)
 

@@ -66,9 +66,8 @@ class Method(NamedTuple):
             lists of these, because they are written to a file.
         refit: `refit(train, key, log, **setting) -> (model, variables, log)` trains again before
             the evaluation on test, on the union of train and validation, which `evaluate` then gets
-            as `split.train`. `log` is that of `fit`,
-            from which it can read the number of epochs. With None, test evaluates the model that
-            `fit` returned.
+            as `split.train`. `log` is that of `fit`, from which it can read the number of epochs.
+            With None, test evaluates the model that `fit` returned.
         fit_all: `fit_all(train, valid, key, settings)` trains several settings jointly, for example
             with `jaxrec.train.sweep`, and returns a list with what `fit` would return for each. If
             given, it is used instead of `fit`.
@@ -319,7 +318,7 @@ class _Study(NamedTuple):
                 if refitted is None:
                     raise ValueError(f"refit of {where} diverged with seed {seed} on {data!r}; remove the setting")
                 model, variables, _ = refitted
-                # What the model was trained on is masked, and is the histories that it knows.
+                # The pairs that the model was trained on are masked, and are the histories that it gets.
                 split = SimpleNamespace(train=whole, valid=None, test=split.test)
             found = self.evaluate(model, variables, split, judged)
             record[judged] = _finite(metrics_of(found), self.metric, f"{where} on {judged} of {data!r}")

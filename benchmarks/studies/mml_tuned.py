@@ -10,12 +10,12 @@ only the first 50 items of a history.
 
 Examples are groups of up to 16 positives of a user. Negatives are drawn for each group ("a group")
 or once for the whole batch of 2,048 groups ("shared"). The papers draw 100 or 800 for each positive
-instead. An epoch of that takes some 16 to 100 times as long as one of these, so it was not run.
+instead. An epoch of that takes many times as long as one of these, so it was not run.
 
 The learning rate falls to 0 over a fixed number of epochs by half a cosine, and the last epoch is
-evaluated. Losses are not converged after the tuned number of epochs, and their order depends on it.
-The rows "five times as long" show the same settings with five times the epochs. CPU minutes depend
-on the load of the machine; they are for orders of magnitude.
+evaluated. The order of losses may depend on the number of epochs. The rows "five times as long"
+show the same settings with five times the epochs. CPU minutes depend on the load of the machine;
+they are for orders of magnitude.
 
 Published Recall@20 / NDCG@20, each with the epoch chosen on the test set: on Gowalla MF-CCL
 .1837/.1493 (800 negatives), MF-BSL .1882/.1584, MF-BPR .1627/.1378, LightGCN .1830/.1554; on

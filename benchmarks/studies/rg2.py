@@ -9,16 +9,15 @@ of LightGCN, and only solvers run on them: a tenth of the train part chooses the
 the number of sweeps, then the model is trained on all of the train part. On citeulike-a, too, only
 solvers run.
 
-The number of settings that were tried differs, as the table of trials in the leaderboard says:
-filters, neighbours and EASE have 16, other solvers five to 20, losses trained by SGD nine, and on
-ml-1m at most four, so that their rows there are at a disadvantage. GF-CF, Turbo-CF, ChebyCF and
-BSPM are spectral filters of `solvers.filters`. They share one decomposition, which counts as CPU
-time of the first of them. ChebyCF and BSPM have 256 singular vectors; on Gowalla and Yelp2018 they
-have their papers' numbers, their polynomials are approximated with 512, and 5,000 users validate
-filters and neighbours. For the closed form, λ is a share of √2 σ₁. The paper's own values come from
-its released code, which is RG2 with α. The paper's other data sets, MovieLens-10M, Electronics and
-Steam, run if `jaxrec.data.datasets` finds them. The paper says that it drops ratings below 3 from
-Electronics, but its counts are those of all ratings.
+The number of settings that were tried differs: filters, neighbours and EASE have 16, other solvers
+five to 20, losses trained by SGD nine, and on ml-1m at most four, so that their rows there are at a
+disadvantage. GF-CF, Turbo-CF, ChebyCF and BSPM are spectral filters of `solvers.filters`. The
+trials of one filter share a decomposition. ChebyCF and BSPM have 256 singular vectors; on Gowalla
+and Yelp2018 they have their papers' numbers, their polynomials are approximated with 512, and 5,000
+users validate filters and neighbours. For the closed form, λ is a share of √2 σ₁. The paper's own
+values come from its released code, which is RG2 with α. The paper's other data sets, MovieLens-10M,
+Electronics and Steam, run if `jaxrec.data.datasets` finds them. The paper says that it drops
+ratings below 3 from Electronics, but its counts are those of all ratings.
 """
 
 from __future__ import annotations
@@ -122,14 +121,34 @@ def closed_form_again(train: Any, key: Any, log: Any, **setting: Any) -> Fitted:
 
 
 def direct(fit: Callable, train: Any, valid: Any, key: Any, *, metric: str, large: bool, **setting: Any) -> Any:
-    """Fits a method that makes no sweeps."""
-    return fit(train, key=key, large=large, **setting)
+    """Fits a method that makes no sweeps and draws nothing."""
+    return fit(train, **setting)
 
 
-@lru_cache(maxsize=2)
-def spectrum(train: jr.Interactions) -> jr.solvers.filters.Spectrum:
-    """Returns the singular vectors that all filters of a training set share."""
-    return jr.solvers.filters.decompose(train, dim=512 if wide(train) else 256, key=jax.random.key(0))
+def direct_again(fit: Callable, train: Any, key: Any, log: Any, **setting: Any) -> Any:
+    """Fits it on other data."""
+    return direct(fit, train, None, key, **setting)
+
+
+def filtered(options: Callable, train: Any, valid: Any, key: Any, settings: Any, *, metric: str, large: bool) -> list:
+    """Makes spectral filters of one training set, which share a decomposition.
+
+    On large data sets a polynomial of high degree is approximated.
+    """
+    fit, rank, spectrum = jr.solvers.filters.fit, {}, None
+    if options is not jr.solvers.filters.turbo_cf:  # which needs no singular vectors
+        dim = 512 if wide(train) else 256
+        spectrum = jr.solvers.filters.decompose(train, dim=dim, key=key)
+        rank = {"rank": dim} if wide(train) and options is not jr.solvers.filters.gf_cf else {}
+        options = options if wide(train) else partial(options, dim=dim)
+    return [fit(train, **options(**setting), **rank, spectrum=spectrum) for setting in settings]
+
+
+def filtered_again(
+    options: Callable, train: Any, key: Any, log: Any, *, metric: str, large: bool, **setting: Any
+) -> Any:
+    """Makes the filter of other data."""
+    return filtered(options, train, None, key, [setting], metric=metric, large=large)[0]
 
 
 def wide(train: jr.Interactions) -> bool:
@@ -137,24 +156,14 @@ def wide(train: jr.Interactions) -> bool:
     return train.n_users > 10_000
 
 
-def filtered(settings: Callable, train: Any, *, key: Any, large: bool, **setting: Any) -> Any:
-    """Makes a spectral filter. On large data sets a polynomial of high degree is approximated."""
-    if settings is jr.solvers.filters.turbo_cf:
-        return jr.solvers.filters.fit(train, **settings(**setting))
-    how = settings(**({} if wide(train) else {"dim": 256}) | setting)
-    how |= {"rank": 512} if wide(train) and settings is not jr.solvers.filters.gf_cf else {}
-    return jr.solvers.filters.fit(train, **how, spectrum=spectrum(train))
+def filters(options: Callable, grid: Grid) -> tuple[Callable[..., Any], Grid, Callable[..., Fitted]]:
+    """Returns a spectral filter, which trains all its settings jointly."""
+    return partial(filtered, options), grid, partial(filtered_again, options)
 
 
-def keyless(fit: Callable, train: Any, *, key: Any, large: bool, **setting: Any) -> Any:
-    """Fits a method that draws nothing."""
-    return fit(train, **setting)
-
-
-def direct_method(fit: Callable, grid: Grid) -> tuple[Callable[..., Fitted], Grid, Callable[..., Fitted]]:
-    """Returns a method that makes no sweeps."""
-    again = lambda train, key, log, **setting: direct(fit, train, None, key, **setting)  # noqa: E731
-    return partial(direct, fit), grid, again
+def closed(fit: Callable, grid: Grid) -> tuple[Callable[..., Fitted], Grid, Callable[..., Fitted]]:
+    """Returns a method that makes no sweeps and draws nothing."""
+    return partial(direct, fit), grid, partial(direct_again, fit)
 
 
 def solver(fit: Callable, grid: Grid) -> tuple[Callable[..., Fitted], Grid, Callable[..., Fitted]]:
@@ -266,29 +275,23 @@ METHODS = {
         {"alpha": (1.0, 4.0, 10.0), "regularization": (3.0, 10.0, 50.0, 200.0)},
     ),
     "iALS": solver(partial(jr.solvers.ials.fit, **AS_PUBLISHED), WEIGHTS),
-    "GF-CF": direct_method(
-        partial(filtered, jr.solvers.filters.gf_cf), {"dim": (32, 64, 128, 256), "weight": LOW_PASS}
-    ),
-    "ChebyCF": direct_method(
-        partial(filtered, jr.solvers.filters.cheby_cf),
+    "GF-CF": filters(jr.solvers.filters.gf_cf, {"dim": (32, 64, 128, 256), "weight": LOW_PASS}),
+    "ChebyCF": filters(
+        jr.solvers.filters.cheby_cf,
         {"scale": (0.0, 0.2, 0.4, 0.5), "flatness": (1.0, 1.5, 3.0, 6.0)},
     ),
-    "BSPM": direct_method(
-        partial(filtered, jr.solvers.filters.bspm), {"time": (0.6, 1.2, 2.5, 4.0), "weight": LOW_PASS}
-    ),
-    "Turbo-CF": direct_method(
-        partial(filtered, jr.solvers.filters.turbo_cf),
+    "BSPM": filters(jr.solvers.filters.bspm, {"time": (0.6, 1.2, 2.5, 4.0), "weight": LOW_PASS}),
+    "Turbo-CF": filters(
+        jr.solvers.filters.turbo_cf,
         {"normalization": (0.3, 0.4, 0.5, 0.6, 0.7), "order": (1, 2, 3)},
     ),
-    "ItemKNN": direct_method(
-        partial(keyless, jr.solvers.knn.item_knn),
+    "ItemKNN": closed(
+        jr.solvers.knn.item_knn,
         {"neighbours": (20, 50, 100, 200), "shrinkage": (0.0, 3.0, 10.0, 30.0)},
     ),
-    "RP3beta": direct_method(
-        partial(keyless, jr.solvers.knn.rp3beta), {"alpha": (0.4, 0.6, 0.8, 1.0), "beta": (0.1, 0.2, 0.4, 0.6)}
-    ),
-    "EASE": direct_method(
-        partial(keyless, jr.solvers.ease.fit),
+    "RP3beta": closed(jr.solvers.knn.rp3beta, {"alpha": (0.4, 0.6, 0.8, 1.0), "beta": (0.1, 0.2, 0.4, 0.6)}),
+    "EASE": closed(
+        jr.solvers.ease.fit,
         {"regularization": tuple(float(f"{x:.2g}") for x in np.geomspace(10, 10_000, 16))},
     ),
     "softmax": (partial(sgd, softmax), RATES),
@@ -319,7 +322,9 @@ def methods(data: str) -> list[study.Method]:
         if again or data not in SOLVERS:
             grid = grid if again or data in SMALL else {key: FEWER.get(values, values) for key, values in grid.items()}
             refit = partial(*again, **fixed) if data in SPLIT else None
-            found.append(study.Method(name, partial(fit, **fixed), grid, refit))
+            joint = getattr(fit, "func", fit) is filtered
+            methods = {"fit_all" if joint else "fit": partial(fit, **fixed)}
+            found.append(study.Method(name, grid=grid, refit=refit, **methods))
     return found
 
 

@@ -114,7 +114,10 @@ def equation_6(users: Array, items: Array, *, score: Score, where: Array | None 
         score: `score` of `models.MAR`; of another model, its score replaces minus the squared
             distance.
         where: bool [B], True = use; None uses all.
-        alpha: α.
+        alpha: α, above 0.
+
+    Returns:
+        A scalar.
     """
     pairs = separation(users, items, score=score, where=where, alpha=alpha, reduction="sum")
     return 2 * pairs + _alone(users, where, alpha, 0.0)
@@ -140,8 +143,11 @@ def equation_12(
         items: facets [B, K, D] of their positive items; not used.
         score: `score` of `models.MARS`.
         where: bool [B], True = use; None uses all.
-        alpha: α.
+        alpha: α, above 0.
         sign: −1 as printed; 1 pushes facets apart.
+
+    Returns:
+        A scalar.
     """
     options = {"score": score, "where": where, "alpha": alpha, "sign": sign}
     pairs = separation(users, items, on="users", reduction="sum", **options)

@@ -96,6 +96,9 @@ def cheby_cf(
         weight: w.
         scale: a and b, the power of the degrees.
 
+    Raises:
+        ValueError: if `degree` is not an integer of 1 or more, or `flatness` is not above 0.
+
     Differs: follows the released code instead of the paper where the curve is evaluated. The value
     at the k-th zero of T_{degree+1} is that of the curve at the k-th extremum of T_degree. Values
     are not rounded to three decimals.
@@ -137,6 +140,10 @@ def bspm(
         sharpen_both: whether the ideal low-pass filter is sharpened too, as in BSPM-EM. False is
             BSPM-LM.
         average: whether to return the mean over all points of time, with that of blurring.
+
+    Raises:
+        ValueError: if `time` is negative or not finite, or `steps` or `order` is not an integer of 1
+            or more.
     """
     time, steps, order = float(number("time", time, least=0)), integer("steps", steps), integer("order", order)
     step = sum((-time / steps * _T) ** k / math.factorial(k) for k in range(order + 1))
@@ -216,9 +223,8 @@ def fit(
 ) -> tuple[SpectralFilter, Variables, Log]:
     """Makes a spectral filter; the formula is at the top of the module.
 
-    Nothing is learned but V. A ranking takes two sparse products for each degree of p, which is
-    seconds per thousand users for a degree of 8 on data of a million pairs. With `rank` it takes
-    two: p(P) is replaced by l(P) + V (p(Σ²) − l(Σ²)) Vᵀ, where V has `rank` columns, and the line l
+    Nothing is learned but V. A ranking takes two sparse products for each degree of p. With `rank`
+    it takes two: p(P) is replaced by l(P) + V (p(Σ²) − l(Σ²)) Vᵀ, where V has `rank` columns, and the line l
     equals p at 0 and at the last of their eigenvalues Σ².
 
     Args:

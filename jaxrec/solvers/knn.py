@@ -16,7 +16,7 @@ from jaxrec.interactions import Interactions, check_positives
 from jaxrec.models.knn import ItemKNN
 from jaxrec.typing import Variables
 
-_ENTRIES = 1 << 22  # of a block of the item-item product; its arrays take about 300 MB
+_ENTRIES = 1 << 22  # of a block of the item-item product, which bounds the memory
 
 
 def item_knn(train: Interactions, *, neighbours: int = 100, shrinkage: float = 0.0) -> tuple[ItemKNN, Variables, Log]:
@@ -69,7 +69,7 @@ def rp3beta(
         train: the positives; their weights are ignored.
         neighbours: number of items j of the largest w_ij that are kept for each i.
         alpha: α, the power of the probabilities; 0 counts paths.
-        beta: β, the power of the penalty of popular items. The defaults do well on Gowalla.
+        beta: β, the power of the penalty of popular items. The defaults of all three are our choice.
 
     Returns:
         The model `ItemKNN`, its variables, and an empty `Log`. The model scores users by their
