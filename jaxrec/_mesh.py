@@ -33,8 +33,13 @@ def mesh_of(tree: Any) -> Mesh | None:
     found = {automatic(x.mesh) for x in shardings if isinstance(x, NamedSharding)}
     if len(found) > 1:
         raise ValueError(f"arrays lie on {len(found)} meshes, {found}; put all of them on the same mesh")
-    around = jax.sharding.get_mesh()
-    return found.pop() if found else None if around.empty else automatic(around)
+    if found:
+        return found.pop()
+    try:
+        around = jax.sharding.get_mesh()
+    except ValueError:  # a function is being traced, in whose mesh everything lies
+        return None
+    return None if around.empty else automatic(around)
 
 
 def using(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:

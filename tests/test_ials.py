@@ -469,11 +469,11 @@ def test_one_key_gives_one_result_and_histories_tell_what_was_asked():
 @pytest.mark.deep
 def test_hyperparameters_of_equal_values_compile_once():
     fitted(BOARD, dim=2, solver=partial(ials.conjugate_gradient, steps=2))
-    compiled = _alternate._solve(traced=False)._cache_size()
+    compiled = _alternate.compiled(traced=False)._cache_size()
     fitted(BOARD, dim=2, solver=partial(ials.conjugate_gradient, steps=2), regularization=0.5, unobserved_weight=0.2)
-    assert _alternate._solve(traced=False)._cache_size() == compiled
+    assert _alternate.compiled(traced=False)._cache_size() == compiled
     fitted(BOARD, dim=2, solver=partial(ials.conjugate_gradient, steps=3))
-    assert _alternate._solve(traced=False)._cache_size() == compiled + 1
+    assert _alternate.compiled(traced=False)._cache_size() == compiled + 1
 
 
 @pytest.mark.parametrize(

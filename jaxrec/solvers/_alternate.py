@@ -207,7 +207,7 @@ def half_step(
     table, spectrum, basis = _turned(state, other.mine, weighting)
     inputs = ((part, table, spectrum, weighting, other.count, arrays) for part in parts)
     # JAX only takes compiler options at the top level.
-    solve = _solve(traced=isinstance(table, jax.core.Tracer))
+    solve = compiled(traced=isinstance(table, jax.core.Tracer))
     found = concurrently(solve, inputs, static=static, mesh=mesh)
     table, objective = _put(table, found, own, other, weighting, balance=balance, mesh=mesh)
     return State(table, basis), objective
@@ -223,7 +223,7 @@ def _turned(state: State, others: Array, weighting: Weighting) -> tuple[Array, A
 
 
 @functools.cache
-def _solve(*, traced: bool) -> Any:
+def compiled(*, traced: bool) -> Any:
     """Returns `_solved`, jitted; `traced` says whether another function is being traced."""
     options = None if traced else options_for_loops()
     return jax.jit(_solved, static_argnames=("static", "mesh"), compiler_options=options)

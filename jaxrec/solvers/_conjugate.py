@@ -32,16 +32,18 @@ class Rows(NamedTuple):
     gain: Array
 
 
-def conjugate(own: Rows, table: Array, gram: Array, sides: Array, start: Array, steps: int, sum_devices: Callable):
+def conjugate(
+    own: Rows, table: Array, shared: tuple[Array, Array], sides: Array, start: Array, steps: int, sum_devices: Callable
+):
     """Solves for all rows at once by conjugate gradients.
 
-    It works in the basis of the eigenvectors of `gram`, where the shared matrix is diagonal and
-    serves as the preconditioner.
+    It works in the basis of the eigenvectors of the matrix that all rows share, which is diagonal
+    there and serves as the preconditioner.
 
     Args:
         own: the systems.
         table: the other side's vectors.
-        gram: the matrix [K, K] that all rows share.
+        shared: the eigenvalues [K] and eigenvectors [K, K] of the matrix that all rows share.
         sides: the right-hand sides [R, K].
         start: the current rows [R, K].
         steps: number of steps.
@@ -50,7 +52,7 @@ def conjugate(own: Rows, table: Array, gram: Array, sides: Array, start: Array, 
     Returns:
         The rows, and their right-hand sides plus residuals, both [R, K].
     """
-    spectrum, basis = jnp.linalg.eigh(gram)
+    spectrum, basis = shared
     table, sides, x = (dot(y, basis) for y in (table, sides, start))
     diagonal = jnp.maximum(spectrum, 0)[None] + own.ridge[:, None]
 

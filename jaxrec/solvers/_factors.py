@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec._mesh import where_they_lie
-from jaxrec._numerics import number, power_of_two
+from jaxrec._numerics import number
 from jaxrec._partials import partition
 from jaxrec._platform import size, sized
 from jaxrec.interactions import Interactions, check_interactions, check_weights
-from jaxrec.solvers._alternate import Side, State, factors, half_step, side
-from jaxrec.solvers._rows import Source, grouped
+from jaxrec.solvers._alternate import compiled
+from jaxrec.solvers._fold_in import Summary, compact, summary_of
+from jaxrec.solvers._rows import Source, grouped, places
 from jaxrec.solvers._run import Factors, check_factors, check_solved
 from jaxrec.solvers._solve import Weighting, cholesky
 from jaxrec.typing import Array, Scalar, Variables
@@ -74,12 +75,30 @@ def fold_in_of(variables: Variables, histories: Interactions, weighting: Weighti
     lengths = [_SHORTEST]
     while lengths[-1] < np.diff(np.asarray(histories.indptr)).max():
         lengths.append(2 * lengths[-1])
-    room, dim = power_of_two(histories.n_users), item.shape[1]
-    source, n_rows = Source(histories, 0, room), room + len(item)
-    (parts,) = grouped([source], lengths, n_rows=n_rows, chunk=max(size("solver_floats", item) // dim, 1), rounded=True)
-    parts, own = side(source, parts, n_rows)
-    items = Side(own.place, ~own.mine, jnp.zeros_like(own.totals), len(item))
-    state = State(jnp.concatenate([jnp.zeros((room, dim), item.dtype), item]), jnp.eye(dim, dtype=item.dtype))
-    state, _ = half_step(state, parts, own, items, weighting, solver=partition((cholesky,)))
-    found = factors(State(state.table[:room], state.basis), n_users=room)["user"]
-    return check_solved(found)[: histories.n_users]
+    known, ids = compact(histories)
+    n_rows, chunk = known.n_users + known.n_items, max(size("solver_floats", item) // item.shape[1], 1)
+    (parts,) = grouped([Source(known, 0, known.n_users)], lengths, n_rows=n_rows, chunk=chunk, rounded=True)
+    summary = summary_of(item)
+    table, spectrum = _table(item, ids, summary, weighting, n_users=known.n_users)
+    arrays, static = partition((cholesky,))
+    solve = compiled(traced=isinstance(table, jax.core.Tracer))
+    found, _ = solve(parts[0], table, spectrum, weighting, len(item), arrays, static=static, mesh=None)
+    vectors = _vectors(found, places(parts, n_rows)[: known.n_users], summary.basis)
+    return check_solved(vectors[: histories.n_users])
+
+
+@functools.partial(jax.jit, static_argnames="n_users")
+def _table(item: Array, ids: Array, summary: Summary, weighting: Weighting, *, n_users: int) -> tuple[Array, Array]:
+    """Returns the table of users, who are 0, and items, in the basis of the Gram matrix G, and α0 G's diagonal."""
+    known = _einsum("nk,km->nm", item[ids], summary.basis)
+    table = jnp.concatenate([jnp.zeros((n_users, item.shape[1]), item.dtype), known])
+    return table, weighting.of_type(item.dtype).unobserved * summary.spectrum
+
+
+@jax.jit
+def _vectors(solutions: list[Array], place: Array, basis: Array) -> Array:
+    """Returns the rows [B, K] of solutions [C, B', K], in the original basis; place says where they are."""
+    solved = [chunks.reshape(-1, len(basis)) for chunks in solutions]
+    # Users without pairs point to the zeros at the end.
+    solved = jnp.concatenate([*solved, jnp.zeros_like(solved[0], shape=(1, len(basis)))])
+    return _einsum("rk,mk->rm", solved[place], basis)

@@ -53,9 +53,8 @@ def problem_of(train: Interactions, dtype: Any = None) -> Problem:
     """
     users, items = train.pairs()
     weights = np.ones(train.n_pairs) if train.weights is None else np.asarray(train.weights, np.float64)
-    a = np.bincount(users, weights, train.n_users)
-    inverse = np.divide(1, a, out=np.zeros_like(a), where=a > 0)
-    total = a.sum()
+    a = totals_of(train)
+    inverse, total = inverse_of(a), a.sum()
     if total == 0:
         raise ValueError("train.weights are all 0, and the loss is a mean weighted by them; omit the weights")
     squares = np.bincount(users, weights**2, train.n_users) @ inverse
@@ -63,6 +62,18 @@ def problem_of(train: Interactions, dtype: Any = None) -> Problem:
     popularity = np.bincount(items, weights, train.n_items) / total
     numbers = (a / total, inverse, popularity, total, squares * train.n_items / (2 * total) - 0.5)
     return Problem(train, train.transpose(), *(np.asarray(number, dtype) for number in numbers))
+
+
+def totals_of(matrix: Interactions) -> np.ndarray:
+    """Returns the sums of the users' weights aᵤ, float64 [M]."""
+    users, _ = matrix.pairs()
+    weights = None if matrix.weights is None else np.asarray(matrix.weights, np.float64)[: len(users)]
+    return np.bincount(users, weights, matrix.n_users)
+
+
+def inverse_of(totals: np.ndarray) -> np.ndarray:
+    """Returns 1 / aᵤ, and 0 where aᵤ is 0."""
+    return np.divide(1.0, totals, out=np.zeros(len(totals)), where=totals > 0)
 
 
 class Decomposition(NamedTuple):

@@ -35,6 +35,7 @@ from typing import Any, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.numpy.linalg import eigh
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxrec._log import Log
@@ -44,9 +45,10 @@ from jaxrec._run import Loop
 from jaxrec.interactions import Interactions, check_interactions, check_positives, check_weights
 from jaxrec.models.mf import MF
 from jaxrec.solvers._conjugate import Rows, conjugate, scores
+from jaxrec.solvers._fold_in import Summary, compact, summary_of
 from jaxrec.solvers._mesh import check_mesh, sharded, sharded_factors, spread
 from jaxrec.solvers._run import check_factors, check_input, check_solved, description_of, first_factors, run
-from jaxrec.solvers._spectrum import Decomposition, Problem, decompose, problem_of, shrink
+from jaxrec.solvers._spectrum import Decomposition, Problem, decompose, inverse_of, problem_of, shrink, totals_of
 from jaxrec.solvers._subspace import dot
 from jaxrec.sparse import spmm
 from jaxrec.typing import Array, Key, Scalar, Variables
@@ -194,12 +196,11 @@ def fold_in(
     check_weights(histories=histories)
     (item,) = check_factors(variables, "histories have", item=histories.n_items)
     steps, settings = integer("steps", steps), _settings(regularization, alpha)
-    # `problem_of` divides by the sum of all weights.
-    if not np.any(np.ones(histories.n_pairs) if histories.weights is None else np.asarray(histories.weights)):
-        return jnp.zeros((histories.n_users, item.shape[1]), item.dtype)
-    return check_solved(
-        _fold_in(problem_of(histories, item.dtype), item, settings, steps=steps if _given(alpha) else 0)
-    )
+    known, ids = compact(histories)
+    inverse = inverse_of(totals_of(known)).astype(item.dtype)
+    steps = steps if _given(alpha) else 0
+    vectors = _fold_in(known, inverse, item, ids, summary_of(item), settings, steps=steps)
+    return check_solved(vectors[: histories.n_users])
 
 
 def _given(alpha: Scalar) -> bool:
@@ -327,7 +328,10 @@ def _sweep(problem: Problem, state: _State, settings: _Settings, *, steps: int, 
     if not steps:
         return _shared_sweep(problem, state, settings, sum_devices)
     n_items, (regularization, alpha) = state.item.shape[0], settings
-    user, match = _user_step(problem, state.item, state.gram, settings, state.user, steps)
+    summed = spmm(problem.matrix, problem.transposed, state.item)
+    sides = _sides(problem.inverse, summed, state.item.mean(0), alpha)
+    own = _systems(problem.matrix, problem.inverse, settings)
+    user, match = conjugate(own, state.item, eigh(state.gram), sides, state.user, steps, lambda x: x)
     weighted = problem.share[:, None] * user
     sums = spmm(problem.transposed, problem.matrix, user / problem.total)
     parts = dot(user.T, weighted), weighted.sum(0), sums, (weighted * match).sum()
@@ -337,7 +341,7 @@ def _sweep(problem: Problem, state: _State, settings: _Settings, *, steps: int, 
     ridge = regularization * (1 + gain * problem.popularity)
     own = Rows(problem.transposed, ridge, jnp.full(n_items, gain / problem.total))
     sides = (1 + 2 * alpha) * n_items * sums - mean_users[None]
-    item, match = conjugate(own, user, gram_users, sides, state.item, steps, sum_devices)
+    item, match = conjugate(own, user, eigh(gram_users), sides, state.item, steps, sum_devices)
 
     constant = problem.constant + alpha
     ridge_items = ridge @ (state.item**2).sum(1) / n_items
@@ -359,7 +363,7 @@ def _shared_sweep(problem: Problem, state: _State, settings: _Settings, sum_devi
     """
     n_items, regularization = state.item.shape[0], settings.regularization
     summed = spmm(problem.matrix, problem.transposed, state.item)
-    sides, solve = _sides(problem, state.item, summed), _inverse(state.gram, regularization)
+    sides, solve = _sides(problem.inverse, summed, state.item.mean(0)), _inverse(state.gram, regularization)
     parts = dot(sides.T, summed), dot(problem.share, sides), spmm(problem.transposed, problem.matrix, sides)
     gram, mean, sums = sum_devices(parts)
     gram = gram / problem.total - jnp.outer(mean, state.item.mean(0))
@@ -383,25 +387,20 @@ def _inverse(gram: Array, regularization: Scalar) -> Array:
     return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram + regularization * identity), identity)
 
 
-def _sides(problem: Problem, item: Array, summed: Array, alpha: Scalar = 0.0) -> Array:
+def _sides(inverse: Array, summed: Array, mean: Array, alpha: Scalar = 0.0) -> Array:
     """Returns the users' right-hand sides [M, K].
 
     They are 1 + 2α times the mean of the user's items, whose sum is `summed`, minus the mean of all
     items.
     """
-    inverse = problem.inverse[:, None]
-    return jnp.where(inverse > 0, (1 + 2 * alpha) * inverse * summed - item.mean(0)[None], 0)
+    inverse = inverse[:, None]
+    return jnp.where(inverse > 0, (1 + 2 * alpha) * inverse * summed - mean[None], 0)
 
 
-def _user_step(problem: Problem, item: Array, gram: Array, settings: _Settings, start: Array, steps: int):
-    """Solves for the users; returns their rows, and their right-hand sides plus residuals."""
+def _systems(matrix: Interactions, inverse: Array, settings: _Settings) -> Rows:
+    """Returns the users' systems for α that is not 0."""
     regularization, alpha = settings
-    sides = _sides(problem, item, spmm(problem.matrix, problem.transposed, item), alpha)
-    if not steps:
-        return dot(sides, _inverse(gram, regularization)), sides
-    ridge = jnp.full(1, regularization * (1 + 2 * alpha))
-    own = Rows(problem.matrix, ridge, 2 * alpha * problem.inverse)
-    return conjugate(own, item, gram, sides, start, steps, lambda x: x)
+    return Rows(matrix, jnp.full(1, regularization * (1 + 2 * alpha)), 2 * alpha * inverse)
 
 
 @functools.partial(jax.jit, static_argnames="pairwise")
@@ -423,7 +422,20 @@ def _objective_of(factors: Mapping[str, Array], problem: Problem, settings: _Set
 
 
 @functools.partial(jax.jit, static_argnames="steps")
-def _fold_in(problem: Problem, item: Array, settings: _Settings, steps: int) -> Array:
-    """Computes the vectors of the users of `problem`, given the items' vectors."""
-    start, settings = jnp.zeros((problem.matrix.n_users, item.shape[1]), item.dtype), settings.of_type(item.dtype)
-    return _user_step(problem, item, dot(item.T, item) / item.shape[0], settings, start, steps)[0]
+def _fold_in(
+    histories: Interactions,
+    inverse: Array,
+    item: Array,
+    ids: Array,
+    summary: Summary,
+    settings: _Settings,
+    *,
+    steps: int,
+) -> Array:
+    """Computes the vectors of users whose items are `ids`."""
+    settings, known = settings.of_type(item.dtype), item[ids]
+    sides = _sides(inverse, spmm(histories, None, known), summary.mean, settings.alpha)
+    if not steps:
+        return dot(sides, _inverse(summary.gram / len(item), settings.regularization))
+    own, shared = _systems(histories, inverse, settings), (summary.spectrum / len(item), summary.basis)
+    return conjugate(own, known, shared, sides, jnp.zeros_like(sides), steps, lambda x: x)[0]
