@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -54,6 +55,9 @@ class Log:
             device.
         compile_seconds: the time that tracing and compilation took from the first epoch on to the
             last validation. The log of a resumed run does not have that of the calls before.
+        watched: the metric that early stopping watched, or None.
+        best_epoch: the best epoch by that metric, whose state is returned; None without early
+            stopping, and before the first validation.
 
     >>> log = Log().append({"epoch": 1, "loss": 0.7}).append({"epoch": 2, "loss": 0.6, "ndcg@10": 0.1})
     >>> log.column("ndcg@10")
@@ -63,6 +67,8 @@ class Log:
     records: tuple[Mapping[str, float], ...] = ()
     setup_seconds: float = dataclasses.field(default=0.0, compare=False)
     compile_seconds: float = dataclasses.field(default=0.0, compare=False)
+    watched: str | None = dataclasses.field(default=None, compare=False)
+    best_epoch: int | None = dataclasses.field(default=None, compare=False)
 
     def append(self, record: Mapping[str, float]) -> Log:
         """Returns the log with one more record."""
@@ -84,6 +90,37 @@ class Log:
         kept = [record for record in self.records if name in record]
         return [int(record["epoch"]) for record in kept], [record[name] for record in kept]
 
+    def best(self, metric: str | None = None, *, mode: Literal["max", "min"] = "max") -> dict[str, float]:
+        """Returns the record of the best epoch.
+
+        Args:
+            metric: the name of a value, such as "ndcg@10"; the earliest epoch with its best value
+                is the best. None is the metric that early stopping watched, and gives the epoch
+                whose state was returned.
+            mode: "max" if larger is better, "min" if smaller is better, as for "loss". It is for a
+                given metric.
+
+        Raises:
+            ValueError: if no metric is given and none was watched or validated, no record has the
+                metric, it is NaN in all of them, or `mode` is another word.
+
+        >>> log = Log(({"epoch": 1, "ndcg@10": 0.1}, {"epoch": 2, "ndcg@10": 0.3}, {"epoch": 3, "ndcg@10": 0.2}))
+        >>> log.best("ndcg@10")
+        {'epoch': 2, 'ndcg@10': 0.3}
+        """
+        if mode not in ("max", "min"):
+            raise ValueError(f'mode={mode!r}; give "max" or "min"')
+        if metric is None:
+            if self.best_epoch is None:
+                raise ValueError(f"no early stopping watched a metric; give one of {self.names}")
+            return next(dict(record) for record in self.records if record["epoch"] == self.best_epoch)
+        self.column(metric)  # raises if there is none
+        known = [record for record in self.records if not math.isnan(record.get(metric, math.nan))]
+        if not known:
+            raise ValueError(f"{metric} is NaN in every record, so that no epoch is the best")
+        choose = max if mode == "max" else min
+        return dict(choose(known, key=lambda record: record[metric]))
+
     def to_dataframe(self) -> Any:
         """Returns a pandas DataFrame with the epoch as index and one column for each name."""
         import pandas as pd
@@ -95,7 +132,10 @@ class Log:
             return "Log(no epochs yet)"
         last = ", ".join(f"{name} {value:.4g}" for name, value in self.records[-1].items() if name != "epoch")
         spent = f"; compilation {self.compile_seconds:.2g} s" if self.compile_seconds else ""
-        return f"Log({len(self.records)} epochs; last: {last}{spent})"
+        best = ""
+        if self.best_epoch is not None:
+            best = f"; best: epoch {self.best_epoch}, {self.watched} {self.best()[self.watched]:.4g}"
+        return f"Log({len(self.records)} epochs; last: {last}{best}{spent})"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
+import shutil
 import threading
 import time
 import warnings
@@ -162,6 +163,7 @@ def run(
                 stacklevel=3,
             )
         first = saved = now.epoch
+        latest: dict[str, float] = {}
 
         def save() -> int:
             checkpoint.save(now, description or {})
@@ -169,11 +171,14 @@ def run(
 
         done = stopping is not None and stopping.done(now.stopping)
         shown = progress and jax.process_index() == 0
-        bar = tqdm(range(first + 1, epochs + 1), total=epochs, initial=first, disable=not shown, desc=unit)
+        numbers = range(first + 1, epochs + 1)
+        bar = tqdm(numbers, total=epochs, initial=first, disable=not shown, desc=unit, ncols=_width())
         if not done and first < epochs:
             bar.set_postfix_str("compiling")
         setup = 0.0 if began is None else time.perf_counter() - began
-        now, before_epochs = now._replace(log=dataclasses.replace(now.log, setup_seconds=setup)), compilation.seconds()
+        watched = {} if stopping is None else {"watched": stopping.metric}
+        before_epochs = compilation.seconds()
+        now = now._replace(log=dataclasses.replace(now.log, setup_seconds=setup, **watched, **_best(now.stopping)))
         try:
             for number in () if done else bar:
                 clock, compiled = time.perf_counter(), compilation.seconds()
@@ -189,14 +194,15 @@ def run(
                         follow, improved = stopping.update(follow, record)
                         done = done or stopping.done(follow)
                 compiled = compilation.seconds() - before_epochs
-                log = dataclasses.replace(now.log.append(record), compile_seconds=compiled)
+                log = dataclasses.replace(now.log.append(record), compile_seconds=compiled, **_best(follow))
                 # A single assignment, so that Ctrl-C cannot leave a half-recorded epoch.
                 now = Progress(state, state if improved else now.best, follow, log, number, now.start)
                 for callback in callbacks:
                     callback(returned(state), record)
                 if checkpoint is not None and (number % checkpoint.every == 0 or done):
                     saved = save()
-                bar.set_postfix({name: f"{x:.4g}" for name, x in record.items() if name not in ("epoch", "seconds")})
+                latest.update(record)
+                bar.set_postfix_str(_shown(latest, stopping, follow))
                 if done:
                     break
         except KeyboardInterrupt as stop:
@@ -210,6 +216,36 @@ def run(
     if stopping is not None and (wrong := stopping.never_a_number(now.stopping)):
         raise DivergenceError(f"{wrong}. The error's .state is the last one", returned(now.state), now.log)
     return now.best, now.log
+
+
+_WIDEST = 100  # characters of the progress bar
+
+
+def _width() -> int:
+    """Returns the width of the progress bar."""
+    return min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns)
+
+
+def _shown(latest: Mapping[str, float], stopping: EarlyStopping | None, state: Mapping[str, float]) -> str:
+    """Returns what the progress bar shows: the loss or the objective, and the watched metric.
+
+    If no metric is watched, the first one of `validate` is shown.
+
+    Args:
+        latest: the latest value of each name.
+        stopping: the rule of early stopping, or None.
+        state: the state of early stopping.
+    """
+    losses = [name for name in ("loss", "objective") if name in latest]
+    metrics = [name for name in latest if name not in ("epoch", "seconds", "loss", "objective", "after_users")]
+    metrics = metrics[:1] if stopping is None else [name for name in metrics if name == stopping.metric]
+    best = f" (best {state['best']:.4g})" if metrics and state.get("best_epoch") else ""
+    return ", ".join(f"{name} {latest[name]:.4g}" for name in losses + metrics) + best
+
+
+def _best(stopping: Mapping[str, float]) -> dict[str, int]:
+    """Returns the log's `best_epoch` from the state of early stopping, if there is one."""
+    return {"best_epoch": int(stopping["best_epoch"])} if stopping.get("best_epoch") else {}
 
 
 class _Compilation:
