@@ -14,11 +14,12 @@ from jaxrec._partials import partition
 from jaxrec._platform import size, sized
 from jaxrec.interactions import Interactions, check_interactions, check_weights
 from jaxrec.solvers._alternate import compiled
+from jaxrec.solvers._explain import checked_items, explained, weights_of
 from jaxrec.solvers._fold_in import Summary, compact, summary_of
 from jaxrec.solvers._rows import Source, grouped, places
 from jaxrec.solvers._run import Factors, check_factors, check_solved
 from jaxrec.solvers._solve import Weighting, cholesky
-from jaxrec.typing import Array, Scalar, Variables
+from jaxrec.typing import Array, ArrayLike, Scalar, Variables
 
 _SHORTEST = 16  # histories are padded to this length or a power of two above it
 _einsum = functools.partial(jnp.einsum, precision="highest")
@@ -102,3 +103,17 @@ def _vectors(solutions: list[Array], place: Array, basis: Array) -> Array:
     # Users without pairs point to the zeros at the end.
     solved = jnp.concatenate([*solved, jnp.zeros_like(solved[0], shape=(1, len(basis)))])
     return _einsum("rk,mk->rm", solved[place], basis)
+
+
+@where_they_lie
+def explain_of(variables: Variables, histories: Interactions, items: ArrayLike, weighting: Weighting) -> Array:
+    """Computes the contributions [nnz, n] of the histories' pairs to the scores of `items`."""
+    check_interactions(histories=histories)
+    check_weights(histories=histories)
+    (item,) = check_factors(variables, "histories have", item=histories.n_items)
+    asked, ratings = checked_items(items, histories), weights_of(histories)
+    totals = np.bincount(histories.pairs()[0], ratings, histories.n_users)
+    w = weighting.gain * ratings
+    gram = weighting.unobserved * _einsum("nk,nm->km", item, item)
+    ridge = weighting.penalties(totals, len(item))
+    return explained(item, histories, asked, gram, ridge, w, w + weighting.shift)

@@ -11,9 +11,10 @@ import numpy as np
 from jaxrec._log import Log
 from jaxrec._numerics import integer, number
 from jaxrec._platform import platform
-from jaxrec.interactions import Interactions, check_positives
+from jaxrec.interactions import Interactions, check_interactions, check_positives
 from jaxrec.models.ease import EASE
-from jaxrec.typing import Array, Variables
+from jaxrec.solvers._explain import checked_items
+from jaxrec.typing import Array, ArrayLike, Variables
 
 
 def fit(
@@ -74,6 +75,36 @@ def fit(
         if not bool(jnp.isfinite(weights[0]).all()):
             raise _too_small(regularization, dtype)
     return EASE(train.n_items), {"params": {"weights": jnp.asarray(weights)}}, Log()
+
+
+def explain(variables: Variables, histories: Interactions, items: ArrayLike) -> Array:
+    """Returns how much each of a user's items contributes to a score: its weight B_ji.
+
+    Args:
+        variables: the variables that `fit` returned.
+        histories: [B, N], the items of B users.
+        items: ids [B, n] of the items to explain, such as those of `evaluate.top_k`, where −1 is
+            padding; or [n], the same for all users.
+
+    Returns:
+        The contributions [nnz, n] of the pairs of `histories`, in the order of `histories.pairs()`.
+        Those of a user add up to the scores of the user's items; for padding they are 0.
+
+    Raises:
+        ValueError: if `variables` has no table of weights of as many items as `histories`, or
+            `items` have another shape or are not ids.
+
+    >>> train = Interactions.from_pairs([0, 0, 1, 1, 2, 3], [0, 1] * 3)
+    >>> explain(fit(train, regularization=1.0)[1], train, [0]).ravel().tolist()
+    [0.0, 0.5, 0.0, 0.5, 0.0, 0.5]
+    """
+    check_interactions(histories=histories)
+    weights, n = variables.get("params", {}).get("weights"), histories.n_items
+    if np.shape(weights) != (n, n):
+        raise ValueError(f"variables has no weights of {n} x {n} items, those of the histories; give those of ease.fit")
+    users, known = histories.pairs()
+    asked = checked_items(items, histories)[users]
+    return jnp.where(asked >= 0, jnp.asarray(weights)[known[:, None], asked], 0)
 
 
 @jax.jit

@@ -45,15 +45,16 @@ from jaxrec._run import Loop
 from jaxrec.interactions import Interactions, check_interactions, check_positives, check_weights
 from jaxrec.models.mf import MF
 from jaxrec.solvers._conjugate import Rows, conjugate, scores
+from jaxrec.solvers._explain import checked_items, explained, weights_of
 from jaxrec.solvers._fold_in import Summary, compact, summary_of
 from jaxrec.solvers._mesh import check_mesh, sharded, sharded_factors, spread
 from jaxrec.solvers._run import check_factors, check_input, check_solved, description_of, first_factors, run
 from jaxrec.solvers._spectrum import Decomposition, Problem, decompose, inverse_of, problem_of, shrink, totals_of
 from jaxrec.solvers._subspace import dot
 from jaxrec.sparse import spmm
-from jaxrec.typing import Array, Key, Scalar, Variables
+from jaxrec.typing import Array, ArrayLike, Key, Scalar, Variables
 
-__all__ = ["Decomposition", "decompose", "fit", "fold_in", "objective", "shrink", "solve"]
+__all__ = ["Decomposition", "decompose", "explain", "fit", "fold_in", "objective", "shrink", "solve"]
 
 
 def fit(
@@ -201,6 +202,53 @@ def fold_in(
     steps = steps if _given(alpha) else 0
     vectors = _fold_in(known, inverse, item, ids, summary_of(item), settings, steps=steps)
     return check_solved(vectors[: histories.n_users])
+
+
+@where_they_lie
+def explain(
+    variables: Variables,
+    histories: Interactions,
+    items: ArrayLike,
+    *,
+    regularization: Scalar,
+    alpha: Scalar = 0.0,
+) -> Array:
+    """Computes how much each of a user's items contributes to a score.
+
+    The score of item i for a user whose vector solves the half step, as those of `fold_in` do, is
+
+        q_i·p = Σ_j c_j q_iᵀ A⁻¹ q_j − q_iᵀ A⁻¹ q̄,   c_j = (1 + 2α) r_j / a,
+        A = QᵀQ/N + λ (1 + 2α) I + 2α/a Σ_j r_j q_j q_jᵀ,
+
+    where j are the user's items and q̄ is the mean of all items. The contributions are the terms of
+    the sum. The last term does not depend on which items the user has, if α is 0.
+
+    Args:
+        variables: the variables that `fit` or `solve` returned.
+        histories: [B, N], the known items of B users.
+        items: ids [B, n] of the items to explain, such as those of `evaluate.top_k`, where −1 is
+            padding; or [n], the same for all users.
+        regularization: λ, the value used in training.
+        alpha: α, the value used in training.
+
+    Returns:
+        The contributions [nnz, n] of the pairs of `histories`, in the order of `histories.pairs()`;
+        for padding they are 0.
+
+    Raises:
+        ValueError: as `fold_in`; also if `items` have another shape or are not ids.
+    """
+    check_interactions(histories=histories)
+    check_weights(histories=histories)
+    (item,) = check_factors(variables, "histories have", item=histories.n_items)
+    settings, asked, ratings = _settings(regularization, alpha), checked_items(items, histories), weights_of(histories)
+    users, _ = histories.pairs()
+    totals = np.bincount(users, ratings, histories.n_users)[users]
+    shares = np.divide(ratings, totals, out=np.zeros_like(ratings), where=totals > 0)
+    gain = 1 + 2 * settings.alpha
+    ridge = np.full(histories.n_users, settings.regularization * gain)
+    gram = dot(item.T, item) / item.shape[0]
+    return explained(item, histories, asked, gram, ridge, 2 * settings.alpha * shares, gain * shares)
 
 
 def _given(alpha: Scalar) -> bool:
