@@ -16,6 +16,7 @@ from jaxrec.train.examples import Examples as Examples
 from jaxrec.train.examples import by_user as by_user
 from jaxrec.train.examples import groups as groups
 from jaxrec.train.examples import singles as singles
+from jaxrec.train.fold_in import fold_in as fold_in
 from jaxrec.train.loop import State as State
 from jaxrec.train.loop import epoch as epoch
 from jaxrec.train.loop import fit as fit
