@@ -23,6 +23,7 @@ from jaxrec import (
     typing,
 )
 from jaxrec._cache import compilation_cache
+from jaxrec._saved import load, save
 from jaxrec.interactions import Interactions
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "data",
     "evaluate",
     "interactions",
+    "load",
     "losses",
     "metrics",
     "models",
@@ -38,6 +40,7 @@ __all__ = [
     "papers",
     "plotting",
     "sampling",
+    "save",
     "solvers",
     "sparse",
     "study",

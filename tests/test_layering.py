@@ -30,7 +30,7 @@ LAYERS = [
     {"losses", "metrics", "sampling", "optim", "data"},
     {"models", "solvers"},
     {"train", "evaluate"},
-    {"papers", "plotting", "study", "_records", "_results"},
+    {"papers", "plotting", "study", "_records", "_results", "_saved"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 ONLY = {"flax": {"models"}, "optax": {"optim", "train", "papers"}}
