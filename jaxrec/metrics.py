@@ -327,3 +327,62 @@ def popularity(items: ArrayLike, degrees: Array) -> Array:
     valid, places = items >= 0, xp.maximum(items, 0)
     chosen = degrees[places] if xp is np else degrees.at[places].get(mode="fill", fill_value=jnp.nan)
     return _ratio(xp.where(valid, chosen, np.float32(0)).sum(-1), valid.sum(-1, dtype=np.int32).astype(np.float32))
+
+
+def novelty(items: ArrayLike, degrees: Array, *, n_users: int) -> Array:
+    """Mean self-information of the items in each list, log₂(M / users of the item), in bits.
+
+    It is the mean over the list of −log₂ of the share of users who know an item (Zhou et al. 2010,
+    10.1073/pnas.1000488107). An item without training users counts as if it had one.
+
+    Args:
+        items: ids of the recommended items, [..., k]; -1 is padding.
+        degrees: number of training users of each item, [N].
+        n_users: number of users M.
+
+    Returns:
+        float32 [...]; 0 for an empty list.
+
+    Raises:
+        ValueError: for an id of N or more; under `jit` such ids make the mean NaN.
+
+    >>> novelty(np.array([[0, 1]]), np.array([4, 1]), n_users=8).tolist()
+    [2.0]
+    """
+    xp = namespace(degrees)
+    known = xp.maximum(xp.asarray(degrees, np.float32), np.float32(1))
+    return popularity(items, xp.log2(np.float32(integer("n_users", n_users)) / known))
+
+
+def diversity(items: ArrayLike, vectors: Array) -> Array:
+    """Mean of 1 − cosine over the pairs of different items in each list: intra-list diversity.
+
+    The paper is Ziegler et al. (2005, 10.1145/1060745.1060754). It is computed from the sum of the
+    list's unit vectors, and no pairs are formed.
+
+    Args:
+        items: ids of the recommended items, [..., k]; -1 is padding.
+        vectors: what items are compared by, [N, D], such as genres of 0 and 1, or vectors of a
+            model. A vector of zeros has a cosine of 0 with all.
+
+    Returns:
+        float32 [...]; 0 for a list of fewer than two items.
+
+    Raises:
+        ValueError: for an id of N or more; under `jit` such ids make the mean NaN.
+
+    >>> diversity(np.array([[0, 1], [0, 2]]), np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]])).tolist()
+    [1.0, 0.0]
+    """
+    xp = namespace(items, vectors)
+    vectors = xp.asarray(vectors, np.float32)
+    items = xp.asarray(_listed(items, len(vectors)))
+    lengths = xp.sqrt((vectors**2).sum(-1, keepdims=True))
+    unit = vectors / xp.where(lengths > 0, lengths, np.float32(1))
+    valid, places = items >= 0, xp.maximum(items, 0)
+    chosen = unit[places] if xp is np else unit.at[places].get(mode="fill", fill_value=jnp.nan)
+    chosen = xp.where(valid[..., None], chosen, np.float32(0))
+    n = valid.sum(-1, dtype=np.int32).astype(np.float32)
+    cosines = (chosen.sum(-2) ** 2).sum(-1) - (chosen**2).sum((-2, -1))
+    pairs = n * (n - np.float32(1))
+    return _ratio(pairs - cosines, pairs)

@@ -107,7 +107,9 @@ def test_k_is_any_integer_and_nothing_else(name):
             metric(*case, k=k)
 
 
-@pytest.mark.parametrize("name", [*ON_HITS, "auc", "rank_alone", "ndcg_alone", "coverage", "gini", "popularity"])
+@pytest.mark.parametrize(
+    "name", [*ON_HITS, "auc", "rank_alone", "ndcg_alone", "coverage", "gini", "popularity", "novelty", "diversity"]
+)
 def test_metrics_are_float32_with_x64_on(name):
     with jax.enable_x64(True):
         metric, lists = getattr(metrics, name), np.array([[0, 2], [1, -1]])
@@ -118,6 +120,8 @@ def test_metrics_are_float32_with_x64_on(name):
             "coverage": lambda: metric(lists, n_items=3),
             "gini": lambda: metric(lists, n_items=3),
             "popularity": lambda: metric(lists, np.array([3, 2, 1])),
+            "novelty": lambda: metric(jnp.asarray(lists), np.array([3, 2, 1]), n_users=4),
+            "diversity": lambda: metric(lists, jnp.eye(3)),
         }.get(name, lambda: metric(np.array([False, True]), np.array(3), k=2))()
     assert value.dtype == jnp.float32
 
@@ -240,6 +244,27 @@ def test_gini_by_hand():
 def test_popularity_by_hand():
     values = metrics.popularity(LISTS, np.array([10, 4, 1, 100, 0]))
     np.testing.assert_allclose(values, [5, 7, 10, 0])
+
+
+def test_novelty_by_hand():
+    values = metrics.novelty(LISTS, np.array([8, 4, 1, 16, 0]), n_users=16)
+    bits = np.array([1, 2, 4, 0, 4])  # an item without users counts as if it had one
+    np.testing.assert_allclose(values, metrics.popularity(LISTS, bits), rtol=1e-6)
+
+
+def test_diversity_is_the_mean_over_pairs():
+    rng = np.random.default_rng(0)
+    vectors, lists = rng.normal(size=(9, 4)), np.stack([rng.permutation(9)[:5] for _ in range(6)])
+    vectors[3] = 0
+    lists[0, 3:], lists[1, 1:], lists[2] = -1, -1, -1
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    expected = []
+    for row in lists:
+        pairs = [1 - unit[i] @ unit[j] for i in row[row >= 0] for j in row[row >= 0] if i != j]
+        expected.append(np.mean(pairs) if pairs else 0)
+    np.testing.assert_allclose(metrics.diversity(lists, vectors), expected, rtol=1e-5, atol=1e-6)
+    traced = jax.jit(metrics.diversity)(lists, vectors.astype(np.float32))
+    np.testing.assert_allclose(traced, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("wrong", [5, 2**32 + 1])
