@@ -81,6 +81,17 @@ class IdMap:
         return _places("items", self.items)
 
 
+def with_users(id_map: IdMap, labels: np.ndarray) -> IdMap:
+    """Returns the map with those of the labels [n] at the end of its users that it lacks."""
+    new = labels[id_map.user_ids(labels, unknown=-1) < 0]
+    if len(new) == 0:
+        return id_map
+    known = id_map.users
+    if known.dtype != new.dtype:  # NumPy would turn int64 and uint64 into floats
+        known, new = known.astype(object), new.astype(object)
+    return IdMap(np.concatenate([known, new]), id_map.items)
+
+
 # ---------------------------------------------------------------------- columns of numbers
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrec._records import Record, unpacked, written
+from jaxrec.evaluate.compare import holm as holm
 from jaxrec.evaluate.report import Comparison, Report
 
 Setting = Mapping[str, Any]
@@ -166,19 +167,6 @@ def ends(setting: Setting, grid: Mapping[str, Sequence[Any]], *, least: int = 3)
         if numeric and len(set(values)) >= least and value != 0 and value in (min(values), max(values)):
             found.append(name)
     return found
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Corrects p-values for their number with Holm's step-down method (S. Holm, 1979).
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    order = np.argsort(p_values, kind="stable")
-    weighted = [min(1.0, (len(order) - place) * float(p_values[at])) for place, at in enumerate(order)]
-    corrected = np.empty(len(order))
-    corrected[order] = np.maximum.accumulate(weighted)
-    return corrected.tolist()
 
 
 def is_run(record: Record, data: str, method: str, on: str) -> bool:

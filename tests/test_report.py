@@ -5,6 +5,7 @@ import pytest
 import scipy.stats
 
 from jaxrec.evaluate.report import Report
+from jaxrec.interactions import IdMap
 
 
 def _report(users, protocol="full ranking", **per_user):
@@ -88,3 +89,28 @@ def test_dataframe_has_one_row_a_user():
     assert frame.index.tolist() == [7, 3] and frame.index.name == "user"
     assert frame.columns.tolist() == ["recall@5", "auc"]
     assert frame.loc[3].tolist() == [1.0, 0.25]
+    labelled = _report([1, 0], auc=[0.5, 0.25]).to_dataframe(IdMap(["ann", "bob"], [1]))
+    assert labelled.loc["ann", "auc"] == 0.25 and labelled.index.tolist() == ["bob", "ann"]
+
+
+LISTS = Report(np.array([0, 2, 3]), {"ndcg@2": np.array([0.1, 0.3, 0.5])}, {"coverage@1": 0.5, "coverage@2": 0.75},
+               np.array([[0, 1], [0, 2], [1, -1]]), "full", 4)  # fmt: skip
+
+
+def test_groups_of_users_have_their_own_means_and_lists():
+    found = LISTS.by_group(np.array([True, True, False, True]))
+    assert list(found) == [False, True] and found[True].users.tolist() == [0, 3]
+    assert found[True].means == {
+        "ndcg@2": pytest.approx(0.3), "coverage@1": 0.5, "coverage@2": 0.5, "gini@1": pytest.approx(0.5),
+        "gini@2": pytest.approx(7 / 12),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"groups has shape \[3\]; give one entry for each user id, 4 or more"):
+        LISTS.by_group(np.zeros(3))
+
+
+def test_exposure_of_groups_of_items():
+    popular, rare = LISTS.exposure(["popular", "rare", "rare", "rare"]).values()
+    assert (popular, rare) == ((1, 0.25, 0.4, 1.0), (3, 0.75, pytest.approx(0.6), pytest.approx(2 / 3)))
+    assert LISTS.exposure(np.array([0, 1, 1, 1]), k=1)[0].share_of_lists == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="has no lists of items"):
+        _report([0], auc=[0.5]).exposure([0])

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxrec import metrics
 from jaxrec.evaluate._kernel import area, evaluated_users, given_ids, lengths, ranked
-from jaxrec.evaluate.report import Report
+from jaxrec.evaluate.report import Report, catalogue_metrics
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.typing import Array, ArrayLike, Key, Model, Variables
 
@@ -152,8 +152,8 @@ def full_ranking(
 
     Returns:
         A `Report`. It has "recall@k", "ndcg@k", "precision@k", "hit_rate@k", "mrr@k",
-        "average_precision@k" and "popularity@k" (mean number of training users of the list's items)
-        for each user, and "coverage@k" and "gini@k" of all lists.
+        "average_precision@k", "popularity@k" (mean number of training users of the list's items)
+        and "novelty@k" for each user, and "coverage@k" and "gini@k" of all lists.
 
     Warns:
         DataWarning: if test pairs are also training pairs, or users have no training pairs or no
@@ -173,11 +173,11 @@ def full_ranking(
     n_relevant, degrees = np.asarray(test.user_degrees)[users], np.asarray(train.item_degrees)
     per_user = {f"{metric.__name__}@{k}": metric(hits, n_relevant, k=k) for metric in _METRICS for k in ks}
     per_user |= {f"popularity@{k}": metrics.popularity(items[:, :k], degrees) for k in ks}
+    per_user |= {f"novelty@{k}": metrics.novelty(items[:, :k], degrees, n_users=train.n_users) for k in ks}
     per_user = {name: np.asarray(values, np.float64) for name, values in per_user.items()}
-    whole = (metrics.coverage, metrics.gini)
-    catalogue = {f"{m.__name__}@{k}": float(m(items[:, :k], n_items=test.n_items)) for m in whole for k in ks}
+    catalogue = catalogue_metrics(items, ks, test.n_items)
     if auc:
         per_user["auc"] = np.asarray(areas, np.float64)
     ties = "rank the test item last" if key is None else "rank at random"
     protocol = f"full ranking of {train.n_items} items, {train.n_pairs} training pairs masked, tied scores {ties}"
-    return Report(users, per_user, catalogue, items, protocol)
+    return Report(users, per_user, catalogue, items, protocol, train.n_items)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from jaxrec import metrics
+from jaxrec._ids import IdMap
+from jaxrec._numerics import integer
+from jaxrec.typing import ArrayLike
 
 
 class Comparison(NamedTuple):
@@ -26,6 +31,22 @@ class Comparison(NamedTuple):
     n_users: int
 
 
+class Exposure(NamedTuple):
+    """How much of the recommended lists a group of items has.
+
+    Attributes:
+        n_items: number of items of the group.
+        share_of_items: their share of the catalogue.
+        share_of_lists: their share of the places of all lists.
+        coverage: share of the group that is in at least one list.
+    """
+
+    n_items: int
+    share_of_items: float
+    share_of_lists: float
+    coverage: float
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Report:
     """Ranking metrics for each user, with the protocol in words.
@@ -37,6 +58,7 @@ class Report:
         items: recommended ids [U, k], best first, -1 where a list is short; None for sampled
             ranking.
         protocol: how the metrics were measured.
+        n_items: N, the number of items of the catalogue; None if it is not known.
     """
 
     users: np.ndarray
@@ -44,6 +66,7 @@ class Report:
     catalogue: Mapping[str, float]
     items: np.ndarray | None
     protocol: str
+    n_items: int | None = None
 
     @property
     def means(self) -> dict[str, float]:
@@ -71,28 +94,82 @@ class Report:
         """
         import scipy.stats
 
-        for report in (self, other):
-            if not isinstance(report, Report):
-                raise TypeError(f"other is a {type(report).__name__}; pass a Report")
-            if metric not in report.per_user:
-                raise ValueError(f"no metric {metric!r} for each user; there are {sorted(report.per_user)}")
-            if len(np.unique(report.users)) != len(report.users):
-                raise ValueError("a report has a user more than once; compare reports with one row per user")
-        common, mine, theirs = np.intersect1d(self.users, other.users, return_indices=True)
-        if len(common) < 2:
-            raise ValueError(f"the reports share {len(common)} users; a paired comparison needs at least 2")
-        difference = self.per_user[metric][mine] - other.per_user[metric][theirs]
-        if not np.isfinite(difference).all():
-            raise ValueError(f"{metric} is not finite for {(~np.isfinite(difference)).sum()} of {len(common)} users")
-        mean, stderr = difference.mean(), difference.std(ddof=1) / np.sqrt(len(common))
-        p_value = 2 * scipy.stats.t.sf(abs(mean / stderr), len(common) - 1) if stderr > 0 else float(mean == 0)
-        return Comparison(float(mean), float(stderr), float(p_value), len(common))
+        difference = differences(self, other, metric)
+        n = len(difference)
+        mean, stderr = difference.mean(), difference.std(ddof=1) / np.sqrt(n)
+        p_value = 2 * scipy.stats.t.sf(abs(mean / stderr), n - 1) if stderr > 0 else float(mean == 0)
+        return Comparison(float(mean), float(stderr), float(p_value), n)
 
-    def to_dataframe(self) -> Any:
-        """Returns a pandas DataFrame of the metrics, with one row per user id."""
+    def by_group(self, groups: ArrayLike) -> dict[Any, Report]:
+        """Returns a report for each group of users, such as those with few and with many items.
+
+        The metrics of the catalogue are those of the group's lists.
+
+        Args:
+            groups: [M], the group of each user id, such as `train.user_degrees > 20`.
+
+        Returns:
+            A dict from group to `Report`, in the order of the groups.
+
+        Raises:
+            ValueError: if `groups` is not a column with an entry for each user id.
+
+        >>> values = {"ndcg@10": np.array([0.1, 0.3, 0.5])}
+        >>> found = Report(np.array([0, 2, 3]), values, {}, None, "").by_group(["new", "old", "old", "old"])
+        >>> {group: report.means["ndcg@10"] for group, report in found.items()}
+        {'new': 0.1, 'old': 0.4}
+        """
+        groups = _column("groups", groups, "user", int(self.users.max(initial=-1)) + 1)
+        names, place = np.unique(groups[self.users], return_inverse=True)
+        return {name: self._of(place == number) for number, name in enumerate(names.tolist())}
+
+    def _of(self, kept: np.ndarray) -> Report:
+        """Returns the report of the users for whom `kept` [U] is True."""
+        items, catalogue = None if self.items is None else self.items[kept], {}
+        if items is not None and self.n_items is not None:
+            ks = [int(name.partition("@")[2]) for name in self.catalogue if name.startswith("coverage@")]
+            catalogue = catalogue_metrics(items, ks, self.n_items)
+        per_user = {name: values[kept] for name, values in self.per_user.items()}
+        return dataclasses.replace(self, users=self.users[kept], per_user=per_user, catalogue=catalogue, items=items)
+
+    def exposure(self, groups: ArrayLike, *, k: int | None = None) -> dict[Any, Exposure]:
+        """Returns how much of the lists each group of items has, such as the rare and the popular.
+
+        Args:
+            groups: [N], the group of each item id.
+            k: length of the lists; None is that of the report.
+
+        Returns:
+            A dict from group to `Exposure`, in the order of the groups.
+
+        Raises:
+            ValueError: if the report has no lists, `groups` is not a column with an entry for each
+                item id, or k is not an integer from 1 to the length of the lists.
+        """
+        if self.items is None:
+            raise ValueError("the report has no lists of items; evaluate with full_ranking")
+        k = integer("k", self.items.shape[1] if k is None else k, most=self.items.shape[1])
+        least = int(self.items.max(initial=-1)) + 1 if self.n_items is None else self.n_items
+        names, place = np.unique(_column("groups", groups, "item", least), return_inverse=True)
+        shown = self.items[:, :k]
+        slots = np.bincount(place[shown[shown >= 0]], minlength=len(names))
+        covered = np.bincount(place[np.unique(shown[shown >= 0])], minlength=len(names))
+        sizes = np.bincount(place)
+        return {
+            name: Exposure(int(size), size / len(place), float(slot / max(slots.sum(), 1)), covers / size)
+            for name, size, slot, covers in zip(names.tolist(), sizes.tolist(), slots, covered.tolist())
+        }
+
+    def to_dataframe(self, id_map: IdMap | None = None) -> Any:
+        """Returns a pandas DataFrame of the metrics, with one row per user.
+
+        Args:
+            id_map: the labels of the data; with it, the index "user" has labels instead of ids.
+        """
         import pandas as pd
 
-        return pd.DataFrame(dict(self.per_user), index=pd.Index(self.users, name="user"))
+        users = self.users if id_map is None else id_map.user_labels(self.users)
+        return pd.DataFrame(dict(self.per_user), index=pd.Index(users, name="user"))
 
     def _rows(self) -> tuple[list[str], list[tuple[str, list[str]]]]:
         """Returns the cut-offs and, for each metric, its cells: "0.1234 ± 0.0012"."""
@@ -123,3 +200,39 @@ class Report:
         )
         caption = f"{len(self.users)} users: {html.escape(self.protocol)}"
         return f"<table><caption>{caption}</caption><tr><th></th>{head}</tr>{body}</table>"
+
+
+def differences(first: Report, second: Report, metric: str) -> np.ndarray:
+    """Returns first − second in a metric, float64 [U], for the users that both reports contain.
+
+    Raises:
+        TypeError, ValueError: see `Report.compare`.
+    """
+    for report in (first, second):
+        if not isinstance(report, Report):
+            raise TypeError(f"other is a {type(report).__name__}; pass a Report")
+        if metric not in report.per_user:
+            raise ValueError(f"no metric {metric!r} for each user; there are {sorted(report.per_user)}")
+        if len(np.unique(report.users)) != len(report.users):
+            raise ValueError("a report has a user more than once; compare reports with one row per user")
+    common, mine, theirs = np.intersect1d(first.users, second.users, return_indices=True)
+    if len(common) < 2:
+        raise ValueError(f"the reports share {len(common)} users; a paired comparison needs at least 2")
+    found = first.per_user[metric][mine] - second.per_user[metric][theirs]
+    if not np.isfinite(found).all():
+        raise ValueError(f"{metric} is not finite for {(~np.isfinite(found)).sum()} of {len(common)} users")
+    return found
+
+
+def catalogue_metrics(items: np.ndarray, ks: Sequence[int], n_items: int) -> dict[str, float]:
+    """Returns "coverage@k" and "gini@k" of lists [U, K] for each k."""
+    whole = (metrics.coverage, metrics.gini)
+    return {f"{metric.__name__}@{k}": float(metric(items[:, :k], n_items=n_items)) for metric in whole for k in ks}
+
+
+def _column(name: str, values: ArrayLike, of: str, least: int) -> np.ndarray:
+    """Returns a column with at least `least` entries, one for each id."""
+    column = np.asarray(values)
+    if column.ndim != 1 or len(column) < least:
+        raise ValueError(f"{name} has shape {list(column.shape)}; give one entry for each {of} id, {least} or more")
+    return column

@@ -1,0 +1,122 @@
+"""Recommendations and similar items with labels and titles."""
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+import jaxrec as jr
+from jaxrec.evaluate import recommend, scorer, similar
+from jaxrec.interactions import DataWarning, IdMap, Interactions
+
+USERS, ITEMS = ["ann", "bob\0", "Ünï\n, x"], np.array([30, 10, 20, 7])
+MAP = IdMap(USERS, ITEMS)
+TABLE = jnp.array([[0.1, 0.4, 0.2, 0.3], [4.0, 3.0, 2.0, 1.0], [0.0, 0.0, 0.5, 0.6]])
+SEEN = Interactions.from_pairs([0, 1, 1, 1], [1, 0, 1, 2], n_users=3, n_items=4)
+
+
+def _rows(table, users):
+    return table[users]
+
+
+MODEL = scorer(_rows)
+
+
+def test_lists_have_labels_scores_and_titles():
+    titles = {10: "ten", 7: "seven", 99: "of no item"}
+    frame = recommend(MODEL, TABLE, [USERS[2], "ann"], k=2, id_map=MAP, seen=SEEN, titles=titles)
+    assert frame.columns.tolist() == ["user", "rank", "item", "score", "title"]
+    assert frame["user"].tolist() == [USERS[2], USERS[2], "ann", "ann"] and frame["rank"].tolist() == [1, 2, 1, 2]
+    assert frame["item"].tolist() == [7, 20, 7, 20] and frame["item"].dtype == np.int64
+    assert frame["title"].tolist()[::2] == ["seven"] * 2 and frame["title"].isna().tolist() == [False, True] * 2
+    np.testing.assert_allclose(frame["score"], [0.6, 0.5, 0.3, 0.2], rtol=1e-6)
+    # A user with fewer items left has fewer rows.
+    assert recommend(MODEL, TABLE, "bob\0", k=3, id_map=MAP, seen=SEEN)["item"].tolist() == [7]
+    some = recommend(MODEL, TABLE, ["ann"], k=4, id_map=MAP, items=[30, 20])
+    assert some["item"].tolist() == [20, 30]
+
+
+def test_without_a_map_users_and_items_are_ids():
+    frame = recommend(MODEL, TABLE, np.array([1, 0]), k=1, titles=["a", "b", "c", "d"])
+    assert frame.values.tolist() == [[1, 1, 0, 4.0, "a"], [0, 1, 1, pytest.approx(0.4), "b"]]
+    series = pd.Series(["by label"], index=[7])
+    assert recommend(MODEL, TABLE, 2, k=1, titles=pd.Series(["x"], index=[3]))["title"].tolist() == ["x"]
+    assert recommend(MODEL, TABLE, USERS[2], k=1, titles=series, id_map=MAP)["title"].tolist() == ["by label"]
+
+
+def test_a_model_of_histories_gets_them():
+    train = Interactions.from_pairs([0, 0, 1, 1, 2], [0, 1, 0, 1, 2], n_users=3, n_items=4)
+    model, variables, _ = jr.solvers.ease.fit(train, regularization=1.0)
+    new, wider = Interactions.from_labels(["zoe"], [30], id_map=MAP, unknown_users="new")
+    frame = recommend(model, variables, ["zoe"], k=1, id_map=wider, histories=new, seen=new)
+    assert frame[["user", "item"]].values.tolist() == [["zoe", 10]]
+
+
+def test_unknown_users_raise_or_are_dropped_and_counted():
+    given = ["a", "b", "ann", "c", "d", "e", "f"]
+    with pytest.raises(ValueError, match=r"lacks 6 of 7 users: 'a', 'b', 'c', 'd', 'e', ...; give users"):
+        recommend(MODEL, TABLE, given, k=1, id_map=MAP)
+    with pytest.warns(DataWarning, match="dropped 6 of 7 users"):
+        frame = recommend(MODEL, TABLE, given, k=1, id_map=MAP, unknown_users="drop")
+    assert frame["user"].tolist() == ["ann"]
+    with pytest.raises(ValueError, match="lacks 1 of 1 users"):
+        recommend(MODEL, TABLE, ["a"], k=1, id_map=MAP, unknown_users="drop")
+
+
+WRONG = {
+    "labels without a map": ({"users": ["ann"]}, ValueError, r"users holds \['ann'\]; give ids"),
+    "word": ({"unknown_users": "skip"}, ValueError, "unknown_users='skip'; give 'raise' or 'drop'"),
+    "titles of other items": ({"titles": {"x": "y"}}, ValueError, "titles has none of the items, such as 0"),
+    "few titles": ({"titles": ["a"], "users": [2]}, ValueError, "titles has 1 entries, but item 3"),
+    "a title": ({"titles": "a"}, TypeError, "titles is a str; give a mapping"),
+    "another map": ({"id_map": IdMap(["u"], [1]), "users": ["u"], "seen": SEEN}, ValueError, "id_map has 1 items"),
+}
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize("name", WRONG)
+def test_errors_say_what_to_do(name):
+    given, error, message = WRONG[name]
+    with pytest.raises(error, match=message):
+        recommend(MODEL, TABLE, **{"users": [1], "k": 1, **given})
+
+
+def test_similar_is_the_cosine_of_item_vectors():
+    table = jnp.array([[1.0, 0.0], [0.0, 3.0], [2.0, 2.0], [0.9, 0.1]])
+    variables, titles = {"params": {"user": jnp.ones((3, 2)), "item": table}}, np.array(["p", "q", "r", "s"])
+    frame = similar(jr.models.MF(3, 4, dim=2), variables, [30, 10], k=3, id_map=MAP, titles=titles)
+    assert frame.columns.tolist() == ["item", "rank", "similar", "score", "title"]
+    assert frame["item"].tolist() == [30] * 3 + [10] * 3 and frame["similar"].tolist() == [7, 20, 10, 20, 7, 30]
+    assert frame["title"].tolist() == ["s", "r", "q", "r", "s", "p"]
+    np.testing.assert_allclose(frame["score"][:3], [0.9 / 0.82**0.5, 0.5**0.5, 0], atol=1e-6)
+    # A score that is a distance has vectors with the squared lengths, which are no part of the cosine.
+    metric = jr.models.MF(3, 4, dim=2, score=jr.models.negative_squared_distance)
+    pd.testing.assert_frame_equal(similar(metric, variables, [30, 10], k=3, id_map=MAP, titles=titles), frame)
+
+
+def test_similar_says_what_is_missing():
+    model, variables = jr.models.popularity(SEEN)
+    with pytest.raises(TypeError, match="ItemRanker has no vectors of items"):
+        similar(model, variables, 0, k=1)
+    variables = {"params": {"user": jnp.ones((3, 2)), "item": jnp.ones((4, 2))}}
+    with pytest.raises(ValueError, match="k=4; give an integer from 1 to 3"):
+        similar(jr.models.MF(3, 4, dim=2), variables, 0, k=4)
+    with pytest.raises(ValueError, match="is NaN or infinite"):
+        similar(jr.models.MF(3, 4, dim=2), {"params": variables["params"] | {"item": jnp.full((4, 2), jnp.nan)}}, 0)
+
+
+def test_new_users_get_ids_after_the_known_ones():
+    some = Interactions.from_labels(["zoe", "ann", "cy", "zoe"], [7, 10, 10, 20], id_map=MAP, unknown_users="new")
+    assert some[1].users.tolist() == [*USERS, "cy", "zoe"] and some[1].items is MAP.items
+    assert [ids.tolist() for ids in some[0].pairs()] == [[0, 3, 4, 4], [1, 1, 2, 3]] and some[0].n_users == 5
+    frame = pd.DataFrame({"u": ["ann", "cy"], "i": [10, 11]})
+    how = {"user": "u", "item": "i", "id_map": MAP, "unknown_users": "new"}
+    with pytest.raises(ValueError, match="items has no label 11"):
+        Interactions.from_dataframe(frame, **how)
+    with pytest.warns(DataWarning, match="dropped 1 of 2 pairs"):
+        data, wider = Interactions.from_dataframe(frame, **how, unknown="drop")
+    assert data.n_users == 4 and wider.user_ids(["cy"]).tolist() == [3]
+    numbers = IdMap([2**63, 2**63 + 2], [1])  # uint64, which NumPy would join with int64 to floats
+    assert Interactions.from_labels([5], [1], id_map=numbers, unknown_users="new")[1].users.tolist()[2] == 5
+    with pytest.raises(ValueError, match="'new' together with id_map"):
+        Interactions.from_labels([5], [1], unknown_users="new")
