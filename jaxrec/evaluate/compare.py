@@ -81,8 +81,8 @@ def compare_all(
     >>> users = np.arange(4)
     >>> of = lambda *values: Report(users, {"ndcg@10": np.array(values)}, {}, None, "by hand")
     >>> table = compare_all({"a": of(0.5, 0.7, 0.9, 0.4), "b": of(0.1, 0.2, 0.6, 0.3)}, "ndcg@10")
-    >>> table[["first", "second", "n_users"]].values.tolist(), round(table["difference"][0], 3)
-    ([['a', 'b', 4]], 0.325)
+    >>> table[["first", "second", "n_users"]].values.tolist(), table["difference"].round(3).tolist()
+    ([['a', 'b', 4]], [0.325])
     """
     pd = readers.optional("pandas", extra="data")
     if not isinstance(reports, Mapping) or len(reports) < 2:
