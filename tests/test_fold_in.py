@@ -121,6 +121,23 @@ def test_users_without_items_keep_the_mean_and_are_counted(variables):
     np.testing.assert_allclose(found["params"]["user"][0], variables["params"]["user"].mean(0), rtol=1e-5, atol=1e-7)
 
 
+def _boundary(variables, batch, negatives):
+    del negatives
+    return {"boundary": variables["params"]["boundary"][batch.users]}
+
+
+@pytest.mark.deep
+def test_parameters_of_the_loss_have_rows_of_new_users_too(variables):
+    own = {"params": {**variables["params"], "boundary": jnp.arange(M, dtype=jnp.float32)}}
+    objective = partial(pairwise_objective, model=MODEL, loss=jr.losses.uib, sample=SAMPLE, arguments=_boundary)
+    found = fold_in(MODEL, own, objective, optax.sgd(1e-3), NEW, epochs=1, **HOW)[1]["params"]
+    assert found["boundary"].shape == (2,) and 0 < np.abs(found["boundary"] - 2.5).max() < 0.1
+    square = MODEL.clone(n_users=N)
+    own = {"params": {"user": own["params"]["item"], "item": own["params"]["item"], "boundary": jnp.zeros(N)}}
+    with pytest.raises(ValueError, match=r"\['boundary'\] has 9 rows, which may be of users or of items"):
+        fold_in(square, own, partial(objective, model=square), TX, NEW, epochs=1, **HOW)
+
+
 def _of_all(model, objective=None, **how):
     own = {"params": {"user": np.ones((M, 3), np.float32), "item": np.ones((N, 3), np.float32)}}
     given = {"histories": NEW, "epochs": 1, **how}

@@ -55,7 +55,10 @@ def explained(
         w: [nnz].
         c: [nnz].
     """
-    degrees = np.diff(np.asarray(histories.indptr))
+    # Users are padded too, so that few shapes are compiled. Padding has the ridge 1.
+    n_users = power_of_two(histories.n_users)
+    more = n_users - histories.n_users
+    degrees = np.pad(np.diff(np.asarray(histories.indptr)), (0, more))
     length = power_of_two(max(int(degrees.max(initial=0)), _SHORTEST))
     real = np.arange(length) < degrees[:, None]
 
@@ -65,7 +68,8 @@ def explained(
         return rows
 
     numbers = (np.asarray(column, item.dtype) for column in (w, c))
-    inputs = padded(histories.pairs()[1]), *map(padded, numbers), np.asarray(ridge, item.dtype), items
+    ridge = np.pad(np.asarray(ridge, item.dtype), (0, more), constant_values=1)
+    inputs = padded(histories.pairs()[1]), *map(padded, numbers), ridge, np.pad(items, ((0, more), (0, 0)))
     return check_solved(_of_users(item, gram, inputs)[real])
 
 

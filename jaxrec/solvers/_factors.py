@@ -114,6 +114,6 @@ def explain_of(variables: Variables, histories: Interactions, items: ArrayLike, 
     asked, ratings = checked_items(items, histories), weights_of(histories)
     totals = np.bincount(histories.pairs()[0], ratings, histories.n_users)
     w = weighting.gain * ratings
-    gram = weighting.unobserved * _einsum("nk,nm->km", item, item)
+    gram = weighting.of_type(item.dtype).unobserved * summary_of(item).gram
     ridge = weighting.penalties(totals, len(item))
     return explained(item, histories, asked, gram, ridge, w, w + weighting.shift)

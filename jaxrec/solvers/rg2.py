@@ -243,11 +243,10 @@ def explain(
     (item,) = check_factors(variables, "histories have", item=histories.n_items)
     settings, asked, ratings = _settings(regularization, alpha), checked_items(items, histories), weights_of(histories)
     users, _ = histories.pairs()
-    totals = np.bincount(users, ratings, histories.n_users)[users]
-    shares = np.divide(ratings, totals, out=np.zeros_like(ratings), where=totals > 0)
+    shares = ratings * inverse_of(np.bincount(users, ratings, histories.n_users))[users]
     gain = 1 + 2 * settings.alpha
     ridge = np.full(histories.n_users, settings.regularization * gain)
-    gram = dot(item.T, item) / item.shape[0]
+    gram = summary_of(item).gram / item.shape[0]
     return explained(item, histories, asked, gram, ridge, 2 * settings.alpha * shares, gain * shares)
 
 
