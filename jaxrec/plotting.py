@@ -176,7 +176,7 @@ def sweep(found: Sweep, x: str, y: str, metric: str | None = None, *, ax: Any = 
 def regularization(coefficients: Array, degrees: ArrayLike, *, ax: Any = None) -> Any:
     """Plots coefficients Λ of users or items against their numbers of pairs, as λOpt's paper does.
 
-    The line is the median of items with about as many pairs.
+    The line is the median of rows with about as many pairs.
 
     Args:
         coefficients: Λ of one table, [R] or [R, ...] with a row for each user or item, such as
@@ -194,9 +194,10 @@ def regularization(coefficients: Array, degrees: ArrayLike, *, ax: Any = None) -
         )
     ax, values = _axes(ax), values.reshape(len(values), -1).mean(1)
     ax.plot(degrees, values, ".", alpha=0.3)
-    order = np.argsort(degrees, kind="stable")
-    parts = np.array_split(order, min(20, len(order)))
-    ax.plot([np.median(degrees[part]) for part in parts], [np.median(values[part]) for part in parts], label="median")
+    edges = np.unique(np.quantile(degrees, np.linspace(0, 1, 20)))
+    part = np.searchsorted(edges, degrees)
+    medians = [[np.median(x[part == number]) for number in np.unique(part)] for x in (degrees, values)]
+    ax.plot(*medians, marker=".", label="median")
     ax.set_xscale("symlog")
     return _finished(ax, "number of training pairs", "mean coefficient Λ", legend=True)
 
