@@ -272,7 +272,7 @@ def _check_intact(file: IO[bytes], path: pathlib.Path) -> None:
     comment = file.read()
     file.seek(0)
     if not comment.startswith(_MARK) or file.read(2) != b"PK":
-        raise ValueError(f"{path} is incomplete, damaged, or no file of jaxrec.save; save the model again")
+        raise ValueError(f"{path} is incomplete, damaged, or not a file of jaxrec.save; save the model again")
     if _digest(file, size) != comment[len(_MARK) :]:
         raise ValueError(f"{path} is damaged: its checksum is not that of its contents; save the model again")
     file.seek(0)

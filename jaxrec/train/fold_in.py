@@ -203,8 +203,8 @@ def _bound(objective: Objective, model: Any, n: int, histories: Interactions) ->
     rebound = with_model(objective)
     if not found:
         raise ValueError(
-            f"objective does not bind a {type(model).__name__} by functools.partial, so that none of the new users can "
-            "take its place; give functools.partial(objective, model=model, ...)"
+            f"objective does not bind a {type(model).__name__} by functools.partial, so that no model of the new users "
+            "can take its place; give functools.partial(objective, model=model, ...)"
         )
     try:
         check_bound((rebound,), histories)
