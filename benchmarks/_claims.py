@@ -203,12 +203,19 @@ def wrong(studies: Mapping[str, tuple[_study.Study, _study.Records]]) -> str:
     return "\n".join(["### Claims of ours that were wrong", "", *(f"- {each}" for each in said)])
 
 
-def section(studies: Mapping[str, tuple[_study.Study, _study.Records]]) -> str:
-    """Returns the section of RESULTS.md."""
-    rows: list[list[Any]] = []
+def judgements(studies: Mapping[str, tuple[_study.Study, _study.Records]]) -> list[tuple[str, ...]]:
+    """Returns for each claim its paper, what it says, the verdict, the evidence and the marks."""
+    rows = []
     for claim in CLAIMS:
         this, records = studies.get(claim.study, (None, ()))
         found = ("open", "", "") if this is None else judged(claim, this, records)
-        rows.append([claim.paper, claim.says, found[0], found[1], found[2]])
-    table = _record.table(["paper", "claim", "verdict", "evidence", "marks"], rows)
+        rows.append((claim.paper, claim.says, *found))
+    return rows
+
+
+def section(
+    studies: Mapping[str, tuple[_study.Study, _study.Records]], judgements: Sequence[Sequence[str]]
+) -> str:
+    """Returns the section of RESULTS.md, with the table of `judgements`."""
+    table = _record.table(["paper", "claim", "verdict", "evidence", "marks"], judgements)
     return "\n\n".join(["## Claims of the papers", __doc__.strip(), table, wrong(studies)])

@@ -98,8 +98,46 @@ def _anchor(title: str) -> str:
     return kept.replace(" ", "-")
 
 
-def headlines() -> list[str]:
-    """Returns the lines for README.md."""
+def summary(judgements: Sequence[Sequence[str]]) -> str:
+    """Returns the table of README.md; `judgements` are those of the papers' claims."""
+    rows = []
+    if found := measured("speed_train"):
+        bpr, mml = (1 / found["cases"][name]["ratio"] for name in ("MF-BPR, 1 negative", "MF-MML, 100 negatives"))
+        said = f"PyTorch takes {bpr:.1f} times as long for BPR, and {mml:.1f} times for MML with 100 negatives"
+        rows.append([f"An epoch of matrix factorisation with Adam, {found['cores']} CPU cores", said])
+    if found := measured("speed_als"):
+        ratios = [found["cases"][f"{data}, 64: iALS, CG"]["ratio"] for data in ("gowalla", "ml-1m")]
+        said = f"{ratios[0]:.2f} (Gowalla) and {ratios[1]:.2f} (ml-1m) of the time of implicit"
+        rows.append([f"A sweep of iALS by conjugate gradients, {found['cores']} CPU cores", said])
+    if found := measured("speed_scale"):
+        case = list(found["cases"].values())[-1]
+        said = f"{case['epoch_wall_s']:.0f} s an epoch, and at most {case['peak_mb'] / 1024:.1f} GB of memory"
+        rows.append([f"MF-BPR on {case['pairs']:,} pairs from disk, {found['cores']} CPU cores", said])
+    if found := measured("accelerator"):
+        bpr, als = (
+            found["cases"][name]
+            for name in (
+                "MF-BPR: batches of 65,536, rowwise.adam",
+                "ALS, 20 million pairs: 64 dimensions: iALS, 3 CG steps",
+            )
+        )
+        said = f"{bpr['rate'] / 1e6:.0f} million pairs a second; iALS on 20 million pairs {als['seconds_text']} a sweep"
+        rows.append([f"MF-BPR on one {found['device']}", said])
+    if found := studies().get("rg2"):
+        of_data = _study.tables(*found)["ml-1m"]
+        names = ("RG2, alpha tuned", "iALS", "GF-CF", "softmax", "BPR", "popularity")
+        means = {name: of_data[name].values["ndcg@10"].mean() for name in names if name in of_data}
+        said = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+        rows.append([f"NDCG@10 on ml-1m, all items, {len(of_data['iALS'].seeds)} seeds", said])
+    verdicts = [verdict for _, _, verdict, *_ in judgements]
+    counts = {each: verdicts.count(each) for each in ("reproduced", "in part", "not reproduced", "refuted", "open")}
+    said = ", ".join(f"{count} {each}" for each, count in counts.items() if count)
+    rows.append([f"{len(verdicts)} claims of five papers, by paired tests", said])
+    return _record.table(["what", "result"], rows)
+
+
+def headlines() -> str:
+    """Returns the first section of RESULTS.md."""
     lines = []
     if found := measured("speed_train"):
         ratios = {name: 1 / case["ratio"] for name, case in found["cases"].items()}
@@ -147,11 +185,11 @@ def headlines() -> list[str]:
             f"On one {found['device']}: MF-BPR with batches of 65,536 trains {bpr['rate'] / 1e6:.0f} million pairs a "
             f"second, an epoch of LightGCN on Gowalla takes {gcn['seconds_text']}, a sweep of iALS on 20 million pairs "
             f"{als['seconds_text']}, and top-20 lists of all users of Gowalla {lists['seconds_text']}; see "
-            "[RESULTS.md](RESULTS.md#speed-on-an-accelerator)."
+            "[Speed on an accelerator](#speed-on-an-accelerator)."
         )
     for this, records in studies().values():
         lines += this.headlines(_study.tables(this, records), records)
-    return lines
+    return "\n".join(["## Highlights", "", "Some of the results; each is part of a section below.", "", *map("- {}".format, lines)])
 
 
 # ---------------------------------------------------------------------- files
@@ -159,8 +197,9 @@ def headlines() -> list[str]:
 
 def written() -> dict[str, str]:
     """Returns the text of README.md and RESULTS.md that the records give."""
-    sections = [quickstart(found)] if (found := measured("quickstart")) else []
-    sections += [_leaderboard.section(studies()), _claims.section(studies())]
+    sections = [headlines()] + ([quickstart(found)] if (found := measured("quickstart")) else [])
+    judgements = _claims.judgements(studies())
+    sections += [_leaderboard.section(studies()), _claims.section(studies(), judgements)]
     sections += [_study.section(this, records) for this, records in studies().values()]
     for name in ("categories", "accelerator"):
         if found := measured(name):
@@ -169,10 +208,9 @@ def written() -> dict[str, str]:
         if found := measured(f"speed_{name}"):
             sections.append(speed(importlib.import_module(f"benchmarks.speed.{name}"), found))
     before, _, rest = (ROOT / "README.md").read_text().partition(BEGIN)
-    said = "\n".join(f"- {line}" for line in headlines())
     return {
         "RESULTS.md": "\n\n".join([HEAD.rstrip(), contents(sections), *sections]) + "\n",
-        "README.md": f"{before}{BEGIN}\n{said}\n{END}{rest.partition(END)[2]}",
+        "README.md": f"{before}{BEGIN}\n{summary(judgements)}\n{END}{rest.partition(END)[2]}",
     }
 
 

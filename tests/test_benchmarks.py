@@ -745,17 +745,6 @@ def test_mf_softmax_beats_popularity_on_movielens_by_two_standard_errors():
     assert difference.mean() > 2 * difference.std(ddof=1) / np.sqrt(len(difference))
 
 
-@pytest.mark.deep
-def test_the_examples_of_the_readme_run():
-    """All of them, one after another as a reader would, but for the numbers of epochs."""
-    blocks = [part.split("```")[0] for part in (ROOT / "README.md").read_text().split("```python\n")[1:]]
-    code = re.sub(r"(epochs|sweeps)=\d+", r"\1=2", "\n".join(blocks)) + "print(float(loss), scores.shape)\n"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert "id order" in done.stdout and "ndcg" in done.stdout
-    assert "(1, " in done.stdout.splitlines()[-1] and "nan" not in done.stdout
-
-
 def test_what_is_varied_takes_the_runs_at_the_defaults_too():
     """One block is MacridVAE's run, two are VALID's own; the usual values of MARS share one."""
     from benchmarks.studies import _study, mars, valid

@@ -69,7 +69,7 @@ class Study(NamedTuple):
         columns: function of a data set and its rows that returns further columns.
         listed: function of a method's name that says whether it has a row in the tables.
         after: function of tables and records that returns the Markdown after the tables.
-        headlines: function of tables and records that returns lines for README.md.
+        headlines: function of tables and records that returns lines for the highlights of RESULTS.md.
         panes: function of tables and records that returns the panes of the plot.
     """
 

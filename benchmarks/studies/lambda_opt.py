@@ -427,7 +427,7 @@ def panes(tables: Any, records: Any) -> list[list[dict[str, Any]]]:
 
 
 def headlines(tables: Any, records: Any) -> list[str]:
-    """Returns the lines for README.md."""
+    """Returns the lines for the highlights."""
     names, said = ("λOpt DUI", BEST_FIXED, "MF, one λ, on learn too"), []
     for data in ("ml-100k", "ml-1m"):
         rows = tables[data]

@@ -183,7 +183,7 @@ def panes(tables: Any, records: Any) -> list[list[dict[str, Any]]]:
 
 
 def headlines(tables: Any, records: Any) -> list[str]:
-    """Returns the lines for README.md."""
+    """Returns the lines for the highlights."""
     mean = {
         label: {name: row.values[METRIC[label.partition(", ")[2]]].mean() for name, row in rows.items()}
         for label, rows in tables.items()

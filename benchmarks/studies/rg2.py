@@ -368,7 +368,7 @@ def overdecayed(tables: Any, records: Any) -> str:
 
 
 def headlines(tables: Any, records: Any) -> list[str]:
-    """Returns the lines for README.md."""
+    """Returns the lines for the highlights."""
     rows = tables["ml-100k"]
     names = ("RG2, alpha tuned", "iALS", "softmax", "BPR", "popularity")
     said = ", ".join(f"{name} {rows[name].values['ndcg@10'].mean():.4f}" for name in names)

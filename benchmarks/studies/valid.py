@@ -329,7 +329,7 @@ def panes(tables: Any, records: Any) -> list[list[dict[str, Any]]]:
 
 
 def headlines(tables: Any, records: Any) -> list[str]:
-    """Returns the lines for README.md; for each data set those of the last limit of epochs."""
+    """Returns the lines for the highlights; for each data set those of the last limit of epochs."""
     said = []
     for data, rows in tables.items():
         limits = [after for after in ("", ", 12 epochs") if {f"VALID{after}", f"MacridVAE{after}"} <= set(rows)]
