@@ -15,7 +15,19 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")
 def process(app, what, name, obj, options, lines: list[str]) -> None:
     """Rewrites the lines of a docstring in place, in reStructuredText."""
     module = name if what == "module" else getattr(obj, "__module__", None) or "jaxrec"
-    lines[:] = list(_rewritten(lines, module))
+    lines[:] = list(_rewritten(_joined(lines), module))
+
+
+def _joined(lines: list[str]) -> list[str]:
+    """Joins lines between which code continues, such as `partial(f,` and `n=1)`."""
+    found: list[str] = []
+    for line in lines:
+        inside = found and found[-1].count("`") % 2 and not found[-1].lstrip().startswith(">>>")
+        if inside and line.strip():
+            found[-1] += " " + line.strip()
+        else:
+            found.append(line)
+    return found
 
 
 def _rewritten(lines: list[str], module: str) -> Iterator[str]:

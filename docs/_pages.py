@@ -236,11 +236,11 @@ def _tables(text: str) -> Iterator[str]:
     head = rows[0]
     width = len(head)
     rows = [rows[0], *([*row, *[""] * width][:width] for row in rows[2:])]
-    apart = [place for place, name in enumerate(head) if place and name in FOLDED]
-    yield _table(rows, [place for place in range(width) if place not in apart])
-    kept = [row for row in rows[1:] if any(row[place] for place in apart)]
+    others = [place for place, name in enumerate(head) if place and name in FOLDED]
+    yield _table(rows, [place for place in range(width) if place not in others])
+    kept = [row for row in rows[1:] if any(row[place] for place in others)]
     if kept:
-        yield _dropdown("Settings and cost", _table([head, *kept], [0, *apart]))
+        yield _dropdown("Settings and cost", _table([head, *kept], [0, *others]))
 
 
 def _table(rows: list[list[str]], places: list[int]) -> str:
