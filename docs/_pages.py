@@ -81,6 +81,22 @@ def write(docs: pathlib.Path) -> None:
             target.write_bytes(content)
 
 
+def on_the_site(text: str) -> str:
+    """Returns a page whose links to files outside `docs/` lead to the pages that are built from them."""
+
+    def results(found: re.Match) -> str:
+        return f"](/_generated/results/{_slug(found[1]) if found[1] else 'index'}.md)"
+
+    text = re.sub(r"\]\((?:\.\./)+RESULTS\.md(?:#([^)]+))?\)", results, text)
+    text = re.sub(r"\]\((?:\.\./)+LOSSES\.md\)", "](/losses.md)", text)
+    return re.sub(r"\]\((?:\.\./)+notebooks/([^)]+)\)", r"](/_generated/notebooks/\1)", text)
+
+
+def _slug(title: str) -> str:
+    """Returns the name of a section's page, from its title or its anchor."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower().replace("λ", "lambda")).strip("-")
+
+
 # ---------------------------------------------------------------------- API reference
 
 
@@ -169,10 +185,11 @@ def _results(text: str, root: pathlib.Path) -> dict[pathlib.Path, str | bytes]:
     names = []
     for section in sections:
         title, _, body = section.partition("\n")
-        name = re.sub(r"[^a-z0-9]+", "-", title.lower().replace("λ", "lambda")).strip("-")
+        name = _slug(title)
         names.append(name)
         for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", body):
             files[pathlib.Path("results", pathlib.Path(path).name)] = (root / path).read_bytes()
+        body = re.sub(r"\]\(#([^)]+)\)", lambda found: f"]({_slug(found[1])}.md)", body)
         body = re.sub(r"(!\[[^\]]*\])\(([^)]+/)?([^)/]+)\)", r"\1(\3)", body)
         files[pathlib.Path("results", f"{name}.md")] = f"# {title}\n\n" + "\n\n".join(_folded(body)) + "\n"
     files |= _claims(text)
@@ -200,7 +217,7 @@ def _claims(text: str) -> dict[pathlib.Path, str | bytes]:
 MARKS = """Every table has the trivial rankers: random, item id and popularity. Metrics are those of a full ranking
 unless the table says "sampled". Below a table, "settings and cost" has its other columns. The marks are:
 `*` a chosen value is at an end of its grid, `^` the best epoch is the last one, `1` fewer than three seeds,
-`!` the record is older than its grid. {doc}`/evaluation` says how to read the metrics.
+`!` the record is older than its grid. [Evaluation protocols and their traps](../../evaluation.md) says how to read the metrics.
 """
 
 

@@ -99,8 +99,13 @@ pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 
 
+def _on_the_site(app, name: str, source: list[str]) -> None:
+    source[0] = _pages.on_the_site(source[0])
+
+
 def setup(app) -> None:
-    """Registers what prepares docstrings for Sphinx."""
+    """Registers what prepares pages and docstrings for Sphinx."""
+    app.connect("source-read", _on_the_site)
     app.connect("autodoc-process-docstring", _docstrings.process, priority=100)  # before napoleon
     app.connect("autodoc-process-signature", _docstrings.signature)
     app.connect("autodoc-skip-member", _docstrings.skip)
