@@ -91,7 +91,7 @@ def _marked(line: str, module: str) -> str:
     parts = CODE.split(line)
     for place, part in enumerate(parts):
         if place % 2 == 0:
-            parts[place] = re.sub(r"(?<!\\)([*|])|_(?=\W|$)", lambda found: "\\" + found.group(), part)
+            parts[place] = re.sub(r"(?<!\\)([*|@])|_(?=\W|$)", lambda found: "\\" + found.group(), part)
             continue
         before, after = parts[place - 1][-1:], parts[place + 1][:1]
         code = _linked(part[1:-1], module)

@@ -13,6 +13,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import _docstrings
 import _pages
+from sphinx.domains.python import PyObject
 
 _pages.write(HERE)
 
@@ -105,6 +106,9 @@ def _on_the_site(app, name: str, source: list[str]) -> None:
 
 def setup(app) -> None:
     """Registers what prepares pages and docstrings for Sphinx."""
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"
     app.connect("source-read", _on_the_site)
     app.connect("autodoc-process-docstring", _docstrings.process, priority=100)  # before napoleon
     app.connect("autodoc-process-signature", _docstrings.signature)
