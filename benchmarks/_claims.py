@@ -213,9 +213,7 @@ def judgements(studies: Mapping[str, tuple[_study.Study, _study.Records]]) -> li
     return rows
 
 
-def section(
-    studies: Mapping[str, tuple[_study.Study, _study.Records]], judgements: Sequence[Sequence[str]]
-) -> str:
+def section(studies: Mapping[str, tuple[_study.Study, _study.Records]], judgements: Sequence[Sequence[str]]) -> str:
     """Returns the section of RESULTS.md, with the table of `judgements`."""
     table = _record.table(["paper", "claim", "verdict", "evidence", "marks"], judgements)
     return "\n\n".join(["## Claims of the papers", __doc__.strip(), table, wrong(studies)])

@@ -189,7 +189,8 @@ def headlines() -> str:
         )
     for this, records in studies().values():
         lines += this.headlines(_study.tables(this, records), records)
-    return "\n".join(["## Highlights", "", "Some of the results; each is part of a section below.", "", *map("- {}".format, lines)])
+    said = "Some of the results; each is part of a section below."
+    return "\n".join(["## Highlights", "", said, "", *(f"- {line}" for line in lines)])
 
 
 # ---------------------------------------------------------------------- files

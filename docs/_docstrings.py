@@ -22,7 +22,11 @@ def _joined(lines: list[str]) -> list[str]:
     """Joins lines between which code continues, such as `partial(f,` and `n=1)`."""
     found: list[str] = []
     for line in lines:
-        inside = found and found[-1].count("`") % 2 and not found[-1].lstrip().startswith(">>>")
+        inside = (
+            found
+            and found[-1].count("`") % 2
+            and not found[-1].lstrip().startswith(">>>")
+        )
         if inside and line.strip():
             found[-1] += " " + line.strip()
         else:
@@ -60,7 +64,12 @@ def _rewritten(lines: list[str], module: str) -> Iterator[str]:
                 yield from _table_head(bare)
                 before = bare
                 continue
-            elif indent >= 4 and not before and not section and not bare.startswith(("- ", "* ")):
+            elif (
+                indent >= 4
+                and not before
+                and not section
+                and not bare.startswith(("- ", "* "))
+            ):
                 block = "literal"
                 yield from (".. code-block:: text", "")
         if block == "table":
@@ -91,7 +100,9 @@ def _marked(line: str, module: str) -> str:
     parts = CODE.split(line)
     for place, part in enumerate(parts):
         if place % 2 == 0:
-            parts[place] = re.sub(r"(?<!\\)([*|@])|_(?=\W|$)", lambda found: "\\" + found.group(), part)
+            parts[place] = re.sub(
+                r"(?<!\\)([*|@])|_(?=\W|$)", lambda found: "\\" + found.group(), part
+            )
             continue
         before, after = parts[place - 1][-1:], parts[place + 1][:1]
         code = _linked(part[1:-1], module)
@@ -136,4 +147,3 @@ def skip(app, what, name, obj, skipped: bool, options) -> bool | None:
     if type(obj).__name__ == "_tuplegetter":
         return True
     return None
-

@@ -35,11 +35,15 @@ def broken(folder: pathlib.Path) -> list[str]:
             parts = urlsplit(link)
             if parts.scheme or parts.netloc:
                 continue
-            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            target = (
+                (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            )
             target = target / "index.html" if target.is_dir() else target
             anchor = unquote(parts.fragment)
             known = pages[target].anchors if target in pages else None
-            if not target.exists() or (anchor and known is not None and anchor not in known):
+            if not target.exists() or (
+                anchor and known is not None and anchor not in known
+            ):
                 found.append(f"{path.relative_to(folder.resolve())}: {link}")
     return found
 

@@ -9,7 +9,13 @@ import re
 from collections.abc import Iterator
 
 API = {
-    "core": ("Interactions", "jaxrec", "jaxrec.interactions", "jaxrec.sparse", "jaxrec.typing"),
+    "core": (
+        "Interactions",
+        "jaxrec",
+        "jaxrec.interactions",
+        "jaxrec.sparse",
+        "jaxrec.typing",
+    ),
     "data": (
         "Data",
         "jaxrec.data.readers",
@@ -29,18 +35,45 @@ API = {
         "jaxrec.optim.lambda_opt",
         "jaxrec.optim.moments",
     ),
-    "models": ("Models", "jaxrec.models", "jaxrec.models.attention", "jaxrec.models.implicit", "jaxrec.models.mars"),
+    "models": (
+        "Models",
+        "jaxrec.models",
+        "jaxrec.models.attention",
+        "jaxrec.models.implicit",
+        "jaxrec.models.mars",
+    ),
     "solvers": (
         "Solvers",
-        *(f"jaxrec.solvers.{name}" for name in "ials wrmf rg2 ease nmf knn filters gauss_newton".split()),
+        *(
+            f"jaxrec.solvers.{name}"
+            for name in [
+                "ials",
+                "wrmf",
+                "rg2",
+                "ease",
+                "nmf",
+                "knn",
+                "filters",
+                "gauss_newton",
+            ]
+        ),
     ),
     "train": (
         "Training",
         "jaxrec.train",
-        *(f"jaxrec.train.{name}" for name in "autoencoders mars lambda_opt ncl ultragcn".split()),
+        *(
+            f"jaxrec.train.{name}"
+            for name in ["autoencoders", "mars", "lambda_opt", "ncl", "ultragcn"]
+        ),
     ),
     "evaluate": ("Evaluation", "jaxrec.evaluate"),
-    "papers": ("Papers", *(f"jaxrec.papers.{name}" for name in "mars lambda_opt mml rg2 valid".split())),
+    "papers": (
+        "Papers",
+        *(
+            f"jaxrec.papers.{name}"
+            for name in ["mars", "lambda_opt", "mml", "rg2", "valid"]
+        ),
+    ),
     "study": ("Studies", "jaxrec.study"),
     "plotting": ("Plots", "jaxrec.plotting"),
 }
@@ -89,7 +122,9 @@ def on_the_site(text: str) -> str:
 
     text = re.sub(r"\]\((?:\.\./)+RESULTS\.md(?:#([^)]+))?\)", results, text)
     text = re.sub(r"\]\((?:\.\./)+LOSSES\.md\)", "](/losses.md)", text)
-    return re.sub(r"\]\((?:\.\./)+notebooks/([^)]+)\)", r"](/_generated/notebooks/\1)", text)
+    return re.sub(
+        r"\]\((?:\.\./)+notebooks/([^)]+)\)", r"](/_generated/notebooks/\1)", text
+    )
 
 
 def _slug(title: str) -> str:
@@ -106,11 +141,19 @@ def public(module: str) -> list[str]:
     package = hasattr(found, "__path__")
     listed = getattr(found, "__all__", None)
     kept = []
-    for name, item in vars(found).items() if listed is None else [(name, getattr(found, name)) for name in listed]:
+    for name, item in (
+        vars(found).items()
+        if listed is None
+        else [(name, getattr(found, name)) for name in listed]
+    ):
         home = getattr(item, "__module__", None) or ""
         if name.startswith("_") or type(item).__name__ == "module":
             continue
-        ours = home == module or (package and home.startswith("jaxrec")) or listed is not None
+        ours = (
+            home == module
+            or (package and home.startswith("jaxrec"))
+            or listed is not None
+        )
         if ours and callable(item) and hasattr(item, "__name__"):
             kept.append(name)
     return kept
@@ -129,14 +172,21 @@ def documented() -> dict[str, str]:
                 names[full] = full
                 names.setdefault(f"{getattr(item, '__module__', module)}.{name}", full)
                 if isinstance(item, type):
-                    names |= {f"{full}.{member}": f"{full}.{member}" for member in _members(item)}
+                    names |= {
+                        f"{full}.{member}": f"{full}.{member}"
+                        for member in _members(item)
+                    }
     return names
 
 
 def _described(module: str) -> list[str]:
     """Returns the public names of a module that no package above it exports."""
     package = module.rpartition(".")[0]
-    above = set(public(package)) if package.count(".") >= 1 and f"{package}" in _all_modules() else set()
+    above = (
+        set(public(package))
+        if package.count(".") >= 1 and f"{package}" in _all_modules()
+        else set()
+    )
     return [name for name in public(module) if name not in above]
 
 
@@ -149,7 +199,9 @@ def _members(item: type) -> list[str]:
     return [
         name
         for name, member in vars(item).items()
-        if not name.startswith("_") and getattr(member, "__doc__", None) and type(member).__name__ != "_tuplegetter"
+        if not name.startswith("_")
+        and getattr(member, "__doc__", None)
+        and type(member).__name__ != "_tuplegetter"
     ]
 
 
@@ -163,11 +215,21 @@ def _api(title: str, modules: list[str]) -> Iterator[str]:
         yield from (f".. automodule:: {module}", "")
         if not names:
             continue
-        yield from (f".. currentmodule:: {module}", "", ".. autosummary::", "   :nosignatures:", "")
+        yield from (
+            f".. currentmodule:: {module}",
+            "",
+            ".. autosummary::",
+            "   :nosignatures:",
+            "",
+        )
         yield from (f"   {name}" for name in names)
         yield ""
         for name in names:
-            kind = "class" if isinstance(getattr(importlib.import_module(module), name), type) else "function"
+            kind = (
+                "class"
+                if isinstance(getattr(importlib.import_module(module), name), type)
+                else "function"
+            )
             yield f".. auto{kind}:: {module}.{name}"
             if kind == "class":
                 yield "   :members:"
@@ -188,28 +250,41 @@ def _results(text: str, root: pathlib.Path) -> dict[pathlib.Path, str | bytes]:
         name = _slug(title)
         names.append(name)
         for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", body):
-            files[pathlib.Path("results", pathlib.Path(path).name)] = (root / path).read_bytes()
+            files[pathlib.Path("results", pathlib.Path(path).name)] = (
+                root / path
+            ).read_bytes()
         body = re.sub(r"\]\(#([^)]+)\)", lambda found: f"]({_slug(found[1])}.md)", body)
         body = re.sub(r"(!\[[^\]]*\])\(([^)]+/)?([^)/]+)\)", r"\1(\3)", body)
-        files[pathlib.Path("results", f"{name}.md")] = f"# {title}\n\n" + "\n\n".join(_folded(body)) + "\n"
+        files[pathlib.Path("results", f"{name}.md")] = (
+            f"# {title}\n\n" + "\n\n".join(_folded(body)) + "\n"
+        )
     files |= _claims(text)
     said = head.partition("- [")[0].removeprefix("# Results").strip()
     toc = "\n".join(names)
-    files[pathlib.Path("results", "index.md")] = f"# Results\n\n{said}\n\n{MARKS}\n```{{toctree}}\n{toc}\n```\n"
+    files[pathlib.Path("results", "index.md")] = (
+        f"# Results\n\n{said}\n\n{MARKS}\n```{{toctree}}\n{toc}\n```\n"
+    )
     return files
 
 
 def _claims(text: str) -> dict[pathlib.Path, str | bytes]:
     """Returns for each paper the rows of the table of claims, which its page includes."""
-    head, _, *lines = re.search(r"(?:^\| [^\n]*\n)+", text.partition("## Claims of the papers")[2], re.MULTILINE)[0].splitlines()
+    section = text.partition("## Claims of the papers")[2]
+    head, _, *lines = re.search(r"(?:^\| [^\n]*\n)+", section, re.MULTILINE)[
+        0
+    ].splitlines()
     names = [cell.strip() for cell in head.strip("|").split(" | ")]
     wanted = [names.index(name) for name in ("claim", "verdict", "evidence")]
     tables: dict[str, list[list[str]]] = {}
     for line in lines:
         cells = [cell.strip() for cell in line.strip().strip("|").split(" | ")]
-        tables.setdefault(cells[names.index("paper")], [names]).append([*cells, *[""] * len(names)][: len(names)])
+        tables.setdefault(cells[names.index("paper")], [names]).append(
+            [*cells, *[""] * len(names)][: len(names)]
+        )
     return {
-        pathlib.Path("claims", f"{paper.lower().replace('λopt', 'lambda_opt')}.md"): _table(rows, wanted) + "\n"
+        pathlib.Path(
+            "claims", f"{paper.lower().replace('λopt', 'lambda_opt')}.md"
+        ): _table(rows, wanted) + "\n"
         for paper, rows in tables.items()
     }
 
@@ -217,7 +292,8 @@ def _claims(text: str) -> dict[pathlib.Path, str | bytes]:
 MARKS = """Every table has the trivial rankers: random, item id and popularity. Metrics are those of a full ranking
 unless the table says "sampled". Below a table, "settings and cost" has its other columns. The marks are:
 `*` a chosen value is at an end of its grid, `^` the best epoch is the last one, `1` fewer than three seeds,
-`!` the record is older than its grid. [Evaluation protocols and their traps](../../evaluation.md) says how to read the metrics.
+`!` the record is older than its grid. [Evaluation protocols and their traps](../../evaluation.md) says how to read
+the metrics.
 """
 
 
@@ -233,8 +309,15 @@ def _folded(body: str) -> Iterator[str]:
         yield _dropdown("Protocol", "\n\n".join(protocol))
     while rest:
         part = rest.pop(0)
-        if part.startswith("**What the records show.**") and rest and rest[0].startswith("- "):
-            yield _dropdown("Paired tests", part.replace("**What the records show.** ", "") + "\n\n" + rest.pop(0))
+        if (
+            part.startswith("**What the records show.**")
+            and rest
+            and rest[0].startswith("- ")
+        ):
+            yield _dropdown(
+                "Paired tests",
+                part.replace("**What the records show.** ", "") + "\n\n" + rest.pop(0),
+            )
         elif part.startswith("| "):
             yield from _tables(part)
         elif part.startswith("#"):
@@ -249,7 +332,10 @@ def _dropdown(title: str, text: str) -> str:
 
 def _tables(text: str) -> Iterator[str]:
     """Yields a table of the first column and the metrics, and a folded one of the other columns."""
-    rows = [[cell.strip() for cell in line.strip().strip("|").split(" | ")] for line in text.splitlines()]
+    rows = [
+        [cell.strip() for cell in line.strip().strip("|").split(" | ")]
+        for line in text.splitlines()
+    ]
     head = rows[0]
     width = len(head)
     rows = [rows[0], *([*row, *[""] * width][:width] for row in rows[2:])]
@@ -261,7 +347,9 @@ def _tables(text: str) -> Iterator[str]:
 
 
 def _table(rows: list[list[str]], places: list[int]) -> str:
-    lines = ["| " + " | ".join(row[place] or " " for place in places) + " |" for row in rows]
+    lines = [
+        "| " + " | ".join(row[place] or " " for place in places) + " |" for row in rows
+    ]
     lines.insert(1, "| " + " | ".join("---" for _ in places) + " |")
     return "\n".join(lines)
 
@@ -276,5 +364,7 @@ def _notebooks(folder: pathlib.Path) -> dict[pathlib.Path, str | bytes]:
         files[pathlib.Path("notebooks", path.name)] = path.read_bytes()
     listed = "\n".join(path.stem for path in files)
     said = "The notebooks of the folder `notebooks/`, which the tests execute."
-    files[pathlib.Path("notebooks", "index.md")] = f"# Notebooks\n\n{said}\n\n```{{toctree}}\n{listed}\n```\n"
+    files[pathlib.Path("notebooks", "index.md")] = (
+        f"# Notebooks\n\n{said}\n\n```{{toctree}}\n{listed}\n```\n"
+    )
     return files

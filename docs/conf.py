@@ -8,12 +8,13 @@ import sys
 import urllib.request
 from importlib.metadata import version as version_of
 
+from sphinx.domains.python import PyObject
+
 HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import _docstrings
-import _pages
-from sphinx.domains.python import PyObject
+import _docstrings  # noqa: E402
+import _pages  # noqa: E402
 
 _pages.write(HERE)
 
@@ -80,9 +81,13 @@ def _reachable(address: str) -> bool:
 # other projects are text instead of links.
 with concurrent.futures.ThreadPoolExecutor(len(_OTHERS)) as _threads:
     _found = list(_threads.map(_reachable, _OTHERS.values()))
-intersphinx_mapping = {name: (address, None) for (name, address), ok in zip(_OTHERS.items(), _found) if ok}
+intersphinx_mapping = {
+    name: (address, None) for (name, address), ok in zip(_OTHERS.items(), _found) if ok
+}
 intersphinx_timeout = 10
-print(f"other projects that are linked: {', '.join(intersphinx_mapping) or 'none, they cannot be reached'}")
+print(
+    f"other projects that are linked: {', '.join(intersphinx_mapping) or 'none, they cannot be reached'}"
+)
 
 # ---------------------------------------------------------------------- looks
 
@@ -93,8 +98,14 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
-    "light_css_variables": {"color-brand-primary": "#0b5cad", "color-brand-content": "#0b5cad"},
-    "dark_css_variables": {"color-brand-primary": "#7ab8f5", "color-brand-content": "#7ab8f5"},
+    "light_css_variables": {
+        "color-brand-primary": "#0b5cad",
+        "color-brand-content": "#0b5cad",
+    },
+    "dark_css_variables": {
+        "color-brand-primary": "#7ab8f5",
+        "color-brand-content": "#7ab8f5",
+    },
 }
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
@@ -110,6 +121,8 @@ def setup(app) -> None:
         if field.name == "variable":
             field.label = "Attributes"
     app.connect("source-read", _on_the_site)
-    app.connect("autodoc-process-docstring", _docstrings.process, priority=100)  # before napoleon
+    app.connect(
+        "autodoc-process-docstring", _docstrings.process, priority=100
+    )  # before napoleon
     app.connect("autodoc-process-signature", _docstrings.signature)
     app.connect("autodoc-skip-member", _docstrings.skip)

@@ -1,43 +1,82 @@
 """The examples of the README and of the documentation run, and their links lead somewhere."""
 
+import functools
 import pathlib
 import re
 import warnings
 
 import jax
 import matplotlib
+import numpy as np
 import pytest
+
+from jaxrec.data import datasets, splits
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "LOSSES.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in PAGES if "_generated" not in page.parts and "```python\n" in page.read_text()]
 NEEDS = {"optuna": "optuna", "logging": "tensorboardX", "ann": "usearch", "serving": "flatbuffers"}
 """The package without which the blocks of a page do not run."""
+QUICK = {"README", "LOSSES", "install", "data", "recommend", "serving", "ann", "checkpoints"}
+"""The pages whose blocks take a few seconds; those of the others run with `-m deep`."""
 
 
 def program(page):
-    """The blocks of a page, on the lines where they stand, with at most two epochs and sweeps."""
+    """The blocks of a page, on the lines where they stand, with at most eight epochs and sweeps."""
     text, lines = page.read_text(), []
     for found in re.finditer(r"^( *)```python\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL):
         start = text[: found.start()].count("\n") + 1
         lines += [""] * (start - len(lines))
         lines += [line.removeprefix(found[1]) for line in found[2].splitlines()]
-    return re.sub(r"\b(epochs|sweeps)=\d+", r"\1=2", "\n".join(lines))
+    return re.sub(r"\b(epochs|sweeps)=(\d\d|9)\b", r"\1=8", "\n".join(lines))
 
 
-@pytest.mark.every_case
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).with_suffix("").as_posix())
-def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch, capsys):
-    """One after another in one namespace, as a reader would run them."""
+def small(name, *, minimum=None, load=datasets.load, n_users=110, n_items=300):
+    """A part of a data set: the first users, and those of their items that most users have."""
+    whole = load(name, minimum=minimum)
+    users, items = whole.interactions.pairs()
+    popular = np.argsort(-whole.interactions.item_degrees, kind="stable")[:n_items]
+    keep = (users < n_users) & np.isin(items, popular)
+    data, id_map = splits.compact(whole.interactions.select(keep), whole.id_map)
+    places = whole.id_map.item_ids(id_map.items)
+    features = {name: column[places] for name, column in whole.features.items()}
+    return whole._replace(interactions=data, id_map=id_map, features=features)
+
+
+def run(page, tmp_path, monkeypatch):
+    """Runs the blocks of a page in one namespace, as a reader would."""
     if package := NEEDS.get(page.stem):
         pytest.importorskip(package, reason=f"the blocks of {page.name} need {package}")
     matplotlib.use("Agg")
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "__main__"}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), warnings.catch_warnings():
         warnings.simplefilter("default")
-        exec(compile(program(page), str(page), "exec"), namespace)
+        exec(compile(program(page), str(page), "exec"), {"__name__": "__main__"})
+
+
+def name_of(page):
+    return page.relative_to(ROOT).with_suffix("").as_posix()
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, id=name_of(page), marks=[pytest.mark.deep] * (page.stem not in QUICK)) for page in PAGES],
+)
+def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch, capsys):
+    """On a part of the data."""
+    monkeypatch.setattr(datasets, "load", functools.cache(small))
+    run(page, tmp_path, monkeypatch)
     assert "nan" not in capsys.readouterr().out.lower().split()
+
+
+@pytest.mark.deep
+@pytest.mark.optimised
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "tutorial.md"], ids=name_of)
+def test_the_first_examples_run_on_all_data(page, tmp_path, monkeypatch, capsys):
+    run(page, tmp_path, monkeypatch)
+    said = capsys.readouterr().out
+    assert "full ranking of 9066 items" in said and "nan" not in said.lower().split()
 
 
 def test_links_of_the_pages_lead_to_files():
