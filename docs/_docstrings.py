@@ -96,7 +96,11 @@ def _table_row(line: str, module: str) -> Iterator[str]:
 
 
 def _marked(line: str, module: str) -> str:
-    """Returns a line with its code marked, and the symbols of reStructuredText escaped elsewhere."""
+    """Returns a line with its code marked, and the symbols of reStructuredText escaped elsewhere.
+
+    "N." alone would start a numbered list.
+    """
+    line = re.sub(r"(^|: )( *[A-Za-z])\.( |$)", r"\1\2\\.\3", line)
     parts = CODE.split(line)
     for place, part in enumerate(parts):
         if place % 2 == 0:

@@ -262,7 +262,7 @@ def _results(text: str, root: pathlib.Path) -> dict[pathlib.Path, str | bytes]:
     said = head.partition("- [")[0].removeprefix("# Results").strip()
     toc = "\n".join(names)
     files[pathlib.Path("results", "index.md")] = (
-        f"# Results\n\n{said}\n\n{MARKS}\n```{{toctree}}\n{toc}\n```\n"
+        f"# Results\n\n{said}\n\n{MARKS}\n```{{toctree}}\n:maxdepth: 1\n\n{toc}\n```\n"
     )
     return files
 
