@@ -181,9 +181,7 @@ class FromNNX:
 
 def from_nnx(make: Callable[..., Any]) -> FromNNX:
     """Returns a model from an NNX module with `__call__(users, items)` and, for evaluation,
-    `rows(users)`.
-
-    If the module also has `vectors()`, it is ranked by the product of the two tables.
+    `rows(users)` or `vectors()`.
 
     Args:
         make: function that returns the module when called with `rngs=flax.nnx.Rngs(...)`, such as
