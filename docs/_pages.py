@@ -343,7 +343,9 @@ def _tables(text: str) -> Iterator[str]:
     yield _table(rows, [place for place in range(width) if place not in others])
     kept = [row for row in rows[1:] if any(row[place] for place in others)]
     if kept:
-        yield _dropdown("Settings and cost", _table([head, *kept], [0, *others]))
+        title = "Evidence" if "evidence" in head else "Settings and cost"
+        names = [0, head.index("claim")] if "claim" in head else [0]
+        yield _dropdown(title, _table([head, *kept], [*names, *others]))
 
 
 def _table(rows: list[list[str]], places: list[int]) -> str:

@@ -90,3 +90,44 @@ def test_links_of_the_pages_lead_to_files():
 
 def test_readme_fits_a_screen_and_a_half():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 110
+
+
+def test_tables_of_results_keep_their_metrics_and_fold_the_rest(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import _pages
+
+    table = (
+        "| method | NDCG@10 | chosen | seeds |\n| --- | --- | --- | --- |\n| A | 0.1 | rate 3 | 5 |\n| B | 0.2 |  | 5 |"
+    )
+    section = f"What it is.\n\nHow it was\nmeasured.\n\n### data\n\n{table}\n\nThe end."
+    parts = list(_pages._folded(section))
+    assert (
+        parts[0] == "What it is." and "dropdown} Protocol\nHow it was\nmeasured." in parts[1] and parts[2] == "## data"
+    )
+    assert parts[3].splitlines()[::3] == ["| method | NDCG@10 | seeds |", "| B | 0.2 | 5 |"]
+    assert "| A | rate 3 |" in parts[4] and "| B |" not in parts[4] and parts[5] == "The end."
+
+
+def test_docstrings_become_markup(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import _docstrings
+
+    text = """Sums |x|, as `losses.bpr` and `f(a,
+b)`s do.
+
+    x = y * 2
+
+Args:
+    n_items: N.
+
+Returns:
+    A dict {"a": 1}.
+
+>>> x * 2
+"""
+    lines = text.splitlines()
+    _docstrings.process(None, "function", "jaxrec.losses.bpr", None, None, lines)
+    said = "\n".join(lines)
+    assert r"Sums \|x\|, as :py:obj:`losses.bpr <jaxrec.losses.bpr>` and ``f(a, b)``\ s do." in said
+    assert ".. code-block:: text\n\n    x = y * 2" in said and r"n_items: N\." in said
+    assert ':returns:\n    A dict {"a": 1}.' in said and "\n>>> x * 2" in said
