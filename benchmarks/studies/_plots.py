@@ -50,7 +50,7 @@ def picture(path: pathlib.Path, panes: Sequence[Sequence[Mapping[str, Any]]]) ->
                     place.fill_between(x, low, high, color=colors[label], alpha=0.2, linewidth=0)
             place.set(**{name: value for name, value in pane.items() if name != "lines"})
             place.tick_params(which="both", labelsize=7)
-            if few:
+            if few and len(pane["lines"]) > 1:
                 beside(place, {label: np.ravel(y)[-1] for label, (_, y, *_) in pane["lines"].items()}, colors)
     if not few:
         whole.legend(drawn.values(), drawn.keys(), loc="outside right upper", fontsize=7)

@@ -260,8 +260,8 @@ def sensitivity(data: str, records: Any) -> list[dict[str, Any]]:
             lines[f"{side}, {name} pairs"] = (places, values / np.nanmax(values))
         found.append({"title": f"{data}: one λ", "xlabel": "λ", "ylabel": "share of the best NDCG@50", "lines": lines})
     if not grouped:
-        lines = {"NDCG@50 on select": (places, [best[value][METRIC] for value in sorted(best)])}
-        found.append({"title": f"{data}: one fixed λ", "xlabel": "λ", "lines": lines})
+        lines = {BEST_FIXED: (places, [best[value][METRIC] for value in sorted(best)])}
+        found.append({"title": f"{data}: one fixed λ", "xlabel": "λ", "ylabel": "NDCG@50 on select", "lines": lines})
     return found
 
 
@@ -272,8 +272,9 @@ def gained(data: str, rows: Mapping[str, study.Row]) -> list[dict[str, Any]]:
     metrics = [f"ndcg@50 of fifth {fifth}" for fifth in range(1, GROUPS + 1)]
     more = [less(rows["λOpt DUI"], rows[BEST_FIXED], metric) for metric in metrics]
     pairs = [f"{rows[BEST_FIXED].values[f'pairs of fifth {n}'][0]:.0f}" for n in range(1, GROUPS + 1)]
-    lines = {"NDCG@50": (pairs, [d.mean() for d in more], [stderr(d) or np.nan for d in more])}
-    return [{"title": f"{data}: gain of DUI over one λ", "xlabel": "mean pairs of fifths", "lines": lines}]
+    lines = {"DUI": (pairs, [d.mean() for d in more], [stderr(d) or np.nan for d in more])}
+    titles = {"title": f"{data}: gain of DUI over one λ", "xlabel": "mean pairs of fifths", "ylabel": "NDCG@50"}
+    return [titles | {"lines": lines}]
 
 
 def headlines(tables: Any, records: Any) -> list[str]:
