@@ -293,8 +293,8 @@ def headlines(tables: Any, records: Any) -> list[str]:
 
 
 def quick() -> tuple[list[study.Method], dict[str, Any]]:
-    """Returns the shortened run: ml-100k, one λ, DUI and DI with fixed users, 6 epochs, one setting."""
-    few = [each for each in methods("ml-100k", (6,)) if each.name in (BEST_FIXED, "λOpt DUI", FIXED_SIDE[0])]
+    """Returns the shortened run: ml-100k, one λ and DI with fixed users, 4 epochs, one setting."""
+    few = [each for each in methods("ml-100k", (4,)) if each.name in (BEST_FIXED, FIXED_SIDE[0])]
     few = [each._replace(grid={name: values[:1] for name, values in each.grid.items()}) for each in few]
     return few, {"ml-100k": partial(prepare, "ml-100k")}
 
