@@ -13,7 +13,7 @@ import optax
 import jaxrec as jr
 from benchmarks.studies._study import by_epochs, swept
 
-DIM, SCALE, GROUPS, LAYERS = 64, 0.1, partial(jr.train.groups, n=16), 3
+DIM, SCALE, RATE, GROUPS, LAYERS = 64, 0.1, 1e-2, partial(jr.train.groups, n=16), 3
 # Numbers of epochs to choose from. The other data sets have more steps in an epoch.
 SMALL = ("ml-100k", "lastfm-2k")
 SHORT, EPOCHS = (5, 10, 20, 40), dict.fromkeys(SMALL, (15, 30, 60, 120)) | {"ml-1m": (10, 20, 40, 80)}
@@ -44,12 +44,10 @@ class Kind(NamedTuple):
         make: function of the data that returns the `Parts`. If the grid has other values than
             "l2", they are passed to the loss.
         grid: four values of one hyperparameter; the other one is the number of epochs.
-        rate: learning rate at the start.
     """
 
     make: Callable[[jr.Interactions], Parts]
     grid: Mapping[str, Sequence[float]]
-    rate: float = 1e-2
 
 
 def trained(
@@ -64,19 +62,19 @@ def trained(
     judge = lambda v: jr.evaluate.full_ranking(parts.model, v, train, valid, ks=(k,)).means  # noqa: E731
 
     def together(epochs: int, settings: Sequence[Setting]) -> list[Any]:
-        setup = partial(recipe, parts, rate=kind.rate, steps=-(-GROUPS(train).n // batch_size) * epochs)
+        setup = partial(recipe, parts, steps=-(-GROUPS(train).n // batch_size) * epochs)
         options = {"epochs": epochs, "every": epochs, "batch_size": batch_size, "examples": GROUPS, "validate": judge}
         return swept(parts.model, setup, train, key, settings, **options)
 
     return by_epochs(settings, together)
 
 
-def recipe(parts: Parts, *, rate: float, steps: int, l2: Any = None, **of_loss: Any) -> jr.train.Recipe:
+def recipe(parts: Parts, *, steps: int, l2: Any = None, **of_loss: Any) -> jr.train.Recipe:
     """Returns the recipe of a setting. l2 penalises the rows of a batch, as `penalised_objective` does."""
     objective = partial(parts.objective, **of_loss) if of_loss else parts.objective
     if l2 is not None:
         objective = partial(jr.train.penalised_objective, objective=objective, l2=l2)
-    tx = optax.chain(optax.adam(optax.cosine_decay_schedule(rate, steps)), *parts.after)
+    tx = optax.chain(optax.adam(optax.cosine_decay_schedule(RATE, steps)), *parts.after)
     return jr.train.Recipe(parts.model, objective, tx, parts.parameters)
 
 
@@ -185,7 +183,7 @@ def strengths(*values: float) -> Mapping[str, Sequence[float]]:
 
 
 STRONG, MIDDLE = strengths(0.03, 0.06, 0.12, 0.24), strengths(0.02, 0.04, 0.08, 0.16)
-WEAK, OF_GRAPH = strengths(0.01, 0.02, 0.04, 0.08), strengths(1e-4, 1e-3, 1e-2, 1e-1)
+WEAK, OF_GRAPH = strengths(0.01, 0.02, 0.04, 0.08), strengths(0.001, 0.004, 0.016, 0.064)
 softmax = partial(full, jr.losses.mine)  # over all items, including the positive
 KINDS = {
     "softmax": Kind(softmax, STRONG),
@@ -196,8 +194,8 @@ KINDS = {
     "UIB": Kind(uib, WEAK),
     "LightGCN, softmax": Kind(partial(lightgcn, softmax), OF_GRAPH),
     "LightGCN, RG2": Kind(partial(lightgcn, gram), OF_GRAPH),
-    "SML": Kind(sml, {"margin_weight": (0.001, 0.01, 0.1, 1.0)}, rate=3e-3),
-    "Sparsemax": Kind(sparsemax, MIDDLE, rate=3e-3),
+    "SML": Kind(sml, {"margin_weight": (0.1, 0.3, 1.0, 3.0)}),
+    "Sparsemax": Kind(sparsemax, STRONG),
 }
 
 

@@ -12,10 +12,10 @@ solvers run.
 Losses trained by SGD have 16 settings to choose from: four values of l2, and four numbers of epochs,
 each twice the one before. l2 penalises the rows of a batch, as `train.penalised_objective` does; SML
 keeps its vectors in the unit ball, and has four values of γ instead. The learning rate starts at .01
-(SML and Sparsemax .003) and falls to 0 by half a cosine, so that its start matters little, and the
-last epoch is evaluated. Therefore no row of them can have the mark `^`: a star at the number of epochs
-says that more may be better. A row whose setting has a learning rate is older: that rate was constant,
-its l2 decayed whole tables, and it had nine settings, on ml-1m at most four. Filters, neighbours, EASE and
+and falls to 0 by half a cosine, so that its start matters less than the number of epochs, and the last
+epoch is evaluated. Therefore no row of them can have the mark `^`: a star at the number of epochs says
+that more may be better. A row whose setting has a learning rate is older: that rate was constant, its
+l2 decayed whole tables, and it had nine settings, on ml-1m at most four. Filters, neighbours, EASE and
 Gauss-Newton have 16 settings, and other solvers five to 20.
 
 Gauss-Newton solves RG2 with the penalty of its ALS, from tables drawn from N(0, .1²). GF-CF, Turbo-CF,
