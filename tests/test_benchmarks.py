@@ -293,7 +293,9 @@ def test_losses_of_the_study_of_solvers_train_settings_of_any_lengths(name, monk
     curves = [study.curve(log, "ndcg@2") for _, _, log in found]
     assert [[epoch for epoch, *_ in curve] for curve in curves] == [[1], [2], [1]]
     tables = [variables["params"]["user"] for _, variables, _ in found]
-    assert np.isfinite(tables).all() and not np.array_equal(tables[0], tables[2])
+    assert np.isfinite(tables).all()
+    # Adam's first step on a margin has the same length for any γ.
+    assert name == "SML" or not np.array_equal(tables[0], tables[2])
 
 
 def test_the_penalty_of_a_loss_over_all_items_takes_their_mean():
@@ -642,6 +644,24 @@ def test_mars_draws_items_that_the_user_has_nowhere():
     assert negatives.shape == (10, 20) and negatives.min() >= 2
     assert not known.contains(np.arange(10)[:, None], negatives).any()
     assert all(len(set(row)) == 20 for row in negatives.tolist())
+
+
+@pytest.mark.parametrize(("still", "granularity"), [("user", "DI"), ("item", "DU")])
+def test_coefficients_of_a_side_that_is_still_keep_their_value(still, granularity, monkeypatch):
+    from benchmarks.studies import _lambda_opt as parts
+
+    monkeypatch.setattr(parts, "DIM", 2)
+    board = splits.ratio(synthetic.checkerboard(24)[0], order=partial(splits.random_order, key=jax.random.key(0)))
+    part = parts.Part(board.train, board.valid, 3, 32)
+    recipe = parts.learned(
+        part, model=parts.factors(part), lambda_rate=0.1, granularity=granularity, start=0.25, still=still
+    )
+    state = jr.train.init(jax.random.key(0), recipe.model, recipe.tx)
+    with jax.numpy_dtype_promotion("standard"):  # which optax's Adam needs
+        state, _ = jr.train.fit(state, recipe.objective, recipe.tx, part.train, epochs=3, batch_size=32, progress=False)
+    found = state.opt_state.lambdas
+    (other,) = {"user", "item"} - {still}
+    assert (found[still] == 0.25).all() and found[other].max() > 0 and found[other].min() >= 0
 
 
 def test_what_moves_coefficients_is_not_what_chooses(monkeypatch):
