@@ -16,7 +16,7 @@ from benchmarks.studies._study import by_epochs, swept
 DIM, SCALE, RATE, GROUPS, LAYERS = 64, 0.1, 1e-2, partial(jr.train.groups, n=16), 3
 # Numbers of epochs to choose from. The other data sets have more steps in an epoch.
 SMALL = ("ml-100k", "lastfm-2k")
-SHORT, EPOCHS = (5, 10, 20, 40), dict.fromkeys(SMALL, (15, 30, 60, 120)) | {"ml-1m": (10, 20, 40, 80)}
+SHORT, EPOCHS = (5, 10, 20, 40), dict.fromkeys(SMALL, (20, 40, 80, 160)) | {"ml-1m": (15, 30, 60, 120)}
 
 Setting = Mapping[str, float]
 

@@ -273,10 +273,10 @@ def line_of(row: study.Row | None, records: Any) -> tuple | None:
     if "epochs" not in row.setting:
         return timed([r for r in own if r["on"] == "test" and r["setting"] == row.setting])
     best: dict[int, list[float]] = {}
-    tried = [point for r in own if r["on"] == "valid" and "epochs" in r["setting"] for point in r["curve"][-1:]]
-    for epochs, seconds, value in tried:
-        if value is not None and value > best.get(epochs, [0, 0])[1]:
-            best[epochs] = [seconds, value]
+    for run in (r for r in own if r["on"] == "valid" and "epochs" in r["setting"]):
+        for epochs, seconds, value in run["curve"][-1:]:
+            if value is not None and value > best.get(epochs, [0, 0])[1]:
+                best[epochs] = [seconds * run["cpu_seconds"] / run["seconds"], value]
     return tuple(np.array([best[epochs] for epochs in sorted(best)]).T) if len(best) > 1 else None
 
 
@@ -325,7 +325,7 @@ def quick() -> tuple[list[study.Method], dict[str, Any]]:
     """Returns the shortened run: ml-100k, six methods with one setting."""
     one = {each.name: each for each in methods("ml-100k")}
     few = {"RG2": (0.1,), "RG2, Gauss-Newton": (0.1,), "RG2, alpha tuned": (0.1, 0.1), "iALS": (0.1, 0.03)}
-    few |= {"softmax": (15, 0.03), "LightGCN, softmax": (2, 1e-3)}
+    few |= {"softmax": (20, 0.06), "LightGCN, softmax": (2, 1e-3)}
     grids = {name: {key: (value,) for key, value in zip(one[name].grid, values)} for name, values in few.items()}
     return [one[name]._replace(grid=grid) for name, grid in grids.items()], {"ml-100k": partial(split, "ml-100k")}
 
