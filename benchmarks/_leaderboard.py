@@ -58,6 +58,7 @@ def rows(studies: Studies, data: str) -> list[tuple[study.Row, _study.Records]]:
         for method, row in _study.tables(this, records).get(data, {}).items():
             tuned = method.removesuffix(f", {mml_tuned.LONG}")
             trials = [each for each in records if (each["on"], each["method"]) == ("valid", tuned)]
+            trials = [each for each in trials if each["setting"].keys() == row.setting.keys()]  # not of older grids
             trials = [each for each in trials if each["data"] in (data, mml_tuned.SELECT.get(data))]
             found.setdefault(method, (row, trials))
     return sorted(found.values(), key=lambda pair: -pair[0].values[DATA[data][0]].mean())

@@ -33,9 +33,9 @@ from benchmarks import _record
 from benchmarks.speed import lambda_opt as speed_lambda_opt
 from benchmarks.speed import mars as speed_mars
 from benchmarks.speed import valid as speed_valid
-from benchmarks.studies.lambda_opt import Part
-from benchmarks.studies.lambda_opt import prepare as prepare_lambda_opt
-from benchmarks.studies.valid import prepare as prepare_valid
+from benchmarks.studies._lambda_opt import Part
+from benchmarks.studies._lambda_opt import prepare as prepare_lambda_opt
+from benchmarks.studies._valid import prepare as prepare_valid
 from jaxrec import study
 from jaxrec.data import datasets, splits, synthetic
 from jaxrec.optim import rowwise

@@ -9,6 +9,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -111,12 +112,10 @@ def altered(this, data, name, grid):
 @pytest.mark.parametrize(
     ("name", "data", "method", "grid", "reason"),
     [
-        ("rg2", "ml-100k", "BPR", {"learning_rate": (3e-3, 1e-2, 3e-2), "l2": (0.0, 1e-5, 1e-3)}, "lacks 3 settings"),
+        ("rg2", "gowalla", "RG2", {"regularization": (0.1, 0.3, 0.6, 2.0, 3.0)}, "lacks 2 settings"),
         ("mars", "ciao-random, full", "BPR", {"power": (0.0, 0.75), "l2": (1e-5, 1e-2)}, "lacks 2 settings"),
         ("facets", "spaces", "MF BPR", {"rate": (0.01,), "decay": (0.1, 0.3, 1.0, 3.0)}, "lacks 1 settings"),
-        ("lambda_opt", "ml-100k", "AMF", {"epsilon": (0.1, 0.5, 1.0), "regularization": (0.0, 1e-2)}, "lacks 2"),
-        ("valid", "ml-1m", "EASE", {"regularization": (10.0, 300.0, 3000.0)}, "lacks 1 settings"),
-        ("valid", "ml-1m", "EASE", {"regularization": (10.0, 30.0)}, "ran with {'regularization': 1000.0}"),
+        ("rg2", "gowalla", "RG2", {"regularization": (0.1, 0.3)}, "ran with {'regularization': 0.6}"),
         ("valid", "citeulike-a-valid", "VALID, 25 epochs", {"n_interests": (9,)}, "ran with {}"),
         ("mml", "yelp2018", "MSE, 2048 shared", {"learning_rate": (0.04,), "epochs": (13,)}, "ran with"),
     ],
@@ -135,12 +134,27 @@ def test_a_record_of_another_grid_is_found_and_marked(name, data, method, grid, 
     assert [line.split(" | ")[0] for line in marked] == [f"| {method}"]
 
 
+def test_a_row_keeps_its_earlier_grid_until_the_runs_with_the_present_one_are_recorded(studies):
+    from benchmarks.studies import _study
+
+    this, records = studies["rg2"]
+    grid_of = lambda records: {m.name: m.grid for m in _study.compared(this, records, "ml-100k")}["BPR"]  # noqa: E731
+    new = next(method.grid for method in this.methods["ml-100k"]() if method.name == "BPR")
+    own = [r for r in records if (r["data"], r["method"]) == ("ml-100k", "BPR") and "epochs" not in r["setting"]]
+    assert grid_of(own) == this.older("ml-100k")["BPR"]
+    trial = next(record for record in own if record["on"] == "valid")
+    trials = [trial | {"setting": each, "valid": {"ndcg@10": 1 / each["epochs"]}} for each in study.settings(new)]
+    tests = [trial | {"on": "test", "setting": trials[0]["setting"], "seed": seed, "test": {}} for seed in range(3)]
+    assert grid_of(own + trials[1:] + tests) == grid_of(own + trials + tests[1:]) == grid_of(own)
+    assert grid_of(own + trials + tests) == new
+
+
 def test_a_method_that_is_gone_and_rates_that_others_take_are_stale_too(studies):
     from benchmarks.studies import _study, mml
 
     this, records = studies["rg2"]
     less = this._replace(methods={**this.methods, "ml-1m": lambda: this.methods["ml-1m"]()[:-1]})
-    assert _study.stale(less, records) == {("ml-1m", "LightGCN, RG2"): "is recorded, but is no longer compared"}
+    assert _study.stale(less, records) == {("ml-1m", "Sparsemax"): "is recorded, but is no longer compared"}
     this, records = studies["mml"]
     grid = {"learning_rate": [0.01, 0.16], "epochs": [60], "margin": [0.9], "weight": [150.0]}
     after = _study.stale(altered(this, mml.SELECT, "CCL, 10 a group", grid), records)
@@ -232,8 +246,8 @@ def test_rg2_trains_on_gowalla_once_more_for_as_long_as_validation_wanted(monkey
     names = {
         data: {method.name for method in rg2.methods(data)} for data in ("gowalla", "ml-100k", "ml-1m", "citeulike-a")
     }
-    assert names["ml-1m"] - names["ml-100k"] == {name for name in rg2.METHODS if name.startswith("LightGCN")}
-    solvers = {name for name, (*_, last) in rg2.METHODS.items() if callable(last)}
+    solvers = set(rg2.METHODS)
+    assert names["ml-1m"] == names["ml-100k"] > solvers | {"softmax", "LightGCN, softmax"}
     assert names["gowalla"] == {"popularity"} | solvers - {"EASE"} and {"iALS", "GF-CF"} < solvers
     assert "softmax" not in names["gowalla"] and names["citeulike-a"] == {"popularity"} | solvers
 
@@ -252,10 +266,60 @@ def test_lightgcn_has_a_note_where_its_decay_is_far_above_the_papers():
     """1e-4 of ½ ‖e‖² on a batch's rows: 1e-4 / 6038 a user and 2e-4 / 3307 an item of whole tables."""
     from benchmarks.studies import rg2
 
-    note = lambda name, l2: rg2.overdecayed({"ml-1m": {name: SimpleNamespace(setting={"l2": l2})}}, ())  # noqa: E731
-    said = note("LightGCN, softmax", 1e-5)
+    def note(name, l2, **more):
+        return rg2.overdecayed({"ml-1m": {name: SimpleNamespace(setting={"l2": l2} | more)}}, ())
+
+    said = note("LightGCN, softmax", 1e-5, learning_rate=0.01)
     assert "1e-05 on whole tables" in said and "165 (items) to 604 (users) times" in said
-    assert note("LightGCN, softmax", 1e-7) == note("softmax", 1e-5) == ""
+    assert note("LightGCN, softmax", 1e-7, learning_rate=0.01) == note("softmax", 1e-5, learning_rate=0.01) == ""
+    assert note("LightGCN, softmax", 1e-1, epochs=60) == ""  # of the batch's rows, not of whole tables
+
+
+@pytest.mark.parametrize("name", ["softmax", "RG2 by SGD", "UIB", "SML", "Sparsemax", "LightGCN, softmax"])
+def test_losses_of_the_study_of_solvers_train_settings_of_any_lengths(name, monkeypatch):
+    """Each setting has a log with its own number of epochs, whose last one is validated."""
+    from benchmarks.studies import _sgd
+
+    monkeypatch.setattr(_sgd, "DIM", 4)
+    monkeypatch.setattr(_sgd, "LAYERS", 1)
+    board = splits.ratio(synthetic.checkerboard(24)[0], order=partial(splits.random_order, key=jax.random.key(0)))
+    kind = _sgd.KINDS[name]
+    tried = study.settings(_sgd.grid_of(kind, "ml-100k"))
+    assert len(tried) == len(_sgd.KINDS["BPR"].grid["l2"]) * 4 == 16
+    (other,) = kind.grid
+    some = [{"epochs": 1, other: 0.1}, {"epochs": 2, other: 0.1}, {"epochs": 1, other: 0.01}]
+    with jax.numpy_dtype_promotion("standard"):  # which optax's Adam needs
+        found = _sgd.trained(kind, board.train, board.valid, jax.random.key(0), some, metric="ndcg@2", large=False)
+    curves = [study.curve(log, "ndcg@2") for _, _, log in found]
+    assert [[epoch for epoch, *_ in curve] for curve in curves] == [[1], [2], [1]]
+    tables = [variables["params"]["user"] for _, variables, _ in found]
+    assert np.isfinite(tables).all()
+    # Adam's first step on a margin has the same length for any γ.
+    assert name == "SML" or not np.array_equal(tables[0], tables[2])
+
+
+def test_the_penalty_of_a_loss_over_all_items_takes_their_mean():
+    from benchmarks.studies import _sgd
+
+    train = jr.Interactions.from_pairs([0, 1], [0, 1], n_items=3)
+    params = {"user": jnp.array([[2.0], [4.0]]), "item": jnp.array([[1.0], [2.0], [3.0]])}
+    objective = _sgd.against_all(lambda variables, key, batch: jnp.zeros(()), train)
+    penalised = partial(jr.train.penalised_objective, objective=objective, l2=2.0)
+    value = penalised({"params": params}, jax.random.key(0), jr.train.Batch.of(jnp.array([0, 1]), jnp.array([0, 1])))
+    assert float(value) == pytest.approx((4 + 16) / 2 + (1 + 4) / 2 + (1 + 4 + 9) / 3)
+
+
+def test_gauss_newton_solves_the_problem_of_als():
+    """One dimension, because the other singular values of the board are equal."""
+    from benchmarks.studies import rg2
+
+    train, key = synthetic.checkerboard(12)[0], jax.random.key(0)
+    options = {"dim": 1, "key": key, "sweeps": 60, "regularization": 0.1, "tolerance": None, "progress": False}
+    model, variables, _ = rg2.newton(train, **options)
+    users, items = model.apply(variables, method="vectors")
+    solved = jr.solvers.rg2.fit(train, **options)
+    scores = solved[0].apply(solved[1], jnp.arange(12, dtype=jnp.int32), method="rows")
+    np.testing.assert_allclose(users @ items.T, scores, atol=1e-3)
 
 
 def test_mml_selects_on_a_part_of_train_that_it_does_not_train_on(monkeypatch):
@@ -582,9 +646,27 @@ def test_mars_draws_items_that_the_user_has_nowhere():
     assert all(len(set(row)) == 20 for row in negatives.tolist())
 
 
+@pytest.mark.parametrize(("still", "granularity"), [("user", "DI"), ("item", "DU")])
+def test_coefficients_of_a_side_that_is_still_keep_their_value(still, granularity, monkeypatch):
+    from benchmarks.studies import _lambda_opt as parts
+
+    monkeypatch.setattr(parts, "DIM", 2)
+    board = splits.ratio(synthetic.checkerboard(24)[0], order=partial(splits.random_order, key=jax.random.key(0)))
+    part = parts.Part(board.train, board.valid, 3, 32)
+    recipe = parts.learned(
+        part, model=parts.factors(part), lambda_rate=0.1, granularity=granularity, start=0.25, still=still
+    )
+    state = jr.train.init(jax.random.key(0), recipe.model, recipe.tx)
+    with jax.numpy_dtype_promotion("standard"):  # which optax's Adam needs
+        state, _ = jr.train.fit(state, recipe.objective, recipe.tx, part.train, epochs=3, batch_size=32, progress=False)
+    found = state.opt_state.lambdas
+    (other,) = {"user", "item"} - {still}
+    assert (found[still] == 0.25).all() and found[other].max() > 0 and found[other].min() >= 0
+
+
 def test_what_moves_coefficients_is_not_what_chooses(monkeypatch):
     """Train, both halves of validation and test share no pair, and test has the latest fifth, rounded down."""
-    from benchmarks.studies import lambda_opt
+    from benchmarks.studies import _lambda_opt as lambda_opt
 
     rng = np.random.default_rng(0)
     users, items = np.nonzero(rng.random((30, 60)) < rng.uniform(0.1, 0.9, (30, 1)))
@@ -610,7 +692,7 @@ def test_what_moves_coefficients_is_not_what_chooses(monkeypatch):
 @pytest.mark.deep
 def test_adversary_moves_each_row_by_its_length_up_the_loss():
     """Half u·v with u = (3, 4), v = (1, 0): slopes (½, 0) and (1½, 2), so that Δ is ε(1, 0) and ε(.6, .8)."""
-    from benchmarks.studies import lambda_opt
+    from benchmarks.studies import _lambda_opt as lambda_opt
 
     tx = lambda_opt.adversarial(optax.sgd(1.0), epsilon=0.5, weight=2.0, begin=1)
     params = {"user": jax.numpy.array([[3.0, 4.0], [9.0, 9.0]]), "item": jax.numpy.array([[1.0, 0.0]])}
@@ -714,7 +796,7 @@ def test_users_held_out_whole_are_judged_by_their_histories():
     histories = {"valid": held.valid_history, "test": held.test_history}
     part = valid.Part("any", held.train, held.valid, held.test, histories)
     key = jax.random.key(0)
-    model, variables, log = valid.ease(part, key, limit=None, regularization=10.0)
+    model, variables, log = valid.parts.ease(part, key, limit=None, regularization=10.0)
     report = part.judged(model, variables, "test", ks=(20,))
     assert len(report.users) == 8 and log.column("recall@20")[1] == [report.means["recall@20"]] == [1]
     assert part.judged(*jr.models.popularity(held.train), "valid", ks=(2,)).means["recall@2"] < 1
@@ -747,7 +829,7 @@ def test_mf_softmax_beats_popularity_on_movielens_by_two_standard_errors():
 
 def test_what_is_varied_takes_the_runs_at_the_defaults_too():
     """One block is MacridVAE's run, two are VALID's own; the usual values of MARS share one."""
-    from benchmarks.studies import _study, mars, valid
+    from benchmarks.studies import _plots, mars, valid
 
     names = valid.points("n_blocks")["VALID"]
     assert names == {
@@ -762,7 +844,7 @@ def test_what_is_varied_takes_the_runs_at_the_defaults_too():
     assert len(varied) == 14 + 6 and len(set(varied)) == len(varied)
     row = lambda *values: SimpleNamespace(values={"recall@20": np.array(values)})  # noqa: E731
     rows = {"MacridVAE, 25 epochs": row(0.1), "VALID, 25 epochs": row(0.2, 0.3)}
-    lines = _study.varied(rows, {"VALID": names, "other": {"1": "none"}}, "recall@20")
+    lines = _plots.varied(rows, {"VALID": names, "other": {"1": "none"}}, "recall@20")
     assert list(lines) == ["VALID"] and lines["VALID"][0] == ["1", "2"]
     assert lines["VALID"][1] == pytest.approx([0.1, 0.25]) and np.isnan(lines["VALID"][2][0])
 

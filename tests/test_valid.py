@@ -94,6 +94,9 @@ UPDATED = [  # prototypes of user 0 after one update
 ]
 
 
+RAW = (0.221451, 0.7153, 0.656574, 0.090639)  # the first of them, by equation 4 as printed
+
+
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=() if name in ("R=2", "RecBole's MacridVAE") else pytest.mark.deep) for name in GOLDEN],
@@ -141,6 +144,20 @@ def test_shares_and_prototypes_are_those_of_the_released_code(float64):
     np.testing.assert_allclose(after[1, 0], UPDATED, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(after[0], axis=-1), 1, **CLOSE)
     np.testing.assert_allclose(after[1], applied(TWO, USERS, method="posterior").prototypes, **CLOSE)
+
+
+def test_updates_as_equation_4_prints_them_sum_the_items_as_they_are(float64):
+    """They are neither normalised nor dropped, and padding has no part in them; a user without items has none."""
+    model = TWO.clone(raw_updates=True)
+    after = applied(model, USERS, method="prototypes")[1]
+    np.testing.assert_allclose(after[0, 0], RAW, atol=1e-6)
+    logits = np.exp(PROTOTYPES @ H.T / 0.5)
+    shares = logits / logits.sum(0)
+    own = (shares[None] * DENSE[:, None]) @ PARAMS["item"]
+    norms = np.linalg.norm(own, axis=-1, keepdims=True)
+    np.testing.assert_allclose(after, own / np.where(norms > 0, norms, 1), **CLOSE)
+    noisy = applied(model.clone(attention=attention.cosine), USERS, method="posterior", key=jax.random.key(0))
+    assert np.isfinite(noisy.interests).all()
 
 
 @pytest.mark.deep

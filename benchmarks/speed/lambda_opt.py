@@ -20,7 +20,7 @@ import numpy as np
 import jaxrec as jr
 from benchmarks import _record
 from benchmarks.speed import _measure
-from benchmarks.studies.lambda_opt import Part, fixed, learned, prepare
+from benchmarks.studies._lambda_opt import Part, fixed, learned, prepare
 from jaxrec.train import Recipe
 
 BATCH, DIM = 1024, 128

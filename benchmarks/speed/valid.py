@@ -28,7 +28,7 @@ import optax
 import jaxrec as jr
 from benchmarks import _record
 from benchmarks.speed import _measure
-from benchmarks.studies.valid import prepare
+from benchmarks.studies._valid import prepare
 from jaxrec.data import datasets
 
 USERS, SETTING = 512, {"n_interests": 4, "n_blocks": 2, "dim": 64, "width": 64}

@@ -17,6 +17,7 @@ import numpy as np
 
 import jaxrec as jr
 from benchmarks import _record
+from benchmarks.studies._plots import picture, stderr
 from jaxrec import study
 from jaxrec.evaluate.report import Comparison
 from jaxrec.interactions import DataWarning
@@ -62,6 +63,9 @@ class Study(NamedTuple):
         seeds: the seeds of the runs on test.
         trials: maximum number of settings that are tried for a method; a larger grid is sampled.
         tuned: data sets on which methods are only tuned, and not evaluated on test.
+        older: function of a data set that returns earlier grids by method. A method's row has its
+            earlier grid until all runs with the present one are recorded; see `compared`.
+        optional: data sets that run only if they are asked for, because not everyone has them.
         groups: groups of data sets; in a group each method trains on all of them before the next.
         claims: pairs of methods that are compared by a rule on each data set where both have
             several runs.
@@ -86,6 +90,8 @@ class Study(NamedTuple):
     seeds: Sequence[int] = (0, 1, 2)
     trials: int = 10**6
     tuned: Sequence[str] = ()
+    older: Callable[[str], Mapping[str, Mapping[str, Sequence[Any]]]] = lambda data: {}
+    optional: Sequence[str] = ()
     groups: Sequence[Sequence[str]] = ()
     claims: Sequence[tuple[str, str]] = ()
     chosen: Callable[..., str] = chosen
@@ -111,12 +117,31 @@ def records_of(name: str) -> list[dict[str, Any]]:
     return _read(path, path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else []
 
 
+def compared(this: Study, records: Records, data: str) -> list[study.Method]:
+    """Returns the methods of a data set, each with the grid that its row has.
+
+    That is the earlier grid, if there is one, until the trials of the present one and at least
+    three of its runs on test are recorded.
+    """
+    older, found = this.older(data), []
+    for method in this.methods[data]():
+        if method.name in older:
+            grid = study.settings(method.grid, this.trials)
+            best = study.chosen(records, data, method.name, grid, this.metric(data))
+            tests = [r["setting"] for r in records if (r["data"], r["method"], r["on"]) == (data, method.name, "test")]
+            if best is None or tests.count(json.loads(json.dumps(best))) < min(3, len(this.seeds)):
+                method = method._replace(grid=older[method.name])
+        found.append(method)
+    return found
+
+
 def tables(this: Study, records: Records) -> dict[str, Rows]:
     """Returns the rows of each data set by method."""
     found = {}
-    for data, methods in this.methods.items():
+    for data in this.methods:
         of_data = [record for record in records if record["data"] == data]
-        table = study.table(methods(), of_data, data=[data], metric=this.metric(data), trials=this.trials)
+        options = {"data": [data], "metric": this.metric(data), "trials": this.trials}
+        table = study.table(compared(this, of_data, data), of_data, **options)
         if table.rows:
             found[data] = {row.method: row for row in table.rows}
     return found
@@ -141,13 +166,6 @@ def quietly() -> Iterator[None]:
         yield
 
 
-def stderr(values: Any) -> float | None:
-    """Returns the standard error of the mean; exactly 0 for equal values, None for a single one."""
-    if len(values) < 2:
-        return None
-    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if np.ptp(values) else 0.0
-
-
 def less(row: study.Row, other: study.Row, metric: str) -> np.ndarray:
     """Returns a row's values on test minus another's, for the seeds that both have."""
     by_seed = dict(zip(other.seeds, other.values[metric]))
@@ -164,7 +182,7 @@ def tested(this: Study, records: Records, data: str, one: str, other: str) -> tu
     runs = [record for record in records if record["data"] == data and record["method"] in (one, other)]
     if {record["method"] for record in runs if record["on"] == "test"} != {one, other}:
         return None, None
-    every = {method.name: method for method in (*study.TRIVIAL, *this.methods[data]())}
+    every = {method.name: method for method in (*study.TRIVIAL, *compared(this, runs, data))}
     table = study.table([every[one], every[other]], runs, metric=this.metric(data), trials=this.trials, against=other)
     row = table.row(data, one)
     return (row.over_users, row.p_users) if row.over_users else (row.over_seeds, row.p_seeds)
@@ -196,10 +214,11 @@ def section(this: Study, records: Records) -> str:
         parts.append(f"**What the records show.** {rule}\n\n" + "\n".join(f"- {each}" for each in said))
     used: set[str] = set()
     for data, rows in found.items():
-        grids = {method.name: method.grid for method in this.methods[data]()}
+        grids = {method.name: method.grid for method in compared(this, records, data)}
         rows = {name: row for name, row in rows.items() if this.listed(name)}
         columns: dict[str, Sequence[str]] = {"method": list(rows)}
-        columns |= {head(m): [mean_of(row.values[m]) for row in rows.values()] for m in this.shown(data)}
+        shown = {m: [row.values.get(m, ()) for row in rows.values()] for m in this.shown(data)}
+        columns |= {head(m): [mean_of(x) if len(x) else "" for x in found] for m, found in shown.items()}
         columns |= this.columns(data, rows)
         columns["chosen"] = [this.chosen(row, grids.get(name, {})) for name, row in rows.items()]
         columns["seeds"] = [str(len(row.seeds)) for row in rows.values()]
@@ -232,8 +251,9 @@ def stale(this: Study, records: Records) -> dict[tuple[str, str], str]:
     """
     found, trivial = {}, {method.name for method in study.TRIVIAL}
     rows = tables(this, records)
+    known = {data: {each.name: each for each in compared(this, records, data)} for data in this.methods}
     for data, name in dict.fromkeys((record["data"], record["method"]) for record in records):
-        methods = {method.name: method for method in this.methods[data]()} if data in this.methods else {}
+        methods = known.get(data, {})
         if name not in methods:
             if name not in trivial:
                 found[data, name] = "is recorded, but is no longer compared"
@@ -249,69 +269,14 @@ def stale(this: Study, records: Records) -> dict[tuple[str, str], str]:
     return found
 
 
-# ---------------------------------------------------------------------- plots
-
-
-def picture(path: pathlib.Path, panes: Sequence[Sequence[Mapping[str, Any]]]) -> None:
-    """Draws rows of panes. Each label has one colour, and the legend is beside the panes.
-
-    Args:
-        path: path of the file.
-        panes: rows of panes. A pane has "lines": for each label (x, y) or (x, y, error), where None
-            as x draws a horizontal line and an error a band. Its other entries, such as "title" or
-            "xscale", are set on the Axes.
-    """
-    import matplotlib.pyplot as plt
-
-    labels = dict.fromkeys(label for row in panes for pane in row for label in pane["lines"])
-    colors = {label: plt.cm.tab20(2 * number % 20 + number // 10 % 2) for number, label in enumerate(labels)}
-    width = max(map(len, panes))
-    size = {"figsize": (4.4 * width + 2, 3.4 * len(panes)), "layout": "constrained", "squeeze": False}
-    whole, places = plt.subplots(len(panes), width, **size)
-    drawn = {}
-    for line, row in zip(places, panes):
-        for place in line[len(row) :]:
-            place.set_axis_off()
-        for place, pane in zip(line, row):
-            for label, (x, y, *error) in pane["lines"].items():
-                if x is None:
-                    drawn[label] = place.axhline(y, linestyle=":", color=colors[label])
-                    continue
-                (drawn[label],) = place.plot(x, y, marker=".", color=colors[label])
-                if error:
-                    low, high = np.subtract(y, error[0]), np.add(y, error[0])
-                    place.fill_between(x, low, high, color=colors[label], alpha=0.2, linewidth=0)
-            place.set(**{name: value for name, value in pane.items() if name != "lines"})
-            place.tick_params(which="both", labelsize=7)
-    whole.legend(drawn.values(), drawn.keys(), loc="outside right upper", fontsize=7)
-    whole.savefig(path, dpi=100)
-    plt.close(whole)
-
-
-def varied(rows: Rows, points: Mapping[str, Mapping[str, str]], metric: str) -> dict[str, tuple]:
-    """Returns the lines of a pane that varies one value.
-
-    Args:
-        rows: the rows of a data set by method.
-        points: for each label and value, the name of the method; those without a row are left out.
-        metric: the metric to plot.
-    """
-    lines = {}
-    for label, names in points.items():
-        found = {value: rows[name].values[metric] for value, name in names.items() if name in rows}
-        if found:
-            errors = [stderr(values) or np.nan for values in found.values()]
-            lines[label] = (list(found), [values.mean() for values in found.values()], errors)
-    return lines
-
-
 # ---------------------------------------------------------------------- the command
 
 
 def main(this: Study) -> None:
     """Trains what is not recorded yet, draws the plot and prints the section."""
     parser = _record.parser(f"studies.{this.name}", this.about, "records nothing")
-    parser.add_argument("--data", nargs="+", choices=list(this.methods), help="data sets (default: all)")
+    usual = [data for data in this.methods if data not in this.optional]
+    parser.add_argument("--data", nargs="+", choices=list(this.methods), help=f"default: {', '.join(usual)}")
     parser.add_argument("--method", nargs="+", help="names of methods to train (default: all)")
     parser.add_argument("--seeds", type=int, nargs="*", default=list(this.seeds), help="seeds of the runs on test")
     parser.add_argument("--table", action="store_true", help="train nothing; show the recorded results")
@@ -320,7 +285,7 @@ def main(this: Study) -> None:
         print(json.dumps({"benchmark": f"studies.{this.name}", "cases": quick(this)}))
         return
     if not options.table:
-        train(this, options.data or list(this.methods), options.method, options.seeds)
+        train(this, options.data or usual, options.method, options.seeds)
     records = records_of(this.name)
     found = tables(this, records)
     if this.panes is not None:
@@ -378,6 +343,20 @@ def afresh(fit: Callable, *data: Any, **setting: Any) -> Any:
     """Runs `fit` with empty caches, so that its seconds always include compilation."""
     jax.clear_caches()
     return fit(*data, **setting)
+
+
+def by_epochs(settings: Sequence[study.Setting], fit: Callable[[int, Sequence[study.Setting]], list]) -> list:
+    """Calls `fit(epochs, settings)` once for each number of epochs, without it in the settings.
+
+    Returns:
+        The results in the order of the settings.
+    """
+    found = {}
+    for epochs in dict.fromkeys(setting["epochs"] for setting in settings):
+        places = [place for place, setting in enumerate(settings) if setting["epochs"] == epochs]
+        rest = [{name: value for name, value in settings[n].items() if name != "epochs"} for n in places]
+        found |= dict(zip(places, fit(epochs, rest)))
+    return [found[place] for place in range(len(settings))]
 
 
 def swept(model: Any, setup: Callable, train: Any, key: Any, settings: Sequence[study.Setting], **options: Any) -> list:

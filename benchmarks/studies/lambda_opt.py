@@ -9,10 +9,22 @@ each method (with seed 0) and the epoch of each run, by NDCG@50 of the full rank
 pairs of learn, and other methods do not; therefore one fixed λ is also trained on train and learn
 ("on learn too").
 
-The optimiser is Adam with learning rate 0.01. Tables are drawn from N(0, 0.1²), unless the row says
-N(0, 1). All methods take the same number of steps of Θ, and λOpt takes as many steps of Λ in
-addition: 60 epochs on ml-100k and 30 on movielens-small and lastfm-2k with batches of 1,024, 20 on
-ml-1m with batches of 4,096. AUC, Recall@50 (hit ratio) and NDCG@50 are computed as in λOpt's code,
+The optimiser is Adam. Its learning rate starts at 0.01 and falls to 0 by half a cosine. Tables are
+drawn from N(0, 0.1²), unless the row says N(0, 1). Every method has twelve settings: four values, of
+one or two hyperparameters, with each of three numbers of epochs; the last epoch is evaluated. So a
+star at the number of epochs says that more may be better. λOpt takes as many steps of Λ as of Θ, with
+gradients clipped to length 100 for both, as in the script for MovieLens-1M; "clip .001" is that of the
+script for Amazon. A row whose setting has no number of epochs is older: its learning rate was
+constant, nothing was clipped, the best of twelve validations was evaluated, it had 60 epochs on
+ml-100k, 30 on movielens-small and lastfm-2k and 20 on ml-1m, and two to nine settings.
+
+DI shares the coefficients of users, and DU those of items. "users fixed" and "items fixed" keep the
+shared ones at one value, so that only the others are learned, and "from one λ" starts all
+coefficients at this value ("start"). If DI gains with users fixed, what fails is to learn one
+coefficient for all users. The pictures of one fixed λ are of the middle number of epochs, with more
+values of λ; a third of the items has a third of the training pairs.
+
+AUC, Recall (hit ratio) and NDCG are computed as in λOpt's code,
 which ranks each test item separately among the items that its user is not known to have. "full" is
 the full ranking. "search" is the number of settings compared with seed 0, and the CPU seconds of
 all of them. Differences are paired by seed. Those of LightGCN and facets are from their own fixed
@@ -23,308 +35,77 @@ MovieLens-10M.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 import jaxrec as jr
 from benchmarks import _record
-from benchmarks.studies._study import Study, less, main, mean_of, pairs_alone, quietly, records_of, stderr, swept
+from benchmarks.studies import _lambda_opt as parts
+from benchmarks.studies._lambda_opt import GROUPS, METRIC, PAPER, PARTS, Halves, Kind, Part, evaluate, prepare
+from benchmarks.studies._study import Study, by_epochs, less, main, mean_of, records_of, stderr, swept
 from jaxrec import study
-from jaxrec.data import datasets, splits
-from jaxrec.optim import lambda_opt
-from jaxrec.optim.moments import amsgrad, smooth_adam
-from jaxrec.optim.regularization import coefficients, penalty
-from jaxrec.train import Recipe
-from jaxrec.train.lambda_opt import draws, penalised_rows
 
-DIM, RATE, SCALE = 64, 1e-2, 0.1
-BUDGET = {  # number of epochs, and positives per step
-    "ml-100k": (60, 1024),
-    "movielens-small": (30, 1024),
-    "lastfm-2k": (30, 1024),
-    "ml-1m": (20, 4096),
-}
-# The metric that chooses, validations per run, and groups of users or items by number of pairs.
-METRIC, LOOKS, GROUPS = "ndcg@50", 12, 5
-PAPER, FULL = ("auc", "recall@50", "ndcg@50"), ("recall@50", "ndcg@50")
-
-# ---------------------------------------------------------------------- data
-
-
-class Halves(NamedTuple):
-    """The two halves of the validation pairs."""
-
-    learn: jr.Interactions
-    select: jr.Interactions
-
-    def fingerprint(self) -> str:
-        """Returns the fingerprints of both halves."""
-        return f"{self.learn.fingerprint()}-{self.select.fingerprint()}"
-
-
-class Part(NamedTuple):
-    """The data on which a method is trained, and the length of the training."""
-
-    train: jr.Interactions
-    learn: jr.Interactions
-    epochs: int
-    batch_size: int
-
-    @property
-    def steps(self) -> int:
-        """Number of steps of the parameters in a run."""
-        return self.epochs * -(-self.train.n_pairs // self.batch_size)
-
-
-@lru_cache(maxsize=4)
-def prepare(data: str, seed: int) -> splits.Split:
-    """Returns the split of a seed.
-
-    The seed breaks ties in time, halves validation, and orders the pairs of lastfm-2k.
-    """
-    whole, key = datasets.load(data).interactions, jax.random.key(seed)
-    order = splits.random_order if whole.timestamps is None else splits.temporal_order
-    train, valid, test = map(pairs_alone, splits.in_turn(whole, order=partial(order, key=key)))
-    by_chance = partial(splits.random_order, key=jax.random.fold_in(key, 1))
-    halves = splits.in_turn(valid, test=0.5, valid=0.0, order=by_chance)
-    return splits.Split(train, Halves(halves.train, halves.test), test)
-
-
-@quietly()  # users without training pairs raise a warning
-def evaluate(model: Any, variables: jr.typing.Variables, part: splits.Split, on: str) -> dict[str, float]:
-    """Returns the metric that chooses, or on test all metrics.
-
-    They include λOpt's NDCG@50 for each fifth of the users, by their number of training pairs.
-    """
-    known = part.train.union(part.valid.learn)
-    if on == "valid":
-        means = jr.evaluate.full_ranking(model, variables, known, part.valid.select, ks=(50,)).means
-        return {METRIC: means[METRIC]}
-    known = known.union(part.valid.select)
-    apart = jr.papers.lambda_opt.separate_ranking(model, variables, known, part.test, ks=(50,))
-    full = jr.evaluate.full_ranking(model, variables, known, part.test, ks=(50,))
-    degrees = part.train.user_degrees[apart.users]
-    found = {name: apart.means[name] for name in PAPER} | {f"full {name}": full.means[name] for name in FULL}
-    for fifth, users in enumerate(np.array_split(np.argsort(degrees, kind="stable"), GROUPS), 1):
-        found[f"pairs of fifth {fifth}"] = float(degrees[users].mean())
-        found[f"ndcg@50 of fifth {fifth}"] = float(apart.per_user["ndcg@50"][users].mean())
-    return found
-
-
-# ---------------------------------------------------------------------- methods
-
-
-class Kind(NamedTuple):
-    """A method.
-
-    Attributes:
-        make: function of the data, the model and a setting that returns a `Recipe`.
-        grid: the settings to choose from.
-        few: the grid on data sets other than ml-100k; None is the same.
-        whole: whether to train on `learn` too.
-        model: function of the data that returns the model; None is `factors`.
-    """
-
-    make: Callable[..., Recipe]
-    grid: Mapping[str, tuple[float, ...]]
-    few: Mapping[str, tuple[float, ...]] | None = None
-    whole: bool = False
-    model: Callable[..., Any] | None = None
-
-
-def factors(part: Part, *, scale: float = SCALE) -> jr.models.MF:
-    """Returns a matrix factorisation; the released code draws its tables with scale 1."""
-    return jr.models.MF(part.train.n_users, part.train.n_items, dim=DIM, scale=scale)
-
-
-def tower(part: Part) -> jr.models.NeuMF:
-    """Returns NeuMF with the sizes of its paper."""
-    return jr.models.NeuMF(part.train.n_users, part.train.n_items)
-
-
-def graph(part: Part) -> jr.models.LightGCN:
-    """Returns LightGCN with two layers."""
-    return jr.models.LightGCN(part.train, dim=DIM, layers=2, scale=SCALE)
-
-
-def identity(x: jax.Array) -> jax.Array:
-    """Leaves facets as they are, of any length."""
-    return x
-
-
-def facets(part: Part) -> jr.models.MARS:
-    """Returns MARS with projected facets that are not on a sphere.
-
-    On a sphere the penalty would be radial and have no effect.
-    """
-    size = {"dim": DIM, "n_facets": 2, "scale": SCALE * DIM**0.5, "theta_scale": 0.0}
-    return jr.models.MARS(
-        part.train.n_users, part.train.n_items, facets=jr.models.mars.projected, place=identity, **size
-    )
-
-
-def negatives(train: jr.Interactions, n: int = 1) -> jr.typing.Sampler:
-    """Draws uniformly items that the user does not have in train.
-
-    Items that the user has are redrawn up to twice, after which few remain.
-    """
-    draw = partial(jr.sampling.uniform, n_items=train.n_items, n=n)
-    return partial(jr.sampling.reject_seen, sample=draw, seen=train, rounds=2)
-
-
-def bpr(part: Part, model: Any) -> jr.typing.Objective:
-    """Returns the BPR objective with one negative for each positive."""
-    return partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=negatives(part.train))
-
-
-def penalised(variables: Any, key: jax.Array, batch: jr.train.Batch, *, objective: Any, lambdas: Any) -> jax.Array:
-    """Adds the penalty Ω of the batch's rows with fixed coefficients, as in λOpt's steps of Θ."""
-    rows = penalised_rows(key, batch, objective=objective)
-    return objective(variables, key, batch) + penalty(lambdas, variables["params"], rows)
-
-
-# ---------------------------------------------------------------------- fixed coefficients
-
-
-def fixed(part: Part, *, model: Any, regularization: Any) -> Recipe:
-    """Trains with one fixed λ, or with fixed coefficients of any granularity."""
-    objective = partial(penalised, objective=bpr(part, model), lambdas=regularization)
-    return Recipe(model, objective, optax.adam(RATE))
-
-
-def random(part: Part, *, model: Any, draw: Any, granularity: str) -> Recipe:
-    """Trains with coefficients drawn between 1e-4 and 1e-1, uniformly in the logarithm."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes["params"])
-    leaves, tree = jax.tree.flatten(coefficients(zeros, granularity))
-    keys = jax.random.split(jax.random.key(draw), len(leaves))
-    drawn = [10 ** jax.random.uniform(key, x.shape, minval=-4.0, maxval=-1.0) for key, x in zip(keys, leaves)]
-    return fixed(part, model=model, regularization=jax.tree.unflatten(tree, drawn))
-
-
-# ---------------------------------------------------------------------- learned coefficients
-
-
-def learned(part: Part, *, model: Any, lambda_rate: Any, granularity: str = "DUI", **options: Any) -> Recipe:
-    """Trains λOpt on `learn` with Adam and AMSGrad, as in the released scripts.
-
-    Each step of the parameters is followed by one of the coefficients.
-    """
-    options = {"granularity": granularity, "simulated": smooth_adam(RATE)} | options
-    return alternating(part, model, optax.adam(RATE), amsgrad(lambda_rate), **options)
-
-
-def alternating(part: Part, model: Any, tx: Any, lambda_tx: Any, *, granularity: str, **options: Any) -> Recipe:
-    """Alternates steps of the parameters and of the coefficients."""
-    objective = bpr(part, model)
-    options["draws"] = partial(draws, objective=objective, train=part.train, valid=part.learn)
-    options["start"] = partial(coefficients, granularity=granularity)
-    return Recipe(model, objective, lambda_opt.alternate(tx, lambda_tx, **options))
-
-
-def sgda(part: Part, *, model: Any, learning_rate: Any, lambda_rate: Any) -> Recipe:
-    """Trains SGDA: one λ for each dimension, and plain gradient descent for parameters and λ."""
-    return alternating(part, model, optax.sgd(learning_rate), optax.sgd(lambda_rate), granularity="D", scope="exact")
-
-
-# ---------------------------------------------------------------------- other baselines
-
-
-def adversarial(tx: optax.GradientTransformation, *, epsilon: Any, weight: float, begin: int) -> jr.optim.Step:
-    """Returns a step that descends on the loss at Θ and on the loss at an adversarial Θ + Δ.
-
-    Args:
-        tx: the optimiser of the sum.
-        epsilon: ε, the length of each row of Δ.
-        weight: weight of the adversarial loss.
-        begin: the step from which on the adversarial loss is added.
-    """
-    init = lambda params: (tx.init(params), jnp.zeros((), jnp.int32))  # noqa: E731
-    return jr.optim.Step(init, partial(_adversarial, tx=tx, epsilon=epsilon, weight=weight, begin=begin))
-
-
-def _adversarial(value_fn, params, state, key, batch, *, tx, epsilon, weight, begin):
-    opt_state, count = state
-
-    def longer(gradient: jax.Array) -> jax.Array:
-        square = (gradient**2).sum(-1, keepdims=True)
-        return jnp.where(square > 0, epsilon * gradient * jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
-
-    loss, slopes = jax.value_and_grad(value_fn)(params, key, batch)
-    worse = jax.tree.map(lambda x, g: x + longer(g), params, slopes)
-    share = jnp.where(count >= begin, weight, 0.0)
-    slopes = jax.tree.map(lambda g, a: g + share * a, slopes, jax.grad(value_fn)(worse, key, batch))
-    updates, opt_state = tx.update(slopes, opt_state, params)
-    return loss, optax.apply_updates(params, updates), (opt_state, count + 1)
-
-
-def amf(part: Part, *, model: Any, epsilon: Any, regularization: Any) -> Recipe:
-    """Trains AMF with one fixed λ: BPR for half of the steps, then BPR with the adversary.
-
-    The paper starts the adversary from a converged BPR.
-    """
-    tx = adversarial(optax.adam(RATE), epsilon=epsilon, weight=1.0, begin=part.steps // 2)
-    return fixed(part, model=model, regularization=regularization)._replace(tx=tx)
-
-
-def neumf(part: Part, *, model: Any, learning_rate: Any) -> Recipe:
-    """Trains NeuMF by cross-entropy, with four negatives for each positive."""
-    loss, sample = partial(jr.losses.bce, negatives="sum"), negatives(part.train, n=4)
-    objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
-    return Recipe(model, objective, optax.adam(learning_rate))
-
-
-ONE = {"regularization": (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 2e-2, 5e-2, 1e-1)}
-SOME, FEW = {"regularization": (1e-3, 3e-3, 1e-2, 3e-2)}, {"regularization": (0.0, 1e-3, 1e-2)}
-RATES, TWO = {"lambda_rate": (1e-4, 1e-3, 1e-2, 3e-2)}, {"lambda_rate": (1e-3, 1e-2)}
-DESCENT = {"learning_rate": (10.0, 50.0, 200.0), "lambda_rate": (1e-3, 1e-2, 1e-1)}
-DRAWS, FOUR = {"draw": tuple(range(8))}, {"draw": tuple(range(4))}
-NORMAL = partial(factors, scale=1.0)
+# Positives per step, and numbers of epochs to choose from.
+BATCH = {"ml-100k": 1024, "movielens-small": 1024, "lastfm-2k": 1024, "ml-1m": 4096}
+EPOCHS = dict.fromkeys(BATCH, (20, 40, 80)) | {"ml-100k": (40, 80, 160), "ml-1m": (30, 60, 120)}
+ONE, RATES = {"regularization": (1e-3, 3e-3, 1e-2, 3e-2)}, {"lambda_rate": (3e-4, 1e-3, 3e-3, 1e-2)}
+STARTED = {"lambda_rate": (3e-4, 3e-3), "start": (3e-3, 1e-2)}
+DESCENT, ADVERSARY = {"lambda_rate": (1e-2, 1e-1)}, {"epsilon": (0.1, 0.5), "regularization": (0.0, 1e-2)}
+NORMAL, DRAWS = partial(parts.factors, scale=1.0), {"draw": tuple(range(4))}
+learned = parts.learned
 KINDS = {
-    "MF, one λ": Kind(fixed, ONE, SOME),
-    "MF, one λ, on learn too": Kind(fixed, ONE, SOME, whole=True),
-    "SGDA": Kind(sgda, DESCENT, {"learning_rate": (50.0, 200.0), "lambda_rate": (1e-2, 1e-1)}),
-    "AMF": Kind(amf, {"epsilon": (0.1, 0.5), "regularization": (0.0, 1e-2)}),
-    "NeuMF": Kind(neumf, {"learning_rate": (1e-3, 3e-3)}, model=tower),
-    "random D": Kind(partial(random, granularity="D"), DRAWS, FOUR),
-    "random DUI": Kind(partial(random, granularity="DUI"), DRAWS, FOUR),
-    **{f"λOpt {name}": Kind(partial(learned, granularity=name), RATES, TWO) for name in ("D", "DU", "DI", "DUI")},
+    "MF, one λ": Kind(parts.fixed, ONE),
+    "MF, one λ, on learn too": Kind(parts.fixed, ONE, whole=True),
+    "SGDA": Kind(parts.sgda, DESCENT | {"learning_rate": (50.0, 200.0)}),
+    "AMF": Kind(parts.amf, ADVERSARY),
+    "NeuMF": Kind(parts.neumf, {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2)}, model=parts.tower),
+    "random D": Kind(partial(parts.random, granularity="D"), DRAWS),
+    "random DUI": Kind(partial(parts.random, granularity="DUI"), DRAWS),
+    **{f"λOpt {name}": Kind(partial(learned, granularity=name), RATES) for name in ("D", "DU", "DI", "DUI")},
 }
 STUDIES = {  # changes that may explain the results, one at a time, and other models
-    "λOpt DUI, exact": Kind(partial(learned, scope="exact"), RATES, TWO),
-    "λOpt DI, exact": Kind(partial(learned, granularity="DI", scope="exact"), RATES, TWO),
-    "MF, one λ, N(0, 1)": Kind(fixed, SOME, model=NORMAL),
-    "λOpt DUI, N(0, 1)": Kind(learned, RATES, TWO, model=NORMAL),
-    "λOpt DI, N(0, 1)": Kind(partial(learned, granularity="DI"), RATES, TWO, model=NORMAL),
-    "LightGCN, one λ": Kind(fixed, FEW, model=graph),
-    "LightGCN, λOpt DUI": Kind(learned, {"lambda_rate": (1e-3,)}, model=graph),
-    "facets, one λ": Kind(fixed, FEW, model=facets),
-    "facets, λOpt DUI": Kind(learned, {"lambda_rate": (1e-3,)}, model=facets),
+    "λOpt DUI, exact": Kind(partial(learned, scope="exact"), RATES),
+    "λOpt DI, exact": Kind(partial(learned, granularity="DI", scope="exact"), RATES),
+    "λOpt DUI, clip .001": Kind(partial(learned, clip=1e-3), RATES),
+    "λOpt DI, users fixed": Kind(partial(learned, granularity="DI", still="user"), STARTED),
+    "λOpt DU, items fixed": Kind(partial(learned, granularity="DU", still="item"), STARTED),
+    "λOpt DI, from one λ": Kind(partial(learned, granularity="DI"), STARTED),
+    "λOpt DUI, from one λ": Kind(learned, STARTED),
+    "MF, one λ, N(0, 1)": Kind(parts.fixed, ONE, model=NORMAL),
+    "λOpt DUI, N(0, 1)": Kind(learned, RATES, model=NORMAL),
+    "λOpt DI, N(0, 1)": Kind(partial(learned, granularity="DI"), RATES, model=NORMAL),
+    "LightGCN, one λ": Kind(parts.fixed, ONE, model=parts.graph),
+    "LightGCN, λOpt DUI": Kind(learned, RATES, model=parts.graph),
+    "facets, one λ": Kind(parts.fixed, ONE, model=parts.facets),
+    "facets, λOpt DUI": Kind(learned, RATES, model=parts.facets),
 }
-EXTRA = {"ml-100k": tuple(STUDIES), "ml-1m": ("λOpt DI, exact",)}  # the data sets on which these run
-BEST_FIXED = "MF, one λ"
+FIXED_SIDE = ("λOpt DI, users fixed", "λOpt DU, items fixed", "λOpt DI, from one λ")
+EXTRA = {"ml-100k": tuple(STUDIES), "ml-1m": ("λOpt DI, exact", *FIXED_SIDE)}  # the data sets on which these run
+BEST_FIXED, SENSITIVE = "MF, one λ", "MF, one λ, wide grid"  # the latter is for the figure only
+WIDE = {"regularization": (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 2e-2, 5e-2, 1e-1, 3e-1)}
 
 
-def trained(
-    kind: Kind, budget: tuple[int, int], train: Any, valid: Halves, key: jax.Array, settings: Sequence[Any]
-) -> list[Any]:
-    """Trains all settings in one sweep."""
+def trained(kind: Kind, batch_size: int, train: Any, valid: Halves, key: Any, settings: Sequence[Any]) -> list[Any]:
+    """Trains settings; those with the same number of epochs in one sweep."""
     jax.clear_caches()
-    part = Part(train.union(valid.learn) if kind.whole else train, valid.learn, *budget)
-    model = (kind.model or factors)(part)
-    split = splits.Split(train, valid, None)
-    options = {"epochs": part.epochs, "batch_size": part.batch_size, "every": max(part.epochs // LOOKS, 1)}
-    options |= {"validate": lambda variables: evaluate(model, variables, split, "valid"), "select": METRIC}
-    return swept(model, partial(kind.make, part, model=model), part.train, key, settings, **options)
+    whole = train.union(valid.learn) if kind.whole else train
+    model = (kind.model or parts.factors)(Part(whole, valid.learn, 1, batch_size))
+    known = train.union(valid.learn)
+    judge = lambda v: jr.evaluate.full_ranking(model, v, known, valid.select, ks=(50,)).means  # noqa: E731
+
+    def together(epochs: int, settings: Sequence[Any]) -> list[Any]:
+        setup = partial(kind.make, Part(whole, valid.learn, epochs, batch_size), model=model)
+        options = {"epochs": epochs, "every": epochs, "batch_size": batch_size, "validate": judge}
+        return swept(model, setup, whole, key, settings, **options)
+
+    return by_epochs(settings, together)
 
 
-def methods(data: str, budget: tuple[int, int] | None = None) -> list[study.Method]:
+def methods(data: str, lengths: Sequence[int] | None = None) -> list[study.Method]:
     """Returns the methods of a data set."""
 
     def popular(train: Any, valid: Halves, key: Any) -> Any:
@@ -332,10 +113,31 @@ def methods(data: str, budget: tuple[int, int] | None = None) -> list[study.Meth
 
     found = [study.Method("popularity", popular)]
     for name, kind in (KINDS | {name: STUDIES[name] for name in EXTRA.get(data, ())}).items():
-        grid = kind.grid if data == "ml-100k" else kind.few or kind.grid
-        fit_all = partial(trained, kind, budget or BUDGET[data])
-        found.append(study.Method(name, grid=grid, fit_all=fit_all))
+        grid = {"epochs": lengths or EPOCHS[data], **kind.grid}
+        found.append(study.Method(name, grid=grid, fit_all=partial(trained, kind, BATCH[data])))
+    grid = {"epochs": EPOCHS[data][1:2], **WIDE}
+    found.append(study.Method(SENSITIVE, grid=grid, fit_all=partial(trained, KINDS[BEST_FIXED], BATCH[data])))
     return found
+
+
+def older(data: str) -> dict[str, Mapping[str, Sequence[float]]]:
+    """Returns the grids of the older rows, with constant rates and fewer epochs."""
+    small = data == "ml-100k"
+    some, few = {"regularization": (1e-3, 3e-3, 1e-2, 3e-2)}, {"regularization": (0.0, 1e-3, 1e-2)}
+    one = {"regularization": (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 2e-2, 5e-2, 1e-1)} if small else some
+    rates = {"lambda_rate": (1e-4, 1e-3, 1e-2, 3e-2) if small else (1e-3, 1e-2)}
+    wide = {"learning_rate": (10.0, 50.0, 200.0), "lambda_rate": (1e-3, 1e-2, 1e-1)}
+    narrow = {"learning_rate": (50.0, 200.0), "lambda_rate": (1e-2, 1e-1)}
+    found = {name: rates for name in (*KINDS, *STUDIES) if "λOpt" in name}
+    found |= {name: {"draw": tuple(range(8 if small else 4))} for name in ("random D", "random DUI")}
+    found |= {BEST_FIXED: one, "MF, one λ, on learn too": one, "MF, one λ, N(0, 1)": some}
+    found |= dict.fromkeys(("LightGCN, one λ", "facets, one λ"), few)
+    found |= {name: {"lambda_rate": (1e-3,)} for name in ("LightGCN, λOpt DUI", "facets, λOpt DUI")}
+    return found | {
+        "SGDA": wide if small else narrow,
+        "AMF": {"epsilon": (0.1, 0.5), "regularization": (0.0, 1e-2)},
+        "NeuMF": {"learning_rate": (1e-3, 3e-3)},
+    }
 
 
 # ---------------------------------------------------------------------- tables
@@ -364,7 +166,9 @@ def gains(tables: Any, records: Any) -> str:
     for data, rows in tables.items():
         if {BEST_FIXED, "λOpt DUI"} <= set(rows):
             parts = []
-            for metric, label in zip(PAPER, ("AUC", "HR@50", "NDCG@50")):
+            names = ("AUC", "HR@50", "HR@100", "NDCG@50", "NDCG@100")
+            both = rows[BEST_FIXED].values.keys() & rows["λOpt DUI"].values.keys()
+            for metric, label in ((m, n) for m, n in zip(PAPER, names) if m in both):
                 one, difference = rows[BEST_FIXED].values[metric], less(rows["λOpt DUI"], rows[BEST_FIXED], metric)
                 errors = f" ({difference.mean() / error:.0f} standard errors)" if (error := stderr(difference)) else ""
                 parts.append(f"{difference.mean() / one.mean():+.1%} {label}{errors}")
@@ -375,55 +179,102 @@ def gains(tables: Any, records: Any) -> str:
 TRAJECTORIES = _record.RESULTS / "lambda_opt_trajectories.jsonl"
 
 
-def follow(data: str) -> None:
-    """Records how Λ changes during the chosen run of DUI.
+FOLLOWED = ("λOpt DUI", "λOpt DI")
 
-    Users and items are grouped by their number of training pairs, and each group's mean is kept.
-    """
-    records = records_of("lambda_opt")
+
+def follow(data: str) -> None:
+    """Records how Λ changes during the chosen runs of DUI and DI."""
+    records, done = records_of("lambda_opt"), study.read(TRAJECTORIES)
     rows = {row.method: row for row in study.table(methods(data), records, data=[data], metric=METRIC).rows}
-    if "λOpt DUI" not in rows or any(found["data"] == data for found in study.read(TRAJECTORIES)):
-        return
+    for name in FOLLOWED:
+        setting = rows[name].setting if name in rows else {}
+        if "epochs" in setting and not any(known(each) == (data, name, setting) for each in done):
+            study.append(TRAJECTORIES, followed(data, name, setting))
+
+
+def known(path: Mapping[str, Any]) -> tuple[str, str, Mapping[str, float]]:
+    """Returns the data, the method and the setting of a recorded path; older ones are of DUI."""
+    return path["data"], path.get("method", "λOpt DUI"), path.get("setting", {})
+
+
+def followed(data: str, name: str, setting: Mapping[str, Any]) -> dict[str, Any]:
+    """Trains a method with seed 0, and returns the mean Λ of groups after each epoch.
+
+    Users and items are grouped by their number of training pairs. If a side shares its
+    coefficients, all its groups have the same mean.
+    """
     split = prepare(data, 0)
-    part = Part(split.train, split.valid.learn, *BUDGET[data])
-    recipe = KINDS["λOpt DUI"].make(part, model=factors(part), **rows["λOpt DUI"].setting)
+    rest = dict(setting)
+    part = Part(split.train, split.valid.learn, rest.pop("epochs"), BATCH[data])
+    recipe = KINDS[name].make(part, model=parts.factors(part), **rest)
     degrees = {"user": np.asarray(part.train.user_degrees), "item": np.asarray(part.train.item_degrees)}
     groups = {side: np.array_split(np.argsort(d, kind="stable"), GROUPS) for side, d in degrees.items()}
-    found: dict[str, Any] = {"data": data, "commit": study.commit(_record.RESULTS), "user": [], "item": []}
-    found["steps"] = part.steps // part.epochs
+    found: dict[str, Any] = {"data": data, "method": name, "setting": setting, "user": [], "item": []}
+    found |= {"commit": study.commit(_record.RESULTS), "steps": part.steps // part.epochs}
     found["degrees"] = {side: [float(degrees[side][group].mean()) for group in groups[side]] for side in groups}
 
     def each(state: jr.train.State, _: Any) -> None:
         for side, table in state.opt_state.lambdas.items():
-            found[side].append([float(np.asarray(table)[group].mean()) for group in groups[side]])
+            own = np.asarray(table)
+            means = [own[group if len(own) > 1 else slice(None)].mean() for group in groups[side]]
+            found[side].append([float(mean) for mean in means])
 
     state = jr.train.init(jax.random.split(jax.random.key(0), 1)[0], recipe.model, recipe.tx)
     options = {"epochs": part.epochs, "batch_size": part.batch_size, "progress": False}
     jr.train.fit(state, recipe.objective, recipe.tx, part.train, callbacks=[each], **options)
-    study.append(TRAJECTORIES, found)
+    return found
 
 
 def panes(tables: Any, records: Any) -> list[list[dict[str, Any]]]:
-    """Returns panes of Λ during training, of the grid of one λ, and of the gain of DUI by pairs."""
-    followed, found = {each["data"]: each for each in study.read(TRAJECTORIES)}, []
-    for data, rows in tables.items():
-        line, path = [], followed.get(data)
-        for side in ("user", "item") if path else ():
-            steps = path["steps"] * np.arange(1, len(path[side]) + 1)
-            lines = {f"{d:.0f} pairs": (steps, v) for d, v in zip(path["degrees"][side], np.array(path[side]).T)}
-            line.append({"title": f"{data}: mean Λ of {side}s by pairs", "xlabel": "step", "lines": lines})
-        tried = [r for r in records if (r["data"], r["method"], r["on"]) == (data, BEST_FIXED, "valid")]
-        values = {f"{r['setting']['regularization']:g}": r["valid"][METRIC] for r in tried}
-        lines = {"NDCG@50 on select": (list(values), list(values.values()))}
-        line.append({"title": f"{data}: one fixed λ", "xlabel": "λ", "lines": lines})
-        if {BEST_FIXED, "λOpt DUI"} <= set(rows):
-            metrics = [f"ndcg@50 of fifth {fifth}" for fifth in range(1, GROUPS + 1)]
-            more = [less(rows["λOpt DUI"], rows[BEST_FIXED], metric) for metric in metrics]
-            pairs = [f"{rows[BEST_FIXED].values[f'pairs of fifth {n}'][0]:.0f}" for n in range(1, GROUPS + 1)]
-            lines = {"NDCG@50": (pairs, [d.mean() for d in more], [stderr(d) or np.nan for d in more])}
-            line.append({"title": f"{data}: gain of DUI over one λ", "xlabel": "mean pairs of fifths", "lines": lines})
-        found.append(line)
+    """Returns a row of panes for each data set: paths of Λ, sensitivity to one λ, and gains of DUI."""
+    return [[*paths(data), *sensitivity(data, records), *gained(data, rows)] for data, rows in tables.items()]
+
+
+def paths(data: str) -> list[dict[str, Any]]:
+    """Returns panes of the mean Λ during training: that of users and items of DUI, and of users of DI."""
+    latest, found = {known(each)[1]: each for each in study.read(TRAJECTORIES) if each["data"] == data}, []
+    for name, side in ((FOLLOWED[0], "user"), (FOLLOWED[0], "item"), (FOLLOWED[1], "user")):
+        if path := latest.get(name):
+            steps, shared = path["steps"] * np.arange(1, len(path[side]) + 1), name == FOLLOWED[1]
+            labels = ["all users"] if shared else [f"{d:.0f} pairs" for d in path["degrees"][side]]
+            lines = {label: (steps, values) for label, values in zip(labels, np.array(path[side]).T)}
+            found.append({"title": f"{data}: mean Λ of {side}s, {name}", "xlabel": "step", "lines": lines})
     return found
+
+
+def sensitivity(data: str, records: Any) -> list[dict[str, Any]]:
+    """Returns panes of NDCG@50 against one fixed λ (figures 2 and 3), for groups if they are recorded.
+
+    Values of groups are shares of the group's best.
+    """
+    trials = [r for r in records if (r["data"], r["on"]) == (data, "valid") and r["valid"][METRIC] is not None]
+    grouped = [r for r in trials if r["method"] == SENSITIVE]
+    tried = grouped or [r for r in trials if r["method"] == BEST_FIXED and "epochs" not in r["setting"]]
+    best = {run["setting"]["regularization"]: run["valid"] for run in tried}
+    places, found = [f"{value:g}" for value in sorted(best)], []
+    sides = [(f"{METRIC} of {side} with {name} pairs", side, name) for side in ("users", "items") for name in PARTS]
+    for side in ("users", "items") if grouped else ():
+        lines = {}
+        for metric, name in ((metric, name) for metric, own, name in sides if own == side):
+            values = np.array([best[value].get(metric, np.nan) for value in sorted(best)])
+            lines[f"{side}, {name} pairs"] = (places, values / np.nanmax(values))
+        found.append({"title": f"{data}: one λ", "xlabel": "λ", "ylabel": "share of the best NDCG@50", "lines": lines})
+    if not grouped:
+        lines = {BEST_FIXED: (places, [best[value][METRIC] for value in sorted(best)])}
+        found.append({"title": f"{data}: one fixed λ", "xlabel": "λ", "ylabel": "NDCG@50 on select", "lines": lines})
+    return found
+
+
+def gained(data: str, rows: Mapping[str, study.Row]) -> list[dict[str, Any]]:
+    """Returns a pane of the gain of DUI over one λ, for fifths of the users."""
+    if not {BEST_FIXED, "λOpt DUI"} <= set(rows):
+        return []
+    metrics = [f"ndcg@50 of fifth {fifth}" for fifth in range(1, GROUPS + 1)]
+    more = [less(rows["λOpt DUI"], rows[BEST_FIXED], metric) for metric in metrics]
+    pairs = [f"{rows[BEST_FIXED].values[f'pairs of fifth {n}'][0]:.0f}" for n in range(1, GROUPS + 1)]
+    lines = {"DUI": (pairs, [d.mean() for d in more], [stderr(d) or np.nan for d in more])}
+    titles = {"title": f"{data}: gain of DUI over one λ", "xlabel": "mean pairs of fifths", "ylabel": "NDCG@50"}
+    return [titles | {"lines": lines}]
 
 
 def headlines(tables: Any, records: Any) -> list[str]:
@@ -442,8 +293,9 @@ def headlines(tables: Any, records: Any) -> list[str]:
 
 
 def quick() -> tuple[list[study.Method], dict[str, Any]]:
-    """Returns the shortened run: ml-100k, one λ and DUI, 6 epochs."""
-    few = [each for each in methods("ml-100k", (6, 1024)) if each.name in (BEST_FIXED, "λOpt DUI")]
+    """Returns the shortened run: ml-100k, one λ and DI with fixed users, 4 epochs, one setting."""
+    few = [each for each in methods("ml-100k", (4,)) if each.name in (BEST_FIXED, FIXED_SIDE[0])]
+    few = [each._replace(grid={name: values[:1] for name, values in each.grid.items()}) for each in few]
     return few, {"ml-100k": partial(prepare, "ml-100k")}
 
 
@@ -451,17 +303,22 @@ STUDY = Study(
     name="lambda_opt",
     title="Regularisation that is learned",
     about=__doc__,
-    methods={data: partial(methods, data) for data in BUDGET},
+    methods={data: partial(methods, data) for data in BATCH},
     split=lambda data: partial(prepare, data),
     evaluate=evaluate,
     metric=lambda data: METRIC,
     shown=lambda data: (*PAPER, "full ndcg@50"),
     quick=quick,
     finish=follow,
+    older=older,
+    listed=lambda name: name != SENSITIVE,
     claims=[
         *((f"λOpt {which}", BEST_FIXED) for which in ("DUI", "DU", "DI", "D")),
         ("λOpt DUI", "MF, one λ, on learn too"),
         *((f"λOpt {which}, exact", f"λOpt {which}") for which in ("DUI", "DI")),
+        ("λOpt DUI, clip .001", "λOpt DUI"),
+        *((name, name.partition(",")[0]) for name in FIXED_SIDE),
+        ("λOpt DUI, from one λ", "λOpt DUI"),
         *((f"λOpt {which}, N(0, 1)", "MF, one λ, N(0, 1)") for which in ("DUI", "DI")),
         *((name, BEST_FIXED) for name in ("random D", "random DUI", "SGDA", "AMF")),
     ],

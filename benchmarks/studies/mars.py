@@ -45,7 +45,8 @@ from benchmarks.studies._mars import (
     split,
     times,
 )
-from benchmarks.studies._study import Study, main, mean_of, varied
+from benchmarks.studies._plots import varied
+from benchmarks.studies._study import Study, main, mean_of
 from jaxrec import study
 
 SHOWN = "ndcg@10"  # of the sampled protocol, for varied values

@@ -71,6 +71,9 @@ class VALID(HistoryModel):
             2 `prototype` keeps its initial values. `neumann` and `gmres` need ten blocks or more.
         attention: attention among a user's prototypes after each update: a function of
             `jaxrec.models.attention`, or None.
+        raw_updates: whether an update is equation 4 as printed, x_k ← Σ_l A_lk H_l: of the items'
+            vectors as they are, with weights that are neither normalised nor dropped. Groups only
+            see the direction of x_k. False follows the released code.
         chunk: number of items that the decoder processes at a time in training. Its memory grows
             with B·K·chunk, not with B·K·N. None is 256 on a CPU and 8,192 on other devices.
 
@@ -81,7 +84,7 @@ class VALID(HistoryModel):
             missing or has another number of users or items.
 
     Differs: follows the released code instead of the paper: updates use unit vectors and normalise
-    their result, there are biases, and KL leaves out the constant ‖μ‖² / 2σ₀². RecBole's padding
+    their result (see `raw_updates`), there are biases, and KL leaves out the constant ‖μ‖² / 2σ₀². RecBole's padding
     item and user do not exist.
 
     >>> import jaxrec as jr
@@ -102,6 +105,7 @@ class VALID(HistoryModel):
     dropout: float = 0.5
     gradient: Gradient = detach
     attention: Attention | None = None
+    raw_updates: bool = False
     chunk: int | None = None
 
     def __post_init__(self) -> None:
@@ -211,9 +215,12 @@ class VALID(HistoryModel):
 
     def _updated(self, x: Array, pairs: Pairs, table: Array, number: int) -> Array:
         """Returns the prototypes after block `number`."""
-        w = self._weights(self._grouped(x, pairs, table, number), pairs, number)
-        x = _unit(pairs.weighted(w, table[pairs.items]))
-        return x if self.attention is None else _unit(self.attention(x))
+        shares, attend = self._grouped(x, pairs, table, number), self.attention
+        if self.raw_updates:
+            x = pairs.weighted(jnp.where(pairs.real, shares, 0), jnp.asarray(self.item)[pairs.items])
+            return _unit(x if attend is None else attend(x))
+        x = _unit(pairs.weighted(self._weights(shares, pairs, number), table[pairs.items]))
+        return x if attend is None else _unit(attend(x))
 
 
 class MacridVAE(VALID):

@@ -5,6 +5,7 @@ Where each part of the paper is:
 | paper | here |
 |---|---|
 | eq. 3, 4: grouping of items, update of prototypes | `models.VALID.prototypes` |
+| eq. 4 as printed | `models.VALID(raw_updates=True)` |
 | eq. 5, 6: self-attention between prototypes | `models.attention.cosine`, `models.attention.coda` |
 | eq. 7, algorithm 1: differentiation of the iteration | `models.implicit` |
 | eq. 8, 9: encoder | `models.VALID.posterior` |
