@@ -585,7 +585,7 @@ class Interactions:
         return Interactions(offsets(np.r_[0, ends]), items, None, None, len(users), self.n_items)
 
 
-# The sizes, so that `jax.export` can store functions of interactions.
+# `jax.export` stores functions of interactions, for which it must know how to write the sizes.
 export.register_pytree_node_serialization(
     Interactions,
     serialized_name="jaxrec.Interactions",

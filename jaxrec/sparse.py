@@ -84,7 +84,10 @@ def _spmm_bcsr(weights, indices, indptr, x, *, n_users):
 
 
 def _spmm_segments(weights, indices, indptr, x, *, n_users):
-    """The product on accelerators, and in exported programs, from at most `_FLOATS` numbers of looked-up rows."""
+    """The product on accelerators and in exported programs.
+
+    It looks up rows of at most `_FLOATS` numbers at a time.
+    """
     (n_pairs,), dim = indices.shape, x.shape[1]
     rows = owners(indptr[1:], n_pairs)
 
@@ -117,7 +120,7 @@ def _lowered_on_cpu(context, *args, n_users):
 
 
 def _batched(args, axes, *, n_users):
-    """Computes several products: if they are of one matrix, as one product with a wider table."""
+    """Computes several products. Those of one matrix become one product with a wider table."""
     *matrix, x = args
     if all(axis is None for axis in axes[:3]):
         x = jnp.moveaxis(x, axes[3], 1)
@@ -161,8 +164,7 @@ batching.primitive_batchers[_spmm_p] = _batched
 def _product_forward(turned, matrix, transposed, x):
     """The forward pass of `_product`; keeps x only if the weights are differentiated.
 
-    In that case `transposed` is not used, because its weights are not the ones that are
-    differentiated.
+    In that case `transposed` is not used: its weights are a copy, which JAX does not differentiate.
     """
     # With `symbolic_zeros`, each leaf tells by `perturbed` whether it is differentiated.
     moved = matrix.weights is not None and matrix.weights.perturbed

@@ -207,8 +207,8 @@ def held_out_users(
         min_pairs: users with fewer pairs are always training users.
 
     Raises:
-        ValueError: if `share` is not in (0, 1), if there are fewer such users than asked for, if no
-            training user is left, or if the order has ties within a user.
+        ValueError: if `share` is not in (0, 1), if fewer than `n_valid` + `n_test` users have
+            `min_pairs` pairs, if no training user is left, or if the order has ties within a user.
 
     >>> import functools
     >>> x = Interactions.from_pairs(np.repeat(range(9), 5), [*range(5)] * 9)

@@ -45,7 +45,7 @@ def mean(values: Array, *, where: Array | None = None, weights: Array | None = N
     weights = jnp.ones_like(values) if weights is None else jnp.asarray(weights, values.dtype)
     if where is not None:
         chex.assert_type(where, bool)
-        # Both are masked: 0 · NaN would still be NaN.
+        # Mask values and weights: a weight of 0 times NaN would still be NaN.
         values, weights = jnp.where(where, values, 0), jnp.where(where, weights, 0)
     total = weights.sum()
     return jnp.where(total > 0, (weights * values).sum() / jnp.where(total > 0, total, 1), 0)
@@ -70,7 +70,7 @@ def combine(pos: Array, neg: Array, *, where: Array | None = None, parts: Sequen
     """
     if not parts:
         raise ValueError("parts is empty; give at least one pair (weight, loss)")
-    # Converted here, not in each part, so that the gradients of the parts are added in float32.
+    # Convert before the parts, so that the gradients of the parts are added in float32.
     pos, neg = accumulated(pos), accumulated(neg)
 
     def weighted(weight: Scalar, loss: Loss) -> Array:
@@ -134,7 +134,7 @@ def logsumexp(values: Array, where: Array, any_valid: Array) -> Array:
 
     A row without valid entries is 0 and has no gradient.
     """
-    # A row of only -inf would have a NaN gradient: a row without valid entries keeps its values.
+    # A row of only -inf would have a NaN gradient, so a row without valid entries keeps its values.
     kept = jnp.where(where | ~any_valid[..., None], values, -jnp.inf)
     return jnp.where(any_valid, jax.nn.logsumexp(kept, axis=-1), 0)
 

@@ -1,7 +1,7 @@
 """Losses of vectors, without negatives.
 
 They bring users close to their items, spread vectors over the sphere, decorrelate coordinates, or
-bring two views of the same rows together.
+pull two views of the same rows towards each other.
 """
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ def diversity(x: Array, *, least: Scalar = 0.05, most: Scalar = 0.25) -> Array:
 
     Args:
         x: C vectors of each user [..., C, D].
-        least: δ₁, below which the vectors are pushed apart.
-        most: δ₂, above which they are pulled together; at least `least`.
+        least: δ₁; below it, the loss pushes the vectors away from each other.
+        most: δ₂, at least `least`; above it, the loss pulls them towards each other.
 
     Returns:
         Losses [...]; 0 if C is 1.

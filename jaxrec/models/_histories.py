@@ -1,5 +1,6 @@
-"""Models that know users by their items. A batch's items are one list of pairs, without padding to
-the longest history.
+"""Models that know users by their items.
+
+The items of a batch are one list of pairs, which needs no padding to the longest history.
 """
 
 from __future__ import annotations
@@ -60,15 +61,16 @@ class Pairs(NamedTuple):
         return jax.ops.segment_sum(values, self.rows, len(self.users), indices_are_sorted=True)
 
     def weighted(self, weights: Array, vectors: Array) -> Array:
-        """Returns Σ w_k v [B, K, D] over each user's pairs, for weights [C, K] and vectors [C, D];
-        never forms [C, K, D].
+        """Returns Σ w_k v [B, K, D] over each user's pairs, without an array [C, K, D].
+
+        Args:
+            weights: w, [C, K].
+            vectors: v, [C, D].
         """
         return jnp.stack([self.sums(w[:, None] * vectors) for w in weights.T], axis=1)
 
     def normalised(self, values: Array) -> Array:
-        """Divides values [C, K] by the root of the sum of their squares over the user's pairs; 0
-        for padding.
-        """
+        """Divides values [C, K] by their norm over the user's pairs; padding gets 0."""
         values = jnp.where(self.real, values, 0)
         squares = self.sums(values**2)
         # Both branches of `where` are differentiated: the inner one keeps rsqrt from 0.

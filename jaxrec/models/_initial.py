@@ -1,4 +1,4 @@
-"""The first variables of a model."""
+"""Draws the initial variables of a model."""
 
 from __future__ import annotations
 

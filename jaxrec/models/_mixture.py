@@ -1,5 +1,6 @@
-"""The decoder of interests over the whole catalogue, by chunks of items: memory is [B, K, chunk],
-not [B, K, N].
+"""The decoder of interests over the whole catalogue, by chunks of items.
+
+It takes memory [B, K, chunk] instead of [B, K, N].
 
     s_l = LSE_k(q2_k·h_l + g_kl) − LSE_k(q1_k·h_l + g_kl),    log p_l = s_l − LSE_l s_l
 
@@ -37,8 +38,9 @@ class Noise(NamedTuple):
 
 
 def odds(noise: Noise, users: Array, items: Array, n_interests: int) -> list[Array | None]:
-    """Returns exp(g) for each interest, arrays of the shape to which `users` and `items` broadcast;
-    None without noise.
+    """Returns exp(g) of each interest, or None without noise.
+
+    An array has the shape to which `users` and `items` broadcast.
     """
     if noise.key is None:
         return [None] * n_interests
@@ -49,7 +51,7 @@ def odds(noise: Noise, users: Array, items: Array, n_interests: int) -> list[Arr
 
 def log_sum(logits: list[Array], factors: list[Array | None]) -> tuple[Array, list[Array]]:
     """Returns log Σ_k factor_k exp(logit_k), and each term's share of the sum."""
-    # The shift cancels in the result, so that it needs no gradient.
+    # The shift cancels in the result, so it needs no gradient.
     shift = jax.lax.stop_gradient(functools.reduce(jnp.maximum, logits))
     terms = [jnp.exp(logit - shift) for logit in logits]
     terms = [term if factor is None else term * factor.astype(term.dtype) for term, factor in zip(terms, factors)]
@@ -68,8 +70,9 @@ def odds_at(noise: Noise, pairs: Pairs, n_interests: int) -> list[Array | None]:
 
 
 def at_pairs(q1: Array, q2: Array, pairs: Pairs, vectors: Array, noise: Noise) -> Array:
-    """Returns s [C] of single pairs, whose items have vectors [C, D]; q1 is [B, K, D], or [1, K, D]
-    if the batch shares it.
+    """Returns s [C] of single pairs, whose items have vectors [C, D].
+
+    q1 is [B, K, D], or [1, K, D] if the batch shares it.
     """
     factors = odds_at(noise, pairs, q2.shape[1])
     before, after = (log_sum(logits_at(q, pairs, vectors), factors)[0] for q in (q1, q2))
@@ -105,8 +108,9 @@ def _by_chunk(function: Callable, chunk: int | None, items: Array, *rest: Any) -
 
 
 def _chunks(items: Array, chunk: int) -> tuple[Array, Array]:
-    """Returns vectors [n, chunk, D] and ids int32 [n, chunk] of chunks of the items; ids of N and
-    above are padding.
+    """Returns vectors [n, chunk, D] and ids int32 [n, chunk] of chunks of the items.
+
+    Ids of N and above are padding.
     """
     n = -(-len(items) // chunk)
     padded = jnp.pad(items, ((0, n * chunk - len(items)), (0, 0)))

@@ -1,8 +1,7 @@
-"""Attention among a user's prototypes, without parameters: `attention(x[..., K, D]) -> [..., K,
-D]`, x + B x.
+"""Attention among a user's prototypes, without parameters.
 
-It is described in section 3.2 of VALID (Tran and Lauw 2023, 10.1145/3583780.3614980); the released
-code has none.
+`attention(x[..., K, D]) -> [..., K, D]` returns x + B x with weights B. Section 3.2 of VALID (Tran
+and Lauw 2023, 10.1145/3583780.3614980) describes it; the released code has none.
 """
 
 from __future__ import annotations
@@ -60,6 +59,6 @@ def coda(x: Array, *, temperature: Scalar = 0.5, center: Literal["row", "matrix"
 
 
 def _cosines(x: Array) -> Array:
-    """Cosines of all pairs of prototypes, [..., K, K]."""
+    """Returns the cosines of all pairs of prototypes, [..., K, K]."""
     x = _unit(x)
     return jnp.einsum("...kd,...jd->...kj", x, x)

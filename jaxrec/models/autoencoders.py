@@ -43,8 +43,7 @@ class _Autoencoder(HistoryModel):
         return self._scores(self._encoded(self._pairs(users, histories))[0])
 
     def bound(self, users: Array | None, *, histories: Interactions | None = None) -> tuple[Array, Array]:
-        """Returns NLL [B] and KL [B] of users [B], the two terms of the negative evidence lower
-        bound.
+        """Returns NLL [B] and KL [B], the two terms of the negative evidence lower bound.
 
         There is noise if `apply` gets a key for it.
         """
@@ -75,11 +74,12 @@ class _Autoencoder(HistoryModel):
 
 
 class MultDAE(_Autoencoder):
-    """The denoising autoencoder of Liang et al. (2018, arXiv 1802.05814): z = tanh(x E + b), score
-    = z·h + c.
+    """The denoising autoencoder of Liang et al. (2018, arXiv 1802.05814).
+
+    z = tanh(x E + b),   score = z·h + c
 
     The parameters are `context` [N, D] (E), `context_bias` [D], `item` [N, D], `item_bias` [N]. KL
-    is 0. The paper decays the parameters instead: `optax.chain(optax.add_decayed_weights(...),
+    is 0. The paper decays the parameters: `optax.chain(optax.add_decayed_weights(...),
     optax.adam(1e-3))`.
 
     Attributes:
@@ -115,8 +115,9 @@ class MultDAE(_Autoencoder):
 
 
 class MultVAE(_Autoencoder):
-    """The variational autoencoder of Liang et al. (2018, arXiv 1802.05814), with one hidden layer
-    on either side.
+    """The variational autoencoder of Liang et al. (2018, arXiv 1802.05814).
+
+    Encoder and decoder have one hidden layer each.
 
     (μ, lv) = tanh(x E + b) W + c,   z = μ + exp(lv / 2) ε,   score = tanh(z V + d)·h + e,   KL to
     N(0, 1)
@@ -171,15 +172,14 @@ class MultVAE(_Autoencoder):
 
 
 class RecVAE(_Autoencoder):
-    """RecVAE (Shenbin et al. 2020, 10.1145/3336191.3371831): a deep encoder, a linear decoder, a
-    prior of three parts.
+    """RecVAE (Shenbin et al. 2020, 10.1145/3336191.3371831).
 
-    The encoder has five layers, h_i = LN(swish(W_i h_{i−1} + b_i + Σ_{j<i} h_j)) with h_0 = x, and
-    (μ, lv) = W h_5 + c. Then z = μ + exp(lv / 2) ε and score = z·h + e. The prior of each
-    coordinate is .15 N(0, 1) + .75 q_old(z | r) + .1 N(0, e¹⁰), where q_old is the posterior of an
-    earlier encoder, without dropout. KL is estimated from the one sample z and includes its weight:
-    γ |I_u| Σ (log q − log prior). `train.autoencoders.alternating` trains encoder and decoder
-    alternately.
+    It has a deep encoder, a linear decoder, and a prior of three parts. The encoder has five
+    layers, h_i = LN(swish(W_i h_{i−1} + b_i + Σ_{j<i} h_j)) with h_0 = x, and (μ, lv) = W h_5 + c.
+    Then z = μ + exp(lv / 2) ε and score = z·h + e. The prior of each coordinate is .15 N(0, 1) +
+    .75 q_old(z | r) + .1 N(0, e¹⁰), where q_old is the posterior of an earlier encoder, without
+    dropout. KL is estimated from the one sample z and includes its weight: γ |I_u| Σ (log q − log
+    prior). `train.autoencoders.alternating` trains encoder and decoder alternately.
 
     The parameters are `encoder` (a tree), `item` [N, D], `item_bias` [N]. The old encoder is the
     untrained collection "old".
@@ -242,7 +242,7 @@ def _first_layer(context: Array, bias: Array, pairs: Pairs, dropout: float) -> A
 
 
 def _log_normal(x: Array, mean: Array | float, log_variance: Array | float) -> Array:
-    """Log-density of a normal distribution."""
+    """Returns the log-density of a normal distribution."""
     return -0.5 * (log_variance + math.log(2 * math.pi) + (x - mean) ** 2 / jnp.exp(log_variance))
 
 

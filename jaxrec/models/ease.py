@@ -11,11 +11,10 @@ from jaxrec.typing import Array
 
 
 class EASE(HistoryModel):
-    """Scores users' rows X of 0 and 1 as X B, with a table B [N, N] of zero diagonal;
-    `solvers.ease.fit` computes it.
+    """Scores users' rows X of 0 and 1 as X B, with a table B [N, N] of zero diagonal.
 
-    The parameter is `weights` [N, N] (B). All methods take `histories`, the `Interactions` [B, N]
-    of their B users; `users` may be None.
+    `solvers.ease.fit` computes B. The parameter is `weights` [N, N] (B). All methods take
+    `histories`, the `Interactions` [B, N] of their B users; `users` may be None.
 
     Attributes:
         n_items: N.

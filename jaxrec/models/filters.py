@@ -15,8 +15,9 @@ from jaxrec.typing import Array
 
 
 class SpectralFilter(HistoryModel):
-    """Scores users' rows X of 0 and 1 by a filter of the item-item graph; `solvers.filters.fit`
-    computes it.
+    """Scores users' rows X of 0 and 1 by a filter of the item-item graph.
+
+    `solvers.filters.fit` computes the filter:
 
         scores = X S⁻¹ p(P) S + X E Fᵀ,   p(P) = Σₖ cₖ Tₖ(2P − I),   P = R̃ᵀR̃
 
@@ -24,9 +25,9 @@ class SpectralFilter(HistoryModel):
     P [N, N] is never formed: a degree of p costs two sparse products of R̃ with the rows of a block.
 
     The parameters are `coefficients` [degree + 1] (c), `scale` [N] (the diagonal of S), `encoder`
-    [N, K] (E) and `decoder` [N, K] (F). The untrained collection "graph" has R̃ as `by_user` and R̃ᵀ
-    as `by_item`. All methods take `histories`, the `Interactions` [B, N] of their B users; `users`
-    may be None. A call that scores some items costs as much as one that scores all.
+    [N, K] (E) and `decoder` [N, K] (F). The untrained collection "graph" has R̃ as `by_user` and
+    R̃ᵀ as `by_item`. All methods take `histories`, the `Interactions` [B, N] of their B users;
+    `users` may be None. A call that scores some items takes as long as one that scores all.
 
     Attributes:
         n_items: N.

@@ -42,9 +42,7 @@ class Functions:
         return {"params": dict(self.functions)["init"](key)}
 
     def apply(self, variables: Variables, *args: Any, method: str = "score", **options: Any) -> Any:
-        """Calls the function named by `method`, by default `score`, with the parameters and these
-        arguments.
-        """
+        """Calls the function named by `method` with the parameters and these arguments."""
         return getattr(self, method)(variables["params"], *args, **options)
 
 
@@ -62,7 +60,8 @@ def from_functions(
     """Returns a model from plain functions of its parameters.
 
     If `vectors` is given, `score` and `rows` default to dot products. If `score` and `n_items` are
-    given, `rows` follows. Define the functions once: each new function is compiled again.
+    given, `rows` scores all items with it. Define the functions once: each new function is compiled
+    again.
 
     Args:
         init: function of a typed key that returns the parameters, a tree of floats.
@@ -155,9 +154,7 @@ class FromNNX:
         return nnx.eval_shape(lambda: self.make(rngs=nnx.Rngs(0)))
 
     def init(self, key: Key, users: Array, items: Array, **options: Any) -> Variables:
-        """Returns the variables: "params" with the module's `nnx.Param`s, and "state" with all
-        other variables, if any.
-        """
+        """Returns the variables: "params" has the `nnx.Param`s, and "state" all others, if any."""
         from flax import nnx
 
         del users, items, options
@@ -166,9 +163,7 @@ class FromNNX:
         return {name: tree for name, tree in variables.items() if tree}
 
     def apply(self, variables: Variables, *args: Any, method: str = "__call__", **options: Any) -> Any:
-        """Calls the module, or its method. Changes that the call makes to the module's state are
-        dropped.
-        """
+        """Calls the module, or its method; drops changes that the call makes to its state."""
         from flax import nnx
 
         options.pop("rngs", None)
@@ -180,15 +175,16 @@ class FromNNX:
 
 
 def from_nnx(make: Callable[..., Any]) -> FromNNX:
-    """Returns a model from an NNX module with `__call__(users, items)` and, for evaluation,
-    `rows(users)` or `vectors()`.
+    """Returns a model from an NNX module.
+
+    The module has `__call__(users, items)` and, for evaluation, `rows(users)` or `vectors()`.
 
     Args:
         make: function that returns the module when called with `rngs=flax.nnx.Rngs(...)`, such as
             its class with the sizes bound by `functools.partial`. Each key draws other parameters.
 
     Raises:
-        TypeError: if `make` is a module, whose parameters no key could draw any more.
+        TypeError: if `make` is a module, whose parameters are drawn already.
 
     >>> from flax import nnx
     >>> class Popularity(nnx.Module):
@@ -205,8 +201,7 @@ def from_nnx(make: Callable[..., Any]) -> FromNNX:
 
     if isinstance(make, nnx.Module):
         raise TypeError(
-            f"make is a {type(make).__name__}; give a function that takes rngs and returns the "
-            "module, such as "
-            f"functools.partial({type(make).__name__}, n_users, n_items)"
+            f"make is a {type(make).__name__}; give a function that takes rngs and returns the module, "
+            f"such as functools.partial({type(make).__name__}, n_users, n_items)"
         )
     return FromNNX(make)

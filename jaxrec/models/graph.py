@@ -46,9 +46,9 @@ class LightGCN(nn.Module):
             more, or `scale` is negative or not finite.
 
     The paper's L2 penalty is on a batch's rows of E⁽⁰⁾: `train.penalised_objective` with l2 = 1e-4.
-    `optax.add_decayed_weights(l2)` decays the whole tables instead. A step has a user B / M times
-    and an item about 2B / N times on average, so that an l2 of 1e-4 / M or 2e-4 / N is as strong,
-    and one of 1e-5 is far stronger.
+    `optax.add_decayed_weights(l2)` decays the whole tables instead. A batch of B contains a user B
+    / M times and an item about 2B / N times on average. A decay of 1e-4 / M or 2e-4 / N is
+    therefore about as strong as the paper's penalty, and one of 1e-5 is far stronger.
 
     >>> train = Interactions.from_pairs([0, 0, 2], [1, 3, 0])
     >>> model = LightGCN(train, dim=2)
@@ -103,8 +103,9 @@ class LightGCN(nn.Module):
         return mean_of(self._layers())
 
     def _layers(self, disturb: Callable[[Array], Array] | None = None) -> list[Tables]:
-        """Returns the tables of E⁽⁰⁾ .. E⁽ᴸ⁾; `disturb` changes each layer after the first, before
-        it is propagated.
+        """Returns the tables of E⁽⁰⁾ .. E⁽ᴸ⁾.
+
+        `disturb` changes each layer after the first, before the layer is propagated.
         """
         by_user, by_item = self.by_user.value, self.by_item.value
         layers = [(self.user, self.item)]

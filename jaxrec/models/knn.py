@@ -12,12 +12,12 @@ from jaxrec.typing import Array
 
 
 class ItemKNN(HistoryModel):
-    """Scores users' rows X of 0 and 1 as X Wᵀ, with a sparse matrix W [N, N] of similarities;
-    `solvers.knn` computes it.
+    """Scores users' rows X of 0 and 1 as X Wᵀ, with a sparse matrix W [N, N] of similarities.
 
-    The untrained collection "graph" has W as `neighbours`: row i holds the neighbours of item i, so
-    that its score is the sum of the weights of those that are in the history. All methods take
-    `histories`, the `Interactions` [B, N] of their B users; `users` may be None.
+    `solvers.knn` computes W. The untrained collection "graph" has it as `neighbours`: row i holds
+    the neighbours of item i. The score of item i is the sum of the weights of its neighbours that
+    are in the history. All methods take `histories`, the `Interactions` [B, N] of their B users;
+    `users` may be None.
 
     Attributes:
         n_items: N.

@@ -30,15 +30,12 @@ Lookup = Callable[..., Array]
 
 
 class Facets(Protocol):
-    """Where the facets of users or items come from: `free`, `projected`, `hybrid`, or your own
-    function.
-    """
+    """Where the facets of users or items come from: `free`, `projected`, `hybrid`, or your own."""
 
     def __call__(self, model: MARS, name: str, n: int) -> Lookup:
-        """Creates the parameters of n users or items, and returns a function from ids [...] to
-        facets [..., K, D].
+        """Creates the parameters of n users or items, and returns their look-up.
 
-        Without ids, that function returns the facets of all.
+        The look-up maps ids [...] to facets [..., K, D]. Without ids it returns all facets.
         """
 
 
@@ -49,12 +46,11 @@ def unit(x: Array) -> Array:
 
 @jax.custom_vjp
 def calibrated_unit(x: Array) -> Array:
-    """Is `unit`, but first multiplies the gradient g at the sphere by 1 + x·g/‖g‖: eq. 21 for
-    `projected` facets.
+    """Computes `unit`, and multiplies the gradient g at the sphere by 1 + x·g/‖g‖ (eq. 21).
 
-    Use it as `MARS(..., facets=projected, place=calibrated_unit)`; free facets get eq. 21 from
-    `optim.riemannian`. The factor is computed for each occurrence of a row in a batch, not once per
-    row.
+    It is for `projected` facets. Use it as `MARS(..., facets=projected, place=calibrated_unit)`;
+    free facets get eq. 21 from `optim.riemannian`. The factor is computed for each occurrence of a
+    row in a batch, not once per row.
 
     >>> towards = jnp.array([0.6, 0.8])
     >>> jax.grad(lambda x: -calibrated_unit(x) @ towards)(jnp.array([2.0, 0.0])).round(4).tolist()  # -0.4 * 0.8 / 2
@@ -84,7 +80,7 @@ def free(model: MARS, name: str, n: int, *, init: Callable[..., Array] | None = 
     """Creates the facets as one parameter `name` [n, K, D], as in the released code.
 
     The facets start on the sphere or in the ball. The optimiser must keep them there
-    (`optim.riemannian`), as the score uses them without normalisation.
+    (`optim.riemannian`), because the score does not normalise them.
 
     Args:
         model: the model that owns the parameters.
@@ -101,9 +97,9 @@ def free(model: MARS, name: str, n: int, *, init: Callable[..., Array] | None = 
 def projected(model: MARS, name: str, n: int) -> Lookup:
     """Creates facets as K projections of one vector, eq. 1 and 2: x^k = place(xᵀ φ^k).
 
-    The parameters are `name` [n, D] and `name_projection` [K, D, D]. Any optimiser can be used, as
-    facets are placed on the sphere or in the ball whenever they are used. The projections start as
-    different orthogonal matrices: with equal ones all facets would stay the same.
+    The parameters are `name` [n, D] and `name_projection` [K, D, D]. Any optimiser can be used,
+    because the model places facets on the sphere or in the ball whenever it uses them. The
+    projections start as different orthogonal matrices: with equal ones all facets would stay equal.
 
     Args:
         model: the model that owns the parameters.
@@ -114,7 +110,7 @@ def projected(model: MARS, name: str, n: int) -> Lookup:
     projections = model.param(f"{name}_projection", _rotations, (model.n_facets, model.dim, model.dim))
 
     def facets(ids: Array | None = None) -> Array:
-        few = ids is not None and jnp.size(ids) <= n  # project the rows or the table: the smaller
+        few = ids is not None and jnp.size(ids) <= n  # then projecting the rows takes less time
         placed = model.place(_project(jnp.asarray(lookup(table, ids) if few else table), projections))
         return placed if few or ids is None else placed[ids]
 
@@ -155,8 +151,8 @@ class MARS(nn.Module):
     g(u, v) = Σ_k θ_uk cos(u^k, v^k),   θ_u = softmax(P_u)
 
     The parameters are those of `facets` (for `free`: `user` [M, K, D] and `item` [N, K, D]) and
-    `theta` [M, K] (P). The cosine of free facets is computed as their dot product: with norms in
-    the graph, eq. 21 would have nothing to calibrate.
+    `theta` [M, K] (P). The cosine of free facets is computed as their dot product. If the score
+    normalised them, their gradient would be tangent, and the factor of eq. 21 would be 1.
 
     Attributes:
         n_users: M.
@@ -227,11 +223,10 @@ class MARS(nn.Module):
         return self._vectors(*self.parts(None, None))
 
     def parts(self, users: Array | None, items: Array | None) -> tuple[Array, Array, Array]:
-        """Returns what scores are computed from: θ [..., K] and facets [..., K, D] of users, and
-        facets [..., K, D] of items.
+        """Returns θ [..., K] and the facets [..., K, D] of users, and the facets of items.
 
-        The ids of the two sides need not broadcast; None means all. `train.mars.objective` uses
-        this method.
+        Scores are computed from these. The ids of the two sides need not broadcast; None means all.
+        `train.mars.objective` uses this method.
         """
         chex.assert_type([ids for ids in (users, items) if ids is not None], int)
         logits = jnp.asarray(self.theta) if users is None else lookup(self.theta, users)
@@ -265,12 +260,12 @@ class MAR(MARS):
 def from_shares(
     key: Key, users: Array, items: Array, *, dim: int, noise: Scalar = 0.1, place: Callable[[Array], Array] = unit
 ) -> dict[str, Array]:
-    """Returns parameters of `free` facets from a non-negative factorisation; experimental.
+    """Returns parameters of `free` facets from a non-negative factorisation (experimental).
 
     The paper starts in this way but gives no formula. Here P_u = log(w_u / Σw_u + 10⁻³). Facet k of
     a user or an item is its share of k times an anchor a_k, plus noise, and is then placed. The
     anchors are random, and orthogonal if K ≤ D. To start from the parameters, call `train.init(key,
-    model, tx, parameters=from_shares(...))` with the tables of `models.mf.nmf(train, dim=K,
+    model, tx, parameters=from_shares(...))` with the tables of `solvers.nmf.fit(train, dim=K,
     key=key)`.
 
     Args:

@@ -6,12 +6,10 @@ what they minimise:
     CML      `losses.warp`, plus `train.covariance_objective`
     MetricF  `losses.metricf` by `losses.on_scores`
     SML      `train.sml_objective`
+    DPCML    `losses.hinge`, plus `train.diversity_objective`, with several vectors for each user
 
-and DPCML, with several vectors for each user, minimises `losses.hinge` plus
-`train.diversity_objective`.
-
-All of them keep their vectors in the unit ball. This is done by the optimiser: end its
-`optax.chain` with `optim.riemannian.project_to_ball`.
+All of them keep their vectors in the unit ball. The optimiser does this: end its `optax.chain` with
+`optim.riemannian.project_to_ball`.
 """
 
 from __future__ import annotations
@@ -116,8 +114,9 @@ class TransCF(nn.Module):
         return _translated(self.user, near_user, self.item, near_item)
 
     def regularised(self, users: Array, items: Array) -> tuple[Array, Array]:
-        """Returns the scores of pairs and their regulariser ‖u − ū‖² + ‖v − v̄‖², both [...], for
-        ids that broadcast to [...].
+        """Returns the scores of pairs and their regulariser ‖u − ū‖² + ‖v − v̄‖².
+
+        Both have the shape to which the ids broadcast.
         """
         u, near_u, v, near_v = self._rows(users, items)
         regulariser = ((u - near_u) ** 2).sum(-1) + ((v - near_v) ** 2).sum(-1)
@@ -141,9 +140,7 @@ class TransCF(nn.Module):
 
 
 def _translated(u: Array, near_u: Array, v: Array, near_v: Array) -> tuple[Array, Array]:
-    """Returns vectors [..., 4D + 2] whose dot product is −‖u + ū ⊙ v̄ − v‖², with the square
-    multiplied out.
-    """
+    """Returns vectors [..., 4D + 2] whose dot product is −‖u + ū ⊙ v̄ − v‖², multiplied out."""
     left, right = negative_squared_distance(u, v)
     return (
         jnp.concatenate([left, 2 * near_u, -2 * u * near_u, -(near_u**2)], axis=-1),
@@ -161,8 +158,8 @@ class LRML(nn.Module):
 
     The parameters are `user` [M, D], `item` [N, D], `keys` and `memory` [S, D], all drawn from a
     normal distribution. Train it with `losses.hinge`: in `train.relation_objective`, as in the
-    paper, or in `train.pairwise_objective`, where each negative has its own relation. No dot
-    product of tables gives the same ranking, so that there is no `vectors`.
+    paper, or in `train.pairwise_objective`, where each negative has its own relation. There is no
+    `vectors`, because no dot product of tables gives the same ranking.
 
     Attributes:
         n_users: M.
@@ -231,13 +228,13 @@ class DPCML(nn.Module):
 
     score = −min_c ‖u_c − v‖²
 
-    A user has C vectors, and the nearest to an item decides, so that a user with several interests
-    need not lie between them. Train it with `losses.hinge` in `train.pairwise_objective`, plus
-    `train.diversity_objective`, by `train.combined_objective`. The paper's DPCML1 has one uniform
-    negative, and DPCML2 the nearest of several (`sampling.hardest`).
+    A user has C vectors, and the one nearest to an item decides. The vectors of a user with several
+    interests need not lie between these. Train it with `losses.hinge` in
+    `train.pairwise_objective`, plus `train.diversity_objective`, by `train.combined_objective`. The
+    paper's DPCML1 has one uniform negative, and DPCML2 the nearest of several (`sampling.hardest`).
 
-    The parameters are `user` [M, C, D] and `item` [N, D], drawn from a normal distribution. No dot
-    product of tables gives the same ranking, so that there is no `vectors`.
+    The parameters are `user` [M, C, D] and `item` [N, D], drawn from a normal distribution. There
+    is no `vectors`, because no dot product of tables gives the same ranking.
 
     Attributes:
         n_users: M.

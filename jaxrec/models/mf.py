@@ -20,9 +20,7 @@ from jaxrec.typing import Array, Key
 
 
 class Score(Protocol):
-    """How two vectors give a score: `dot`, `cosine`, `negative_squared_distance`, or your own
-    function.
-    """
+    """How two vectors give a score: `dot`, `cosine`, `negative_squared_distance`, or your own."""
 
     def __call__(self, users: Array, items: Array) -> tuple[Array, Array]:
         """Maps tables [..., D] to tables [..., D'] whose dot product is the score."""
@@ -56,8 +54,7 @@ def _unit(x: Array) -> Array:
 
 
 def dropped(vectors: Array, rate: float, key: Key) -> Array:
-    """Sets a share `rate` of the coordinates of vectors [..., D] to 0 and scales the others up by 1
-    / (1 − rate).
+    """Sets a share `rate` of the coordinates [..., D] to 0, and divides the others by 1 − rate.
 
     One key drops the same coordinates of [B, D] and of [B, 1, D].
     """
@@ -66,8 +63,10 @@ def dropped(vectors: Array, rate: float, key: Key) -> Array:
 
 
 def check_sizes(model: nn.Module, *names: str, least: int = 1) -> None:
-    """Converts the model's sizes to Python ints; `ValueError` for anything but integers of `least`
-    or more.
+    """Converts the model's sizes to Python ints.
+
+    Raises:
+        ValueError: for anything but integers of `least` or more.
     """
     for name in names:
         setattr(model, name, integer(name, getattr(model, name), least=least))
@@ -103,10 +102,10 @@ def check_function(model: nn.Module, name: str, instead: str) -> None:
 
 
 def check_attributes(model: nn.Module) -> None:
-    """Raises `TypeError` if jit cannot hash an attribute, such as an array; traced numbers are not
-    checked.
+    """Raises `TypeError` if jit cannot hash an attribute, such as an array.
 
-    A constructor calls it last, when sizes and numbers have become Python's.
+    Traced numbers are not checked. A constructor calls it last, when sizes and numbers have become
+    Python's.
     """
     for field in dataclasses.fields(model):
         value = getattr(model, field.name, None)
@@ -115,9 +114,7 @@ def check_attributes(model: nn.Module) -> None:
 
 
 def checked_ids(*ids: Array) -> list[jax.Array]:
-    """Casts integers of any dtype to int32, in which indices and draws are computed;
-    `AssertionError` for other dtypes.
-    """
+    """Casts integers of any dtype to int32; raises `AssertionError` for other dtypes."""
     chex.assert_type(ids, int)
     return [as_ids(x) for x in ids]
 
@@ -136,7 +133,7 @@ def products(u: Array, v: Array) -> Array:
 
 
 def against_all(score: Callable[[Any, Any], Array], users: Any, items: Any, *, width: int) -> Array:
-    """Scores all items, [B, N], for a model without tables to multiply, a few users at a time.
+    """Scores all items, [B, N], a few users at a time, for a model that has no tables to multiply.
 
     Args:
         score: function of rows of users [b, 1, ...] and of items [1, N, ...] that returns scores
@@ -151,7 +148,7 @@ def against_all(score: Callable[[Any, Any], Array], users: Any, items: Any, *, w
     def of_user(user: Any) -> Array:
         return score(jax.tree.map(lambda x: x[None, None], user), items)[0]
 
-    # In programs for `jax.export` the number of users may be symbolic, so that blocks have no number.
+    # `jax.export` may trace with a symbolic number of users, which cannot be divided into blocks.
     symbolic = not isinstance(jax.tree.leaves(users)[0].shape[0], int)
 
     def by_block(size: int, users: Any) -> Array:

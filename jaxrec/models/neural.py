@@ -21,7 +21,7 @@ class NeuMF(nn.Module):
     score = w·[p ⊙ q, h_L] + b,   h_l = relu(W_l h_{l−1} + b_l),   h_0 = [p', q']
 
     The score is the logit. The paper trains with `losses.bce`, `negatives="sum"`, and 4 negatives.
-    No dot product of tables gives the same ranking, so that there is no `vectors`.
+    There is no `vectors`, because no dot product of tables gives the same ranking.
 
     The parameters are `user` [M, D] (p) and `item` [N, D] (q); `user_mlp` [M, H/2] (p') and
     `item_mlp` [N, H/2] (q'), where H is the first of the layers; `kernel_l` and `bias_l` of each

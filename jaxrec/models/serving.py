@@ -33,8 +33,8 @@ def export(
         model: a model with the method `rows`, and perhaps `vectors`. If it has `vectors`, only the
             two tables are stored, so that a graph is propagated once.
         variables: the model's variables, as returned by `model.init`.
-        length: L, how many items a row of histories holds; only for models that know users by their
-            items.
+        length: L, the number of items in a row of histories; only for models that know users by
+            their items.
         platforms: the platforms that the function can run on, of "cpu", "cuda", "rocm" and "tpu".
             None is the platform of this process.
 

@@ -65,9 +65,7 @@ def _seed(key: Key) -> jax.Array:
 
 
 def _mixed(x: Array) -> Array:
-    """Applies MurmurHash3's 32-bit finaliser (A. Appleby): each bit of the input affects each bit
-    of the output.
-    """
+    """Applies MurmurHash3's 32-bit finaliser (A. Appleby), in which each bit affects all bits."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

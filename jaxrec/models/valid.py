@@ -127,8 +127,9 @@ class VALID(HistoryModel):
         return _mixture.scores(*self._both(self._encoded(self._pairs(users, histories), table)), table)
 
     def bound(self, users: Array | None, *, histories: Interactions | None = None) -> tuple[Array, Array]:
-        """Returns the two terms of the negative evidence lower bound of users [B]. There is noise
-        if `apply` gets a key for it.
+        """Returns the two terms of the negative evidence lower bound of users [B].
+
+        There is noise if `apply` gets a key for it.
 
         Returns:
             Σ_{l of the user} −log p_l [B], and KL [B], summed over interests. For a user without
@@ -142,14 +143,16 @@ class VALID(HistoryModel):
         return pairs.degrees.astype(s.dtype) * log_sum - s, kl_normalised(found.log_variance).sum(-1)
 
     def posterior(self, users: Array | None, *, histories: Interactions | None = None) -> Posterior:
-        """Returns the encoder's result for users [B]: arrays [B, K, D]. There is noise if `apply`
-        gets a key for it.
+        """Returns the encoder's result for users [B]: arrays [B, K, D].
+
+        There is noise if `apply` gets a key for it.
         """
         return self._encoded(self._pairs(users, histories, self._key()), _unit(self.item))
 
     def prototypes(self, users: Array | None, *, histories: Interactions | None = None) -> Array:
-        """Returns the prototypes [R, B, K, D] by which each block groups the items of users [B]:
-        unit vectors, without noise.
+        """Returns the prototypes [R, B, K, D] by which each block groups the items of users [B].
+
+        They are unit vectors, computed without noise.
         """
         pairs, table = self._pairs(users, histories), _unit(self.item)
         start = _unit(self.prototype)[None]
@@ -189,12 +192,13 @@ class VALID(HistoryModel):
         return Posterior(x, mean, log_variance, _unit(z))
 
     def _log_variance(self, output: Array) -> Array:
-        """lv from the second half of the head's output."""
+        """Returns lv from the second half of the head's output."""
         return -output
 
     def _noise(self, pairs: Pairs, number: int) -> Noise:
-        """Returns the noise of the groups of block `number` = 1 .. R; the first block's is the same
-        for all users.
+        """Returns the noise of the groups of block `number` = 1 .. R.
+
+        All users share the noise of the first block, because they share its prototypes.
         """
         key = None if pairs.key is None else jax.random.fold_in(pairs.key, 2 * number - 1)
         return Noise(key, jnp.zeros(1, jnp.int32) if number == 1 else pairs.users)
@@ -238,8 +242,9 @@ class MacridVAE(VALID):
 
 
 def collapse(prototypes: Array) -> Array:
-    """Returns the mean cosine between different prototypes [..., K, D] -> [...]: 1 if all interests
-    of a user are the same.
+    """Returns the mean cosine between different prototypes, [..., K, D] -> [...].
+
+    It is 1 if all interests of a user are the same.
 
     >>> float(collapse(jnp.eye(3)))
     0.0

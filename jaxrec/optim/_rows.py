@@ -47,8 +47,9 @@ class Rows:
 
 
 def value_and_rows(value: Callable[[Any], Array], params: Any) -> tuple[Array, Any]:
-    """Computes `jax.value_and_grad`, with `Rows` as the gradient of each table of which a step
-    looks up few rows.
+    """Computes `jax.value_and_grad`, where the gradients of some tables are `Rows`.
+
+    These are the tables of which `value` looks up few rows.
 
     Args:
         value: scalar function of the parameters.
@@ -132,9 +133,7 @@ def _puts_rows(eqn: Any) -> bool:
 
 
 def _scattered(mode: Any, ids: Array, values: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Returns ids [R] inside the table and their values, treating ids outside as the mode of the
-    scatter does.
-    """
+    """Returns ids [R] and their values; treats ids outside the table as the scatter's mode says."""
     ids, values = ids.reshape(-1), values.reshape(-1, *shape[1:])
     if mode == GatherScatterMode.CLIP:
         ids = jnp.clip(ids, 0, shape[0] - 1)

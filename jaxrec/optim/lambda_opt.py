@@ -143,9 +143,7 @@ def hypergradient(
 
 
 def _check_steps(steps: int, first_order: bool, tx: Any, batches: Any) -> None:
-    """Checks `steps` against the leading axes of the batches, and `first_order` against the kind of
-    optimiser.
-    """
+    """Checks `steps` against the leading axes of the batches, and `first_order` against `tx`."""
     steps = integer("steps", steps)
     if steps > 1 and first_order and isinstance(tx, Step):
         raise ValueError("first_order=True needs the gradients, which a Step hides; simulate an optax transformation")
@@ -158,8 +156,9 @@ def _check_steps(steps: int, first_order: bool, tx: Any, batches: Any) -> None:
 
 
 class Draw(NamedTuple):
-    """What an alternating step needs in addition to its batch. Batches are pairs (key, batch), as
-    an objective takes them.
+    """What an alternating step needs in addition to its batch.
+
+    Batches are pairs (key, batch), as an objective takes them.
 
     Attributes:
         rows: the rows of the step's batch that are penalised, as `penalty` takes them.
@@ -208,9 +207,9 @@ def alternate(
 ) -> Step:
     """Returns a `Step` that alternates steps of Θ under Λ with steps of Λ on validation data.
 
-    Λ is projected to 0 or above after each step; the moments of its optimiser are not changed. Θ
-    goes first, since the length of Adam's first step does not depend on the gradient, so that it
-    tells nothing about Λ.
+    After each step, negative entries of Λ are set to 0; the moments of its optimiser do not change.
+    The first step is one of Θ. The length of Adam's first step does not depend on the gradient, so
+    simulating it would say nothing about Λ.
 
     Args:
         tx: the optimiser of Θ, on the training loss plus the penalty of the batch's rows.
@@ -220,11 +219,11 @@ def alternate(
             `partial(train.lambda_opt.draws, objective=objective, train=..., valid=...)`.
         start: function of the parameters that returns the initial Λ, such as `partial(coefficients,
             granularity="DU")`.
-        simulated: the optimiser to use in the look-ahead, if not `tx`, such as
-            `moments.smooth_adam(η)` for `optax.adam(η)`.
-        scope: what the look-ahead penalises. "full" is whole tables, as in the paper and its code,
-            so that each row of the validation batch moves its Λ. "exact" is the rows of the batch,
-            as in the step of Θ, so that only rows in both batches do.
+        simulated: the optimiser of the look-ahead, such as `moments.smooth_adam(η)` for
+            `optax.adam(η)`; None uses `tx`.
+        scope: what the look-ahead penalises. "full" penalises whole tables, as the paper and its
+            code do; each row of the validation batch then moves its Λ. "exact" penalises the rows
+            of the batch, as the step of Θ does; only rows in both batches then move their Λ.
         every: number of steps of Θ between steps of Λ.
         steps: number of look-ahead steps; see `lookahead`.
         first_order: whether to leave out second derivatives; see `lookahead`.
@@ -284,9 +283,7 @@ def _alternated(
 
 
 def _check_smooth(tx: optax.GradientTransformation, params: Any) -> None:
-    """Raises `ValueError` for an optimiser whose first step cannot be differentiated at a gradient
-    of 0.
-    """
+    """Raises `ValueError` if the first step of `tx` has no derivative at a gradient of 0."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
         return
 
@@ -297,6 +294,6 @@ def _check_smooth(tx: optax.GradientTransformation, params: Any) -> None:
     if not jnp.isfinite(jax.jit(jax.grad(moved))(jnp.zeros(()))):
         raise ValueError(
             "tx has no derivative where a gradient is 0, as it is in rows outside a batch, so that "
-            "Λ becomes NaN; pass "
-            "simulated=, such as moments.smooth_adam(learning_rate) for optax.adam(learning_rate)"
+            "Λ becomes NaN; pass simulated=, such as moments.smooth_adam(learning_rate) for "
+            "optax.adam(learning_rate)"
         )

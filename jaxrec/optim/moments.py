@@ -23,7 +23,7 @@ def smooth_adam(
 
     Updates are m / (1 − β₁ᵗ) · √(1 − β₂ᵗ) / √(v + ε), with ε under the root, as the released code
     simulates Adam. If the gradients of a coordinate are below √ε, as is common for mean losses, the
-    simulated step is shorter than the real one, and the more so the rarer the row.
+    simulated step is shorter than the real one, and much shorter for rare rows.
 
     Args:
         learning_rate: learning rate of the simulated Adam.

@@ -148,9 +148,7 @@ def _named(params: Mapping[str, Any], name: str) -> Any:
 
 
 def _broadcasting(name: str, own: Array, table: Any) -> Array:
-    """Returns the coefficients of a parameter in its dtype; `ValueError` if they do not broadcast
-    against it.
-    """
+    """Returns the coefficients of a parameter in its dtype; they must broadcast against it."""
     ((shape, dtype),) = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(table)]
     own = jnp.asarray(own, dtype)
     fits = own.ndim in (0, len(shape)) and all(a in (1, b) for a, b in zip(own.shape, shape))

@@ -2,8 +2,8 @@
 
 `adam` is the algorithm of `optax.adam`, in less time. `lazy(tx)`, `lazy_adam` and `lazy_sgd` are a
 different algorithm, TensorFlow's LazyAdam: they only move the rows that a step looks up, and take
-no time for the others. All are `optim.Step`s, and find the rows themselves, from the structure of
-the gradient. `found` reports which tables they treat by rows.
+no time for the others. All are `optim.Step`s, which find the rows from the structure of the
+gradient. `found` reports which tables they treat by rows.
 """
 
 from __future__ import annotations
@@ -70,13 +70,12 @@ class AdamState(NamedTuple):
 
 
 def adam(learning_rate: Scalar, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Step:
-    """Adam (Kingma and Ba 2015, arXiv 1412.6980) on every row at every step; moments are only
-    written where they change.
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980), which writes moments only where they change.
 
-    It is the algorithm of `optax.adam`, and equals it up to rounding. A row whose gradient is 0 for
-    s steps has the moments b1ˢ m and b2ˢ v, which need not be written. A step writes the moments of
-    the rows that it looks up, and passes over the whole table once, to move it; `optax.adam` passes
-    over it three times.
+    It moves every row in every step: it is the algorithm of `optax.adam`, and equals it up to
+    rounding. A row whose gradient is 0 for s steps has the moments b1ˢ m and b2ˢ v, which need not
+    be written. A step writes the moments of the rows that it looks up, and passes over the whole
+    table once, to move it; `optax.adam` passes over it three times.
 
     Args:
         learning_rate: learning rate.
@@ -156,10 +155,10 @@ def lazy(tx: optax.GradientTransformation) -> Step:
     treated as a whole; see `found`. If an id occurs more than once, its gradients are added up
     first. `tx` must treat each row separately.
 
-    Differs from `tx` itself: a row that a step does not look up keeps its value and its moments,
-    which neither decay nor move it, while the counts of steps increase for all rows. Weight decay
-    inside `tx` acts on the rows that are looked up, and clipping by the global norm sees only these
-    rows.
+    This is another algorithm than `tx`: a row that a step does not look up keeps its value and its
+    moments. Its moments neither decay nor move it, but the counts of steps increase for all rows.
+    Weight decay inside `tx` acts only on the rows that are looked up, and clipping by the global
+    norm sees only these rows.
 
     >>> tx = lazy(optax.sgd(0.5))
     >>> params = {"item": jnp.ones((4, 2))}
@@ -216,8 +215,9 @@ def lazy_adam(learning_rate: Scalar, *, b1: float = 0.9, b2: float = 0.999, eps:
 
 
 def lazy_sgd(learning_rate: Scalar) -> Step:
-    """Stochastic gradient descent on the rows that a step looks up. It equals `optax.sgd` without
-    momentum.
+    """Stochastic gradient descent on the rows that a step looks up.
+
+    It equals `optax.sgd` without momentum.
 
     Raises:
         ValueError: if the learning rate is not a finite number.
@@ -227,17 +227,16 @@ def lazy_sgd(learning_rate: Scalar) -> Step:
 
 
 class _Moments(NamedTuple):
-    """State of `_scale_by_adam`: steps done, and for each parameter [rows, ...] both moments [rows,
-    2, ...].
-    """
+    """State of `_scale_by_adam`: the number of steps, and both moments, [rows, 2, ...]."""
 
     count: Array
     moments: Any
 
 
 def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Is `optax.scale_by_adam` with a row's two moments next to each other, so that one look-up
-    finds both.
+    """Returns `optax.scale_by_adam` with a row's two moments next to each other.
+
+    One look-up then finds both.
     """
 
     def axis(x: Array) -> int:  # the axis of the two moments, after the rows
@@ -288,16 +287,13 @@ class _Whole:
 
 
 class _Places:
-    """The rows of ids [R] in a table. If an id occurs more than once, its last occurrence
-    represents all.
-    """
+    """The rows of ids [R] in a table. The last occurrence of an id represents all of them."""
 
     def __init__(self, ids: Array, size: int):
         self.ids = ids
         order = jnp.arange(ids.size, dtype=jnp.int32)
         self.slot = jnp.zeros(size, jnp.int32).at[ids].max(order)[ids]
-        # Other occurrences go past the end, where a scatter drops them, so that all targets are
-        # unique.
+        # Other occurrences get targets past the end, which a scatter drops: all targets are unique.
         self.target = jnp.where(self.slot == order, ids, size + order)
 
     def take(self, table: Array) -> Array:

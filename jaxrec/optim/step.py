@@ -1,4 +1,4 @@
-"""What `train.fit` needs of an optimiser, and a conversion of optax transformations to it."""
+"""`Step`, the optimiser that `train.fit` takes, and a conversion of optax transformations to it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ class ValueFn(Protocol):
     """The training loss of a step, as `train.fit` passes it to a `Step`."""
 
     def __call__(self, params: Any, key: Key, batch: Any, objective: Callable[..., Array] | None = None) -> Array:
-        """Returns the loss of these parameters, or another objective of the same variables if one
-        is given.
-        """
+        """Returns the loss of these parameters; `objective` replaces the training objective."""
 
 
 class Step(NamedTuple):
