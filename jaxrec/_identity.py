@@ -1,4 +1,4 @@
-"""Identifies functions together with the values that they read, in one process and across several.
+"""Identifies functions and the values that they read, in one process and across several.
 
 jit compiles a function once for each static argument. It compares Python functions by identity,
 even if the globals and closures that they read have changed. The library therefore also caches
@@ -378,7 +378,7 @@ def _code(code: types.CodeType) -> _Code:
 
 @functools.cache
 def _installed(module: str | None) -> bool:
-    """Whether a module belongs to Python, an installed package or jaxrec: its code is fixed."""
+    """Returns whether a module is of Python, an installed package or jaxrec: its code is fixed."""
     root = (module or "").partition(".")[0]
     if root in sys.stdlib_module_names or root in ("jaxrec", "builtins"):
         return True

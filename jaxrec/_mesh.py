@@ -48,7 +48,7 @@ def using(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
 
 
 def where_they_lie(function: Callable) -> Callable:
-    """Makes a function of variables run in the mesh of the variables, whatever `jax.set_mesh` has set."""
+    """Makes a function of variables run in their mesh, not in that of `jax.set_mesh`."""
 
     @functools.wraps(function)
     def placed(variables: Any, *args: Any, **options: Any) -> Any:
@@ -133,7 +133,7 @@ def is_narrow(shape: Sequence[int]) -> bool:
 def divided(tree: Any) -> Any:
     """Divides the first axis of arrays over all devices of the mesh in `using`.
 
-    Arrays that the devices do not divide evenly stay as they are, and so do all without a mesh.
+    Arrays that the devices do not divide evenly stay as they are. Without a mesh, all do.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not _divides(mesh):

@@ -1,4 +1,4 @@
-"""What depends on the kind of device: sizes of blocks, threads of a CPU, and compiler options."""
+"""Sizes of blocks, threads of a CPU and compiler options, which depend on the kind of device."""
 
 from __future__ import annotations
 

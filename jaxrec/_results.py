@@ -170,7 +170,7 @@ def ends(setting: Setting, grid: Mapping[str, Sequence[Any]], *, least: int = 3)
 
 
 def is_run(record: Record, data: str, method: str, on: str) -> bool:
-    """Whether a record is of this method and data set, and a trial ("valid") or a "test" run."""
+    """Returns whether a record is a trial ("valid") or a "test" run of this method and data set."""
     return (record["data"], record["method"], record["on"]) == (data, method, on)
 
 

@@ -1,4 +1,4 @@
-"""The epoch loop: log, validation, early stopping, checkpoints, progress bar."""
+"""The epoch loop, with log, validation, early stopping, checkpoints and progress bar."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def run(
         state: the initial state.
         epochs: total number of epochs, counted from the start of the run.
         variables: returns the variables of a state, for `validate`.
-        began: when the caller began, in seconds of `time.perf_counter`; the log tells the time
+        began: the time at which the caller started, by `time.perf_counter`; the log has the seconds
             from then to the first epoch.
         epoch: number of epochs that the initial state has already done.
         settled: takes the previous record and this one and returns whether to end the run; None

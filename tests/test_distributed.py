@@ -38,7 +38,7 @@ SOLVERS = """
         _, alone, _ = fit(train, **options)
         pairs = [(whole(variables["params"][side]), alone["params"][side]) for side in ("user", "item")]
         assert not variables["params"]["item"].is_fully_replicated
-        same = [np.allclose(dealt, single, rtol=1e-4, atol=1e-5) for dealt, single in pairs]
+        same = [np.allclose(sharded, single, rtol=1e-4, atol=1e-5) for sharded, single in pairs]
         answer[name] = same, history.records[-1]["objective"]
     print(json.dumps([jax.process_index(), answer]))
 """

@@ -387,7 +387,7 @@ def test_weights_of_any_dtype_are_added_in_float64(dtype):
         ({"weights": np.ones(2, "m8[s]")}, r"weights holds timedelta64\[s\] that are not numbers"),
         ({"weights": np.ma.array([1, 2], mask=[False, True])}, r"weights\[1\] is masked \(1 such rows\)"),
         ({"users": np.ma.array([0, 1], mask=[True, True])}, r"users\[0\] is masked \(2 such rows\)"),
-        ({"users": np.array([0, 2048], np.float16)}, r"users\[1\] is 2048.0; float16 does not tell neighbouring ids"),
+        ({"users": np.array([0, 2048], np.float16)}, r"users\[1\] is 2048.0; float16 cannot represent all ids"),
         ({"items": np.array([2.0**24, 0], np.float32)}, r"items\[0\] is 16777216.0; float32 does not tell"),
         ({"n_users": np.float64(4)}, "n_users=.*4.0.*; give an integer from 1"),
         ({"n_users": np.int64(1)}, r"users\[1\] is 1; it must be below n_users=1"),
@@ -485,7 +485,7 @@ def test_unknown_labels_and_ids_are_refused():
         ([True, 1], "users mixes types: booleans such as True, integers such as 1"),
         ([1, 1.0], "users mixes types: floats such as 1.0, integers such as 1"),
         (["a", b"a"], "users mixes types: bytes such as b'a', strings such as 'a'"),
-        ([2.0**53, 1.0], r"users\[0\] is 9007199254740992.0; float64 of this size does not tell whole numbers apart"),
+        ([2.0**53, 1.0], r"users\[0\] is 9007199254740992.0; float64 cannot represent all whole numbers"),
         (np.array([2048, 1], np.float16), r"users\[0\] is 2048.0; float16 of this size"),
         ([float("inf"), 1.0], r"users\[0\] is inf"),
         (np.ones(2, complex), "users holds complex128; labels are strings or numbers"),
@@ -653,7 +653,7 @@ def test_labels_of_a_second_part_in_a_frame_and_wrong_options():
         test, _ = Interactions.from_dataframe(second, user="u", item="i", id_map=id_map, unknown="drop")
     assert [ids.tolist() for ids in test.pairs()] == [[1], [0]]
     for how in ({"unknown": "drop"}, {"unknown": "ignore", "id_map": id_map}):
-        with pytest.raises(ValueError, match="give 'raise', or 'drop' together with id_map"):
+        with pytest.raises(ValueError, match="give 'raise', or 'drop' with id_map"):
             Interactions.from_labels(["a"], [1], **how)
 
 

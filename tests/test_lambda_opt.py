@@ -1,4 +1,4 @@
-"""λOpt: gradients in the coefficients through simulated optimiser steps, and steps in turn."""
+"""λOpt: gradients in the coefficients through simulated optimiser steps, and alternating steps."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -270,7 +270,7 @@ def test_momentum_of_a_row_goes_on_in_the_simulation_of_a_dense_optimiser_alone(
     assert changed.tolist() == ([1, 2, 3] if by_row else [1, 2, 3, 4])
 
 
-# ---------------------------------------------------------------------- in turn
+# ---------------------------------------------------------------------- alternating steps
 
 
 class Now(NamedTuple):
@@ -304,7 +304,7 @@ def bits(tree):
 @pytest.mark.deep
 @pytest.mark.parametrize("tx", [smooth_adam(0.05), rowwise.lazy(smooth_adam(0.05))], ids=["dense", "lazy"])
 def test_simulation_leaves_parameters_and_live_state_alone(tx):
-    """With Λ held, steps in turn are those of penalised training, bit by bit."""
+    """With fixed Λ, alternating steps give bit-identical results to penalised training."""
     start = lambda params: spread(coefficients(params))  # noqa: E731
     both = alternate(tx, optax.set_to_zero(), draws=draws, start=start, scope="exact")
     params = expected = tables()

@@ -242,9 +242,9 @@ def test_fold_in_is_the_users_half_step(alpha):
 def test_mesh_gives_the_same(train, devices, alpha):
     """57 users: 4 devices do not divide them."""
     mesh = Mesh(np.array(jax.devices("cpu")[:devices]), ("users",))
-    alone, dealt = fitted(train, 0.1, 4, alpha=alpha), fitted(train, 0.1, 4, alpha=alpha, mesh=mesh)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), alone[0], dealt[0])
-    np.testing.assert_allclose(alone[1].column("objective")[1], dealt[1].column("objective")[1], rtol=1e-6)
+    single, sharded = fitted(train, 0.1, 4, alpha=alpha), fitted(train, 0.1, 4, alpha=alpha, mesh=mesh)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), single[0], sharded[0])
+    np.testing.assert_allclose(single[1].column("objective")[1], sharded[1].column("objective")[1], rtol=1e-6)
 
 
 # ---------------------------------------------------------------------- wrong input

@@ -33,7 +33,7 @@ def objective(model=MODEL, loss=jr.losses.bpr):
 
 
 def growing(rate, growth):
-    """Parameters grow by rate * growth a step, beside gradient descent. One setup for most tests: compiling is slow."""
+    """Adds rate * growth to gradient descent in each step. Most tests share this setup: compiling is slow."""
     return MODEL, objective(), optax.chain(optax.add_decayed_weights(-growth), optax.sgd(rate))
 
 

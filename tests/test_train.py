@@ -200,7 +200,7 @@ def test_histories_that_do_not_fit_make_the_loss_nan(name):
 
 
 def test_steps_count_on_where_a_state_stands():
-    """What is annealed by `Batch.step` goes on after a resume."""
+    """`Batch.step` continues after a resume, and with it what is annealed."""
 
     def spied(variables, key, batch):
         return batch.step.astype(jnp.float32) + 0 * variables["params"]["x"].sum()
@@ -544,7 +544,7 @@ TALLER, WIDER = larger(TRAIN, users=1), larger(TRAIN, items=1)
         ),
         (lambda key, users, n_items=7: jr.sampling.uniform(key, users, n_items=30), None),
     ],
-    ids=["more items", "fewer", "square", "more users", "a table's", "one's own"],
+    ids=["more items", "fewer", "square", "more users", "a table's", "your own"],
 )
 def test_samplers_for_other_sizes_are_refused(sample, message):
     """Clamped look-ups would take the last item for any beyond, and the last user's items for another's."""

@@ -1,4 +1,4 @@
-"""λOpt in a run of `fit`: what its steps are made on, and with which models and optimisers it runs."""
+"""λOpt in a run of `fit`: the batches and rows of its steps, and its models and optimisers."""
 
 from functools import partial
 

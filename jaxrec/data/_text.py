@@ -274,7 +274,7 @@ KINDS = ("user", "item", "weight", "timestamp")
 
 
 def fits(kind: str, text: str) -> bool:
-    """Whether a field holds a valid value for its column."""
+    """Returns whether a field holds a valid value for its column."""
     if kind in ("user", "item"):
         return text != ""
     try:

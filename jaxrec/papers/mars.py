@@ -63,7 +63,7 @@ def released(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, p
         theta: facet weights [B, K] of the users.
         u: the users' facets [B, K, D].
         v: the items' facets [B, 1 + n, K, D], the positive first.
-        score: not used; the score is the cosine.
+        score: unused; the score is the cosine.
         margin: the users' margins [B].
         pull_weight: weight of the pull.
     """
@@ -79,8 +79,9 @@ def released(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, p
 
 
 def equation_15(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar) -> Array:
-    """Computes [margin − pos² + neg²]₊ + pull_weight · (1 − pos): eq. 5, and the first line of
-    eq. 15 as printed; it is a `train.mars.Ranking`.
+    """Computes eq. 5, and the first line of eq. 15, as printed; it is a `train.mars.Ranking`.
+
+    [margin − pos² + neg²]₊ + pull_weight · (1 − pos)
 
     With the squares, a cosine of −.9 counts as much as .9, and MAR, whose scores are negative,
     moves positives away. The second line of eq. 15 has no squares, and neither has
@@ -144,7 +145,7 @@ def equation_12(
         score: `score` of `models.MARS`.
         where: bool [B], True = use; None uses all.
         alpha: α, above 0.
-        sign: −1 as printed; 1 pushes facets apart.
+        sign: −1 as printed; 1 separates facets.
 
     Returns:
         A scalar.
@@ -258,10 +259,10 @@ every part of eq. 21 but the length of the step, which is divided by the length 
 first reading, give the model `place=models.mars.unit`.
 
 Where the equations contradict the text, the text decides: there are no squares in eq. 15, eq. 12
-pushes facets apart, and eq. 7 counts each user once. `equation_15`, `equation_12` and
-`adaptive_margin(count="sum")` are the printed ones. The paper tunes K, D, the learning rate and both
-weights, with batches of 1,000. It starts from a non-negative factorisation, but gives no formula:
-here vectors and projections start at random, and θ with equal shares.
+separates facets, and eq. 7 counts each user once. `equation_15`, `equation_12` and
+`adaptive_margin(count="sum")` are the printed ones. The paper tunes K, D, the learning rate and
+both weights, with batches of 1,000. It starts from a non-negative factorisation, but gives no
+formula: here vectors and projections start at random, and θ with equal shares.
 """
 
 PAPER_MAR = _preset(

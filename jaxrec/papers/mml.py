@@ -28,7 +28,7 @@ from jaxrec.typing import Array
 GOWALLA = MappingProxyType(
     {"margins": (0.7, 0.8, 0.9), "weights": (0.1, 0.15, 0.75), "positive_weight": 1.0, "negative_weight": 700.0}
 )
-"""With 100 negatives a positive."""
+"""The settings for Gowalla, with 100 negatives for each positive."""
 
 YELP2018 = MappingProxyType(
     {
@@ -38,7 +38,7 @@ YELP2018 = MappingProxyType(
         "negative_weight": 400.0,
     }
 )
-"""With 100 negatives a positive."""
+"""The settings for Yelp2018, with 100 negatives for each positive."""
 
 
 class ReleasedSimpleX(SimpleX):
@@ -69,7 +69,7 @@ class ReleasedSimpleX(SimpleX):
         if self.pool.queries(self.user[:1]) is None:
             return super()._scale(sums, count)
         pads = jnp.maximum(self.length - count, 0).astype(sums.total.dtype)
-        # the padded terms exp(0 − shift), without overflow for a large negative shift
+        # Adds the padded terms exp(0 − shift), without overflow for a large negative shift.
         factor = jnp.where(pads > 0, jnp.exp(jnp.minimum(sums.shift, 0)), 1)
         total = factor * sums.total + pads * jnp.exp(-jnp.maximum(sums.shift, 0))
         positive = total > 0

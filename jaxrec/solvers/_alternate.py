@@ -35,8 +35,9 @@ _einsum = functools.partial(jnp.einsum, precision="highest")
 
 
 class Solver(Protocol):
-    """A function that solves for the rows of a half step: `cholesky`, `conjugate_gradient`,
-    `subspace`, a `functools.partial` of one, or a function of your own.
+    """A function that solves for the rows of a half step.
+
+    It is `cholesky`, `conjugate_gradient`, `subspace`, a partial of one, or your own function.
     """
 
     def __call__(self, half: Half) -> tuple[list[Array], list[Array]]:
@@ -89,7 +90,7 @@ def alternate(
     table[np.concatenate([source.degrees() for source in sources]) == 0] = 0
     state = State(table, np.eye(dim, dtype=table.dtype))
     state = jax.device_put(state) if mesh is None else spread(mesh, state)
-    users, items = _dealt(sources, state.table, parts=parts, mesh=mesh)
+    users, items = _divided(sources, state.table, parts=parts, mesh=mesh)
     total = train.n_pairs if train.weights is None else np.sum(train.weights, dtype=float)
     constant = float(weighting.gain * total + weighting.shift * train.n_pairs)
     how = {"solver": partition((solver,)), "balance": balance, "mesh": mesh}
@@ -126,7 +127,7 @@ class State(NamedTuple):
 
 
 class Side(NamedTuple):
-    """Which rows of the table are those of one side, and what `half_step` needs to know of them.
+    """The rows of the table that belong to one side, and what `half_step` needs to know of them.
 
     Attributes:
         place: int32 [R], the place of each row among the solutions of all parts.
@@ -141,15 +142,16 @@ class Side(NamedTuple):
     count: Scalar
 
 
-def _dealt(sources: list[Source], table: Array, *, parts: int, mesh: Mesh | None) -> list[tuple[list, Side]]:
-    """Returns the parts of the users and of the items, each with its side, for the device of the
-    table [R, K].
+def _divided(sources: list[Source], table: Array, *, parts: int, mesh: Mesh | None) -> list[tuple[list, Side]]:
+    """Divides the rows of each side into parts, and returns the parts of each side with its `Side`.
+
+    The sizes of buckets depend on the device of the table [R, K].
     """
     n_rows, dim = table.shape
     chunk, spare = (size(name, table) // dim for name in ("solver_floats", "solver_padding"))
     lengths = bucket_lengths(np.concatenate([source.degrees() for source in sources]), spare)
-    dealt = grouped(sources, lengths, n_rows=n_rows, chunk=max(chunk, 1), parts=parts)
-    return [side(source, buckets, n_rows, mesh) for source, buckets in zip(sources, dealt)]
+    of_sides = grouped(sources, lengths, n_rows=n_rows, chunk=max(chunk, 1), parts=parts)
+    return [side(source, buckets, n_rows, mesh) for source, buckets in zip(sources, of_sides)]
 
 
 def side(
@@ -158,7 +160,7 @@ def side(
     """Puts the rows of one side on the device or the mesh.
 
     Returns:
-        The parts; on a mesh it is a single one, whose chunks are sharded. And the `Side`.
+        The parts, which on a mesh are a single one with sharded chunks; and the `Side`.
     """
     mine, totals = np.zeros(n_rows, bool), np.zeros(n_rows)
     mine[source.first : source.first + source.matrix.n_users] = True

@@ -132,7 +132,7 @@ def run(
         sweeps: maximum number of sweeps.
         tolerance: ends the run if a sweep lowers the objective by at most this fraction of it. None
             never ends it.
-        began: when the caller began; see `jaxrec._run.run`.
+        began: the time at which the caller started; see `jaxrec._run.run`.
         params: returns the parameters of a state; by default the state itself.
         mesh: the mesh on which the state lies, or None.
         unit: what the progress bar counts.

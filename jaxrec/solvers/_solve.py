@@ -81,7 +81,7 @@ class Half(NamedTuple):
 
 
 class _Pairs(NamedTuple):
-    """The pairs' part of the systems of B rows, as gathered vectors.
+    """The part of the systems of B rows that comes from their pairs, as gathered vectors.
 
     A = Σ w q qᵀ and b = Σ c q, with q [B, L, K], w and c [B, L]. α0 G and λ_u I are not part of A.
     """
@@ -119,7 +119,7 @@ class _Pairs(NamedTuple):
 
 
 class _Matrices(NamedTuple):
-    """The same as `_Pairs`, with the sums formed: a [B, K, K], b [B, K]."""
+    """The same as `_Pairs`, after summation: a [B, K, K], b [B, K]."""
 
     a: Array
     b: Array

@@ -41,8 +41,8 @@ def fit(
 
     Raises:
         ValueError: if `regularization` is not above 0, or so small that rounding removes it;
-            `dtype` is another one; `train` has more than `max_items` items or no pairs; or weights
-            are negative, not finite or all 0.
+            `dtype` is neither float64 nor float32; `train` has more than `max_items` items or no
+            pairs; or weights are negative, not finite or all 0.
 
     >>> model, variables, log = fit(Interactions.from_pairs([0, 0, 1, 1, 2, 3], [0, 1] * 3), regularization=1.0)
     >>> variables["params"]["weights"].tolist()

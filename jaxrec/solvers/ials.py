@@ -87,9 +87,8 @@ def fit(
         ValueError: if `train` has no pairs; weights are negative, not finite or all 0; a size is
             not an integer; `dim` is above min(M, N); a hyperparameter is negative or not finite;
             `regularization` is too small (0) for an exact solver and rows with fewer pairs than
-            `dim`; the metric of
-            `stopping` was NaN at every validation; or `mesh` has several axes or more devices than
-            there are users.
+            `dim`; the metric of `stopping` was NaN at every validation; or `mesh` has several axes
+            or more devices than there are users.
         Interrupted: on Ctrl-C. It carries the variables after the last sweep, and the log.
 
     >>> import jax

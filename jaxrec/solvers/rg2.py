@@ -251,7 +251,7 @@ def explain(
 
 
 def _given(alpha: Scalar) -> bool:
-    """Whether α is not 0; a traced α counts as not 0."""
+    """Returns whether α is not 0; a traced α counts as not 0."""
     return isinstance(alpha, jax.core.Tracer) or bool(alpha)
 
 
@@ -289,8 +289,8 @@ def solve(
 class _State(NamedTuple):
     """The state between sweeps: the factors and QᵀQ/N, which the objective and the next sweep need.
 
-    The users' factors are `user`; if `solve` [K, K] is given they are `user @ solve`, which a sweep
-    never forms.
+    The users' factors are `user`. If `solve` [K, K] is given, they are `user @ solve`, which a
+    sweep never forms.
     """
 
     user: Array
@@ -326,7 +326,7 @@ def _prepared(train: Interactions, state: _State, steps: int):
 
 
 def _prepared_on(mesh: Mesh, train: Interactions, state: _State, steps: int):
-    """The same as `_prepared`, on a mesh; `factors` sorts the users by their ids."""
+    """Does the work of `_prepared` on a mesh; `factors` sorts the users by their ids."""
     axis = check_mesh(mesh, train.n_users)
     given, mesh = mesh, automatic(mesh)
     shards, whole = sharded(train, mesh.size), problem_of(train)

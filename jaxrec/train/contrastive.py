@@ -26,7 +26,7 @@ def contrastive_objective(
     weight: Scalar = 0.2,
     temperature: Scalar = 0.15,
 ) -> Array:
-    """Computes the mean loss of the positives, and brings two views of the batch's rows together.
+    """Computes the mean loss of the positives plus a contrast of two views of the batch's rows.
 
     mean loss + weight · (mean `losses.infonce` of the users + mean `losses.infonce` of the items)
 
@@ -73,8 +73,9 @@ def contrastive_objective(
 def contrasted(
     first: tuple[Array, Array], second: tuple[Array, Array], batch: Batch, *, temperature: Scalar = 0.2
 ) -> Array:
-    """Computes `losses.infonce` between two views, averaged over the different users and over the
-    different items of a batch, and added up.
+    """Computes the mean `losses.infonce` of two views over users, plus that over items.
+
+    Each different user and item of the batch counts once.
 
     Args:
         first: tables [M, D] and [N, D].

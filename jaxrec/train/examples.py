@@ -103,7 +103,7 @@ class Pairs(NamedTuple):
 
 
 class Examples(Protocol):
-    """What `fit` needs of examples. They are a pytree, and an argument of the compiled epoch."""
+    """What `fit` needs of examples, which are a pytree and an argument of the compiled epoch."""
 
     @property
     def n(self) -> int:
@@ -230,9 +230,7 @@ class Users:
         return self.users.shape[0]
 
     def batch(self, places: Array, step: Array | int = 0) -> Batch:
-        """Returns the batch of the examples at `places` [B], drawn without replacement; the place R
-        marks padding.
-        """
+        """Returns the batch of the examples at distinct `places` [B]; the place R marks padding."""
         places = as_ids(places)
         real = places < self.n
         users = self.users[jnp.where(real, places, self.shortest)]
@@ -299,17 +297,17 @@ def _known(train: Interactions, histories: Interactions | None, users: np.ndarra
 
 
 def _surpassed(lengths: tuple[int, ...], counts: tuple[int, ...], n: int, *, odds: float) -> int:
-    """Returns a number of pairs that n random users, drawn without replacement, exceed with
-    probability at most `odds`.
+    """Returns a number of pairs that n random users exceed with probability at most `odds`.
 
-    This is Chernoff's bound, min over t of (n log mean exp(t d) − log odds) / t, which also holds
-    without replacement (Hoeffding 1963, 10.1080/01621459.1963.10500830).
+    The users are drawn without replacement. This is Chernoff's bound, min over t of (n log mean
+    exp(t d) − log odds) / t, which also holds without replacement (Hoeffding 1963,
+    10.1080/01621459.1963.10500830).
     """
     values, counts = np.array(lengths), np.array(counts)
     longest = int(values[-1])
     if longest == 0:
         return 0
     t = np.geomspace(1e-3, 1e3, 256) / longest
-    # exp(t d) may overflow: take the longest history off the exponent, and add it back afterwards.
+    # exp(t d) may overflow: subtract the longest history from d, and add it back afterwards.
     log_mean = np.log(np.exp(t[:, None] * (values - longest)) @ (counts / counts.sum())) + t * longest
     return min(math.ceil(((n * log_mean - math.log(odds)) / t).min()), n * longest)

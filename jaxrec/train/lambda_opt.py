@@ -1,12 +1,13 @@
-"""What λOpt's steps need in `fit`: training and validation batches, and the rows to penalise.
+"""Draws what λOpt's steps need in `fit`: training and validation batches, and rows to penalise.
 
     draws = partial(train.lambda_opt.draws, objective=objective, train=pairs, valid=valid_pairs)
     tx    = optim.lambda_opt.alternate(optax.adam(1e-3), lambda_tx, draws=draws, simulated=smooth_adam(1e-3))
     state = train.init(key, model, tx)
     state, log = train.fit(state, objective, tx, pairs, epochs=20)
 
-The coefficients are `state.opt_state.lambdas`. The loss in the log includes their penalty. For a model that knows users
-by their items, give `draws` the examples `singles(pairs, histories=...)` and `singles(valid_pairs, histories=...)`.
+The coefficients are `state.opt_state.lambdas`. The loss in the log includes their penalty. For a
+model that knows users by their items, give `draws` the examples `singles(pairs, histories=...)` and
+`singles(valid_pairs, histories=...)`.
 """
 
 from __future__ import annotations
@@ -109,14 +110,13 @@ def penalised_rows(key: Key, batch: Batch, *, objective: Objective) -> dict[str,
     found = list(_samplers(objective))
     if len(found) != 1:
         raise ValueError(
-            f"the objective binds {len(found)} samplers as sample=, and one is needed to tell "
-            "which rows to penalise; "
-            "pass rows="
+            f"the objective binds {len(found)} samplers as sample=, and one is needed to tell which rows "
+            "to penalise; pass rows="
         )
     ((function, options),) = found
     users, items, where, weights = batch.users[:, 0], batch.items, batch.where, batch.weights
     sample_key, positive_key = jax.random.split(key)
-    if function is mars.objective:  # it takes pairs apart, and may draw others
+    if function is mars.objective:  # it takes positives one by one, and may draw others
         users, items, where, weights = batch.pairs()
         if options.get("positives") is not None:
             users, items = options["positives"](positive_key, users.shape)
@@ -138,8 +138,9 @@ def penalised_rows(key: Key, batch: Batch, *, objective: Objective) -> dict[str,
 
 
 def _samplers(value: Any) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-    """Yields each objective that binds a sampler in nested partials, and what it binds; samplers
-    inside samplers do not count.
+    """Yields each objective that binds a sampler in nested partials, and what it binds.
+
+    Samplers inside samplers do not count.
     """
     if isinstance(value, partial):
         value = flattened(value)

@@ -125,9 +125,9 @@ def fit(
         every: number of epochs between validations. The last epoch is always validated.
         stopping: ends the run when its metric no longer improves. The returned state is then the
             best one.
-        checkpoint: where to save. If the run is killed, the same call resumes it. The result is
-            bit-identical to that of a run that was never interrupted; on GPUs with the XLA flag
-            `--xla_gpu_deterministic_ops=true`.
+        checkpoint: where to save. If the run is killed, the same call resumes it, with
+            bit-identical results to a run that was never interrupted; on GPUs this needs the XLA
+            flag `--xla_gpu_deterministic_ops=true`.
         callbacks: functions called after each epoch with the state and the epoch's record.
         progress: whether to show a progress bar.
 
@@ -186,8 +186,9 @@ def fit(
 
 
 class _Compiled:
-    """The static part for which the epoch is compiled; it is renewed if a value that functions read
-    has changed.
+    """The static part for which the epoch is compiled.
+
+    It is renewed if a value that the functions read has changed.
     """
 
     def __init__(self, static: Static):
@@ -199,17 +200,17 @@ class _Compiled:
         if now.reads != self.known:
             if not self.changed:
                 warnings.warn(
-                    "a value that the objective or the optimiser reads from a global or a closure has changed during "
-                    "training; the epoch is compiled again with the new value, and again after "
-                    "each change",
+                    "a value that the objective or the optimiser reads from a global or a closure has changed "
+                    "during training; the epoch is compiled again with the new value, and after each change",
                     stacklevel=5,
                 )
             self.static, self.changed = now, True
         return self.static
 
     def done(self) -> None:
-        """Records the values that the epoch itself has changed, such as a list of shapes, so that
-        they do not recompile it.
+        """Records values that the epoch itself has changed, so that they do not recompile it.
+
+        An example is a list to which a traced function appends shapes.
         """
         self.known = self.static.again(forget=False).reads
 
@@ -246,8 +247,12 @@ def _advance(
 
 
 def diverged(epoch: int, values: np.ndarray, steps: int) -> str:
-    """Says what made a loss or a parameter infinite or NaN in an epoch of `steps` steps, of which
-    `values` has the losses of the first.
+    """Says where a loss or a parameter became infinite or NaN.
+
+    Args:
+        epoch: the number of the epoch.
+        values: the losses of the steps so far.
+        steps: the number of steps of the whole epoch.
     """
     wrong = np.flatnonzero(~np.isfinite(values))
     if len(wrong) == 0:  # the update of the last step overflowed after a finite loss
@@ -303,8 +308,9 @@ def epoch(
     *,
     batch_size: int,
 ) -> tuple[State, Array]:
-    """Runs all examples once, in random order: what `fit` jits, for your own loops under `jit`,
-    `vmap` or `scan`.
+    """Runs all examples once, in random order.
+
+    `fit` jits this function; use it in your own loops under `jit`, `vmap` or `scan`.
 
     Args:
         state: the state from `init`, or from the epoch before.
@@ -335,9 +341,8 @@ def epoch(
         return (other or objective)({**state.variables, "params": params}, key, batch)
 
     def step(carry, number):
-        # The batch's slice of a random order, computed from the key: the whole order is never
-        # stored.
-        # Places past the end become n, which marks padding.
+        # The slice is computed from the key, so the whole order is never stored. Places past the
+        # end become n, which marks padding.
         places = number * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
         chosen = jnp.where(places < n, sampling.permuted(order_key, jnp.minimum(places, n - 1), n=n), n)
         batch = divided(data.batch(replicated(chosen), state.epoch * steps + number))

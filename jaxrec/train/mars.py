@@ -41,8 +41,9 @@ class Ranking(Protocol):
 
 
 def push_and_pull(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar) -> Array:
-    """Computes [margin − pos + neg]₊ + pull_weight · (1 − pos) of each row, eq. 8 and 9; it is a
-    `Ranking`.
+    """Computes [margin − pos + neg]₊ + pull_weight · (1 − pos) of each row, eq. 8 and 9.
+
+    It is a `Ranking`.
 
     Differs: leaves out the squares of eq. 5 and of the first line of eq. 15. They would give a
     cosine of −.9 the same score as .9, and would push the positives of MAR away.
@@ -81,8 +82,8 @@ def separation(
             the score.
         where: bool [B], True = use; None uses all.
         alpha: α.
-        sign: 1 pushes facets apart. −1 is eq. 12 as published, and the released code: it pulls them
-            together.
+        sign: 1 separates facets. −1 is eq. 12 as published, and the released code: it makes them
+            equal.
         on: "both", or "users" for the users' facets only, as in eq. 12 and the released code.
         reduction: "mean" over the batch, so that the term's weight does not depend on the batch
             size; "sum" over the batch; or "inside", with the sum inside the exponential, as in the
@@ -180,8 +181,9 @@ def objective(
     pull_weight: Scalar = 0.1,
     facet_weight: Scalar = 0.01,
 ) -> Array:
-    """Computes Σ_b ([γ_u − g(u, p) + g(u, q)]₊ + pull_weight · (1 − g(u, p))) + facet_weight ·
-    separation (eq. 17).
+    """Computes the objective of MAR and MARS (eq. 17).
+
+    Σ_b ([γ_u − g(u, p) + g(u, q)]₊ + pull_weight · (1 − g(u, p))) + facet_weight · separation
 
     It is a sum over the batch, not a mean, as in the paper and as the learning rates of its code
     assume. The weights of the interactions multiply the terms of the sum. The constant 1 in the
@@ -259,16 +261,14 @@ def optimizer(
         unknown = set(names) - {"theta", *_FACETS, *_PROJECTIONS}
         if unknown:
             raise ValueError(
-                f"params has {sorted(map(str, unknown))}, which are no parameters of MARS; give "
-                "each its own "
-                "transformation with optax.partition"
+                f"params has {sorted(map(str, unknown))}, which are no parameters of MARS; give each its "
+                "own transformation with optax.partition"
             )
         if set(names) & _PROJECTIONS and _bounds_rows(step):
             raise ValueError(
-                f"params has {sorted(set(names) & _PROJECTIONS)}, and step keeps rows on the sphere or in the ball, "
-                "which would normalise the projections; pass step=optax.sgd, and for the "
-                "calibrated step of MARS "
-                "create the model with place=jaxrec.models.mars.calibrated_unit"
+                f"params has {sorted(set(names) & _PROJECTIONS)}, and step keeps rows on the sphere or in "
+                "the ball, which would normalise the projections; pass step=optax.sgd, and for the "
+                "calibrated step of MARS create the model with place=jaxrec.models.mars.calibrated_unit"
             )
         return jax.tree_util.tree_map_with_path(
             lambda path, _: "theta" if getattr(path[-1], "key", None) == "theta" else "facets", params
@@ -278,8 +278,9 @@ def optimizer(
 
 
 def _bounds_rows(step: Callable[[Scalar], Any]) -> bool:
-    """Returns whether a step shortens or refuses a row of length 2, as steps on the sphere and in
-    the ball do.
+    """Returns whether a step keeps rows on the sphere or in the ball.
+
+    Such a step shortens a row of length 2, or raises an error for it.
     """
     with jax.ensure_compile_time_eval():
         row, slope = jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 1.0]])

@@ -1,6 +1,6 @@
 """Objectives of metric learning that need more than the scores of users and items.
 
-Each splits its key as `pairwise_objective` does, so that the same key gives the same negatives.
+Each splits its key as `pairwise_objective` does. The same key therefore gives the same negatives.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def diversity_objective(
         variables: the variables of `models.DPCML`, or of any model with this parameter.
         key: unused; nothing is drawn.
         batch: positives [B, P]; users without a valid positive do not count.
-        least: spread below which a user's vectors are pushed apart.
-        most: spread above which they are pulled together.
+        least: spread below which the loss pushes a user's vectors away from each other.
+        most: spread above which it pulls them towards each other.
 
     Raises:
         ValueError: if the parameter "user" is not [M, C, D], or `least` is above `most`.

@@ -88,8 +88,7 @@ def pairwise_objective(
 
 
 def log_q(variables: Variables, batch: Batch, negatives: Array, *, table: Array) -> dict[str, Array]:
-    """Returns the `arguments` of `losses.sampled_softmax`: the sampler's log-probabilities of
-    positives and negatives.
+    """Returns the sampler's log-probabilities, as the `arguments` of `losses.sampled_softmax`.
 
     Args:
         variables: unused.
@@ -233,7 +232,9 @@ def combined_objective(
 
 
 def histories_of(model: Model, batch: Batch) -> dict[str, Interactions]:
-    """The keyword `histories` for `model.apply` if the model knows users by their items; other models do not take it.
+    """Returns the keyword `histories` of `model.apply` for a model that knows users by their items.
+
+    For other models the result is empty.
 
     Raises:
         ValueError: for a batch without histories if the model needs them.
@@ -249,14 +250,13 @@ def histories_of(model: Model, batch: Batch) -> dict[str, Interactions]:
 
 
 def _options(model: Model, batch: Batch, key: Key) -> dict[str, Any]:
-    """Keywords for `model.apply` on pairs of a batch: histories, and a key for dropout, if the model takes them."""
+    """Returns keywords of `model.apply`: histories and a key for dropout, if the model takes them."""
     rngs = {"rngs": {"dropout": key}} if getattr(model, "dropout", 0) else {}
     return histories_of(model, batch) | rngs
 
 
 def compared(loss: Loss, pos: Array, neg: Array, **further: Array) -> Array:
-    """Returns `loss(pos, neg, **further)` [...], and checks that it is one value per positive for
-    all numbers of both.
+    """Returns `loss(pos, neg, **further)` [...], and checks that it has one value per positive.
 
     A loss that forgets `pos[..., None]` compares every positive with the negatives of all users.
     With one negative, or as many as positives, its result still has the right shape. The loss is
@@ -290,17 +290,14 @@ def compared(loss: Loss, pos: Array, neg: Array, **further: Array) -> Array:
     if not all(right for _, _, right, _ in tried):
         what = "; ".join(f"pos {list(p.shape)} and neg {list(n.shape)} {how}" for p, n, _, how in tried)
         raise ValueError(
-            f"the loss has the wrong shape: with {what}. A loss takes pos [...] and neg [..., n] "
-            "and returns [...]: "
-            "compare neg with pos[..., None], and reduce only the last axis"
+            f"the loss has the wrong shape: with {what}. A loss takes pos [...] and neg [..., n] and "
+            "returns [...]: compare neg with pos[..., None], and reduce only the last axis"
         )
     return values
 
 
 def _unlike(x: Array, *, pos: Array, neg: Array, sizes: Sequence[int], n: int) -> jax.ShapeDtypeStruct:
-    """Returns the shape of a loss's argument if positives had the shape `sizes`, and each of them n
-    negatives.
-    """
+    """Returns an argument's shape for positives of shape `sizes` with n negatives each."""
     shape = list(jnp.shape(x))
     if len(shape) >= neg.ndim and shape[neg.ndim - 1] == neg.shape[-1]:
         shape[neg.ndim - 1] = n

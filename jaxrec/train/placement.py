@@ -102,7 +102,7 @@ def shardings(
     }
     if whole:
         warnings.warn(
-            f"the {size} devices of the mesh axis {axis!r} do not divide {whole} evenly, so that each device has these "
+            f"the {size} devices of the mesh axis {axis!r} do not divide {whole} evenly, so each device has these "
             f"tables whole; give the model a dimension that is a multiple of {8 * size}",
             stacklevel=3,
         )

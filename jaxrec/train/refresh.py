@@ -23,7 +23,7 @@ from jaxrec.train.stream import Stream
 from jaxrec.typing import Key, Objective, Variables
 
 Refresh = Callable[[Key, Variables], Mapping[str, Any]]
-_OF_REFRESH = np.uint32(2**32 - 1)  # no epoch has this number, so that no key is drawn from twice
+_OF_REFRESH = np.uint32(2**32 - 1)  # no epoch has this number, so no key is used twice
 
 
 def refreshed(
@@ -39,7 +39,7 @@ def refreshed(
     examples: Callable[[Interactions], Examples | Stream] = singles,
     **loop: Unpack[Loop],
 ) -> tuple[State, Log]:
-    """Trains as `fit` does, and replaces collections of the variables before every `period`-th epoch.
+    """Trains as `fit` does, and replaces collections of variables before every `period`-th epoch.
 
     Args:
         state: the state from `init`, or from an earlier call to continue.

@@ -206,8 +206,9 @@ def sweep(
 
 
 def _compiled(program: _Program, arrays: list, data: Any, **options: Any) -> Callable:
-    """Compiles an epoch in this thread, since JAX's context managers do not apply in the threads
-    that run it.
+    """Compiles an epoch in this thread.
+
+    JAX's context managers do not apply in the threads that run it.
     """
     given = program.states, program.settings, arrays, data
     if jax.config.jax_disable_jit:
@@ -244,9 +245,8 @@ def _points(settings: Mapping[str, Any] | None) -> tuple[list[dict[str, Any]], d
             ) from error
         if columns[name].ndim == 0 or columns[name].dtype.kind not in "fiub":
             raise ValueError(
-                f"settings[{name!r}] = {values!r}; give a sequence of numbers, one per setting; "
-                "for values that are no "
-                "numbers, run a sweep for each"
+                f"settings[{name!r}] = {values!r}; give a sequence of numbers, one per setting; for values "
+                "that are no numbers, run a sweep for each"
             )
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
@@ -282,9 +282,7 @@ class _Training:
     diverged: str | None = None
 
     def choose(self, record: Mapping[str, float], select: str | None) -> bool:
-        """Returns whether this record is the best so far, and remembers it if so. NaN never
-        improves on another value.
-        """
+        """Keeps the record if it is the best so far, and returns whether it is; NaN is never better."""
         if select is not None and self.chosen is not None:
             best = self.chosen[select]
             if not (np.isnan(best) or record[select] > best):
@@ -340,8 +338,7 @@ def _advance(programs: list[_Program], advance: Callable, epoch: int, validate: 
                     raise ValueError(f"select={select!r}, but validate gives {sorted(found)}")
                 record = extended(record, found)
             records[id(run)] = record
-    # Write results only after all validations: Ctrl-C in `validate` must not separate states and
-    # records.
+    # Write results only after all validations, so that after Ctrl-C states and records agree.
     for program, (states, losses, finite) in zip(alive, results):
         improved = set()
         for place, (run, value) in enumerate(zip(program.runs, losses)):
@@ -357,8 +354,9 @@ def _advance(programs: list[_Program], advance: Callable, epoch: int, validate: 
 
 
 def _side_by_side(threads, one: Callable, arrays: Any, data: Any, programs: list[_Program]) -> list[tuple]:
-    """Runs an epoch of each program, one per thread: on CPU, programs dispatched by one thread run
-    one after another.
+    """Runs an epoch of each program, one per thread.
+
+    On CPU, programs that one thread starts run one after another.
     """
 
     def wait(program: _Program) -> tuple[loop.State, np.ndarray, np.ndarray]:
@@ -373,9 +371,8 @@ def _warn(runs: list[_Training], select: str | None) -> None:
     blank = [run for run in runs if run.diverged is None and select is not None and np.isnan(run.chosen[select])]
     if blank:
         warnings.warn(
-            f"{select} was NaN at every validation of {len(blank)} of {len(runs)} runs, which are "
-            "NaN in the tables; "
-            "look for NaN in what validate computes",
+            f"{select} was NaN at every validation of {len(blank)} of {len(runs)} runs, which are NaN in "
+            "the tables; look for NaN in what validate computes",
             DivergenceWarning,
             stacklevel=3,
         )
@@ -390,9 +387,8 @@ def _warn(runs: list[_Training], select: str | None) -> None:
     more = f"; and {len(lost) - 5} more" if len(lost) > 5 else ""
     warnings.warn(
         f"{len(lost)} of {len(runs)} runs diverged and are NaN in the tables: "
-        f"{'; '.join(described(*item) for item in lost[:5])}{more}. Lower the learning rate of "
-        "these settings or clip "
-        "gradients (optax.clip_by_global_norm); .state(run) is the last good state",
+        f"{'; '.join(described(*item) for item in lost[:5])}{more}. Lower the learning rate of these "
+        "settings or clip gradients (optax.clip_by_global_norm); .state(run) is the last good state",
         DivergenceWarning,
         stacklevel=3,
     )
@@ -412,8 +408,9 @@ def _recipe(arrays: list, static: Any, setting: Mapping[str, Array]) -> Recipe:
 
 
 def _each_run(one: Callable, *stacked: Any) -> Any:
-    """Calls `one` for each run. A single run is not vmapped: on CPU even a batch of one makes
-    scatters slower.
+    """Calls `one` for each run.
+
+    A single run is not vmapped: on CPU even a batch of one makes scatters slower.
     """
     try:
         if len(jax.tree.leaves(stacked)[0]) > 1:
@@ -426,7 +423,7 @@ def _each_run(one: Callable, *stacked: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnames="static")
 def _init_of_runs(keys, settings, arrays, *, static):
-    """Initial states of the runs."""
+    """Creates the initial states of the runs."""
 
     def one(key, setting):
         recipe = _recipe(arrays, static, setting)
@@ -437,7 +434,7 @@ def _init_of_runs(keys, settings, arrays, *, static):
 
 @functools.partial(jax.jit, static_argnames=("static", "batch_size"))
 def _epoch_of_runs(states, settings, arrays, data, *, static, batch_size):
-    """One epoch of the runs; a run that diverged keeps its state."""
+    """Runs one epoch of the runs; a run that diverged keeps its state."""
 
     def one(state, setting):
         _, objective, tx, _ = _recipe(arrays, static, setting)

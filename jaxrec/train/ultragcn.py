@@ -7,8 +7,8 @@ The paper is Mao et al. 2021, arXiv 2110.15114. The model is plain matrix factor
                         sample=partial(jr.sampling.uniform, n_items=n_items, n=1500))
     tx        = optax.chain(optax.add_decayed_weights(1e-4), optax.adam(1e-4))
 
-The released settings are, besides what both share (w₁ = w₃, w₂ = w₄ = 1, negative weight 300, item
-weight 5e-4, ten neighbours, L2 1e-4):
+The released settings share w₁ = w₃, w₂ = w₄ = 1, a negative weight of 300, an item weight of 5e-4,
+ten neighbours and L2 of 1e-4. They differ in:
 
     Gowalla   1,500 negatives, w₁ = 1e-6, rate 1e-4, batches of 512
     Yelp2018    800 negatives, w₁ = 1e-8, rate 1e-3, batches of 1,024
@@ -138,8 +138,8 @@ def objective(
         ValueError: if a weight is negative or not finite, or `graph` has another number of users
             or items than the model.
 
-    Differs: the paper's penalty γ/2 ‖Θ‖² of all parameters is not part of it: put
-    `optax.add_decayed_weights(γ)` in front of the optimiser.
+    Differs: leaves out the paper's penalty γ/2 ‖Θ‖² of all parameters; start the optimiser's chain
+    with `optax.add_decayed_weights(γ)`.
     """
     _check_sizes(graph, model)
     graph = jax.tree.map(jnp.asarray, graph)
