@@ -535,7 +535,7 @@ def test_likes_of_facets_and_lifts_of_categories():
     np.testing.assert_allclose(largest, [5 / 3, 5 / 3])
 
 
-def test_neighbours_share_a_category_where_they_lie_together():
+def test_neighbours_share_a_category_if_categories_are_clusters():
     from benchmarks import categories
 
     rng = np.random.default_rng(0)

@@ -101,8 +101,8 @@ def balanced(user, item, of_users, of_items):
 def fitted(train, model="ials", sweeps=3, dim=K, **more):
     function, numbers = {"ials": (ials.fit, IALS), "wrmf": (wrmf.fit, WRMF)}[model]
     plain = {"progress": False, "key": KEY, "solver": ials.cholesky, "balance": False}
-    _, variables, history = function(train, dim=dim, sweeps=sweeps, **(plain | numbers | more))
-    halves = [record[name] for record in history.records for name in ("after_users", "objective")]
+    _, variables, log = function(train, dim=dim, sweeps=sweeps, **(plain | numbers | more))
+    halves = [record[name] for record in log.records for name in ("after_users", "objective")]
     return variables["params"]["user"], variables["params"]["item"], halves
 
 
@@ -616,8 +616,8 @@ def test_a_metric_that_is_never_a_number_is_said(solver):
         fit(validate=lambda variables: {"x": float("nan")})
     values = iter([float("nan"), 0.3, float("nan"), 0.1])
     seen = []
-    _, variables, history = fit(validate=lambda variables: seen.append(variables) or {"x": next(values)})
-    assert len(history.records) == 4
+    _, variables, log = fit(validate=lambda variables: seen.append(variables) or {"x": next(values)})
+    assert len(log.records) == 4
     jax.tree.map(np.testing.assert_array_equal, variables, seen[1])
 
 

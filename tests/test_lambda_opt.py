@@ -255,7 +255,7 @@ def test_rows_whose_coefficients_move(scope, tx):
 
 
 @pytest.mark.parametrize("by_row", [False, True])
-def test_momentum_of_a_row_goes_on_in_the_simulation_of_a_dense_optimiser_alone(by_row):
+def test_momentum_of_a_row_continues_only_if_a_dense_optimiser_is_simulated(by_row):
     tx = rowwise.lazy(smooth_adam(0.05)) if by_row else smooth_adam(0.05)
     params, (first, _), (second, rows) = tables(), drawn(0, users=(4, 4, 4, 4)), drawn(1, users=(1, 2, 1, 3))
 
@@ -329,7 +329,7 @@ def test_simulation_leaves_parameters_and_live_state_alone(tx):
 
 @pytest.mark.deep
 @pytest.mark.parametrize("every", [1, 2])
-def test_steps_in_turn_are_of_the_parameters_first_and_then_of_lambda(every):
+def test_alternating_steps_move_the_parameters_first_and_then_lambda(every):
     tx = optax.sgd(RATE)
     both = alternate(tx, optax.sgd(5.0), draws=draws, scope="exact", every=every)
     params = tables()

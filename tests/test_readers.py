@@ -359,7 +359,7 @@ def test_spaces_before_quotes_are_dropped(tmp_path):
     assert columns.users.tolist() == ["a", "b"] and columns.items.tolist() == ["b, c", "d"]
 
 
-def test_large_integers_stay_apart_in_every_reader(tmp_path):
+def test_large_integers_stay_distinct_in_every_reader(tmp_path):
     large = [2**63 + 5, 2**63 + 6, 2**53 + 1]
     frame = pd.DataFrame({"u": np.array(large, np.uint64), "i": [1, 2, 3]})
     frame.to_parquet(tmp_path / "x.parquet")
