@@ -26,6 +26,7 @@ LAYERS = [
         "_platform",
         "_run",
         "_store",
+        "_version",
     },
     {"losses", "metrics", "sampling", "optim", "data"},
     {"models", "solvers"},
