@@ -15,7 +15,7 @@ FILES = [
 INSTEAD = {
     r"\blanes?\b": "run",
     r"\b(deals?|dealt)\b": "shard, or divide",
-    r"\btouched[ _](rows|only)\b": "rows that a step looks up, or lazy",
+    r"\btouched( |_)(rows|only)\b": "rows that a step looks up, or lazy",
     r"\b(goes|go|going) on\b": "continues, or resumes",
     r"\b(begins|ends) bit-identical\b": "starts, or gives bit-identical results",
     r"\bties? (goes|go) against\b": "tied scores rank the test item last",
