@@ -705,7 +705,7 @@ def test_peer_of_valid_has_the_released_loss_and_gradients():
 
 @pytest.mark.deep
 def test_users_held_out_whole_are_judged_by_their_histories():
-    """Of a user's colour the pair to be found and the diagonal are left: two items of 24 that histories tell apart."""
+    """Two of 24 items of a user's colour are not in train: the one to find, and the diagonal one."""
     from benchmarks.studies import valid
 
     pairs, _ = synthetic.checkerboard(24)

@@ -1,4 +1,4 @@
-"""The rooms of the house, held by reading the imports."""
+"""Modules import only from their own layer and the layers below."""
 
 import ast
 import pathlib

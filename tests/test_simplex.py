@@ -177,7 +177,7 @@ def test_a_history_of_the_scored_item_alone_counts_nothing(pool, padding):
 @pytest.mark.parametrize("pool", POOLS[1:])
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_leaving_out_the_item_that_has_all_the_weight_keeps_the_others(pool, padding):
-    """A sum less its term would be rounding alone: logits are up to 200 apart."""
+    """Logits differ by up to 200: subtracting the term from the sum would leave only rounding errors."""
     model = made(padding, gate=0.01, pool=pool)
     variables = initial(model)
 

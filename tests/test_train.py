@@ -795,7 +795,7 @@ def test_what_the_objective_itself_writes_down_is_not_said_and_not_compiled_for(
         return jr.losses.bpr(pos, neg, where=where)
 
     fit(model_of(), noted, epochs=3)
-    assert len(shapes) <= 3  # one tracing, of whatever passes
+    assert len(shapes) <= 3  # one tracing
 
 
 @pytest.mark.deep
