@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 
-def automatic(mesh: Mesh) -> Mesh:
+def automatic(mesh: Any) -> Mesh:
     """Returns the same mesh with Auto axes."""
     return Mesh(mesh.devices, mesh.axis_names)
 
@@ -69,8 +69,9 @@ def on_mesh(tree: Any, mesh: Mesh | None) -> Any:
         if mesh is None:
             return jax.device_put(x) if isinstance(x, np.ndarray) else x
         sharding = getattr(x, "sharding", None)
-        here = isinstance(sharding, NamedSharding) and automatic(sharding.mesh) == mesh
-        return put(x, NamedSharding(mesh, sharding.spec if here else PartitionSpec()))
+        if isinstance(sharding, NamedSharding) and automatic(sharding.mesh) == mesh:
+            return put(x, NamedSharding(mesh, sharding.spec))
+        return put(x, NamedSharding(mesh, PartitionSpec()))
 
     return jax.tree.map(one, tree)
 
@@ -82,7 +83,7 @@ def put(x: Any, sharding: Sharding) -> jax.Array:
     if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         with using(getattr(x.sharding, "mesh", None)):
             data = np.asarray(jax.random.key_data(x))
-        with using(sharding.mesh):
+        with using(getattr(sharding, "mesh", None)):
             return jax.random.wrap_key_data(put(data, sharding), impl=jax.random.key_impl(x))
     if isinstance(x, jax.Array) and x.sharding.device_set == sharding.device_set:
         return jax.device_put(x, sharding)

@@ -19,7 +19,7 @@ from jaxrec._checksum import checksum
 from jaxrec._log import DivergenceError, EarlyStopping, Interrupted, Log, extended
 from jaxrec._numerics import integer
 from jaxrec._platform import warn_of_slow_sums
-from jaxrec.typing import Variables
+from jaxrec.typing import Validate, Variables
 
 
 class Progress(NamedTuple):
@@ -74,7 +74,7 @@ class Loop(TypedDict, total=False):
         progress: whether to show a progress bar.
     """
 
-    validate: Callable[[Variables], Mapping[str, float]] | None
+    validate: Validate | None
     every: int
     stopping: EarlyStopping | None
     checkpoint: Saver | None
@@ -98,7 +98,7 @@ def run(
     description: Mapping[str, Any] | None = None,
     returned: Callable[[Any], Any] = lambda state: state,
     unit: str = "epochs",
-    validate: Callable[[Variables], Mapping[str, float]] | None = None,
+    validate: Validate | None = None,
     every: int = 1,
     stopping: EarlyStopping | None = None,
     checkpoint: Saver | None = None,
@@ -165,8 +165,8 @@ def run(
         first = saved = now.epoch
         latest: dict[str, float] = {}
 
-        def save() -> int:
-            checkpoint.save(now, description or {})
+        def save(saver: Saver) -> int:
+            saver.save(now, description or {})
             return now.epoch
 
         done = stopping is not None and stopping.done(now.stopping)
@@ -200,14 +200,14 @@ def run(
                 for callback in callbacks:
                     callback(returned(state), record)
                 if checkpoint is not None and (number % checkpoint.every == 0 or done):
-                    saved = save()
+                    saved = save(checkpoint)
                 latest.update(record)
                 bar.set_postfix_str(_shown(latest, stopping, follow))
                 if done:
                     break
         except KeyboardInterrupt as stop:
             if checkpoint is not None and now.epoch > saved:
-                save()
+                save(checkpoint)
             raise Interrupted(returned(now.state), now.log, returned(now.best)) from stop
         except NotFinite as error:
             kept = f"; the checkpoint keeps epoch {saved}, a good one" if checkpoint is not None and saved else ""
@@ -252,7 +252,8 @@ class _Compilation:
     """Measures how long this thread traces and compiles while the context is open."""
 
     def __init__(self) -> None:
-        self._thread, self._spans = threading.get_ident(), []
+        self._thread = threading.get_ident()
+        self._spans: list[tuple[float, float]] = []
 
     def __enter__(self) -> _Compilation:
         jax.monitoring.register_event_duration_secs_listener(self._listen)
@@ -262,10 +263,10 @@ class _Compilation:
         with contextlib.suppress(AssertionError, ValueError):  # someone has cleared all listeners
             jax.monitoring.unregister_event_duration_listener(self._listen)
 
-    def _listen(self, event: str, duration: float, **_: Any) -> None:
+    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event.startswith("/jax/core/compile/") and threading.get_ident() == self._thread:
             end = time.perf_counter()
-            begin = end - duration
+            begin = end - duration_secs
             # A function that is traced inside another one has ended before, and is part of its time.
             while self._spans and self._spans[-1][0] >= begin:
                 self._spans.pop()

@@ -23,7 +23,7 @@ from jaxrec.typing import Array
 _FLOATS = 1 << 29  # 2 GB in float32
 
 
-def spmm(matrix: Interactions, transposed: Interactions | None, x: Array) -> Array:
+def spmm(matrix: Interactions, transposed: Interactions | None, x: Array) -> jax.Array:
     """Multiplies the sparse matrix by a dense table: [M, N] @ [N, D] -> [M, D].
 
     It is differentiable in `x` and in `matrix.weights`, any number of times, in reverse mode. On
@@ -190,7 +190,7 @@ def _product_backward(turned, residuals, cotangent):
 _product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
 
-def _owners(matrix: Interactions) -> Array:
+def _owners(matrix: Interactions) -> jax.Array:
     """Returns the user of each pair, int32 [nnz], and M for padding; works under jit."""
     return owners(jnp.asarray(matrix.indptr)[1:], matrix.n_pairs)
 
@@ -212,7 +212,7 @@ def _turned(matrix: Interactions) -> Interactions:
 
 
 @jax.custom_vjp
-def along_pairs(matrix: Interactions, rows: Array, columns: Array) -> Array:
+def along_pairs(matrix: Interactions, rows: Array, columns: Array) -> jax.Array:
     """Returns the dot product of the two vectors of each pair, [nnz], without an array [nnz, D]."""
 
     def product(pair):

@@ -17,7 +17,7 @@ import dataclasses
 import datetime
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -450,7 +450,8 @@ def _seconds(name: str, time: float | str | datetime.date | np.datetime64) -> fl
     if isinstance(time, datetime.datetime) and time.tzinfo:
         return time.timestamp()
     if isinstance(time, str | datetime.date | np.datetime64):
-        seconds = np.datetime64(time, "s")
+        moment: Any = time  # NumPy's types have no union of these
+        seconds = np.datetime64(moment, "s")
         if np.isnat(seconds):
             raise ValueError(f"{name}={time}; give a time, not a missing value")
         return int(seconds.astype(np.int64))

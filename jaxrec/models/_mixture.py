@@ -13,7 +13,7 @@ therefore the same for single pairs and for chunks, forward and backward. It is 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +37,7 @@ class Noise(NamedTuple):
     users: Array
 
 
-def odds(noise: Noise, users: Array, items: Array, n_interests: int) -> list[Array | None]:
+def odds(noise: Noise, users: Array, items: Array, n_interests: int) -> list[jax.Array | None]:
     """Returns exp(g) of each interest, or None without noise.
 
     An array has the shape to which `users` and `items` broadcast.
@@ -49,7 +49,7 @@ def odds(noise: Noise, users: Array, items: Array, n_interests: int) -> list[Arr
     return [-1 / jnp.log(u) for u in drawn[:n_interests]]
 
 
-def log_sum(logits: list[Array], factors: list[Array | None]) -> tuple[Array, list[Array]]:
+def log_sum(logits: Sequence[Array], factors: Sequence[Array | None]) -> tuple[jax.Array, list[jax.Array]]:
     """Returns log Σ_k factor_k exp(logit_k), and each term's share of the sum."""
     # The shift cancels in the result, so it needs no gradient.
     shift = jax.lax.stop_gradient(functools.reduce(jnp.maximum, logits))
@@ -59,17 +59,17 @@ def log_sum(logits: list[Array], factors: list[Array | None]) -> tuple[Array, li
     return shift + jnp.log(total), [term / total for term in terms]
 
 
-def logits_at(q: Array, pairs: Pairs, vectors: Array) -> list[Array]:
+def logits_at(q: Array, pairs: Pairs, vectors: Array) -> list[jax.Array]:
     """Returns q_k·h for each interest, K arrays [C], for the pairs' items with vectors [C, D]."""
     return list(jnp.einsum("ckd,cd->kc", spread(q, pairs.rows), vectors))
 
 
-def odds_at(noise: Noise, pairs: Pairs, n_interests: int) -> list[Array | None]:
+def odds_at(noise: Noise, pairs: Pairs, n_interests: int) -> list[jax.Array | None]:
     """Returns the odds of single pairs, K arrays [C]."""
     return odds(noise, spread(noise.users, pairs.rows), pairs.items, n_interests)
 
 
-def at_pairs(q1: Array, q2: Array, pairs: Pairs, vectors: Array, noise: Noise) -> Array:
+def at_pairs(q1: Array, q2: Array, pairs: Pairs, vectors: Array, noise: Noise) -> jax.Array:
     """Returns s [C] of single pairs, whose items have vectors [C, D].
 
     q1 is [B, K, D], or [1, K, D] if the batch shares it.
@@ -79,7 +79,7 @@ def at_pairs(q1: Array, q2: Array, pairs: Pairs, vectors: Array, noise: Noise) -
     return after - before
 
 
-def scores(q1: Array, q2: Array, items: Array) -> Array:
+def scores(q1: Array, q2: Array, items: Array) -> jax.Array:
     """Returns s [B, N] of all items [N, D], without noise."""
     none = [None] * q2.shape[1]
     before, after = ([q[:, k] @ items.T for k in range(q.shape[1])] for q in (q1, q2))
@@ -87,7 +87,7 @@ def scores(q1: Array, q2: Array, items: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def log_normaliser(q1: Array, q2: Array, items: Array, noise: Noise, chunk: int | None) -> Array:
+def log_normaliser(q1: Array, q2: Array, items: Array, noise: Noise, chunk: int | None) -> jax.Array:
     """Returns LSE_l s_l [B] over all items [N, D], computed from `chunk` items at a time.
 
     With None, their number depends on the device.
@@ -107,7 +107,7 @@ def _by_chunk(function: Callable, chunk: int | None, items: Array, *rest: Any) -
     return sized("decoder_items", called, items, *rest) if chunk is None else called(chunk, items, *rest)
 
 
-def _chunks(items: Array, chunk: int) -> tuple[Array, Array]:
+def _chunks(items: Array, chunk: int) -> tuple[jax.Array, jax.Array]:
     """Returns vectors [n, chunk, D] and ids int32 [n, chunk] of chunks of the items.
 
     Ids of N and above are padding.

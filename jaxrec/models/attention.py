@@ -18,11 +18,11 @@ from jaxrec.typing import Array, Scalar
 class Attention(Protocol):
     """Any function of this module, with its hyperparameters bound."""
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array) -> jax.Array:
         """Maps prototypes [..., K, D] to [..., K, D]."""
 
 
-def cosine(x: Array, *, temperature: Scalar = 0.5) -> Array:
+def cosine(x: Array, *, temperature: Scalar = 0.5) -> jax.Array:
     """Attends with B = softmax_j(cos(x_k, x_j) / τ).
 
     Args:
@@ -35,7 +35,7 @@ def cosine(x: Array, *, temperature: Scalar = 0.5) -> Array:
     return x + jax.nn.softmax(_cosines(x) / temperature, axis=-1) @ x
 
 
-def coda(x: Array, *, temperature: Scalar = 0.5, center: Literal["row", "matrix"] = "row") -> Array:
+def coda(x: Array, *, temperature: Scalar = 0.5, center: Literal["row", "matrix"] = "row") -> jax.Array:
     """Attends with B = tanh(T − mean T) · sigmoid(S − mean S) (Tay et al. 2019).
 
     T = cos(x_k, x_j) / τ, and S = −‖x_k − x_j‖₁ / τ.
@@ -58,7 +58,7 @@ def coda(x: Array, *, temperature: Scalar = 0.5, center: Literal["row", "matrix"
     return x + (jnp.tanh(t) * jax.nn.sigmoid(s)) @ x
 
 
-def _cosines(x: Array) -> Array:
+def _cosines(x: Array) -> jax.Array:
     """Returns the cosines of all pairs of prototypes, [..., K, K]."""
     x = _unit(x)
     return jnp.einsum("...kd,...jd->...kj", x, x)

@@ -77,7 +77,7 @@ class SimGCL(LightGCN):
         first, second = (mean_of(self._layers(partial(self._disturbed, noise))[1:]) for _ in range(2))
         return self.vectors(), first, second
 
-    def _disturbed(self, noise: Scalar, x: Array) -> Array:
+    def _disturbed(self, noise: Scalar, x: Array) -> jax.Array:
         """Adds noise of length ε to each row, in the direction of the signs of its entries."""
         draws = drawn(jax.random.uniform, self.make_rng("noise"), x.shape, x.dtype)
         unit, _ = cosine(draws, draws)

@@ -58,11 +58,11 @@ class SpectralFilter(HistoryModel):
         self.by_user = self.variable("graph", "by_user", empty, 1, self.n_items)
         self.by_item = self.variable("graph", "by_item", empty, self.n_items, 1)
 
-    def rows(self, users: Array | None, *, histories: Interactions | None = None) -> Array:
+    def rows(self, users: Array | None, *, histories: Interactions | None = None) -> jax.Array:
         """Scores all items for users [B] -> [B, N]."""
         return self._scores(self._pairs(users, histories))
 
-    def _scores(self, pairs: Pairs) -> Array:
+    def _scores(self, pairs: Pairs) -> jax.Array:
         inverse = (1 / self.scale)[pairs.items]
         x = jnp.zeros((self.n_items, len(pairs.users)), self.scale.dtype)
         x = x.at[pairs.items, pairs.rows].set(inverse, mode="drop")
@@ -71,12 +71,12 @@ class SpectralFilter(HistoryModel):
             return found
         return found + pairs.sums(self.encoder[pairs.items]) @ self.decoder.T
 
-    def _of_pairs(self, pairs: Pairs, items: Array) -> Array:
+    def _of_pairs(self, pairs: Pairs, items: Array) -> jax.Array:
         scores = self._scores(pairs)
         return jnp.take_along_axis(scores, jnp.broadcast_to(items, (len(scores), items.shape[1])), axis=1)
 
 
-def polynomial_of(by_user: Interactions, by_item: Interactions, coefficients: Array, x: Array) -> Array:
+def polynomial_of(by_user: Interactions, by_item: Interactions, coefficients: Array, x: Array) -> jax.Array:
     """Computes Σₖ cₖ Tₖ(2P − I) x for P = R̃ᵀR̃ and a table x [N, B], by the recurrence of Chebyshev.
 
     Args:
@@ -89,9 +89,9 @@ def polynomial_of(by_user: Interactions, by_item: Interactions, coefficients: Ar
     def step(x):  # (2P − I) x
         return 2 * spmm(by_item, by_user, spmm(by_user, by_item, x)) - x
 
-    total, previous, present = coefficients[0] * x, x, None
+    total, previous, present = coefficients[0] * x, x, x
     for k in range(1, len(coefficients)):
-        previous, present = (x, step(x)) if k == 1 else (present, 2 * step(present) - previous)
+        previous, present = present, step(x) if k == 1 else 2 * step(present) - previous
         total = total + coefficients[k] * present
     return total
 

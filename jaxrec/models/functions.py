@@ -31,7 +31,7 @@ class Functions:
     needs_histories: bool = False
 
     def __getattr__(self, name: str) -> Any:
-        known = dict(object.__getattribute__(self, "functions"))
+        known: dict[str, Any] = dict(object.__getattribute__(self, "functions"))
         if name not in known:
             raise AttributeError(f"the model has no {name!r}; it has {sorted(known)}")
         return known[name]
@@ -109,22 +109,22 @@ def from_functions(
     return Functions(tuple(found.items()), n_users, n_items, bool(needs_histories))
 
 
-def _score_of_vectors(params: Any, users: Array, items: Array, *, vectors: Callable) -> Array:
+def _score_of_vectors(params: Any, users: Array, items: Array, *, vectors: Callable) -> jax.Array:
     user_table, item_table = vectors(params)
     return (user_table[users] * item_table[items]).sum(-1)
 
 
-def _rows_of_vectors(params: Any, users: Array, *, vectors: Callable) -> Array:
+def _rows_of_vectors(params: Any, users: Array, *, vectors: Callable) -> jax.Array:
     user_table, item_table = vectors(params)
     return user_table[users] @ item_table.T
 
 
-def _rows_of_scores(params: Any, users: Array, *, score: Callable, n_items: int) -> Array:
+def _rows_of_scores(params: Any, users: Array, *, score: Callable, n_items: int) -> jax.Array:
     every = jnp.arange(n_items, dtype=jnp.int32)
     return jax.lax.map(lambda user: score(params, user[None, None], every[None])[0], users)
 
 
-def _rows_by_histories(params: Any, users: Array, *, histories: Any, score: Callable, n_items: int) -> Array:
+def _rows_by_histories(params: Any, users: Array, *, histories: Any, score: Callable, n_items: int) -> jax.Array:
     every = jnp.arange(n_items, dtype=jnp.int32)
     return score(params, None if users is None else users[:, None], every[None], histories=histories)
 
@@ -158,7 +158,8 @@ class FromNNX:
         from flax import nnx
 
         del users, items, options
-        _, params, rest = nnx.split(self.make(rngs=nnx.Rngs(key)), nnx.Param, ...)
+        parts: Any = nnx.split(self.make(rngs=nnx.Rngs(key)), nnx.Param, ...)
+        _, params, rest = parts
         variables = {"params": nnx.to_pure_dict(params), "state": nnx.to_pure_dict(rest)}
         return {name: tree for name, tree in variables.items() if tree}
 
@@ -167,7 +168,8 @@ class FromNNX:
         from flax import nnx
 
         options.pop("rngs", None)
-        graph, params, rest = nnx.split(self._abstract(), nnx.Param, ...)
+        parts: Any = nnx.split(self._abstract(), nnx.Param, ...)
+        graph, params, rest = parts
         nnx.replace_by_pure_dict(params, variables["params"])
         if "state" in variables:
             nnx.replace_by_pure_dict(rest, variables["state"])

@@ -87,13 +87,13 @@ class LightGCN(nn.Module):
         self.by_user = self.variable("graph", "by_user", lambda: _on_device(_normalised(self.graph)))
         self.by_item = self.variable("graph", "by_item", lambda: _on_device(_normalised(self.graph).transpose()))
 
-    def __call__(self, users: Array, items: Array) -> Array:
+    def __call__(self, users: Array, items: Array) -> jax.Array:
         """Scores pairs of ids that broadcast, such as users [B, 1] and items [B, n] -> [B, n]."""
         chex.assert_type([users, items], int)
         u, v = self.vectors()
         return products(u[users], v[items])
 
-    def rows(self, users: Array) -> Array:
+    def rows(self, users: Array) -> jax.Array:
         """Scores all items for users [B] -> [B, N]."""
         u, v = self.vectors()
         return jnp.einsum("bd,nd->bn", u[users], v)
@@ -108,11 +108,11 @@ class LightGCN(nn.Module):
         `disturb` changes each layer after the first, before the layer is propagated.
         """
         by_user, by_item = self.by_user.value, self.by_item.value
-        layers = [(self.user, self.item)]
+        layers: list[Tables] = [(self.user, self.item)]
         for _ in range(self.layers):
             user, item = layers[-1]
-            following = spmm(by_user, by_item, item), spmm(by_item, by_user, user)
-            layers.append(following if disturb is None else tuple(map(disturb, following)))
+            users, items = spmm(by_user, by_item, item), spmm(by_item, by_user, user)
+            layers.append((users, items) if disturb is None else (disturb(users), disturb(items)))
         return layers
 
 

@@ -26,11 +26,11 @@ _FEW = 9  # VALID is near its fixed point after nine updates, with ten blocks
 class Gradient(Protocol):
     """Any function of this module."""
 
-    def __call__(self, update: Update, start: Array, n: int) -> Array:
+    def __call__(self, update: Update, start: Array, n: int) -> jax.Array:
         """Returns x after n updates."""
 
 
-def unrolled(update: Update, start: Array, n: int) -> Array:
+def unrolled(update: Update, start: Array, n: int) -> jax.Array:
     """Makes n updates, and differentiates all of them."""
     x = start
     for number in range(1, n + 1):
@@ -38,12 +38,12 @@ def unrolled(update: Update, start: Array, n: int) -> Array:
     return x
 
 
-def detach(update: Update, start: Array, n: int) -> Array:
+def detach(update: Update, start: Array, n: int) -> jax.Array:
     """Makes n updates, and differentiates none of them, as VALID's released code does."""
     return jax.lax.stop_gradient(unrolled(update, start, n))
 
 
-def one_step(update: Update, start: Array, n: int) -> Array:
+def one_step(update: Update, start: Array, n: int) -> jax.Array:
     """Makes n updates, and differentiates the last (Chang et al. 2022, arXiv 2207.00787).
 
     This is the first term of Neumann's series.
@@ -51,7 +51,7 @@ def one_step(update: Update, start: Array, n: int) -> Array:
     return update(detach(update, start, n - 1), number=n)
 
 
-def straight_through(update: Update, start: Array, n: int) -> Array:
+def straight_through(update: Update, start: Array, n: int) -> jax.Array:
     """Makes n updates as `detach` does, and gives `start` the gradient of x.
 
     Jia et al. (2023, arXiv 2210.08990) do so for their queries.
@@ -59,29 +59,29 @@ def straight_through(update: Update, start: Array, n: int) -> Array:
     return detach(update, start, n) + start - jax.lax.stop_gradient(start)
 
 
-def neumann(update: Update, start: Array, n: int, *, terms: int = 20) -> Array:
+def neumann(update: Update, start: Array, n: int, *, terms: int = 20) -> jax.Array:
     """Makes n updates, and differentiates x as a fixed point, by Neumann's series.
 
     w = Σ_{i ≤ terms} (Jᵀ)ⁱ v solves (I − Jᵀ) w = v.
     """
 
-    def solve(transposed: Callable[[Array], Array], v: Array) -> Array:
+    def solve(transposed: Callable[[Array], Array], v: Array) -> jax.Array:
         return jax.lax.fori_loop(0, terms, lambda _, w: v + transposed(w), v)
 
     return _fixed_point(update, start, n, solve)
 
 
-def gmres(update: Update, start: Array, n: int, *, tolerance: float = 1e-6, restart: int = 20) -> Array:
+def gmres(update: Update, start: Array, n: int, *, tolerance: float = 1e-6, restart: int = 20) -> jax.Array:
     """Makes n updates, and differentiates x as a fixed point, solving (I − Jᵀ) w = v by GMRES."""
 
-    def solve(transposed: Callable[[Array], Array], v: Array) -> Array:
-        options = {"tol": tolerance, "restart": restart, "maxiter": 20}
+    def solve(transposed: Callable[[Array], Array], v: Array) -> jax.Array:
+        options: dict[str, Any] = {"tol": tolerance, "restart": restart, "maxiter": 20}
         return jax.scipy.sparse.linalg.gmres(lambda w: w - transposed(w), v, **options)[0]
 
     return _fixed_point(update, start, n, solve)
 
 
-def _fixed_point(update: Update, start: Array, n: int, solve: Callable) -> Array:
+def _fixed_point(update: Update, start: Array, n: int, solve: Callable) -> jax.Array:
     """Makes n updates, and solves for the gradient of the fixed point by `solve`."""
     start = jax.lax.stop_gradient(start)
     if n < _FEW:
@@ -96,7 +96,7 @@ def _fixed_point(update: Update, start: Array, n: int, solve: Callable) -> Array
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _iterated(fn: Callable[..., Array], solve: Callable, n: int, start: Array, held: Any) -> Array:
+def _iterated(fn: Callable[..., Array], solve: Callable, n: int, start: Array, held: Any) -> jax.Array:
     """Returns x after n times x ← fn(x, *held); its backward pass treats x as a fixed point."""
     return jax.lax.fori_loop(0, n, lambda _, x: fn(x, *held), start)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 from jaxrec.interactions import Interactions
@@ -30,15 +31,15 @@ class ItemKNN(HistoryModel):
     def setup(self) -> None:  # noqa: D102
         self.neighbours = self.variable("graph", "neighbours", empty, self.n_items, self.n_items)
 
-    def rows(self, users: Array | None, *, histories: Interactions | None = None) -> Array:
+    def rows(self, users: Array | None, *, histories: Interactions | None = None) -> jax.Array:
         """Scores all items for users [B] -> [B, N]."""
         return self._scores(self._pairs(users, histories))
 
-    def _scores(self, pairs: Pairs) -> Array:
+    def _scores(self, pairs: Pairs) -> jax.Array:
         neighbours = self.neighbours.value
         x = jnp.zeros((self.n_items, len(pairs.users)), jnp.asarray(neighbours.weights).dtype)
         return spmm(neighbours, None, x.at[pairs.items, pairs.rows].set(1, mode="drop")).T
 
-    def _of_pairs(self, pairs: Pairs, items: Array) -> Array:
+    def _of_pairs(self, pairs: Pairs, items: Array) -> jax.Array:
         scores = self._scores(pairs)
         return jnp.take_along_axis(scores, jnp.broadcast_to(items, (len(scores), items.shape[1])), axis=1)

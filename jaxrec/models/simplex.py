@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -21,10 +21,10 @@ _XAVIER = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
 class Pool(Protocol):
     """The weights of the items of a history, α ∝ exp(query·key), such as `UserAttention`."""
 
-    def queries(self, users: Array) -> Array | None:
+    def queries(self, users: Array) -> jax.Array | None:
         """Maps users' vectors [..., D] to queries [..., D'], or to None for equal weights."""
 
-    def keys(self, items: Array) -> Array | None:
+    def keys(self, items: Array) -> jax.Array | None:
         """Maps items' vectors [..., D] to keys [..., D'], or to None for equal weights."""
 
 
@@ -41,12 +41,12 @@ class MeanPool(nn.Module):
 class SelfAttention(nn.Module):
     """α_k ∝ exp(w·tanh(W e_k + b)): the weight of an item depends only on the item."""
 
-    def queries(self, users: Array) -> Array:
+    def queries(self, users: Array) -> jax.Array:
         """Returns ones [..., 1]."""
         return jnp.ones((*users.shape[:-1], 1), users.dtype)
 
     @nn.compact
-    def keys(self, items: Array) -> Array:
+    def keys(self, items: Array) -> jax.Array:
         """Returns w·tanh(W e + b) [..., 1]."""
         hidden = nn.tanh(nn.Dense(items.shape[-1], kernel_init=_XAVIER, param_dtype=items.dtype, name="hidden")(items))
         return nn.Dense(1, use_bias=False, kernel_init=_XAVIER, param_dtype=items.dtype, name="query")(hidden)
@@ -55,12 +55,12 @@ class SelfAttention(nn.Module):
 class UserAttention(nn.Module):
     """α_k ∝ exp(e_u·tanh(W e_k + b)): the user's own vector is the query."""
 
-    def queries(self, users: Array) -> Array:
+    def queries(self, users: Array) -> jax.Array:
         """Returns the users' vectors [..., D]."""
         return users
 
     @nn.compact
-    def keys(self, items: Array) -> Array:
+    def keys(self, items: Array) -> jax.Array:
         """Returns tanh(W e + b) [..., D]."""
         return nn.tanh(nn.Dense(items.shape[-1], kernel_init=_XAVIER, param_dtype=items.dtype, name="hidden")(items))
 
@@ -159,7 +159,7 @@ class SimpleX(nn.Module):
         left_out: Array | None = None,
         *,
         histories: Interactions | None = None,
-    ) -> Array:
+    ) -> jax.Array:
         """Returns the scores of pairs.
 
         Args:
@@ -184,7 +184,7 @@ class SimpleX(nn.Module):
             if self.needs_histories:  # the pool creates its parameters when it is called
                 self.pool.queries(self.user[:1])
                 self.pool.keys(self.history_item[:1])
-            return jnp.zeros(jnp.broadcast_shapes(jnp.shape(users), jnp.shape(items)))
+            return jnp.zeros(jnp.broadcast_shapes(() if users is None else jnp.shape(users), jnp.shape(items)))
         own, histories = self._of_users(users, histories)
         block = checked_block(items, len(own))
         left_out = block if left_out is None else checked_block(left_out, len(own), "left_out")
@@ -199,20 +199,24 @@ class SimpleX(nn.Module):
         scores = products(u, _looked_up(_unit, self.item, block))
         return scores.reshape(-1) if jnp.ndim(items) == 1 else scores
 
-    def rows(self, users: Array | None, *, histories: Interactions | None = None) -> Array:
+    def rows(self, users: Array | None, *, histories: Interactions | None = None) -> jax.Array:
         """Scores all items for users [B] -> [B, N]; nothing is left out of histories."""
         u = _unit(self._mixed(*self._of_users(users, histories), None))
         return jnp.einsum("bd,nd->bn", u[:, 0], _unit(self.item))
 
-    def _of_users(self, users: Array | None, histories: Interactions | None) -> tuple[Array, Interactions | None]:
+    def _of_users(self, users: Array | None, histories: Interactions | None) -> tuple[jax.Array, Interactions | None]:
         """Returns the users' own vectors [B, D], and their histories, cut to `length`."""
         users, histories = checked_users(self, users, histories)
-        own = jnp.zeros((histories.n_users, self.dim), self.user.dtype) if users is None else lookup(self.user, users)
-        if not self.needs_histories:
+        if users is not None:
+            own = lookup(self.user, users)
+        else:
+            assert histories is not None  # `checked_users` demands them for unseen users
+            own = jnp.zeros((histories.n_users, self.dim), self.user.dtype)
+        if not self.needs_histories or histories is None:
             return own, None
         return own, histories if self.length is None else first_items(histories, self.length)
 
-    def _mixed(self, own: Array, histories: Interactions | None, left_out: Array | None) -> Array:
+    def _mixed(self, own: Array, histories: Interactions | None, left_out: Array | None) -> jax.Array:
         """Returns h [B, 1, D], or [B, n, D] if `left_out` [B or 1, n] has an item for each pair."""
         if histories is None:
             return own[:, None]
@@ -230,14 +234,15 @@ class SimpleX(nn.Module):
             pooled = ((scale[:, None] * sums.numerator) @ self.value)[:, None]
         return self.gate * own[:, None] + (1 - self.gate) * pooled
 
-    def _logits(self, own: Array, pairs: Pairs) -> Array:
+    def _logits(self, own: Array, pairs: Pairs) -> jax.Array:
         """Returns the logits [C] of the pairs."""
         keys = _looked_up(self.pool.keys, self.history_item, pairs.items)
         if keys is None:
             return jnp.zeros(len(pairs.items), own.dtype)
-        return (spread(self.pool.queries(own), pairs.rows) * keys).sum(-1)
+        queries: Any = self.pool.queries(own)  # None only if the keys are
+        return (spread(queries, pairs.rows) * keys).sum(-1)
 
-    def _one_less(self, own, histories, pairs, logits, left_out) -> Array:
+    def _one_less(self, own, histories, pairs, logits, left_out) -> jax.Array:
         """Returns V p [B, n, D] of pairs, each without its own item, from two sums per user.
 
         The term of an item is subtracted from the sum. This is accurate only if a term of about the
@@ -263,7 +268,8 @@ class SimpleX(nn.Module):
         keys = _looked_up(self.pool.keys, self.history_item, left_out)
         logit = jnp.zeros(member.shape, own.dtype)
         if keys is not None:
-            logit = products(self.pool.queries(own)[:, None], keys)
+            queries: Any = self.pool.queries(own)  # None only if the keys are
+            logit = products(queries[:, None], keys)
         shift, count = sums.shift[:, None], pairs.degrees[:, None]
         term = jnp.exp(jnp.where(is_other, logit - shift, -jnp.inf))
         less = _Sums(sums.numerator, sums.total[:, None] - term, shift)
@@ -274,7 +280,7 @@ class SimpleX(nn.Module):
         pooled += jnp.where(is_top, top_scale, 0)[..., None] * (rest.numerator @ self.value)[:, None]
         return pooled - (scale * term)[..., None] * _looked_up(lambda e: e @ self.value, self.history_item, left_out)
 
-    def _scale(self, sums: _Sums, count: Array) -> Array:
+    def _scale(self, sums: _Sums, count: Array) -> jax.Array:
         """Returns the factor [...] from the numerator to p, 0 for an empty history.
 
         `count` [...] is the number of items, which `papers.mml.ReleasedSimpleX` needs.
@@ -309,18 +315,18 @@ def _with_term(sums: _Sums, logit: Array, vectors: Array, where: Array) -> _Sums
     return _Sums(numerator, kept * sums.total + weight, shift)
 
 
-def _segment_max(pairs: Pairs, values: Array, where: Array) -> Array:
+def _segment_max(pairs: Pairs, values: Array, where: Array) -> jax.Array:
     """Returns the largest of the values [C] of each user [B]; −inf if there is none."""
     values = jnp.where(where, values, -jnp.inf)
     return jax.ops.segment_max(values, pairs.rows, len(pairs.users), indices_are_sorted=True)
 
 
-def _finite(shift: Array) -> Array:
+def _finite(shift: Array) -> jax.Array:
     """Returns the shift of exponents, 0 for an empty history."""
     return jnp.where(jnp.isfinite(shift), shift, 0)
 
 
-def _looked_up(fn: Callable[[Array], Array | None], table: Array, ids: Array) -> Array | None:
+def _looked_up(fn: Callable[[Array], Any], table: Array, ids: Array) -> Any:
     """Returns `fn(table)[ids]`, computed from the table or from the rows, whichever are fewer."""
     if ids.size <= table.shape[0]:
         return fn(lookup(table, ids))

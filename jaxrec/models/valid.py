@@ -121,12 +121,12 @@ class VALID(HistoryModel):
         self.head = self.param("head", _XAVIER, (self.width, 2 * self.dim))
         self.head_bias = self.param("head_bias", nn.initializers.zeros, (2 * self.dim,))
 
-    def rows(self, users: Array | None, *, histories: Interactions | None = None) -> Array:
+    def rows(self, users: Array | None, *, histories: Interactions | None = None) -> jax.Array:
         """Scores all items for users [B] -> [B, N], without noise."""
         table = _unit(self.item)
         return _mixture.scores(*self._both(self._encoded(self._pairs(users, histories), table)), table)
 
-    def bound(self, users: Array | None, *, histories: Interactions | None = None) -> tuple[Array, Array]:
+    def bound(self, users: Array | None, *, histories: Interactions | None = None) -> tuple[jax.Array, jax.Array]:
         """Returns the two terms of the negative evidence lower bound of users [B].
 
         There is noise if `apply` gets a key for it.
@@ -149,7 +149,7 @@ class VALID(HistoryModel):
         """
         return self._encoded(self._pairs(users, histories, self._key()), _unit(self.item))
 
-    def prototypes(self, users: Array | None, *, histories: Interactions | None = None) -> Array:
+    def prototypes(self, users: Array | None, *, histories: Interactions | None = None) -> jax.Array:
         """Returns the prototypes [R, B, K, D] by which each block groups the items of users [B].
 
         They are unit vectors, computed without noise.
@@ -163,14 +163,14 @@ class VALID(HistoryModel):
 
     # ------------------------------------------------------------------ the parts of a pass
 
-    def _of_pairs(self, pairs: Pairs, items: Array) -> Array:
+    def _of_pairs(self, pairs: Pairs, items: Array) -> jax.Array:
         """Returns log-probabilities up to a constant of the user."""
         table, none = _unit(self.item), [None] * self.n_interests
         h, queries = table[items], self._both(self._encoded(pairs, table))
         before, after = (_mixture.log_sum(list(jnp.einsum("...kd,...nd->k...n", q, h)), none)[0] for q in queries)
         return after - before
 
-    def _both(self, found: Posterior) -> tuple[Array, Array]:
+    def _both(self, found: Posterior) -> tuple[jax.Array, jax.Array]:
         """Returns q1 [B or 1, K, D] and q2 [B, K, D] of `_mixture`."""
         q1 = found.prototypes / self.temperature
         return q1, q1 + found.interests / self.decoder_temperature
@@ -191,7 +191,7 @@ class VALID(HistoryModel):
             z += self.deviation * jnp.exp(log_variance / 2) * pairs.normal(z.shape[1:], draw=0).astype(z.dtype)
         return Posterior(x, mean, log_variance, _unit(z))
 
-    def _log_variance(self, output: Array) -> Array:
+    def _log_variance(self, output: Array) -> jax.Array:
         """Returns lv from the second half of the head's output."""
         return -output
 
@@ -203,17 +203,17 @@ class VALID(HistoryModel):
         key = None if pairs.key is None else jax.random.fold_in(pairs.key, 2 * number - 1)
         return Noise(key, jnp.zeros(1, jnp.int32) if number == 1 else pairs.users)
 
-    def _grouped(self, x: Array, pairs: Pairs, table: Array, number: int) -> Array:
+    def _grouped(self, x: Array, pairs: Pairs, table: Array, number: int) -> jax.Array:
         """Returns A [C, K] of block `number`."""
         factors = _mixture.odds_at(self._noise(pairs, number), pairs, self.n_interests)
         logits = _mixture.logits_at(x / self.temperature, pairs, table[pairs.items])
         return jnp.stack(_mixture.log_sum(logits, factors)[1], axis=-1)
 
-    def _weights(self, shares: Array, pairs: Pairs, number: int) -> Array:
+    def _weights(self, shares: Array, pairs: Pairs, number: int) -> jax.Array:
         """Returns w [C, K] from A [C, K]."""
         return pairs.dropped(pairs.normalised(shares), self.dropout, draw=2 * number)
 
-    def _updated(self, x: Array, pairs: Pairs, table: Array, number: int) -> Array:
+    def _updated(self, x: Array, pairs: Pairs, table: Array, number: int) -> jax.Array:
         """Returns the prototypes after block `number`."""
         w = self._weights(self._grouped(x, pairs, table, number), pairs, number)
         x = _unit(pairs.weighted(w, table[pairs.items]))
@@ -241,7 +241,7 @@ class MacridVAE(VALID):
         super().__post_init__()
 
 
-def collapse(prototypes: Array) -> Array:
+def collapse(prototypes: Array) -> jax.Array:
     """Returns the mean cosine between different prototypes, [..., K, D] -> [...].
 
     It is 1 if all interests of a user are the same.

@@ -105,7 +105,7 @@ def hypergradient(
     tx: optax.GradientTransformation | Step,
     valid_value: Value | None = None,
     **options: Any,
-) -> tuple[Array, Any]:
+) -> tuple[jax.Array, Any]:
     """Computes the validation loss l_V of Θ̄(Λ), without any penalty, and its gradient in Λ.
 
     For gradient descent with learning rate η, the gradient is −2 η Θ ⊙ ∂l_V/∂Θ̄, summed over the
@@ -135,7 +135,7 @@ def hypergradient(
     (1.0, -0.8)
     """
 
-    def after(lambdas: Any) -> Array:
+    def after(lambdas: Any) -> jax.Array:
         ahead = lookahead(lambdas, params, opt_state, batch, value=value, tx=tx, **options)
         return (valid_value or value)(ahead, valid_batch)
 
@@ -189,7 +189,7 @@ class AlternatingState(NamedTuple):
     opt_state: Any
     lambdas: Any
     lambda_state: Any
-    count: Array
+    count: Array  # type: ignore[assignment]  # hides the method `count` of tuples, as in optax's states
 
 
 def alternate(
@@ -237,8 +237,14 @@ def alternate(
     if scope not in ("full", "exact"):
         raise ValueError(f"scope={scope!r}; give 'full' or 'exact'")
     every, steps = integer("every", every), integer("steps", steps)
-    ahead = {"steps": steps, "first_order": first_order, "shared": tuple(shared)}
-    how = {"tx": tx, "lambda_tx": lambda_tx, "draws": draws, "simulated": simulated or tx, "scope": scope}
+    ahead: dict[str, Any] = {"steps": steps, "first_order": first_order, "shared": tuple(shared)}
+    how: dict[str, Any] = {
+        "tx": tx,
+        "lambda_tx": lambda_tx,
+        "draws": draws,
+        "simulated": simulated or tx,
+        "scope": scope,
+    }
     init = partial(_init, tx=tx, lambda_tx=lambda_tx, start=start, check=simulated is None)
     return Step(init, partial(_alternated, every=every, ahead=ahead, **how))
 
@@ -253,23 +259,28 @@ def _init(params, *, tx, lambda_tx, start, check):
 
 def _alternated(
     value_fn: ValueFn, params, state, key, batch, *, tx, lambda_tx, draws, simulated, scope, every, ahead
-) -> tuple[Array, Any, AlternatingState]:
+) -> tuple[jax.Array, Any, AlternatingState]:
     """Makes one step of Θ and, if it is due, one of Λ."""
     draw, lambdas, lambda_state = draws(key, batch), state.lambdas, state.lambda_state
 
-    def penalised(params: Any, key: Key, batch: Any) -> Array:
+    def penalised(params: Any, key: Key, batch: Any) -> jax.Array:
         return value_fn(params, key, batch) + penalty(lambdas, params, draw.rows, shared=ahead["shared"])
 
     loss, params, opt_state = as_step(tx).step(penalised, params, state.opt_state, key, batch)
 
-    def value(params: Any, drawn: Any, objective: Any = None) -> Array:
-        return value_fn(params, *drawn, objective)
+    def value(params: Any, drawn: Any, objective: Any = None) -> jax.Array:
+        key, batch = drawn
+        return value_fn(params, key, batch, objective)
 
     def learned(lambdas: Any, lambda_state: Any) -> tuple[Any, Any]:
         rows = draw.ahead_rows if scope == "exact" else None
-        functions = {"value": value, "valid_value": partial(value, objective=draw.valid_objective), "tx": simulated}
-        known = lambdas, params, opt_state, draw.ahead, draw.valid
-        _, slopes = hypergradient(*known, rows=rows, **functions, **ahead)
+        functions: dict[str, Any] = {
+            "value": value,
+            "valid_value": partial(value, objective=draw.valid_objective),
+            "tx": simulated,
+        }
+        options = functions | ahead | {"rows": rows}
+        _, slopes = hypergradient(lambdas, params, opt_state, draw.ahead, draw.valid, **options)
         updates, lambda_state = lambda_tx.update(slopes, lambda_state, lambdas)
         return optax.projections.projection_non_negative(optax.apply_updates(lambdas, updates)), lambda_state
 
@@ -287,7 +298,7 @@ def _check_smooth(tx: optax.GradientTransformation, params: Any) -> None:
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
         return
 
-    def moved(by: Array) -> Array:
+    def moved(by: Array) -> jax.Array:
         gradients = jax.tree.map(lambda leaf: jnp.zeros_like(leaf) + by.astype(leaf.dtype), params)
         return sum(leaf.sum() for leaf in jax.tree.leaves(tx.update(gradients, tx.init(params), params)[0]))
 

@@ -56,7 +56,7 @@ def calibrate(*, axis: int = -1) -> optax.GradientTransformation:
     [-0.24 -0.32]
     """
 
-    def scaled(gradient: Array, point: Array) -> Array:
+    def scaled(gradient: Array, point: Array) -> jax.Array:
         norm = _norm(gradient, axis)
         return (1 + _dot(point, gradient, axis) / jnp.where(norm > 0, norm, 1)) * gradient
 
@@ -81,7 +81,7 @@ def tangent(*, axis: int = -1) -> optax.GradientTransformation:
     return _at_points(lambda gradient, point: _along_sphere(gradient, point, axis), partial(_check_unit, axis=axis))
 
 
-def normalisation(point: Array, step: Array, *, axis: int = -1) -> Array:
+def normalisation(point: Array, step: Array, *, axis: int = -1) -> jax.Array:
     """Computes the retraction R_x(z) = (x + z) / |x + z| of MARS (Tan et al. 2021, eq. 21).
 
     Args:
@@ -95,7 +95,7 @@ def normalisation(point: Array, step: Array, *, axis: int = -1) -> Array:
     return _unit(point + step, axis)
 
 
-def exponential(point: Array, step: Array, *, axis: int = -1) -> Array:
+def exponential(point: Array, step: Array, *, axis: int = -1) -> jax.Array:
     """Computes the exponential map exp_x(z) = cos|z| x + sin|z| z/|z| (Tan et al. 2021, eq. 20).
 
     It moves a distance of |z| along the great circle, where `normalisation` moves arctan |z|. The
@@ -133,7 +133,7 @@ def retract_to_sphere(method: Retraction = normalisation, *, axis: int = -1) -> 
     [[0.8, 0.6], [0.0, 1.0]]
     """
 
-    def change(step: Array, point: Array) -> Array:
+    def change(step: Array, point: Array) -> jax.Array:
         return jnp.where((step != 0).any(axis, keepdims=True), method(point, step, axis=axis) - point, 0)
 
     return _at_points(change, partial(_check_unit, axis=axis))
@@ -162,7 +162,7 @@ def project_to_ball(radius: Scalar = 1.0, *, axis: int = -1) -> optax.GradientTr
     """
     number("radius", radius, above=0)
 
-    def change(step: Array, point: Array) -> Array:
+    def change(step: Array, point: Array) -> jax.Array:
         moved, limit = point + step, jnp.asarray(radius, point.dtype)
         norm = _norm(moved, axis)
         # Rounding may put a row of the boundary slightly outside: an update of 0 must not move it.
@@ -284,13 +284,13 @@ def _scale_by_moments(b1: float, b2: float, eps: float, axis: int) -> optax.Grad
     def update(gradients: Any, state: RiemannianAdamState, params: Any = None) -> tuple[Any, RiemannianAdamState]:
         moving = jax.tree.map(lambda g: (g != 0).any(axis, keepdims=True), gradients)
 
-        def first(g: Array, x: Array, old: Array, move: Array) -> Array:
+        def first(g: Array, x: Array, old: Array, move: Array) -> jax.Array:
             return jnp.where(move, b1 * _along_sphere(old, x, axis) + (1 - b1) * g, old)
 
-        def second(g: Array, old: Array, move: Array) -> Array:
+        def second(g: Array, old: Array, move: Array) -> jax.Array:
             return jnp.where(move, b2 * old + (1 - b2) * _dot(g, g, axis), old)
 
-        def direction(mu: Array, nu: Array, count: Array, move: Array) -> Array:
+        def direction(mu: Array, nu: Array, count: Array, move: Array) -> jax.Array:
             time = jnp.maximum(count, 1).astype(nu.dtype)
             return jnp.where(move, mu / (1 - b1**time) / (_root(nu / (1 - b2**time)) + eps), 0)
 
@@ -312,7 +312,7 @@ def _at_points(
         check: function that `init` calls with the parameters, to raise an error for wrong ones.
     """
 
-    def checked(update: Array, point: Array) -> Array:
+    def checked(update: Array, point: Array) -> jax.Array:
         chex.assert_equal_shape([update, point])
         return rule(update, point)
 
@@ -348,25 +348,25 @@ def _given(params: Any) -> Any:
     return params
 
 
-def _dot(x: Array, y: Array, axis: int) -> Array:
+def _dot(x: Array, y: Array, axis: int) -> jax.Array:
     return (x * y).sum(axis, keepdims=True)
 
 
-def _root(x: Array) -> Array:
+def _root(x: Array) -> jax.Array:
     """Computes √x, with gradient 0 at 0."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
 
 
-def _norm(x: Array, axis: int) -> Array:
+def _norm(x: Array, axis: int) -> jax.Array:
     return _root(_dot(x, x, axis))
 
 
-def _unit(x: Array, axis: int) -> Array:
+def _unit(x: Array, axis: int) -> jax.Array:
     norm = _norm(x, axis)
     return x / jnp.where(norm > 0, norm, 1)
 
 
-def _along_sphere(vector: Array, point: Array, axis: int) -> Array:
+def _along_sphere(vector: Array, point: Array, axis: int) -> jax.Array:
     """Projects a vector on the tangent space at a point of the sphere."""
     return vector - _dot(point, vector, axis) * point

@@ -63,7 +63,7 @@ class AdamState(NamedTuple):
         nu: second moments, each row as of its step `last`.
     """
 
-    count: Array
+    count: Array  # type: ignore[assignment]  # hides the method `count` of tuples, as in optax's states
     last: Any
     mu: Any
     nu: Any
@@ -104,7 +104,7 @@ def _adam_init(params: Any) -> AdamState:
     return AdamState(jnp.zeros((), jnp.int32), last, mu, nu)
 
 
-def _zeros(table: Array) -> Array:
+def _zeros(table: Array) -> jax.Array:
     """Returns moments of a table. Those of half precision are float32, where b2 = .999 is not 1."""
     return accumulated(jnp.zeros_like(table))
 
@@ -133,14 +133,14 @@ def _adam(value_fn, params, state, key, batch, *, learning_rate, b1, b2, eps):
     return loss, params, AdamState(step, last, mu, nu)
 
 
-def _power(rate: float, age: Array, dtype: Any) -> Array:
+def _power(rate: float, age: Array, dtype: Any) -> jax.Array:
     """Computes rateᵃᵍᵉ by an exponential, which vectorises on CPU, unlike a power."""
     age = age.astype(dtype)
     # A rate of 0 has the logarithm −inf, and 0 · −inf is NaN.
     return jnp.where(age == 0, 1, jnp.exp(age * jnp.log(jnp.asarray(rate, dtype))))
 
 
-def _by_row(factor: Array, rows: Array) -> Array:
+def _by_row(factor: Array, rows: Array) -> jax.Array:
     """Multiplies each row of [R, ...] by its factor [R]."""
     return factor.reshape(factor.shape + (1,) * (rows.ndim - factor.ndim)) * rows
 
@@ -229,7 +229,7 @@ def lazy_sgd(learning_rate: Scalar) -> Step:
 class _Moments(NamedTuple):
     """State of `_scale_by_adam`: the number of steps, and both moments, [rows, 2, ...]."""
 
-    count: Array
+    count: Array  # type: ignore[assignment]  # as in `AdamState`
     moments: Any
 
 
@@ -250,14 +250,14 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
         del params
         count = state.count + 1
 
-        def new(gradient: Array, old: Array) -> Array:
+        def new(gradient: Array, old: Array) -> jax.Array:
             place, gradient = axis(gradient), jnp.expand_dims(gradient, axis(gradient)).astype(old.dtype)
             shape = [2 if at == place else 1 for at in range(old.ndim)]
             decay, second = jnp.array([b1, b2], old.dtype).reshape(shape), (jnp.arange(2) == 1).reshape(shape)
             # Select the second moment's factor by `where`: a concatenation is a slow loop on CPU.
             return decay * old + (1 - decay) * gradient * jnp.where(second, gradient, 1)
 
-        def direction(gradient: Array, moments: Array) -> Array:
+        def direction(gradient: Array, moments: Array) -> jax.Array:
             mu, nu = jnp.moveaxis(moments, axis(gradient), 0)
             time = count.astype(mu.dtype)
             step = mu / (1 - b1**time) / (jnp.sqrt(nu / (1 - b2**time)) + eps)
@@ -275,14 +275,14 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
 class _Whole:
     """A parameter that is treated as a whole."""
 
-    def take(self, table: Array) -> Array:
+    def take(self, table: Array) -> jax.Array:
         return table
 
-    def put(self, table: Array, rows: Array) -> Array:
+    def put(self, table: Array, rows: Array) -> jax.Array:
         del table
         return rows
 
-    def moved(self, table: Array, update: Array) -> Array:
+    def moved(self, table: Array, update: Array) -> jax.Array:
         return table + update
 
 
@@ -296,21 +296,21 @@ class _Places:
         # Other occurrences get targets past the end, which a scatter drops: all targets are unique.
         self.target = jnp.where(self.slot == order, ids, size + order)
 
-    def take(self, table: Array) -> Array:
+    def take(self, table: Array) -> jax.Array:
         return lookup_again(table, self.ids)
 
-    def put(self, table: Array, rows: Array) -> Array:
-        return table.at[self.target].set(rows, mode="drop", unique_indices=True)
+    def put(self, table: Array, rows: Array) -> jax.Array:
+        return jnp.asarray(table).at[self.target].set(rows, mode="drop", unique_indices=True)
 
-    def moved(self, table: Array, updates: Array) -> Array:
-        return table.at[self.target].add(updates, mode="drop", unique_indices=True)
+    def moved(self, table: Array, updates: Array) -> jax.Array:
+        return jnp.asarray(table).at[self.target].add(updates, mode="drop", unique_indices=True)
 
-    def summed(self, values: Array) -> Array:
+    def summed(self, values: Array) -> jax.Array:
         """Adds up the gradients of each id at its last occurrence."""
         return jnp.zeros_like(values).at[self.slot].add(values)
 
 
-def _place_of(slope: Array | Rows) -> tuple[_Whole | _Places, Array]:
+def _place_of(slope: Array | Rows) -> tuple[_Whole | _Places, jax.Array]:
     """Returns the rows of a gradient, and its values there."""
     if not isinstance(slope, Rows):
         return _Whole(), slope

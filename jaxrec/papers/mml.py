@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
+import jax
 import jax.numpy as jnp
 
 from jaxrec.models import SimpleX
@@ -65,10 +66,10 @@ class ReleasedSimpleX(SimpleX):
             raise ValueError("length=None; give the number of places to which the released code pads histories")
         super().__post_init__()
 
-    def _scale(self, sums: _Sums, count: Array) -> Array:
+    def _scale(self, sums: _Sums, count: Array) -> jax.Array:
         if self.pool.queries(self.user[:1]) is None:
             return super()._scale(sums, count)
-        pads = jnp.maximum(self.length - count, 0).astype(sums.total.dtype)
+        pads = jnp.maximum((self.length or 0) - count, 0).astype(sums.total.dtype)
         # Adds the padded terms exp(0 − shift), without overflow for a large negative shift.
         factor = jnp.where(pads > 0, jnp.exp(jnp.minimum(sums.shift, 0)), 1)
         total = factor * sums.total + pads * jnp.exp(-jnp.maximum(sums.shift, 0))

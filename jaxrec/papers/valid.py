@@ -21,6 +21,7 @@ vectors and normalise their result, the encoder has biases, and KL leaves out th
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 from jaxrec.models import MacridVAE
@@ -38,9 +39,9 @@ class RecBoleMacridVAE(MacridVAE):
     1
     """
 
-    def _log_variance(self, output: Array) -> Array:
+    def _log_variance(self, output: Array) -> jax.Array:
         return output
 
-    def _weights(self, shares: Array, pairs: Pairs, number: int) -> Array:
+    def _weights(self, shares: Array, pairs: Pairs, number: int) -> jax.Array:
         row = pairs.normalised(jnp.ones_like(shares[:, :1]))
         return pairs.dropped(row, self.dropout, draw=2 * number) * shares

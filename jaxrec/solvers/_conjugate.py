@@ -82,7 +82,7 @@ def conjugate(
     return dot(x, basis.T), dot(sides + residual, basis.T)
 
 
-def scores(matrix: Interactions, rows: Array, columns: Array) -> Array:
+def scores(matrix: Interactions, rows: Array, columns: Array) -> jax.Array:
     """Returns r times the score, for each pair [nnz]."""
     found = along_pairs(matrix, rows, columns)
     return found if matrix.weights is None else jnp.asarray(matrix.weights, found.dtype) * found

@@ -32,7 +32,7 @@ def check_numbers(**given: Scalar) -> None:
 
 
 @where_they_lie
-def objective_of(variables: Variables, train: Interactions, weighting: Weighting) -> Array:
+def objective_of(variables: Variables, train: Interactions, weighting: Weighting) -> jax.Array:
     """Computes the objective [] of given factors."""
     check_interactions(train=train)
     check_weights(train=train)
@@ -66,7 +66,7 @@ def _of_pairs(params: Factors, pairs: tuple[Array, ...], totals: tuple[Array, Ar
 
 
 @where_they_lie
-def fold_in_of(variables: Variables, histories: Interactions, weighting: Weighting) -> Array:
+def fold_in_of(variables: Variables, histories: Interactions, weighting: Weighting) -> jax.Array:
     """Computes the exact vectors [B, K] of the users with these histories."""
     check_interactions(histories=histories)
     check_weights(histories=histories)

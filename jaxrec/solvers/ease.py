@@ -108,7 +108,7 @@ def explain(variables: Variables, histories: Interactions, items: ArrayLike) -> 
 
 
 @jax.jit
-def on_accelerator(table: Array) -> Array:
+def on_accelerator(table: Array) -> jax.Array:
     """Returns B float32 [N, N] for XᵀX + λI, NaN if that is not positive definite."""
     factor = jnp.linalg.cholesky(table)
     inverse = jax.scipy.linalg.cho_solve((factor, True), jnp.eye(len(table), dtype=table.dtype))

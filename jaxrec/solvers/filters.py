@@ -268,17 +268,19 @@ def fit(
     p, q = _coefficients("polynomial", polynomial), _coefficients("low_pass_polynomial", low_pass_polynomial)
     graph = _graph(train, normalization)
     if (rank or dim) and spectrum is None:
-        spectrum = decompose(train, dim=max(rank, dim), key=key, normalization=normalization, tolerance=tolerance)
-    elif rank or dim:
+        check_key(key)
+        known: Any = key
+        spectrum = decompose(train, dim=max(rank, dim), key=known, normalization=normalization, tolerance=tolerance)
+    elif spectrum is not None and (rank or dim):
         _check_spectrum(spectrum, train, max(rank, dim), normalization)
     degrees = np.maximum(train.item_degrees, 1.0)  # an item without users keeps its row of P, which is 0
     around, around_low_pass = (jnp.asarray(degrees**power, float) for power in (scale, low_pass_scale))
     tables = []
-    if dim:
+    if dim and spectrum is not None:
         vectors = spectrum.item[:, :dim]
         decoder = filtered(*graph, jnp.asarray(weight * q, vectors.dtype), around_low_pass[:, None] * vectors)
         tables.append((vectors / around_low_pass[:, None], decoder))
-    if rank:
+    if rank and spectrum is not None:
         vectors, squares = spectrum.item[:, :rank], np.asarray(spectrum.squares[:rank], np.float64)
         line = _line(p, squares[-1])
         gains = jnp.asarray(chebval(2 * squares - 1, p) - chebval(2 * squares - 1, line), vectors.dtype)
@@ -336,7 +338,7 @@ def _leading(by_user: Interactions, by_item: Interactions, start: Array, toleran
 filtered = jax.jit(polynomial_of)
 
 
-def _joined(tables: Sequence[tuple[Array, Array]], n_items: int, shared: bool) -> tuple[Array, Array]:
+def _joined(tables: Sequence[tuple[Array, Array]], n_items: int, shared: bool) -> tuple[jax.Array, jax.Array]:
     """Returns the tables E and F of the sum of terms x E Fᵀ.
 
     If the terms have the same E, up to its width, F is the sum of their F.
@@ -345,7 +347,7 @@ def _joined(tables: Sequence[tuple[Array, Array]], n_items: int, shared: bool) -
         return jnp.zeros((n_items, 0)), jnp.zeros((n_items, 0))
     if len(tables) == 2 and shared:
         (_, narrow), (encoder, wide) = sorted(tables, key=lambda table: table[0].shape[1])
-        return encoder, wide.at[:, : narrow.shape[1]].add(narrow)
+        return encoder, jnp.asarray(wide).at[:, : narrow.shape[1]].add(narrow)
     encoders, decoders = zip(*tables)
     return jnp.concatenate(encoders, axis=1), jnp.concatenate(decoders, axis=1)
 

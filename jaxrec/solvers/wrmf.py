@@ -11,8 +11,9 @@ The library `implicit` uses the confidence `alpha`·r for observed pairs, where 
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Any, Unpack
 
+import jax
 from jax.sharding import Mesh
 
 from jaxrec._log import Log
@@ -62,17 +63,24 @@ def fit(
     """
     dim = check_input(train, dim, regularization=regularization, alpha=alpha, scale=scale)
     weighting = Weighting(1.0, alpha, 1.0, regularization, 0.0)
-    how = {"solver": solver, "scale": scale, "balance": balance, "mesh": mesh, "sweeps": sweeps, "tolerance": tolerance}
+    how: dict[str, Any] = {
+        "solver": solver,
+        "scale": scale,
+        "balance": balance,
+        "mesh": mesh,
+        "sweeps": sweeps,
+        "tolerance": tolerance,
+    }
     return alternate(train, weighting, dim=dim, key=key, loop=loop, **how)
 
 
-def objective(variables: Variables, train: Interactions, *, regularization: float, alpha: float) -> Array:
+def objective(variables: Variables, train: Interactions, *, regularization: float, alpha: float) -> jax.Array:
     """Computes the objective of `fit` for given factors []; see `ials.objective`."""
     check_numbers(regularization=regularization, alpha=alpha)
     return objective_of(variables, train, Weighting(1.0, alpha, 1.0, regularization, 0.0))
 
 
-def fold_in(variables: Variables, histories: Interactions, *, regularization: float, alpha: float) -> Array:
+def fold_in(variables: Variables, histories: Interactions, *, regularization: float, alpha: float) -> jax.Array:
     """Computes the vectors [B, K] of new users; `variables` must come from `fit`.
 
     See `ials.fold_in`.

@@ -48,8 +48,8 @@ def check_bound(functions: tuple, train: Interactions) -> None:
     models = [value for _, name, value in found if name == "model"]
     sizes = {}
     for axis in ("n_users", "n_items"):
-        most = [size for model in models if (size := as_integer(getattr(model, axis, None))) is not None]
-        sizes[axis] = getattr(train, axis), max(most, default=getattr(train, axis))
+        own = [size for model in models if (size := as_integer(getattr(model, axis, None))) is not None]
+        sizes[axis] = getattr(train, axis), max(own, default=getattr(train, axis))
     for function, name, value in found:
         module = str(getattr(function, "__module__", ""))
         if not module.startswith("jaxrec."):
@@ -59,8 +59,9 @@ def check_bound(functions: tuple, train: Interactions) -> None:
                 f"sample={value!r:.80} of {function.__name__}; give a function, such as functools.partial("
                 "jaxrec.sampling.uniform, n_items=..., n=...)"
             )
-        if name == "n_items" and as_integer(value) is not None:
-            has = {"n_items": as_integer(value)}
+        has: dict[str, int]
+        if name == "n_items" and (n_items := as_integer(value)) is not None:
+            has = {"n_items": n_items}
         elif name in ("seen", "train", "valid") and isinstance(value, Interactions):
             has = {"n_users": value.n_users, "n_items": value.n_items}
             if name != "seen":
@@ -98,7 +99,8 @@ def check_optimizer(state: Any, tx: Any) -> None:
         expected = jax.eval_shape(tx.init, jax.tree.map(form, state.variables["params"]))
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
         return
-    if jax.tree.structure(expected) != jax.tree.structure(state.opt_state):
+    forms: list[Any] = [jax.tree.structure(tree) for tree in (expected, state.opt_state)]
+    if forms[0] != forms[1]:
         raise ValueError("state.opt_state belongs to another optimiser than tx; pass fit the same tx as init")
     leaves = zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(state.opt_state))
     for (path, like), leaf in leaves:

@@ -164,7 +164,7 @@ class Checkpoint:
             raise ValueError(
                 f"{self.folder} holds another run, with {'; '.join(differing)}; give each run its own folder"
             )
-        epoch, checksum = run.start
+        epoch, checksum = run.start or (run.epoch, "")
         first, written = facts["start"]
         if epoch < first or epoch > step or (epoch == first and checksum != written):
             raise ValueError(
@@ -228,7 +228,7 @@ def _arrays(
     import orbax.checkpoint as ocp
 
     def form(name: str, dtype: str, shape: Sequence[int]) -> Any:
-        given = like.get(name)
+        given: Any = like.get(name)
         if is_shared(given) and given.shape == tuple(shape):
             return jax.ShapeDtypeStruct(shape, dtype, sharding=given.sharding)
         return np.zeros(shape, dtype)
@@ -283,7 +283,7 @@ def _from_named(arrays: Mapping[str, np.ndarray | jax.Array], like: Any, prefix:
     def leaf(path: Any, template: Any) -> Any:
         value = arrays[prefix + jax.tree_util.keystr(path)]
         if _is_key(template):
-            return jax.random.wrap_key_data(value, impl=jax.random.key_impl(template))
+            return jax.random.wrap_key_data(jax.numpy.asarray(value), impl=jax.random.key_impl(template))
         # `placed_like` puts it on the mesh; `asarray` would first put all of it on one device.
         on_mesh = isinstance(getattr(template, "sharding", None), NamedSharding)
         return value if on_mesh else jax.numpy.asarray(value)

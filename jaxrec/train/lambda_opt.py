@@ -70,7 +70,7 @@ def draws(
     check_interactions(**{name: pairs for name, pairs in given.items() if not isinstance(pairs, Groups)})
     if len(valid.items if isinstance(valid, Groups) else valid.indices) == 0:
         raise ValueError("valid has no pairs; the coefficients are learned from them")
-    rows = partial(penalised_rows, objective=objective) if rows is None else rows
+    rows_of: RowsOf = partial(penalised_rows, objective=objective) if rows is None else rows
     size = len(batch.users)
     # fold_in(key, 0) and fold_in(key, 1) may be the keys that the objective gets from split(key).
     ahead_key, valid_key = jax.random.split(jax.random.fold_in(key, 2))
@@ -78,7 +78,7 @@ def draws(
     def penalised(key: Key) -> tuple[Any, Any]:
         pair_key, own_key = jax.random.split(key)
         now = own_key, _pairs(pair_key, train, size)
-        return now, rows(*now)
+        return now, rows_of(*now)
 
     if steps is None or steps == 1:
         ahead, ahead_rows = penalised(ahead_key)
@@ -86,7 +86,7 @@ def draws(
         ahead, ahead_rows = jax.vmap(penalised)(jax.random.split(ahead_key, steps))
     pair_key, own_key = jax.random.split(valid_key)
     validation = own_key, _pairs(pair_key, valid, size)
-    return lambda_opt.Draw(rows(key, batch), ahead, ahead_rows, validation, valid_objective)
+    return lambda_opt.Draw(rows_of(key, batch), ahead, ahead_rows, validation, valid_objective)
 
 
 def penalised_rows(key: Key, batch: Batch, *, objective: Objective) -> dict[str, tuple[Array, Array]]:
@@ -114,6 +114,7 @@ def penalised_rows(key: Key, batch: Batch, *, objective: Objective) -> dict[str,
             "to penalise; pass rows="
         )
     ((function, options),) = found
+    weights: Array | None
     users, items, where, weights = batch.users[:, 0], batch.items, batch.where, batch.weights
     sample_key, positive_key = jax.random.split(key)
     if function is mars.objective:  # it takes positives one by one, and may draw others
@@ -121,7 +122,8 @@ def penalised_rows(key: Key, batch: Batch, *, objective: Objective) -> dict[str,
         if options.get("positives") is not None:
             users, items = options["positives"](positive_key, users.shape)
             weights = None
-        items, where, weights = (x if x is None else x[:, None] for x in (items, where, weights))
+        items, where = items[:, None], where[:, None]
+        weights = None if weights is None else weights[:, None]
     negatives = options["sample"](sample_key, users)
     share = jnp.where(where, 1.0 if weights is None else weights, 0.0)
     if function not in (mars.objective, ultragcn.objective):

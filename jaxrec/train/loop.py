@@ -27,7 +27,7 @@ from jaxrec.optim.step import Step, as_step
 from jaxrec.train._checks import check_bound, check_covers, check_optimizer, check_state, check_transformation
 from jaxrec.train.examples import Examples, singles
 from jaxrec.train.stream import Stream, as_stream
-from jaxrec.typing import Array, Key, Objective, Variables
+from jaxrec.typing import Array, Key, Objective, Validate, Variables
 
 
 class State(NamedTuple):
@@ -88,7 +88,7 @@ def fit(
     epochs: int,
     batch_size: int = 1024,
     examples: Callable[[Interactions], Examples | Stream] = singles,
-    validate: Callable[[Variables], Mapping[str, float]] | None = None,
+    validate: Validate | None = None,
     every: int = 1,
     stopping: EarlyStopping | None = None,
     checkpoint: Saver | None = None,
@@ -225,18 +225,24 @@ def _advance(
     number: int,
 ) -> tuple[State, dict[str, float]]:
     """Runs one epoch on the device; raises `NotFinite` if a loss or a parameter is not finite."""
-    how = {"static": compiled.current(), "batch_size": batch_size, "n_blocks": data.n_blocks, "places": places}
-    new, values, finite = state, [], []
+    how: dict[str, Any] = {
+        "static": compiled.current(),
+        "batch_size": batch_size,
+        "n_blocks": data.n_blocks,
+        "places": places,
+    }
+    new, finite = state, []
+    parts: list[Any] = []
     for place, block in enumerate(data.blocks(state.key, state.epoch)):
         new, losses, fine = _epoch(new, arrays, block, np.int32(place), **how)
-        values.append(losses)
+        parts.append(losses)
         finite.append(fine)
         # JAX returns before a block is done. `blocks` reads the next one meanwhile, but none after it.
         if place and not bool(finite[-2]):
             break
-    if len(values) != data.n_blocks and all(map(bool, finite)):
-        raise ValueError(f"the stream gave {len(values)} blocks in epoch {number}, but its n_blocks is {data.n_blocks}")
-    values, steps = np.concatenate(values), data.n_blocks * len(losses)
+    if len(parts) != data.n_blocks and all(map(bool, finite)):
+        raise ValueError(f"the stream gave {len(parts)} blocks in epoch {number}, but its n_blocks is {data.n_blocks}")
+    values, steps = np.concatenate(parts), data.n_blocks * len(losses)
     compiled.done()
     if not all(map(bool, finite)):
         raise NotFinite(
@@ -294,7 +300,7 @@ def _epoch(state, arrays, data, place, *, static, batch_size, n_blocks, places=N
     return state, *replicated((values, all_finite(values, state)))
 
 
-def all_finite(values: Array, state: State) -> Array:
+def all_finite(values: Array, state: State) -> jax.Array:
     """Returns whether the losses of an epoch and the parameters after it are finite: bool []."""
     leaves = [values, *jax.tree.leaves(state.variables["params"])]
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
@@ -307,7 +313,7 @@ def epoch(
     data: Examples,
     *,
     batch_size: int,
-) -> tuple[State, Array]:
+) -> tuple[State, jax.Array]:
     """Runs all examples once, in random order.
 
     `fit` jits this function; use it in your own loops under `jit`, `vmap` or `scan`.

@@ -6,6 +6,7 @@ and `models.MAR` can also be trained with any other objective.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
@@ -32,7 +33,9 @@ _PROJECTIONS = frozenset({"user_projection", "item_projection"})
 class Ranking(Protocol):
     """The loss of positives against negatives in terms of facets, such as `push_and_pull`."""
 
-    def __call__(self, theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar) -> Array:
+    def __call__(
+        self, theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar
+    ) -> jax.Array:
         """Returns losses [B].
 
         Takes θ [B, K], users' facets [B, K, D], items' facets [B, 1 + n, K, D] with the positive
@@ -40,7 +43,7 @@ class Ranking(Protocol):
         """
 
 
-def push_and_pull(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar) -> Array:
+def push_and_pull(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar) -> jax.Array:
     """Computes [margin − pos + neg]₊ + pull_weight · (1 − pos) of each row, eq. 8 and 9.
 
     It is a `Ranking`.
@@ -53,7 +56,7 @@ def push_and_pull(theta: Array, u: Array, v: Array, *, score: Score, margin: Arr
     return hinge_and_pull(jnp.einsum("bk,bkd,bnkd->bn", theta, left, right), margin, pull_weight)
 
 
-def hinge_and_pull(scores: Array, margin: Array, pull_weight: Scalar) -> Array:
+def hinge_and_pull(scores: Array, margin: Array, pull_weight: Scalar) -> jax.Array:
     """Computes the loss of `push_and_pull` from scores [B, 1 + n], the positive first."""
     pos, neg = scores[:, 0], scores[:, 1:]
     return losses.hinge(pos, neg, margin=margin[:, None]) + pull_weight * (1 - pos)
@@ -69,7 +72,7 @@ def separation(
     sign: Scalar = 1.0,
     on: Literal["both", "users"] = "both",
     reduction: Literal["mean", "sum", "inside"] = "mean",
-) -> Array:
+) -> jax.Array:
     """Penalises close facets: (1 / α) Σ_{i<j} log(1 + e^(α (s(uⁱ, uʲ) + s(vⁱ, vʲ)))).
 
     s is the score of two facets of the same user or item: the cosine for MARS, eq. 12, and minus
@@ -104,7 +107,7 @@ def separation(
     chex.assert_equal_shape([users, items])
     where = jnp.ones(len(users), bool) if where is None else where
     sides = [jnp.where(where[:, None, None], side, 0) for side in ((users, items) if on == "both" else (users,))]
-    closeness = sign * alpha * sum(_products(*score(side, side)) for side in sides)
+    closeness = jnp.asarray(sign * alpha * sum(_products(*score(side, side)) for side in sides))
     if reduction == "inside":
         closeness = closeness.sum(0, keepdims=True)
     pairs = np.triu(np.ones((users.shape[1],) * 2, bool), 1)
@@ -115,7 +118,7 @@ def separation(
 
 
 @jax.custom_vjp
-def _products(left: Array, right: Array) -> Array:
+def _products(left: Array, right: Array) -> jax.Array:
     """Computes the dot products [B, K, K] of facets [B, K, D] of two sides.
 
     K sums of products are faster on CPU than B products of small matrices.
@@ -123,10 +126,11 @@ def _products(left: Array, right: Array) -> Array:
     return jnp.stack([jnp.einsum("bid,bd->bi", left, right[:, j]) for j in range(right.shape[1])], -1)
 
 
-def _products_backward(sides: tuple[Array, Array], slopes: Array) -> tuple[Array, Array]:
+def _products_backward(sides: tuple[Array, Array], slopes: Array) -> tuple[jax.Array, jax.Array]:
     left, right = sides
-    of_left = sum(slopes[:, :, j, None] * right[:, j, None] for j in range(right.shape[1]))
-    return of_left, sum(slopes[:, i, :, None] * left[:, i, None] for i in range(left.shape[1]))
+    of_left = [slopes[:, :, j, None] * right[:, j, None] for j in range(right.shape[1])]
+    of_right = [slopes[:, i, :, None] * left[:, i, None] for i in range(left.shape[1])]
+    return functools.reduce(jnp.add, of_left), functools.reduce(jnp.add, of_right)
 
 
 _products.defvjp(lambda left, right: (_products(left, right), (left, right)), _products_backward)
@@ -180,7 +184,7 @@ def objective(
     separate: Callable[..., Array] = separation,
     pull_weight: Scalar = 0.1,
     facet_weight: Scalar = 0.01,
-) -> Array:
+) -> jax.Array:
     """Computes the objective of MAR and MARS (eq. 17).
 
     Σ_b ([γ_u − g(u, p) + g(u, q)]₊ + pull_weight · (1 − g(u, p))) + facet_weight · separation
@@ -221,7 +225,7 @@ def objective(
     margin = jnp.asarray(margin, theta.dtype)
     margins = margin[users] if margin.ndim else jnp.broadcast_to(margin, users.shape)
     values = ranking(theta, u, v, score=model.score, margin=margins, pull_weight=pull_weight)
-    values = values if weights is None else weights.astype(values.dtype) * values
+    values = values if weights is None else jnp.asarray(weights, values.dtype) * values
     return jnp.where(where, values, 0).sum() + facet_weight * separate(u, v[:, 0], score=model.score, where=where)
 
 
@@ -257,7 +261,7 @@ def optimizer(
     rules = {"theta": optax.sgd(theta_learning_rate), "facets": step(learning_rate)}
 
     def labels(params: Any) -> Any:
-        names = [getattr(path[-1], "key", None) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        names: list[Any] = [getattr(path[-1], "key", None) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         unknown = set(names) - {"theta", *_FACETS, *_PROJECTIONS}
         if unknown:
             raise ValueError(

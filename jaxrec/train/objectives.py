@@ -36,7 +36,7 @@ def pairwise_objective(
     hardest: int | None = None,
     arguments: Arguments | None = None,
     leave_out: bool = False,
-) -> Array:
+) -> jax.Array:
     """Computes the mean loss of the batch's positives against sampled negatives.
 
     The weights of the interactions weight the mean. A model with `dropout` above 0 gets a key for
@@ -87,7 +87,7 @@ def pairwise_objective(
     return losses.mean(values, where=batch.where, weights=batch.weights)
 
 
-def log_q(variables: Variables, batch: Batch, negatives: Array, *, table: Array) -> dict[str, Array]:
+def log_q(variables: Variables, batch: Batch, negatives: Array, *, table: Array) -> dict[str, Any]:
     """Returns the sampler's log-probabilities, as the `arguments` of `losses.sampled_softmax`.
 
     Args:
@@ -110,7 +110,7 @@ def in_batch_objective(
     loss: Loss,
     seen: Interactions | None = None,
     log_q: Array | None = None,
-) -> Array:
+) -> jax.Array:
     """Computes the mean loss of the batch's positives, each against all other items of the batch.
 
     Scores are one matrix product instead of look-ups. Items occur as negatives in proportion to
@@ -137,7 +137,7 @@ def in_batch_objective(
     return losses.mean(values, where=pairs.where, weights=pairs.weights)
 
 
-def rows_objective(variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Loss) -> Array:
+def rows_objective(variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Loss) -> jax.Array:
     """Computes the mean loss of the batch's positives, each against the whole catalogue.
 
     The catalogue includes the positives, as uniform sampling does: this is the limit of
@@ -160,7 +160,7 @@ def rows_objective(variables: Variables, key: Key, batch: Batch, *, model: Model
 
 def vectors_objective(
     variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Callable[..., Array]
-) -> Array:
+) -> jax.Array:
     """Computes a loss of the batch's vectors without negatives, such as `losses.directau`.
 
     Args:
@@ -174,15 +174,15 @@ def vectors_objective(
         TypeError: if the model has no `vectors`.
     """
     del key
-    batch = batch.pairs()
+    pairs = batch.pairs()
     _check_has(model, "vectors", "MF")
     users, items = model.apply(variables, method="vectors")
-    return loss(users[batch.users], items[batch.items], where=batch.where)
+    return loss(users[pairs.users], items[pairs.items], where=pairs.where)
 
 
 def gram_objective(
     variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Callable[..., Array] = losses.rg2
-) -> Array:
+) -> jax.Array:
     """Computes the mean loss of the positives against the whole catalogue, from its Gram matrix.
 
     It equals `rows_objective` with `losses.rg2_sampled`, but never forms scores [B, N]: a step
@@ -212,7 +212,7 @@ def gram_objective(
 
 def combined_objective(
     variables: Variables, key: Key, batch: Batch, *, parts: Sequence[tuple[Scalar, Objective]]
-) -> Array:
+) -> jax.Array:
     """Computes a weighted sum of objectives, Σ weight · objective(variables, key, batch).
 
     To add losses of the same scores, use `losses.combine`, which scores them once.
@@ -228,7 +228,7 @@ def combined_objective(
     """
     if not parts:
         raise ValueError("parts is empty; give at least one pair (weight, objective)")
-    return sum(weight * objective(variables, key, batch) for weight, objective in parts)
+    return jnp.asarray(sum(jnp.asarray(weight * objective(variables, key, batch)) for weight, objective in parts))
 
 
 def histories_of(model: Model, batch: Batch) -> dict[str, Interactions]:
@@ -255,7 +255,7 @@ def _options(model: Model, batch: Batch, key: Key) -> dict[str, Any]:
     return histories_of(model, batch) | rngs
 
 
-def compared(loss: Loss, pos: Array, neg: Array, **further: Array) -> Array:
+def compared(loss: Callable[..., Array], pos: Array, neg: Array, **further: Array) -> jax.Array:
     """Returns `loss(pos, neg, **further)` [...], and checks that it has one value per positive.
 
     A loss that forgets `pos[..., None]` compares every positive with the negatives of all users.
@@ -272,7 +272,9 @@ def compared(loss: Loss, pos: Array, neg: Array, **further: Array) -> Array:
     if not jnp.issubdtype(getattr(values, "dtype", None) or object, jnp.floating):
         what = getattr(values, "dtype", type(values).__name__)
         raise TypeError(f"the loss returns {what}; it must return an array of floats, to have a gradient")
-    tried = [(pos, neg, jnp.shape(values) == jnp.shape(pos), f"returns {list(jnp.shape(values))}")]
+    tried: list[tuple[Any, ...]] = [
+        (pos, neg, jnp.shape(values) == jnp.shape(pos), f"returns {list(jnp.shape(values))}")
+    ]
     n = neg.shape[-1]
     if n == 1 or n in pos.shape:
         sizes = [size for size in (7, 11, 13, 17) if size != n][: pos.ndim]

@@ -108,7 +108,8 @@ def shardings(
         )
     rest = {name: jax.tree.map(lambda _: replicated, part) for name, part in state.variables.items()}
     opt_state = jax.tree.map(one, state.opt_state)
-    return State({**rest, "params": jax.tree.map(one, params)}, opt_state, replicated, replicated)
+    parts: Any = ({**rest, "params": jax.tree.map(one, params)}, opt_state, replicated, replicated)
+    return State(*parts)
 
 
 def _axis(mesh: Mesh, rows: str | None, columns: str | None) -> str:

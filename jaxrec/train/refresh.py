@@ -67,7 +67,7 @@ def refreshed(
         Interrupted: as `fit`.
     """
     began, period = time.perf_counter(), integer("period", period)
-    how = {"batch_size": integer("batch_size", batch_size), "examples": examples, "progress": False}
+    how: dict[str, Any] = {"batch_size": integer("batch_size", batch_size), "examples": examples, "progress": False}
 
     def advance(state: State, number: int) -> tuple[State, Mapping[str, float]]:
         if (number - 1) % period == 0:
@@ -76,7 +76,7 @@ def refreshed(
             state, passed = fit(state, objective, tx, train, epochs=int(state.epoch) + 1, **how)
         except DivergenceError as error:
             # The error carries the state of one pass; `run` adds this run's state to the cause.
-            raise error.__context__ from None
+            raise error.__context__ or error from None
         return state, {"loss": passed.column("loss")[1][-1]}
 
     description = None
@@ -84,7 +84,7 @@ def refreshed(
         parts = batch_size, examples, loop.get("every", 1), loop.get("stopping")
         description = _description(state, objective, as_step(tx), train, *parts)
         description |= {"refresh": described(refresh), "period": period}
-    options = {"epochs": epochs, "began": began, "epoch": int(state.epoch), "description": description}
+    options: dict[str, Any] = {"epochs": epochs, "began": began, "epoch": int(state.epoch), "description": description}
     return run(advance, state, variables=lambda state: state.variables, **options, **loop)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -53,7 +53,7 @@ class Resident(NamedTuple):
         return (self.data,)
 
 
-def as_stream(data: Examples | Stream, mesh: Mesh | None = None) -> Stream:
+def as_stream(data: Any, mesh: Mesh | None = None) -> Stream:
     """Returns a stream unchanged, and other examples as one block on the device or the mesh."""
     return data if hasattr(data, "n_blocks") else Resident(on_mesh(data, mesh))
 
@@ -106,8 +106,9 @@ class Streamed:
             train.indices[places],
             None if train.weights is None else train.weights[places],
         )
-        users, items, weights = (None if x is None else np.pad(x, (0, size - len(x))) for x in columns)
-        return Groups(users, None, None, items, weights, real=np.int32(len(places)))
+        padded: list[Any] = [None if x is None else np.pad(x, (0, size - len(x))) for x in columns]
+        users, items, weights = padded
+        return Groups(users, None, None, items, weights, real=np.asarray(len(places), np.int32))
 
 
 def streamed(train: Interactions, *, block: int = 1 << 22, chunk: int = 16) -> Streamed:

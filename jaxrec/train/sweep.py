@@ -27,7 +27,7 @@ from jaxrec.train._checks import check_bound, check_covers, check_state
 from jaxrec.train.examples import Examples, singles
 from jaxrec.train.runs import Run, Setting, Sweep, shown
 from jaxrec.train.stream import Resident, as_stream
-from jaxrec.typing import Array, Key, Objective, Variables
+from jaxrec.typing import Array, Key, Objective, Validate
 
 
 class Recipe(NamedTuple):
@@ -76,7 +76,7 @@ def sweep(
     epochs: int,
     batch_size: int = 1024,
     examples: Callable[[Interactions], Examples] = singles,
-    validate: Callable[[Variables], Mapping[str, float]] | None = None,
+    validate: Validate | None = None,
     every: int = 1,
     select: str | None = None,
     at_once: int | None = None,
@@ -211,7 +211,8 @@ def _compiled(program: _Program, arrays: list, data: Any, **options: Any) -> Cal
     JAX's context managers do not apply in the threads that run it.
     """
     given = program.states, program.settings, arrays, data
-    if jax.config.jax_disable_jit:
+    config: Any = jax.config  # JAX adds its attributes at run time
+    if config.jax_disable_jit:
         return functools.partial(_epoch_of_runs, **options)
     return _epoch_of_runs.lower(*given, **options).compile()
 
@@ -233,7 +234,7 @@ def _check_keys(keys: Any) -> None:
         raise ValueError(f"keys contains a key more than once, whose runs would be the same; {remedy}")
 
 
-def _points(settings: Mapping[str, Any] | None) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+def _points(settings: Mapping[str, Any] | None) -> tuple[list[Setting], dict[str, np.ndarray]]:
     """Returns the settings one by one, as NumPy or Python values, and by name, as arrays."""
     columns = {}
     for name, values in (settings or {}).items():
@@ -295,8 +296,9 @@ class _Training:
         log = Log(tuple(self.records))
         if self.diverged is not None:
             return Run(self.setting, self.seed, log, len(self.records), {}, self.diverged)
-        metrics = {name: value for name, value in self.chosen.items() if name not in ("epoch", "seconds")}
-        return Run(self.setting, self.seed, log, int(self.chosen["epoch"]), metrics, None)
+        record = self.chosen or {}
+        metrics = {name: value for name, value in record.items() if name not in ("epoch", "seconds")}
+        return Run(self.setting, self.seed, log, int(record["epoch"]), metrics, None)
 
 
 @dataclasses.dataclass
@@ -350,7 +352,11 @@ def _advance(programs: list[_Program], advance: Callable, epoch: int, validate: 
                     improved.add(id(run))
         program.states = states
         if select is not None:
-            program.best = _choose(program.mask(lambda run, found=improved: id(run) in found), states, program.best)
+            program.best = _choose(program.mask(functools.partial(_is_in, improved)), states, program.best)
+
+
+def _is_in(found: set[int], run: _Training) -> bool:
+    return id(run) in found
 
 
 def _side_by_side(threads, one: Callable, arrays: Any, data: Any, programs: list[_Program]) -> list[tuple]:
@@ -368,7 +374,8 @@ def _side_by_side(threads, one: Callable, arrays: Any, data: Any, programs: list
 
 def _warn(runs: list[_Training], select: str | None) -> None:
     """Warns of runs that diverged, and of runs whose metric `select` was always NaN."""
-    blank = [run for run in runs if run.diverged is None and select is not None and np.isnan(run.chosen[select])]
+    alive = [run for run in runs if run.diverged is None and run.chosen is not None]
+    blank = [run for run in alive if select is not None and np.isnan((run.chosen or {})[select])]
     if blank:
         warnings.warn(
             f"{select} was NaN at every validation of {len(blank)} of {len(runs)} runs, which are NaN in "
@@ -468,17 +475,17 @@ def _choose(mask: np.ndarray, first: loop.State, second: loop.State) -> loop.Sta
     return _where(mask, first, second) if mask.any() else second
 
 
-def _take(columns: Mapping[str, np.ndarray], places: Any) -> dict[str, Array]:
+def _take(columns: Mapping[str, np.ndarray], places: Any) -> dict[str, jax.Array]:
     """Returns the settings at these indices, in the dtypes that JAX computes with."""
     return {name: jnp.asarray(column[places]) for name, column in columns.items()}
 
 
-def _on_host(leaf: Array) -> Array:
+def _on_host(leaf: Array) -> jax.Array:
     """Copies an array to the host. Typed keys stay JAX arrays, as NumPy has no such dtype."""
     return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.asarray(leaf)
 
 
-def _joined(parts: Sequence[Array]) -> Array:
+def _joined(parts: Sequence[Array]) -> jax.Array:
     """Concatenates arrays of NumPy, or of typed keys."""
     typed = jnp.issubdtype(parts[0].dtype, jax.dtypes.prng_key)
     return jnp.concatenate(parts) if typed else np.concatenate(parts)
