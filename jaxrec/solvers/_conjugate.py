@@ -34,7 +34,7 @@ class Rows(NamedTuple):
 
 def conjugate(
     own: Rows, table: Array, shared: tuple[Array, Array], sides: Array, start: Array, steps: int, sum_devices: Callable
-):
+) -> tuple[jax.Array, jax.Array]:
     """Solves for all rows at once by conjugate gradients.
 
     It works in the basis of the eigenvectors of the matrix that all rows share, which is diagonal
