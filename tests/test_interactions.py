@@ -388,7 +388,7 @@ def test_weights_of_any_dtype_are_added_in_float64(dtype):
         ({"weights": np.ma.array([1, 2], mask=[False, True])}, r"weights\[1\] is masked \(1 such rows\)"),
         ({"users": np.ma.array([0, 1], mask=[True, True])}, r"users\[0\] is masked \(2 such rows\)"),
         ({"users": np.array([0, 2048], np.float16)}, r"users\[1\] is 2048.0; float16 cannot represent all ids"),
-        ({"items": np.array([2.0**24, 0], np.float32)}, r"items\[0\] is 16777216.0; float32 does not tell"),
+        ({"items": np.array([2.0**24, 0], np.float32)}, r"items\[0\] is 16777216.0; float32 cannot represent all ids"),
         ({"n_users": np.float64(4)}, "n_users=.*4.0.*; give an integer from 1"),
         ({"n_users": np.int64(1)}, r"users\[1\] is 1; it must be below n_users=1"),
         ({"n_items": 2**31}, "n_items=2147483648; give an integer from 1 to 2147483647"),

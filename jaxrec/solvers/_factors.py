@@ -89,7 +89,9 @@ def fold_in_of(variables: Variables, histories: Interactions, weighting: Weighti
 
 
 @functools.partial(jax.jit, static_argnames="n_users")
-def _table(item: Array, ids: Array, summary: Summary, weighting: Weighting, *, n_users: int) -> tuple[Array, Array]:
+def _table(
+    item: Array, ids: Array, summary: Summary, weighting: Weighting, *, n_users: int
+) -> tuple[jax.Array, jax.Array]:
     """Returns the table of users, who are 0, and items, in the basis of the Gram matrix G, and α0 G's diagonal."""
     known = _einsum("nk,km->nm", item[ids], summary.basis)
     table = jnp.concatenate([jnp.zeros((n_users, item.shape[1]), item.dtype), known])
@@ -97,11 +99,11 @@ def _table(item: Array, ids: Array, summary: Summary, weighting: Weighting, *, n
 
 
 @jax.jit
-def _vectors(solutions: list[Array], place: Array, basis: Array) -> Array:
+def _vectors(solutions: list[Array], place: Array, basis: Array) -> jax.Array:
     """Returns the rows [B, K] of solutions [C, B', K], in the original basis; place says where they are."""
-    solved = [chunks.reshape(-1, len(basis)) for chunks in solutions]
+    rows = [chunks.reshape(-1, len(basis)) for chunks in solutions]
     # Users without pairs point to the zeros at the end.
-    solved = jnp.concatenate([*solved, jnp.zeros_like(solved[0], shape=(1, len(basis)))])
+    solved = jnp.concatenate([*rows, jnp.zeros_like(rows[0], shape=(1, len(basis)))])
     return _einsum("rk,mk->rm", solved[place], basis)
 
 
