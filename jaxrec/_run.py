@@ -165,8 +165,9 @@ def run(
         first = saved = now.epoch
         latest: dict[str, float] = {}
 
-        def save(saver: Saver) -> int:
-            saver.save(now, description or {})
+        def save() -> int:
+            assert checkpoint is not None
+            checkpoint.save(now, description or {})
             return now.epoch
 
         done = stopping is not None and stopping.done(now.stopping)
@@ -200,14 +201,14 @@ def run(
                 for callback in callbacks:
                     callback(returned(state), record)
                 if checkpoint is not None and (number % checkpoint.every == 0 or done):
-                    saved = save(checkpoint)
+                    saved = save()
                 latest.update(record)
                 bar.set_postfix_str(_shown(latest, stopping, follow))
                 if done:
                     break
         except KeyboardInterrupt as stop:
             if checkpoint is not None and now.epoch > saved:
-                save(checkpoint)
+                save()
             raise Interrupted(returned(now.state), now.log, returned(now.best)) from stop
         except NotFinite as error:
             kept = f"; the checkpoint keeps epoch {saved}, a good one" if checkpoint is not None and saved else ""

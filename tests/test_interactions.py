@@ -653,7 +653,7 @@ def test_labels_of_a_second_part_in_a_frame_and_wrong_options():
         test, _ = Interactions.from_dataframe(second, user="u", item="i", id_map=id_map, unknown="drop")
     assert [ids.tolist() for ids in test.pairs()] == [[1], [0]]
     for how in ({"unknown": "drop"}, {"unknown": "ignore", "id_map": id_map}):
-        with pytest.raises(ValueError, match="give 'raise', or 'drop' with id_map"):
+        with pytest.raises(ValueError, match="give 'raise', or 'drop' together with id_map"):
             Interactions.from_labels(["a"], [1], **how)
 
 

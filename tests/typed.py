@@ -34,6 +34,8 @@ def solved(train: jr.Interactions) -> jr.models.MF:
     model, variables, _ = jr.solvers.rg2.fit(train, dim=8, regularization=0.1, key=jax.random.key(0))
     scores, items = jr.evaluate.top_k(model, variables, np.arange(3), k=5, seen=train)
     print(scores.shape, items.tolist())
+    similar = jr.evaluate.scorer(lambda table, items: table[items] @ table.T)
+    jr.evaluate.top_k(similar, variables["params"]["item"], np.arange(3), k=5)
     return model
 
 

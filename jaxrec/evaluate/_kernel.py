@@ -85,7 +85,7 @@ def evaluated_users(train: Interactions, test: Interactions, users: ArrayLike | 
 
 def ranked(
     model: Model,
-    variables: Variables,
+    variables: Any,
     users: np.ndarray,
     *,
     k: int,
@@ -168,7 +168,7 @@ def ranked(
 
 def _checked_sizes(
     model: Model,
-    variables: Variables,
+    variables: Any,
     users: np.ndarray,
     k: int,
     masks: Sequence[Interactions | None],

@@ -35,7 +35,7 @@ _METRICS = (
 class _Scorer:
     """A model whose rows come from a function."""
 
-    fn: Callable[[Variables, Array], Array]
+    fn: Callable[[Any, Any], Array]
 
     def apply(self, variables: Variables, users: Array, items: Array | None = None, *, method: Any = None) -> Array:
         """Returns rows [B, N], or the scores of pairs (users [B] or [B, 1] with items [B, n])."""
@@ -45,7 +45,7 @@ class _Scorer:
         return jnp.take_along_axis(rows, ids.reshape(rows.shape[0], -1), axis=1).reshape(ids.shape)
 
 
-def scorer(fn: Callable[[Variables, Array], Array]) -> Model:
+def scorer(fn: Callable[[Any, Any], Array]) -> Model:
     """Returns a model for this module from any `fn(variables, users [B]) -> scores [B, N]`.
 
     Define `fn` once and pass what it needs as `variables`. A new function is compiled again, and so
@@ -60,7 +60,7 @@ def scorer(fn: Callable[[Variables, Array], Array]) -> Model:
 
 def top_k(
     model: Model,
-    variables: Variables,
+    variables: Variables | Array,
     users: ArrayLike,
     *,
     k: int,
@@ -124,7 +124,7 @@ def top_k(
 
 def full_ranking(
     model: Model,
-    variables: Variables,
+    variables: Variables | Array,
     train: Interactions,
     test: Interactions,
     *,

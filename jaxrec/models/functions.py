@@ -177,9 +177,8 @@ class FromNNX:
 
 
 def from_nnx(make: Callable[..., Any]) -> FromNNX:
-    """Returns a model from an NNX module.
-
-    The module has `__call__(users, items)` and, for evaluation, `rows(users)` or `vectors()`.
+    """Returns a model from an NNX module with `__call__(users, items)` and, for evaluation,
+    `rows(users)` or `vectors()`.
 
     Args:
         make: function that returns the module when called with `rngs=flax.nnx.Rngs(...)`, such as
