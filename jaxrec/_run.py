@@ -177,7 +177,7 @@ def run(
         if not done and first < epochs:
             bar.set_postfix_str("compiling")
         setup = 0.0 if began is None else time.perf_counter() - began
-        watched = {} if stopping is None else {"watched": stopping.metric}
+        watched: dict[str, Any] = {} if stopping is None else {"watched": stopping.metric}
         before_epochs = compilation.seconds()
         now = now._replace(log=dataclasses.replace(now.log, setup_seconds=setup, **watched, **_best(now.stopping)))
         try:
@@ -244,7 +244,7 @@ def _shown(latest: Mapping[str, float], stopping: EarlyStopping | None, state: M
     return ", ".join(f"{name} {latest[name]:.4g}" for name in losses + metrics) + best
 
 
-def _best(stopping: Mapping[str, float]) -> dict[str, int]:
+def _best(stopping: Mapping[str, float]) -> dict[str, Any]:
     """Returns the log's `best_epoch` from the state of early stopping, if there is one."""
     return {"best_epoch": int(stopping["best_epoch"])} if stopping.get("best_epoch") else {}
 

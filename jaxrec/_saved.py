@@ -188,7 +188,7 @@ def _check(model: Model | None, variables: Variables, id_map: IdMap | None) -> N
     _check_fits(model, variables)
 
 
-def _check_fits(model: Model, variables: Variables) -> None:
+def _check_fits(model: Any, variables: Variables) -> None:
     """Raises `ValueError` unless the variables have all parameters of the model, in their shapes.
 
     Other collections hold data, such as a graph, whose size the model does not know. Variables may
@@ -329,7 +329,7 @@ def _packed_array(value: Any, arrays: list[np.ndarray], place: str) -> dict[str,
     array = np.asarray(value)
     if array.dtype.hasobject:
         raise TypeError(f"{place} is an array of objects, which cannot be saved; give an array of numbers")
-    about = {"array": len(arrays), "device": isinstance(value, jax.Array)}
+    about: dict[str, Any] = {"array": len(arrays), "device": isinstance(value, jax.Array)}
     if array.dtype.kind == "V":  # npy files do not know bfloat16 and other small floats: store their bits
         about["dtype"] = array.dtype.name
         array = array.view(f"u{array.dtype.itemsize}")
@@ -439,10 +439,10 @@ def _labels_of(value: Mapping[str, Any], arrays: _Arrays) -> np.ndarray:
     data = arrays[value["data"]]
     if value["kind"] == "array":
         return data
-    data, ends = data.tobytes(), arrays[value["ends"]].tolist()
+    text_of_all, ends = data.tobytes(), arrays[value["ends"]].tolist()
     labels = np.empty(len(ends), object)
     for place, (start, end) in enumerate(zip([0, *ends], ends)):
-        part = data[start:end]
+        part = text_of_all[start:end]
         text = part if value["kind"] == "bytes" else part.decode("utf-8", "surrogatepass")
         labels[place] = int(text) if value["kind"] == "integers" else text
     return labels

@@ -197,7 +197,7 @@ class Interactions:
         for name, labels, places in (("users", user_labels, users), ("items", item_labels, items)):
             say_missing_as_text(name, labels, places)
         columns = {"users": users, "items": items, "weights": weights, "timestamps": timestamps}
-        if unknown_users == "new":
+        if unknown_users == "new" and id_map is not None:
             id_map = with_users(id_map, user_labels)
         if id_map is None:
             id_map = IdMap(user_labels, item_labels)

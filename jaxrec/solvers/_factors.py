@@ -108,7 +108,7 @@ def _vectors(solutions: list[Array], place: Array, basis: Array) -> jax.Array:
 
 
 @where_they_lie
-def explain_of(variables: Variables, histories: Interactions, items: ArrayLike, weighting: Weighting) -> Array:
+def explain_of(variables: Variables, histories: Interactions, items: ArrayLike, weighting: Weighting) -> jax.Array:
     """Computes the contributions [nnz, n] of the histories' pairs to the scores of `items`."""
     check_interactions(histories=histories)
     check_weights(histories=histories)

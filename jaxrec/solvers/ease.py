@@ -77,7 +77,7 @@ def fit(
     return EASE(train.n_items), {"params": {"weights": jnp.asarray(weights)}}, Log()
 
 
-def explain(variables: Variables, histories: Interactions, items: ArrayLike) -> Array:
+def explain(variables: Variables, histories: Interactions, items: ArrayLike) -> jax.Array:
     """Returns how much each of a user's items contributes to a score: its weight B_ji.
 
     Args:

@@ -29,7 +29,7 @@ from jaxrec.solvers._alternate import Solver, alternate
 from jaxrec.solvers._factors import check_numbers, explain_of, fold_in_of, objective_of
 from jaxrec.solvers._run import check_input
 from jaxrec.solvers._solve import Weighting, cholesky, conjugate_gradient, subspace
-from jaxrec.typing import Array, ArrayLike, Key, Variables
+from jaxrec.typing import ArrayLike, Key, Variables
 
 __all__ = ["cholesky", "conjugate_gradient", "explain", "fit", "fold_in", "objective", "subspace"]
 
@@ -171,7 +171,7 @@ def explain(
     regularization: float,
     unobserved_weight: float,
     nu: float = 1.0,
-) -> Array:
+) -> jax.Array:
     """Computes how much each of a user's items contributes to a score, as Hu et al. (2008) explain.
 
     The score of item i for a user whose vector solves the half step, as those of `fold_in` do, is

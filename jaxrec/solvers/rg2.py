@@ -218,7 +218,7 @@ def explain(
     *,
     regularization: Scalar,
     alpha: Scalar = 0.0,
-) -> Array:
+) -> jax.Array:
     """Computes how much each of a user's items contributes to a score.
 
     The score of item i for a user whose vector solves the half step, as those of `fold_in` do, is

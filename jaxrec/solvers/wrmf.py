@@ -24,7 +24,7 @@ from jaxrec.solvers._alternate import Solver, alternate
 from jaxrec.solvers._factors import check_numbers, explain_of, fold_in_of, objective_of
 from jaxrec.solvers._run import check_input
 from jaxrec.solvers._solve import Weighting, conjugate_gradient
-from jaxrec.typing import Array, ArrayLike, Key, Variables
+from jaxrec.typing import ArrayLike, Key, Variables
 
 
 def fit(
@@ -91,7 +91,7 @@ def fold_in(variables: Variables, histories: Interactions, *, regularization: fl
 
 def explain(
     variables: Variables, histories: Interactions, items: ArrayLike, *, regularization: float, alpha: float
-) -> Array:
+) -> jax.Array:
     """Computes how much each of a user's items contributes to a score, [nnz, n]; see `ials.explain`."""
     check_numbers(regularization=regularization, alpha=alpha)
     return explain_of(variables, histories, items, Weighting(1.0, alpha, 1.0, regularization, 0.0))
