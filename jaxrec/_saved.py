@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -26,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import models, papers
+from jaxrec._version import __version__
 from jaxrec.interactions import IdMap, Interactions
 from jaxrec.typing import Model, Variables
 
@@ -87,7 +87,7 @@ def save(path: str | os.PathLike, model: Model | None, variables: Variables, id_
     arrays: list[np.ndarray] = []
     about = {
         "format": FORMAT,
-        "jaxrec": _version(),
+        "jaxrec": __version__,
         "jax": jax.__version__,
         "model": _packed(model, arrays, type(model).__name__),
         "variables": _packed(variables, arrays, "variables"),
@@ -152,14 +152,6 @@ def _path(path: str | os.PathLike) -> pathlib.Path:
     if not isinstance(path, str | os.PathLike) or not str(path):
         raise TypeError(f"path={path!r}; give the path of a file")
     return pathlib.Path(path).expanduser().absolute()
-
-
-def _version() -> str:
-    """Returns the version of jaxrec."""
-    try:
-        return importlib.metadata.version("jaxrec")
-    except importlib.metadata.PackageNotFoundError:  # imported from a folder, without an installation
-        return "unknown"
 
 
 # ---------------------------------------------------------------------- checks
