@@ -8,10 +8,11 @@ once each; what stays in a cache may therefore be faster than this bound. Operat
 the formula: in float32 at full precision, of VALID at JAX's default precision for float32, and of
 EASE in float64.
 
-Times are medians of epochs, sweeps or calls after the first; the first one, which compiles, is
-given apart. Each part has a time limit. The record is written after each case, so that an
-interrupted run keeps what it has measured. Data sets that are missing are skipped in words. The
-large set is made up: 20 million pairs of 138,493 users and 26,744 items, by a power law.
+Times are medians of epochs, sweeps or calls after the first; the time of the first one, which
+compiles, has its own column. Each part has a time limit. The record is written after each case, so
+that an interrupted run keeps what it has measured. The report names data sets that are missing, and
+skips them. The large set is made up: 20 million pairs of 138,493 users and 26,744 items, by a power
+law.
 """
 
 from __future__ import annotations

@@ -24,10 +24,12 @@ from jaxrec import (
 )
 from jaxrec._cache import compilation_cache
 from jaxrec._saved import load, save
+from jaxrec._version import __version__
 from jaxrec.interactions import Interactions
 
 __all__ = [
     "Interactions",
+    "__version__",
     "compilation_cache",
     "data",
     "evaluate",

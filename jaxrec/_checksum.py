@@ -46,7 +46,7 @@ def _sum(part: np.ndarray, shape: tuple[int, ...], index: tuple[slice, ...]) -> 
     """Adds up the hashes of the part `index` of an array of shape `shape`."""
     if not shape:
         part, shape, index = part.reshape(1), (1,), (slice(None),)
-    within = np.zeros((), np.uint64)  # places of a row's numbers
+    within: np.ndarray = np.zeros((), np.uint64)  # places of a row's numbers
     for size, span in zip(shape[1:], index[1:]):
         within = within[..., None] * np.uint64(size) + np.arange(*span.indices(size), dtype=np.uint64)
     within, width = within.reshape(-1), np.uint64(np.prod(shape[1:], dtype=np.int64))

@@ -13,13 +13,13 @@ from jaxrec._platform import sized
 from jaxrec.typing import Array
 
 
-def owners(ends: Array, n_pairs: int) -> Array:
+def owners(ends: Array, n_pairs: int) -> jax.Array:
     """Returns the row of each pair, int32 [n_pairs]: rows end at `ends` [B], and padding has row B."""
     ended = jnp.zeros(n_pairs, jnp.int32).at[ends].add(1, mode="drop")
     return ended.cumsum(dtype=jnp.int32)  # rows that end before; on CPU a search would take twice the time
 
 
-def row_bounds(matrix: Any, users: Array) -> tuple[Array, Array]:
+def row_bounds(matrix: Any, users: Array) -> tuple[jax.Array, jax.Array]:
     """Returns the start in `indices` and the length of each user's row; 0 for unknown users."""
     check_countable(matrix.n_pairs)
     if matrix.n_users == 0:
@@ -32,7 +32,7 @@ def row_bounds(matrix: Any, users: Array) -> tuple[Array, Array]:
 
 
 @jax.jit
-def contains(matrix: Any, users: Array, items: Array) -> Array:
+def contains(matrix: Any, users: Array, items: Array) -> jax.Array:
     """Does the work of `Interactions.contains`, by a binary search."""
     users, items = jnp.broadcast_arrays(users, items)
     if matrix.n_pairs == 0:
@@ -60,7 +60,7 @@ def contains_on_host(matrix: Any, users: np.ndarray, items: np.ndarray) -> np.nd
     inside = (users >= 0) & (users < matrix.n_users)
     users = np.where(inside, users, 0).astype(np.int64)
     indptr, indices = np.asarray(matrix.indptr), np.asarray(matrix.indices)
-    kind = np.int32 if matrix.n_pairs <= MOST // 2 else np.int64  # holds the sum of two places
+    kind: Any = np.int32 if matrix.n_pairs <= MOST // 2 else np.int64  # holds the sum of two places
     place, end = indptr.take(users).astype(kind), indptr.take(users + 1).astype(kind)
     # Each place moves on by falling powers of two, as long as the items before it are smaller.
     for power in reversed(range(int((end - place).max(initial=0)).bit_length())):

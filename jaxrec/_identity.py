@@ -1,4 +1,4 @@
-"""Identifies functions together with the values that they read, in one process and across several.
+"""Identifies functions and the values that they read, in one process and across several.
 
 jit compiles a function once for each static argument. It compares Python functions by identity,
 even if the globals and closures that they read have changed. The library therefore also caches
@@ -74,8 +74,9 @@ def reads(*values: Any, forget: bool = True) -> tuple:
     """
     walk = _Walk(_Same)
     tokens = walk.tokens(values)
-    changed = [function for function, now in walk.values.items() if _seen.get(function, now) != now]
-    _seen.update(walk.values)
+    found = walk.values or {}
+    changed = [function for function, now in found.items() if _seen.get(function, now) != now]
+    _seen.update(found)
     if changed and forget:
         jax.clear_caches()
     return tokens
@@ -145,7 +146,9 @@ class _Walk:
     """
 
     def __init__(self, leaf: Callable[[Any], Any]):
-        self.leaf, self.met, self.kept, self.depth = leaf, {}, [], 0
+        self.leaf, self.depth = leaf, 0
+        self.met: dict[int, int] = {}  # id -> number of each object met
+        self.kept: list[Any] = []
         self.values: dict[types.FunctionType, Any] | None = {}  # what each user-defined function reads
 
     def tokens(self, values: Any) -> tuple:
@@ -253,7 +256,7 @@ class _Walk:
 
     def of_function(self, value: types.FunctionType) -> tuple:
         cells = self.tokens(_contents(cell) for cell in value.__closure__ or ())
-        name = "function", value.__module__, value.__qualname__, cells
+        name: tuple[Any, ...] = ("function", value.__module__, value.__qualname__, cells)
         if vars(value):  # attributes, such as the function that a decorator wrapped
             name = *name, self.of_mapping(vars(value))
         if _installed(value.__globals__.get("__name__")):
@@ -262,10 +265,10 @@ class _Walk:
         found = {key: value.__globals__[key] for key in names if key in value.__globals__}
         found |= {key: sys.modules[key] for key in modules if key in sys.modules}
         found = _through_modules(found, attributes)
-        cells = {key: _contents(cell) for key, cell in zip(value.__code__.co_freevars, value.__closure__ or ())}
+        inside_cells = {key: _contents(cell) for key, cell in zip(value.__code__.co_freevars, value.__closure__ or ())}
         # Only values are compared here: functions that this one calls have their own entries.
         kinds = (types.FunctionType, type, types.ModuleType)
-        mine = {key: item for key, item in (cells | found).items() if not isinstance(item, kinds)}
+        mine = {key: item for key, item in (inside_cells | found).items() if not isinstance(item, kinds)}
         if self.leaf is _Same and self.values is not None:
             inside = _Walk(_Same)
             inside.values = None
@@ -274,7 +277,7 @@ class _Walk:
         return *name, _code(value.__code__), defaults, self.of_mapping(found)
 
 
-_KINDS = (
+_KINDS: tuple[tuple[Any, Callable[[_Walk, Any], Any]], ...] = (
     (Interactions, _Walk.of_interactions),
     (np.ndarray, _Walk.of_array),
     (functools.partial, _Walk.of_partial),
@@ -378,7 +381,7 @@ def _code(code: types.CodeType) -> _Code:
 
 @functools.cache
 def _installed(module: str | None) -> bool:
-    """Whether a module belongs to Python, an installed package or jaxrec: its code is fixed."""
+    """Returns whether a module is of Python, an installed package or jaxrec: its code is fixed."""
     root = (module or "").partition(".")[0]
     if root in sys.stdlib_module_names or root in ("jaxrec", "builtins"):
         return True

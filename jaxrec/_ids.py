@@ -161,8 +161,8 @@ def checked_ids(name: str, values: ArrayLike, size: int | None) -> np.ndarray:
         if bad.any() and ids.dtype.itemsize < 8:
             at = _first(bad)
             raise ValueError(
-                f"{name}[{at}] is {ids[at]}; {ids.dtype} does not tell neighbouring ids of {_exact(ids.dtype)} and "
-                f"more apart: give integers ({bad.sum()} such rows)"
+                f"{name}[{at}] is {ids[at]}; {ids.dtype} cannot represent all ids of {_exact(ids.dtype)} and more: "
+                f"give integers ({bad.sum()} such rows)"
             )
     for bad, remedy in (
         (ids < 0, "ids start at 0; map labels with Interactions.from_labels"),
@@ -267,8 +267,8 @@ def labels_of(name: str, values: ArrayLike) -> np.ndarray:
         bad = np.abs(array.reshape(-1)) >= _exact(array.dtype)
         if bad.any():
             raise ValueError(
-                f"{name}[{_first(bad)}] is {array.reshape(-1)[_first(bad)]}; {array.dtype} of this size does not tell "
-                f"whole numbers apart: give integers or strings ({bad.sum()} such rows)"
+                f"{name}[{_first(bad)}] is {array.reshape(-1)[_first(bad)]}; {array.dtype} cannot represent all whole "
+                f"numbers of this size: give integers or strings ({bad.sum()} such rows)"
             )
     return array
 
@@ -337,7 +337,7 @@ def _kind(labels: np.ndarray) -> str:
 
 
 def is_missing(label: object) -> bool:
-    """Whether an object is a missing value: None, NaN, NaT or pandas.NA."""
+    """Returns whether an object is a missing value: None, NaN, NaT or pandas.NA."""
     try:
         return label is None or bool(label != label)  # NaN differs from itself
     except TypeError:  # pandas.NA has no truth value
@@ -379,7 +379,7 @@ def factorised(name: str, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _factorised_by_arrow(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`factorised` for many strings, with pyarrow."""
+    """Does the work of `factorised` for many strings, with pyarrow."""
     import pyarrow
     from pyarrow import compute
 
@@ -391,7 +391,7 @@ def _factorised_by_arrow(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _factorised_by_dict(labels: list) -> tuple[np.ndarray, np.ndarray]:
-    """`factorised` for objects, with a dictionary."""
+    """Does the work of `factorised` for objects, with a dictionary."""
     distinct = sorted(set(labels))
     places = {label: place for place, label in enumerate(distinct)}
     known = np.empty(len(distinct), object)

@@ -27,7 +27,7 @@ def check_key(key: Any) -> None:
         raise ValueError(f"key is {found}; give one typed key, such as jax.random.key(0)")
 
 
-def drawn(random: Callable[..., Array], key: Key, shape: tuple[int, ...], *args: Any, **options: Any) -> Array:
+def drawn(random: Callable[..., Array], key: Key, shape: tuple[int, ...], *args: Any, **options: Any) -> jax.Array:
     """Returns the bits of `random(key, shape, *args, **options)`, for a function of `jax.random`.
 
     It draws a vector and reshapes it, because XLA takes much longer to compile the draw of a matrix

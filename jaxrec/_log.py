@@ -133,7 +133,7 @@ class Log:
         last = ", ".join(f"{name} {value:.4g}" for name, value in self.records[-1].items() if name != "epoch")
         spent = f"; compilation {self.compile_seconds:.2g} s" if self.compile_seconds else ""
         best = ""
-        if self.best_epoch is not None:
+        if self.best_epoch is not None and self.watched is not None:
             best = f"; best: epoch {self.best_epoch}, {self.watched} {self.best()[self.watched]:.4g}"
         return f"Log({len(self.records)} epochs; last: {last}{best}{spent})"
 

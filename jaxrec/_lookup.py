@@ -12,7 +12,7 @@ from jaxrec.typing import Array
 _WIDTH = 8  # float32 numbers in a vector register
 
 
-def lookup(table: Array, ids: Array) -> Array:
+def lookup(table: Array, ids: Array) -> jax.Array:
     """Returns `table[ids]`; on CPUs faster than indexing if a few thousand rows are looked up.
 
     XLA's loop over the 64 numbers of a row waits for memory once for each row. Reshaped to [8, 8],
@@ -39,21 +39,21 @@ def lookup(table: Array, ids: Array) -> Array:
     return table.reshape(*table.shape[:-1], -1, _WIDTH)[ids.reshape(-1)].reshape(*ids.shape, *table.shape[1:])
 
 
-def lookup_again(table: Array, ids: Array) -> Array:
+def lookup_again(table: Array, ids: Array) -> jax.Array:
     """Looks up rows again that `lookup` has returned before, by ids [R] that lie within the table.
 
     XLA recognises that the rows are the same and looks them up once.
     """
     divides = table.ndim > 1 and table.shape[-1] % _WIDTH == 0
-    seen = table.reshape(*table.shape[:-1], -1, _WIDTH) if divides else table
+    seen = jnp.asarray(table.reshape(*table.shape[:-1], -1, _WIDTH) if divides else table)
     rows = seen.at[ids].get(mode="promise_in_bounds", wrap_negative_indices=False)
     return rows.reshape(*ids.shape, *table.shape[1:])
 
 
-def search(ordered: Array, values: Array, *, side: str = "left") -> Array:
+def search(ordered: Array, values: Array, *, side: str = "left") -> jax.Array:
     """Returns `jnp.searchsorted(ordered, values, side=side)`, int32."""
 
-    def found(unroll: int, ordered: Array, values: Array) -> Array:
+    def found(unroll: int, ordered: Array, values: Array) -> jax.Array:
         method = "scan" if unroll == 1 else "scan_unrolled"
         return jnp.searchsorted(ordered, values, side=side, method=method).astype(jnp.int32)
 

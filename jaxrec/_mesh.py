@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 
-def automatic(mesh: Mesh) -> Mesh:
+def automatic(mesh: Any) -> Mesh:
     """Returns the same mesh with Auto axes."""
     return Mesh(mesh.devices, mesh.axis_names)
 
@@ -48,7 +48,7 @@ def using(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
 
 
 def where_they_lie(function: Callable) -> Callable:
-    """Makes a function of variables run in the mesh of the variables, whatever `jax.set_mesh` has set."""
+    """Makes a function of variables run in their mesh, not in that of `jax.set_mesh`."""
 
     @functools.wraps(function)
     def placed(variables: Any, *args: Any, **options: Any) -> Any:
@@ -69,8 +69,9 @@ def on_mesh(tree: Any, mesh: Mesh | None) -> Any:
         if mesh is None:
             return jax.device_put(x) if isinstance(x, np.ndarray) else x
         sharding = getattr(x, "sharding", None)
-        here = isinstance(sharding, NamedSharding) and automatic(sharding.mesh) == mesh
-        return put(x, NamedSharding(mesh, sharding.spec if here else PartitionSpec()))
+        if isinstance(sharding, NamedSharding) and automatic(sharding.mesh) == mesh:
+            return put(x, NamedSharding(mesh, sharding.spec))
+        return put(x, NamedSharding(mesh, PartitionSpec()))
 
     return jax.tree.map(one, tree)
 
@@ -82,7 +83,7 @@ def put(x: Any, sharding: Sharding) -> jax.Array:
     if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         with using(getattr(x.sharding, "mesh", None)):
             data = np.asarray(jax.random.key_data(x))
-        with using(sharding.mesh):
+        with using(getattr(sharding, "mesh", None)):
             return jax.random.wrap_key_data(put(data, sharding), impl=jax.random.key_impl(x))
     if isinstance(x, jax.Array) and x.sharding.device_set == sharding.device_set:
         return jax.device_put(x, sharding)
@@ -133,7 +134,7 @@ def is_narrow(shape: Sequence[int]) -> bool:
 def divided(tree: Any) -> Any:
     """Divides the first axis of arrays over all devices of the mesh in `using`.
 
-    Arrays that the devices do not divide evenly stay as they are, and so do all without a mesh.
+    Arrays that the devices do not divide evenly stay as they are. Without a mesh, all do.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not _divides(mesh):

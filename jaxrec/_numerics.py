@@ -127,7 +127,7 @@ def as_host_ids(ids: ArrayLike) -> np.ndarray:
     return _held(np.asarray(ids)).astype(np.int32)
 
 
-def _held(ids: Array) -> Array:
+def _held(ids: Array) -> jax.Array:
     """Clips ids to those that int32 holds."""
     given, held = np.iinfo(ids.dtype), np.iinfo(np.int32)
     if given.max > held.max:  # a cast, or JAX without x64, would drop the upper bits

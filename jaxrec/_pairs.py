@@ -24,7 +24,7 @@ BLOCK = 1 << 22  # entries of a column that are in memory at a time
 
 
 def slices(n: int) -> Iterator[slice]:
-    """Yields slices that together cover 0 .. n-1, of at most `BLOCK` places each.
+    """Yields slices of at most `BLOCK` places each, which cover 0 .. n-1.
 
     >>> list(slices(3))
     [slice(0, 3, None)]

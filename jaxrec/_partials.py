@@ -45,7 +45,7 @@ def partition(functions: tuple) -> tuple[list, Static]:
         functions: a tuple of functions, partials and containers of them.
 
     Returns:
-        The arrays, and the rest as a `Static`; `combine` puts them together again.
+        The arrays, and the rest as a `Static`; `combine` rebuilds the functions from both.
 
     Raises:
         TypeError: for a value that jit cannot cache by, such as a model with an array as attribute.
@@ -120,6 +120,6 @@ def bound(functions: tuple) -> Iterator[tuple[Any, str, Any]]:
 
 
 def combine(arrays: Sequence[Array], static: Static) -> tuple:
-    """Rebuilds the functions that `partition` took apart, with these arrays."""
+    """Rebuilds the functions of which `partition` made a `Static`, with these arrays."""
     supply = iter(arrays)
     return jax.tree.unflatten(static.tree, [next(supply) if leaf is _Hole else leaf for leaf in static.leaves])

@@ -1,4 +1,4 @@
-"""What depends on the kind of device: sizes of blocks, threads of a CPU, and compiler options."""
+"""Sizes of blocks, threads of a CPU and compiler options, which depend on the kind of device."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+_CONFIG: Any = jax.config  # JAX adds its attributes at run time
 
 
 class Size(NamedTuple):
@@ -62,7 +64,7 @@ def platform(tree: Any = None) -> str:
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
             return next(iter(leaf.devices())).platform
-    device = jax.config.jax_default_device
+    device = _CONFIG.jax_default_device
     if device is None:
         return jax.default_backend()
     return device if isinstance(device, str) else device.platform
@@ -126,7 +128,7 @@ def concurrently(function: Any, inputs: Iterable[tuple], **static: Any) -> list:
     if second is None:
         return [function(*first, **static)]
     calls = itertools.chain((first, second), inputs)
-    if cores() == 1 or _n_devices(first) > 1 or jax.config.jax_disable_jit:
+    if cores() == 1 or _n_devices(first) > 1 or _CONFIG.jax_disable_jit:
         return [function(*given, **static) for given in calls]
     # A thread lacks the context of this one, such as 64-bit types: compile and convert here.
     compiled = function.lower(*first, **static).compile()

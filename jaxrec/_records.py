@@ -11,12 +11,12 @@ import subprocess
 import warnings
 import zlib
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxrec._version import __version__
 from jaxrec.interactions import DataWarning
 
 Record = dict[str, Any]
@@ -119,10 +119,6 @@ def commit(folder: str | os.PathLike) -> str | None:
         return None
 
 
-def versions() -> dict[str, str | None]:
+def versions() -> dict[str, str]:
     """Returns the versions of jax, jaxrec and Python."""
-    try:
-        ours = metadata.version("jaxrec")
-    except metadata.PackageNotFoundError:
-        ours = None
-    return {"jax": jax.__version__, "jaxrec": ours, "python": platform.python_version()}
+    return {"jax": jax.__version__, "jaxrec": __version__, "python": platform.python_version()}

@@ -170,7 +170,7 @@ def ends(setting: Setting, grid: Mapping[str, Sequence[Any]], *, least: int = 3)
 
 
 def is_run(record: Record, data: str, method: str, on: str) -> bool:
-    """Whether a record is of this method and data set, and a trial ("valid") or a "test" run."""
+    """Returns whether a record is a trial ("valid") or a "test" run of this method and data set."""
     return (record["data"], record["method"], record["on"]) == (data, method, on)
 
 
@@ -220,7 +220,7 @@ def row_of(
     trials = [record for record in records if is_run(record, data, method.name, "valid")]
     if not old:
         trials = [record for record in trials if record["setting"] in written([dict(each) for each in tried])]
-    spent = [record.get("cpu_seconds") for record in trials]
+    spent: list[Any] = [record.get("cpu_seconds") for record in trials]
     row = Row(
         data=data,
         method=method.name,
@@ -255,9 +255,10 @@ def compared(found: Sequence[tuple[Row, list[Record]]], against: str, metric: st
     tests = {row.method: _paired(runs, base, metric) for row, runs in found if row.method != against}
     rows = {row.method: row for row, _ in found}
     for kind, (test, p_value) in enumerate((("over_users", "p_users"), ("over_seeds", "p_seeds"))):
-        made = {name: of[kind] for name, of in tests.items() if of[kind] is not None}
+        made: dict[str, Any] = {name: of[kind] for name, of in tests.items() if of[kind] is not None}
         for name, corrected in zip(made, holm([each.p_value for each in made.values()])):
-            rows[name] = rows[name]._replace(**{test: made[name], p_value: corrected})
+            found_in: dict[str, Any] = {test: made[name], p_value: corrected}
+            rows[name] = rows[name]._replace(**found_in)
     return list(rows.values())
 
 

@@ -1,4 +1,4 @@
-"""The epoch loop: log, validation, early stopping, checkpoints, progress bar."""
+"""The epoch loop, with log, validation, early stopping, checkpoints and progress bar."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxrec._checksum import checksum
 from jaxrec._log import DivergenceError, EarlyStopping, Interrupted, Log, extended
 from jaxrec._numerics import integer
 from jaxrec._platform import warn_of_slow_sums
-from jaxrec.typing import Variables
+from jaxrec.typing import Validate, Variables
 
 
 class Progress(NamedTuple):
@@ -74,7 +74,7 @@ class Loop(TypedDict, total=False):
         progress: whether to show a progress bar.
     """
 
-    validate: Callable[[Variables], Mapping[str, float]] | None
+    validate: Validate | None
     every: int
     stopping: EarlyStopping | None
     checkpoint: Saver | None
@@ -98,7 +98,7 @@ def run(
     description: Mapping[str, Any] | None = None,
     returned: Callable[[Any], Any] = lambda state: state,
     unit: str = "epochs",
-    validate: Callable[[Variables], Mapping[str, float]] | None = None,
+    validate: Validate | None = None,
     every: int = 1,
     stopping: EarlyStopping | None = None,
     checkpoint: Saver | None = None,
@@ -114,7 +114,7 @@ def run(
         state: the initial state.
         epochs: total number of epochs, counted from the start of the run.
         variables: returns the variables of a state, for `validate`.
-        began: when the caller began, in seconds of `time.perf_counter`; the log tells the time
+        began: the time at which the caller started, by `time.perf_counter`; the log has the seconds
             from then to the first epoch.
         epoch: number of epochs that the initial state has already done.
         settled: takes the previous record and this one and returns whether to end the run; None
@@ -166,6 +166,7 @@ def run(
         latest: dict[str, float] = {}
 
         def save() -> int:
+            assert checkpoint is not None
             checkpoint.save(now, description or {})
             return now.epoch
 
@@ -176,7 +177,7 @@ def run(
         if not done and first < epochs:
             bar.set_postfix_str("compiling")
         setup = 0.0 if began is None else time.perf_counter() - began
-        watched = {} if stopping is None else {"watched": stopping.metric}
+        watched: dict[str, Any] = {} if stopping is None else {"watched": stopping.metric}
         before_epochs = compilation.seconds()
         now = now._replace(log=dataclasses.replace(now.log, setup_seconds=setup, **watched, **_best(now.stopping)))
         try:
@@ -243,7 +244,7 @@ def _shown(latest: Mapping[str, float], stopping: EarlyStopping | None, state: M
     return ", ".join(f"{name} {latest[name]:.4g}" for name in losses + metrics) + best
 
 
-def _best(stopping: Mapping[str, float]) -> dict[str, int]:
+def _best(stopping: Mapping[str, float]) -> dict[str, Any]:
     """Returns the log's `best_epoch` from the state of early stopping, if there is one."""
     return {"best_epoch": int(stopping["best_epoch"])} if stopping.get("best_epoch") else {}
 
@@ -252,7 +253,8 @@ class _Compilation:
     """Measures how long this thread traces and compiles while the context is open."""
 
     def __init__(self) -> None:
-        self._thread, self._spans = threading.get_ident(), []
+        self._thread = threading.get_ident()
+        self._spans: list[tuple[float, float]] = []
 
     def __enter__(self) -> _Compilation:
         jax.monitoring.register_event_duration_secs_listener(self._listen)
@@ -262,10 +264,10 @@ class _Compilation:
         with contextlib.suppress(AssertionError, ValueError):  # someone has cleared all listeners
             jax.monitoring.unregister_event_duration_listener(self._listen)
 
-    def _listen(self, event: str, duration: float, **_: Any) -> None:
+    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event.startswith("/jax/core/compile/") and threading.get_ident() == self._thread:
             end = time.perf_counter()
-            begin = end - duration
+            begin = end - duration_secs
             # A function that is traced inside another one has ended before, and is part of its time.
             while self._spans and self._spans[-1][0] >= begin:
                 self._spans.pop()

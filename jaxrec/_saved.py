@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -26,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import models, papers
+from jaxrec._version import __version__
 from jaxrec.interactions import IdMap, Interactions
 from jaxrec.typing import Model, Variables
 
@@ -87,7 +87,7 @@ def save(path: str | os.PathLike, model: Model | None, variables: Variables, id_
     arrays: list[np.ndarray] = []
     about = {
         "format": FORMAT,
-        "jaxrec": _version(),
+        "jaxrec": __version__,
         "jax": jax.__version__,
         "model": _packed(model, arrays, type(model).__name__),
         "variables": _packed(variables, arrays, "variables"),
@@ -154,14 +154,6 @@ def _path(path: str | os.PathLike) -> pathlib.Path:
     return pathlib.Path(path).expanduser().absolute()
 
 
-def _version() -> str:
-    """Returns the version of jaxrec."""
-    try:
-        return importlib.metadata.version("jaxrec")
-    except importlib.metadata.PackageNotFoundError:  # imported from a folder, without an installation
-        return "unknown"
-
-
 # ---------------------------------------------------------------------- checks
 
 
@@ -188,7 +180,7 @@ def _check(model: Model | None, variables: Variables, id_map: IdMap | None) -> N
     _check_fits(model, variables)
 
 
-def _check_fits(model: Model, variables: Variables) -> None:
+def _check_fits(model: Any, variables: Variables) -> None:
     """Raises `ValueError` unless the variables have all parameters of the model, in their shapes.
 
     Other collections hold data, such as a graph, whose size the model does not know. Variables may
@@ -329,7 +321,7 @@ def _packed_array(value: Any, arrays: list[np.ndarray], place: str) -> dict[str,
     array = np.asarray(value)
     if array.dtype.hasobject:
         raise TypeError(f"{place} is an array of objects, which cannot be saved; give an array of numbers")
-    about = {"array": len(arrays), "device": isinstance(value, jax.Array)}
+    about: dict[str, Any] = {"array": len(arrays), "device": isinstance(value, jax.Array)}
     if array.dtype.kind == "V":  # npy files do not know bfloat16 and other small floats: store their bits
         about["dtype"] = array.dtype.name
         array = array.view(f"u{array.dtype.itemsize}")
@@ -439,10 +431,10 @@ def _labels_of(value: Mapping[str, Any], arrays: _Arrays) -> np.ndarray:
     data = arrays[value["data"]]
     if value["kind"] == "array":
         return data
-    data, ends = data.tobytes(), arrays[value["ends"]].tolist()
+    text_of_all, ends = data.tobytes(), arrays[value["ends"]].tolist()
     labels = np.empty(len(ends), object)
     for place, (start, end) in enumerate(zip([0, *ends], ends)):
-        part = data[start:end]
+        part = text_of_all[start:end]
         text = part if value["kind"] == "bytes" else part.decode("utf-8", "surrogatepass")
         labels[place] = int(text) if value["kind"] == "integers" else text
     return labels

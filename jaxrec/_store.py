@@ -105,7 +105,7 @@ def write(folder: pathlib.Path, columns: Mapping[str, np.ndarray | None]) -> Non
             column.append(entries)
 
 
-def read(folder: str | os.PathLike) -> dict[str, np.ndarray | None]:
+def read(folder: str | os.PathLike) -> dict[str, Any]:
     """Maps the files of `write` into memory, read-only, by the names of `COLUMNS`.
 
     Raises:
@@ -136,7 +136,7 @@ def read(folder: str | os.PathLike) -> dict[str, np.ndarray | None]:
     return found
 
 
-def _mismatch(found: Mapping[str, np.ndarray | None]) -> str | None:
+def _mismatch(found: Mapping[str, Any]) -> str | None:
     """Says which files do not fit each other; the ids themselves are not read."""
     shape, indptr, n_pairs = found["shape"], found["indptr"], len(found["indices"])
     if len(shape) != 2 or (shape < 0).any():
@@ -158,7 +158,9 @@ def write_union(parts: Sequence[pathlib.Path], opened: Callable[[pathlib.Path], 
     `Interactions.open`.
     """
     shape = opened(parts[0])
-    ends = sum(np.asarray(opened(part).indptr, np.int64) for part in parts)
+    ends = np.zeros(shape.n_users + 1, np.int64)
+    for part in parts:
+        ends += np.asarray(opened(part).indptr)
     degrees, start, n_users, n_items = [], 0, shape.n_users, shape.n_items
     del shape
     with contextlib.ExitStack() as files:

@@ -197,7 +197,7 @@ class Interactions:
         for name, labels, places in (("users", user_labels, users), ("items", item_labels, items)):
             say_missing_as_text(name, labels, places)
         columns = {"users": users, "items": items, "weights": weights, "timestamps": timestamps}
-        if unknown_users == "new":
+        if unknown_users == "new" and id_map is not None:
             id_map = with_users(id_map, user_labels)
         if id_map is None:
             id_map = IdMap(user_labels, item_labels)
@@ -291,7 +291,9 @@ class Interactions:
             ValueError: if there are no parts, if their numbers of users or items differ, or if the
                 folder exists and is not empty.
         """
-        folders, first, n_given = [], (), 0
+        folders: list[Any] = []
+        first: tuple[Interactions, ...] = ()
+        n_given = 0
         with _store.new_folder(folder) as temporary:
             for number, part in enumerate(parts):
                 check_interactions(**{f"parts[{number}]": part})
@@ -428,7 +430,7 @@ class Interactions:
         parts = (self, *others)
         _check_same_ids(parts)
         users, items = (np.concatenate(ids) for ids in zip(*(part.pairs() for part in parts)))
-        more = {"n_users": self.n_users, "n_items": self.n_items}
+        more: dict[str, Any] = {"n_users": self.n_users, "n_items": self.n_items}
         if any(part.weights is not None for part in parts):
             columns = (np.ones(part.n_pairs, np.float32) if part.weights is None else part.weights for part in parts)
             more["weights"] = np.concatenate([np.asarray(column) for column in columns])
@@ -464,7 +466,7 @@ class Interactions:
         for column, dtype in ((rows, rows.dtype), (self.indices, np.int32), (self.weights, np.float32)):
             column = np.zeros(0, dtype) if column is None else np.asarray(column)
             for part in slices(len(column)):
-                digest.update(np.ascontiguousarray(column[part], dtype))
+                digest.update(np.ascontiguousarray(column[part], dtype).data)
         return digest.hexdigest()[:12]
 
     # ------------------------------------------------------------------ under jit
@@ -585,7 +587,7 @@ class Interactions:
         return Interactions(offsets(np.r_[0, ends]), items, None, None, len(users), self.n_items)
 
 
-# The sizes, so that `jax.export` can store functions of interactions.
+# `jax.export` stores functions of interactions, for which it must know how to write the sizes.
 export.register_pytree_node_serialization(
     Interactions,
     serialized_name="jaxrec.Interactions",

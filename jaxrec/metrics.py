@@ -325,7 +325,7 @@ def popularity(items: ArrayLike, degrees: Array) -> Array:
     degrees = xp.asarray(degrees, np.float32)
     items = xp.asarray(_listed(items, len(degrees)))
     valid, places = items >= 0, xp.maximum(items, 0)
-    chosen = degrees[places] if xp is np else degrees.at[places].get(mode="fill", fill_value=jnp.nan)
+    chosen = degrees[places] if xp is np else jnp.asarray(degrees).at[places].get(mode="fill", fill_value=jnp.nan)
     return _ratio(xp.where(valid, chosen, np.float32(0)).sum(-1), valid.sum(-1, dtype=np.int32).astype(np.float32))
 
 

@@ -20,7 +20,7 @@ from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.typing import Array, Key, Sampler
 
 
-def uniform(key: Key, users: Array, *, n_items: int, n: int = 1) -> Array:
+def uniform(key: Key, users: Array, *, n_items: int, n: int = 1) -> jax.Array:
     """Draws n items for each user, uniformly from all items, with replacement.
 
     A user's own items may be among them; `reject_seen` redraws those.
@@ -99,7 +99,7 @@ def popularity_table(train: Interactions, *, power: float = 1.0) -> AliasTable:
         return AliasTable(keep.astype(np.float32), alias.astype(np.int32), np.log(mass).astype(np.float32))
 
 
-def popularity(key: Key, users: Array, *, table: AliasTable, n: int = 1) -> Array:
+def popularity(key: Key, users: Array, *, table: AliasTable, n: int = 1) -> jax.Array:
     """Draws n items for each user from a `popularity_table`, with replacement.
 
     A user's own items may be among them; `reject_seen` redraws those.
@@ -116,7 +116,7 @@ def popularity(key: Key, users: Array, *, table: AliasTable, n: int = 1) -> Arra
     return _from_table(key, (*jnp.shape(users), integer("n", n)), table)
 
 
-def _from_table(key: Key, shape: tuple[int, ...], table: AliasTable) -> Array:
+def _from_table(key: Key, shape: tuple[int, ...], table: AliasTable) -> jax.Array:
     """Draws entries of a table by the alias method."""
     item_key, keep_key = jax.random.split(key)
     items = drawn(jax.random.randint, item_key, shape, 0, table.keep.shape[0], dtype=jnp.int32)
@@ -124,7 +124,9 @@ def _from_table(key: Key, shape: tuple[int, ...], table: AliasTable) -> Array:
     return jnp.where(kept, items, jnp.asarray(table.alias)[items])
 
 
-def explorative(key: Key, shape: tuple[int, ...], *, train: Interactions, table: AliasTable) -> tuple[Array, Array]:
+def explorative(
+    key: Key, shape: tuple[int, ...], *, train: Interactions, table: AliasTable
+) -> tuple[jax.Array, jax.Array]:
     """Draws positives with replacement: users from a table, and one item of each uniformly.
 
     With `popularity_table(train.transpose(), power=0.8)` a user is drawn in proportion to (number
@@ -161,7 +163,7 @@ def explorative(key: Key, shape: tuple[int, ...], *, train: Interactions, table:
     return users, jnp.asarray(train.indices)[places]
 
 
-def reject_seen(key: Key, users: Array, *, sample: Sampler, seen: Interactions, rounds: int = 8) -> Array:
+def reject_seen(key: Key, users: Array, *, sample: Sampler, seen: Interactions, rounds: int = 8) -> jax.Array:
     """Draws from `sample`, and redraws up to `rounds` times the items that the user has in `seen`.
 
     Items that are still seen after the last round are kept, so the function also returns for a user
@@ -204,7 +206,7 @@ def reject_seen(key: Key, users: Array, *, sample: Sampler, seen: Interactions, 
     return jax.lax.while_loop(unfinished, draw, first)[1]
 
 
-def shared(key: Key, users: Array, *, sample: Sampler) -> Array:
+def shared(key: Key, users: Array, *, sample: Sampler) -> jax.Array:
     """Draws once for the whole batch: one list of negatives [1, n] for all users.
 
     Scores [B, n] are then one matrix product instead of B look-ups of rows, so thousands of shared
@@ -226,7 +228,7 @@ def shared(key: Key, users: Array, *, sample: Sampler) -> Array:
     return sample(key, users[:1])
 
 
-def in_batch(users: Array, items: Array, *, seen: Interactions | None = None) -> Array:
+def in_batch(users: Array, items: Array, *, seen: Interactions | None = None) -> jax.Array:
     """Tells which items of a batch may be negatives of its users.
 
     The positive itself is excluded wherever it occurs in the batch. With `seen`, so are the items
@@ -252,7 +254,7 @@ def in_batch(users: Array, items: Array, *, seen: Interactions | None = None) ->
     return where & ~seen.contains(users[:, None], items[None, :])
 
 
-def hardest(scores: Array, negatives: Array, *, n: int) -> Array:
+def hardest(scores: Array, negatives: Array, *, n: int) -> jax.Array:
     """Returns the n highest-scored negatives of a pool: dynamic hard negatives (Zhang et al. 2013).
 
     The source is 10.1145/2484028.2484126.
@@ -283,7 +285,7 @@ def hardest(scores: Array, negatives: Array, *, n: int) -> Array:
 _SHUFFLED = 128  # largest n for which a shuffle takes no longer than the network on a batch
 
 
-def permuted(key: Key, places: Array, *, n: int) -> Array:
+def permuted(key: Key, places: Array, *, n: int) -> jax.Array:
     """Maps positions by a random permutation of 0 .. n-1; a large n needs no sort.
 
     Up to n = 128 it is `jax.random.permutation`, so all n! permutations are equally likely. For
@@ -311,30 +313,30 @@ def permuted(key: Key, places: Array, *, n: int) -> Array:
     rows = math.isqrt(n - 1) + 1
     columns, round_keys = -(-n // rows), jax.random.bits(key, (10,), jnp.uint32)
 
-    def moved(x: Array, other: Array, round_key: Array, size: int) -> Array:
+    def moved(x: Array, other: Array, round_key: Array, size: int) -> jax.Array:
         """One round: adds to x a hash of the other half and the round's key, modulo `size`."""
         y = (other ^ round_key) * jnp.uint32(0x85EBCA6B)
         y = (y ^ (y >> 13)) * jnp.uint32(0xC2B2AE35)
         x = x + ((y >> 16) * jnp.uint32(size) >> 16)  # adds 0 .. size-1, uniform up to size / 2¹⁶
         return jnp.where(x < size, x, x - jnp.uint32(size))  # modulo: x is below 2 · size
 
-    def network(x: Array) -> Array:
+    def network(x: Array) -> jax.Array:
         left, right = x // jnp.uint32(columns), x % jnp.uint32(columns)
         for round_key in round_keys.reshape(5, 2):
             left = moved(left, right, round_key[0], rows)
             right = moved(right, left, round_key[1], columns)
         return left * jnp.uint32(columns) + right
 
-    def outside(x: Array) -> Array:
+    def outside(x: Array) -> jax.Array:
         return (x >= n).any()
 
-    def again(x: Array) -> Array:
+    def again(x: Array) -> jax.Array:
         return jnp.where(x >= n, network(x), x)
 
     return jax.lax.while_loop(outside, again, network(jnp.asarray(places).astype(jnp.uint32))).astype(jnp.int32)
 
 
-def uniform_at(key: Key, rows: Array, columns: Array) -> tuple[Array, Array]:
+def uniform_at(key: Key, rows: Array, columns: Array) -> tuple[jax.Array, jax.Array]:
     """Returns two independent uniform numbers in (0, 1) for each pair of a row and a column.
 
     The numbers depend only on the key, the row and the column, not on the shape of the arrays. Use
@@ -360,13 +362,13 @@ def uniform_at(key: Key, rows: Array, columns: Array) -> tuple[Array, Array]:
     return tuple(_open_unit(word) for word in _threefry(jax.random.bits(key, (2,), jnp.uint32), *words))
 
 
-def _open_unit(bits: Array) -> Array:
+def _open_unit(bits: Array) -> jax.Array:
     """Maps random bits to (0, 1): the middles of 2²³ equal intervals."""
     dtype = jnp.result_type(float)
     return ((bits >> 9).astype(dtype) + jnp.asarray(0.5, dtype)) * jnp.asarray(2.0**-23, dtype)
 
 
-def _threefry(key: Array, left: Array, right: Array) -> tuple[Array, Array]:
+def _threefry(key: Array, left: Array, right: Array) -> tuple[jax.Array, jax.Array]:
     """Encrypts the block (left, right), uint32 each, under `key` uint32 [2]."""
     schedule = (key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(0x1BD11BDA))
     rotations = ((13, 15, 26, 6), (17, 29, 16, 24))

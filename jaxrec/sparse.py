@@ -23,7 +23,7 @@ from jaxrec.typing import Array
 _FLOATS = 1 << 29  # 2 GB in float32
 
 
-def spmm(matrix: Interactions, transposed: Interactions | None, x: Array) -> Array:
+def spmm(matrix: Interactions, transposed: Interactions | None, x: Array) -> jax.Array:
     """Multiplies the sparse matrix by a dense table: [M, N] @ [N, D] -> [M, D].
 
     It is differentiable in `x` and in `matrix.weights`, any number of times, in reverse mode. On
@@ -84,7 +84,10 @@ def _spmm_bcsr(weights, indices, indptr, x, *, n_users):
 
 
 def _spmm_segments(weights, indices, indptr, x, *, n_users):
-    """The product on accelerators, and in exported programs, from at most `_FLOATS` numbers of looked-up rows."""
+    """The product on accelerators and in exported programs.
+
+    It looks up rows of at most `_FLOATS` numbers at a time.
+    """
     (n_pairs,), dim = indices.shape, x.shape[1]
     rows = owners(indptr[1:], n_pairs)
 
@@ -117,7 +120,7 @@ def _lowered_on_cpu(context, *args, n_users):
 
 
 def _batched(args, axes, *, n_users):
-    """Computes several products: if they are of one matrix, as one product with a wider table."""
+    """Computes several products. Those of one matrix become one product with a wider table."""
     *matrix, x = args
     if all(axis is None for axis in axes[:3]):
         x = jnp.moveaxis(x, axes[3], 1)
@@ -161,8 +164,7 @@ batching.primitive_batchers[_spmm_p] = _batched
 def _product_forward(turned, matrix, transposed, x):
     """The forward pass of `_product`; keeps x only if the weights are differentiated.
 
-    In that case `transposed` is not used, because its weights are not the ones that are
-    differentiated.
+    In that case `transposed` is not used: its weights are a copy, which JAX does not differentiate.
     """
     # With `symbolic_zeros`, each leaf tells by `perturbed` whether it is differentiated.
     moved = matrix.weights is not None and matrix.weights.perturbed
@@ -188,7 +190,7 @@ def _product_backward(turned, residuals, cotangent):
 _product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
 
-def _owners(matrix: Interactions) -> Array:
+def _owners(matrix: Interactions) -> jax.Array:
     """Returns the user of each pair, int32 [nnz], and M for padding; works under jit."""
     return owners(jnp.asarray(matrix.indptr)[1:], matrix.n_pairs)
 
@@ -210,7 +212,7 @@ def _turned(matrix: Interactions) -> Interactions:
 
 
 @jax.custom_vjp
-def along_pairs(matrix: Interactions, rows: Array, columns: Array) -> Array:
+def along_pairs(matrix: Interactions, rows: Array, columns: Array) -> jax.Array:
     """Returns the dot product of the two vectors of each pair, [nnz], without an array [nnz, D]."""
 
     def product(pair):

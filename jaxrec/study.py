@@ -100,7 +100,7 @@ def settings(grid: Mapping[str, Sequence[Any]], trials: int | None = None, key: 
     >>> settings({"rate": [0.1, 0.3], "dim": [8]})
     [{'rate': 0.1, 'dim': 8}, {'rate': 0.3, 'dim': 8}]
     """
-    every = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+    every: list[Setting] = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     if trials is None or len(every) <= trials:
         return every
     key = jax.random.key(0) if key is None else key
@@ -253,6 +253,8 @@ class _Study(NamedTuple):
         for group in groups:
             wall, cpu, key = time.perf_counter(), time.process_time(), jax.random.key(seed)
             if method.fit_all is None:
+                if method.fit is None:
+                    raise ValueError(f"{method.name} has neither fit nor fit_all; give one of them")
                 fitted = [method.fit(split.train, split.valid, key, **group[0])]
             else:
                 fitted = list(method.fit_all(split.train, split.valid, key, group))
@@ -268,7 +270,7 @@ class _Study(NamedTuple):
                 "cpu_seconds": (time.process_time() - cpu) / len(group),
             }
             for setting, found in zip(group, fitted):
-                about = {
+                about: Record = {
                     "data": data,
                     "fingerprint": fingerprint,
                     "method": method.name,
@@ -388,7 +390,8 @@ def table(
     Raises:
         ValueError: if `against` has no row on a data set, or a metric is not recorded.
     """
-    records, rows = read(records) if isinstance(records, str | os.PathLike) else records, []
+    records = read(records) if isinstance(records, str | os.PathLike) else records
+    rows: list[Row] = []
     by_method: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         by_method.setdefault((record["data"], record["method"]), []).append(record)
@@ -396,7 +399,7 @@ def table(
         found = []
         for method in _checked(methods):
             of_method = by_method.get((name, method.name), ())
-            found.append(row_of(of_method, name, method, settings(method.grid, trials, key), metric, shown))
-        found = [pair for pair in found if pair is not None]
+            pair = row_of(of_method, name, method, settings(method.grid, trials, key), metric, shown)
+            found += [] if pair is None else [pair]
         rows += [row for row, _ in found] if against is None else compared(found, against, metric, name)
     return Table(tuple(rows), metric, tuple(dict.fromkeys([metric, *shown])), against)

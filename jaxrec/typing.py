@@ -6,30 +6,30 @@ facets or interests, k the length of a list. `...` means any leading axes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-Array = jax.Array | np.ndarray
+Array = jax.Array | np.ndarray  # arguments may be either; results of JAX are `jax.Array`
 ArrayLike = Any
 Key = jax.Array
-Scalar = jax.Array | float
+Scalar = Array | float
 Variables = Mapping[str, Any]
 
 
 class Loss(Protocol):
     """A function that compares `pos` [...] with the last axis of `neg` [..., n]; returns [...]."""
 
-    def __call__(self, pos: Array, neg: Array, *, where: Array | None = None) -> Array:
+    def __call__(self, pos: Array, neg: Array, *, where: Array | None = None) -> jax.Array:
         """Returns losses [...]."""
 
 
 class Sampler(Protocol):
     """A function that draws items for users [...]; the same key gives the same items."""
 
-    def __call__(self, key: Key, users: Array) -> Array:
+    def __call__(self, key: Key, users: Array) -> jax.Array:
         """Returns item ids, int32 [..., n]."""
 
 
@@ -39,8 +39,19 @@ class Model(Protocol):
     If a model has the attributes `n_users` and `n_items`, evaluation checks ids against them.
     """
 
-    def apply(self, variables: Variables, *args: Any, method: Any = None) -> Array:
+    def apply(self, variables: Any, *args: Any, **options: Any) -> Any:
         """Returns scores of pairs (users, items); with `method="rows"`, scores [B, N] of users."""
+
+
+class Measured(Protocol):
+    """What `validate` may return instead of a mapping, such as a `Report`."""
+
+    @property
+    def means(self) -> Mapping[str, float]:
+        """The metrics by name."""
+
+
+Validate = Callable[[Variables], Mapping[str, float] | Measured]
 
 
 class Objective(Protocol):

@@ -208,7 +208,7 @@ def test_wrong_values_are_named(made, name, value):
 
 @pytest.mark.deep
 @pytest.mark.parametrize("name", ["VALID", "MultVAE", "RecVAE"])
-def test_parameters_keep_their_precision_whatever_the_default(name):
+def test_parameters_keep_their_precision_for_any_default(name):
     """float32 under x64, with noise: the loss and its gradient are float32."""
     model = VALID(N, dim=3, width=5) if name == "VALID" else MODELS[name]
     with jax.enable_x64(False):

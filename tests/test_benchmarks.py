@@ -599,7 +599,7 @@ def test_likes_of_facets_and_lifts_of_categories():
     np.testing.assert_allclose(largest, [5 / 3, 5 / 3])
 
 
-def test_neighbours_share_a_category_where_they_lie_together():
+def test_neighbours_share_a_category_if_categories_are_clusters():
     from benchmarks import categories
 
     rng = np.random.default_rng(0)
@@ -787,7 +787,7 @@ def test_peer_of_valid_has_the_released_loss_and_gradients():
 
 @pytest.mark.deep
 def test_users_held_out_whole_are_judged_by_their_histories():
-    """Of a user's colour the pair to be found and the diagonal are left: two items of 24 that histories tell apart."""
+    """Two of 24 items of a user's colour are not in train: the one to find, and the diagonal one."""
     from benchmarks.studies import valid
 
     pairs, _ = synthetic.checkerboard(24)

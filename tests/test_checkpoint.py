@@ -239,7 +239,7 @@ def test_where_all_are_damaged_an_error_says_so(saved, tmp_path):
 
 
 def test_the_best_state_is_written_once_where_it_is_the_last(tmp_path):
-    wide = jr.models.MF(8, 8, dim=1000, scale=0.1)  # wide, so that the files hold little beside the arrays
+    wide = jr.models.MF(8, 8, dim=1000, scale=0.1)  # wide, so that the files hold little but the arrays
 
     def size(name, metric):
         values = itertools.count()

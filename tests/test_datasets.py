@@ -160,7 +160,7 @@ TRAIN = np.array([[0, 1], [1, 0], [0, 0]])
 TEST = np.array([[1, 3], [1, 2], [0, 2]])
 
 
-def test_parts_share_ids_and_rows_stay_together(folders):
+def test_parts_share_ids_and_rows_keep_their_columns(folders):
     folders(
         "ciao",
         train=TRAIN,

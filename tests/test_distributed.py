@@ -34,12 +34,12 @@ SOLVERS = """
     fits = {"rg2": jr.solvers.rg2.fit, "ials": partial(jr.solvers.ials.fit, unobserved_weight=0.2)}
     answer = {}
     for name, fit in fits.items():
-        _, variables, history = fit(train, mesh=mesh, **options)
+        _, variables, log = fit(train, mesh=mesh, **options)
         _, alone, _ = fit(train, **options)
         pairs = [(whole(variables["params"][side]), alone["params"][side]) for side in ("user", "item")]
         assert not variables["params"]["item"].is_fully_replicated
-        same = [np.allclose(dealt, single, rtol=1e-4, atol=1e-5) for dealt, single in pairs]
-        answer[name] = same, history.records[-1]["objective"]
+        same = [np.allclose(sharded, single, rtol=1e-4, atol=1e-5) for sharded, single in pairs]
+        answer[name] = same, log.records[-1]["objective"]
     print(json.dumps([jax.process_index(), answer]))
 """
 

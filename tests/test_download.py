@@ -158,7 +158,7 @@ def test_a_set_that_cannot_be_parsed_leaves_nothing(serve, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("place", ["data", "cache"])
-def test_a_set_is_made_of_the_file_that_its_user_fetched(tmp_path, monkeypatch, place):
+def test_a_set_is_built_from_the_file_that_its_user_fetched(tmp_path, monkeypatch, place):
     monkeypatch.setenv("JAXREC_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("JAXREC_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ValueError, match=r"put its data\.npz, or steam_reviews\.json\.gz of its source there"):

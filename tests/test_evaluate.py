@@ -199,7 +199,7 @@ def test_a_constant_scorer_finds_nothing_without_a_key():
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 3e-38, -1e30, 1234567.0])
-def test_ties_go_against_the_test_item_at_any_size_of_score_and_close_scores_do_not(value):
+def test_tied_scores_rank_the_test_item_last_and_close_scores_do_not(value):
     value = np.float32(value)
     train, test = np.zeros((1, 4), bool), np.zeros((1, 4), bool)
     train[0, 0] = test[0, 1] = True

@@ -147,11 +147,11 @@ def board_towers(hidden=5):
 )
 def test_descends_to_the_diagonal_withheld_from_the_checkerboard(towers_and_params):
     towers, params = towers_and_params()
-    params, history = fit(towers, params, steps=12, tolerance=None)
-    values = [record["objective"] for record in history.records]
+    params, log = fit(towers, params, steps=12, tolerance=None)
+    values = [record["objective"] for record in log.records]
     assert len(values) == 12 and values[-1] < values[0] < 0.5
     assert (np.diff(values) <= 0).all()
-    assert all(np.log2(record["step"]) % 1 == 0 and record["step"] <= 1 for record in history.records)
+    assert all(np.log2(record["step"]) % 1 == 0 and record["step"] <= 1 for record in log.records)
     users, items = towers(params)
     report = jr.evaluate.full_ranking(
         MF(30, 30, dim=4), {"params": {"user": users, "item": items}}, BOARD, DIAGONAL, ks=(1,)
@@ -167,7 +167,7 @@ def test_a_step_is_full_where_the_scores_are_linear():
     items = np.random.default_rng(1).normal(size=(N_ITEMS, DIM))
     with jax.enable_x64(True):
         towers = partial(lambda params, items: (params, items), items=items)
-        params, history = fit(
+        params, log = fit(
             towers,
             tables()["user"],
             TRAIN,
@@ -177,8 +177,8 @@ def test_a_step_is_full_where_the_scores_are_linear():
             tolerance=None,
             regularization=0.01,
         )
-    assert history.records[0]["step"] == 1
-    assert history.records[1]["gradient"] < 1e-9 < history.records[0]["gradient"]
+    assert log.records[0]["step"] == 1
+    assert log.records[1]["gradient"] < 1e-9 < log.records[0]["gradient"]
     degrees = np.asarray(TRAIN.user_degrees)[:, None]
     met = TRAIN.to_scipy().toarray()
     ridge = 2 * 0.01 * N_ITEMS * TRAIN.n_pairs
@@ -211,10 +211,10 @@ def test_matrix_factorisation_reaches_the_closed_form():
         bound = partial(towers, user_scale=np.sqrt(2 * n_pairs / degrees)[:, None])
         params = tables(n_users=12, n_items=9, scale=0.1)
         options = {"regularization": ridge, "steps": 300, "cg_tolerance": 1e-3, "cg_steps": 100, "tolerance": 1e-13}
-        params, history = fit(bound, params, train, **options)
+        params, log = fit(bound, params, train, **options)
         found = {"params": dict(zip(("user", "item"), bound(params)))}
         by_als = float(jr.solvers.rg2.objective(found, train, regularization=ridge))
-    reached = history.records[-1]["objective"]
+    reached = log.records[-1]["objective"]
     assert optimum - 1e-10 < reached < optimum + 1e-8
     assert by_als - (12 * 9 - n_pairs) / (2 * n_pairs) + 0.5 == pytest.approx(reached, rel=1e-12)
 
@@ -249,13 +249,13 @@ def test_the_run_ends_where_it_no_longer_gains_or_validation_says():
         return {"ndcg@10": next(told)}
 
     stopping = jr.train.EarlyStopping("ndcg@10", patience=2)
-    params, history = fit(validate=validate, stopping=stopping, tolerance=None)
-    assert len(history.records) == 4
+    params, log = fit(validate=validate, stopping=stopping, tolerance=None)
+    assert len(log.records) == 4
     np.testing.assert_array_equal(params["user"], seen[1]["user"])
-    _, history = fit(steps=50, tolerance=0.05)
-    values = [record["objective"] for record in history.records]
+    _, log = fit(steps=50, tolerance=0.05)
+    values = [record["objective"] for record in log.records]
     assert len(values) < 50 and values[-2] - values[-1] <= 0.05 * abs(values[-2])
-    assert "gradient" in history.names and "ndcg@10" not in history.names
+    assert "gradient" in log.names and "ndcg@10" not in log.names
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_negative_weights_are_refused_and_features_of_another_width():
 
 
 @pytest.mark.deep
-def test_first_towers_vary_by_their_scale_whatever_the_features():
+def test_initial_towers_vary_by_their_scale_for_any_features():
     rng = np.random.default_rng(0)
     users, items = np.divmod(rng.choice(300 * 200, 1500, replace=False), 200)
     train = Interactions.from_pairs(users, items, n_users=300, n_items=200)

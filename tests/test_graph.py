@@ -165,10 +165,10 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard(name):
     state = jr.train.init(jax.random.key(0), model, TX)
     before = state.variables["graph"]
     objective = partial(OBJECTIVES[name], model=model)
-    state, history = jr.train.fit(state, objective, TX, BOARD, epochs=15, batch_size=128, progress=False)
+    state, log = jr.train.fit(state, objective, TX, BOARD, epochs=15, batch_size=128, progress=False)
     report = jr.evaluate.full_ranking(model, state.variables, BOARD, DIAGONAL, ks=(1,))
     assert report.means["hit_rate@1"] == 1
-    assert history.records[-1]["loss"] < history.records[0]["loss"]
+    assert log.records[-1]["loss"] < log.records[0]["loss"]
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(state.variables["graph"]), strict=True):
         np.testing.assert_array_equal(a, b)
 

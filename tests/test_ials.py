@@ -101,8 +101,8 @@ def balanced(user, item, of_users, of_items):
 def fitted(train, model="ials", sweeps=3, dim=K, **more):
     function, numbers = {"ials": (ials.fit, IALS), "wrmf": (wrmf.fit, WRMF)}[model]
     plain = {"progress": False, "key": KEY, "solver": ials.cholesky, "balance": False}
-    _, variables, history = function(train, dim=dim, sweeps=sweeps, **(plain | numbers | more))
-    halves = [record[name] for record in history.records for name in ("after_users", "objective")]
+    _, variables, log = function(train, dim=dim, sweeps=sweeps, **(plain | numbers | more))
+    halves = [record[name] for record in log.records for name in ("after_users", "objective")]
     return variables["params"]["user"], variables["params"]["item"], halves
 
 
@@ -337,10 +337,10 @@ def test_buckets_hold_every_pair_once_and_little_else(degrees, chunk, parts):
     users = np.repeat(np.arange(len(degrees)), degrees)
     weights = rng.integers(1, 9, len(users))
     train = jr.Interactions.from_pairs(users, items, weights=weights, n_users=len(degrees), n_items=300)
-    dealt, pairs = grouped(train, chunk, parts), []
-    assert len(dealt) == parts
-    assert len({tuple(jax.tree.map(np.shape, buckets)) for buckets in dealt}) == 1
-    for bucket in (bucket for buckets in dealt for bucket in buckets):
+    divided, pairs = grouped(train, chunk, parts), []
+    assert len(divided) == parts
+    assert len({tuple(jax.tree.map(np.shape, buckets)) for buckets in divided}) == 1
+    for bucket in (bucket for buckets in divided for bucket in buckets):
         _, size, length = bucket.ids.shape
         assert bucket.ratings.shape == bucket.ids.shape and size * length <= max(chunk, length)
         real = np.arange(length) < bucket.lengths[..., None]
@@ -353,9 +353,9 @@ def test_buckets_hold_every_pair_once_and_little_else(degrees, chunk, parts):
     pairs = np.concatenate(pairs, axis=1)
     pairs = pairs[:, np.lexsort(pairs[1::-1])]
     np.testing.assert_array_equal(pairs, [*train.pairs(), train.weights])
-    rows = np.concatenate([bucket.rows.ravel() for buckets in dealt for bucket in buckets])
+    rows = np.concatenate([bucket.rows.ravel() for buckets in divided for bucket in buckets])
     n_rows = len(degrees) + 300
-    place = _rows.places(dealt, n_rows)
+    place = _rows.places(divided, n_rows)
     has_pairs = np.append(degrees > 0, np.zeros(300, bool))
     np.testing.assert_array_equal(np.append(rows, -1)[place], np.where(has_pairs, np.arange(n_rows), -1))
 
@@ -391,8 +391,8 @@ def test_small_sets_take_fewer_buckets():
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="LAPACK computes on a CPU only")
 @pytest.mark.parametrize("n", [2, 9, 40])
-def test_factors_come_in_batches_that_jaxlib_does_not_deal_to_threads(n):
-    """Where it deals, two calls at once can wait for each other for ever: from 2e5 operations on."""
+def test_factorisations_come_in_batches_that_jaxlib_keeps_on_one_thread(n):
+    """jaxlib divides batches of 2e5 operations or more among threads; two such calls can deadlock."""
     rng = np.random.default_rng(0)
     half = rng.normal(size=(700, n, n)).astype(np.float32)
     a, b = (
@@ -452,18 +452,18 @@ def test_planted_factors_rank_better_than_popularity():
 
 
 @pytest.mark.deep
-def test_one_key_gives_one_result_and_histories_tell_what_was_asked():
+def test_one_key_gives_one_result_and_the_log_has_what_was_asked_for():
     first, again, other = (fitted(BOARD, dim=2, key=jax.random.key(k))[:2] for k in (0, 0, 1))
     for a, b, c in zip(first, again, other):
         np.testing.assert_array_equal(a, b)
         assert not np.array_equal(a, c)
-    stopping = jr.train.EarlyStopping("figure", patience=1)
-    figures = iter([1.0, 3.0, 2.0, 9.0])
-    watched = {"stopping": stopping, "validate": lambda variables: {"figure": next(figures)}}
-    _, _, history = ials.fit(BOARD, dim=2, key=KEY, sweeps=9, progress=False, **watched, **IALS)
-    assert history.column("figure") == ([1, 2, 3], [1.0, 3.0, 2.0])
-    _, _, history = ials.fit(BOARD, dim=2, key=KEY, sweeps=50, tolerance=1e-3, progress=False, **IALS)
-    assert len(history.records) < 20
+    stopping = jr.train.EarlyStopping("metric", patience=1)
+    values = iter([1.0, 3.0, 2.0, 9.0])
+    watched = {"stopping": stopping, "validate": lambda variables: {"metric": next(values)}}
+    _, _, log = ials.fit(BOARD, dim=2, key=KEY, sweeps=9, progress=False, **watched, **IALS)
+    assert log.column("metric") == ([1, 2, 3], [1.0, 3.0, 2.0])
+    _, _, log = ials.fit(BOARD, dim=2, key=KEY, sweeps=50, tolerance=1e-3, progress=False, **IALS)
+    assert len(log.records) < 20
 
 
 @pytest.mark.deep
@@ -616,8 +616,8 @@ def test_a_metric_that_is_never_a_number_is_said(solver):
         fit(validate=lambda variables: {"x": float("nan")})
     values = iter([float("nan"), 0.3, float("nan"), 0.1])
     seen = []
-    _, variables, history = fit(validate=lambda variables: seen.append(variables) or {"x": next(values)})
-    assert len(history.records) == 4
+    _, variables, log = fit(validate=lambda variables: seen.append(variables) or {"x": next(values)})
+    assert len(log.records) == 4
     jax.tree.map(np.testing.assert_array_equal, variables, seen[1])
 
 

@@ -1,4 +1,4 @@
-"""λOpt: gradients in the coefficients through simulated optimiser steps, and steps in turn."""
+"""λOpt: gradients in the coefficients through simulated optimiser steps, and alternating steps."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -255,7 +255,7 @@ def test_rows_whose_coefficients_move(scope, tx):
 
 
 @pytest.mark.parametrize("by_row", [False, True])
-def test_momentum_of_a_row_goes_on_in_the_simulation_of_a_dense_optimiser_alone(by_row):
+def test_momentum_of_a_row_continues_only_if_a_dense_optimiser_is_simulated(by_row):
     tx = rowwise.lazy(smooth_adam(0.05)) if by_row else smooth_adam(0.05)
     params, (first, _), (second, rows) = tables(), drawn(0, users=(4, 4, 4, 4)), drawn(1, users=(1, 2, 1, 3))
 
@@ -270,7 +270,7 @@ def test_momentum_of_a_row_goes_on_in_the_simulation_of_a_dense_optimiser_alone(
     assert changed.tolist() == ([1, 2, 3] if by_row else [1, 2, 3, 4])
 
 
-# ---------------------------------------------------------------------- in turn
+# ---------------------------------------------------------------------- alternating steps
 
 
 class Now(NamedTuple):
@@ -304,7 +304,7 @@ def bits(tree):
 @pytest.mark.deep
 @pytest.mark.parametrize("tx", [smooth_adam(0.05), rowwise.lazy(smooth_adam(0.05))], ids=["dense", "lazy"])
 def test_simulation_leaves_parameters_and_live_state_alone(tx):
-    """With Λ held, steps in turn are those of penalised training, bit by bit."""
+    """With fixed Λ, alternating steps give bit-identical results to penalised training."""
     start = lambda params: spread(coefficients(params))  # noqa: E731
     both = alternate(tx, optax.set_to_zero(), draws=draws, start=start, scope="exact")
     params = expected = tables()
@@ -329,7 +329,7 @@ def test_simulation_leaves_parameters_and_live_state_alone(tx):
 
 @pytest.mark.deep
 @pytest.mark.parametrize("every", [1, 2])
-def test_steps_in_turn_are_of_the_parameters_first_and_then_of_lambda(every):
+def test_alternating_steps_move_the_parameters_first_and_then_lambda(every):
     tx = optax.sgd(RATE)
     both = alternate(tx, optax.sgd(5.0), draws=draws, scope="exact", every=every)
     params = tables()

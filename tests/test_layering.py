@@ -1,4 +1,4 @@
-"""The rooms of the house, held by reading the imports."""
+"""Modules import only from their own layer and the layers below."""
 
 import ast
 import pathlib
@@ -26,6 +26,7 @@ LAYERS = [
         "_platform",
         "_run",
         "_store",
+        "_version",
     },
     {"losses", "metrics", "sampling", "optim", "data"},
     {"models", "solvers"},

@@ -175,7 +175,7 @@ def test_pooled_refuses_wrong_shapes_and_types():
 
 
 @pytest.mark.deep
-def test_pooled_users_of_64_bits_stay_apart_and_a_temperature_of_0_is_refused():
+def test_pooled_users_of_64_bits_stay_distinct_and_a_temperature_of_0_is_refused():
     pos = np.array([1.0, 3.0, 5.0], np.float32)
     values = losses.pooled(pos, np.array([1, 2**32 + 1, 1]), temperature=1.0)
     np.testing.assert_allclose(values, pooled(pos, np.array([1, 2, 1]), np.ones(3, bool), 1.0), rtol=1e-6)

@@ -110,7 +110,7 @@ def test_facets_start_on_the_sphere_or_in_the_ball(facets, kind, scale):
 
 @pytest.mark.deep
 @pytest.mark.parametrize("facets", [free, projected, hybrid])
-def test_facets_start_apart(facets):
+def test_facets_start_as_different_vectors(facets):
     """Trap 19: with the same projection for each k all facets would be one for ever."""
     model = MARS(400, 300, dim=32, n_facets=4, facets=facets)
     params = initial(model)["params"]
@@ -213,8 +213,8 @@ def test_margins_of_ciao(data_root):
     """Trap 3: the printed sum is negative for some, the union is in [0, 1)."""
     train = datasets.load("ciao").train
     union, counted = mars.adaptive_margin(train), mars.adaptive_margin(train, count="sum")
-    figures = union.min(), union.mean(), np.quantile(union, 0.05)
-    np.testing.assert_allclose(figures, (0.338, 0.898, 0.686), atol=6e-4)
+    found = union.min(), union.mean(), np.quantile(union, 0.05)
+    np.testing.assert_allclose(found, (0.338, 0.898, 0.686), atol=6e-4)
     assert union.max() < 1
     np.testing.assert_allclose((counted.min(), (counted < 0).mean()), (-2.480, 0.027), atol=6e-4)
 
@@ -227,7 +227,7 @@ DOT, DISTANCE = jr.models.dot, jr.models.negative_squared_distance
 
 @pytest.mark.parametrize("score", [DOT, DISTANCE])
 @pytest.mark.parametrize(("sign", "draws"), [(1.0, False), (-1.0, True)])
-def test_separation_sends_facets_apart_and_draws_them_together_as_published(score, sign, draws):
+def test_separation_separates_facets_and_as_published_makes_them_equal(score, sign, draws):
     """Trap 9."""
     gradient = jax.jit(jax.grad(partial(mars.separation, score=score, sign=sign)))(TWO, TWO)
     after = TWO - 0.1 * gradient
@@ -309,7 +309,7 @@ def test_printed_separation_sums_all_pairs(name):
 
 
 @pytest.mark.parametrize(("options", "draws"), [({}, True), ({"sign": 1.0}, False)], ids=["printed", "corrected"])
-def test_equation_12_as_printed_draws_facets_together(options, draws):
+def test_equation_12_as_printed_makes_facets_equal(options, draws):
     gradient = jax.jit(jax.grad(partial(paper.equation_12, score=DOT, **options)))(TWO, TWO)
     after = TWO - 0.1 * gradient
     cosine = float((after[0, 0] * after[0, 1]).sum() / (norm(after[0, 0]) * norm(after[0, 1]))[0])
@@ -632,10 +632,10 @@ def trained(model, preset, *, tx, epochs, **options):
 def test_recovers_the_diagonal_withheld_from_the_checkerboard(kind, preset, options):
     model = kind(30, 30, dim=8, **preset["model"])
     tx = jr.optim.rowwise.lazy(mars.optimizer(**preset["optimizer"] | options))
-    state, history = trained(model, preset, tx=tx, epochs=60)
+    state, log = trained(model, preset, tx=tx, epochs=60)
     report = jr.evaluate.full_ranking(model, state.variables, BOARD, DIAGONAL, ks=(1,))
     assert report.means["hit_rate@1"] == 1
-    assert history.records[-1]["loss"] < history.records[0]["loss"]
+    assert log.records[-1]["loss"] < log.records[0]["loss"]
     for x in by_numpy(model, state.variables["params"])[1:3]:
         assert norm(x).max() < 1 + 1e-5 and (kind is MAR or norm(x).min() > 1 - 1e-5)
 

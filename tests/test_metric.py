@@ -283,7 +283,7 @@ def test_sml_compares_users_positives_and_negatives(batch, shared):
 
 
 @batches
-def test_covariance_is_that_of_users_and_positives_together(batch):
+def test_covariance_is_that_of_users_and_positives_jointly(batch):
     params = drawn(MODELS["transcf"])["params"]
     pairs = pairs_of(batch)
     users, items = sorted({(b, user) for b, user, *_ in pairs}), [item for _, _, item, _ in pairs]
@@ -376,8 +376,8 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard(name):
     model, objective = METHODS[name]
     margins = {"user_margin": jnp.ones(30), "item_margin": jnp.ones(30)} if name == "sml" else {}
     state = jr.train.init(jax.random.key(0), model, TX, parameters=margins)
-    state, history = jr.train.fit(state, objective, TX, BOARD, epochs=40, batch_size=128, progress=False)
+    state, log = jr.train.fit(state, objective, TX, BOARD, epochs=40, batch_size=128, progress=False)
     report = jr.evaluate.full_ranking(model, state.variables, BOARD, DIAGONAL, ks=(1,))
     assert report.means["hit_rate@1"] == 1
-    assert history.records[-1]["loss"] < history.records[0]["loss"]
+    assert log.records[-1]["loss"] < log.records[0]["loss"]
     assert all((np.asarray(state.variables["params"][margin]) != 1).any() for margin in margins)

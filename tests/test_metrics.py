@@ -196,17 +196,17 @@ def test_auc_refuses_scores_and_relevance_that_differ_in_shape_or_are_not_bool()
 @pytest.mark.deep
 def test_ranks_alone_by_hand():
     """Positives score 3 and 1, the others 2, 0, 4: ranks 2 and 3, though in one list they would be 2 and 4."""
-    beside = jnp.array([3.0, 1.0]), jnp.array([[2.0, 0.0, 4.0]])
-    ranks = metrics.rank_alone(*beside)
+    scores = jnp.array([3.0, 1.0]), jnp.array([[2.0, 0.0, 4.0]])
+    ranks = metrics.rank_alone(*scores)
     assert ranks.tolist() == [2, 3]
     assert float(metrics.recall_alone(ranks, k=2).mean()) == 0.5
     assert float(metrics.ndcg_alone(ranks, k=2).mean()) == pytest.approx(0.315465, abs=1e-6)
-    assert float(metrics.auc_alone(*beside).mean()) == pytest.approx(0.5)
+    assert float(metrics.auc_alone(*scores).mean()) == pytest.approx(0.5)
 
 
 def test_ties_favour_a_rank_alone_and_not_the_area():
-    beside = jnp.zeros(2), jnp.zeros((2, 3))
-    assert metrics.rank_alone(*beside).tolist() == [1, 1] and metrics.auc_alone(*beside).tolist() == [0, 0]
+    equal = jnp.zeros(2), jnp.zeros((2, 3))
+    assert metrics.rank_alone(*equal).tolist() == [1, 1] and metrics.auc_alone(*equal).tolist() == [0, 0]
 
 
 def test_ranks_alone_leave_out_what_is_masked():

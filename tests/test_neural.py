@@ -110,9 +110,9 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard():
     sample, loss = partial(jr.sampling.uniform, n_items=30, n=4), partial(jr.losses.bce, negatives="sum")
     objective = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=sample)
     state = jr.train.init(jax.random.key(0), model, TX)
-    state, history = jr.train.fit(state, objective, TX, BOARD, epochs=40, batch_size=128, progress=False)
+    state, log = jr.train.fit(state, objective, TX, BOARD, epochs=40, batch_size=128, progress=False)
     assert recovered(model, state.variables) == 1
-    assert history.records[-1]["loss"] < history.records[0]["loss"]
+    assert log.records[-1]["loss"] < log.records[0]["loss"]
 
 
 # ---------------------------------------------------------------------- non-negative matrix factorisation

@@ -235,9 +235,9 @@ def test_gram_objective_recovers_the_diagonal_withheld_from_the_checkerboard():
     model = model_of()
     state = jr.train.init(jax.random.key(0), model, TX)
     objective = partial(jr.train.gram_objective, model=model)
-    state, history = jr.train.fit(state, objective, TX, TRAIN, epochs=20, batch_size=128, progress=False)
+    state, log = jr.train.fit(state, objective, TX, TRAIN, epochs=20, batch_size=128, progress=False)
     assert jr.evaluate.full_ranking(model, state.variables, TRAIN, TEST, ks=(1,)).means["hit_rate@1"] == 1
-    assert history.records[-1]["loss"] < history.records[0]["loss"]
+    assert log.records[-1]["loss"] < log.records[0]["loss"]
 
 
 @pytest.mark.deep

@@ -13,7 +13,7 @@ from jaxrec.interactions import Interactions
 from jaxrec.train import Log
 from jaxrec.train.runs import Run, Sweep
 
-HISTORY = Log(({"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0, "ndcg@5": 0.1}, {"epoch": 3, "loss": 1.0}))
+LOG = Log(({"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0, "ndcg@5": 0.1}, {"epoch": 3, "loss": 1.0}))
 VALUES = np.array([0.0, 0.5, 1.0, 1.0])
 REPORT = Report(np.arange(4), {"ndcg@5": VALUES, "ndcg@10": VALUES / 2, "auc": VALUES}, {}, None, "by hand")
 
@@ -25,11 +25,11 @@ def close_figures():
 
 
 def test_learning_curves_draw_a_line_a_run():
-    ax = plotting.learning_curves({"a": HISTORY, "b": HISTORY})
+    ax = plotting.learning_curves({"a": LOG, "b": LOG})
     assert [line.get_label() for line in ax.get_lines()] == ["a", "b"]
     assert ax.get_lines()[0].get_xydata().tolist() == [[1, 3], [2, 2], [3, 1]]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "loss")
-    single = plotting.learning_curves(HISTORY, "ndcg@5", ax=plt.subplots()[1])
+    single = plotting.learning_curves(LOG, "ndcg@5", ax=plt.subplots()[1])
     assert single.get_lines()[0].get_xydata().tolist() == [[2, 0.1]]
     assert single.get_legend() is None
 
@@ -105,7 +105,7 @@ def test_an_audit_shows_shares_and_what_is_serious():
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda: plotting.learning_curves(HISTORY, "recall@5"), "no 'recall@5'"),
+        (lambda: plotting.learning_curves(LOG, "recall@5"), "no 'recall@5'"),
         (lambda: plotting.metric_against_k({"a": REPORT}, "recall"), "'a' has no 'recall' at any k"),
         (lambda: plotting.per_user({"a": REPORT}, "ndcg@7"), "'a' has no 'ndcg@7'"),
         (lambda: plotting.popularity({"a": REPORT}, TRAIN), "'a' has no lists"),

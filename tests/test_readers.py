@@ -359,7 +359,7 @@ def test_spaces_before_quotes_are_dropped(tmp_path):
     assert columns.users.tolist() == ["a", "b"] and columns.items.tolist() == ["b, c", "d"]
 
 
-def test_large_integers_stay_apart_in_every_reader(tmp_path):
+def test_large_integers_stay_distinct_in_every_reader(tmp_path):
     large = [2**63 + 5, 2**63 + 6, 2**53 + 1]
     frame = pd.DataFrame({"u": np.array(large, np.uint64), "i": [1, 2, 3]})
     frame.to_parquet(tmp_path / "x.parquet")
@@ -374,7 +374,7 @@ def test_large_integers_stay_apart_in_every_reader(tmp_path):
     for columns in found:
         assert columns.users.dtype == np.uint64 and columns.users.tolist() == large
         assert interactions.Interactions.from_labels(*columns[:2])[1].users.tolist() == sorted(large)
-    with pytest.raises(ValueError, match=r"u\[1\] is 9007199254740992.0; float64 of this size does not tell"):
+    with pytest.raises(ValueError, match=r"u\[1\] is 9007199254740992.0; float64 cannot represent all whole numbers"):
         readers.dataframe(pd.DataFrame({"u": [1.0, 2.0**53], "i": [1, 2]}), user="u", item="i")
 
 

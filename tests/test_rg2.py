@@ -85,17 +85,17 @@ def test_sweeps_equal_brute_force_weighted_least_squares(train, alpha):
 def test_objective_is_the_dense_one_and_never_rises(train, regularization, alpha, steps):
     """T14, T15: after each half step, exact or not, with a user and an item that have no pairs."""
     with jax.enable_x64(True):
-        variables, history = fitted(train, regularization, 40, alpha=alpha, steps=steps)
-        values = np.array([[r["after_users"], r["objective"]] for r in history.records]).ravel()
+        variables, log = fitted(train, regularization, 40, alpha=alpha, steps=steps)
+        values = np.array([[r["after_users"], r["objective"]] for r in log.records]).ravel()
         np.testing.assert_allclose(values[-1], dense_objective(variables, train, regularization, alpha), rtol=1e-10)
         zero = jax.tree.map(jnp.zeros_like, variables)
         for some in (variables, zero):
             value = rg2.objective(some, train, regularization=regularization, alpha=alpha)
             np.testing.assert_allclose(value, dense_objective(some, train, regularization, alpha), rtol=1e-10)
-        first, history = fitted(train, regularization, 1, alpha=alpha, steps=steps)
+        first, log = fitted(train, regularization, 1, alpha=alpha, steps=steps)
         first["params"]["item"] = jr.solvers._run.first_factors(KEY, train, 6, 0.1)["item"]
         expected = dense_objective(first, train, regularization, alpha)
-        np.testing.assert_allclose(history.records[0]["after_users"], expected, rtol=1e-10)
+        np.testing.assert_allclose(log.records[0]["after_users"], expected, rtol=1e-10)
     assert np.diff(values).max() < 1e-12
     assert values[-1] < values[0]
 
@@ -140,8 +140,8 @@ def test_who_has_no_pairs(train):
 
 def test_runs_end_by_tolerance_and_by_patience():
     train = interactions()
-    _, history = fitted(train, 0.1, 500, tolerance=1e-4)
-    assert 1 < len(history.records) < 100
+    _, log = fitted(train, 0.1, 500, tolerance=1e-4)
+    assert 1 < len(log.records) < 100
     counts = iter([0.1, 0.3, 0.2, 0.2, 0.9])
     tables = []
 
@@ -150,8 +150,8 @@ def test_runs_end_by_tolerance_and_by_patience():
         return {"ndcg@10": next(counts)}
 
     stopping = jr.train.EarlyStopping("ndcg@10", patience=2)
-    variables, history = fitted(train, 0.1, 500, validate=validate, stopping=stopping)
-    assert [r["ndcg@10"] for r in history.records] == [0.1, 0.3, 0.2, 0.2]  # T18: a record a sweep, both halves
+    variables, log = fitted(train, 0.1, 500, validate=validate, stopping=stopping)
+    assert [r["ndcg@10"] for r in log.records] == [0.1, 0.3, 0.2, 0.2]  # T18: a record a sweep, both halves
     jax.tree.map(np.testing.assert_array_equal, variables["params"], tables[1])
 
 
@@ -171,10 +171,10 @@ def test_fixed_point_is_the_closed_form(train):
     """T13."""
     regularization = 0.2 * singular_values(train)[0]
     with jax.enable_x64(True):
-        variables, history = fitted(train, regularization, 400)
+        variables, log = fitted(train, regularization, 400)
         solved = rg2.solve(train, dim=6, regularization=regularization, key=KEY, tolerance=1e-7)[1]
         optimum = rg2.objective(solved, train, regularization=regularization)
-        assert abs(history.records[-1]["objective"] - optimum) < 1e-8
+        assert abs(log.records[-1]["objective"] - optimum) < 1e-8
         grams = [np.asarray(p["item"].T @ p["item"]) for p in (variables["params"], solved["params"])]
     np.testing.assert_allclose(*map(np.linalg.eigvalsh, grams), rtol=1e-5)  # balanced alike
 
@@ -216,8 +216,8 @@ def test_one_decomposition_gives_every_optimum(train):
         for place, regularization in enumerate((0.05, 0.4)):
             found = jax.tree.map(lambda table, place=place: table[place], path)
             optimum = rg2.objective(found, train, regularization=regularization)
-            _, history = fitted(train, regularization, 600, dim=4)
-            np.testing.assert_allclose(history.records[-1]["objective"], optimum, atol=1e-8)
+            _, log = fitted(train, regularization, 600, dim=4)
+            np.testing.assert_allclose(log.records[-1]["objective"], optimum, atol=1e-8)
 
 
 # ---------------------------------------------------------------------- new users
@@ -242,9 +242,9 @@ def test_fold_in_is_the_users_half_step(alpha):
 def test_mesh_gives_the_same(train, devices, alpha):
     """57 users: 4 devices do not divide them."""
     mesh = Mesh(np.array(jax.devices("cpu")[:devices]), ("users",))
-    alone, dealt = fitted(train, 0.1, 4, alpha=alpha), fitted(train, 0.1, 4, alpha=alpha, mesh=mesh)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), alone[0], dealt[0])
-    np.testing.assert_allclose(alone[1].column("objective")[1], dealt[1].column("objective")[1], rtol=1e-6)
+    single, sharded = fitted(train, 0.1, 4, alpha=alpha), fitted(train, 0.1, 4, alpha=alpha, mesh=mesh)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), single[0], sharded[0])
+    np.testing.assert_allclose(single[1].column("objective")[1], sharded[1].column("objective")[1], rtol=1e-6)
 
 
 # ---------------------------------------------------------------------- wrong input

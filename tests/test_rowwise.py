@@ -260,11 +260,11 @@ def test_lazy_sgd_equals_sgd():
     trained = []
     for tx in (optax.sgd(0.5), rowwise.lazy_sgd(0.5)):
         state = jr.train.init(jax.random.key(0), model, tx)
-        state, history = jr.train.fit(state, objective, tx, train, **options)
+        state, log = jr.train.fit(state, objective, tx, train, **options)
         trained.append(state.variables["params"])
     for name in ("user", "item"):
         np.testing.assert_allclose(trained[1][name], trained[0][name], rtol=1e-4, atol=1e-6)
-    assert history.records[1]["loss"] < history.records[0]["loss"]
+    assert log.records[1]["loss"] < log.records[0]["loss"]
 
 
 @pytest.mark.deep

@@ -177,7 +177,7 @@ def test_a_history_of_the_scored_item_alone_counts_nothing(pool, padding):
 @pytest.mark.parametrize("pool", POOLS[1:])
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_leaving_out_the_item_that_has_all_the_weight_keeps_the_others(pool, padding):
-    """A sum less its term would be rounding alone: logits are up to 200 apart."""
+    """Logits differ by up to 200: subtracting the term from the sum would leave only rounding errors."""
     model = made(padding, gate=0.01, pool=pool)
     variables = initial(model)
 
@@ -339,7 +339,7 @@ def test_wrong_values_are_named():
     variables = initial(model)
     with pytest.raises(AssertionError):
         model.apply(variables, np.array([0.0], np.float32), np.array([1]), histories=TRAIN.take([0]))
-    with pytest.raises(ValueError, match=r"^left_out has 2 items a user, items 3; give 1 or as many"):
+    with pytest.raises(ValueError, match=r"^left_out has 2 items per user, items 3; give 1 or as many"):
         model.apply(variables, USERS[:, 0], ITEMS[:, :3], ITEMS[:, :2], histories=TRAIN)
     with pytest.raises(ValueError, match=r"^left_out are \[2, 3\], for 6 users; give \[6, n\], \[1, n\] or \[6\]"):
         model.apply(variables, USERS[:, 0], ITEMS[:, :3], ITEMS[:2, :3], histories=TRAIN)

@@ -150,7 +150,7 @@ def test_compact_keeps_pairs_under_their_labels(interactions, as_split):
 @pytest.mark.parametrize(
     ("n", "expected"), [(10, (6, 2, 2)), (7, (5, 1, 1)), (4, (3, 1, 0)), (3, (3, 0, 0)), (100, (60, 20, 20))]
 )
-def test_shares_in_turn_are_of_what_is_left_and_rounded_down(n, expected):
+def test_shares_of_in_turn_are_of_the_remaining_pairs_and_rounded_down(n, expected):
     split = splits.in_turn(user_of(n), order=by_time)
     assert sizes(split) == expected
     assert [part.timestamps.tolist() for part in split] == [
@@ -160,7 +160,7 @@ def test_shares_in_turn_are_of_what_is_left_and_rounded_down(n, expected):
     ]
 
 
-def test_shares_in_turn_may_be_others_and_are_of_some_users():
+def test_in_turn_takes_other_shares_and_some_users():
     two = Interactions.from_pairs([0] * 8 + [1] * 8, [*range(8)] * 2, timestamps=range(16))
     split = splits.in_turn(two, test=0.5, valid=0.0, order=at_random, who=np.array([True, False]))
     assert [part.user_degrees.tolist() for part in split] == [[4, 8], [0, 0], [4, 0]]

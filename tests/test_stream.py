@@ -91,7 +91,7 @@ def test_the_order_depends_on_key_and_epoch_alone():
     assert order(1, 2) == found[-1]
 
 
-def test_a_chunk_stays_together_unless_a_block_ends_inside_it():
+def test_a_chunk_is_in_one_block_unless_the_block_ends_inside_it():
     stream = jr.train.streamed(weighted(41), block=10, chunk=4)
     with_others = np.zeros((11, 11), bool)
     for epoch in range(20):

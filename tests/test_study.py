@@ -216,7 +216,7 @@ def test_records_of_other_data_are_refused(go, board, tmp_path):
         study.run([fixed("M")], other, folder=tmp_path, metric=METRIC, evaluate=by_hand, progress=False)
 
 
-def test_seed_0_tunes_whatever_seeds_run(go):
+def test_seed_0_tunes_for_any_seeds(go):
     asked = []
     method = fixed("M", {"x": [1, 2]}, score=lambda seed, x: asked.append((seed, x)) or (x, 0))
     go(method, seeds=[7])

@@ -33,7 +33,7 @@ def objective(model=MODEL, loss=jr.losses.bpr):
 
 
 def growing(rate, growth):
-    """Parameters grow by rate * growth a step, beside gradient descent. One setup for most tests: compiling is slow."""
+    """Adds rate * growth to gradient descent in each step. Most tests share this setup: compiling is slow."""
     return MODEL, objective(), optax.chain(optax.add_decayed_weights(-growth), optax.sgd(rate))
 
 
@@ -127,10 +127,10 @@ def test_a_run_is_the_single_run_of_its_setting_and_key(setup, settings, options
     setting = {name: value if np.ndim(value) else float(value) for name, value in setting.items()}
     with jax.numpy_dtype_promotion("standard"):  # optax raises an int32 count to a float power
         found = sweep(setup=setup, settings=settings, **options)
-        state, history = single(setup, KEYS[1], setting, **{k: v for k, v in options.items() if k != "width"})
+        state, log = single(setup, KEYS[1], setting, **{k: v for k, v in options.items() if k != "width"})
     assert not equal(found.state(1), found.state(3)) and not equal(found.state(2), found.state(3))
     close(found.state(3), state)
-    losses = [record["loss"] for record in history.records]
+    losses = [record["loss"] for record in log.records]
     np.testing.assert_allclose(found.runs[3].log.column("loss")[1], losses, rtol=1e-5)
 
 
@@ -151,7 +151,7 @@ def test_runs_of_a_model_of_histories_are_the_single_runs(width):
 
 
 @pytest.mark.deep
-def test_a_run_goes_on_in_fit():
+def test_a_run_continues_in_fit():
     found = sweep(epochs=1)
     _, goal, tx = growing(**found.runs[1].setting)
     state, _ = jr.train.fit(found.state(1), goal, tx, TRAIN, epochs=2, batch_size=16, progress=False)

@@ -112,7 +112,7 @@ MAKERS = [(synthetic.low_rank, LOW_RANK), (synthetic.facets, FACETS), (synthetic
 
 
 @pytest.mark.parametrize(("make", "sizes"), MAKERS)
-def test_one_key_gives_one_set_whatever_the_block(make, sizes, monkeypatch):
+def test_one_key_gives_one_set_for_any_block(make, sizes, monkeypatch):
     interactions, truth = make(KEY, **sizes)
     again, same = make(jax.random.key(0), **sizes)
     assert interactions.fingerprint() == again.fingerprint()

@@ -69,10 +69,10 @@ def same(a, b):
 )
 def test_recovers_the_diagonal_withheld_from_the_checkerboard(score, loss):
     model = model_of(score)
-    state, history = fit(model, loss, epochs=40)
+    state, log = fit(model, loss, epochs=40)
     report = jr.evaluate.full_ranking(model, state.variables, TRAIN, TEST, ks=(1,))
     assert report.means["hit_rate@1"] >= (0.95 if jax.config.jax_enable_x64 else 1)  # x64 draws other initial values
-    assert history.records[-1]["loss"] < history.records[0]["loss"]
+    assert log.records[-1]["loss"] < log.records[0]["loss"]
 
 
 def test_repeats_itself_under_one_key_and_not_under_another():
@@ -86,9 +86,9 @@ def test_epochs_continue_where_the_state_stands():
     model = model_of()
     whole, _ = fit(model, epochs=4)
     half, _ = fit(model, epochs=2)
-    rest, history = jr.train.fit(half, objective(model), TX, TRAIN, epochs=4, batch_size=128, progress=False)
+    rest, log = jr.train.fit(half, objective(model), TX, TRAIN, epochs=4, batch_size=128, progress=False)
     assert same(whole, rest)
-    assert [record["epoch"] for record in history.records] == [3, 4]
+    assert [record["epoch"] for record in log.records] == [3, 4]
 
 
 def test_every_positive_comes_once_an_epoch_and_padding_not_at_all():
@@ -200,7 +200,7 @@ def test_histories_that_do_not_fit_make_the_loss_nan(name):
 
 
 def test_steps_count_on_where_a_state_stands():
-    """What is annealed by `Batch.step` goes on after a resume."""
+    """`Batch.step` continues after a resume, and with it what is annealed."""
 
     def spied(variables, key, batch):
         return batch.step.astype(jnp.float32) + 0 * variables["params"]["x"].sum()
@@ -210,8 +210,8 @@ def test_steps_count_on_where_a_state_stands():
     options = {"batch_size": 128, "progress": False}
     steps = -(-TRAIN.n_pairs // 128)
     state, _ = jr.train.fit(state, spied, tx, TRAIN, epochs=1, **options)
-    _, history = jr.train.fit(state, spied, tx, TRAIN, epochs=2, **options)
-    assert history.column("loss")[1] == [steps + (steps - 1) / 2]
+    _, log = jr.train.fit(state, spied, tx, TRAIN, epochs=2, **options)
+    assert log.column("loss")[1] == [steps + (steps - 1) / 2]
 
 
 def test_weights_follow_their_pairs_into_groups():
@@ -231,7 +231,7 @@ def test_one_epoch_equals_the_same_steps_by_hand():
     """An independent loop over the documented keys: shuffle, draw, differentiate, step."""
     model, tx = model_of(), optax.sgd(0.5)
     start = jr.train.init(jax.random.key(0), model, tx)
-    done, history = jr.train.fit(start, objective(model), tx, TRAIN, epochs=1, batch_size=TRAIN.n_pairs, progress=False)
+    done, log = jr.train.fit(start, objective(model), tx, TRAIN, epochs=1, batch_size=TRAIN.n_pairs, progress=False)
     order_key, step_key = jax.random.split(jax.random.fold_in(start.key, 0))
     order = jr.sampling.permuted(order_key, jnp.arange(TRAIN.n_pairs), n=TRAIN.n_pairs)
     users, items = (ids[order] for ids in TRAIN.pairs())
@@ -244,7 +244,7 @@ def test_one_epoch_equals_the_same_steps_by_hand():
     gradient = np.zeros_like(user)
     np.add.at(gradient, users, np.einsum("bn,bnd->bd", slope, item[negatives] - item[items][:, None]))
     np.testing.assert_allclose(done.variables["params"]["user"], user - 0.5 * gradient, atol=1e-6)
-    np.testing.assert_allclose(history.records[0]["loss"], np.log1p(np.exp(neg - pos[:, None])).mean(), rtol=1e-5)
+    np.testing.assert_allclose(log.records[0]["loss"], np.log1p(np.exp(neg - pos[:, None])).mean(), rtol=1e-5)
 
 
 @pytest.mark.deep
@@ -305,29 +305,29 @@ def test_sampler_that_rejects_seen_items_never_meets_them():
     assert np.sum(hits) == 0
 
 
-# ---------------------------------------------------------------------- stopping, history, callbacks
+# ---------------------------------------------------------------------- stopping, log, callbacks
 
 
 def test_early_stopping_restores_the_best_epoch():
     scores = iter([0.1, 0.5, 0.3, 0.5, 0.2, 0.9])
     states = []
-    best, history = fit(
+    best, log = fit(
         model_of(),
         epochs=20,
         validate=lambda _: {"score": next(scores)},
         stopping=jr.train.EarlyStopping("score", patience=2),
         callbacks=[lambda state, record: states.append(state)],
     )
-    assert history.column("score") == ([1, 2, 3, 4], [0.1, 0.5, 0.3, 0.5])
+    assert log.column("score") == ([1, 2, 3, 4], [0.1, 0.5, 0.3, 0.5])
     assert int(best.epoch) == 2
     assert same(best, states[1])
     assert not same(best, states[3])
 
 
 def test_validates_every_so_many_epochs_and_after_the_last():
-    _, history = fit(model_of(), epochs=5, every=2, validate=lambda _: {"score": 1.0})
-    assert history.column("score")[0] == [2, 4, 5]
-    assert history.to_dataframe().loc[[1, 2], "score"].isna().tolist() == [True, False]
+    _, log = fit(model_of(), epochs=5, every=2, validate=lambda _: {"score": 1.0})
+    assert log.column("score")[0] == [2, 4, 5]
+    assert log.to_dataframe().loc[[1, 2], "score"].isna().tolist() == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -365,15 +365,15 @@ def test_ties_count_as_gains_and_the_sixteenth_failure_ends_a_run():
     assert after([0.1, float("nan")]) == (False, 1, False)
 
 
-def test_history_says_what_it_has():
-    _, history = fit(model_of())
-    assert history.names == ["loss", "seconds"]
-    assert "3 epochs" in repr(history)
+def test_the_log_says_what_it_has():
+    _, log = fit(model_of())
+    assert log.names == ["loss", "seconds"]
+    assert "3 epochs" in repr(log)
     with pytest.raises(ValueError, match="no 'ndcg@10'; it has"):
-        history.column("ndcg@10")
+        log.column("ndcg@10")
 
 
-def test_the_log_tells_compilation_apart_from_epochs(capsys):
+def test_the_log_separates_compilation_from_epochs(capsys):
     model, afresh = model_of(), lambda pos, neg, where=None: jax.nn.softplus(neg - pos[:, None]).sum(-1)
     _, first = fit(model, afresh, progress=True)
     assert "compiling" in capsys.readouterr().err
@@ -418,7 +418,7 @@ def test_bad_arguments_are_named(options, message):
 
 
 @pytest.mark.deep
-def test_a_pickled_state_goes_on_as_the_state_itself():
+def test_a_pickled_state_continues_as_the_state_itself():
     model = model_of()
     state, _ = fit(model, epochs=1)
     ends = [
@@ -440,19 +440,19 @@ def test_what_is_no_rule_or_checkpoint_is_named():
 
 
 @pytest.mark.deep
-def test_a_state_that_is_done_is_warned_of_and_a_report_serves_as_figures():
+def test_a_finished_state_gives_a_warning_and_validate_may_return_a_report():
     model = model_of()
 
     def validate(variables):
         return jr.evaluate.full_ranking(model, variables, TRAIN, TEST, ks=10)
 
-    state, history = fit(model, epochs=1, validate=validate)
-    assert history.records[-1]["ndcg@10"] == validate(state.variables).means["ndcg@10"]
+    state, log = fit(model, epochs=1, validate=validate)
+    assert log.records[-1]["ndcg@10"] == validate(state.variables).means["ndcg@10"]
     negatives = (np.asarray(TEST.pairs()[1])[:, None] + 1) % 30
     sampled = jr.evaluate.sampled_ranking(model, state.variables, TEST.pairs(), negatives, ks=1)
     assert "ndcg@1" in sampled.means
     small = jr.models.MF(TRAIN.n_users, TRAIN.n_items, dim=2)
-    _, _, history = jr.solvers.ials.fit(
+    _, _, log = jr.solvers.ials.fit(
         TRAIN,
         dim=2,
         regularization=0.1,
@@ -462,10 +462,10 @@ def test_a_state_that_is_done_is_warned_of_and_a_report_serves_as_figures():
         validate=lambda variables: jr.evaluate.full_ranking(small, variables, TRAIN, TEST, ks=10),
         progress=False,
     )
-    assert "ndcg@10" in history.names
+    assert "ndcg@10" in log.names
     with pytest.warns(UserWarning, match="has done 1 epochs, and epochs=1 counts from the start"):
-        again, history = jr.train.fit(state, objective(model), TX, TRAIN, epochs=1, progress=False)
-    assert again is state and not history.records
+        again, log = jr.train.fit(state, objective(model), TX, TRAIN, epochs=1, progress=False)
+    assert again is state and not log.records
     with pytest.raises(TypeError, match=r"variables is a State; pass its \.variables"):
         jr.evaluate.top_k(model, state, [0], k=1)
 
@@ -507,10 +507,10 @@ def test_epochs_of_many_states_at_once_are_those_of_fit():
     states, losses = together(states, data)
     states, _ = together(states, data)
     assert losses.shape == (3, -(-TRAIN.n_pairs // 128)) and states.epoch.tolist() == [2, 2, 2]
-    alone, history = jr.train.fit(
+    alone, log = jr.train.fit(
         jr.train.init(keys[1], model, TX), objective(model), TX, TRAIN, epochs=2, batch_size=128, progress=False
     )
-    assert history.records[0]["loss"] == pytest.approx(float(losses[1].mean()), rel=1e-5)
+    assert log.records[0]["loss"] == pytest.approx(float(losses[1].mean()), rel=1e-5)
     for a, b in zip(jax.tree.leaves(states.variables), jax.tree.leaves(alone.variables)):
         np.testing.assert_allclose(a[1], b, atol=1e-5)
 
@@ -544,7 +544,7 @@ TALLER, WIDER = larger(TRAIN, users=1), larger(TRAIN, items=1)
         ),
         (lambda key, users, n_items=7: jr.sampling.uniform(key, users, n_items=30), None),
     ],
-    ids=["more items", "fewer", "square", "more users", "a table's", "one's own"],
+    ids=["more items", "fewer", "square", "more users", "a table's", "your own"],
 )
 def test_samplers_for_other_sizes_are_refused(sample, message):
     """Clamped look-ups would take the last item for any beyond, and the last user's items for another's."""
@@ -639,7 +639,7 @@ def test_divergence_names_epoch_and_step_and_keeps_the_last_good_state(tmp_path)
 # ---------------------------------------------------------------------- checkpoints
 
 
-def test_resumed_run_is_bit_identical_with_history_and_best_state(tmp_path):
+def test_a_resumed_run_gives_bit_identical_results_log_and_best_state(tmp_path):
     model = model_of()
 
     def options(epochs, checkpoint=None):
@@ -649,21 +649,21 @@ def test_resumed_run_is_bit_identical_with_history_and_best_state(tmp_path):
         stopping = jr.train.EarlyStopping("norm", mode="min", patience=4)
         return {"epochs": epochs, "validate": validate, "stopping": stopping, "checkpoint": checkpoint}
 
-    whole, history = fit(model, **options(6))
+    whole, log = fit(model, **options(6))
     fit(model, **options(3, jr.train.Checkpoint(tmp_path / "run")))
     resumed, rest = fit(model, **options(6, jr.train.Checkpoint(tmp_path / "run")))
     assert same(whole, resumed)
     assert jax.random.key_data(whole.key).tolist() == jax.random.key_data(resumed.key).tolist()
     for name in ("loss", "norm"):
-        assert history.column(name) == rest.column(name)
+        assert log.column(name) == rest.column(name)
 
 
 def test_finished_run_comes_back_without_training(tmp_path):
     checkpoint = jr.train.Checkpoint(tmp_path / "run")
-    done, history = fit(model_of(), checkpoint=checkpoint)
+    done, log = fit(model_of(), checkpoint=checkpoint)
     again, same_history = fit(model_of(), checkpoint=checkpoint, callbacks=[lambda *_: pytest.fail("trained")])
     assert same(done, again)
-    assert history.records == same_history.records
+    assert log.records == same_history.records
 
 
 def test_checkpoint_of_another_run_is_refused(tmp_path):
@@ -737,11 +737,11 @@ def objective(variables, key, batch):
 tx = optax.adam(0.03)
 state = jr.train.init(jax.random.key(0), model, tx)
 checkpoint = jr.train.Checkpoint(folder)
-state, history = jr.train.fit(
+state, log = jr.train.fit(
     state, objective, tx, train, epochs=4, batch_size=32, checkpoint=checkpoint, progress=False
 )
 leaves = jax.tree.leaves((state.variables, state.opt_state))
-np.savez(out, *leaves, loss=np.array(history.column("loss")[1]))
+np.savez(out, *leaves, loss=np.array(log.column("loss")[1]))
 """
 
 
@@ -795,7 +795,7 @@ def test_what_the_objective_itself_writes_down_is_not_said_and_not_compiled_for(
         return jr.losses.bpr(pos, neg, where=where)
 
     fit(model_of(), noted, epochs=3)
-    assert len(shapes) <= 3  # one tracing, of whatever passes
+    assert len(shapes) <= 3  # one tracing
 
 
 @pytest.mark.deep
@@ -860,7 +860,7 @@ def test_a_metric_that_is_never_a_number_is_an_error_that_carries_the_state():
     assert int(state.epoch) == 2
 
 
-def test_ctrl_c_carries_state_and_history():
+def test_ctrl_c_carries_state_and_log():
     def validate(_):
         calls.append(1)
         if len(calls) == 3:

@@ -35,7 +35,7 @@ class Halves:
         return variables["nll"][users], variables["kl"][users]
 
 
-def test_annealing_grows_by_the_total_whatever_the_cap():
+def test_annealing_grows_by_the_total_for_any_cap():
     """Trap 16: a slope of 1 / total, not cap / total; the first step has 1 / total."""
     found = [float(annealed(t - 1, cap=0.2, total=10_000)) for t in (1, 1000, 2000, 5000)]
     assert found == pytest.approx([1e-4, 0.1, 0.2, 0.2])
@@ -118,7 +118,7 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard(model):
 
 
 @pytest.mark.deep
-def test_encoder_and_decoder_are_trained_in_turn():
+def test_encoder_and_decoder_are_trained_alternately():
     """The prior is the encoder of the epoch, and two programs serve all epochs."""
     model, seen = RecVAE(30, dim=4, width=8), []
 
@@ -151,7 +151,7 @@ def test_the_decoder_is_trained_without_dropout(monkeypatch):
 
 
 @pytest.mark.parametrize("encoder", [True, False])
-def test_each_turn_moves_its_part_alone(encoder):
+def test_each_stage_moves_only_its_part(encoder):
     params = {"encoder": {"head": jnp.ones(2)}, "item": jnp.ones(3), "item_bias": jnp.ones(1)}
     tx = _part(TX, encoder=encoder)
     moved, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)

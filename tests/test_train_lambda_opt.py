@@ -1,4 +1,4 @@
-"""λOpt in a run of `fit`: what its steps are made on, and with which models and optimisers it runs."""
+"""λOpt in a run of `fit`: the batches and rows of its steps, and its models and optimisers."""
 
 from functools import partial
 
@@ -184,10 +184,10 @@ def simplex():
 def test_models_train_and_their_coefficients_are_learned(setup):
     model, objective, tx = setup()
     options = OPTIONS | {"examples": partial(jr.train.singles, histories=PAIRS if setup is simplex else None)}
-    state, history = jr.train.fit(started(model, tx), objective, tx, PAIRS, **options)
+    state, log = jr.train.fit(started(model, tx), objective, tx, PAIRS, **options)
     lambdas = np.concatenate([x.reshape(-1) for x in leaves(state.opt_state.lambdas)])
     assert np.isfinite(lambdas).all() and lambdas.min() >= 0 and lambdas.max() > 0
-    assert np.isfinite([record["loss"] for record in history.records]).all()
+    assert np.isfinite([record["loss"] for record in log.records]).all()
     assert int(state.opt_state.count) == 2 * -(-PAIRS.n_pairs // 8)
 
 
@@ -202,7 +202,7 @@ def test_coefficients_follow_the_validation_objective_where_it_is_another():
 
 
 @pytest.mark.deep
-def test_a_run_goes_on_from_its_checkpoint_and_ends_as_one_that_was_not_interrupted(tmp_path):
+def test_a_run_resumes_from_its_checkpoint_with_bit_identical_results(tmp_path):
     objective = partial(BPR, model=MF)
     run = partial(jr.train.fit, objective=objective, tx=TX, train=PAIRS, batch_size=8, progress=False)
     whole, _ = run(started(MF, TX), epochs=2)

@@ -1,6 +1,6 @@
-"""VALID and MacridVAE: the released code's figures in float64, and what goes wrong when they are written again.
+"""VALID and MacridVAE: the released code's values in float64, and what a new implementation may get wrong.
 
-The fixture's figures were made by the released classes. Numbers of traps are those of the project's notes on VALID.
+The released classes computed the fixture's values. Numbers of traps are those of the project's notes on VALID.
 """
 
 from functools import partial
@@ -163,7 +163,7 @@ def test_updates_as_equation_4_prints_them_sum_the_items_as_they_are(float64):
 @pytest.mark.deep
 @pytest.mark.parametrize("name", ["cosine", "coda, matrix", "coda, row"])
 def test_attention_among_prototypes_follows_each_update(name, float64):
-    """Figures from the paper's formulae; the paper does not say over what CoDA's means go."""
+    """The values follow from the paper's formulae, which do not say over what CoDA takes its means."""
     fn, first, out = {
         "cosine": (attention.cosine, (0.671722, 0.312159, 0.01612), (0.648897, 1.391622, 1.752506, 1.632528)),
         "coda, matrix": (
@@ -225,7 +225,7 @@ def noisy():
 @pytest.mark.deep
 def test_decoder_and_encoder_share_one_sample_of_the_groups(noisy, float64):
     """Traps 8 (z is a unit vector again), 9 (one A for both), 11 (a normaliser over all items), 13 (a whole row in the
-    likelihood, whatever dropout took).
+    likelihood, also what dropout set to 0).
     """
     drawn, nll = noisy
     x, z = (np.asarray(part, float) for part in (drawn["found"].prototypes, drawn["found"].interests))
@@ -329,7 +329,7 @@ def test_macridvae_has_one_block():
 
 
 @pytest.mark.deep
-def test_one_interest_is_a_cosine_autoencoder_whatever_the_blocks(float64):
+def test_one_interest_is_a_cosine_autoencoder_for_any_blocks(float64):
     """Trap 10; of trap 9, with K = 1 the groups' noise has nothing to say."""
     params = PARAMS | {"prototype": PARAMS["prototype"][:1]}
     options = SIZES | {"n_interests": 1, "dropout": 0.0}

@@ -1,11 +1,12 @@
 """Whole processes, from start to end: the time that a user waits for a first answer.
 
-Every run is a process of its own, imports and reading the data included. All run in turn. Times are
-medians over the rounds. "Cached" is jaxrec with `jr.compilation_cache` and a folder that an earlier
-process has filled. Without it, every process compiles. Ratios compare with the peer; below 1 means
-that jaxrec is faster. The peer of ALS is implicit by conjugate gradients, with 64 dimensions and 15
-iterations; jaxrec takes as many sweeps as it needs to reach implicit's objective. Then both make
-top-20 lists of all users. The peer of the import is jax, without which jaxrec cannot run.
+Every run is a separate process, and its time includes imports and reading the data. All run
+alternately. Times are medians over the rounds. "Cached" is jaxrec with `jr.compilation_cache` and a
+folder that an earlier process has filled. Without it, every process compiles. Ratios compare with
+the peer; below 1 means that jaxrec is faster. The peer of ALS is implicit by conjugate gradients,
+with 64 dimensions and 15 iterations; jaxrec takes as many sweeps as it needs to reach implicit's
+objective. Then both make top-20 lists of all users. The peer of the import is jax, without which
+jaxrec cannot run.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
 `synthetic.power_law` builds the sets in a folder. Training has 32 dimensions, batches of 65,536, one
 uniform negative and `optim.rowwise.lazy_adam`. With `train.singles` all pairs are on the device.
-With `train.streamed` the host reads blocks of 2²² pairs from the files, each while the one before
+With `train.streamed` the host reads blocks of 2²² pairs from the files, each while the block before
 trains. Times of an epoch are medians of three epochs of 10⁷ pairs, and the time of one of 10⁸ pairs,
 after a first epoch, which compiles. Then `top_k` ranks all items for 1,000 users without their
-training items. Building a set is a process of its own, and so is training on it with ranking. Peak
-memory is that of the process, with imports and the pages of the files that are in memory. Wall times
-contain waiting for other work on the machine, CPU times do not. `--pairs` measures one set again.
+training items. A set is built in one process, and another trains on it and ranks. Peak memory is
+that of the process, with imports and the pages of the files that are in memory. Wall times contain
+waiting for other work on the machine, CPU times do not. `--pairs` measures one set again.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def objects(path: str | os.PathLike, names: Sequence[str | None], expected: str)
     first = _object_of(line, _pattern(names), names)
     if first is None:
         raise _text.malformed(path, number, line, expected)
-    kinds = [type(first.get(name)) for name in names]  # the schema comes from the first line
+    kinds = [type(None if name is None else first.get(name)) for name in names]  # of the first line
     parts = []
     for number, block in _text.blocks(path):
         try:
@@ -62,7 +62,7 @@ def _parsed_json(block: bytes, names: Sequence[str | None], kinds: list[type]) -
         )
     except pyarrow.ArrowInvalid as error:
         raise _text.Unexpected from error
-    columns = [None if name is None else table[name].combine_chunks() for name in names]
+    columns: list[Any] = [None if name is None else table[name].combine_chunks() for name in names]
     if table.num_rows != block.count(b"\n") or any(column is not None and column.null_count for column in columns):
         raise _text.Unexpected
     labels = [_texts_of(column) if kind is str else column.to_numpy() for column, kind in zip(columns[:2], kinds)]
@@ -85,7 +85,8 @@ def _texts_of(column: Any) -> np.ndarray:
 
 def _objects_by_line(path, number, block, names, kinds, expected) -> list[list]:
     """Parses a block line by line; returns its columns as lists, or raises the error of a line."""
-    pattern, columns = _pattern(names), [[] for _ in names]
+    pattern = _pattern(names)
+    columns: list[list[Any]] = [[] for _ in names]
     for at, line in _text.filled_lines(number, block):
         found = _object_of(line, pattern, names)
         if found is None:
@@ -109,7 +110,7 @@ def _wanted_value(kind: str, found: object) -> str:
     return _text.expected_of(kind, found)
 
 
-def _plain(kind: str, value: object, text: bool) -> object:
+def _plain(kind: str, value: Any, text: bool) -> object:
     """Returns a field's value in the form that its column keeps, or None if it does not fit."""
     if kind in ("user", "item"):
         if text:
@@ -159,7 +160,7 @@ def _object_of(line: str, pattern: re.Pattern, names: Sequence[str | None]) -> d
     return values if there else None
 
 
-def _json_or_python(line: str) -> object:
+def _json_or_python(line: str) -> Any:
     try:
         return json.loads(line)
     except ValueError:

@@ -16,7 +16,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 
@@ -27,7 +27,7 @@ _SPACES = " \t"
 _UNIT = b"\x1f"  # replaces a separator of several bytes, which pyarrow does not support
 _LONGEST = 2**31 - 1  # longest field; the csv module's default of 128 kB is too short for some labels
 
-Values = tuple[np.ndarray | None, ...]  # labels of users and items [n], weights float64 [n], timestamps int64 [n]
+Values = tuple[Any, ...]  # labels of users and items [n], weights float64 [n] or None, timestamps int64 [n] or None
 
 
 class Layout(NamedTuple):
@@ -78,7 +78,7 @@ def _opened(path: str | os.PathLike) -> Iterator[BinaryIO]:
             magic = raw.peek(2)[:2]
             if magic == b"\x1f\x8b":
                 with gzip.open(raw) as file:
-                    yield file
+                    yield cast(BinaryIO, file)
             elif magic and str(path).endswith(".gz"):
                 raise ValueError(f"{path} is not a gzip file, though its name ends in .gz; rename it or fetch it again")
             else:
@@ -144,7 +144,8 @@ def _without_header(number: int, block: bytes) -> tuple[int, bytes, bool]:
 
     Returns the number of the next line, the rest of the block, and whether there was such a line.
     """
-    blank = re.match(rb"(?: *\n)*", block).end()
+    blanks = re.match(rb"(?: *\n)*", block)
+    blank = blanks.end() if blanks else 0
     end = block.find(b"\n", blank) + 1 if blank < len(block) else len(block)
     return number + block.count(b"\n", 0, end), block[end:], blank < len(block)
 
@@ -251,7 +252,8 @@ def _parsed_quotes(block: bytes, layout: Layout) -> list[Any]:
 
 def _by_line(path: str | os.PathLike, number: int, block: bytes, layout: Layout) -> Values:
     """Parses a block line by line; raises the error of the first malformed line."""
-    pyarrow, columns = optional("pyarrow"), [[] for _ in layout.places]
+    pyarrow = optional("pyarrow")
+    columns: list[list[str]] = [[] for _ in layout.places]
     for at, line in filled_lines(number, block):
         row = fields_of(line, layout.separator, layout.quoted)
         if len(row) != layout.width:
@@ -274,7 +276,7 @@ KINDS = ("user", "item", "weight", "timestamp")
 
 
 def fits(kind: str, text: str) -> bool:
-    """Whether a field holds a valid value for its column."""
+    """Returns whether a field holds a valid value for its column."""
     if kind in ("user", "item"):
         return text != ""
     try:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -126,12 +127,13 @@ def _find(name: str, record: Record) -> pathlib.Path:
     for folder in folders:
         if (folder / "data.npz").exists():
             return folder / "data.npz"
-    files = {} if record.source is None else record.source.files
+    source = record.source or download.Source({}, lambda folder: {})
+    files = source.files
     if files and None not in files.values():
-        return download.fetch(record.source, folders[-1])
+        return download.fetch(source, folders[-1])
     for folder in folders:
         if files and all((folder / file).exists() for file in files):
-            return download.keep(record.source, folder, folders[-1])
+            return download.keep(source, folder, folders[-1])
     places = " and ".join(str(folder / "data.npz") for folder in folders)
     unset = "" if root else " ($JAXREC_DATA is not set)"
     original = f", or {' and '.join(files)} of its source" if files else ""
@@ -161,11 +163,11 @@ def _dataset(name: str, arrays: download.Arrays, minimum: float | None, record: 
         negatives = _negatives(arrays, minimum, len(id_map.items)) if "negatives" in arrays else None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    whole, *split = (built.get(part) for part in ("interactions", "train", "valid", "test"))
-    return Dataset(name, whole, *split, negatives, id_map, features, record.about)
+    whole, train, valid, test = (built.get(part) for part in ("interactions", "train", "valid", "test"))
+    return Dataset(name, whole, train, valid, test, negatives, id_map, features, record.about)
 
 
-def _names(arrays: download.Arrays, parts: list[str], column: int, record: Record) -> np.ndarray:
+def _names(arrays: download.Arrays, parts: Sequence[str], column: int, record: Record) -> np.ndarray:
     """Returns the labels of users (column 0) or items (column 1)."""
     kind = ("user", "item")[column]
     if f"{kind}_ids" in arrays:
@@ -228,7 +230,7 @@ def _negatives(arrays: download.Arrays, minimum: float | None, n_items: int) -> 
         )
     order = np.lexsort((test[:, 1], test[:, 0]))  # `test.pairs()` is sorted by user and item
     if minimum is not None:
-        order = order[_weights(arrays, "test")[order] >= minimum]
+        order = order[np.asarray(_weights(arrays, "test"))[order] >= minimum]
     return negatives[order].astype(np.int32)
 
 

@@ -9,7 +9,7 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,7 +54,8 @@ def fetch(source: Source, folder: pathlib.Path) -> pathlib.Path:
     target = folder / "data.npz"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="incoming-") as incoming:
-        for name, (url, known_hash) in source.files.items():
+        addresses = {name: address for name, address in source.files.items() if address is not None}
+        for name, (url, known_hash) in addresses.items():
             try:
                 pooch.retrieve(url, known_hash, fname=name, path=incoming)
             except OSError as error:
@@ -70,7 +71,8 @@ def keep(source: Source, files: pathlib.Path, folder: pathlib.Path) -> pathlib.P
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="incoming-") as incoming:
         written = pathlib.Path(incoming) / "data.npz"
-        np.savez_compressed(written, **packed(arrays))
+        kept: Any = packed(arrays)
+        np.savez_compressed(written, **kept)
         os.replace(written, folder / "data.npz")  # atomic: the file is complete or absent
     return folder / "data.npz"
 
@@ -132,7 +134,7 @@ def pair_arrays(columns: readers.Columns) -> Arrays:
     """Returns the arrays of `data.npz` from columns of labels."""
     user_ids, users = factorised("users", columns.users)
     item_ids, items = factorised("items", columns.items)
-    arrays = {"interactions": np.stack([users, items], axis=1).astype(np.int32), "user_ids": user_ids}
+    arrays: dict[str, Any] = {"interactions": np.stack([users, items], axis=1).astype(np.int32), "user_ids": user_ids}
     arrays |= {"item_ids": item_ids, "timestamps": columns.timestamps}
     arrays |= {"ratings": None if columns.weights is None else columns.weights.astype(np.float32)}
     return {name: array for name, array in arrays.items() if array is not None}
@@ -152,7 +154,7 @@ def movie_arrays(columns: readers.Columns, movies: Mapping[int, tuple[str, int, 
     return arrays | {f"item_{name}": array for name, array in features.items()}
 
 
-def reviews(file: str, **fields: str) -> Callable[[pathlib.Path], Arrays]:
+def reviews(file: str, **fields: Any) -> Callable[[pathlib.Path], Arrays]:
     """Returns a parser of McAuley's review files, one object a line.
 
     Args:

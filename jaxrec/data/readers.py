@@ -296,7 +296,7 @@ def _place(path: str | os.PathLike, argument: str, name: str | int, known: list)
     return known.index(name)
 
 
-def _columns_of(frame: Mapping[str, Any], wanted: Sequence[tuple[str, str | None]]) -> Columns:
+def _columns_of(frame: Mapping[str, Any], wanted: Sequence[tuple[str, Any]]) -> Columns:
     """Converts named columns of a table to `Columns`."""
     user, item, weight, timestamp = (name for _, name in wanted)
     return Columns(

@@ -17,7 +17,7 @@ import dataclasses
 import datetime
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -207,8 +207,8 @@ def held_out_users(
         min_pairs: users with fewer pairs are always training users.
 
     Raises:
-        ValueError: if `share` is not in (0, 1), if there are fewer such users than asked for, if no
-            training user is left, or if the order has ties within a user.
+        ValueError: if `share` is not in (0, 1), if fewer than `n_valid` + `n_test` users have
+            `min_pairs` pairs, if no training user is left, or if the order has ties within a user.
 
     >>> import functools
     >>> x = Interactions.from_pairs(np.repeat(range(9), 5), [*range(5)] * 9)
@@ -450,7 +450,8 @@ def _seconds(name: str, time: float | str | datetime.date | np.datetime64) -> fl
     if isinstance(time, datetime.datetime) and time.tzinfo:
         return time.timestamp()
     if isinstance(time, str | datetime.date | np.datetime64):
-        seconds = np.datetime64(time, "s")
+        moment: Any = time  # NumPy's types have no union of these
+        seconds = np.datetime64(moment, "s")
         if np.isnat(seconds):
             raise ValueError(f"{name}={time}; give a time, not a missing value")
         return int(seconds.astype(np.int64))

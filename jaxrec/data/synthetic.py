@@ -258,12 +258,12 @@ def power_law(
     n_pairs = integer("n_pairs", n_pairs)
     if n_pairs > n_users * n_items / 4:
         raise ValueError(f"n_pairs={n_pairs} is more than a quarter of {n_users} x {n_items}; give fewer")
-    exponents = tuple(float(number("exponents", exponent, least=0)) for exponent in exponents)
-    if len(exponents) != 2 or max(exponents) >= 2:
-        raise ValueError(f"exponents={exponents}; give two numbers of 0 or more, below 2")
+    powers = tuple(float(number("exponents", exponent, least=0)) for exponent in exponents)
+    if len(powers) != 2 or max(powers) >= 2:
+        raise ValueError(f"exponents={powers}; give two numbers of 0 or more, below 2")
     rng = generator(key)
     sides = []
-    for size, exponent in zip((n_users, n_items), exponents):
+    for size, exponent in zip((n_users, n_items), powers):
         shares = np.arange(1, size + 1) ** -exponent
         sides.append((rng.permutation(size), np.cumsum(shares) / shares.sum()))
     (ids, shares), items = sides

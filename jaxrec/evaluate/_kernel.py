@@ -85,7 +85,7 @@ def evaluated_users(train: Interactions, test: Interactions, users: ArrayLike | 
 
 def ranked(
     model: Model,
-    variables: Variables,
+    variables: Any,
     users: np.ndarray,
     *,
     k: int,
@@ -134,7 +134,11 @@ def ranked(
         allowed[columns[1][given_ids("items", candidates, n_items)]] = True
     lengths_of = [_room(pairs, blocks) for pairs in (histories, seen, demoted)]
     of_model = {"model": model, "reads": reads(model)}
-    how = {"k": min(power_of_two(k), n_items), "lower": key is None and demoted is not None, "judge": judge}
+    how: dict[str, Any] = {
+        "k": min(power_of_two(k), n_items),
+        "lower": key is None and demoted is not None,
+        "judge": judge,
+    }
     at_once = _AT_ONCE if len(blocks) >= 4 * _AT_ONCE else 1
 
     def inputs(variables: Variables, columns: tuple[Array, Array]) -> Iterator[tuple]:
@@ -164,7 +168,7 @@ def ranked(
 
 def _checked_sizes(
     model: Model,
-    variables: Variables,
+    variables: Any,
     users: np.ndarray,
     k: int,
     masks: Sequence[Interactions | None],
@@ -184,7 +188,8 @@ def _checked_sizes(
     leaves, tree = jax.tree.flatten(variables)
     forms = tuple((jnp.shape(x), jax.dtypes.result_type(x)) for x in leaves)
     n_known = None if histories is None else histories.n_items
-    n_items, n_users = _sizes(model, tree, forms, n_known, reads(model))
+    static: Any = model  # hashable, by `check_static`
+    n_items, n_users = _sizes(static, tree, forms, n_known, reads(model))
     for interactions in masks:
         if interactions is not None and interactions.n_items != n_items:
             raise ValueError(
@@ -223,7 +228,7 @@ def _sizes(model: Model, tree: Any, forms: tuple, n_known: int | None, reads: tu
     """
     del reads
     variables = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*form) for form in forms])
-    whole = functools.partial(jax.ShapeDtypeStruct, dtype=np.int32)
+    whole: Any = functools.partial(jax.ShapeDtypeStruct, dtype=np.int32)
     known = None if n_known is None else Interactions(whole((2,)), whole((1,)), None, None, 1, n_known)
     try:
         row = jax.eval_shape(functools.partial(_rows, model), variables, whole((1,)), known)

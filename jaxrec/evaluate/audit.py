@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ class Finding(NamedTuple):
     """
 
     name: str
-    count: int
+    count: int  # type: ignore[assignment]  # hides the method `count` of tuples
     total: int
     serious: bool
     message: str
@@ -379,10 +379,10 @@ def _trivial(train: Interactions, test: Interactions, negatives: np.ndarray | No
     names = (f"hit_rate@{cut}", f"ndcg@{cut}")
     users, items = test.pairs()
     kept = np.isin(users, chosen)
-    values, report = {}, None
+    values: dict[str, Any] = {}
     for name, (model, variables) in rankers.items():
         if negatives is None:
-            options = {"ks": (cut,), "users": chosen, "key": jax.random.key(0)}
+            options: dict[str, Any] = {"ks": (cut,), "users": chosen, "key": jax.random.key(0)}
             report = full_ranking(model, variables, train, test, **options)
         else:
             pairs = users[kept], items[kept]

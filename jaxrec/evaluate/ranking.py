@@ -35,17 +35,17 @@ _METRICS = (
 class _Scorer:
     """A model whose rows come from a function."""
 
-    fn: Callable[[Variables, Array], Array]
+    fn: Callable[[Any, Any], Array]
 
     def apply(self, variables: Variables, users: Array, items: Array | None = None, *, method: Any = None) -> Array:
         """Returns rows [B, N], or the scores of pairs (users [B] or [B, 1] with items [B, n])."""
         if method == "rows":
             return self.fn(variables, users)
-        rows = self.fn(variables, users.reshape(-1))
-        return jnp.take_along_axis(rows, items.reshape(rows.shape[0], -1), axis=1).reshape(items.shape)
+        rows, ids = self.fn(variables, users.reshape(-1)), jnp.asarray(items)
+        return jnp.take_along_axis(rows, ids.reshape(rows.shape[0], -1), axis=1).reshape(ids.shape)
 
 
-def scorer(fn: Callable[[Variables, Array], Array]) -> Model:
+def scorer(fn: Callable[[Any, Any], Array]) -> Model:
     """Returns a model for this module from any `fn(variables, users [B]) -> scores [B, N]`.
 
     Define `fn` once and pass what it needs as `variables`. A new function is compiled again, and so
@@ -60,7 +60,7 @@ def scorer(fn: Callable[[Variables, Array], Array]) -> Model:
 
 def top_k(
     model: Model,
-    variables: Variables,
+    variables: Variables | Array,
     users: ArrayLike,
     *,
     k: int,
@@ -111,13 +111,20 @@ def top_k(
     if seen is not None:
         check_interactions(seen=seen)
     users = given_ids("users", users, None if seen is None else seen.n_users)
-    options = {"seen": seen, "demoted": None, "key": key, "block": block, "candidates": items, "histories": histories}
+    options: dict[str, Any] = {
+        "seen": seen,
+        "demoted": None,
+        "key": key,
+        "block": block,
+        "candidates": items,
+        "histories": histories,
+    }
     return ranked(model, variables, users, k=k, **options)[:2]
 
 
 def full_ranking(
     model: Model,
-    variables: Variables,
+    variables: Variables | Array,
     train: Interactions,
     test: Interactions,
     *,
@@ -165,12 +172,19 @@ def full_ranking(
     """
     users = evaluated_users(train, test, users)
     ks = lengths(ks)
-    options = {"seen": train, "demoted": test, "key": key, "block": block, "judge": area if auc else None}
+    options: dict[str, Any] = {
+        "seen": train,
+        "demoted": test,
+        "key": key,
+        "block": block,
+        "judge": area if auc else None,
+    }
     options["histories"] = histories
     _, items, areas = ranked(model, variables, users, k=ks[-1] if ks else 0, **options)
     # On the host, where NumPy computes metrics without compiling anything.
     hits = np.asarray(test.contains(users[:, None], items))
     n_relevant, degrees = np.asarray(test.user_degrees)[users], np.asarray(train.item_degrees)
+    per_user: dict[str, Any]
     per_user = {f"{metric.__name__}@{k}": metric(hits, n_relevant, k=k) for metric in _METRICS for k in ks}
     per_user |= {f"popularity@{k}": metrics.popularity(items[:, :k], degrees) for k in ks}
     per_user |= {f"novelty@{k}": metrics.novelty(items[:, :k], degrees, n_users=train.n_users) for k in ks}

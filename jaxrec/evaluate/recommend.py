@@ -78,7 +78,14 @@ def recommend(
     ids = _ids("users", users) if id_map is None else _known_users(users, id_map, unknown_users)
     candidates = items if items is None else _item_ids(items, id_map)
     _check_map(id_map, getattr(model, "n_items", None))
-    how = {"k": k, "seen": seen, "items": candidates, "histories": histories, "key": key, "block": block}
+    how: dict[str, Any] = {
+        "k": k,
+        "seen": seen,
+        "items": candidates,
+        "histories": histories,
+        "key": key,
+        "block": block,
+    }
     scores, found = top_k(model, variables, ids, **how)
     _check_map(id_map, None if seen is None else seen.n_items)
     return _lists("user", _shown(ids, id_map, "users"), "item", found, scores, id_map, titles)
@@ -223,7 +230,12 @@ def _lists(
     ranks = np.broadcast_to(np.arange(1, found.shape[1] + 1), found.shape)
     ids = found[real]
     items = _shown(ids, id_map, "items")
-    columns = {first: np.repeat(shown, real.sum(1)), "rank": ranks[real], second: items, "score": scores[real]}
+    columns: dict[str, Any] = {
+        first: np.repeat(shown, real.sum(1)),
+        "rank": ranks[real],
+        second: items,
+        "score": scores[real],
+    }
     if titles is not None:
         columns["title"] = _titles(titles, items, ids)
     return pd.DataFrame(columns)

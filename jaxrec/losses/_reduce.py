@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import chex
 import jax
@@ -16,7 +16,7 @@ from jaxrec.typing import Array, Loss, Scalar
 Negatives = Literal["mean", "sum"]
 
 
-def mean(values: Array, *, where: Array | None = None, weights: Array | None = None) -> Array:
+def mean(values: Array, *, where: Array | None = None, weights: Array | None = None) -> jax.Array:
     """Averages losses to a scalar; this is the only such reduction.
 
     Computes Σ w v / Σ w over the entries where `where` is True, or 0 if there are none. Half
@@ -45,13 +45,13 @@ def mean(values: Array, *, where: Array | None = None, weights: Array | None = N
     weights = jnp.ones_like(values) if weights is None else jnp.asarray(weights, values.dtype)
     if where is not None:
         chex.assert_type(where, bool)
-        # Both are masked: 0 · NaN would still be NaN.
+        # Mask values and weights: a weight of 0 times NaN would still be NaN.
         values, weights = jnp.where(where, values, 0), jnp.where(where, weights, 0)
     total = weights.sum()
     return jnp.where(total > 0, (weights * values).sum() / jnp.where(total > 0, total, 1), 0)
 
 
-def combine(pos: Array, neg: Array, *, where: Array | None = None, parts: Sequence[tuple[Scalar, Loss]]) -> Array:
+def combine(pos: Array, neg: Array, *, where: Array | None = None, parts: Sequence[tuple[Scalar, Loss]]) -> jax.Array:
     """Sums losses of the same scores: Σ weight · loss(pos, neg). The sum is itself a loss.
 
     Args:
@@ -70,17 +70,17 @@ def combine(pos: Array, neg: Array, *, where: Array | None = None, parts: Sequen
     """
     if not parts:
         raise ValueError("parts is empty; give at least one pair (weight, loss)")
-    # Converted here, not in each part, so that the gradients of the parts are added in float32.
+    # Convert before the parts, so that the gradients of the parts are added in float32.
     pos, neg = accumulated(pos), accumulated(neg)
 
-    def weighted(weight: Scalar, loss: Loss) -> Array:
+    def weighted(weight: Scalar, loss: Loss) -> jax.Array:
         values = accumulated(loss(pos, neg, where=where))
         return jnp.asarray(number("weight", weight), values.dtype) * values
 
     return sum(weighted(weight, loss) for weight, loss in parts)
 
 
-def masked(pos: Array, neg: Array, where: Array | None) -> tuple[Array, Array, Array, Array]:
+def masked(pos: Array, neg: Array, where: Array | None) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Checks the shapes of a comparison and replaces masked scores by 0.
 
     Returns `pos`, `neg`, `where` as bool, and whether a row has a valid negative. Masked entries
@@ -106,7 +106,7 @@ def masked(pos: Array, neg: Array, where: Array | None) -> tuple[Array, Array, A
     return jnp.where(any_valid, pos, 0), jnp.where(where, neg, 0), where, any_valid
 
 
-def over_negatives(values: Array, where: Array, negatives: Negatives) -> Array:
+def over_negatives(values: Array, where: Array, negatives: Negatives) -> jax.Array:
     """Reduces the valid entries of the last axis to their mean or sum, or to 0 if there are none."""
     values = jnp.where(where, values, 0)
     total = values.sum(-1)
@@ -118,7 +118,7 @@ def over_negatives(values: Array, where: Array, negatives: Negatives) -> Array:
     return total / jnp.maximum(count, 1).astype(values.dtype)
 
 
-def setting(name: str, value: Array | Scalar, scores: Array, **bounds: float) -> Array:
+def setting(name: str, value: Array | Scalar, scores: Array, **bounds: float) -> jax.Array:
     """Returns a hyperparameter in the dtype of the scores, at least float32.
 
     A float64 hyperparameter would otherwise widen the loss. A scalar is checked by `number`; the
@@ -129,19 +129,17 @@ def setting(name: str, value: Array | Scalar, scores: Array, **bounds: float) ->
     return jnp.asarray(value if jnp.ndim(value) else number(name, value, **bounds), dtype if wide else jnp.float32)
 
 
-def logsumexp(values: Array, where: Array, any_valid: Array) -> Array:
+def logsumexp(values: Array, where: Array, any_valid: Array) -> jax.Array:
     """Computes log Σ exp over the valid entries of the last axis.
 
     A row without valid entries is 0 and has no gradient.
     """
-    # A row of only -inf would have a NaN gradient: a row without valid entries keeps its values.
+    # A row of only -inf would have a NaN gradient, so a row without valid entries keeps its values.
     kept = jnp.where(where | ~any_valid[..., None], values, -jnp.inf)
     return jnp.where(any_valid, jax.nn.logsumexp(kept, axis=-1), 0)
 
 
-def by_positive(
-    compare: Callable[..., Array], vectors: Sequence[Array | Scalar], rows: Sequence[Array | None]
-) -> Array:
+def by_positive(compare: Callable[..., Array], vectors: Sequence[Array | Scalar], rows: Sequence[Any]) -> jax.Array:
     """Computes `compare(*vectors, *rows)`, looping over positives that share one row of negatives.
 
     Comparing each pair of `pos` [..., P] and `neg` [..., 1, N] at once would form [..., P, N]. The
@@ -153,14 +151,14 @@ def by_positive(
         vectors: arrays [...] or scalars, the positives first.
         rows: arrays [..., n] or None, the negatives first.
     """
-    arrays = (*vectors, *rows)
+    arrays: tuple[Any, ...] = (*vectors, *rows)
     axes = (-1,) * len(vectors) + (-2,) * len(rows)
     lengths = [jnp.shape(x)[axis] if x is not None and jnp.ndim(x) >= -axis else 1 for x, axis in zip(arrays, axes)]
     if jnp.ndim(rows[0]) < 2 or lengths[len(vectors)] != 1 or max(lengths[: len(vectors)]) < 2:
         return compare(*arrays)
 
     @partial(jax.checkpoint, prevent_cse=False)  # inside a loop, CSE cannot undo the recomputation
-    def one(slices: list[Array]) -> Array:
+    def one(slices: list[Array]) -> jax.Array:
         following = iter(slices)
         whole = (x if n == 1 else jnp.expand_dims(next(following), a) for x, a, n in zip(arrays, axes, lengths))
         return compare(*whole)[..., 0]

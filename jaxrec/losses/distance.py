@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -20,7 +21,7 @@ from jaxrec.typing import Array, Loss, Scalar
 
 def contrastive(
     pos: Array, neg: Array, *, where: Array | None = None, margin: Scalar = 1.0, negatives: Negatives = "mean"
-) -> Array:
+) -> jax.Array:
     """Contrastive loss (Hadsell et al. 2006, 10.1109/CVPR.2006.100).
 
     ½ pos² + ½ meanⱼ max(0, margin − negⱼ)².
@@ -46,7 +47,7 @@ def contrastive(
 
 def triplet(
     pos: Array, neg: Array, *, where: Array | None = None, margin: Scalar = 1.0, negatives: Negatives = "mean"
-) -> Array:
+) -> jax.Array:
     """Triplet loss (Schroff et al. 2015, arXiv 1503.03832): meanⱼ max(0, pos² − negⱼ² + margin).
 
     It equals `hinge` on the scores −d².
@@ -66,7 +67,7 @@ def triplet(
     """
     margin = setting("margin", margin, pos)
 
-    def compare(pos: Array, neg: Array, where: Array | None) -> Array:
+    def compare(pos: Array, neg: Array, where: Array | None) -> jax.Array:
         pos, neg, where, any_valid = masked(pos, neg, where)
         return jnp.where(any_valid, _lead(pos, neg, margin, where, negatives), 0)
 
@@ -81,7 +82,7 @@ def metricf(
     margin: Scalar = 1.5,
     positive_weight: Scalar = 1.1,
     negatives: Negatives = "mean",
-) -> Array:
+) -> jax.Array:
     """Metric factorisation (Zhang et al. 2018, arXiv 1802.04606): squares of squared distances.
 
     positive_weight · pos⁴ + meanⱼ max(0, margin − negⱼ²)²: the squared distances of
@@ -122,7 +123,7 @@ def sml(
     weight: Scalar = 0.01,
     margin_weight: Scalar = 10.0,
     negatives: Negatives = "mean",
-) -> Array:
+) -> jax.Array:
     """Symmetric metric learning with adaptive margins (Li et al. 2020, 10.1609/aaai.v34i04.5894).
 
     meanⱼ max(0, pos² − negⱼ² + mᵤ) + weight · meanⱼ max(0, pos² − betweenⱼ² + nᵢ) − margin_weight ·
@@ -161,7 +162,7 @@ def sml(
         neg: Array,
         where: Array | None,
         between: Array,
-    ) -> Array:
+    ) -> jax.Array:
         pos, neg, where, any_valid = masked(pos, neg, where)
         chex.assert_rank(between, jnp.ndim(neg))
         between = jnp.where(where, jnp.asarray(between, neg.dtype), 0)
@@ -179,8 +180,8 @@ def on_scores(
     *,
     loss: Loss,
     where: Array | None = None,
-    squared_distance: Callable[[Array], Array] = operator.neg,
-) -> Array:
+    squared_distance: Callable[[jax.Array], Any] = operator.neg,
+) -> jax.Array:
     """Applies a loss of distances to scores: loss(d(pos), d(neg)).
 
     The distance is d = √max(0, squared_distance(score)). Its gradient at distance 0 is 0.
@@ -201,7 +202,7 @@ def on_scores(
     """
     chex.assert_type([pos, neg], float)
 
-    def distance(scores: Array) -> Array:
+    def distance(scores: Array) -> jax.Array:
         squared = squared_distance(accumulated(scores))
         # Double where: the gradient of the square root is infinite at 0.
         return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
@@ -209,6 +210,6 @@ def on_scores(
     return loss(distance(pos), distance(neg), where=where)
 
 
-def _lead(pos: Array, others: Array, margin: Array | Scalar, where: Array, negatives: Negatives) -> Array:
+def _lead(pos: Array, others: Array, margin: Array | Scalar, where: Array, negatives: Negatives) -> jax.Array:
     """Returns the mean or sum over j of max(0, pos² − othersⱼ² + margin)."""
     return over_negatives(jax.nn.relu(pos[..., None] ** 2 - others**2 + margin), where, negatives)

@@ -19,7 +19,7 @@ from jaxrec.losses._reduce import Negatives, by_positive, masked, over_negatives
 from jaxrec.typing import Array, Scalar
 
 
-def bpr(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negatives = "mean") -> Array:
+def bpr(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negatives = "mean") -> jax.Array:
     """Bayesian personalised ranking (Rendle et al. 2009, arXiv 1205.2618).
 
     meanⱼ −log σ(pos − negⱼ).
@@ -41,7 +41,7 @@ def bpr(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negati
 
 def hinge(
     pos: Array, neg: Array, *, where: Array | None = None, margin: Scalar = 1.0, negatives: Negatives = "mean"
-) -> Array:
+) -> jax.Array:
     """Margin loss on score differences: meanⱼ max(0, margin − pos + negⱼ).
 
     It is the triplet loss in terms of scores.
@@ -63,7 +63,9 @@ def hinge(
     return _over_differences(lambda gap: jax.nn.relu(margin + gap), pos, neg, where, negatives)
 
 
-def warp(pos: Array, neg: Array, *, where: Array | None = None, margin: Scalar = 1.0, n_items: Scalar | int) -> Array:
+def warp(
+    pos: Array, neg: Array, *, where: Array | None = None, margin: Scalar = 1.0, n_items: Scalar | int
+) -> jax.Array:
     """Weighted approximate-rank loss (Hsieh et al. 2017, 10.1145/3038912.3052639).
 
     log(1 + n_items · v) · max(0, margin − pos + maxⱼ negⱼ), where v is the fraction of the
@@ -89,7 +91,7 @@ def warp(pos: Array, neg: Array, *, where: Array | None = None, margin: Scalar =
     """
     margin, n_items = setting("margin", margin, pos), setting("n_items", n_items, pos, least=1)
 
-    def compare(pos: Array, neg: Array, where: Array | None) -> Array:
+    def compare(pos: Array, neg: Array, where: Array | None) -> jax.Array:
         pos, neg, where, any_valid = masked(pos, neg, where)
         gap = margin - pos[..., None] + neg
         fraction = over_negatives((gap > 0).astype(gap.dtype), where, "mean")
@@ -108,7 +110,7 @@ def ccl(
     margin: Scalar = 0.9,
     weight: Scalar = 150.0,
     negatives: Negatives = "mean",
-) -> Array:
+) -> jax.Array:
     """Cosine contrastive loss (SimpleX, Mao et al. 2021, arXiv 2109.12613).
 
     max(0, 1 − pos) + weight · meanⱼ max(0, negⱼ − margin), on cosines. Dropout after normalisation
@@ -145,7 +147,7 @@ def mml(
     positive_weight: Scalar = 1.0,
     negative_weight: Scalar = 400.0,
     negatives: Negatives = "mean",
-) -> Array:
+) -> jax.Array:
     """Multi-margin loss (Ozsoy 2024, arXiv 2405.04614), later named multi-margin cosine loss.
 
     positive_weight · max(0, 1 − pos) + negative_weight · meanⱼ Σₖ weightsₖ max(0, negⱼ − marginsₖ),
@@ -184,17 +186,17 @@ def mml(
     positive_weight = setting("positive_weight", positive_weight, pos, least=0)
     negative_weight = setting("negative_weight", negative_weight, pos, least=0)
     pos, neg, where, any_valid = masked(pos, neg, where)
-    penalty = sum(weight * jax.nn.relu(neg - margin) for margin, weight in zip(margins, weights))
+    penalty = jnp.asarray(sum(weight * jax.nn.relu(neg - margin) for margin, weight in zip(margins, weights)))
     values = positive_weight * jax.nn.relu(1 - pos) + negative_weight * over_negatives(penalty, where, negatives)
     return jnp.where(any_valid, values, 0)
 
 
 def _over_differences(
     penalty: Callable[[Array], Array], pos: Array, neg: Array, where: Array | None, negatives: Negatives
-) -> Array:
+) -> jax.Array:
     """Returns the mean or sum over j of penalty(negⱼ − pos)."""
 
-    def compare(pos: Array, neg: Array, where: Array | None) -> Array:
+    def compare(pos: Array, neg: Array, where: Array | None) -> jax.Array:
         pos, neg, where, any_valid = masked(pos, neg, where)
         return jnp.where(any_valid, over_negatives(penalty(neg - pos[..., None]), where, negatives), 0)
 

@@ -12,7 +12,7 @@ from jaxrec.losses._reduce import Negatives, by_positive, masked, over_negatives
 from jaxrec.typing import Array, Scalar
 
 
-def bce(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negatives = "mean") -> Array:
+def bce(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negatives = "mean") -> jax.Array:
     """Binary cross-entropy on logits: −log σ(pos) − meanⱼ log(1 − σ(negⱼ)).
 
     Args:
@@ -32,7 +32,7 @@ def bce(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negati
     return jnp.where(any_valid, values, 0)
 
 
-def mse(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negatives = "mean") -> Array:
+def mse(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negatives = "mean") -> jax.Array:
     """Squared error: ½ (pos − 1)² + ½ meanⱼ negⱼ².
 
     With `negatives="sum"` and cosines as scores it is the "MSE" of the SimpleX and multi-margin
@@ -63,7 +63,7 @@ def uib(
     boundary: Array | Scalar = 0.0,
     alpha: Scalar = 0.5,
     negatives: Negatives = "mean",
-) -> Array:
+) -> jax.Array:
     """User interest boundary (Zhuo et al. 2021, arXiv 2111.11026).
 
     Positives should score above the boundary, negatives below.
@@ -92,7 +92,7 @@ def uib(
     pos, neg, where, any_valid = masked(pos, neg, where)
     boundary = jnp.where(any_valid, boundary, 0)
 
-    def above(boundary: Array, neg: Array, where: Array) -> Array:
+    def above(boundary: Array, neg: Array, where: Array) -> jax.Array:
         return over_negatives(jax.nn.softplus(neg - boundary[..., None]), where, negatives)
 
     values = (1 - alpha) * jax.nn.softplus(boundary - pos) + alpha * by_positive(above, (boundary,), (neg, where))

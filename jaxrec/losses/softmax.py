@@ -29,7 +29,7 @@ def _log_ratio(
     temperature: Scalar = 1.0,
     positive_share: Scalar = 1.0,
     negatives: Negatives = "sum",
-) -> tuple[Array, Array, Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Computes log((Σⱼ eⁿʲ + positive_share · eᵖ) / eᵖ), the log-sum-exp that this family shares.
 
     Also returns p = pos/temperature, and which rows have a valid negative.
@@ -50,7 +50,7 @@ def _log_ratio(
     return jnp.where(share > 0, log_share + jax.nn.softplus(gap - log_share), gap), p, any_valid
 
 
-def softmax(pos: Array, neg: Array, *, where: Array | None = None, temperature: Scalar = 1.0) -> Array:
+def softmax(pos: Array, neg: Array, *, where: Array | None = None, temperature: Scalar = 1.0) -> jax.Array:
     """Softmax cross-entropy of the positive against its negatives: InfoNCE, or SSM on cosines.
 
     log(eᵖ + Σⱼ eⁿʲ) − p with p = pos/temperature, nʲ = negⱼ/temperature (van den Oord et al. 2018,
@@ -81,7 +81,7 @@ def sampled_softmax(
     log_q_pos: Array | Scalar = 0.0,
     log_q_neg: Array | Scalar = 0.0,
     temperature: Scalar = 1.0,
-) -> Array:
+) -> jax.Array:
     """Softmax with the log-q correction of the sampler (Yi et al. 2019, 10.1145/3298689.3346996).
 
     `softmax` of (pos/temperature − log_q_pos) against (neg/temperature − log_q_neg).
@@ -113,7 +113,7 @@ def infonce_plus(
     exponent: Scalar = 1.1,
     positive_share: Scalar = 1.0,
     negatives: Negatives = "sum",
-) -> Array:
+) -> jax.Array:
     """InfoNCE with balance coefficients (Li et al. 2023, arXiv 2312.08520).
 
     −p + exponent · log(Σⱼ eⁿʲ + positive_share · eᵖ) with p = pos/temperature, nʲ =
@@ -136,7 +136,7 @@ def infonce_plus(
     0.6931
     """
     exponent = setting("exponent", exponent, pos, least=0)
-    how = {"temperature": temperature, "positive_share": positive_share, "negatives": negatives}
+    how: dict[str, Any] = {"temperature": temperature, "positive_share": positive_share, "negatives": negatives}
     ratio, p, any_valid = _log_ratio(pos, neg, where, **how)
     return jnp.where(any_valid, exponent * ratio + (exponent - 1) * p, 0)
 
@@ -149,7 +149,7 @@ def mine(
     temperature: Scalar = 1.0,
     exponent: Scalar = 1.0,
     negatives: Negatives = "mean",
-) -> Array:
+) -> jax.Array:
     """Decoupled contrastive loss MINE (Li et al. 2023, arXiv 2312.08520).
 
     −p + exponent · log meanⱼ eⁿʲ.
@@ -172,7 +172,7 @@ def mine(
     >>> float(mine(jnp.array(0.5), jnp.array([0.5])))
     0.0
     """
-    how = {"temperature": temperature, "exponent": exponent, "negatives": negatives}
+    how: dict[str, Any] = {"temperature": temperature, "exponent": exponent, "negatives": negatives}
     return infonce_plus(pos, neg, where=where, positive_share=0.0, **how)
 
 
@@ -184,7 +184,7 @@ def bsl(
     temperature: Scalar = 0.11,
     exponent: Scalar = 1.1,
     negatives: Negatives = "mean",
-) -> Array:
+) -> jax.Array:
     """Bilateral softmax loss (Wu et al. 2023, arXiv 2312.12882).
 
     −pos/t + exponent · log meanⱼ e^(negⱼ/t).
@@ -214,7 +214,7 @@ def bsl(
     return mine(pos, neg, where=where, temperature=temperature, exponent=exponent, negatives=negatives)
 
 
-def pooled(pos: Array, users: Array, *, where: Array | None = None, temperature: Scalar) -> Array:
+def pooled(pos: Array, users: Array, *, where: Array | None = None, temperature: Scalar) -> jax.Array:
     """Pools the positives of each user in a batch, for `bsl` (Wu et al. 2023, arXiv 2312.12882).
 
     Each row gets temperature · log meanᵣ e^(posᵣ/temperature) over the rows r of the batch with the
@@ -259,7 +259,7 @@ def pooled(pos: Array, users: Array, *, where: Array | None = None, temperature:
     return jnp.where(where, temperature * (jnp.where(where, top, 0) + jnp.log(total / count)), 0)
 
 
-def _checked_rows(scores: Array, targets: Array, where: Array | None) -> tuple[Array, Array, Array]:
+def _checked_rows(scores: Array, targets: Array, where: Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Checks the shapes of whole rows, replaces masked entries by 0, and returns `where` as bool."""
     chex.assert_equal_shape([scores, targets])
     chex.assert_type(scores, float)
@@ -270,7 +270,7 @@ def _checked_rows(scores: Array, targets: Array, where: Array | None) -> tuple[A
     return jnp.where(where, scores, 0), jnp.where(where, jnp.asarray(targets, scores.dtype), 0), where
 
 
-def multinomial(scores: Array, targets: Array, *, where: Array | None = None) -> Array:
+def multinomial(scores: Array, targets: Array, *, where: Array | None = None) -> jax.Array:
     """Negative multinomial log-likelihood of a row (Liang et al. 2018, arXiv 1802.05814).
 
     −Σⱼ targetsⱼ log softmax(scores)ⱼ.
@@ -291,7 +291,7 @@ def multinomial(scores: Array, targets: Array, *, where: Array | None = None) ->
     return (targets * (normaliser[..., None] - scores)).sum(-1)
 
 
-def sparsemax(scores: Array, targets: Array, *, where: Array | None = None) -> Array:
+def sparsemax(scores: Array, targets: Array, *, where: Array | None = None) -> jax.Array:
     """Sparsemax loss of a row (Martins and Astudillo 2016, arXiv 1602.02068), a quadratic softmax.
 
     maxₚ (p·s − ½‖p‖²) + ½‖y‖² − s·y over p in the simplex, where s are the scores and y the targets
@@ -316,14 +316,14 @@ def sparsemax(scores: Array, targets: Array, *, where: Array | None = None) -> A
 
 
 @jax.custom_jvp
-def _fenchel_young(scores: Array, targets: Array, where: Array) -> Array:
+def _fenchel_young(scores: Array, targets: Array, where: Array) -> jax.Array:
     """The sparsemax loss for targets that sum to 1, with its own derivatives."""
     p = _simplex_projection(scores, where)
     return (p * scores).sum(-1) - 0.5 * (p**2).sum(-1) + 0.5 * (targets**2).sum(-1) - (scores * targets).sum(-1)
 
 
 @partial(_fenchel_young.defjvp, symbolic_zeros=True)
-def _fenchel_young_tangent(primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+def _fenchel_young_tangent(primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
     """The directional derivative of `_fenchel_young`; skips arguments without a tangent."""
     scores, targets, where = primals
     slopes = _simplex_projection(scores, where) - targets, targets - scores
@@ -331,7 +331,7 @@ def _fenchel_young_tangent(primals: tuple[Array, ...], tangents: tuple[Any, ...]
     return _fenchel_young(*primals), sum(moved).sum(-1)
 
 
-def _simplex_projection(scores: Array, where: Array) -> Array:
+def _simplex_projection(scores: Array, where: Array) -> jax.Array:
     """Projects each row's valid entries onto the simplex (Euclidean projection).
 
     Newton's method solves Σ relu(s − τ) = 1 from τ = max s − 1. The sum is convex in τ, so τ only
@@ -342,11 +342,11 @@ def _simplex_projection(scores: Array, where: Array) -> Array:
     top = jnp.where(where, scores, -jnp.inf).max(-1, keepdims=True)
     shifted = jnp.where(where, scores - jnp.where(jnp.isfinite(top), top, 0), -jnp.inf)
 
-    def threshold(support: Array) -> Array:
+    def threshold(support: Array) -> jax.Array:
         size = jnp.maximum(support.sum(-1, keepdims=True, dtype=jnp.int32), 1).astype(scores.dtype)
         return (jnp.where(support, shifted, 0).sum(-1, keepdims=True) - 1) / size
 
-    def step(state: tuple[Array, Array]) -> tuple[Array, Array]:
+    def step(state: tuple[Array, Array]) -> tuple[jax.Array, jax.Array]:
         _, tau = state
         return tau, jnp.maximum(threshold(fixed > tau), tau)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import chex
+import jax
 import jax.numpy as jnp
 
 from jaxrec._numerics import accumulated
@@ -10,7 +11,7 @@ from jaxrec.losses._reduce import Negatives, masked, over_negatives, setting
 from jaxrec.typing import Array
 
 
-def rg2_sampled(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negatives = "mean") -> Array:
+def rg2_sampled(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negatives = "mean") -> jax.Array:
     """The ranking-generalisable squared loss (RG2) on sampled items: −pos + ½ meanⱼ (negⱼ + 1)².
 
     It is the second-order expansion of the full softmax around scores of 0. It is unbiased if the
@@ -32,7 +33,7 @@ def rg2_sampled(pos: Array, neg: Array, *, where: Array | None = None, negatives
     return jnp.where(any_valid, -pos + 0.5 * over_negatives((neg + 1) ** 2, where, negatives), 0)
 
 
-def rg2(pos: Array, users: Array, gram: Array, total: Array, *, n_items: int, where: Array | None = None) -> Array:
+def rg2(pos: Array, users: Array, gram: Array, total: Array, *, n_items: int, where: Array | None = None) -> jax.Array:
     """RG2 against all N items, exact and without their scores: −o + (1/2N) Σⱼ (oⱼ + 1)².
 
     With G = QᵀQ and s = Qᵀ1 of the item table Q, the sum is pᵀGp + 2 p·s + N.
@@ -59,7 +60,7 @@ def rg2(pos: Array, users: Array, gram: Array, total: Array, *, n_items: int, wh
     """
     chex.assert_rank(users, jnp.ndim(pos) + 1)
     chex.assert_type([pos, users, gram, total], float)
-    n_items = setting("n_items", n_items, pos, least=1)
+    number_of_items = setting("n_items", n_items, pos, least=1)
     pos, users, gram, total = (accumulated(x) for x in (pos, users, gram, total))
     dim = users.shape[-1]
     chex.assert_shape([gram, total], [(dim, dim), (dim,)])
@@ -67,9 +68,9 @@ def rg2(pos: Array, users: Array, gram: Array, total: Array, *, n_items: int, wh
         chex.assert_type(where, bool)
         chex.assert_equal_shape([pos, where])
         # A vector shared by several positives is masked only if none of them is valid.
-        any_valid = where if jnp.shape(users)[:-1] == jnp.shape(pos) else where.any(-1, keepdims=True)
+        any_valid = jnp.asarray(where if jnp.shape(users)[:-1] == jnp.shape(pos) else where.any(-1, keepdims=True))
         pos, users = jnp.where(where, pos, 0), jnp.where(any_valid[..., None], users, 0)
     quadratic = (jnp.matmul(users, gram, precision="highest") * users).sum(-1)
     linear = jnp.matmul(users, total, precision="highest")
-    values = -pos + (quadratic + 2 * linear + n_items) / (2 * n_items)
+    values = -pos + (quadratic + 2 * linear + number_of_items) / (2 * number_of_items)
     return values if where is None else jnp.where(where, values, 0)

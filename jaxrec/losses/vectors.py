@@ -1,7 +1,7 @@
 """Losses of vectors, without negatives.
 
 They bring users close to their items, spread vectors over the sphere, decorrelate coordinates, or
-bring two views of the same rows together.
+pull two views of the same rows towards each other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxrec.losses._reduce import logsumexp, over_negatives, setting
 from jaxrec.typing import Array, Scalar
 
 
-def alignment(users: Array, items: Array) -> Array:
+def alignment(users: Array, items: Array) -> jax.Array:
     """Squared distance of normalised vectors (Wang and Isola 2020, arXiv 2005.10242).
 
     ‖u/‖u‖ − i/‖i‖‖². A vector of zeros stays 0 and gets no gradient.
@@ -36,7 +36,7 @@ def alignment(users: Array, items: Array) -> Array:
     return ((_normalised(accumulated(users)) - _normalised(accumulated(items))) ** 2).sum(-1)
 
 
-def uniformity(x: Array, *, where: Array | None = None, scale: Scalar = 2.0) -> Array:
+def uniformity(x: Array, *, where: Array | None = None, scale: Scalar = 2.0) -> jax.Array:
     """Measures how close the rows of a batch are to each other on the sphere (Wang and Isola 2020).
 
     log mean over pairs i < j of e^(−scale · ‖xᵢ − xⱼ‖²), with normalised rows (arXiv 2005.10242).
@@ -67,12 +67,12 @@ def uniformity(x: Array, *, where: Array | None = None, scale: Scalar = 2.0) -> 
     n_rows = x.shape[-2]
     upper = jnp.triu(jnp.ones((n_rows, n_rows), bool), 1).reshape((1,) * (x.ndim - 2) + (n_rows, n_rows))
     pairs = (where[..., :, None] & where[..., None, :] & upper).reshape(*x.shape[:-2], n_rows**2)
-    any_pair = pairs.any(-1)
+    any_pair = jnp.asarray(pairs.any(-1))
     total = logsumexp(-scale * squared.reshape(pairs.shape), pairs, any_pair)
     return total - jnp.log(jnp.maximum(pairs.sum(-1, dtype=jnp.int32), 1).astype(total.dtype))
 
 
-def directau(users: Array, items: Array, *, where: Array | None = None, weight: Scalar = 1.0) -> Array:
+def directau(users: Array, items: Array, *, where: Array | None = None, weight: Scalar = 1.0) -> jax.Array:
     """DirectAU: optimises alignment and uniformity (Wang et al. 2022, arXiv 2206.12811).
 
     mean alignment + weight · ½ (uniformity(users) + uniformity(items)) over a batch of B pairs. The
@@ -103,7 +103,7 @@ def directau(users: Array, items: Array, *, where: Array | None = None, weight: 
     return over_negatives(alignment(users, items), where, "mean") + weight * spread / 2
 
 
-def covariance(x: Array, *, where: Array | None = None) -> Array:
+def covariance(x: Array, *, where: Array | None = None) -> jax.Array:
     """Squared covariances of different coordinates (DeCov, Cogswell et al. 2016, arXiv 1511.06068).
 
     Σ_{d≠e} C_de², where C is the mean of (x − μ)(x − μ)ᵀ over the rows of a batch, and μ their
@@ -136,7 +136,7 @@ def covariance(x: Array, *, where: Array | None = None) -> Array:
     return (jnp.where(same, 0, moments) ** 2).sum((-2, -1))
 
 
-def diversity(x: Array, *, least: Scalar = 0.05, most: Scalar = 0.25) -> Array:
+def diversity(x: Array, *, least: Scalar = 0.05, most: Scalar = 0.25) -> jax.Array:
     """Keeps the spread of a user's vectors within bounds (DPCML, Bao et al. 2022, arXiv 2209.15292).
 
     max(0, least − δ) + max(0, δ − most), with δ = Σ_{c,e} ‖x_c − x_e‖² / 2C(C − 1), which is the
@@ -145,8 +145,8 @@ def diversity(x: Array, *, least: Scalar = 0.05, most: Scalar = 0.25) -> Array:
 
     Args:
         x: C vectors of each user [..., C, D].
-        least: δ₁, below which the vectors are pushed apart.
-        most: δ₂, above which they are pulled together; at least `least`.
+        least: δ₁; below it, the loss pushes the vectors away from each other.
+        most: δ₂, at least `least`; above it, the loss pulls them towards each other.
 
     Returns:
         Losses [...]; 0 if C is 1.
@@ -178,7 +178,7 @@ def infonce(
     positives: Array | None = None,
     where: Array | None = None,
     temperature: Scalar = 0.2,
-) -> Array:
+) -> jax.Array:
     """InfoNCE of two views: each query is brought close to its own key and away from the others.
 
     −q·k₊/temperature + log Σₖ e^(q·k/temperature), with normalised rows (van den Oord et al. 2018,
@@ -223,7 +223,7 @@ def infonce(
     return jnp.where(usable, total - own, 0)
 
 
-def _normalised(x: Array) -> Array:
+def _normalised(x: Array) -> jax.Array:
     """Divides vectors by their lengths; a vector of zeros stays 0."""
     # Double where: the gradient of the square root is infinite at 0.
     # The largest entry is divided out first, because squares under- and overflow.

@@ -1,5 +1,6 @@
-"""Models that know users by their items. A batch's items are one list of pairs, without padding to
-the longest history.
+"""Models that know users by their items.
+
+The items of a batch are one list of pairs, which needs no padding to the longest history.
 """
 
 from __future__ import annotations
@@ -51,31 +52,32 @@ class Pairs(NamedTuple):
         return cls(rows, items, users, indptr[1:] - indptr[:-1], key)
 
     @property
-    def real(self) -> Array:
+    def real(self) -> jax.Array:
         """Returns bool [C, 1], False for padding."""
         return (self.rows < len(self.users))[:, None]
 
-    def sums(self, values: Array) -> Array:
+    def sums(self, values: Array) -> jax.Array:
         """Returns the sums [B, ...] of values [C, ...] over each user's pairs."""
         return jax.ops.segment_sum(values, self.rows, len(self.users), indices_are_sorted=True)
 
-    def weighted(self, weights: Array, vectors: Array) -> Array:
-        """Returns Σ w_k v [B, K, D] over each user's pairs, for weights [C, K] and vectors [C, D];
-        never forms [C, K, D].
+    def weighted(self, weights: Array, vectors: Array) -> jax.Array:
+        """Returns Σ w_k v [B, K, D] over each user's pairs, without an array [C, K, D].
+
+        Args:
+            weights: w, [C, K].
+            vectors: v, [C, D].
         """
         return jnp.stack([self.sums(w[:, None] * vectors) for w in weights.T], axis=1)
 
-    def normalised(self, values: Array) -> Array:
-        """Divides values [C, K] by the root of the sum of their squares over the user's pairs; 0
-        for padding.
-        """
+    def normalised(self, values: Array) -> jax.Array:
+        """Divides values [C, K] by their norm over the user's pairs; padding gets 0."""
         values = jnp.where(self.real, values, 0)
         squares = self.sums(values**2)
         # Both branches of `where` are differentiated: the inner one keeps rsqrt from 0.
         positive = squares > 0
         return values * spread(jnp.where(positive, jax.lax.rsqrt(jnp.where(positive, squares, 1)), 0), self.rows)
 
-    def dropped(self, values: Array, rate: float, *, draw: int) -> Array:
+    def dropped(self, values: Array, rate: float, *, draw: int) -> jax.Array:
         """Sets a share `rate` of the values [C, K] to 0 and divides the others by 1 − rate.
 
         Each `draw` gives other noise. Noise depends on key, user and item, and not on the place in
@@ -92,15 +94,16 @@ class Pairs(NamedTuple):
         kept = jnp.concatenate(drawn, axis=-1)[:, :k] >= rate
         return jnp.where(kept, values / (1 - rate), 0)
 
-    def normal(self, shape: tuple[int, ...], *, draw: int) -> Array:
+    def normal(self, shape: tuple[int, ...], *, draw: int) -> jax.Array:
         """Returns standard normal numbers [B, *shape], which depend on key, draw and user."""
+        assert self.key is not None
         key = jax.random.fold_in(self.key, draw)
         return jax.vmap(lambda user: drawn(jax.random.normal, jax.random.fold_in(key, user), shape))(self.users)
 
 
-def spread(x: Array, rows: Array) -> Array:
+def spread(x: Array, rows: Array) -> jax.Array:
     """Returns the rows [C, ...] of x [B, ...]; x [1, ...] gives the same row to all."""
-    return x.at[jnp.zeros_like(rows) if len(x) == 1 else rows].get(mode="clip")
+    return jnp.asarray(x).at[jnp.zeros_like(rows) if len(x) == 1 else rows].get(mode="clip")
 
 
 def first_items(histories: Interactions, length: int) -> Interactions:
@@ -194,7 +197,7 @@ class HistoryModel(nn.Module):
         check_attributes(self)
         super().__post_init__()
 
-    def __call__(self, users: Array | None, items: Array, *, histories: Interactions | None = None) -> Array:
+    def __call__(self, users: Array | None, items: Array, *, histories: Interactions | None = None) -> jax.Array:
         """Scores pairs, without noise.
 
         Args:
@@ -211,7 +214,7 @@ class HistoryModel(nn.Module):
                 `items` has another shape.
         """
         if self.is_initializing():  # `setup` creates all parameters; compiling a pass is slow
-            return jnp.zeros(jnp.broadcast_shapes(jnp.shape(users), jnp.shape(items)))
+            return jnp.zeros(jnp.broadcast_shapes(() if users is None else jnp.shape(users), jnp.shape(items)))
         pairs = self._pairs(users, histories)
         scores = self._of_pairs(pairs, checked_block(items, len(pairs.users)))
         return scores.reshape(-1) if jnp.ndim(items) == 1 else scores
@@ -219,6 +222,7 @@ class HistoryModel(nn.Module):
     def _pairs(self, users: Array | None, histories: Interactions | None, key: Key | None = None) -> Pairs:
         """Returns the pairs of users [B] or [B, 1], or of unseen users if `users` is None."""
         users, histories = checked_users(self, users, histories)
+        assert histories is not None  # `needs_histories` is True
         return Pairs.of(histories, users, key)
 
     def _key(self) -> Key | None:

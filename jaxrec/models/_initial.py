@@ -1,18 +1,19 @@
-"""The first variables of a model."""
+"""Draws the initial variables of a model."""
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxrec._identity import reads
-from jaxrec.typing import Key, Model, Variables
+from jaxrec.typing import Key, Variables
 
 
-def initial_variables(model: Model, key: Key) -> Variables:
+def initial_variables(model: Any, key: Key) -> Variables:
     """Draws the variables of a model.
 
     A Linen module that has only parameters is initialised by one compiled program. Without it, each
@@ -29,12 +30,12 @@ def initial_variables(model: Model, key: Key) -> Variables:
     return draw(key)
 
 
-def _drawn(key: Key, *, model: Model) -> Variables:
+def _drawn(key: Key, *, model: Any) -> Variables:
     zero = jnp.zeros(1, jnp.int32)
     return model.init(key, zero, zero)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "reads"))
-def _compiled(key: Key, *, model: Model, reads: tuple) -> Variables:
+def _compiled(key: Key, *, model: Any, reads: tuple) -> Variables:
     del reads  # jit compiles again if a global or closure that the initialisers read has changed
     return _drawn(key, model=model)

@@ -1,5 +1,6 @@
-"""The decoder of interests over the whole catalogue, by chunks of items: memory is [B, K, chunk],
-not [B, K, N].
+"""The decoder of interests over the whole catalogue, by chunks of items.
+
+It takes memory [B, K, chunk] instead of [B, K, N].
 
     s_l = LSE_k(q2_k·h_l + g_kl) − LSE_k(q1_k·h_l + g_kl),    log p_l = s_l − LSE_l s_l
 
@@ -12,7 +13,7 @@ therefore the same for single pairs and for chunks, forward and backward. It is 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,9 +37,10 @@ class Noise(NamedTuple):
     users: Array
 
 
-def odds(noise: Noise, users: Array, items: Array, n_interests: int) -> list[Array | None]:
-    """Returns exp(g) for each interest, arrays of the shape to which `users` and `items` broadcast;
-    None without noise.
+def odds(noise: Noise, users: Array, items: Array, n_interests: int) -> list[jax.Array | None]:
+    """Returns exp(g) of each interest, or None without noise.
+
+    An array has the shape to which `users` and `items` broadcast.
     """
     if noise.key is None:
         return [None] * n_interests
@@ -47,9 +49,9 @@ def odds(noise: Noise, users: Array, items: Array, n_interests: int) -> list[Arr
     return [-1 / jnp.log(u) for u in drawn[:n_interests]]
 
 
-def log_sum(logits: list[Array], factors: list[Array | None]) -> tuple[Array, list[Array]]:
+def log_sum(logits: Sequence[Array], factors: Sequence[Array | None]) -> tuple[jax.Array, list[jax.Array]]:
     """Returns log Σ_k factor_k exp(logit_k), and each term's share of the sum."""
-    # The shift cancels in the result, so that it needs no gradient.
+    # The shift cancels in the result, so it needs no gradient.
     shift = jax.lax.stop_gradient(functools.reduce(jnp.maximum, logits))
     terms = [jnp.exp(logit - shift) for logit in logits]
     terms = [term if factor is None else term * factor.astype(term.dtype) for term, factor in zip(terms, factors)]
@@ -57,26 +59,27 @@ def log_sum(logits: list[Array], factors: list[Array | None]) -> tuple[Array, li
     return shift + jnp.log(total), [term / total for term in terms]
 
 
-def logits_at(q: Array, pairs: Pairs, vectors: Array) -> list[Array]:
+def logits_at(q: Array, pairs: Pairs, vectors: Array) -> list[jax.Array]:
     """Returns q_k·h for each interest, K arrays [C], for the pairs' items with vectors [C, D]."""
     return list(jnp.einsum("ckd,cd->kc", spread(q, pairs.rows), vectors))
 
 
-def odds_at(noise: Noise, pairs: Pairs, n_interests: int) -> list[Array | None]:
+def odds_at(noise: Noise, pairs: Pairs, n_interests: int) -> list[jax.Array | None]:
     """Returns the odds of single pairs, K arrays [C]."""
     return odds(noise, spread(noise.users, pairs.rows), pairs.items, n_interests)
 
 
-def at_pairs(q1: Array, q2: Array, pairs: Pairs, vectors: Array, noise: Noise) -> Array:
-    """Returns s [C] of single pairs, whose items have vectors [C, D]; q1 is [B, K, D], or [1, K, D]
-    if the batch shares it.
+def at_pairs(q1: Array, q2: Array, pairs: Pairs, vectors: Array, noise: Noise) -> jax.Array:
+    """Returns s [C] of single pairs, whose items have vectors [C, D].
+
+    q1 is [B, K, D], or [1, K, D] if the batch shares it.
     """
     factors = odds_at(noise, pairs, q2.shape[1])
     before, after = (log_sum(logits_at(q, pairs, vectors), factors)[0] for q in (q1, q2))
     return after - before
 
 
-def scores(q1: Array, q2: Array, items: Array) -> Array:
+def scores(q1: Array, q2: Array, items: Array) -> jax.Array:
     """Returns s [B, N] of all items [N, D], without noise."""
     none = [None] * q2.shape[1]
     before, after = ([q[:, k] @ items.T for k in range(q.shape[1])] for q in (q1, q2))
@@ -84,7 +87,7 @@ def scores(q1: Array, q2: Array, items: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def log_normaliser(q1: Array, q2: Array, items: Array, noise: Noise, chunk: int | None) -> Array:
+def log_normaliser(q1: Array, q2: Array, items: Array, noise: Noise, chunk: int | None) -> jax.Array:
     """Returns LSE_l s_l [B] over all items [N, D], computed from `chunk` items at a time.
 
     With None, their number depends on the device.
@@ -104,9 +107,10 @@ def _by_chunk(function: Callable, chunk: int | None, items: Array, *rest: Any) -
     return sized("decoder_items", called, items, *rest) if chunk is None else called(chunk, items, *rest)
 
 
-def _chunks(items: Array, chunk: int) -> tuple[Array, Array]:
-    """Returns vectors [n, chunk, D] and ids int32 [n, chunk] of chunks of the items; ids of N and
-    above are padding.
+def _chunks(items: Array, chunk: int) -> tuple[jax.Array, jax.Array]:
+    """Returns vectors [n, chunk, D] and ids int32 [n, chunk] of chunks of the items.
+
+    Ids of N and above are padding.
     """
     n = -(-len(items) // chunk)
     padded = jnp.pad(items, ((0, n * chunk - len(items)), (0, 0)))

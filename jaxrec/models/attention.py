@@ -1,8 +1,7 @@
-"""Attention among a user's prototypes, without parameters: `attention(x[..., K, D]) -> [..., K,
-D]`, x + B x.
+"""Attention among a user's prototypes, without parameters.
 
-It is described in section 3.2 of VALID (Tran and Lauw 2023, 10.1145/3583780.3614980); the released
-code has none.
+`attention(x[..., K, D]) -> [..., K, D]` returns x + B x with weights B. Section 3.2 of VALID (Tran
+and Lauw 2023, 10.1145/3583780.3614980) describes it; the released code has none.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from jaxrec.typing import Array, Scalar
 class Attention(Protocol):
     """Any function of this module, with its hyperparameters bound."""
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array) -> jax.Array:
         """Maps prototypes [..., K, D] to [..., K, D]."""
 
 
-def cosine(x: Array, *, temperature: Scalar = 0.5) -> Array:
+def cosine(x: Array, *, temperature: Scalar = 0.5) -> jax.Array:
     """Attends with B = softmax_j(cos(x_k, x_j) / τ).
 
     Args:
@@ -36,7 +35,7 @@ def cosine(x: Array, *, temperature: Scalar = 0.5) -> Array:
     return x + jax.nn.softmax(_cosines(x) / temperature, axis=-1) @ x
 
 
-def coda(x: Array, *, temperature: Scalar = 0.5, center: Literal["row", "matrix"] = "row") -> Array:
+def coda(x: Array, *, temperature: Scalar = 0.5, center: Literal["row", "matrix"] = "row") -> jax.Array:
     """Attends with B = tanh(T − mean T) · sigmoid(S − mean S) (Tay et al. 2019).
 
     T = cos(x_k, x_j) / τ, and S = −‖x_k − x_j‖₁ / τ.
@@ -59,7 +58,7 @@ def coda(x: Array, *, temperature: Scalar = 0.5, center: Literal["row", "matrix"
     return x + (jnp.tanh(t) * jax.nn.sigmoid(s)) @ x
 
 
-def _cosines(x: Array) -> Array:
-    """Cosines of all pairs of prototypes, [..., K, K]."""
+def _cosines(x: Array) -> jax.Array:
+    """Returns the cosines of all pairs of prototypes, [..., K, K]."""
     x = _unit(x)
     return jnp.einsum("...kd,...jd->...kj", x, x)

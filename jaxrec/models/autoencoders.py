@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -38,13 +40,12 @@ class _Autoencoder(HistoryModel):
         check_rate(self, "dropout")
         super().__post_init__()
 
-    def rows(self, users: Array | None, *, histories: Interactions | None = None) -> Array:
+    def rows(self, users: Array | None, *, histories: Interactions | None = None) -> jax.Array:
         """Scores all items for users [B] -> [B, N], without noise."""
         return self._scores(self._encoded(self._pairs(users, histories))[0])
 
-    def bound(self, users: Array | None, *, histories: Interactions | None = None) -> tuple[Array, Array]:
-        """Returns NLL [B] and KL [B] of users [B], the two terms of the negative evidence lower
-        bound.
+    def bound(self, users: Array | None, *, histories: Interactions | None = None) -> tuple[jax.Array, jax.Array]:
+        """Returns NLL [B] and KL [B], the two terms of the negative evidence lower bound.
 
         There is noise if `apply` gets a key for it.
         """
@@ -61,25 +62,26 @@ class _Autoencoder(HistoryModel):
 
     # ------------------------------------------------------------------ parts
 
-    def _of_pairs(self, pairs: Pairs, items: Array) -> Array:
+    def _of_pairs(self, pairs: Pairs, items: Array) -> jax.Array:
         q = self._query(self._encoded(pairs)[0])
         item, bias = jnp.asarray(self.item), jnp.asarray(self.item_bias)
         return jnp.einsum("...w,...nw->...n", q, item[items]) + bias[items]
 
-    def _query(self, z: Array) -> Array:
+    def _query(self, z: Array) -> jax.Array:
         """Returns q [B, W]; by default z itself."""
         return z
 
-    def _scores(self, z: Array) -> Array:
+    def _scores(self, z: Array) -> jax.Array:
         return self._query(z) @ self.item.T + self.item_bias[None]
 
 
 class MultDAE(_Autoencoder):
-    """The denoising autoencoder of Liang et al. (2018, arXiv 1802.05814): z = tanh(x E + b), score
-    = z·h + c.
+    """The denoising autoencoder of Liang et al. (2018, arXiv 1802.05814).
+
+    z = tanh(x E + b),   score = z·h + c
 
     The parameters are `context` [N, D] (E), `context_bias` [D], `item` [N, D], `item_bias` [N]. KL
-    is 0. The paper decays the parameters instead: `optax.chain(optax.add_decayed_weights(...),
+    is 0. The paper decays the parameters: `optax.chain(optax.add_decayed_weights(...),
     optax.adam(1e-3))`.
 
     Attributes:
@@ -107,16 +109,17 @@ class MultDAE(_Autoencoder):
         self.item = self.param("item", _XAVIER, (self.n_items, self.dim))
         self.item_bias = self.param("item_bias", _SMALL, (self.n_items,))
 
-    def _encoded(self, pairs: Pairs) -> tuple[Array, None]:
+    def _encoded(self, pairs: Pairs) -> tuple[jax.Array, None]:
         return nn.tanh(_first_layer(self.context, self.context_bias, pairs, self.dropout)), None
 
-    def _divergence(self, pairs, z, mean, log_variance) -> Array:
+    def _divergence(self, pairs, z, mean, log_variance) -> jax.Array:
         return jnp.zeros(len(pairs.users), z.dtype)
 
 
 class MultVAE(_Autoencoder):
-    """The variational autoencoder of Liang et al. (2018, arXiv 1802.05814), with one hidden layer
-    on either side.
+    """The variational autoencoder of Liang et al. (2018, arXiv 1802.05814).
+
+    Encoder and decoder have one hidden layer each.
 
     (μ, lv) = tanh(x E + b) W + c,   z = μ + exp(lv / 2) ε,   score = tanh(z V + d)·h + e,   KL to
     N(0, 1)
@@ -158,28 +161,27 @@ class MultVAE(_Autoencoder):
         self.item = self.param("item", _XAVIER, (n_items, width))
         self.item_bias = self.param("item_bias", _SMALL, (n_items,))
 
-    def _encoded(self, pairs: Pairs) -> tuple[Array, Array]:
+    def _encoded(self, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
         hidden = nn.tanh(_first_layer(self.context, self.context_bias, pairs, self.dropout))
         mean, log_variance = jnp.split(hidden @ self.head + self.head_bias[None], 2, axis=-1)
         return mean, log_variance
 
-    def _query(self, z: Array) -> Array:
+    def _query(self, z: Array) -> jax.Array:
         return nn.tanh(z @ self.hidden + self.hidden_bias[None])
 
-    def _divergence(self, pairs, z, mean, log_variance) -> Array:
+    def _divergence(self, pairs, z, mean, log_variance) -> jax.Array:
         return kl_standard(mean, log_variance)
 
 
 class RecVAE(_Autoencoder):
-    """RecVAE (Shenbin et al. 2020, 10.1145/3336191.3371831): a deep encoder, a linear decoder, a
-    prior of three parts.
+    """RecVAE (Shenbin et al. 2020, 10.1145/3336191.3371831).
 
-    The encoder has five layers, h_i = LN(swish(W_i h_{i−1} + b_i + Σ_{j<i} h_j)) with h_0 = x, and
-    (μ, lv) = W h_5 + c. Then z = μ + exp(lv / 2) ε and score = z·h + e. The prior of each
-    coordinate is .15 N(0, 1) + .75 q_old(z | r) + .1 N(0, e¹⁰), where q_old is the posterior of an
-    earlier encoder, without dropout. KL is estimated from the one sample z and includes its weight:
-    γ |I_u| Σ (log q − log prior). `train.autoencoders.alternating` trains encoder and decoder
-    alternately.
+    It has a deep encoder, a linear decoder, and a prior of three parts. The encoder has five
+    layers, h_i = LN(swish(W_i h_{i−1} + b_i + Σ_{j<i} h_j)) with h_0 = x, and (μ, lv) = W h_5 + c.
+    Then z = μ + exp(lv / 2) ε and score = z·h + e. The prior of each coordinate is .15 N(0, 1) +
+    .75 q_old(z | r) + .1 N(0, e¹⁰), where q_old is the posterior of an earlier encoder, without
+    dropout. KL is estimated from the one sample z and includes its weight: γ |I_u| Σ (log q − log
+    prior). `train.autoencoders.alternating` trains encoder and decoder alternately.
 
     The parameters are `encoder` (a tree), `item` [N, D], `item_bias` [N]. The old encoder is the
     untrained collection "old".
@@ -223,30 +225,30 @@ class RecVAE(_Autoencoder):
         self.item_bias = self.param("item_bias", nn.initializers.zeros, (n_items,))
         self.old = self.variable("old", "encoder", jax.tree.map, jnp.asarray, self.encoder).value
 
-    def _encoded(self, pairs: Pairs) -> tuple[Array, Array]:
+    def _encoded(self, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
         return _deep(self.encoder, pairs, self.dropout)
 
-    def _divergence(self, pairs, z, mean, log_variance) -> Array:
+    def _divergence(self, pairs, z, mean, log_variance) -> jax.Array:
         """Returns KL [B], estimated from the sample z, with its weight."""
         old_mean, old_log_variance = _deep(self.old, pairs, 0.0)
-        parts = [(0.0, 0.0), (old_mean, old_log_variance), (0.0, 10.0)]
+        parts: list[tuple[Any, Any]] = [(0.0, 0.0), (old_mean, old_log_variance), (0.0, 10.0)]
         prior = jnp.stack([_log_normal(z, *part) + weight for part, weight in zip(parts, _LOG_WEIGHTS.tolist())])
         kl = (_log_normal(z, mean, log_variance) - jax.nn.logsumexp(prior, axis=0)).sum(-1)
         return self.divergence_weight * pairs.degrees.astype(kl.dtype) * kl
 
 
-def _first_layer(context: Array, bias: Array, pairs: Pairs, dropout: float) -> Array:
+def _first_layer(context: Array, bias: Array, pairs: Pairs, dropout: float) -> jax.Array:
     """Returns x E + b [B, W]."""
     x = pairs.dropped(pairs.normalised(jnp.ones((len(pairs.rows), 1), context.dtype)), dropout, draw=1)
     return pairs.sums(x * jnp.asarray(context)[pairs.items]) + bias[None]
 
 
-def _log_normal(x: Array, mean: Array | float, log_variance: Array | float) -> Array:
-    """Log-density of a normal distribution."""
+def _log_normal(x: Array, mean: Array | float, log_variance: Array | float) -> jax.Array:
+    """Returns the log-density of a normal distribution."""
     return -0.5 * (log_variance + math.log(2 * math.pi) + (x - mean) ** 2 / jnp.exp(log_variance))
 
 
-def _deep_encoder(key: Key, n_items: int, width: int, dim: int) -> dict[str, Array]:
+def _deep_encoder(key: Key, n_items: int, width: int, dim: int) -> dict[str, jax.Array]:
     """Draws the parameters of RecVAE's encoder."""
     first, *others, last = jax.random.split(key, 6)
     return {
@@ -260,7 +262,7 @@ def _deep_encoder(key: Key, n_items: int, width: int, dim: int) -> dict[str, Arr
     }
 
 
-def _deep(encoder: dict[str, Array], pairs: Pairs, dropout: float) -> tuple[Array, Array]:
+def _deep(encoder: Mapping[str, Array], pairs: Pairs, dropout: float) -> tuple[jax.Array, jax.Array]:
     """Returns μ and lv [B, D] of RecVAE's encoder."""
     h = _first_layer(encoder["context"], encoder["bias"][0], pairs, dropout)
     skipped = jnp.zeros_like(h)

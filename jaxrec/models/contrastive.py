@@ -1,4 +1,4 @@
-"""LightGCN with views of its vectors that a contrastive loss brings together.
+"""LightGCN with views of its vectors that a contrastive loss pulls towards each other.
 
 `SimGCL` and `XSimGCL` are trained by `train.contrastive_objective`, which gives them their noise
 and a key for it. Scores, `rows` and `vectors` are without noise. `NCL` is trained by `train.ncl`.
@@ -62,14 +62,13 @@ class SimGCL(LightGCN):
         super().__post_init__()
 
     def vectors(self) -> Tables:
-        """Returns the means over the layers 1 to L, [M, D] and [N, D], whose dot product is the
-        score.
-        """
+        """Returns the means of the layers 1 to L, [M, D] and [N, D], which the score multiplies."""
         return mean_of(self._layers()[1:])
 
     def views(self, noise: Scalar) -> tuple[Tables, Tables, Tables]:
-        """Returns the tables that training scores with, and two views of them, [M, D] and [N, D]
-        each.
+        """Returns the tables that training scores with, and two views of them.
+
+        Each is a pair of tables [M, D] and [N, D].
 
         Args:
             noise: ε, the length of the noise; may be traced. It is drawn with the key of
@@ -78,7 +77,7 @@ class SimGCL(LightGCN):
         first, second = (mean_of(self._layers(partial(self._disturbed, noise))[1:]) for _ in range(2))
         return self.vectors(), first, second
 
-    def _disturbed(self, noise: Scalar, x: Array) -> Array:
+    def _disturbed(self, noise: Scalar, x: Array) -> jax.Array:
         """Adds noise of length ε to each row, in the direction of the signs of its entries."""
         draws = drawn(jax.random.uniform, self.make_rng("noise"), x.shape, x.dtype)
         unit, _ = cosine(draws, draws)
@@ -126,8 +125,9 @@ class XSimGCL(SimGCL):
         super().__post_init__()
 
     def views(self, noise: Scalar) -> tuple[Tables, Tables, Tables]:
-        """Returns the tables that training scores with, the same as the first view, and the second
-        view, [M, D] and [N, D] each; `noise` is that of `SimGCL.views`.
+        """Returns the tables that training scores with, and two views; the first equals the tables.
+
+        Each is a pair of tables [M, D] and [N, D]; `noise` is that of `SimGCL.views`.
         """
         layers = self._layers(partial(self._disturbed, noise))[1:]
         tables = mean_of(layers)

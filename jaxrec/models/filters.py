@@ -15,8 +15,9 @@ from jaxrec.typing import Array
 
 
 class SpectralFilter(HistoryModel):
-    """Scores users' rows X of 0 and 1 by a filter of the item-item graph; `solvers.filters.fit`
-    computes it.
+    """Scores users' rows X of 0 and 1 by a filter of the item-item graph.
+
+    `solvers.filters.fit` computes the filter:
 
         scores = X S⁻¹ p(P) S + X E Fᵀ,   p(P) = Σₖ cₖ Tₖ(2P − I),   P = R̃ᵀR̃
 
@@ -24,9 +25,9 @@ class SpectralFilter(HistoryModel):
     P [N, N] is never formed: a degree of p costs two sparse products of R̃ with the rows of a block.
 
     The parameters are `coefficients` [degree + 1] (c), `scale` [N] (the diagonal of S), `encoder`
-    [N, K] (E) and `decoder` [N, K] (F). The untrained collection "graph" has R̃ as `by_user` and R̃ᵀ
-    as `by_item`. All methods take `histories`, the `Interactions` [B, N] of their B users; `users`
-    may be None. A call that scores some items costs as much as one that scores all.
+    [N, K] (E) and `decoder` [N, K] (F). The untrained collection "graph" has R̃ as `by_user` and
+    R̃ᵀ as `by_item`. All methods take `histories`, the `Interactions` [B, N] of their B users;
+    `users` may be None. A call that scores some items takes as long as one that scores all.
 
     Attributes:
         n_items: N.
@@ -57,11 +58,11 @@ class SpectralFilter(HistoryModel):
         self.by_user = self.variable("graph", "by_user", empty, 1, self.n_items)
         self.by_item = self.variable("graph", "by_item", empty, self.n_items, 1)
 
-    def rows(self, users: Array | None, *, histories: Interactions | None = None) -> Array:
+    def rows(self, users: Array | None, *, histories: Interactions | None = None) -> jax.Array:
         """Scores all items for users [B] -> [B, N]."""
         return self._scores(self._pairs(users, histories))
 
-    def _scores(self, pairs: Pairs) -> Array:
+    def _scores(self, pairs: Pairs) -> jax.Array:
         inverse = (1 / self.scale)[pairs.items]
         x = jnp.zeros((self.n_items, len(pairs.users)), self.scale.dtype)
         x = x.at[pairs.items, pairs.rows].set(inverse, mode="drop")
@@ -70,12 +71,12 @@ class SpectralFilter(HistoryModel):
             return found
         return found + pairs.sums(self.encoder[pairs.items]) @ self.decoder.T
 
-    def _of_pairs(self, pairs: Pairs, items: Array) -> Array:
+    def _of_pairs(self, pairs: Pairs, items: Array) -> jax.Array:
         scores = self._scores(pairs)
         return jnp.take_along_axis(scores, jnp.broadcast_to(items, (len(scores), items.shape[1])), axis=1)
 
 
-def polynomial_of(by_user: Interactions, by_item: Interactions, coefficients: Array, x: Array) -> Array:
+def polynomial_of(by_user: Interactions, by_item: Interactions, coefficients: Array, x: Array) -> jax.Array:
     """Computes Σₖ cₖ Tₖ(2P − I) x for P = R̃ᵀR̃ and a table x [N, B], by the recurrence of Chebyshev.
 
     Args:
@@ -88,9 +89,9 @@ def polynomial_of(by_user: Interactions, by_item: Interactions, coefficients: Ar
     def step(x):  # (2P − I) x
         return 2 * spmm(by_item, by_user, spmm(by_user, by_item, x)) - x
 
-    total, previous, present = coefficients[0] * x, x, None
+    total, previous, present = coefficients[0] * x, x, x
     for k in range(1, len(coefficients)):
-        previous, present = (x, step(x)) if k == 1 else (present, 2 * step(present) - previous)
+        previous, present = present, step(x) if k == 1 else 2 * step(present) - previous
         total = total + coefficients[k] * present
     return total
 

@@ -31,7 +31,7 @@ class Functions:
     needs_histories: bool = False
 
     def __getattr__(self, name: str) -> Any:
-        known = dict(object.__getattribute__(self, "functions"))
+        known: dict[str, Any] = dict(object.__getattribute__(self, "functions"))
         if name not in known:
             raise AttributeError(f"the model has no {name!r}; it has {sorted(known)}")
         return known[name]
@@ -42,9 +42,7 @@ class Functions:
         return {"params": dict(self.functions)["init"](key)}
 
     def apply(self, variables: Variables, *args: Any, method: str = "score", **options: Any) -> Any:
-        """Calls the function named by `method`, by default `score`, with the parameters and these
-        arguments.
-        """
+        """Calls the function named by `method` with the parameters and these arguments."""
         return getattr(self, method)(variables["params"], *args, **options)
 
 
@@ -62,7 +60,8 @@ def from_functions(
     """Returns a model from plain functions of its parameters.
 
     If `vectors` is given, `score` and `rows` default to dot products. If `score` and `n_items` are
-    given, `rows` follows. Define the functions once: each new function is compiled again.
+    given, `rows` scores all items with it. Define the functions once: each new function is compiled
+    again.
 
     Args:
         init: function of a typed key that returns the parameters, a tree of floats.
@@ -110,22 +109,22 @@ def from_functions(
     return Functions(tuple(found.items()), n_users, n_items, bool(needs_histories))
 
 
-def _score_of_vectors(params: Any, users: Array, items: Array, *, vectors: Callable) -> Array:
+def _score_of_vectors(params: Any, users: Array, items: Array, *, vectors: Callable) -> jax.Array:
     user_table, item_table = vectors(params)
     return (user_table[users] * item_table[items]).sum(-1)
 
 
-def _rows_of_vectors(params: Any, users: Array, *, vectors: Callable) -> Array:
+def _rows_of_vectors(params: Any, users: Array, *, vectors: Callable) -> jax.Array:
     user_table, item_table = vectors(params)
     return user_table[users] @ item_table.T
 
 
-def _rows_of_scores(params: Any, users: Array, *, score: Callable, n_items: int) -> Array:
+def _rows_of_scores(params: Any, users: Array, *, score: Callable, n_items: int) -> jax.Array:
     every = jnp.arange(n_items, dtype=jnp.int32)
     return jax.lax.map(lambda user: score(params, user[None, None], every[None])[0], users)
 
 
-def _rows_by_histories(params: Any, users: Array, *, histories: Any, score: Callable, n_items: int) -> Array:
+def _rows_by_histories(params: Any, users: Array, *, histories: Any, score: Callable, n_items: int) -> jax.Array:
     every = jnp.arange(n_items, dtype=jnp.int32)
     return score(params, None if users is None else users[:, None], every[None], histories=histories)
 
@@ -155,24 +154,22 @@ class FromNNX:
         return nnx.eval_shape(lambda: self.make(rngs=nnx.Rngs(0)))
 
     def init(self, key: Key, users: Array, items: Array, **options: Any) -> Variables:
-        """Returns the variables: "params" with the module's `nnx.Param`s, and "state" with all
-        other variables, if any.
-        """
+        """Returns the variables: "params" has the `nnx.Param`s, and "state" all others, if any."""
         from flax import nnx
 
         del users, items, options
-        _, params, rest = nnx.split(self.make(rngs=nnx.Rngs(key)), nnx.Param, ...)
+        parts: Any = nnx.split(self.make(rngs=nnx.Rngs(key)), nnx.Param, ...)
+        _, params, rest = parts
         variables = {"params": nnx.to_pure_dict(params), "state": nnx.to_pure_dict(rest)}
         return {name: tree for name, tree in variables.items() if tree}
 
     def apply(self, variables: Variables, *args: Any, method: str = "__call__", **options: Any) -> Any:
-        """Calls the module, or its method. Changes that the call makes to the module's state are
-        dropped.
-        """
+        """Calls the module, or its method; drops changes that the call makes to its state."""
         from flax import nnx
 
         options.pop("rngs", None)
-        graph, params, rest = nnx.split(self._abstract(), nnx.Param, ...)
+        parts: Any = nnx.split(self._abstract(), nnx.Param, ...)
+        graph, params, rest = parts
         nnx.replace_by_pure_dict(params, variables["params"])
         if "state" in variables:
             nnx.replace_by_pure_dict(rest, variables["state"])
@@ -188,7 +185,7 @@ def from_nnx(make: Callable[..., Any]) -> FromNNX:
             its class with the sizes bound by `functools.partial`. Each key draws other parameters.
 
     Raises:
-        TypeError: if `make` is a module, whose parameters no key could draw any more.
+        TypeError: if `make` is a module, whose parameters are drawn already.
 
     >>> from flax import nnx
     >>> class Popularity(nnx.Module):
@@ -205,8 +202,7 @@ def from_nnx(make: Callable[..., Any]) -> FromNNX:
 
     if isinstance(make, nnx.Module):
         raise TypeError(
-            f"make is a {type(make).__name__}; give a function that takes rngs and returns the "
-            "module, such as "
-            f"functools.partial({type(make).__name__}, n_users, n_items)"
+            f"make is a {type(make).__name__}; give a function that takes rngs and returns the module, "
+            f"such as functools.partial({type(make).__name__}, n_users, n_items)"
         )
     return FromNNX(make)

@@ -46,9 +46,9 @@ class LightGCN(nn.Module):
             more, or `scale` is negative or not finite.
 
     The paper's L2 penalty is on a batch's rows of E⁽⁰⁾: `train.penalised_objective` with l2 = 1e-4.
-    `optax.add_decayed_weights(l2)` decays the whole tables instead. A step has a user B / M times
-    and an item about 2B / N times on average, so that an l2 of 1e-4 / M or 2e-4 / N is as strong,
-    and one of 1e-5 is far stronger.
+    `optax.add_decayed_weights(l2)` decays the whole tables instead. A batch of B contains a user B
+    / M times and an item about 2B / N times on average. A decay of 1e-4 / M or 2e-4 / N is
+    therefore about as strong as the paper's penalty, and one of 1e-5 is far stronger.
 
     >>> train = Interactions.from_pairs([0, 0, 2], [1, 3, 0])
     >>> model = LightGCN(train, dim=2)
@@ -87,13 +87,13 @@ class LightGCN(nn.Module):
         self.by_user = self.variable("graph", "by_user", lambda: _on_device(_normalised(self.graph)))
         self.by_item = self.variable("graph", "by_item", lambda: _on_device(_normalised(self.graph).transpose()))
 
-    def __call__(self, users: Array, items: Array) -> Array:
+    def __call__(self, users: Array, items: Array) -> jax.Array:
         """Scores pairs of ids that broadcast, such as users [B, 1] and items [B, n] -> [B, n]."""
         chex.assert_type([users, items], int)
         u, v = self.vectors()
         return products(u[users], v[items])
 
-    def rows(self, users: Array) -> Array:
+    def rows(self, users: Array) -> jax.Array:
         """Scores all items for users [B] -> [B, N]."""
         u, v = self.vectors()
         return jnp.einsum("bd,nd->bn", u[users], v)
@@ -103,15 +103,16 @@ class LightGCN(nn.Module):
         return mean_of(self._layers())
 
     def _layers(self, disturb: Callable[[Array], Array] | None = None) -> list[Tables]:
-        """Returns the tables of E⁽⁰⁾ .. E⁽ᴸ⁾; `disturb` changes each layer after the first, before
-        it is propagated.
+        """Returns the tables of E⁽⁰⁾ .. E⁽ᴸ⁾.
+
+        `disturb` changes each layer after the first, before the layer is propagated.
         """
         by_user, by_item = self.by_user.value, self.by_item.value
-        layers = [(self.user, self.item)]
+        layers: list[Tables] = [(self.user, self.item)]
         for _ in range(self.layers):
             user, item = layers[-1]
-            following = spmm(by_user, by_item, item), spmm(by_item, by_user, user)
-            layers.append(following if disturb is None else tuple(map(disturb, following)))
+            users, items = spmm(by_user, by_item, item), spmm(by_item, by_user, user)
+            layers.append((users, items) if disturb is None else (disturb(users), disturb(items)))
         return layers
 
 

@@ -30,31 +30,27 @@ Lookup = Callable[..., Array]
 
 
 class Facets(Protocol):
-    """Where the facets of users or items come from: `free`, `projected`, `hybrid`, or your own
-    function.
-    """
+    """Where the facets of users or items come from: `free`, `projected`, `hybrid`, or your own."""
 
     def __call__(self, model: MARS, name: str, n: int) -> Lookup:
-        """Creates the parameters of n users or items, and returns a function from ids [...] to
-        facets [..., K, D].
+        """Creates the parameters of n users or items, and returns their look-up.
 
-        Without ids, that function returns the facets of all.
+        The look-up maps ids [...] to facets [..., K, D]. Without ids it returns all facets.
         """
 
 
-def unit(x: Array) -> Array:
+def unit(x: Array) -> jax.Array:
     """Returns x / ‖x‖ over the last axis; a zero vector stays zero and gets no gradient."""
     return _unit(x)
 
 
 @jax.custom_vjp
-def calibrated_unit(x: Array) -> Array:
-    """Is `unit`, but first multiplies the gradient g at the sphere by 1 + x·g/‖g‖: eq. 21 for
-    `projected` facets.
+def calibrated_unit(x: Array) -> jax.Array:
+    """Computes `unit`, and multiplies the gradient g at the sphere by 1 + x·g/‖g‖ (eq. 21).
 
-    Use it as `MARS(..., facets=projected, place=calibrated_unit)`; free facets get eq. 21 from
-    `optim.riemannian`. The factor is computed for each occurrence of a row in a batch, not once per
-    row.
+    It is for `projected` facets. Use it as `MARS(..., facets=projected, place=calibrated_unit)`;
+    free facets get eq. 21 from `optim.riemannian`. The factor is computed for each occurrence of a
+    row in a batch, not once per row.
 
     >>> towards = jnp.array([0.6, 0.8])
     >>> jax.grad(lambda x: -calibrated_unit(x) @ towards)(jnp.array([2.0, 0.0])).round(4).tolist()  # -0.4 * 0.8 / 2
@@ -63,7 +59,7 @@ def calibrated_unit(x: Array) -> Array:
     return unit(x)
 
 
-def _calibrated_backward(x: Array, gradient: Array) -> tuple[Array]:
+def _calibrated_backward(x: Array, gradient: Array) -> tuple[jax.Array]:
     """Scales the gradient at the sphere, then passes it through `unit`."""
     placed, back = jax.vjp(unit, x)
     return back((1 + (placed * unit(gradient)).sum(-1, keepdims=True)) * gradient)
@@ -72,7 +68,7 @@ def _calibrated_backward(x: Array, gradient: Array) -> tuple[Array]:
 calibrated_unit.defvjp(lambda x: (unit(x), x), _calibrated_backward)
 
 
-def into_ball(x: Array) -> Array:
+def into_ball(x: Array) -> jax.Array:
     """Returns x / max(1, ‖x‖) over the last axis."""
     square = (x**2).sum(-1, keepdims=True)
     # Both branches of `where` are differentiated: the inner one keeps rsqrt from 0.
@@ -84,7 +80,7 @@ def free(model: MARS, name: str, n: int, *, init: Callable[..., Array] | None = 
     """Creates the facets as one parameter `name` [n, K, D], as in the released code.
 
     The facets start on the sphere or in the ball. The optimiser must keep them there
-    (`optim.riemannian`), as the score uses them without normalisation.
+    (`optim.riemannian`), because the score does not normalise them.
 
     Args:
         model: the model that owns the parameters.
@@ -101,9 +97,9 @@ def free(model: MARS, name: str, n: int, *, init: Callable[..., Array] | None = 
 def projected(model: MARS, name: str, n: int) -> Lookup:
     """Creates facets as K projections of one vector, eq. 1 and 2: x^k = place(xᵀ φ^k).
 
-    The parameters are `name` [n, D] and `name_projection` [K, D, D]. Any optimiser can be used, as
-    facets are placed on the sphere or in the ball whenever they are used. The projections start as
-    different orthogonal matrices: with equal ones all facets would stay the same.
+    The parameters are `name` [n, D] and `name_projection` [K, D, D]. Any optimiser can be used,
+    because the model places facets on the sphere or in the ball whenever it uses them. The
+    projections start as different orthogonal matrices: with equal ones all facets would stay equal.
 
     Args:
         model: the model that owns the parameters.
@@ -113,10 +109,11 @@ def projected(model: MARS, name: str, n: int) -> Lookup:
     table = model.param(name, nn.initializers.normal(model.scale * model.dim**-0.5), (n, model.dim))
     projections = model.param(f"{name}_projection", _rotations, (model.n_facets, model.dim, model.dim))
 
-    def facets(ids: Array | None = None) -> Array:
-        few = ids is not None and jnp.size(ids) <= n  # project the rows or the table: the smaller
-        placed = model.place(_project(jnp.asarray(lookup(table, ids) if few else table), projections))
-        return placed if few or ids is None else placed[ids]
+    def facets(ids: Array | None = None) -> jax.Array:
+        if ids is not None and jnp.size(ids) <= n:  # then projecting the rows takes less time
+            return model.place(_project(jnp.asarray(lookup(table, ids)), projections))
+        placed = model.place(_project(jnp.asarray(table), projections))
+        return placed if ids is None else placed[ids]
 
     return facets
 
@@ -130,7 +127,7 @@ def hybrid(model: MARS, name: str, n: int) -> Lookup:
         n: number of users or items.
     """
 
-    def init(key: Key, shape: tuple[int, ...]) -> Array:
+    def init(key: Key, shape: tuple[int, ...]) -> jax.Array:
         table_key, projection_key = jax.random.split(key)
         vectors = nn.initializers.normal(model.scale * model.dim**-0.5)(table_key, (n, model.dim))
         return _project(vectors, _rotations(projection_key, (*shape[1:], model.dim)))
@@ -138,12 +135,12 @@ def hybrid(model: MARS, name: str, n: int) -> Lookup:
     return free(model, name, n, init=init)
 
 
-def _project(vectors: Array, projections: Array) -> Array:
+def _project(vectors: Array, projections: Array) -> jax.Array:
     """Projects vectors [..., D] to facets [..., K, D]."""
     return jnp.einsum("...d,kde->...ke", vectors, projections)
 
 
-def _rotations(key: Key, shape: tuple[int, ...]) -> Array:
+def _rotations(key: Key, shape: tuple[int, ...]) -> jax.Array:
     """Draws random orthogonal matrices [K, D, D]."""
     draw = nn.initializers.orthogonal()
     return jax.vmap(lambda key: draw(key, shape[1:]))(jax.random.split(key, shape[0]))
@@ -155,8 +152,8 @@ class MARS(nn.Module):
     g(u, v) = Σ_k θ_uk cos(u^k, v^k),   θ_u = softmax(P_u)
 
     The parameters are those of `facets` (for `free`: `user` [M, K, D] and `item` [N, K, D]) and
-    `theta` [M, K] (P). The cosine of free facets is computed as their dot product: with norms in
-    the graph, eq. 21 would have nothing to calibrate.
+    `theta` [M, K] (P). The cosine of free facets is computed as their dot product. If the score
+    normalised them, their gradient would be tangent, and the factor of eq. 21 would be 1.
 
     Attributes:
         n_users: M.
@@ -211,33 +208,32 @@ class MARS(nn.Module):
         self.item = self.facets(self, "item", self.n_items)
         self.theta = self.param("theta", nn.initializers.normal(self.theta_scale), (self.n_users, self.n_facets))
 
-    def __call__(self, users: Array, items: Array) -> Array:
+    def __call__(self, users: Array, items: Array) -> jax.Array:
         """Scores pairs of ids that broadcast, such as users [B, 1] and items [B, n] -> [B, n]."""
         return products(*self._vectors(*self.parts(users, items)))
 
-    def rows(self, users: Array) -> Array:
+    def rows(self, users: Array) -> jax.Array:
         """Scores all items for users [B] -> [B, N]."""
         return jnp.einsum("bd,nd->bn", *self._vectors(*self.parts(users, None)))
 
-    def vectors(self) -> tuple[Array, Array]:
+    def vectors(self) -> tuple[jax.Array, jax.Array]:
         """Returns tables [M, K D'], [N, K D'] whose dot product is the score.
 
         The users' table includes θ. D' is D for MARS, and D + 2 for MAR.
         """
         return self._vectors(*self.parts(None, None))
 
-    def parts(self, users: Array | None, items: Array | None) -> tuple[Array, Array, Array]:
-        """Returns what scores are computed from: θ [..., K] and facets [..., K, D] of users, and
-        facets [..., K, D] of items.
+    def parts(self, users: Array | None, items: Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns θ [..., K] and the facets [..., K, D] of users, and the facets of items.
 
-        The ids of the two sides need not broadcast; None means all. `train.mars.objective` uses
-        this method.
+        Scores are computed from these. The ids of the two sides need not broadcast; None means all.
+        `train.mars.objective` uses this method.
         """
         chex.assert_type([ids for ids in (users, items) if ids is not None], int)
         logits = jnp.asarray(self.theta) if users is None else lookup(self.theta, users)
         return jax.nn.softmax(logits), self.user(users), self.item(items)
 
-    def _vectors(self, theta: Array, u: Array, v: Array) -> tuple[Array, Array]:
+    def _vectors(self, theta: Array, u: Array, v: Array) -> tuple[jax.Array, jax.Array]:
         """Returns vectors [..., K D'] of both sides."""
         u, v = self.score(jnp.asarray(u), jnp.asarray(v))
         u = theta[..., None] * u
@@ -264,13 +260,13 @@ class MAR(MARS):
 
 def from_shares(
     key: Key, users: Array, items: Array, *, dim: int, noise: Scalar = 0.1, place: Callable[[Array], Array] = unit
-) -> dict[str, Array]:
-    """Returns parameters of `free` facets from a non-negative factorisation; experimental.
+) -> dict[str, jax.Array]:
+    """Returns parameters of `free` facets from a non-negative factorisation (experimental).
 
     The paper starts in this way but gives no formula. Here P_u = log(w_u / Σw_u + 10⁻³). Facet k of
     a user or an item is its share of k times an anchor a_k, plus noise, and is then placed. The
     anchors are random, and orthogonal if K ≤ D. To start from the parameters, call `train.init(key,
-    model, tx, parameters=from_shares(...))` with the tables of `models.mf.nmf(train, dim=K,
+    model, tx, parameters=from_shares(...))` with the tables of `solvers.nmf.fit(train, dim=K,
     key=key)`.
 
     Args:

@@ -6,12 +6,10 @@ what they minimise:
     CML      `losses.warp`, plus `train.covariance_objective`
     MetricF  `losses.metricf` by `losses.on_scores`
     SML      `train.sml_objective`
+    DPCML    `losses.hinge`, plus `train.diversity_objective`, with several vectors for each user
 
-and DPCML, with several vectors for each user, minimises `losses.hinge` plus
-`train.diversity_objective`.
-
-All of them keep their vectors in the unit ball. This is done by the optimiser: end its
-`optax.chain` with `optim.riemannian.project_to_ball`.
+All of them keep their vectors in the unit ball. The optimiser does this: end its `optax.chain` with
+`optim.riemannian.project_to_ball`.
 """
 
 from __future__ import annotations
@@ -101,49 +99,48 @@ class TransCF(nn.Module):
         self.by_user = self.variable("graph", "by_user", jax.tree.map, jnp.asarray, bare)
         self.by_item = self.variable("graph", "by_item", lambda: jax.tree.map(jnp.asarray, bare.transpose()))
 
-    def __call__(self, users: Array, items: Array) -> Array:
+    def __call__(self, users: Array, items: Array) -> jax.Array:
         """Scores pairs of ids that broadcast, such as users [B, 1] and items [B, n] -> [B, n]."""
         return products(*_translated(*self._rows(users, items)))
 
-    def rows(self, users: Array) -> Array:
+    def rows(self, users: Array) -> jax.Array:
         """Scores all items for users [B] -> [B, N]."""
         u, v = self.vectors()
         return jnp.einsum("bd,nd->bn", u[users], v)
 
-    def vectors(self) -> tuple[Array, Array]:
+    def vectors(self) -> tuple[jax.Array, jax.Array]:
         """Returns tables [M, 4D + 2], [N, 4D + 2] whose dot product is the score."""
         near_user, near_item = self._neighbours()
         return _translated(self.user, near_user, self.item, near_item)
 
-    def regularised(self, users: Array, items: Array) -> tuple[Array, Array]:
-        """Returns the scores of pairs and their regulariser ‖u − ū‖² + ‖v − v̄‖², both [...], for
-        ids that broadcast to [...].
+    def regularised(self, users: Array, items: Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the scores of pairs and their regulariser ‖u − ū‖² + ‖v − v̄‖².
+
+        Both have the shape to which the ids broadcast.
         """
         u, near_u, v, near_v = self._rows(users, items)
         regulariser = ((u - near_u) ** 2).sum(-1) + ((v - near_v) ** 2).sum(-1)
         return products(*_translated(u, near_u, v, near_v)), regulariser
 
-    def _rows(self, users: Array, items: Array) -> tuple[Array, Array, Array, Array]:
+    def _rows(self, users: Array, items: Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """Looks up u, ū, v and v̄ of users and items."""
         chex.assert_type([users, items], int)
         near_user, near_item = self._neighbours()
         return lookup(self.user, users), lookup(near_user, users), lookup(self.item, items), lookup(near_item, items)
 
-    def _neighbours(self) -> tuple[Array, Array]:
+    def _neighbours(self) -> tuple[jax.Array, jax.Array]:
         """Returns the means over neighbourhoods, [M, D] and [N, D]."""
         by_user, by_item = self.by_user.value, self.by_item.value
 
-        def mean(matrix: Interactions, transposed: Interactions, table: Array) -> Array:
+        def mean(matrix: Interactions, transposed: Interactions, table: Array) -> jax.Array:
             degrees = jnp.maximum(matrix.user_degrees, 1).astype(table.dtype)
             return spmm(matrix, transposed, table) / degrees[:, None]
 
         return mean(by_user, by_item, self.item), mean(by_item, by_user, self.user)
 
 
-def _translated(u: Array, near_u: Array, v: Array, near_v: Array) -> tuple[Array, Array]:
-    """Returns vectors [..., 4D + 2] whose dot product is −‖u + ū ⊙ v̄ − v‖², with the square
-    multiplied out.
-    """
+def _translated(u: Array, near_u: Array, v: Array, near_v: Array) -> tuple[jax.Array, jax.Array]:
+    """Returns vectors [..., 4D + 2] whose dot product is −‖u + ū ⊙ v̄ − v‖², multiplied out."""
     left, right = negative_squared_distance(u, v)
     return (
         jnp.concatenate([left, 2 * near_u, -2 * u * near_u, -(near_u**2)], axis=-1),
@@ -161,8 +158,8 @@ class LRML(nn.Module):
 
     The parameters are `user` [M, D], `item` [N, D], `keys` and `memory` [S, D], all drawn from a
     normal distribution. Train it with `losses.hinge`: in `train.relation_objective`, as in the
-    paper, or in `train.pairwise_objective`, where each negative has its own relation. No dot
-    product of tables gives the same ranking, so that there is no `vectors`.
+    paper, or in `train.pairwise_objective`, where each negative has its own relation. There is no
+    `vectors`, because no dot product of tables gives the same ranking.
 
     Attributes:
         n_users: M.
@@ -202,7 +199,7 @@ class LRML(nn.Module):
         for name, size in sizes.items():
             setattr(self, name, self.param(name, init, (size, self.dim)))
 
-    def __call__(self, users: Array, items: Array, related: Array | None = None) -> Array:
+    def __call__(self, users: Array, items: Array, related: Array | None = None) -> jax.Array:
         """Scores pairs of ids that broadcast, such as users [B, 1] and items [B, n] -> [B, n].
 
         Args:
@@ -215,12 +212,12 @@ class LRML(nn.Module):
         u, v = lookup(self.user, users), lookup(self.item, items)
         return self._score(u, v, v if related is None else lookup(self.item, related))
 
-    def rows(self, users: Array) -> Array:
+    def rows(self, users: Array) -> jax.Array:
         """Scores all items for users [B] -> [B, N], each with its own relation."""
         u, v = lookup(self.user, users), jnp.asarray(self.item)
         return against_all(lambda u, v: self._score(u, v, v), u, v, width=self.dim)
 
-    def _score(self, u: Array, v: Array, related: Array) -> Array:
+    def _score(self, u: Array, v: Array, related: Array) -> jax.Array:
         """Scores vectors of users and items, with the relation of users and `related`."""
         relation = jax.nn.softmax((u * related) @ self.keys.T) @ self.memory
         return -jnp.sqrt(((u + relation - v) ** 2).sum(-1) + 1e-3)
@@ -231,13 +228,13 @@ class DPCML(nn.Module):
 
     score = −min_c ‖u_c − v‖²
 
-    A user has C vectors, and the nearest to an item decides, so that a user with several interests
-    need not lie between them. Train it with `losses.hinge` in `train.pairwise_objective`, plus
-    `train.diversity_objective`, by `train.combined_objective`. The paper's DPCML1 has one uniform
-    negative, and DPCML2 the nearest of several (`sampling.hardest`).
+    A user has C vectors, and the one nearest to an item decides. The vectors of a user with several
+    interests need not lie between these. Train it with `losses.hinge` in
+    `train.pairwise_objective`, plus `train.diversity_objective`, by `train.combined_objective`. The
+    paper's DPCML1 has one uniform negative, and DPCML2 the nearest of several (`sampling.hardest`).
 
-    The parameters are `user` [M, C, D] and `item` [N, D], drawn from a normal distribution. No dot
-    product of tables gives the same ranking, so that there is no `vectors`.
+    The parameters are `user` [M, C, D] and `item` [N, D], drawn from a normal distribution. There
+    is no `vectors`, because no dot product of tables gives the same ranking.
 
     Attributes:
         n_users: M.
@@ -276,18 +273,18 @@ class DPCML(nn.Module):
         self.user = self.param("user", init, (self.n_users, self.n_vectors, self.dim))
         self.item = self.param("item", init, (self.n_items, self.dim))
 
-    def __call__(self, users: Array, items: Array) -> Array:
+    def __call__(self, users: Array, items: Array) -> jax.Array:
         """Scores pairs of ids that broadcast, such as users [B, 1] and items [B, n] -> [B, n]."""
         chex.assert_type([users, items], int)
         u, v = negative_squared_distance(lookup(self.user, users), lookup(self.item, items))
         return self._nearest(products, u, v)
 
-    def rows(self, users: Array) -> Array:
+    def rows(self, users: Array) -> jax.Array:
         """Scores all items for users [B] -> [B, N]."""
         u, v = negative_squared_distance(lookup(self.user, users), jnp.asarray(self.item))
         return self._nearest(functools.partial(jnp.einsum, "bd,nd->bn"), u, v)
 
-    def _nearest(self, dots: Callable[[Array, Array], Array], u: Array, v: Array) -> Array:
+    def _nearest(self, dots: Callable[[Array, Array], Array], u: Array, v: Array) -> jax.Array:
         """Returns the largest over c of dot products of users [..., C, D'] and items [..., D']."""
         # One vector after another: no array with an axis C for each pair of a user and an item.
         return functools.reduce(jnp.maximum, (dots(u[..., c, :], v) for c in range(self.n_vectors)))

@@ -20,25 +20,23 @@ from jaxrec.typing import Array, Key
 
 
 class Score(Protocol):
-    """How two vectors give a score: `dot`, `cosine`, `negative_squared_distance`, or your own
-    function.
-    """
+    """How two vectors give a score: `dot`, `cosine`, `negative_squared_distance`, or your own."""
 
-    def __call__(self, users: Array, items: Array) -> tuple[Array, Array]:
+    def __call__(self, users: Array, items: Array) -> tuple[jax.Array, jax.Array]:
         """Maps tables [..., D] to tables [..., D'] whose dot product is the score."""
 
 
-def dot(users: Array, items: Array) -> tuple[Array, Array]:
+def dot(users: Array, items: Array) -> tuple[jax.Array, jax.Array]:
     """Returns vectors for u·v."""
     return users, items
 
 
-def cosine(users: Array, items: Array) -> tuple[Array, Array]:
+def cosine(users: Array, items: Array) -> tuple[jax.Array, jax.Array]:
     """Returns vectors for u·v / (‖u‖ ‖v‖); a zero vector scores 0 and gets no gradient."""
     return _unit(users), _unit(items)
 
 
-def negative_squared_distance(users: Array, items: Array) -> tuple[Array, Array]:
+def negative_squared_distance(users: Array, items: Array) -> tuple[jax.Array, jax.Array]:
     """Returns vectors for −‖u − v‖² = (2u, −‖u‖², 1)·(v, 1, −‖v‖²)."""
     u_square, v_square = (users**2).sum(-1, keepdims=True), (items**2).sum(-1, keepdims=True)
     return (
@@ -47,7 +45,7 @@ def negative_squared_distance(users: Array, items: Array) -> tuple[Array, Array]
     )
 
 
-def _unit(x: Array) -> Array:
+def _unit(x: Array) -> jax.Array:
     """Returns x / ‖x‖, with value and gradient 0 at 0."""
     square = (x**2).sum(-1, keepdims=True)
     # Both branches of `where` are differentiated: the inner one keeps rsqrt from 0.
@@ -55,9 +53,8 @@ def _unit(x: Array) -> Array:
     return jnp.where(positive, x * jax.lax.rsqrt(jnp.where(positive, square, 1)), 0)
 
 
-def dropped(vectors: Array, rate: float, key: Key) -> Array:
-    """Sets a share `rate` of the coordinates of vectors [..., D] to 0 and scales the others up by 1
-    / (1 − rate).
+def dropped(vectors: Array, rate: float, key: Key) -> jax.Array:
+    """Sets a share `rate` of the coordinates [..., D] to 0, and divides the others by 1 − rate.
 
     One key drops the same coordinates of [B, D] and of [B, 1, D].
     """
@@ -66,8 +63,10 @@ def dropped(vectors: Array, rate: float, key: Key) -> Array:
 
 
 def check_sizes(model: nn.Module, *names: str, least: int = 1) -> None:
-    """Converts the model's sizes to Python ints; `ValueError` for anything but integers of `least`
-    or more.
+    """Converts the model's sizes to Python ints.
+
+    Raises:
+        ValueError: for anything but integers of `least` or more.
     """
     for name in names:
         setattr(model, name, integer(name, getattr(model, name), least=least))
@@ -103,10 +102,10 @@ def check_function(model: nn.Module, name: str, instead: str) -> None:
 
 
 def check_attributes(model: nn.Module) -> None:
-    """Raises `TypeError` if jit cannot hash an attribute, such as an array; traced numbers are not
-    checked.
+    """Raises `TypeError` if jit cannot hash an attribute, such as an array.
 
-    A constructor calls it last, when sizes and numbers have become Python's.
+    Traced numbers are not checked. A constructor calls it last, when sizes and numbers have become
+    Python's.
     """
     for field in dataclasses.fields(model):
         value = getattr(model, field.name, None)
@@ -115,14 +114,12 @@ def check_attributes(model: nn.Module) -> None:
 
 
 def checked_ids(*ids: Array) -> list[jax.Array]:
-    """Casts integers of any dtype to int32, in which indices and draws are computed;
-    `AssertionError` for other dtypes.
-    """
+    """Casts integers of any dtype to int32; raises `AssertionError` for other dtypes."""
     chex.assert_type(ids, int)
     return [as_ids(x) for x in ids]
 
 
-def products(u: Array, v: Array) -> Array:
+def products(u: Array, v: Array) -> jax.Array:
     """Returns u·v over the last axis, for arrays that broadcast.
 
     If one row meets many, their full elementwise product is not formed.
@@ -135,8 +132,8 @@ def products(u: Array, v: Array) -> Array:
     return (u * v).sum(-1)
 
 
-def against_all(score: Callable[[Any, Any], Array], users: Any, items: Any, *, width: int) -> Array:
-    """Scores all items, [B, N], for a model without tables to multiply, a few users at a time.
+def against_all(score: Callable[[Any, Any], Array], users: Any, items: Any, *, width: int) -> jax.Array:
+    """Scores all items, [B, N], a few users at a time, for a model that has no tables to multiply.
 
     Args:
         score: function of rows of users [b, 1, ...] and of items [1, N, ...] that returns scores
@@ -148,13 +145,13 @@ def against_all(score: Callable[[Any, Any], Array], users: Any, items: Any, *, w
     n_items = jax.tree.leaves(items)[0].shape[0]
     items = jax.tree.map(lambda x: x[None], items)
 
-    def of_user(user: Any) -> Array:
+    def of_user(user: Any) -> jax.Array:
         return score(jax.tree.map(lambda x: x[None, None], user), items)[0]
 
-    # In programs for `jax.export` the number of users may be symbolic, so that blocks have no number.
+    # `jax.export` may trace with a symbolic number of users, which cannot be divided into blocks.
     symbolic = not isinstance(jax.tree.leaves(users)[0].shape[0], int)
 
-    def by_block(size: int, users: Any) -> Array:
+    def by_block(size: int, users: Any) -> jax.Array:
         block = max(size // (n_items * width), 1)
         return jax.lax.map(of_user, users, batch_size=None if symbolic else block)
 
@@ -212,7 +209,7 @@ class MF(nn.Module):
         self.user = self.param("user", init, (self.n_users, self.dim))
         self.item = self.param("item", init, (self.n_items, self.dim))
 
-    def __call__(self, users: Array, items: Array) -> Array:
+    def __call__(self, users: Array, items: Array) -> jax.Array:
         """Scores pairs of ids that broadcast, such as users [B, 1] and items [B, n] -> [B, n]."""
         chex.assert_type([users, items], int)
         if jnp.size(items) > self.n_items:  # mapping the table costs less than mapping the rows
@@ -224,11 +221,11 @@ class MF(nn.Module):
             u = dropped(u, self.dropout, self.make_rng("dropout"))
         return products(u, v)
 
-    def rows(self, users: Array) -> Array:
+    def rows(self, users: Array) -> jax.Array:
         """Scores all items for users [B] -> [B, N]."""
         u, v = self.score(lookup(self.user, users), self.item)
         return jnp.einsum("bd,nd->bn", u, v)
 
-    def vectors(self) -> tuple[Array, Array]:
+    def vectors(self) -> tuple[jax.Array, jax.Array]:
         """Returns tables [M, D'], [N, D'] whose dot product is the score."""
         return self.score(self.user, self.item)

@@ -21,7 +21,7 @@ class NeuMF(nn.Module):
     score = w·[p ⊙ q, h_L] + b,   h_l = relu(W_l h_{l−1} + b_l),   h_0 = [p', q']
 
     The score is the logit. The paper trains with `losses.bce`, `negatives="sum"`, and 4 negatives.
-    No dot product of tables gives the same ranking, so that there is no `vectors`.
+    There is no `vectors`, because no dot product of tables gives the same ranking.
 
     The parameters are `user` [M, D] (p) and `item` [N, D] (q); `user_mlp` [M, H/2] (p') and
     `item_mlp` [N, H/2] (q'), where H is the first of the layers; `kernel_l` and `bias_l` of each
@@ -81,7 +81,7 @@ class NeuMF(nn.Module):
         self.output = self.param("output", nn.initializers.lecun_uniform(), (self.dim + self.layers[-1], 1))
         self.output_bias = self.param("output_bias", zeros, (1,))
 
-    def __call__(self, users: Array, items: Array) -> Array:
+    def __call__(self, users: Array, items: Array) -> jax.Array:
         """Scores pairs of ids that broadcast, such as users [B, 1] and items [B, n] -> [B, n]."""
         chex.assert_type([users, items], int)
         return self._score(
@@ -89,13 +89,13 @@ class NeuMF(nn.Module):
             (lookup(self.item, items), lookup(self.item_mlp, items)),
         )
 
-    def rows(self, users: Array) -> Array:
+    def rows(self, users: Array) -> jax.Array:
         """Scores all items for users [B] -> [B, N]."""
         own = lookup(self.user, users), lookup(self.user_mlp, users)
         items = jnp.asarray(self.item), jnp.asarray(self.item_mlp)
         return against_all(self._score, own, items, width=self.dim + sum(self.layers[1:]))
 
-    def _score(self, users: tuple[Array, Array], items: tuple[Array, Array]) -> Array:
+    def _score(self, users: tuple[Array, Array], items: tuple[Array, Array]) -> jax.Array:
         """Returns logits from rows (p, p') of users and (q, q') of items that broadcast."""
         (p, p_mlp), (q, q_mlp) = users, items
         half = self.layers[0] // 2
@@ -108,5 +108,5 @@ class NeuMF(nn.Module):
         return logits[..., 0]
 
 
-def _dense(x: Array, kernel: Array, bias: Any) -> Array:
+def _dense(x: Array, kernel: Array, bias: Any) -> jax.Array:
     return x @ kernel + bias.reshape((1,) * (x.ndim - 1) + (-1,))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +34,8 @@ def export(
         model: a model with the method `rows`, and perhaps `vectors`. If it has `vectors`, only the
             two tables are stored, so that a graph is propagated once.
         variables: the model's variables, as returned by `model.init`.
-        length: L, how many items a row of histories holds; only for models that know users by their
-            items.
+        length: L, the number of items in a row of histories; only for models that know users by
+            their items.
         platforms: the platforms that the function can run on, of "cpu", "cuda", "rocm" and "tpu".
             None is the platform of this process.
 
@@ -63,7 +64,8 @@ def export(
     """
     _check(model, variables, platforms)
     by_items, n_users = getattr(model, "needs_histories", False), getattr(model, "n_users", None)
-    variables = jax.device_get(variables)
+    stored: Any = jax.device_get(variables)
+    score: Callable[..., jax.Array]
     (n,) = jax_export.symbolic_shape("b")
     users, items = jax.ShapeDtypeStruct((n,), jnp.int32), None
     if by_items:
@@ -72,18 +74,21 @@ def export(
     elif length is not None:
         raise ValueError(f"length={length!r}, but {type(model).__name__} does not know users by their items; omit it")
     elif hasattr(model, "vectors"):
-        variables, score = jax.device_get(jax.jit(functools.partial(_vectors, model))(variables)), _of_vectors
-        n_users = len(variables[0])
+        stored, score = jax.device_get(jax.jit(functools.partial(_vectors, model))(stored)), _of_vectors
+        n_users = len(stored[0])
     else:
         score = functools.partial(_of_users, model)
 
-    def scores(users: Array | None, items: Array | None) -> Array:
+    def scores(users: Array | None, items: Array | None) -> jax.Array:
         known = None if n_users is None or users is None else (users >= 0) & (users < n_users)
-        users = users if known is None else jnp.where(known, users, 0)
+        if users is not None and known is not None:
+            users = jnp.where(known, users, 0)
         with jax.default_matmul_precision("highest"):
-            found = accumulated(score(jax.tree.map(jnp.asarray, variables), users, items))
+            found = accumulated(score(jax.tree.map(jnp.asarray, stored), users, items))
         return found if known is None else jnp.where(known[:, None], found, jnp.nan)
 
+    called: Callable[..., jax.Array]
+    inputs: tuple[jax.ShapeDtypeStruct, ...]
     if items is None:
         called, inputs = (lambda users: scores(users, None)), (users,)
     elif n_users is None:
@@ -98,28 +103,28 @@ def export(
     return bytes(exported.serialize())
 
 
-def _of_vectors(tables: tuple[Array, Array], users: Array, items: None) -> Array:
+def _of_vectors(tables: tuple[Array, Array], users: Any, items: Any) -> jax.Array:
     """Scores users by the two tables of `_vectors`."""
     user, item = tables
     return jnp.einsum("bd,nd->bn", user[users], item)
 
 
-def _vectors(model: Model, variables: Variables) -> tuple[Array, Array]:
+def _vectors(model: Model, variables: Variables) -> tuple[jax.Array, jax.Array]:
     """Returns the tables of a model."""
     with jax.default_matmul_precision("highest"):
         user, item = model.apply(variables, method="vectors")
     return accumulated(user), accumulated(item)
 
 
-def _of_users(model: Model, variables: Variables, users: Array, items: None) -> Array:
+def _of_users(model: Model, variables: Variables, users: Array, items: Any) -> jax.Array:
     """Scores users by the model's `rows`."""
     return model.apply(variables, users, method="rows")
 
 
-def _of_histories(model: Model, variables: Variables, users: Array | None, items: Array) -> Array:
+def _of_histories(model: Any, variables: Variables, users: Array | None, items: Any) -> jax.Array:
     """Scores users by their items [B, L], one user at a time, vmapped: a model sees no symbolic size."""
 
-    def one(user: Array | None, items: Array) -> Array:
+    def one(user: Array | None, items: Array) -> jax.Array:
         user = None if user is None else user[None]
         return model.apply(variables, user, histories=_history(items, model.n_items), method="rows")[0]
 

@@ -27,11 +27,11 @@ class ItemRanker(nn.Module):
     def setup(self) -> None:  # noqa: D102
         self.item = self.param("item", nn.initializers.zeros, (self.n_items,))
 
-    def __call__(self, users: Array, items: Array) -> Array:
+    def __call__(self, users: Array, items: Array) -> jax.Array:
         """Scores pairs of ids that broadcast."""
         return jnp.broadcast_to(self.item[items], jnp.broadcast_shapes(jnp.shape(users), jnp.shape(items)))
 
-    def rows(self, users: Array) -> Array:
+    def rows(self, users: Array) -> jax.Array:
         """Scores all items for users [B] -> [B, N]."""
         return jnp.broadcast_to(self.item, (*jnp.shape(users), self.n_items))
 
@@ -48,14 +48,14 @@ class RandomRanker(nn.Module):
     def setup(self) -> None:  # noqa: D102
         self.seed = self.param("seed", _seed)
 
-    def __call__(self, users: Array, items: Array) -> Array:
+    def __call__(self, users: Array, items: Array) -> jax.Array:
         """Scores pairs of ids that broadcast, uniform on [0, 1)."""
         users, items = checked_ids(users, items)
         hashed = _mixed(_mixed(self.seed ^ users.astype(jnp.uint32)) ^ items.astype(jnp.uint32))
         # 24 bits, which float32 holds exactly.
         return (hashed >> 8).astype(jnp.result_type(float)) / 2**24
 
-    def rows(self, users: Array) -> Array:
+    def rows(self, users: Array) -> jax.Array:
         """Scores all items for users [B] -> [B, N]."""
         return self(jnp.asarray(users)[:, None], jnp.arange(self.n_items, dtype=jnp.int32)[None, :])
 
@@ -64,10 +64,8 @@ def _seed(key: Key) -> jax.Array:
     return jax.random.bits(key, dtype=jnp.uint32)
 
 
-def _mixed(x: Array) -> Array:
-    """Applies MurmurHash3's 32-bit finaliser (A. Appleby): each bit of the input affects each bit
-    of the output.
-    """
+def _mixed(x: Array) -> jax.Array:
+    """Applies MurmurHash3's 32-bit finaliser (A. Appleby), in which each bit affects all bits."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

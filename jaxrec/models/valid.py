@@ -125,14 +125,15 @@ class VALID(HistoryModel):
         self.head = self.param("head", _XAVIER, (self.width, 2 * self.dim))
         self.head_bias = self.param("head_bias", nn.initializers.zeros, (2 * self.dim,))
 
-    def rows(self, users: Array | None, *, histories: Interactions | None = None) -> Array:
+    def rows(self, users: Array | None, *, histories: Interactions | None = None) -> jax.Array:
         """Scores all items for users [B] -> [B, N], without noise."""
         table = _unit(self.item)
         return _mixture.scores(*self._both(self._encoded(self._pairs(users, histories), table)), table)
 
-    def bound(self, users: Array | None, *, histories: Interactions | None = None) -> tuple[Array, Array]:
-        """Returns the two terms of the negative evidence lower bound of users [B]. There is noise
-        if `apply` gets a key for it.
+    def bound(self, users: Array | None, *, histories: Interactions | None = None) -> tuple[jax.Array, jax.Array]:
+        """Returns the two terms of the negative evidence lower bound of users [B].
+
+        There is noise if `apply` gets a key for it.
 
         Returns:
             Σ_{l of the user} −log p_l [B], and KL [B], summed over interests. For a user without
@@ -146,14 +147,16 @@ class VALID(HistoryModel):
         return pairs.degrees.astype(s.dtype) * log_sum - s, kl_normalised(found.log_variance).sum(-1)
 
     def posterior(self, users: Array | None, *, histories: Interactions | None = None) -> Posterior:
-        """Returns the encoder's result for users [B]: arrays [B, K, D]. There is noise if `apply`
-        gets a key for it.
+        """Returns the encoder's result for users [B]: arrays [B, K, D].
+
+        There is noise if `apply` gets a key for it.
         """
         return self._encoded(self._pairs(users, histories, self._key()), _unit(self.item))
 
-    def prototypes(self, users: Array | None, *, histories: Interactions | None = None) -> Array:
-        """Returns the prototypes [R, B, K, D] by which each block groups the items of users [B]:
-        unit vectors, without noise.
+    def prototypes(self, users: Array | None, *, histories: Interactions | None = None) -> jax.Array:
+        """Returns the prototypes [R, B, K, D] by which each block groups the items of users [B].
+
+        They are unit vectors, computed without noise.
         """
         pairs, table = self._pairs(users, histories), _unit(self.item)
         start = _unit(self.prototype)[None]
@@ -164,14 +167,14 @@ class VALID(HistoryModel):
 
     # ------------------------------------------------------------------ the parts of a pass
 
-    def _of_pairs(self, pairs: Pairs, items: Array) -> Array:
+    def _of_pairs(self, pairs: Pairs, items: Array) -> jax.Array:
         """Returns log-probabilities up to a constant of the user."""
         table, none = _unit(self.item), [None] * self.n_interests
         h, queries = table[items], self._both(self._encoded(pairs, table))
         before, after = (_mixture.log_sum(list(jnp.einsum("...kd,...nd->k...n", q, h)), none)[0] for q in queries)
         return after - before
 
-    def _both(self, found: Posterior) -> tuple[Array, Array]:
+    def _both(self, found: Posterior) -> tuple[jax.Array, jax.Array]:
         """Returns q1 [B or 1, K, D] and q2 [B, K, D] of `_mixture`."""
         q1 = found.prototypes / self.temperature
         return q1, q1 + found.interests / self.decoder_temperature
@@ -192,28 +195,29 @@ class VALID(HistoryModel):
             z += self.deviation * jnp.exp(log_variance / 2) * pairs.normal(z.shape[1:], draw=0).astype(z.dtype)
         return Posterior(x, mean, log_variance, _unit(z))
 
-    def _log_variance(self, output: Array) -> Array:
-        """lv from the second half of the head's output."""
+    def _log_variance(self, output: Array) -> jax.Array:
+        """Returns lv from the second half of the head's output."""
         return -output
 
     def _noise(self, pairs: Pairs, number: int) -> Noise:
-        """Returns the noise of the groups of block `number` = 1 .. R; the first block's is the same
-        for all users.
+        """Returns the noise of the groups of block `number` = 1 .. R.
+
+        All users share the noise of the first block, because they share its prototypes.
         """
         key = None if pairs.key is None else jax.random.fold_in(pairs.key, 2 * number - 1)
         return Noise(key, jnp.zeros(1, jnp.int32) if number == 1 else pairs.users)
 
-    def _grouped(self, x: Array, pairs: Pairs, table: Array, number: int) -> Array:
+    def _grouped(self, x: Array, pairs: Pairs, table: Array, number: int) -> jax.Array:
         """Returns A [C, K] of block `number`."""
         factors = _mixture.odds_at(self._noise(pairs, number), pairs, self.n_interests)
         logits = _mixture.logits_at(x / self.temperature, pairs, table[pairs.items])
         return jnp.stack(_mixture.log_sum(logits, factors)[1], axis=-1)
 
-    def _weights(self, shares: Array, pairs: Pairs, number: int) -> Array:
+    def _weights(self, shares: Array, pairs: Pairs, number: int) -> jax.Array:
         """Returns w [C, K] from A [C, K]."""
         return pairs.dropped(pairs.normalised(shares), self.dropout, draw=2 * number)
 
-    def _updated(self, x: Array, pairs: Pairs, table: Array, number: int) -> Array:
+    def _updated(self, x: Array, pairs: Pairs, table: Array, number: int) -> jax.Array:
         """Returns the prototypes after block `number`."""
         shares, attend = self._grouped(x, pairs, table, number), self.attention
         if self.raw_updates:
@@ -244,9 +248,10 @@ class MacridVAE(VALID):
         super().__post_init__()
 
 
-def collapse(prototypes: Array) -> Array:
-    """Returns the mean cosine between different prototypes [..., K, D] -> [...]: 1 if all interests
-    of a user are the same.
+def collapse(prototypes: Array) -> jax.Array:
+    """Returns the mean cosine between different prototypes, [..., K, D] -> [...].
+
+    It is 1 if all interests of a user are the same.
 
     >>> float(collapse(jnp.eye(3)))
     0.0

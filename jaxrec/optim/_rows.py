@@ -46,9 +46,10 @@ class Rows:
         return len(self.ids) < self.shape[0]
 
 
-def value_and_rows(value: Callable[[Any], Array], params: Any) -> tuple[Array, Any]:
-    """Computes `jax.value_and_grad`, with `Rows` as the gradient of each table of which a step
-    looks up few rows.
+def value_and_rows(value: Callable[[Any], Array], params: Any) -> tuple[jax.Array, Any]:
+    """Computes `jax.value_and_grad`, where the gradients of some tables are `Rows`.
+
+    These are the tables of which `value` looks up few rows.
 
     Args:
         value: scalar function of the parameters.
@@ -65,14 +66,14 @@ def value_and_rows(value: Callable[[Any], Array], params: Any) -> tuple[Array, A
     return _dense(loss), jax.tree.unflatten(tree, kept)
 
 
-def _dense(value: Any) -> Array:
+def _dense(value: Any) -> jax.Array:
     """Returns an array for an array or for `Rows`."""
     return value.dense() if isinstance(value, Rows) else value
 
 
 def _evaluated(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
     """Evaluates a traced function. Results that are sums of scattered rows become `Rows`."""
-    known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
+    known: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
     for eqn in jaxpr.eqns:
         inputs = [x.val if isinstance(x, Literal) else known[x] for x in eqn.invars]
         if eqn.primitive.name in _JIT:
@@ -111,7 +112,7 @@ def _rows(eqn: Any, inputs: Sequence[Any]) -> Rows | None:
         ids, values = _scattered(eqn.params["mode"], inputs[1][..., 0], inputs[2], out.shape)
         return Rows(ids, values, out.shape, dense)
     if name in _SAME and out.shape[:1] == table.shape[:1]:
-        values = table.values.astype(out.dtype).reshape(-1, *out.shape[1:])
+        values = jnp.asarray(table.values.astype(out.dtype).reshape(-1, *out.shape[1:]))
         return Rows(table.ids, values, out.shape, dense)
     if name in ("add_any", "add") and all(isinstance(x, Rows) and x.shape == out.shape for x in inputs):
         ids, values = (jnp.concatenate(parts) for parts in zip(*((x.ids, x.values) for x in inputs)))
@@ -131,10 +132,8 @@ def _puts_rows(eqn: Any) -> bool:
     )
 
 
-def _scattered(mode: Any, ids: Array, values: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Returns ids [R] inside the table and their values, treating ids outside as the mode of the
-    scatter does.
-    """
+def _scattered(mode: Any, ids: Array, values: Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Returns ids [R] and their values; treats ids outside the table as the scatter's mode says."""
     ids, values = ids.reshape(-1), values.reshape(-1, *shape[1:])
     if mode == GatherScatterMode.CLIP:
         ids = jnp.clip(ids, 0, shape[0] - 1)

@@ -105,7 +105,7 @@ def hypergradient(
     tx: optax.GradientTransformation | Step,
     valid_value: Value | None = None,
     **options: Any,
-) -> tuple[Array, Any]:
+) -> tuple[jax.Array, Any]:
     """Computes the validation loss l_V of Θ̄(Λ), without any penalty, and its gradient in Λ.
 
     For gradient descent with learning rate η, the gradient is −2 η Θ ⊙ ∂l_V/∂Θ̄, summed over the
@@ -135,7 +135,7 @@ def hypergradient(
     (1.0, -0.8)
     """
 
-    def after(lambdas: Any) -> Array:
+    def after(lambdas: Any) -> jax.Array:
         ahead = lookahead(lambdas, params, opt_state, batch, value=value, tx=tx, **options)
         return (valid_value or value)(ahead, valid_batch)
 
@@ -143,9 +143,7 @@ def hypergradient(
 
 
 def _check_steps(steps: int, first_order: bool, tx: Any, batches: Any) -> None:
-    """Checks `steps` against the leading axes of the batches, and `first_order` against the kind of
-    optimiser.
-    """
+    """Checks `steps` against the leading axes of the batches, and `first_order` against `tx`."""
     steps = integer("steps", steps)
     if steps > 1 and first_order and isinstance(tx, Step):
         raise ValueError("first_order=True needs the gradients, which a Step hides; simulate an optax transformation")
@@ -158,8 +156,9 @@ def _check_steps(steps: int, first_order: bool, tx: Any, batches: Any) -> None:
 
 
 class Draw(NamedTuple):
-    """What an alternating step needs in addition to its batch. Batches are pairs (key, batch), as
-    an objective takes them.
+    """What an alternating step needs in addition to its batch.
+
+    Batches are pairs (key, batch), as an objective takes them.
 
     Attributes:
         rows: the rows of the step's batch that are penalised, as `penalty` takes them.
@@ -190,7 +189,7 @@ class AlternatingState(NamedTuple):
     opt_state: Any
     lambdas: Any
     lambda_state: Any
-    count: Array
+    count: Array  # type: ignore[assignment]  # hides the method `count` of tuples, as in optax's states
 
 
 def alternate(
@@ -208,9 +207,9 @@ def alternate(
 ) -> Step:
     """Returns a `Step` that alternates steps of Θ under Λ with steps of Λ on validation data.
 
-    Λ is projected to 0 or above after each step; the moments of its optimiser are not changed. Θ
-    goes first, since the length of Adam's first step does not depend on the gradient, so that it
-    tells nothing about Λ.
+    After each step, negative entries of Λ are set to 0; the moments of its optimiser do not change.
+    The first step is one of Θ. The length of Adam's first step does not depend on the gradient, so
+    simulating it would say nothing about Λ.
 
     Args:
         tx: the optimiser of Θ, on the training loss plus the penalty of the batch's rows.
@@ -220,11 +219,11 @@ def alternate(
             `partial(train.lambda_opt.draws, objective=objective, train=..., valid=...)`.
         start: function of the parameters that returns the initial Λ, such as `partial(coefficients,
             granularity="DU")`.
-        simulated: the optimiser to use in the look-ahead, if not `tx`, such as
-            `moments.smooth_adam(η)` for `optax.adam(η)`.
-        scope: what the look-ahead penalises. "full" is whole tables, as in the paper and its code,
-            so that each row of the validation batch moves its Λ. "exact" is the rows of the batch,
-            as in the step of Θ, so that only rows in both batches do.
+        simulated: the optimiser of the look-ahead, such as `moments.smooth_adam(η)` for
+            `optax.adam(η)`; None uses `tx`.
+        scope: what the look-ahead penalises. "full" penalises whole tables, as the paper and its
+            code do; each row of the validation batch then moves its Λ. "exact" penalises the rows
+            of the batch, as the step of Θ does; only rows in both batches then move their Λ.
         every: number of steps of Θ between steps of Λ.
         steps: number of look-ahead steps; see `lookahead`.
         first_order: whether to leave out second derivatives; see `lookahead`.
@@ -238,8 +237,14 @@ def alternate(
     if scope not in ("full", "exact"):
         raise ValueError(f"scope={scope!r}; give 'full' or 'exact'")
     every, steps = integer("every", every), integer("steps", steps)
-    ahead = {"steps": steps, "first_order": first_order, "shared": tuple(shared)}
-    how = {"tx": tx, "lambda_tx": lambda_tx, "draws": draws, "simulated": simulated or tx, "scope": scope}
+    ahead: dict[str, Any] = {"steps": steps, "first_order": first_order, "shared": tuple(shared)}
+    how: dict[str, Any] = {
+        "tx": tx,
+        "lambda_tx": lambda_tx,
+        "draws": draws,
+        "simulated": simulated or tx,
+        "scope": scope,
+    }
     init = partial(_init, tx=tx, lambda_tx=lambda_tx, start=start, check=simulated is None)
     return Step(init, partial(_alternated, every=every, ahead=ahead, **how))
 
@@ -254,23 +259,28 @@ def _init(params, *, tx, lambda_tx, start, check):
 
 def _alternated(
     value_fn: ValueFn, params, state, key, batch, *, tx, lambda_tx, draws, simulated, scope, every, ahead
-) -> tuple[Array, Any, AlternatingState]:
+) -> tuple[jax.Array, Any, AlternatingState]:
     """Makes one step of Θ and, if it is due, one of Λ."""
     draw, lambdas, lambda_state = draws(key, batch), state.lambdas, state.lambda_state
 
-    def penalised(params: Any, key: Key, batch: Any) -> Array:
+    def penalised(params: Any, key: Key, batch: Any) -> jax.Array:
         return value_fn(params, key, batch) + penalty(lambdas, params, draw.rows, shared=ahead["shared"])
 
     loss, params, opt_state = as_step(tx).step(penalised, params, state.opt_state, key, batch)
 
-    def value(params: Any, drawn: Any, objective: Any = None) -> Array:
-        return value_fn(params, *drawn, objective)
+    def value(params: Any, drawn: Any, objective: Any = None) -> jax.Array:
+        key, batch = drawn
+        return value_fn(params, key, batch, objective)
 
     def learned(lambdas: Any, lambda_state: Any) -> tuple[Any, Any]:
         rows = draw.ahead_rows if scope == "exact" else None
-        functions = {"value": value, "valid_value": partial(value, objective=draw.valid_objective), "tx": simulated}
-        known = lambdas, params, opt_state, draw.ahead, draw.valid
-        _, slopes = hypergradient(*known, rows=rows, **functions, **ahead)
+        functions: dict[str, Any] = {
+            "value": value,
+            "valid_value": partial(value, objective=draw.valid_objective),
+            "tx": simulated,
+        }
+        options = functions | ahead | {"rows": rows}
+        _, slopes = hypergradient(lambdas, params, opt_state, draw.ahead, draw.valid, **options)
         updates, lambda_state = lambda_tx.update(slopes, lambda_state, lambdas)
         return optax.projections.projection_non_negative(optax.apply_updates(lambdas, updates)), lambda_state
 
@@ -284,19 +294,17 @@ def _alternated(
 
 
 def _check_smooth(tx: optax.GradientTransformation, params: Any) -> None:
-    """Raises `ValueError` for an optimiser whose first step cannot be differentiated at a gradient
-    of 0.
-    """
+    """Raises `ValueError` if the first step of `tx` has no derivative at a gradient of 0."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
         return
 
-    def moved(by: Array) -> Array:
+    def moved(by: Array) -> jax.Array:
         gradients = jax.tree.map(lambda leaf: jnp.zeros_like(leaf) + by.astype(leaf.dtype), params)
         return sum(leaf.sum() for leaf in jax.tree.leaves(tx.update(gradients, tx.init(params), params)[0]))
 
     if not jnp.isfinite(jax.jit(jax.grad(moved))(jnp.zeros(()))):
         raise ValueError(
             "tx has no derivative where a gradient is 0, as it is in rows outside a batch, so that "
-            "Λ becomes NaN; pass "
-            "simulated=, such as moments.smooth_adam(learning_rate) for optax.adam(learning_rate)"
+            "Λ becomes NaN; pass simulated=, such as moments.smooth_adam(learning_rate) for "
+            "optax.adam(learning_rate)"
         )

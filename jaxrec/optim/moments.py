@@ -23,7 +23,7 @@ def smooth_adam(
 
     Updates are m / (1 − β₁ᵗ) · √(1 − β₂ᵗ) / √(v + ε), with ε under the root, as the released code
     simulates Adam. If the gradients of a coordinate are below √ε, as is common for mean losses, the
-    simulated step is shorter than the real one, and the more so the rarer the row.
+    simulated step is shorter than the real one, and much shorter for rare rows.
 
     Args:
         learning_rate: learning rate of the simulated Adam.
@@ -37,7 +37,7 @@ def smooth_adam(
     """
     _check(learning_rate, b1, b2, eps)
 
-    def direction(mu: Array, nu: Array, time: Array) -> Array:
+    def direction(mu: Array, nu: Array, time: Array) -> jax.Array:
         return mu / (1 - b1**time) / jnp.sqrt((nu + eps) / (1 - b2**time))
 
     def update(gradients: Any, state: optax.ScaleByAdamState, params: Any = None) -> tuple[Any, Any]:
@@ -69,7 +69,7 @@ def amsgrad(
     """
     _check(learning_rate, b1, b2, eps)
 
-    def direction(mu: Array, nu_max: Array, time: Array) -> Array:
+    def direction(mu: Array, nu_max: Array, time: Array) -> jax.Array:
         return mu / (1 - b1**time) / (jnp.sqrt(nu_max / (1 - b2**time)) + eps)
 
     def update(gradients: Any, state: optax.ScaleByAmsgradState, params: Any = None) -> tuple[Any, Any]:
@@ -90,7 +90,7 @@ def _check(learning_rate: optax.ScalarOrSchedule, b1: float, b2: float, eps: flo
         number(name, value, least=0)
 
 
-def _moments(gradients: Any, state: Any, b1: float, b2: float) -> tuple[Array, Any, Any]:
+def _moments(gradients: Any, state: Any, b1: float, b2: float) -> tuple[jax.Array, Any, Any]:
     """Returns the next count and the moments of all parameters."""
     mu = jax.tree.map(lambda old, g: b1 * old + (1 - b1) * g, state.mu, gradients)
     nu = jax.tree.map(lambda old, g: b2 * old + (1 - b2) * g**2, state.nu, gradients)

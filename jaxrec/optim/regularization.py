@@ -79,7 +79,7 @@ def coefficients(
     number("value", value, least=0)
     users, items = (_named(params, name) for name in tables)
 
-    def filled(table: Array, axes: str) -> Array:
+    def filled(table: Array, axes: str) -> jax.Array:
         rows, *dims = table.shape
         shape = (rows if "R" in axes else 1, *(dims if "D" in axes else [1] * len(dims)))
         return jnp.full(shape, value, table.dtype)
@@ -96,7 +96,7 @@ def coefficients(
 
 def penalty(
     lambdas: Any, params: Mapping[str, Any], rows: Rows | None = None, *, shared: Sequence[str] = TABLES
-) -> Array:
+) -> jax.Array:
     """Computes Ω(Λ, Θ) = Σ Λ ⊙ Θ² over whole tables or some rows; its gradient in Θ is 2 Λ ⊙ Θ.
 
     With `rows` = {name: (ids [R], weights [R])} it is Σ_r weights_r Σ Λ[ids_r] ⊙ Θ[ids_r]². With
@@ -120,7 +120,7 @@ def penalty(
     1.5
     """
     named = lambdas if isinstance(lambdas, Mapping) else dict.fromkeys(shared, lambdas)
-    total = 0.0
+    total: Scalar = 0.0
     for name, own in named.items():
         part, met = _named(params, name), (rows or {}).get(name)
         if isinstance(part, Mapping):
@@ -132,7 +132,7 @@ def penalty(
     return jnp.asarray(total)
 
 
-def _of_rows(own: Array, table: Array, ids: Array, weights: Array) -> Array:
+def _of_rows(own: Array, table: Array, ids: Array, weights: Array) -> jax.Array:
     """Sums the weighted penalties of the rows at `ids` [R]."""
     own = lookup(own, ids) if own.ndim and own.shape[0] > 1 else own
     found = lookup(table, ids)
@@ -147,10 +147,8 @@ def _named(params: Mapping[str, Any], name: str) -> Any:
     return params[name]
 
 
-def _broadcasting(name: str, own: Array, table: Any) -> Array:
-    """Returns the coefficients of a parameter in its dtype; `ValueError` if they do not broadcast
-    against it.
-    """
+def _broadcasting(name: str, own: Array, table: Any) -> jax.Array:
+    """Returns the coefficients of a parameter in its dtype; they must broadcast against it."""
     ((shape, dtype),) = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(table)]
     own = jnp.asarray(own, dtype)
     fits = own.ndim in (0, len(shape)) and all(a in (1, b) for a, b in zip(own.shape, shape))

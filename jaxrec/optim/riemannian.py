@@ -10,12 +10,12 @@ table may be [M, D] or [M, K, D]. Each row is treated separately. `optax.partiti
 `optax.masked` choose the parameters, `optim.rowwise.lazy` makes the same step only on the rows that
 are looked up, and tables may be sharded by rows.
 
-A row whose gradient is 0 does not change by a bit. All transformations can be differentiated
-through, also at such rows.
+A row whose gradient is 0 keeps exactly its value. JAX can differentiate all transformations, also
+at such rows.
 
-`init` of `tangent`, `retract_to_sphere` and everything built from them raises an error for rows
-that are not unit vectors, as the first step would silently normalise them. It only checks known
-values: under `jit` and `vmap` nothing is checked.
+`init` of `tangent`, of `retract_to_sphere` and of what is built from them raises an error for rows
+that are not unit vectors, because the first step would silently normalise them. It checks only
+known values: under `jit` and `vmap` it checks nothing.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ Retraction = Callable[..., Array]
 def calibrate(*, axis: int = -1) -> optax.GradientTransformation:
     """Multiplies a gradient by 1 + x·g/|g|, the factor of MARS (Tan et al. 2021, eq. 21).
 
-    The factor is 1 − cos(x, −g), between 0 and 2: small if x is where −g pulls it, large if it is
-    on the other side. g must therefore be the gradient of the loss. Applied to an update, after the
-    learning rate, the factor would be 2 minus the correct value; after `tangent` it is 1. It is
-    also 1 if the loss normalises x, whose gradient is then tangent: let the loss take the dot
-    product of unit rows directly.
+    The factor is 1 − cos(x, −g), between 0 and 2. It is small if x already lies in the direction of
+    −g, and large if it lies on the other side. Put this transformation first in a chain, so that g
+    is the gradient of the loss: after the learning rate the factor would be 2 minus the correct
+    value, and after `tangent` it is 1. It is also 1 if the loss normalises x, because the gradient
+    is then tangent; let the loss take the dot product of unit rows directly.
 
     Differs: the paper calls x·g/|g| the cosine similarity of x to its target; it is minus that.
 
@@ -56,7 +56,7 @@ def calibrate(*, axis: int = -1) -> optax.GradientTransformation:
     [-0.24 -0.32]
     """
 
-    def scaled(gradient: Array, point: Array) -> Array:
+    def scaled(gradient: Array, point: Array) -> jax.Array:
         norm = _norm(gradient, axis)
         return (1 + _dot(point, gradient, axis) / jnp.where(norm > 0, norm, 1)) * gradient
 
@@ -64,8 +64,9 @@ def calibrate(*, axis: int = -1) -> optax.GradientTransformation:
 
 
 def tangent(*, axis: int = -1) -> optax.GradientTransformation:
-    """Projects a gradient on the tangent space of the sphere: (I − x xᵀ) g, grad f(x) of MARS (Tan
-    et al. 2021, eq. 20).
+    """Projects a gradient on the tangent space of the sphere: (I − x xᵀ) g (MARS, eq. 20).
+
+    It is grad f(x) of Tan et al. (2021).
 
     Args:
         axis: the axis of a row's D numbers.
@@ -80,9 +81,13 @@ def tangent(*, axis: int = -1) -> optax.GradientTransformation:
     return _at_points(lambda gradient, point: _along_sphere(gradient, point, axis), partial(_check_unit, axis=axis))
 
 
-def normalisation(point: Array, step: Array, *, axis: int = -1) -> Array:
-    """Computes the retraction R_x(z) = (x + z) / |x + z| of MARS (Tan et al. 2021, eq. 21), for
-    points and steps [..., D].
+def normalisation(point: Array, step: Array, *, axis: int = -1) -> jax.Array:
+    """Computes the retraction R_x(z) = (x + z) / |x + z| of MARS (Tan et al. 2021, eq. 21).
+
+    Args:
+        point: x, [..., D].
+        step: z, [..., D].
+        axis: the axis of a row's D numbers.
 
     >>> [round(v, 4) for v in normalisation(jnp.array([1.0, 0.0]), jnp.array([0.0, 0.75])).tolist()]
     [0.8, 0.6]
@@ -90,13 +95,17 @@ def normalisation(point: Array, step: Array, *, axis: int = -1) -> Array:
     return _unit(point + step, axis)
 
 
-def exponential(point: Array, step: Array, *, axis: int = -1) -> Array:
-    """Computes the exponential map exp_x(z) = cos|z| x + sin|z| z/|z| (Tan et al. 2021, eq. 20),
-    for points and steps [..., D].
+def exponential(point: Array, step: Array, *, axis: int = -1) -> jax.Array:
+    """Computes the exponential map exp_x(z) = cos|z| x + sin|z| z/|z| (Tan et al. 2021, eq. 20).
 
-    It moves a distance of |z| along the great circle, where `normalisation` moves arctan |z|.
-    `step` must be tangent. The result is divided by its norm, which is 1 up to rounding, so that
-    rounding errors do not add up over steps.
+    It moves a distance of |z| along the great circle, where `normalisation` moves arctan |z|. The
+    result is divided by its norm, which is 1 up to rounding, so that rounding errors do not add up
+    over steps.
+
+    Args:
+        point: x, [..., D].
+        step: z, [..., D], which must be tangent.
+        axis: the axis of a row's D numbers.
 
     >>> [round(v, 4) for v in exponential(jnp.array([1.0, 0.0]), jnp.array([0.0, jnp.pi / 6])).tolist()]
     [0.866, 0.5]
@@ -106,7 +115,7 @@ def exponential(point: Array, step: Array, *, axis: int = -1) -> Array:
 
 
 def retract_to_sphere(method: Retraction = normalisation, *, axis: int = -1) -> optax.GradientTransformation:
-    """Turns an update z into R_x(z) − x, which ends on the unit sphere; the last of a chain.
+    """Turns an update z into R_x(z) − x, which leads to the unit sphere; put it last in a chain.
 
     A row whose update is 0 stays as it is, even if it is not on the sphere.
 
@@ -124,14 +133,16 @@ def retract_to_sphere(method: Retraction = normalisation, *, axis: int = -1) -> 
     [[0.8, 0.6], [0.0, 1.0]]
     """
 
-    def change(step: Array, point: Array) -> Array:
+    def change(step: Array, point: Array) -> jax.Array:
         return jnp.where((step != 0).any(axis, keepdims=True), method(point, step, axis=axis) - point, 0)
 
     return _at_points(change, partial(_check_unit, axis=axis))
 
 
 def project_to_ball(radius: Scalar = 1.0, *, axis: int = -1) -> optax.GradientTransformation:
-    """Turns an update z into one to the ball's point nearest to x + z; the last of a chain.
+    """Turns an update z into one that leads into the ball, as near to x + z as possible.
+
+    Put it last in a chain.
 
     Each row has its own ball, unlike in `optax.projections.projection_l2_ball`, which takes the
     norm of the whole tree. Rows that stay inside keep their update. Rows outside are moved to the
@@ -151,11 +162,10 @@ def project_to_ball(radius: Scalar = 1.0, *, axis: int = -1) -> optax.GradientTr
     """
     number("radius", radius, above=0)
 
-    def change(step: Array, point: Array) -> Array:
+    def change(step: Array, point: Array) -> jax.Array:
         moved, limit = point + step, jnp.asarray(radius, point.dtype)
         norm = _norm(moved, axis)
-        # Rounding may put a row on the boundary slightly outside; with an update of 0 it must not
-        # move.
+        # Rounding may put a row of the boundary slightly outside: an update of 0 must not move it.
         outside = norm > limit * (1 + 8 * float(jnp.finfo(norm.dtype).eps))
         return jnp.where(outside, moved * limit / jnp.where(outside, norm, 1) - point, step)
 
@@ -169,11 +179,10 @@ def riemannian_sgd(
     method: Retraction = normalisation,
     axis: int = -1,
 ) -> optax.GradientTransformationExtraArgs:
-    """Gradient descent on the unit sphere: eq. 21 of MARS (Tan et al. 2021), x ← R_x(−η (1 +
-    x·g/|g|) (I − x xᵀ) g).
+    """Gradient descent on the unit sphere: eq. 21 of MARS (Tan et al. 2021).
 
-    Without the factor, and with the `exponential` map, it is eq. 20, the descent of Bonnabel (2013,
-    arXiv 1111.5280).
+    x ← R_x(−η (1 + x·g/|g|) (I − x xᵀ) g). Without the factor, and with the `exponential` map, it
+    is eq. 20, the descent of Bonnabel (2013, arXiv 1111.5280).
 
     Args:
         learning_rate: η, or a schedule of it.
@@ -217,19 +226,18 @@ def riemannian_adam(
     method: Retraction = normalisation,
     axis: int = -1,
 ) -> optax.GradientTransformationExtraArgs:
-    """Riemannian Adam (Bécigneul and Ganea 2019, arXiv 1810.00760) on a product of unit spheres,
-    one per row.
+    """Riemannian Adam (Bécigneul and Ganea 2019, arXiv 1810.00760), with one unit sphere per row.
 
     For a row's tangent gradient g: m ← β₁ P m + (1 − β₁) g, v ← β₂ v + (1 − β₂) |g|², z = −η m̂ /
     (√v̂ + ε), x ← R_x(z). v is one number per row, as in the paper: a sphere has no coordinates
     with separate second moments. A rotation of all vectors therefore rotates their steps too. A
     row's first step turns it by about η radians, for any number of dimensions.
 
-    Differs: from the paper's algorithm, m is carried to the row's new point by P, the projection on
-    the tangent space there, not by parallel transport (to first order they agree), and bias is
-    corrected as in Adam. From Adam on a whole table, a row whose gradient is 0 stays and keeps its
-    moments, and bias is corrected by the row's own count of steps. A row therefore does not depend
-    on other rows, and `rowwise.lazy` of this optimiser is the same algorithm.
+    Differs: the paper moves m to the row's new point by parallel transport; here P, the projection
+    on the tangent space there, does so, which agrees to first order. Bias is corrected as in Adam,
+    but by the row's own count of steps. A row whose gradient is 0 keeps its value and its moments.
+    Rows therefore do not depend on each other, and `rowwise.lazy` of this optimiser is the same
+    algorithm.
 
     Args:
         learning_rate: η, or a schedule of it.
@@ -276,13 +284,13 @@ def _scale_by_moments(b1: float, b2: float, eps: float, axis: int) -> optax.Grad
     def update(gradients: Any, state: RiemannianAdamState, params: Any = None) -> tuple[Any, RiemannianAdamState]:
         moving = jax.tree.map(lambda g: (g != 0).any(axis, keepdims=True), gradients)
 
-        def first(g: Array, x: Array, old: Array, move: Array) -> Array:
+        def first(g: Array, x: Array, old: Array, move: Array) -> jax.Array:
             return jnp.where(move, b1 * _along_sphere(old, x, axis) + (1 - b1) * g, old)
 
-        def second(g: Array, old: Array, move: Array) -> Array:
+        def second(g: Array, old: Array, move: Array) -> jax.Array:
             return jnp.where(move, b2 * old + (1 - b2) * _dot(g, g, axis), old)
 
-        def direction(mu: Array, nu: Array, count: Array, move: Array) -> Array:
+        def direction(mu: Array, nu: Array, count: Array, move: Array) -> jax.Array:
             time = jnp.maximum(count, 1).astype(nu.dtype)
             return jnp.where(move, mu / (1 - b1**time) / (_root(nu / (1 - b2**time)) + eps), 0)
 
@@ -297,16 +305,14 @@ def _scale_by_moments(b1: float, b2: float, eps: float, axis: int) -> optax.Grad
 def _at_points(
     rule: Callable[[Array, Array], Array], check: Callable[[Any], None] = lambda params: None
 ) -> optax.GradientTransformation:
-    """Returns a stateless transformation that maps each update and its parameter to a new update of
-    the same shape.
+    """Returns a stateless transformation that maps each update and its parameter to a new update.
 
     Args:
         rule: (update, parameter) -> update.
-        check: function that `init` calls with the parameters; it raises an error for those it does
-            not accept.
+        check: function that `init` calls with the parameters, to raise an error for wrong ones.
     """
 
-    def checked(update: Array, point: Array) -> Array:
+    def checked(update: Array, point: Array) -> jax.Array:
         chex.assert_equal_shape([update, point])
         return rule(update, point)
 
@@ -330,9 +336,8 @@ def _check_unit(params: Any, axis: int) -> None:
         if not off <= _ROUNDING:
             raise ValueError(
                 f"params{jax.tree_util.keystr(path)} has rows of lengths {float(lengths.min()):.3g} to "
-                f"{float(lengths.max()):.3g}, which a step on the sphere would normalise; give "
-                "unit vectors, or "
-                "choose the parameters with optax.partition or optax.masked"
+                f"{float(lengths.max()):.3g}, which a step on the sphere would normalise; give unit "
+                "vectors, or choose the parameters with optax.partition or optax.masked"
             )
 
 
@@ -343,25 +348,25 @@ def _given(params: Any) -> Any:
     return params
 
 
-def _dot(x: Array, y: Array, axis: int) -> Array:
+def _dot(x: Array, y: Array, axis: int) -> jax.Array:
     return (x * y).sum(axis, keepdims=True)
 
 
-def _root(x: Array) -> Array:
+def _root(x: Array) -> jax.Array:
     """Computes √x, with gradient 0 at 0."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
 
 
-def _norm(x: Array, axis: int) -> Array:
+def _norm(x: Array, axis: int) -> jax.Array:
     return _root(_dot(x, x, axis))
 
 
-def _unit(x: Array, axis: int) -> Array:
+def _unit(x: Array, axis: int) -> jax.Array:
     norm = _norm(x, axis)
     return x / jnp.where(norm > 0, norm, 1)
 
 
-def _along_sphere(vector: Array, point: Array, axis: int) -> Array:
+def _along_sphere(vector: Array, point: Array, axis: int) -> jax.Array:
     """Projects a vector on the tangent space at a point of the sphere."""
     return vector - _dot(point, vector, axis) * point

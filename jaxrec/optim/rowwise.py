@@ -2,8 +2,8 @@
 
 `adam` is the algorithm of `optax.adam`, in less time. `lazy(tx)`, `lazy_adam` and `lazy_sgd` are a
 different algorithm, TensorFlow's LazyAdam: they only move the rows that a step looks up, and take
-no time for the others. All are `optim.Step`s, and find the rows themselves, from the structure of
-the gradient. `found` reports which tables they treat by rows.
+no time for the others. All are `optim.Step`s, which find the rows from the structure of the
+gradient. `found` reports which tables they treat by rows.
 """
 
 from __future__ import annotations
@@ -63,20 +63,19 @@ class AdamState(NamedTuple):
         nu: second moments, each row as of its step `last`.
     """
 
-    count: Array
+    count: Array  # type: ignore[assignment]  # hides the method `count` of tuples, as in optax's states
     last: Any
     mu: Any
     nu: Any
 
 
 def adam(learning_rate: Scalar, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Step:
-    """Adam (Kingma and Ba 2015, arXiv 1412.6980) on every row at every step; moments are only
-    written where they change.
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980), which writes moments only where they change.
 
-    It is the algorithm of `optax.adam`, and equals it up to rounding. A row whose gradient is 0 for
-    s steps has the moments b1ˢ m and b2ˢ v, which need not be written. A step writes the moments of
-    the rows that it looks up, and passes over the whole table once, to move it; `optax.adam` passes
-    over it three times.
+    It moves every row in every step: it is the algorithm of `optax.adam`, and equals it up to
+    rounding. A row whose gradient is 0 for s steps has the moments b1ˢ m and b2ˢ v, which need not
+    be written. A step writes the moments of the rows that it looks up, and passes over the whole
+    table once, to move it; `optax.adam` passes over it three times.
 
     Args:
         learning_rate: learning rate.
@@ -105,7 +104,7 @@ def _adam_init(params: Any) -> AdamState:
     return AdamState(jnp.zeros((), jnp.int32), last, mu, nu)
 
 
-def _zeros(table: Array) -> Array:
+def _zeros(table: Array) -> jax.Array:
     """Returns moments of a table. Those of half precision are float32, where b2 = .999 is not 1."""
     return accumulated(jnp.zeros_like(table))
 
@@ -134,14 +133,14 @@ def _adam(value_fn, params, state, key, batch, *, learning_rate, b1, b2, eps):
     return loss, params, AdamState(step, last, mu, nu)
 
 
-def _power(rate: float, age: Array, dtype: Any) -> Array:
+def _power(rate: float, age: Array, dtype: Any) -> jax.Array:
     """Computes rateᵃᵍᵉ by an exponential, which vectorises on CPU, unlike a power."""
     age = age.astype(dtype)
     # A rate of 0 has the logarithm −inf, and 0 · −inf is NaN.
     return jnp.where(age == 0, 1, jnp.exp(age * jnp.log(jnp.asarray(rate, dtype))))
 
 
-def _by_row(factor: Array, rows: Array) -> Array:
+def _by_row(factor: Array, rows: Array) -> jax.Array:
     """Multiplies each row of [R, ...] by its factor [R]."""
     return factor.reshape(factor.shape + (1,) * (rows.ndim - factor.ndim)) * rows
 
@@ -156,10 +155,10 @@ def lazy(tx: optax.GradientTransformation) -> Step:
     treated as a whole; see `found`. If an id occurs more than once, its gradients are added up
     first. `tx` must treat each row separately.
 
-    Differs from `tx` itself: a row that a step does not look up keeps its value and its moments,
-    which neither decay nor move it, while the counts of steps increase for all rows. Weight decay
-    inside `tx` acts on the rows that are looked up, and clipping by the global norm sees only these
-    rows.
+    This is another algorithm than `tx`: a row that a step does not look up keeps its value and its
+    moments. Its moments neither decay nor move it, but the counts of steps increase for all rows.
+    Weight decay inside `tx` acts only on the rows that are looked up, and clipping by the global
+    norm sees only these rows.
 
     >>> tx = lazy(optax.sgd(0.5))
     >>> params = {"item": jnp.ones((4, 2))}
@@ -216,8 +215,9 @@ def lazy_adam(learning_rate: Scalar, *, b1: float = 0.9, b2: float = 0.999, eps:
 
 
 def lazy_sgd(learning_rate: Scalar) -> Step:
-    """Stochastic gradient descent on the rows that a step looks up. It equals `optax.sgd` without
-    momentum.
+    """Stochastic gradient descent on the rows that a step looks up.
+
+    It equals `optax.sgd` without momentum.
 
     Raises:
         ValueError: if the learning rate is not a finite number.
@@ -227,17 +227,16 @@ def lazy_sgd(learning_rate: Scalar) -> Step:
 
 
 class _Moments(NamedTuple):
-    """State of `_scale_by_adam`: steps done, and for each parameter [rows, ...] both moments [rows,
-    2, ...].
-    """
+    """State of `_scale_by_adam`: the number of steps, and both moments, [rows, 2, ...]."""
 
-    count: Array
+    count: Array  # type: ignore[assignment]  # as in `AdamState`
     moments: Any
 
 
 def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Is `optax.scale_by_adam` with a row's two moments next to each other, so that one look-up
-    finds both.
+    """Returns `optax.scale_by_adam` with a row's two moments next to each other.
+
+    One look-up then finds both.
     """
 
     def axis(x: Array) -> int:  # the axis of the two moments, after the rows
@@ -251,14 +250,14 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
         del params
         count = state.count + 1
 
-        def new(gradient: Array, old: Array) -> Array:
+        def new(gradient: Array, old: Array) -> jax.Array:
             place, gradient = axis(gradient), jnp.expand_dims(gradient, axis(gradient)).astype(old.dtype)
             shape = [2 if at == place else 1 for at in range(old.ndim)]
             decay, second = jnp.array([b1, b2], old.dtype).reshape(shape), (jnp.arange(2) == 1).reshape(shape)
             # Select the second moment's factor by `where`: a concatenation is a slow loop on CPU.
             return decay * old + (1 - decay) * gradient * jnp.where(second, gradient, 1)
 
-        def direction(gradient: Array, moments: Array) -> Array:
+        def direction(gradient: Array, moments: Array) -> jax.Array:
             mu, nu = jnp.moveaxis(moments, axis(gradient), 0)
             time = count.astype(mu.dtype)
             step = mu / (1 - b1**time) / (jnp.sqrt(nu / (1 - b2**time)) + eps)
@@ -276,45 +275,42 @@ def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
 class _Whole:
     """A parameter that is treated as a whole."""
 
-    def take(self, table: Array) -> Array:
+    def take(self, table: Array) -> jax.Array:
         return table
 
-    def put(self, table: Array, rows: Array) -> Array:
+    def put(self, table: Array, rows: Array) -> jax.Array:
         del table
         return rows
 
-    def moved(self, table: Array, update: Array) -> Array:
+    def moved(self, table: Array, update: Array) -> jax.Array:
         return table + update
 
 
 class _Places:
-    """The rows of ids [R] in a table. If an id occurs more than once, its last occurrence
-    represents all.
-    """
+    """The rows of ids [R] in a table. The last occurrence of an id represents all of them."""
 
     def __init__(self, ids: Array, size: int):
         self.ids = ids
         order = jnp.arange(ids.size, dtype=jnp.int32)
         self.slot = jnp.zeros(size, jnp.int32).at[ids].max(order)[ids]
-        # Other occurrences go past the end, where a scatter drops them, so that all targets are
-        # unique.
+        # Other occurrences get targets past the end, which a scatter drops: all targets are unique.
         self.target = jnp.where(self.slot == order, ids, size + order)
 
-    def take(self, table: Array) -> Array:
+    def take(self, table: Array) -> jax.Array:
         return lookup_again(table, self.ids)
 
-    def put(self, table: Array, rows: Array) -> Array:
-        return table.at[self.target].set(rows, mode="drop", unique_indices=True)
+    def put(self, table: Array, rows: Array) -> jax.Array:
+        return jnp.asarray(table).at[self.target].set(rows, mode="drop", unique_indices=True)
 
-    def moved(self, table: Array, updates: Array) -> Array:
-        return table.at[self.target].add(updates, mode="drop", unique_indices=True)
+    def moved(self, table: Array, updates: Array) -> jax.Array:
+        return jnp.asarray(table).at[self.target].add(updates, mode="drop", unique_indices=True)
 
-    def summed(self, values: Array) -> Array:
+    def summed(self, values: Array) -> jax.Array:
         """Adds up the gradients of each id at its last occurrence."""
         return jnp.zeros_like(values).at[self.slot].add(values)
 
 
-def _place_of(slope: Array | Rows) -> tuple[_Whole | _Places, Array]:
+def _place_of(slope: Array | Rows) -> tuple[_Whole | _Places, jax.Array]:
     """Returns the rows of a gradient, and its values there."""
     if not isinstance(slope, Rows):
         return _Whole(), slope

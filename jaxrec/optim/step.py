@@ -1,4 +1,4 @@
-"""What `train.fit` needs of an optimiser, and a conversion of optax transformations to it."""
+"""`Step`, the optimiser that `train.fit` takes, and a conversion of optax transformations to it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from jaxrec.typing import Array, Key
 class ValueFn(Protocol):
     """The training loss of a step, as `train.fit` passes it to a `Step`."""
 
-    def __call__(self, params: Any, key: Key, batch: Any, objective: Callable[..., Array] | None = None) -> Array:
-        """Returns the loss of these parameters, or another objective of the same variables if one
-        is given.
-        """
+    def __call__(self, params: Any, key: Any, batch: Any, objective: Callable[..., Array] | None = None) -> jax.Array:
+        """Returns the loss of these parameters; `objective` replaces the training objective."""
 
 
 class Step(NamedTuple):
@@ -33,7 +31,7 @@ class Step(NamedTuple):
     """
 
     init: Callable[[Any], Any]
-    step: Callable[[ValueFn, Any, Any, Key, Any], tuple[Array, Any, Any]]
+    step: Callable[[Callable[..., Array], Any, Any, Any, Any], tuple[jax.Array, Any, Any]]
 
 
 def as_step(tx: optax.GradientTransformation | Step) -> Step:
@@ -50,13 +48,15 @@ def as_step(tx: optax.GradientTransformation | Step) -> Step:
     return tx if isinstance(tx, Step) else Step(tx.init, partial(_updated, tx=tx))
 
 
-def _updated(value_fn: ValueFn, params: Any, state: Any, key: Key, batch: Any, *, tx: Any) -> tuple[Array, Any, Any]:
+def _updated(
+    value_fn: ValueFn, params: Any, state: Any, key: Key, batch: Any, *, tx: Any
+) -> tuple[jax.Array, Any, Any]:
     """Makes one step with an optax transformation."""
 
-    def of_params(params: Any) -> Array:
+    def of_params(params: Any) -> jax.Array:
         return value_fn(params, key, batch)
 
     value, gradients = jax.value_and_grad(of_params)(params)
-    known = {"value": value, "grad": gradients, "value_fn": of_params}
+    known: dict[str, Any] = {"value": value, "grad": gradients, "value_fn": of_params}
     updates, state = optax.with_extra_args_support(tx).update(gradients, state, params, **known)
     return value, optax.apply_updates(params, updates), state

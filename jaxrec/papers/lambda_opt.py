@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +70,7 @@ def separate_ranking(
     ks = lengths(ks)
     if not ks or not 1 <= ks[0] <= ks[-1] <= train.n_items:
         raise ValueError(f"ks={ks}, but the catalogue has {train.n_items} items; give values from 1 to {train.n_items}")
-    options = {"seen": train, "demoted": test, "key": None, "block": block, "judge": _judge(ks)}
+    options: dict[str, Any] = {"seen": train, "demoted": test, "key": None, "block": block, "judge": _judge(ks)}
     options["histories"] = histories
     found = ranked(model, variables, users, k=1, **options)[2]
     per_user = {name: np.asarray(values, np.float64) for name, values in found.items()}
@@ -78,19 +79,19 @@ def separate_ranking(
 
 
 @functools.cache  # one object for each ks, so that what is jitted with it stays compiled
-def _judge(ks: tuple[int, ...]) -> Callable[..., dict[str, Array]]:
+def _judge(ks: tuple[int, ...]) -> Callable[..., dict[str, jax.Array]]:
     """Returns a `judge` that ranks each relevant item separately: "auc", "recall@k", "ndcg@k"."""
     return functools.partial(_each, ks=ks)
 
 
-def _each(scores: Array, places: tuple[Array, Array], where: Array, *, ks: tuple[int, ...]) -> dict[str, Array]:
+def _each(scores: Array, places: tuple[Array, Array], where: Array, *, ks: tuple[int, ...]) -> dict[str, jax.Array]:
     """Computes the metrics of each relevant item, and returns their means for each row.
 
     Comparing an item with its row is faster than sorting the row.
     """
-    others = where.at[places].set(False, mode="drop")
+    others = jnp.asarray(where).at[places].set(False, mode="drop")
 
-    def of_place(place: tuple[Array, Array]) -> dict[str, Array]:
+    def of_place(place: tuple[Array, Array]) -> dict[str, jax.Array]:
         row, column = place
         row = jnp.minimum(row, len(scores) - 1)  # padding points past the end; `of_rows` drops it
         compared = scores[row, column], scores[row]
@@ -99,7 +100,7 @@ def _each(scores: Array, places: tuple[Array, Array], where: Array, *, ks: tuple
         found |= {f"recall@{k}": metrics.recall_alone(rank, k=k) for k in ks}
         return found | {f"ndcg@{k}": metrics.ndcg_alone(rank, k=k) for k in ks}
 
-    def of_rows(values: Array) -> Array:
+    def of_rows(values: Array) -> jax.Array:
         return jnp.zeros(len(scores), jnp.float32).at[places[0]].add(values, mode="drop")
 
     found = jax.lax.map(of_place, places, batch_size=64)

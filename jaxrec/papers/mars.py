@@ -50,7 +50,7 @@ from jaxrec.train.mars import Score, hinge_and_pull, push_and_pull, separation
 from jaxrec.typing import Array, Scalar
 
 
-def released(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar) -> Array:
+def released(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar) -> jax.Array:
     """Computes `push_and_pull` with the hand-written gradient of the released code.
 
     It is not the gradient of the loss. For the facets it is that of
@@ -63,7 +63,7 @@ def released(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, p
         theta: facet weights [B, K] of the users.
         u: the users' facets [B, K, D].
         v: the items' facets [B, 1 + n, K, D], the positive first.
-        score: not used; the score is the cosine.
+        score: unused; the score is the cosine.
         margin: the users' margins [B].
         pull_weight: weight of the pull.
     """
@@ -78,9 +78,10 @@ def released(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, p
     return values + (moved - jax.lax.stop_gradient(moved))
 
 
-def equation_15(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar) -> Array:
-    """Computes [margin − pos² + neg²]₊ + pull_weight · (1 − pos): eq. 5, and the first line of
-    eq. 15 as printed; it is a `train.mars.Ranking`.
+def equation_15(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar) -> jax.Array:
+    """Computes eq. 5, and the first line of eq. 15, as printed; it is a `train.mars.Ranking`.
+
+    [margin − pos² + neg²]₊ + pull_weight · (1 − pos)
 
     With the squares, a cosine of −.9 counts as much as .9, and MAR, whose scores are negative,
     moves positives away. The second line of eq. 15 has no squares, and neither has
@@ -102,7 +103,9 @@ def equation_15(theta: Array, u: Array, v: Array, *, score: Score, margin: Array
     return hinge_and_pull(scores**2, margin, 0.0) + pull_weight * (1 - scores[:, 0])
 
 
-def equation_6(users: Array, items: Array, *, score: Score, where: Array | None = None, alpha: Scalar = 0.1) -> Array:
+def equation_6(
+    users: Array, items: Array, *, score: Score, where: Array | None = None, alpha: Scalar = 0.1
+) -> jax.Array:
     """Computes eq. 6 as printed: Σ_b (1/α) Σ_{i,j} log(1 + e^(−α (‖uⁱ − uʲ‖² + ‖vⁱ − vʲ‖²))).
 
     i and j run over all facets. So each pair counts twice, and i = j adds the constant K log(2) / α
@@ -131,7 +134,7 @@ def equation_12(
     where: Array | None = None,
     alpha: Scalar = 0.1,
     sign: Scalar = -1.0,
-) -> Array:
+) -> jax.Array:
     """Computes eq. 12 as printed: Σ_b (1/α) Σ_{i,j} log(1 + e^(−α cos(uⁱ, uʲ))).
 
     Its minimum has equal facets, although the text calls it a facet-separating loss: `sign=1`
@@ -144,24 +147,24 @@ def equation_12(
         score: `score` of `models.MARS`.
         where: bool [B], True = use; None uses all.
         alpha: α, above 0.
-        sign: −1 as printed; 1 pushes facets apart.
+        sign: −1 as printed; 1 separates facets.
 
     Returns:
         A scalar.
     """
-    options = {"score": score, "where": where, "alpha": alpha, "sign": sign}
+    options: dict[str, Any] = {"score": score, "where": where, "alpha": alpha, "sign": sign}
     pairs = separation(users, items, on="users", reduction="sum", **options)
     return 2 * pairs + _alone(users, where, alpha, sign * alpha)
 
 
-def _alone(users: Array, where: Array | None, alpha: Scalar, exponent: Scalar) -> Array:
+def _alone(users: Array, where: Array | None, alpha: Scalar, exponent: Scalar) -> jax.Array:
     """Returns the terms i = j of eq. 6 or 12, which are constants, for all rows in `where`."""
     dtype = accumulated(users).dtype
     n_rows = jnp.asarray(len(users) if where is None else where.sum(), dtype)
     return n_rows * users.shape[1] * jax.nn.softplus(jnp.asarray(exponent, dtype)) / jnp.asarray(alpha, dtype)
 
 
-def _cosines(u: Array, v: Array) -> Array:
+def _cosines(u: Array, v: Array) -> jax.Array:
     """Returns the cosines [B, n, K] of facets [B, K, D] and [B, n, K, D].
 
     It divides products by lengths, so that no arrays of unit vectors are stored for the gradient.
@@ -258,10 +261,10 @@ every part of eq. 21 but the length of the step, which is divided by the length 
 first reading, give the model `place=models.mars.unit`.
 
 Where the equations contradict the text, the text decides: there are no squares in eq. 15, eq. 12
-pushes facets apart, and eq. 7 counts each user once. `equation_15`, `equation_12` and
-`adaptive_margin(count="sum")` are the printed ones. The paper tunes K, D, the learning rate and both
-weights, with batches of 1,000. It starts from a non-negative factorisation, but gives no formula:
-here vectors and projections start at random, and θ with equal shares.
+separates facets, and eq. 7 counts each user once. `equation_15`, `equation_12` and
+`adaptive_margin(count="sum")` are the printed ones. The paper tunes K, D, the learning rate and
+both weights, with batches of 1,000. It starts from a non-negative factorisation, but gives no
+formula: here vectors and projections start at random, and θ with equal shares.
 """
 
 PAPER_MAR = _preset(

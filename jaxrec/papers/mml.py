@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
+import jax
 import jax.numpy as jnp
 
 from jaxrec.models import SimpleX
@@ -28,7 +29,7 @@ from jaxrec.typing import Array
 GOWALLA = MappingProxyType(
     {"margins": (0.7, 0.8, 0.9), "weights": (0.1, 0.15, 0.75), "positive_weight": 1.0, "negative_weight": 700.0}
 )
-"""With 100 negatives a positive."""
+"""The settings for Gowalla, with 100 negatives for each positive."""
 
 YELP2018 = MappingProxyType(
     {
@@ -38,7 +39,7 @@ YELP2018 = MappingProxyType(
         "negative_weight": 400.0,
     }
 )
-"""With 100 negatives a positive."""
+"""The settings for Yelp2018, with 100 negatives for each positive."""
 
 
 class ReleasedSimpleX(SimpleX):
@@ -65,11 +66,11 @@ class ReleasedSimpleX(SimpleX):
             raise ValueError("length=None; give the number of places to which the released code pads histories")
         super().__post_init__()
 
-    def _scale(self, sums: _Sums, count: Array) -> Array:
+    def _scale(self, sums: _Sums, count: Array) -> jax.Array:
         if self.pool.queries(self.user[:1]) is None:
             return super()._scale(sums, count)
-        pads = jnp.maximum(self.length - count, 0).astype(sums.total.dtype)
-        # the padded terms exp(0 − shift), without overflow for a large negative shift
+        pads = jnp.maximum((self.length or 0) - count, 0).astype(sums.total.dtype)
+        # Adds the padded terms exp(0 − shift), without overflow for a large negative shift.
         factor = jnp.where(pads > 0, jnp.exp(jnp.minimum(sums.shift, 0)), 1)
         total = factor * sums.total + pads * jnp.exp(-jnp.maximum(sums.shift, 0))
         positive = total > 0

@@ -15,6 +15,6 @@ Recommendation", ICML. Where each part of it is:
 | baselines: WRMF, UIB, SML, Sparsemax | `solvers.wrmf.fit`, `losses.uib`, `losses.sml`, `losses.sparsemax` |
 | tables 2 to 5, figure 2 | `benchmarks/studies/rg2.py` |
 
-Differs: the right-hand side of the items' step has a wrong sign in the released code, so that it
-solves another problem; `solvers.rg2` solves equation 22.
+Differs: in the released code, the right-hand side of the items' step has a wrong sign, so it solves
+another problem; `solvers.rg2` solves equation 22.
 """

@@ -1,6 +1,6 @@
-"""VALID: multi-interest recommendation by iterative latent attention (Tran and Lauw 2023, 10.1145/3583780.3614980).
+"""VALID: multi-interest recommendation by iterative latent attention.
 
-Where each part of the paper is:
+The paper is Tran and Lauw 2023, 10.1145/3583780.3614980. Where each part of it is:
 
 | paper | here |
 |---|---|
@@ -15,12 +15,14 @@ Where each part of the paper is:
 | MacridVAE as RecBole has it | `RecBoleMacridVAE` |
 | tables and figures 2 to 5 | `benchmarks/studies/valid.py` |
 
-Differs: we follow the released code where the paper's equations leave a step open: updates take unit vectors and
-their result is normalised, the encoder has biases, and KL leaves out the constant ‖μ‖² / 2σ₀².
+Differs: follows the released code where the paper's equations leave a step open: updates take unit
+vectors and normalise their result, the encoder has biases, and KL leaves out the constant ‖μ‖² /
+2σ₀².
 """
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 from jaxrec.models import MacridVAE
@@ -38,9 +40,9 @@ class RecBoleMacridVAE(MacridVAE):
     1
     """
 
-    def _log_variance(self, output: Array) -> Array:
+    def _log_variance(self, output: Array) -> jax.Array:
         return output
 
-    def _weights(self, shares: Array, pairs: Pairs, number: int) -> Array:
+    def _weights(self, shares: Array, pairs: Pairs, number: int) -> jax.Array:
         row = pairs.normalised(jnp.ones_like(shares[:, :1]))
         return pairs.dropped(row, self.dropout, draw=2 * number) * shares

@@ -35,11 +35,12 @@ _einsum = functools.partial(jnp.einsum, precision="highest")
 
 
 class Solver(Protocol):
-    """A function that solves for the rows of a half step: `cholesky`, `conjugate_gradient`,
-    `subspace`, a `functools.partial` of one, or a function of your own.
+    """A function that solves for the rows of a half step.
+
+    It is `cholesky`, `conjugate_gradient`, `subspace`, a partial of one, or your own function.
     """
 
-    def __call__(self, half: Half) -> tuple[list[Array], list[Array]]:
+    def __call__(self, half: Half) -> tuple[list[jax.Array], list[jax.Array]]:
         """Returns the solutions [C, B, K] and the values [C] of each bucket; see `_solve`."""
 
 
@@ -79,7 +80,7 @@ def alternate(
             "a function of a half step"
         )
     parts = max(min(cores(), train.n_pairs // _LEAST), 1)
-    params = functools.partial(factors, n_users=train.n_users)
+    params: Callable[..., Factors] = functools.partial(factors, n_users=train.n_users)
     if mesh is not None:
         check_mesh(mesh, train.n_users)
         params = sharded_factors(mesh, params, user=(train.n_users, dim), item=(train.n_items, dim))
@@ -89,10 +90,10 @@ def alternate(
     table[np.concatenate([source.degrees() for source in sources]) == 0] = 0
     state = State(table, np.eye(dim, dtype=table.dtype))
     state = jax.device_put(state) if mesh is None else spread(mesh, state)
-    users, items = _dealt(sources, state.table, parts=parts, mesh=mesh)
+    users, items = _divided(sources, state.table, parts=parts, mesh=mesh)
     total = train.n_pairs if train.weights is None else np.sum(train.weights, dtype=float)
     constant = float(weighting.gain * total + weighting.shift * train.n_pairs)
-    how = {"solver": partition((solver,)), "balance": balance, "mesh": mesh}
+    how: dict[str, Any] = {"solver": partition((solver,)), "balance": balance, "mesh": mesh}
     settings = {"weighting": weighting, "dim": dim, "solver": solver, "scale": scale, "balance": balance}
 
     def sweep(state: State) -> tuple[State, dict[str, float]]:
@@ -126,7 +127,7 @@ class State(NamedTuple):
 
 
 class Side(NamedTuple):
-    """Which rows of the table are those of one side, and what `half_step` needs to know of them.
+    """The rows of the table that belong to one side, and what `half_step` needs to know of them.
 
     Attributes:
         place: int32 [R], the place of each row among the solutions of all parts.
@@ -138,18 +139,19 @@ class Side(NamedTuple):
     place: Array
     mine: Array
     totals: Array
-    count: Scalar
+    count: Scalar  # type: ignore[assignment]  # hides the method `count` of tuples
 
 
-def _dealt(sources: list[Source], table: Array, *, parts: int, mesh: Mesh | None) -> list[tuple[list, Side]]:
-    """Returns the parts of the users and of the items, each with its side, for the device of the
-    table [R, K].
+def _divided(sources: list[Source], table: Array, *, parts: int, mesh: Mesh | None) -> list[tuple[list, Side]]:
+    """Divides the rows of each side into parts, and returns the parts of each side with its `Side`.
+
+    The sizes of buckets depend on the device of the table [R, K].
     """
     n_rows, dim = table.shape
     chunk, spare = (size(name, table) // dim for name in ("solver_floats", "solver_padding"))
     lengths = bucket_lengths(np.concatenate([source.degrees() for source in sources]), spare)
-    dealt = grouped(sources, lengths, n_rows=n_rows, chunk=max(chunk, 1), parts=parts)
-    return [side(source, buckets, n_rows, mesh) for source, buckets in zip(sources, dealt)]
+    of_sides = grouped(sources, lengths, n_rows=n_rows, chunk=max(chunk, 1), parts=parts)
+    return [side(source, buckets, n_rows, mesh) for source, buckets in zip(sources, of_sides)]
 
 
 def side(
@@ -158,7 +160,7 @@ def side(
     """Puts the rows of one side on the device or the mesh.
 
     Returns:
-        The parts; on a mesh it is a single one, whose chunks are sharded. And the `Side`.
+        The parts, which on a mesh are a single one with sharded chunks; and the `Side`.
     """
     mine, totals = np.zeros(n_rows, bool), np.zeros(n_rows)
     mine[source.first : source.first + source.matrix.n_users] = True
@@ -166,12 +168,13 @@ def side(
         totals[bucket.rows[bucket.lengths > 0]] = bucket.totals[bucket.lengths > 0]
     if mesh is not None:
         parts = [jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)]
-    rest = places(parts, n_rows), mine, totals
+    rest: Any = (places(parts, n_rows), mine, totals)
     if mesh is None:
         parts, rest = jax.device_put((parts, rest))
     else:
         parts, rest = spread(mesh, parts, *mesh.axis_names), spread(mesh, rest)
-    return parts, Side(*rest, source.matrix.n_users)
+    place, mine, totals = rest
+    return parts, Side(place, mine, totals, source.matrix.n_users)
 
 
 # ---------------------------------------------------------------------- a half step
@@ -187,7 +190,7 @@ def half_step(
     solver: tuple[list, Static],
     balance: bool = False,
     mesh: Mesh | None = None,
-) -> tuple[State, Array]:
+) -> tuple[State, jax.Array]:
     """Solves for the rows of one side.
 
     Args:
@@ -214,7 +217,7 @@ def half_step(
 
 
 @jax.jit
-def _turned(state: State, others: Array, weighting: Weighting) -> tuple[Array, Array, Array]:
+def _turned(state: State, others: Array, weighting: Weighting) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the table in the basis of the other side's Gram matrix G, α0 G's diagonal, and the basis."""
     others = jnp.where(others[:, None], state.table, 0)
     spectrum, turn = eigenbasis(_einsum("rk,rm->km", others, others))
@@ -256,21 +259,21 @@ def _solved(buckets, table, spectrum, weighting, n_other, arrays, *, static: Sta
 @functools.partial(jax.jit, static_argnames=("balance", "mesh"))
 def _put(
     table: Array, found: list, own: Side, other: Side, weighting: Weighting, *, balance: bool, mesh: Mesh | None
-) -> tuple[Array, Array]:
+) -> tuple[jax.Array, jax.Array]:
     """Returns the table with the solutions, and the objective without the constants of the pairs.
 
     The objective costs no further product: it follows from the solver's values pᵀAp − 2pᵀb. They
     have the penalties of the solved side only.
     """
     # Rows without pairs point to the zeros at the end.
-    solved = [chunks.reshape(-1, table.shape[1]) for solutions, _ in found for chunks in solutions]
-    solved = jnp.concatenate([*solved, jnp.zeros_like(table[:1])])
+    chunks_of_rows = [chunks.reshape(-1, table.shape[1]) for solutions, _ in found for chunks in solutions]
+    solved = jnp.concatenate([*chunks_of_rows, jnp.zeros_like(table[:1])])
     if mesh is not None:
         solved = jax.lax.with_sharding_constraint(solved, NamedSharding(mesh, PartitionSpec()))
     table = jnp.where(own.mine[:, None], solved[own.place], table)
     weighting, squares = weighting.of_type(table.dtype), (table**2).sum(1)
 
-    def ridge(side: Side, n_other: Scalar) -> Array:
+    def ridge(side: Side, n_other: Scalar) -> jax.Array:
         penalties = weighting.penalties(side.totals.astype(table.dtype), n_other)
         return jnp.where(side.mine, penalties * squares, 0).sum()
 
@@ -291,7 +294,7 @@ def factors(state: State, *, n_users: int) -> Factors:
     return {"user": table[:n_users], "item": table[n_users:]}
 
 
-def eigenbasis(gram: Array) -> tuple[Array, Array]:
+def eigenbasis(gram: Array) -> tuple[jax.Array, jax.Array]:
     """Returns the eigenvalues of a Gram matrix and its eigenvectors.
 
     Eigenvalues that are rounding errors are set to 0, also because they may be negative.

@@ -34,7 +34,7 @@ class Rows(NamedTuple):
 
 def conjugate(
     own: Rows, table: Array, shared: tuple[Array, Array], sides: Array, start: Array, steps: int, sum_devices: Callable
-):
+) -> tuple[jax.Array, jax.Array]:
     """Solves for all rows at once by conjugate gradients.
 
     It works in the basis of the eigenvectors of the matrix that all rows share, which is diagonal
@@ -82,7 +82,7 @@ def conjugate(
     return dot(x, basis.T), dot(sides + residual, basis.T)
 
 
-def scores(matrix: Interactions, rows: Array, columns: Array) -> Array:
+def scores(matrix: Interactions, rows: Array, columns: Array) -> jax.Array:
     """Returns r times the score, for each pair [nnz]."""
     found = along_pairs(matrix, rows, columns)
     return found if matrix.weights is None else jnp.asarray(matrix.weights, found.dtype) * found

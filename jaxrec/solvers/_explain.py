@@ -43,7 +43,7 @@ def weights_of(histories: Interactions) -> np.ndarray:
 
 def explained(
     item: Array, histories: Interactions, items: np.ndarray, gram: Array, ridge: Array, w: Array, c: Array
-) -> Array:
+) -> jax.Array:
     """Returns c_j q_iᵀ A⁻¹ q_j [nnz, n] for A = gram + ridge I + Σ_j w_j q_j q_jᵀ of each user.
 
     Args:
@@ -74,10 +74,10 @@ def explained(
 
 
 @jax.jit
-def _of_users(item: Array, gram: Array, inputs: tuple[Array, ...]) -> Array:
+def _of_users(item: Array, gram: Array, inputs: tuple[Array, ...]) -> jax.Array:
     """Returns the contributions [B, L, n] of padded rows; `inputs` are ids, w, c [B, L], ridge [B], items [B, n]."""
 
-    def of_user(given: tuple[Array, ...]) -> Array:
+    def of_user(given: tuple[Array, ...]) -> jax.Array:
         ids, w, c, ridge, items = given
         q = item[ids]
         matrix = gram + ridge * jnp.eye(len(gram), dtype=gram.dtype) + _einsum("lk,lm->km", w[:, None] * q, q)

@@ -32,7 +32,7 @@ def check_numbers(**given: Scalar) -> None:
 
 
 @where_they_lie
-def objective_of(variables: Variables, train: Interactions, weighting: Weighting) -> Array:
+def objective_of(variables: Variables, train: Interactions, weighting: Weighting) -> jax.Array:
     """Computes the objective [] of given factors."""
     check_interactions(train=train)
     check_weights(train=train)
@@ -66,7 +66,7 @@ def _of_pairs(params: Factors, pairs: tuple[Array, ...], totals: tuple[Array, Ar
 
 
 @where_they_lie
-def fold_in_of(variables: Variables, histories: Interactions, weighting: Weighting) -> Array:
+def fold_in_of(variables: Variables, histories: Interactions, weighting: Weighting) -> jax.Array:
     """Computes the exact vectors [B, K] of the users with these histories."""
     check_interactions(histories=histories)
     check_weights(histories=histories)
@@ -89,7 +89,9 @@ def fold_in_of(variables: Variables, histories: Interactions, weighting: Weighti
 
 
 @functools.partial(jax.jit, static_argnames="n_users")
-def _table(item: Array, ids: Array, summary: Summary, weighting: Weighting, *, n_users: int) -> tuple[Array, Array]:
+def _table(
+    item: Array, ids: Array, summary: Summary, weighting: Weighting, *, n_users: int
+) -> tuple[jax.Array, jax.Array]:
     """Returns the table of users, who are 0, and items, in the basis of the Gram matrix G, and α0 G's diagonal."""
     known = _einsum("nk,km->nm", item[ids], summary.basis)
     table = jnp.concatenate([jnp.zeros((n_users, item.shape[1]), item.dtype), known])
@@ -97,16 +99,16 @@ def _table(item: Array, ids: Array, summary: Summary, weighting: Weighting, *, n
 
 
 @jax.jit
-def _vectors(solutions: list[Array], place: Array, basis: Array) -> Array:
+def _vectors(solutions: list[Array], place: Array, basis: Array) -> jax.Array:
     """Returns the rows [B, K] of solutions [C, B', K], in the original basis; place says where they are."""
-    solved = [chunks.reshape(-1, len(basis)) for chunks in solutions]
+    rows = [chunks.reshape(-1, len(basis)) for chunks in solutions]
     # Users without pairs point to the zeros at the end.
-    solved = jnp.concatenate([*solved, jnp.zeros_like(solved[0], shape=(1, len(basis)))])
+    solved = jnp.concatenate([*rows, jnp.zeros_like(rows[0], shape=(1, len(basis)))])
     return _einsum("rk,mk->rm", solved[place], basis)
 
 
 @where_they_lie
-def explain_of(variables: Variables, histories: Interactions, items: ArrayLike, weighting: Weighting) -> Array:
+def explain_of(variables: Variables, histories: Interactions, items: ArrayLike, weighting: Weighting) -> jax.Array:
     """Computes the contributions [nnz, n] of the histories' pairs to the scores of `items`."""
     check_interactions(histories=histories)
     check_weights(histories=histories)

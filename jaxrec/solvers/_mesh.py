@@ -101,7 +101,8 @@ def sharded_factors(mesh: Mesh, factors: Callable[..., Factors], **shapes: tuple
         factors: the function.
         shapes: shape of each factor.
     """
-    specs = {name: spec_of(shape, *mesh.axis_names, mesh.size) for name, shape in shapes.items()}
+    (axis,) = mesh.axis_names
+    specs = {name: spec_of(shape, axis, mesh.size) for name, shape in shapes.items()}
     places, given = ({name: NamedSharding(m, spec) for name, spec in specs.items()} for m in (automatic(mesh), mesh))
     jitted = jax.jit(factors, out_shardings=places)
 

@@ -1,8 +1,7 @@
 """Groups rows of interactions into buckets of equal padded length.
 
-Few shapes have to be compiled then, and little of the arrays is padding. Users and items are rows
-of one table, and buckets of both have the same shapes, so that one compiled program solves for
-either.
+So few shapes have to be compiled, and little of the arrays is padding. Users and items are rows of
+one table, and buckets of both have the same shapes, so that one compiled program solves for both.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class Source(NamedTuple):
 def grouped(
     sources: Sequence[Source], lengths: Sequence[int], *, n_rows: int, chunk: int, parts: int = 1, rounded: bool = False
 ) -> list[list[tuple[Bucket, ...]]]:
-    """Groups the rows of each source into buckets, and deals these to parts.
+    """Groups the rows of each source into buckets, and divides these into parts.
 
     All parts of all sources get buckets of the same shapes.
 
@@ -91,8 +90,8 @@ def grouped(
         size = -(-most // n_chunks)
         size = power_of_two(size) if rounded else size
         for own, source, mine in zip(found, sources, rows):
-            for buckets, dealt in zip(own, np.array_split(mine, parts)):
-                bucket = _bucket(source, dealt, (n_chunks, size, length), n_rows)
+            for buckets, of_part in zip(own, np.array_split(mine, parts)):
+                bucket = _bucket(source, of_part, (n_chunks, size, length), n_rows)
                 buckets.append(bucket._replace(n_chunks=None) if rounded else bucket)
     return [[tuple(buckets) for buckets in own] for own in found]
 

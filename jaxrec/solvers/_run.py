@@ -18,13 +18,13 @@ from jaxrec._numerics import as_integer, number
 from jaxrec._run import Loop, NotFinite
 from jaxrec._run import run as in_epochs
 from jaxrec.interactions import Interactions, check_positives
-from jaxrec.typing import Array, Key, Variables
+from jaxrec.typing import Array, Key, Scalar, Variables
 
-Factors = Mapping[str, Array]
+Factors = Mapping[str, Any]
 State = TypeVar("State")
 
 
-def check_input(train: Interactions, dim: int, **not_negative: float) -> int:
+def check_input(train: Interactions, dim: int, **not_negative: Scalar) -> int:
     """Checks the input of a solver and returns `dim` as a Python int.
 
     Args:
@@ -65,7 +65,7 @@ def check_factors(variables: Variables, given: str, **sizes: int) -> list[jax.Ar
     form = 'variables of a solver are {"params": {"user": [M, K], "item": [N, K]}}'
     if not isinstance(variables, Mapping):
         raise ValueError(f"variables is a {type(variables).__name__}; {form}; give the variables that fit returned")
-    params = variables.get("params")
+    params: Any = variables.get("params")
     names = set(params) if isinstance(params, Mapping) else set()
     if set(variables) != {"params"} or not {*sizes, "item"} <= names <= {"user", "item"}:
         found = {name: sorted(part) if isinstance(part, Mapping) else "..." for name, part in variables.items()}
@@ -82,7 +82,7 @@ def check_factors(variables: Variables, given: str, **sizes: int) -> list[jax.Ar
     return [tables[name] for name in sizes]
 
 
-def check_solved(vectors: Array) -> Array:
+def check_solved(vectors: Array) -> jax.Array:
     """Returns the vectors; raises `ValueError` if one is not finite, unless they are traced."""
     if not isinstance(vectors, jax.core.Tracer) and not np.isfinite(vectors).all():
         row = int(np.flatnonzero(~np.isfinite(vectors).all(1))[0])
@@ -110,7 +110,7 @@ def description_of(train: Interactions, key: Key, **settings: Any) -> dict[str, 
 
 
 def run(
-    sweep: Callable[[State], tuple[State, Mapping[str, Array]]],
+    sweep: Callable[[State], tuple[State, Mapping[str, Any]]],
     state: State,
     *,
     model: Any,
@@ -132,7 +132,7 @@ def run(
         sweeps: maximum number of sweeps.
         tolerance: ends the run if a sweep lowers the objective by at most this fraction of it. None
             never ends it.
-        began: when the caller began; see `jaxrec._run.run`.
+        began: the time at which the caller started; see `jaxrec._run.run`.
         params: returns the parameters of a state; by default the state itself.
         mesh: the mesh on which the state lies, or None.
         unit: what the progress bar counts.
@@ -152,7 +152,7 @@ def run(
     def variables(state: State) -> Variables:
         return {"params": params(state)}
 
-    def advance(state: State, count: int) -> tuple[State, Mapping[str, Array]]:
+    def advance(state: State, count: int) -> tuple[State, Mapping[str, Any]]:
         state, values = sweep(state)
         if not np.isfinite(value := float(values["objective"])):
             raise NotFinite(
@@ -162,7 +162,7 @@ def run(
         return state, values
 
     def settled(before: Mapping[str, float], now: Mapping[str, float]) -> bool:
-        return before["objective"] - now["objective"] <= tolerance * abs(before["objective"])
+        return before["objective"] - now["objective"] <= (tolerance or 0.0) * abs(before["objective"])
 
     with using(None if mesh is None else automatic(mesh)):
         best, log = in_epochs(

@@ -54,7 +54,7 @@ class Weighting(NamedTuple):
         """Converts the numbers to the dtype of the tables."""
         return Weighting(*(jnp.asarray(x, dtype) for x in self))
 
-    def penalties(self, totals: Array, n_other: int) -> Array:
+    def penalties(self, totals: Array, n_other: Scalar) -> jax.Array:
         """Returns λ_u [...] of rows with Σ r = `totals` [...]."""
         return self.regularization * (totals + self.unobserved * n_other) ** self.nu
 
@@ -81,7 +81,7 @@ class Half(NamedTuple):
 
 
 class _Pairs(NamedTuple):
-    """The pairs' part of the systems of B rows, as gathered vectors.
+    """The part of the systems of B rows that comes from their pairs, as gathered vectors.
 
     A = Σ w q qᵀ and b = Σ c q, with q [B, L, K], w and c [B, L]. α0 G and λ_u I are not part of A.
     """
@@ -90,24 +90,26 @@ class _Pairs(NamedTuple):
     w: Array
     c: Array
 
-    def product(self, x: Array, less: Scalar = 0) -> tuple[Array, Array]:
+    def product(self, x: Array, less: Scalar = 0) -> tuple[jax.Array, jax.Array]:
         """Returns A x − less·b [B, K] and b·x [B]."""
         scores = self.scores(x)
         return _einsum("blk,bl->bk", self.q, self.w * scores - less * self.c), _dot(self.c, scores)
 
-    def sums(self) -> Array:
+    def sums(self) -> jax.Array:
         """Returns b [B, K]."""
         return _einsum("blk,bl->bk", self.q, self.c)
 
-    def matrices(self) -> Array:
+    def matrices(self) -> jax.Array:
         """Returns A [B, K, K]."""
         return _einsum("blk,blm->bkm", self.q * self.w[..., None], self.q)
 
-    def scores(self, p: Array) -> Array:
+    def scores(self, p: Array) -> jax.Array:
         """Returns the scores ŷ [B, L] of the pairs, which `block` takes."""
         return _einsum("blk,bk->bl", self.q, p)
 
-    def block(self, first: Array, size: int, scores: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
+    def block(
+        self, first: Array, size: int, scores: Array
+    ) -> tuple[jax.Array, jax.Array, Callable[[jax.Array], jax.Array]]:
         """Returns the parts of the system in the dimensions π from `first` on.
 
         They are A_ππ [B, size, size], (A p − b)_π [B, size], and a function from a step in π to
@@ -119,32 +121,34 @@ class _Pairs(NamedTuple):
 
 
 class _Matrices(NamedTuple):
-    """The same as `_Pairs`, with the sums formed: a [B, K, K], b [B, K]."""
+    """The same as `_Pairs`, after summation: a [B, K, K], b [B, K]."""
 
     a: Array
     b: Array
 
-    def product(self, x: Array, less: Scalar = 0) -> tuple[Array, Array]:
+    def product(self, x: Array, less: Scalar = 0) -> tuple[jax.Array, jax.Array]:
         return self.scores(x) - less * self.b, _dot(self.b, x)
 
-    def sums(self) -> Array:
+    def sums(self) -> jax.Array:
         return self.b
 
-    def matrices(self) -> Array:
+    def matrices(self) -> jax.Array:
         return self.a
 
-    def scores(self, p: Array) -> Array:
+    def scores(self, p: Array) -> jax.Array:
         """Returns A p [B, K], which takes the place of the scores in `block`."""
         return _einsum("bkm,bm->bk", self.a, p)
 
-    def block(self, first: Array, size: int, scores: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
+    def block(
+        self, first: Array, size: int, scores: Array
+    ) -> tuple[jax.Array, jax.Array, Callable[[jax.Array], jax.Array]]:
         columns = lax.dynamic_slice_in_dim(self.a, first, size, 2)
         slope = lax.dynamic_slice_in_dim(scores - self.b, first, size, 1)
         a = lax.dynamic_slice_in_dim(columns, first, size, 1)
         return a, slope, lambda step: _einsum("bkm,bm->bk", columns, step)
 
 
-def _over_chunks(half: Half, solve) -> tuple[list[Array], list[Array]]:
+def _over_chunks(half: Half, solve) -> tuple[list[jax.Array], list[jax.Array]]:
     """Solves one chunk after another, so that the gathered vectors stay in the cache.
 
     Args:
@@ -152,14 +156,14 @@ def _over_chunks(half: Half, solve) -> tuple[list[Array], list[Array]]:
         solve: function of (system, diagonal [B, K] of α0 G + λ_u I, start [B, K]), with the current
             vectors as start, that returns the solutions [B, K] and their values [B].
     """
-    weighting, table = half.weighting, half.table
+    weighting, table = half.weighting, jnp.asarray(half.table)
 
     def gathered(ids, ratings, where):
         w = jnp.where(where, weighting.gain if ratings is None else weighting.gain * ratings.astype(table.dtype), 0)
         c = jnp.where(where, w + weighting.shift, 0)
         return _Pairs(table.at[ids].get(mode="promise_in_bounds"), w, c)
 
-    def chunk(bucket: Bucket) -> tuple[Array, Array]:
+    def chunk(bucket: Bucket) -> tuple[jax.Array, jax.Array]:
         length = bucket.ids.shape[-1]
         where = jnp.arange(length, dtype=jnp.int32)[None] < bucket.lengths[:, None]
         columns = bucket.ids, bucket.ratings, where
@@ -170,7 +174,7 @@ def _over_chunks(half: Half, solve) -> tuple[list[Array], list[Array]]:
         real = bucket.lengths > 0  # padding rows
         return jnp.where(real[:, None], p, 0), jnp.where(real, value, 0).sum()
 
-    def chunks(bucket: Bucket) -> tuple[Array, Array]:
+    def chunks(bucket: Bucket) -> tuple[jax.Array, jax.Array]:
         def solved(n, found):
             # Plain slices: `x[n]` and `.at[n]` would add programs that look at the sign of n.
             own = {"axis": 0, "allow_negative_indices": False}
@@ -192,7 +196,7 @@ def _summed(gathered, columns, table: Array) -> _Matrices:
     rows, length = columns[0].shape
     n, k = -(-length // LONGEST), table.shape[1]
 
-    def cut(column: Array) -> Array:
+    def cut(column: Array) -> jax.Array:
         return jnp.moveaxis(jnp.pad(column, ((0, 0), (0, -length % n))).reshape(rows, n, -1), 1, 0)
 
     pieces = jax.tree.map(cut, columns)
@@ -205,7 +209,7 @@ def _summed(gathered, columns, table: Array) -> _Matrices:
     return lax.scan(add, zeros, pieces)[0]
 
 
-def _cholesky_solve(a: Array, b: Array) -> Array:
+def _cholesky_solve(a: jax.Array, b: jax.Array) -> jax.Array:
     """Returns A⁻¹ b for positive definite matrices [B, n, n] and vectors [B, n], else NaN.
 
     On CPU it solves a few at a time. jaxlib distributes larger batches over XLA's threads, and the
@@ -215,7 +219,7 @@ def _cholesky_solve(a: Array, b: Array) -> Array:
     # jaxlib keeps batches this small on one thread.
     few = max((1 << 19) // (a.shape[1] ** 2 * max(a.shape[1], 4)), 1)
 
-    def solved(a: Array, b: Array) -> Array:
+    def solved(a: jax.Array, b: jax.Array) -> jax.Array:
         factor = lax.linalg.cholesky(a, symmetrize_input=False)
         return jax.scipy.linalg.cho_solve((factor, True), b[..., None])[..., 0]
 
@@ -225,14 +229,14 @@ def _cholesky_solve(a: Array, b: Array) -> Array:
     return lax.platform_dependent(a, b, cpu=lambda a, b: by_few((a, b)), default=solved)
 
 
-def _dot(x: Array, y: Array) -> Array:
+def _dot(x: Array, y: Array) -> jax.Array:
     return (x * y).sum(-1)
 
 
 # ---------------------------------------------------------------------- solvers
 
 
-def cholesky(half: Half) -> tuple[list[Array], list[Array]]:
+def cholesky(half: Half) -> tuple[list[jax.Array], list[jax.Array]]:
     """Solves exactly, by a Cholesky factorisation of a K × K matrix.
 
     For rows with fewer pairs than K, the matrix is L × L: A = D + QᵀWQ with a diagonal D, so
@@ -252,7 +256,7 @@ def cholesky(half: Half) -> tuple[list[Array], list[Array]]:
     return _over_chunks(half, solve)
 
 
-def _by_pairs(system: _Pairs, diagonal: Array) -> tuple[Array, Array]:
+def _by_pairs(system: _Pairs, diagonal: Array) -> tuple[jax.Array, jax.Array]:
     """Solves in the L × L form."""
     # A weight of 0 is raised to ε², far below rounding, so that c/√w is defined.
     root = jnp.sqrt(jnp.maximum(system.w, jnp.finfo(system.w.dtype).eps ** 2))
@@ -260,12 +264,12 @@ def _by_pairs(system: _Pairs, diagonal: Array) -> tuple[Array, Array]:
     q = system.q * root[..., None] * scale[:, None, :]
     identity = jnp.eye(q.shape[1], dtype=q.dtype)
     c = system.c / root
-    y = _cholesky_solve(identity[None] + _einsum("blk,bmk->blm", q, q), c)
+    y = _cholesky_solve(identity[None] + _einsum("blk,bmk->blm", q, q), jnp.asarray(c))
     p = _einsum("blk,bl->bk", q, y)
     return scale * p, -_dot(p, _einsum("blk,bl->bk", q, c))
 
 
-def conjugate_gradient(half: Half, *, steps: int = 3) -> tuple[list[Array], list[Array]]:
+def conjugate_gradient(half: Half, *, steps: int = 3) -> tuple[list[jax.Array], list[jax.Array]]:
     """Takes `steps` steps of conjugate gradients from the current vectors.
 
     The preconditioner is the diagonal matrix α0 G + λ_u I. No K × K matrix of a row is formed,
@@ -305,12 +309,12 @@ def conjugate_gradient(half: Half, *, steps: int = 3) -> tuple[list[Array], list
     return _over_chunks(half, solve)
 
 
-def _ratio(x: Array, y: Array) -> Array:
+def _ratio(x: Array, y: Array) -> jax.Array:
     """Returns x / y, and 0 where y is 0, which leaves a solved row unchanged."""
     return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
 
 
-def subspace(half: Half, *, block: int) -> tuple[list[Array], list[Array]]:
+def subspace(half: Half, *, block: int) -> tuple[list[jax.Array], list[jax.Array]]:
     """Solves block after block of dimensions (iALS++, Rendle et al. 2021, arXiv 2110.14044).
 
     Each block is solved exactly: δ = A_ππ⁻¹ (A p − b)_π,  p_π −= δ,  and ŷ −= Q_π δ updates the

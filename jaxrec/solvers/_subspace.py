@@ -36,12 +36,12 @@ def width_of(dim: int, oversample: int | None, n_rows: int, n_columns: int) -> i
     return min(dim + (max(10, dim // 4) if oversample is None else oversample), n_rows, n_columns)
 
 
-def householder(x: Array) -> Array:
+def householder(x: Array) -> jax.Array:
     """Returns orthonormal columns of the same span, by a QR factorisation."""
     return jnp.linalg.qr(x)[0]
 
 
-def by_gram(x: Array) -> Array:
+def by_gram(x: Array) -> jax.Array:
     """Returns orthonormal columns of the same span, from the eigenvectors of the Gram matrix.
 
     The method is SVQB (Stathopoulos and Wu 2002, 10.1137/S1064827500370883), done three times because

@@ -41,8 +41,8 @@ def fit(
 
     Raises:
         ValueError: if `regularization` is not above 0, or so small that rounding removes it;
-            `dtype` is another one; `train` has more than `max_items` items or no pairs; or weights
-            are negative, not finite or all 0.
+            `dtype` is neither float64 nor float32; `train` has more than `max_items` items or no
+            pairs; or weights are negative, not finite or all 0.
 
     >>> model, variables, log = fit(Interactions.from_pairs([0, 0, 1, 1, 2, 3], [0, 1] * 3), regularization=1.0)
     >>> variables["params"]["weights"].tolist()
@@ -77,7 +77,7 @@ def fit(
     return EASE(train.n_items), {"params": {"weights": jnp.asarray(weights)}}, Log()
 
 
-def explain(variables: Variables, histories: Interactions, items: ArrayLike) -> Array:
+def explain(variables: Variables, histories: Interactions, items: ArrayLike) -> jax.Array:
     """Returns how much each of a user's items contributes to a score: its weight B_ji.
 
     Args:
@@ -108,7 +108,7 @@ def explain(variables: Variables, histories: Interactions, items: ArrayLike) -> 
 
 
 @jax.jit
-def on_accelerator(table: Array) -> Array:
+def on_accelerator(table: Array) -> jax.Array:
     """Returns B float32 [N, N] for XᵀX + λI, NaN if that is not positive definite."""
     factor = jnp.linalg.cholesky(table)
     inverse = jax.scipy.linalg.cho_solve((factor, True), jnp.eye(len(table), dtype=table.dtype))

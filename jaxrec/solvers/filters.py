@@ -131,15 +131,15 @@ def bspm(
     by the method of Euler or of Runge and Kutta, which multiplies by r(P) ≈ exp(−time P).
 
     Args:
-        dim: K, the number of singular vectors. Together the defaults are those of the released code
-            on Gowalla. On Yelp2018 it has dim=384, weight=0.3, time=1.2, order=1, average=True.
+        dim: K, the number of singular vectors. All defaults are those of the released code on
+            Gowalla. On Yelp2018 it has dim=384, weight=0.3, time=1.2, order=1, average=True.
         weight: w.
         time: T of sharpening.
         steps: number of steps up to that time.
         order: order of the method: 1 for Euler's, 4 for that of Runge and Kutta.
         sharpen_both: whether the ideal low-pass filter is sharpened too, as in BSPM-EM. False is
             BSPM-LM.
-        average: whether to return the mean over all points of time, with that of blurring.
+        average: whether to return the mean over all steps and the blurred rows.
 
     Raises:
         ValueError: if `time` is negative or not finite, or `steps` or `order` is not an integer of 1
@@ -221,11 +221,11 @@ def fit(
     tolerance: float = 1e-4,
     spectrum: Spectrum | None = None,
 ) -> tuple[SpectralFilter, Variables, Log]:
-    """Makes a spectral filter; the formula is at the top of the module.
+    """Builds a spectral filter; the module's docstring has the formula.
 
-    Nothing is learned but V. A ranking takes two sparse products for each degree of p. With `rank`
-    it takes two: p(P) is replaced by l(P) + V (p(Σ²) − l(Σ²)) Vᵀ, where V has `rank` columns, and the line l
-    equals p at 0 and at the last of their eigenvalues Σ².
+    Only V is computed from the data. A ranking takes two sparse products for each degree of p. With
+    `rank` it takes two: p(P) is replaced by l(P) + V (p(Σ²) − l(Σ²)) Vᵀ, where V has `rank`
+    columns, and the line l equals p at 0 and at the last of their eigenvalues Σ².
 
     Args:
         train: R, the positives; their weights are ignored.
@@ -234,11 +234,12 @@ def fit(
         dim: K, the number of singular vectors of the ideal low-pass filter; 0 for none.
         weight: w, the weight of the ideal low-pass filter.
         low_pass_scale: a, the power of the items' degrees around it.
-        low_pass_polynomial: q, a series; it costs nothing in a ranking.
+        low_pass_polynomial: q, a series; a ranking takes no more time with it.
         normalization: c, the power of the users' degrees, from 0 to 1; 1 − c is that of the items'.
-        rank: number of singular vectors for which p is exact, and a line for the others; None is
-            exact for all.
-        key: typed key that draws the initial vectors of the decomposition; not used without one.
+        rank: number of singular vectors for which p is exact; for the others a line replaces it.
+            None is exact for all.
+        key: typed key that draws the initial vectors of a decomposition; used only if one is
+            needed.
         tolerance: see `decompose`.
         spectrum: from `decompose`, of the same `train`; by default `fit` decomposes.
 
@@ -267,17 +268,19 @@ def fit(
     p, q = _coefficients("polynomial", polynomial), _coefficients("low_pass_polynomial", low_pass_polynomial)
     graph = _graph(train, normalization)
     if (rank or dim) and spectrum is None:
-        spectrum = decompose(train, dim=max(rank, dim), key=key, normalization=normalization, tolerance=tolerance)
-    elif rank or dim:
+        check_key(key)
+        known: Any = key
+        spectrum = decompose(train, dim=max(rank, dim), key=known, normalization=normalization, tolerance=tolerance)
+    elif spectrum is not None and (rank or dim):
         _check_spectrum(spectrum, train, max(rank, dim), normalization)
     degrees = np.maximum(train.item_degrees, 1.0)  # an item without users keeps its row of P, which is 0
     around, around_low_pass = (jnp.asarray(degrees**power, float) for power in (scale, low_pass_scale))
     tables = []
-    if dim:
+    if dim and spectrum is not None:
         vectors = spectrum.item[:, :dim]
         decoder = filtered(*graph, jnp.asarray(weight * q, vectors.dtype), around_low_pass[:, None] * vectors)
         tables.append((vectors / around_low_pass[:, None], decoder))
-    if rank:
+    if rank and spectrum is not None:
         vectors, squares = spectrum.item[:, :rank], np.asarray(spectrum.squares[:rank], np.float64)
         line = _line(p, squares[-1])
         gains = jnp.asarray(chebval(2 * squares - 1, p) - chebval(2 * squares - 1, line), vectors.dtype)
@@ -335,16 +338,16 @@ def _leading(by_user: Interactions, by_item: Interactions, start: Array, toleran
 filtered = jax.jit(polynomial_of)
 
 
-def _joined(tables: Sequence[tuple[Array, Array]], n_items: int, shared: bool) -> tuple[Array, Array]:
+def _joined(tables: Sequence[tuple[Array, Array]], n_items: int, shared: bool) -> tuple[jax.Array, jax.Array]:
     """Returns the tables E and F of the sum of terms x E Fᵀ.
 
-    If the terms share their columns E, as far as they have them, F is the sum.
+    If the terms have the same E, up to its width, F is the sum of their F.
     """
     if not tables:
         return jnp.zeros((n_items, 0)), jnp.zeros((n_items, 0))
     if len(tables) == 2 and shared:
         (_, narrow), (encoder, wide) = sorted(tables, key=lambda table: table[0].shape[1])
-        return encoder, wide.at[:, : narrow.shape[1]].add(narrow)
+        return encoder, jnp.asarray(wide).at[:, : narrow.shape[1]].add(narrow)
     encoders, decoders = zip(*tables)
     return jnp.concatenate(encoders, axis=1), jnp.concatenate(decoders, axis=1)
 

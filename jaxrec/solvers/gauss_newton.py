@@ -109,7 +109,7 @@ def fit(
     arrays, static = partition((towers,))
     data = jax.device_put((arrays, train, train.transpose()))
 
-    def step(params: Params) -> tuple[Params, Mapping[str, Array]]:
+    def step(params: Params) -> tuple[Params, Mapping[str, jax.Array]]:
         params, values = _step(params, *data, regularization, cg_tolerance, static=static, cg_steps=cg_steps)
         if not np.isfinite(value := float(values["objective"])):
             raise NotFinite(
@@ -135,7 +135,7 @@ def fit(
 
 def objective(
     params: Params, towers: Towers, train: Interactions, transposed: Interactions, *, regularization: Scalar
-) -> Array:
+) -> jax.Array:
     """Computes the objective L; it uses Gram matrices, no [M, N] array.
 
     With λ = 0 it is the mean of `losses.rg2` over all interactions, like `train.gram_objective`.
@@ -199,7 +199,7 @@ def gauss_newton_product(
 def _step(params, arrays, train, transposed, regularization, cg_tolerance, *, static: Static, cg_steps):
     """Runs one Gauss-Newton step."""
     (towers,) = combine(arrays, static)
-    how = {"towers": towers, "train": train, "transposed": transposed, "regularization": regularization}
+    how: dict[str, Any] = {"towers": towers, "train": train, "transposed": transposed, "regularization": regularization}
     value, gradient = jax.value_and_grad(partial(objective, **how))(params)
     product = gauss_newton_product(params, **how)
     down = jax.tree.map(jnp.negative, gradient)
@@ -233,15 +233,15 @@ def _searched(fn: Callable[[Params], Array], params: Params, value: Array, move:
     return at(length), reached, length
 
 
-def _inner(x: Params, y: Params) -> Array:
+def _inner(x: Params, y: Params) -> jax.Array:
     return sum(jax.tree.leaves(jax.tree.map(lambda a, b: (a * b).sum(), x, y)))
 
 
-def _dot(x: Array, y: Array) -> Array:
+def _dot(x: Array, y: Array) -> jax.Array:
     return jnp.matmul(x, y, precision="highest")
 
 
-def _user_weights(train: Interactions, transposed: Interactions, dtype: Any) -> Array:
+def _user_weights(train: Interactions, transposed: Interactions, dtype: Any) -> jax.Array:
     """Returns a [M], the sum of each user's weights."""
     if train.weights is None:
         return jnp.asarray(train.user_degrees, dtype)
@@ -267,7 +267,7 @@ def _check(towers, params, train, regularization, cg_tolerance) -> tuple[float, 
 # ---------------------------------------------------------------------- towers
 
 
-def vectors(params: Params, *, model: Any, variables: Variables) -> tuple[Array, Array]:
+def vectors(params: Params, *, model: Any, variables: Variables) -> tuple[jax.Array, jax.Array]:
     """Computes the vectors of a Linen model that has the method `vectors`, for use as towers.
 
     Args:
@@ -286,7 +286,7 @@ def vectors(params: Params, *, model: Any, variables: Variables) -> tuple[Array,
     return model.apply({**variables, "params": params}, method="vectors")
 
 
-def two_towers(params: Params, user_features: Features, item_features: Features) -> tuple[Array, Array]:
+def two_towers(params: Params, user_features: Features, item_features: Features) -> tuple[jax.Array, jax.Array]:
     """Computes towers with one hidden layer each: V tanh(W x + b) + c for a row x of features.
 
     Args:
@@ -339,7 +339,7 @@ def init_two_towers(
     return {"user": one(keys[0], keys[1], user_features), "item": one(keys[2], keys[3], item_features)}
 
 
-def _tower(params: Mapping[str, Array], features: Features) -> Array:
+def _tower(params: Mapping[str, Array], features: Features) -> jax.Array:
     """Computes the vectors of one tower."""
     if isinstance(features, tuple):
         projected = spmm(*features, params["W"])

@@ -16,8 +16,9 @@ Differs: λ_u has the sum of the row's weights where the released code has the n
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Any, Unpack
 
+import jax
 from jax.sharding import Mesh
 
 from jaxrec._log import Log
@@ -28,7 +29,7 @@ from jaxrec.solvers._alternate import Solver, alternate
 from jaxrec.solvers._factors import check_numbers, explain_of, fold_in_of, objective_of
 from jaxrec.solvers._run import check_input
 from jaxrec.solvers._solve import Weighting, cholesky, conjugate_gradient, subspace
-from jaxrec.typing import Array, ArrayLike, Key, Variables
+from jaxrec.typing import ArrayLike, Key, Variables
 
 __all__ = ["cholesky", "conjugate_gradient", "explain", "fit", "fold_in", "objective", "subspace"]
 
@@ -87,12 +88,10 @@ def fit(
         ValueError: if `train` has no pairs; weights are negative, not finite or all 0; a size is
             not an integer; `dim` is above min(M, N); a hyperparameter is negative or not finite;
             `regularization` is too small (0) for an exact solver and rows with fewer pairs than
-            `dim`; the metric of
-            `stopping` was NaN at every validation; or `mesh` has several axes or more devices than
-            there are users.
+            `dim`; the metric of `stopping` was NaN at every validation; or `mesh` has several axes
+            or more devices than there are users.
         Interrupted: on Ctrl-C. It carries the variables after the last sweep, and the log.
 
-    >>> import jax
     >>> train = Interactions.from_pairs([0, 0, 1, 2, 2], [0, 1, 1, 0, 2])
     >>> model, variables, log = fit(
     ...     train, dim=2, regularization=0.01, unobserved_weight=0.1, key=jax.random.key(0), progress=False
@@ -103,13 +102,20 @@ def fit(
     numbers = dict(regularization=regularization, unobserved_weight=unobserved_weight, nu=nu, scale=scale)
     dim = check_input(train, dim, **numbers)
     weighting = Weighting(unobserved_weight, 1.0, 0.0, regularization, nu)
-    how = {"solver": solver, "scale": scale, "balance": balance, "mesh": mesh, "sweeps": sweeps, "tolerance": tolerance}
+    how: dict[str, Any] = {
+        "solver": solver,
+        "scale": scale,
+        "balance": balance,
+        "mesh": mesh,
+        "sweeps": sweeps,
+        "tolerance": tolerance,
+    }
     return alternate(train, weighting, dim=dim, key=key, loop=loop, **how)
 
 
 def objective(
     variables: Variables, train: Interactions, *, regularization: float, unobserved_weight: float, nu: float = 1.0
-) -> Array:
+) -> jax.Array:
     """Computes the objective of `fit` for given factors []; it uses Gram matrices, no [M, N] array.
 
     Args:
@@ -129,7 +135,7 @@ def objective(
 
 def fold_in(
     variables: Variables, histories: Interactions, *, regularization: float, unobserved_weight: float, nu: float = 1.0
-) -> Array:
+) -> jax.Array:
     """Computes the vectors of users who were not in training, by an exact half step.
 
     The item vectors must come from `fit`, because the half step minimises its objective. Variables
@@ -165,7 +171,7 @@ def explain(
     regularization: float,
     unobserved_weight: float,
     nu: float = 1.0,
-) -> Array:
+) -> jax.Array:
     """Computes how much each of a user's items contributes to a score, as Hu et al. (2008) explain.
 
     The score of item i for a user whose vector solves the half step, as those of `fold_in` do, is

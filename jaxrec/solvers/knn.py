@@ -63,7 +63,8 @@ def rp3beta(
 
         w_ij = n_i⁻ᵅ n_j⁻ᵝ Σ_u n_u⁻ᵅ over the users u of both items,   score of j = Σ_i w_ij
 
-    with the degrees n, over the items i of the history. β = 0 gives P³α (Cooper et al. 2014).
+    with the degrees n, and a sum over the items i of the history. β = 0 gives P³α (Cooper et al.
+    2014).
 
     Args:
         train: the positives; their weights are ignored.
@@ -138,7 +139,7 @@ def _nearest(train: Interactions, left: Any, right: Any, similarities: Callable,
 
 
 def _blocks(train: Interactions) -> Iterator[slice]:
-    """Yields slices of items whose rows of the item-item product have at most `_ENTRIES` entries, or one."""
+    """Yields slices of one or more items with at most `_ENTRIES` entries of the product, if possible."""
     users, items = train.pairs()
     entries = np.bincount(items, np.asarray(train.user_degrees)[users], train.n_items)
     ends = np.cumsum(np.minimum(entries, train.n_items))

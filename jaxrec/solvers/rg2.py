@@ -120,11 +120,17 @@ def fit(
     dim = check_input(train, dim, regularization=regularization, alpha=alpha)
     steps = integer("steps", steps)
     settings, steps = _Settings(regularization, alpha), steps if _given(alpha) else 0
-    first = first_factors(key, train, dim, scale)
-    solve = None if steps else jnp.eye(dim, dtype=first["item"].dtype)
-    first = _State(**first, gram=dot(first["item"].T, first["item"]) / train.n_items, solve=solve)
+    drawn = first_factors(key, train, dim, scale)
+    solve = None if steps else jnp.eye(dim, dtype=drawn["item"].dtype)
+    first = _State(**drawn, gram=dot(drawn["item"].T, drawn["item"]) / train.n_items, solve=solve)
     sweep, state, factors = _prepared(train, first, steps) if mesh is None else _prepared_on(mesh, train, first, steps)
-    settings_of = {"dim": dim, "regularization": regularization, "alpha": alpha, "steps": steps, "scale": scale}
+    settings_of: dict[str, Any] = {
+        "dim": dim,
+        "regularization": regularization,
+        "alpha": alpha,
+        "steps": steps,
+        "scale": scale,
+    }
     return run(
         lambda state: sweep(state, settings),
         state,
@@ -140,7 +146,7 @@ def fit(
 
 
 @where_they_lie
-def objective(variables: Variables, train: Interactions, *, regularization: Scalar, alpha: Scalar = 0.0) -> Array:
+def objective(variables: Variables, train: Interactions, *, regularization: Scalar, alpha: Scalar = 0.0) -> jax.Array:
     """Computes L [] of given factors; it is differentiable.
 
     It uses Gram matrices and sparse products, no [M, N] array.
@@ -169,7 +175,7 @@ def fold_in(
     regularization: Scalar,
     alpha: Scalar = 0.0,
     steps: int = 30,
-) -> Array:
+) -> jax.Array:
     """Computes the vectors of users who were not in training, by a half step.
 
     The item vectors must come from `fit` or `solve`, because the half step minimises their
@@ -212,7 +218,7 @@ def explain(
     *,
     regularization: Scalar,
     alpha: Scalar = 0.0,
-) -> Array:
+) -> jax.Array:
     """Computes how much each of a user's items contributes to a score.
 
     The score of item i for a user whose vector solves the half step, as those of `fold_in` do, is
@@ -251,7 +257,7 @@ def explain(
 
 
 def _given(alpha: Scalar) -> bool:
-    """Whether α is not 0; a traced α counts as not 0."""
+    """Returns whether α is not 0; a traced α counts as not 0."""
     return isinstance(alpha, jax.core.Tracer) or bool(alpha)
 
 
@@ -289,8 +295,8 @@ def solve(
 class _State(NamedTuple):
     """The state between sweeps: the factors and QᵀQ/N, which the objective and the next sweep need.
 
-    The users' factors are `user`; if `solve` [K, K] is given they are `user @ solve`, which a sweep
-    never forms.
+    The users' factors are `user`. If `solve` [K, K] is given, they are `user @ solve`, which a
+    sweep never forms.
     """
 
     user: Array
@@ -326,7 +332,7 @@ def _prepared(train: Interactions, state: _State, steps: int):
 
 
 def _prepared_on(mesh: Mesh, train: Interactions, state: _State, steps: int):
-    """The same as `_prepared`, on a mesh; `factors` sorts the users by their ids."""
+    """Does the work of `_prepared` on a mesh; `factors` sorts the users by their ids."""
     axis = check_mesh(mesh, train.n_users)
     given, mesh = mesh, automatic(mesh)
     shards, whole = sharded(train, mesh.size), problem_of(train)
@@ -336,7 +342,8 @@ def _prepared_on(mesh: Mesh, train: Interactions, state: _State, steps: int):
     problem = spread(mesh, Problem(shards.matrix, shards.transposed, shares, inverses, *same_for_all), axis)
     users = np.zeros((*shards.users.shape, state.user.shape[1]), state.user.dtype)
     places, item, gram, solve = spread(mesh, (shards.places, state.item, state.gram, state.solve))
-    split, same = PartitionSpec(axis), PartitionSpec()
+    split: Any = PartitionSpec(axis)
+    same: Any = PartitionSpec()
     specs = _State(split, same, same, same)
 
     def local(problem, state, settings):
@@ -428,13 +435,13 @@ def _shared_sweep(problem: Problem, state: _State, settings: _Settings, sum_devi
     return _State(sides, item, gram_items, solve), values
 
 
-def _inverse(gram: Array, regularization: Scalar) -> Array:
+def _inverse(gram: Array, regularization: Scalar) -> jax.Array:
     """Returns (gram + λI)⁻¹ [K, K]."""
     identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
     return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(gram + regularization * identity), identity)
 
 
-def _sides(inverse: Array, summed: Array, mean: Array, alpha: Scalar = 0.0) -> Array:
+def _sides(inverse: Array, summed: Array, mean: Array, alpha: Scalar = 0.0) -> jax.Array:
     """Returns the users' right-hand sides [M, K].
 
     They are 1 + 2α times the mean of the user's items, whose sum is `summed`, minus the mean of all
@@ -451,7 +458,7 @@ def _systems(matrix: Interactions, inverse: Array, settings: _Settings) -> Rows:
 
 
 @functools.partial(jax.jit, static_argnames="pairwise")
-def _objective_of(factors: Mapping[str, Array], problem: Problem, settings: _Settings, pairwise: bool) -> Array:
+def _objective_of(factors: Mapping[str, Array], problem: Problem, settings: _Settings, pairwise: bool) -> jax.Array:
     """Computes L; `pairwise` adds the terms of α that need the score of every pair."""
     user, item = factors["user"], factors["item"]
     regularization, alpha = settings.of_type(item.dtype)
@@ -478,7 +485,7 @@ def _fold_in(
     settings: _Settings,
     *,
     steps: int,
-) -> Array:
+) -> jax.Array:
     """Computes the vectors of users whose items are `ids`."""
     settings, known = settings.of_type(item.dtype), item[ids]
     sides = _sides(inverse, spmm(histories, None, known), summary.mean, settings.alpha)

@@ -11,8 +11,9 @@ The library `implicit` uses the confidence `alpha`·r for observed pairs, where 
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Any, Unpack
 
+import jax
 from jax.sharding import Mesh
 
 from jaxrec._log import Log
@@ -23,7 +24,7 @@ from jaxrec.solvers._alternate import Solver, alternate
 from jaxrec.solvers._factors import check_numbers, explain_of, fold_in_of, objective_of
 from jaxrec.solvers._run import check_input
 from jaxrec.solvers._solve import Weighting, conjugate_gradient
-from jaxrec.typing import Array, ArrayLike, Key, Variables
+from jaxrec.typing import ArrayLike, Key, Variables
 
 
 def fit(
@@ -62,17 +63,24 @@ def fit(
     """
     dim = check_input(train, dim, regularization=regularization, alpha=alpha, scale=scale)
     weighting = Weighting(1.0, alpha, 1.0, regularization, 0.0)
-    how = {"solver": solver, "scale": scale, "balance": balance, "mesh": mesh, "sweeps": sweeps, "tolerance": tolerance}
+    how: dict[str, Any] = {
+        "solver": solver,
+        "scale": scale,
+        "balance": balance,
+        "mesh": mesh,
+        "sweeps": sweeps,
+        "tolerance": tolerance,
+    }
     return alternate(train, weighting, dim=dim, key=key, loop=loop, **how)
 
 
-def objective(variables: Variables, train: Interactions, *, regularization: float, alpha: float) -> Array:
+def objective(variables: Variables, train: Interactions, *, regularization: float, alpha: float) -> jax.Array:
     """Computes the objective of `fit` for given factors []; see `ials.objective`."""
     check_numbers(regularization=regularization, alpha=alpha)
     return objective_of(variables, train, Weighting(1.0, alpha, 1.0, regularization, 0.0))
 
 
-def fold_in(variables: Variables, histories: Interactions, *, regularization: float, alpha: float) -> Array:
+def fold_in(variables: Variables, histories: Interactions, *, regularization: float, alpha: float) -> jax.Array:
     """Computes the vectors [B, K] of new users; `variables` must come from `fit`.
 
     See `ials.fold_in`.
@@ -83,7 +91,7 @@ def fold_in(variables: Variables, histories: Interactions, *, regularization: fl
 
 def explain(
     variables: Variables, histories: Interactions, items: ArrayLike, *, regularization: float, alpha: float
-) -> Array:
+) -> jax.Array:
     """Computes how much each of a user's items contributes to a score, [nnz, n]; see `ials.explain`."""
     check_numbers(regularization=regularization, alpha=alpha)
     return explain_of(variables, histories, items, Weighting(1.0, alpha, 1.0, regularization, 0.0))

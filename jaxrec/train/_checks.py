@@ -1,7 +1,7 @@
 """Checks made before training starts.
 
-A look-up in JAX clamps an index that lies beyond the table, so that a wrong size would train wrong
-rows without an error.
+A look-up in JAX clamps an index that lies beyond the table. A wrong size would therefore train
+wrong rows without an error.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ def check_covers(parts: Sequence[Any], train: Interactions) -> None:
 
 
 def check_bound(functions: tuple, train: Interactions) -> None:
-    """Checks what is bound in the partials `functions`: samplers, and the sizes of `n_items`,
-    interactions, tables and margins.
+    """Checks what the partials `functions` bind: samplers, sizes, interactions, tables and margins.
 
     Only arguments of the library's own functions are checked, since other functions may use these
     names differently. A sampler may draw from as many items as the model has, but not from fewer
@@ -49,8 +48,8 @@ def check_bound(functions: tuple, train: Interactions) -> None:
     models = [value for _, name, value in found if name == "model"]
     sizes = {}
     for axis in ("n_users", "n_items"):
-        most = [size for model in models if (size := as_integer(getattr(model, axis, None))) is not None]
-        sizes[axis] = getattr(train, axis), max(most, default=getattr(train, axis))
+        own = [size for model in models if (size := as_integer(getattr(model, axis, None))) is not None]
+        sizes[axis] = getattr(train, axis), max(own, default=getattr(train, axis))
     for function, name, value in found:
         module = str(getattr(function, "__module__", ""))
         if not module.startswith("jaxrec."):
@@ -60,8 +59,9 @@ def check_bound(functions: tuple, train: Interactions) -> None:
                 f"sample={value!r:.80} of {function.__name__}; give a function, such as functools.partial("
                 "jaxrec.sampling.uniform, n_items=..., n=...)"
             )
-        if name == "n_items" and as_integer(value) is not None:
-            has = {"n_items": as_integer(value)}
+        has: dict[str, int]
+        if name == "n_items" and (n_items := as_integer(value)) is not None:
+            has = {"n_items": n_items}
         elif name in ("seen", "train", "valid") and isinstance(value, Interactions):
             has = {"n_users": value.n_users, "n_items": value.n_items}
             if name != "seen":
@@ -77,15 +77,12 @@ def check_bound(functions: tuple, train: Interactions) -> None:
             if not least <= size <= most:
                 raise ValueError(
                     f"{name} of {function.__name__} is for {axis}={size}, but train has {least}"
-                    f"{'' if least == most else f' and the model {most}'}; "
-                    "create it for the ids of train"
+                    f"{'' if least == most else f' and the model {most}'}; create it for the ids of train"
                 )
 
 
 def check_transformation(tx: Any) -> None:
-    """Raises `TypeError` for anything but a transformation, such as a learning rate or `optax.adam`
-    itself.
-    """
+    """Raises `TypeError` for anything but a transformation, such as a learning rate."""
     if not callable(getattr(tx, "init", None)):
         raise TypeError(f"tx is {tx!r:.80}; give an optax transformation, such as optax.adam(1e-3)")
 
@@ -93,7 +90,7 @@ def check_transformation(tx: Any) -> None:
 def check_optimizer(state: Any, tx: Any) -> None:
     """Raises `ValueError` if the optimiser's state does not belong to `tx` and to these parameters.
 
-    Only shapes are traced, so that the check is skipped for a `tx.init` that looks at values.
+    Only shapes are traced. The check is therefore skipped for a `tx.init` that looks at values.
     """
     check_transformation(tx)
     try:
@@ -102,13 +99,13 @@ def check_optimizer(state: Any, tx: Any) -> None:
         expected = jax.eval_shape(tx.init, jax.tree.map(form, state.variables["params"]))
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
         return
-    if jax.tree.structure(expected) != jax.tree.structure(state.opt_state):
+    forms: list[Any] = [jax.tree.structure(tree) for tree in (expected, state.opt_state)]
+    if forms[0] != forms[1]:
         raise ValueError("state.opt_state belongs to another optimiser than tx; pass fit the same tx as init")
     leaves = zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(state.opt_state))
     for (path, like), leaf in leaves:
         if like.shape != np.shape(leaf):
             raise ValueError(
-                f"state.opt_state{jax.tree_util.keystr(path)} has shape {list(np.shape(leaf))}, "
-                "but for these "
-                f"parameters it is {list(like.shape)}; pass fit the same tx as init"
+                f"state.opt_state{jax.tree_util.keystr(path)} has shape {list(np.shape(leaf))}, but for "
+                f"these parameters it is {list(like.shape)}; pass fit the same tx as init"
             )

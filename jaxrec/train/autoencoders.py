@@ -23,7 +23,7 @@ from jaxrec.train.objectives import _check_has
 from jaxrec.typing import Array, Key, Model, Scalar, Variables
 
 
-def annealed(step: Array, *, cap: Scalar = 1.0, total: Scalar = 20_000) -> Array:
+def annealed(step: Array | int, *, cap: Scalar = 1.0, total: Scalar = 20_000) -> jax.Array:
     """Returns the annealed weight β = min(cap, (step + 1) / total) of the KL divergence.
 
     β grows by 1 / total per step, regardless of `cap`, as in VALID's released code.
@@ -56,7 +56,7 @@ def objective(
     model: Model,
     cap: Scalar = 1.0,
     total: Scalar = 20_000,
-) -> Array:
+) -> jax.Array:
     """Computes the negative evidence lower bound, Σ_l −log p_l + β KL, averaged over users; β is
     `annealed`.
 
@@ -144,14 +144,14 @@ def alternating(
             return _alternated(state, parts, train, batch_size)
         except DivergenceError as error:
             # The error carries the state of one pass; `run` adds this run's state to the cause.
-            raise error.__context__ from None
+            raise error.__context__ or error from None
 
     description = None
     if loop.get("checkpoint") is not None:
         own = {"model": model, "tx": tx, "batch_size": batch_size, "encoder_passes": encoder_passes}
         description = {name: described(value) for name, value in own.items()} | {"train": train.fingerprint()}
         description["key"] = np.asarray(jax.random.key_data(key)).tolist()
-    how = {"epochs": epochs, "began": began, "description": description}
+    how: dict[str, Any] = {"epochs": epochs, "began": began, "description": description}
     return run(advance, state, variables=lambda state: state.variables, **how, **loop)
 
 
@@ -182,6 +182,7 @@ def _part(tx: optax.GradientTransformation, *, encoder: bool) -> optax.GradientT
     """Returns `tx` for the encoder only, or for all but the encoder; the others do not move."""
 
     def labels(params: Variables) -> dict[str, str]:
-        return type(params)({name: "moved" if (name == "encoder") == encoder else "still" for name in params})
+        same: Any = type(params)  # optax needs labels in a mapping of the type of the parameters
+        return same({name: "moved" if (name == "encoder") == encoder else "still" for name in params})
 
     return optax.partition({"moved": tx, "still": optax.set_to_zero()}, labels)

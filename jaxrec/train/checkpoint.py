@@ -66,8 +66,9 @@ class Checkpoint:
 
     @contextlib.contextmanager
     def reserved(self) -> Iterator[None]:
-        """Locks the folder for this process. The operating system releases the lock when the
-        process ends, even after a crash.
+        """Locks the folder for this process.
+
+        The operating system releases the lock when the process ends, even after a crash.
 
         Raises:
             ValueError: if another run uses the folder.
@@ -87,8 +88,9 @@ class Checkpoint:
             yield
 
     def save(self, run: Progress, description: Mapping[str, Any]) -> None:
-        """Writes the run under the number of its epoch; orbax renames the folder into place once it
-        is complete.
+        """Writes the run under the number of its epoch.
+
+        orbax renames the folder once it is complete.
 
         Args:
             run: what to save.
@@ -162,14 +164,13 @@ class Checkpoint:
             raise ValueError(
                 f"{self.folder} holds another run, with {'; '.join(differing)}; give each run its own folder"
             )
-        epoch, checksum = run.start
+        epoch, checksum = run.start or (run.epoch, "")
         first, written = facts["start"]
         if epoch < first or epoch > step or (epoch == first and checksum != written):
             raise ValueError(
                 f"{self.folder} holds the epochs {first} to {step} of a run that started with other variables than "
-                f"this state of epoch {epoch}; pass the state that the run started with, or give "
-                "each run its own "
-                "folder"
+                f"this state of epoch {epoch}; pass the state that the run started with, or give each run "
+                "its own folder"
             )
         like = _named((run.state, run.best))
         arrays = _arrays(manager, step, facts["arrays"], like)
@@ -187,7 +188,7 @@ class Checkpoint:
         return Progress(state, best, facts["stopping"], Log(tuple(facts["records"])), step, tuple(facts["start"]))
 
     def _other(self, detail: str) -> str:
-        """The message for a checkpoint whose arrays do not fit the state given."""
+        """Returns the error message for a checkpoint whose arrays do not fit the given state."""
         return f"{self.folder} holds a run of another model or optimiser ({detail}); give each run its own folder"
 
     def _manager(self) -> Any:
@@ -227,7 +228,7 @@ def _arrays(
     import orbax.checkpoint as ocp
 
     def form(name: str, dtype: str, shape: Sequence[int]) -> Any:
-        given = like.get(name)
+        given: Any = like.get(name)
         if is_shared(given) and given.shape == tuple(shape):
             return jax.ShapeDtypeStruct(shape, dtype, sharding=given.sharding)
         return np.zeros(shape, dtype)
@@ -246,7 +247,7 @@ def _arrays(
 
 
 def _short(error: Exception) -> str:
-    """Type and first 200 characters of an error."""
+    """Returns the type and the first 200 characters of an error."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
@@ -269,8 +270,9 @@ def _named(tree: Any) -> dict[str, Any]:
 
 
 def _copied(arrays: Mapping[str, Any]) -> dict[str, np.ndarray | jax.Array]:
-    """Copies arrays to the host, but for those that are sharded over several processes: of these,
-    each process writes its own shards.
+    """Copies arrays to the host, except those that are sharded over several processes.
+
+    Of these, each process writes its own shards.
     """
     return {name: x if is_shared(x) else np.asarray(x) for name, x in arrays.items()}
 
@@ -281,8 +283,8 @@ def _from_named(arrays: Mapping[str, np.ndarray | jax.Array], like: Any, prefix:
     def leaf(path: Any, template: Any) -> Any:
         value = arrays[prefix + jax.tree_util.keystr(path)]
         if _is_key(template):
-            return jax.random.wrap_key_data(value, impl=jax.random.key_impl(template))
-        # Straight to its place on a mesh: otherwise every device would have the whole array first.
+            return jax.random.wrap_key_data(jax.numpy.asarray(value), impl=jax.random.key_impl(template))
+        # `placed_like` puts it on the mesh; `asarray` would first put all of it on one device.
         on_mesh = isinstance(getattr(template, "sharding", None), NamedSharding)
         return value if on_mesh else jax.numpy.asarray(value)
 

@@ -25,8 +25,8 @@ def contrastive_objective(
     noise: Scalar = 0.2,
     weight: Scalar = 0.2,
     temperature: Scalar = 0.15,
-) -> Array:
-    """Computes the mean loss of the positives, and brings two views of the batch's rows together.
+) -> jax.Array:
+    """Computes the mean loss of the positives plus a contrast of two views of the batch's rows.
 
     mean loss + weight · (mean `losses.infonce` of the users + mean `losses.infonce` of the items)
 
@@ -61,20 +61,21 @@ def contrastive_objective(
         number(name, value, least=0)
     sample_key, noise_key = jax.random.split(key)
     negatives = sample(sample_key, batch.users[:, 0])
-    tables, *views = model.apply(variables, noise, method="views", rngs={"noise": noise_key})
+    tables, first, second = model.apply(variables, noise, method="views", rngs={"noise": noise_key})
     users, items = tables
     own = lookup(users, batch.users)
     pos, neg = (products(own, lookup(items, ids)) for ids in (batch.items, negatives))
     values = losses.mean(compared(loss, pos, neg[:, None]), where=batch.where, weights=batch.weights)
-    contrast = contrasted(*views, batch, temperature=temperature)
+    contrast = contrasted(first, second, batch, temperature=temperature)
     return values + jnp.asarray(weight, contrast.dtype) * contrast
 
 
 def contrasted(
     first: tuple[Array, Array], second: tuple[Array, Array], batch: Batch, *, temperature: Scalar = 0.2
-) -> Array:
-    """Computes `losses.infonce` between two views, averaged over the different users and over the
-    different items of a batch, and added up.
+) -> jax.Array:
+    """Computes the mean `losses.infonce` of two views over users, plus that over items.
+
+    Each different user and item of the batch counts once.
 
     Args:
         first: tables [M, D] and [N, D].
@@ -85,13 +86,13 @@ def contrasted(
     sides = (batch.users[:, 0], batch.where.any(1)), (batch.items.reshape(-1), batch.where.reshape(-1))
     total = []
     for one, other, (ids, where) in zip(first, second, sides, strict=True):
-        where = first_of_each(ids, where=where)
+        where = first_of_each(ids, where=jnp.asarray(where))
         values = losses.infonce(lookup(one, ids), lookup(other, ids), where=where, temperature=temperature)
         total.append(losses.mean(values, where=where))
     return sum(total)
 
 
-def first_of_each(ids: Array, *, where: Array) -> Array:
+def first_of_each(ids: Array, *, where: Array) -> jax.Array:
     """Marks the first valid occurrence of each id.
 
     Args:

@@ -103,7 +103,7 @@ class Pairs(NamedTuple):
 
 
 class Examples(Protocol):
-    """What `fit` needs of examples. They are a pytree, and an argument of the compiled epoch."""
+    """What `fit` needs of examples, which are a pytree and an argument of the compiled epoch."""
 
     @property
     def n(self) -> int:
@@ -153,7 +153,7 @@ class Groups:
         where = (places < (self.n if self.real is None else self.real))[:, None]
         chosen = jnp.minimum(places, self.n - 1)
         pairs = chosen[:, None]
-        if self.first is not None:
+        if self.first is not None and self.length is not None:
             within = jnp.arange(self.width, dtype=jnp.int32)[None]
             where = where & (within < self.length[chosen][:, None])
             pairs = jnp.where(where, self.first[chosen][:, None] + within, 0)
@@ -230,9 +230,7 @@ class Users:
         return self.users.shape[0]
 
     def batch(self, places: Array, step: Array | int = 0) -> Batch:
-        """Returns the batch of the examples at `places` [B], drawn without replacement; the place R
-        marks padding.
-        """
+        """Returns the batch of the examples at distinct `places` [B]; the place R marks padding."""
         places = as_ids(places)
         real = places < self.n
         users = self.users[jnp.where(real, places, self.shortest)]
@@ -252,7 +250,7 @@ def by_user(train: Interactions) -> Users:
     check_countable(train.n_pairs)
     degrees = np.diff(np.asarray(train.indptr))
     users = np.flatnonzero(degrees).astype(np.int32)
-    return Users(users, np.int32(np.argmin(degrees[users])), _known(train, train, users))
+    return Users(users, np.asarray(np.argmin(degrees[users]), np.int32), _histories(train, train, users))
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["items"], meta_fields=["degrees"])
@@ -269,7 +267,7 @@ class Histories:
     items: Interactions
     degrees: tuple[tuple[int, ...], tuple[int, ...]]
 
-    def batch(self, users: Array) -> tuple[Interactions, Array]:
+    def batch(self, users: Array) -> tuple[Interactions, jax.Array]:
         """Returns the histories of the users [B] of a batch, and a weight float32 [] for the batch.
 
         The capacity of the histories is exceeded in one of 10¹² random batches. The weight, and
@@ -284,8 +282,11 @@ class Histories:
 
 def _known(train: Interactions, histories: Interactions | None, users: np.ndarray) -> Histories | None:
     """Returns the histories for batches of examples whose users are `users` [R]."""
-    if histories is None:
-        return None
+    return None if histories is None else _histories(train, histories, users)
+
+
+def _histories(train: Interactions, histories: Interactions, users: np.ndarray) -> Histories:
+    """Checks the histories, and counts their lengths for users [R]."""
     check_interactions(histories=histories)
     sizes, others = ((part.n_users, part.n_items) for part in (train, histories))
     if sizes != others:
@@ -299,17 +300,17 @@ def _known(train: Interactions, histories: Interactions | None, users: np.ndarra
 
 
 def _surpassed(lengths: tuple[int, ...], counts: tuple[int, ...], n: int, *, odds: float) -> int:
-    """Returns a number of pairs that n random users, drawn without replacement, exceed with
-    probability at most `odds`.
+    """Returns a number of pairs that n random users exceed with probability at most `odds`.
 
-    This is Chernoff's bound, min over t of (n log mean exp(t d) − log odds) / t, which also holds
-    without replacement (Hoeffding 1963, 10.1080/01621459.1963.10500830).
+    The users are drawn without replacement. This is Chernoff's bound, min over t of (n log mean
+    exp(t d) − log odds) / t, which also holds without replacement (Hoeffding 1963,
+    10.1080/01621459.1963.10500830).
     """
-    values, counts = np.array(lengths), np.array(counts)
+    values, shares = np.array(lengths), np.array(counts) / sum(counts)
     longest = int(values[-1])
     if longest == 0:
         return 0
     t = np.geomspace(1e-3, 1e3, 256) / longest
-    # exp(t d) may overflow: take the longest history off the exponent, and add it back afterwards.
-    log_mean = np.log(np.exp(t[:, None] * (values - longest)) @ (counts / counts.sum())) + t * longest
+    # exp(t d) may overflow: subtract the longest history from d, and add it back afterwards.
+    log_mean = np.log(np.exp(t[:, None] * (values - longest)) @ shares) + t * longest
     return min(math.ceil(((n * log_mean - math.log(odds)) / t).min()), n * longest)

@@ -132,7 +132,7 @@ def fold_in(
     return _resized(model, n), whole(state.variables), log
 
 
-def _frozen(variables: Variables, key: Key, batch: Batch, *, objective: Objective, fixed: Any) -> Array:
+def _frozen(variables: Variables, key: Key, batch: Batch, *, objective: Objective, fixed: Any) -> jax.Array:
     """Computes an objective of the trained rows; the other parameters `fixed` get no gradient."""
     return objective({**variables, "params": _joined(variables["params"], fixed)}, key, batch)
 
@@ -166,8 +166,8 @@ def _user_tables(model: Any, variables: Variables) -> set:
                 f"the variables do not fit {name}: the parameter {jax.tree_util.keystr(path)} {found}, and the model's "
                 f"has shape {list(shapes[path])}; give the variables of this model"
             )
-    found = {path for path, shape in shapes.items() if shape != larger[path]}
-    if not found:
+    tables = {path for path, shape in shapes.items() if shape != larger[path]}
+    if not tables:
         raise ValueError(f"no parameter of {name} has a row for each of its n_users={n}; it cannot be folded in")
     further = {path for path in set(params) - set(shapes) if params[path][:1] == (n,)}  # those of a loss
     if further and n == n_items:
@@ -175,7 +175,7 @@ def _user_tables(model: Any, variables: Variables) -> set:
             f"the parameter {jax.tree_util.keystr(min(further, key=str))} has {n} rows, which may be of users or of "
             "items, as there are as many; add a user to the training data"
         )
-    return found | further
+    return tables | further
 
 
 def _shapes(model: Any) -> dict:
@@ -234,7 +234,7 @@ def _chosen(users: ArrayLike | None, histories: Interactions, model: Any) -> tup
     return chosen, model.n_users
 
 
-def _grown(table: Array, n: int, known: int, model: Any) -> Array:
+def _grown(table: Array, n: int, known: int, model: Any) -> jax.Array:
     """Returns n rows of users: the first `known` of the table, and the mean of all for the others."""
     table = jnp.asarray(table)
     mean = accumulated(table).mean(0)

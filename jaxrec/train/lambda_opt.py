@@ -1,12 +1,13 @@
-"""What λOpt's steps need in `fit`: training and validation batches, and the rows to penalise.
+"""Draws what λOpt's steps need in `fit`: training and validation batches, and rows to penalise.
 
     draws = partial(train.lambda_opt.draws, objective=objective, train=pairs, valid=valid_pairs)
     tx    = optim.lambda_opt.alternate(optax.adam(1e-3), lambda_tx, draws=draws, simulated=smooth_adam(1e-3))
     state = train.init(key, model, tx)
     state, log = train.fit(state, objective, tx, pairs, epochs=20)
 
-The coefficients are `state.opt_state.lambdas`. The loss in the log includes their penalty. For a model that knows users
-by their items, give `draws` the examples `singles(pairs, histories=...)` and `singles(valid_pairs, histories=...)`.
+The coefficients are `state.opt_state.lambdas`. The loss in the log includes their penalty. For a
+model that knows users by their items, give `draws` the examples `singles(pairs, histories=...)` and
+`singles(valid_pairs, histories=...)`.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def draws(
     check_interactions(**{name: pairs for name, pairs in given.items() if not isinstance(pairs, Groups)})
     if len(valid.items if isinstance(valid, Groups) else valid.indices) == 0:
         raise ValueError("valid has no pairs; the coefficients are learned from them")
-    rows = partial(penalised_rows, objective=objective) if rows is None else rows
+    rows_of: RowsOf = partial(penalised_rows, objective=objective) if rows is None else rows
     size = len(batch.users)
     # fold_in(key, 0) and fold_in(key, 1) may be the keys that the objective gets from split(key).
     ahead_key, valid_key = jax.random.split(jax.random.fold_in(key, 2))
@@ -77,7 +78,7 @@ def draws(
     def penalised(key: Key) -> tuple[Any, Any]:
         pair_key, own_key = jax.random.split(key)
         now = own_key, _pairs(pair_key, train, size)
-        return now, rows(*now)
+        return now, rows_of(*now)
 
     if steps is None or steps == 1:
         ahead, ahead_rows = penalised(ahead_key)
@@ -85,7 +86,7 @@ def draws(
         ahead, ahead_rows = jax.vmap(penalised)(jax.random.split(ahead_key, steps))
     pair_key, own_key = jax.random.split(valid_key)
     validation = own_key, _pairs(pair_key, valid, size)
-    return lambda_opt.Draw(rows(key, batch), ahead, ahead_rows, validation, valid_objective)
+    return lambda_opt.Draw(rows_of(key, batch), ahead, ahead_rows, validation, valid_objective)
 
 
 def penalised_rows(key: Key, batch: Batch, *, objective: Objective) -> dict[str, tuple[Array, Array]]:
@@ -109,19 +110,20 @@ def penalised_rows(key: Key, batch: Batch, *, objective: Objective) -> dict[str,
     found = list(_samplers(objective))
     if len(found) != 1:
         raise ValueError(
-            f"the objective binds {len(found)} samplers as sample=, and one is needed to tell "
-            "which rows to penalise; "
-            "pass rows="
+            f"the objective binds {len(found)} samplers as sample=, and one is needed to tell which rows "
+            "to penalise; pass rows="
         )
     ((function, options),) = found
+    weights: Array | None
     users, items, where, weights = batch.users[:, 0], batch.items, batch.where, batch.weights
     sample_key, positive_key = jax.random.split(key)
-    if function is mars.objective:  # it takes pairs apart, and may draw others
+    if function is mars.objective:  # it takes positives one by one, and may draw others
         users, items, where, weights = batch.pairs()
         if options.get("positives") is not None:
             users, items = options["positives"](positive_key, users.shape)
             weights = None
-        items, where, weights = (x if x is None else x[:, None] for x in (items, where, weights))
+        items, where = items[:, None], where[:, None]
+        weights = None if weights is None else weights[:, None]
     negatives = options["sample"](sample_key, users)
     share = jnp.where(where, 1.0 if weights is None else weights, 0.0)
     if function not in (mars.objective, ultragcn.objective):
@@ -138,8 +140,9 @@ def penalised_rows(key: Key, batch: Batch, *, objective: Objective) -> dict[str,
 
 
 def _samplers(value: Any) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-    """Yields each objective that binds a sampler in nested partials, and what it binds; samplers
-    inside samplers do not count.
+    """Yields each objective that binds a sampler in nested partials, and what it binds.
+
+    Samplers inside samplers do not count.
     """
     if isinstance(value, partial):
         value = flattened(value)

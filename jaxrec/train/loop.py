@@ -27,7 +27,7 @@ from jaxrec.optim.step import Step, as_step
 from jaxrec.train._checks import check_bound, check_covers, check_optimizer, check_state, check_transformation
 from jaxrec.train.examples import Examples, singles
 from jaxrec.train.stream import Stream, as_stream
-from jaxrec.typing import Array, Key, Objective, Variables
+from jaxrec.typing import Array, Key, Objective, Validate, Variables
 
 
 class State(NamedTuple):
@@ -88,7 +88,7 @@ def fit(
     epochs: int,
     batch_size: int = 1024,
     examples: Callable[[Interactions], Examples | Stream] = singles,
-    validate: Callable[[Variables], Mapping[str, float]] | None = None,
+    validate: Validate | None = None,
     every: int = 1,
     stopping: EarlyStopping | None = None,
     checkpoint: Saver | None = None,
@@ -125,9 +125,9 @@ def fit(
         every: number of epochs between validations. The last epoch is always validated.
         stopping: ends the run when its metric no longer improves. The returned state is then the
             best one.
-        checkpoint: where to save. If the run is killed, the same call resumes it. The result is
-            bit-identical to that of a run that was never interrupted; on GPUs with the XLA flag
-            `--xla_gpu_deterministic_ops=true`.
+        checkpoint: where to save. If the run is killed, the same call resumes it, with
+            bit-identical results to a run that was never interrupted; on GPUs this needs the XLA
+            flag `--xla_gpu_deterministic_ops=true`.
         callbacks: functions called after each epoch with the state and the epoch's record.
         progress: whether to show a progress bar.
 
@@ -186,8 +186,9 @@ def fit(
 
 
 class _Compiled:
-    """The static part for which the epoch is compiled; it is renewed if a value that functions read
-    has changed.
+    """The static part for which the epoch is compiled.
+
+    It is renewed if a value that the functions read has changed.
     """
 
     def __init__(self, static: Static):
@@ -199,17 +200,17 @@ class _Compiled:
         if now.reads != self.known:
             if not self.changed:
                 warnings.warn(
-                    "a value that the objective or the optimiser reads from a global or a closure has changed during "
-                    "training; the epoch is compiled again with the new value, and again after "
-                    "each change",
+                    "a value that the objective or the optimiser reads from a global or a closure has changed "
+                    "during training; the epoch is compiled again with the new value, and after each change",
                     stacklevel=5,
                 )
             self.static, self.changed = now, True
         return self.static
 
     def done(self) -> None:
-        """Records the values that the epoch itself has changed, such as a list of shapes, so that
-        they do not recompile it.
+        """Records values that the epoch itself has changed, so that they do not recompile it.
+
+        An example is a list to which a traced function appends shapes.
         """
         self.known = self.static.again(forget=False).reads
 
@@ -224,18 +225,24 @@ def _advance(
     number: int,
 ) -> tuple[State, dict[str, float]]:
     """Runs one epoch on the device; raises `NotFinite` if a loss or a parameter is not finite."""
-    how = {"static": compiled.current(), "batch_size": batch_size, "n_blocks": data.n_blocks, "places": places}
-    new, values, finite = state, [], []
+    how: dict[str, Any] = {
+        "static": compiled.current(),
+        "batch_size": batch_size,
+        "n_blocks": data.n_blocks,
+        "places": places,
+    }
+    new, finite = state, []
+    parts: list[Any] = []
     for place, block in enumerate(data.blocks(state.key, state.epoch)):
         new, losses, fine = _epoch(new, arrays, block, np.int32(place), **how)
-        values.append(losses)
+        parts.append(losses)
         finite.append(fine)
         # JAX returns before a block is done. `blocks` reads the next one meanwhile, but none after it.
         if place and not bool(finite[-2]):
             break
-    if len(values) != data.n_blocks and all(map(bool, finite)):
-        raise ValueError(f"the stream gave {len(values)} blocks in epoch {number}, but its n_blocks is {data.n_blocks}")
-    values, steps = np.concatenate(values), data.n_blocks * len(losses)
+    if len(parts) != data.n_blocks and all(map(bool, finite)):
+        raise ValueError(f"the stream gave {len(parts)} blocks in epoch {number}, but its n_blocks is {data.n_blocks}")
+    values, steps = np.concatenate(parts), data.n_blocks * len(losses)
     compiled.done()
     if not all(map(bool, finite)):
         raise NotFinite(
@@ -246,8 +253,12 @@ def _advance(
 
 
 def diverged(epoch: int, values: np.ndarray, steps: int) -> str:
-    """Says what made a loss or a parameter infinite or NaN in an epoch of `steps` steps, of which
-    `values` has the losses of the first.
+    """Says where a loss or a parameter became infinite or NaN.
+
+    Args:
+        epoch: the number of the epoch.
+        values: the losses of the steps so far.
+        steps: the number of steps of the whole epoch.
     """
     wrong = np.flatnonzero(~np.isfinite(values))
     if len(wrong) == 0:  # the update of the last step overflowed after a finite loss
@@ -289,7 +300,7 @@ def _epoch(state, arrays, data, place, *, static, batch_size, n_blocks, places=N
     return state, *replicated((values, all_finite(values, state)))
 
 
-def all_finite(values: Array, state: State) -> Array:
+def all_finite(values: Array, state: State) -> jax.Array:
     """Returns whether the losses of an epoch and the parameters after it are finite: bool []."""
     leaves = [values, *jax.tree.leaves(state.variables["params"])]
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
@@ -302,9 +313,10 @@ def epoch(
     data: Examples,
     *,
     batch_size: int,
-) -> tuple[State, Array]:
-    """Runs all examples once, in random order: what `fit` jits, for your own loops under `jit`,
-    `vmap` or `scan`.
+) -> tuple[State, jax.Array]:
+    """Runs all examples once, in random order.
+
+    `fit` jits this function; use it in your own loops under `jit`, `vmap` or `scan`.
 
     Args:
         state: the state from `init`, or from the epoch before.
@@ -335,9 +347,8 @@ def epoch(
         return (other or objective)({**state.variables, "params": params}, key, batch)
 
     def step(carry, number):
-        # The batch's slice of a random order, computed from the key: the whole order is never
-        # stored.
-        # Places past the end become n, which marks padding.
+        # The slice is computed from the key, so the whole order is never stored. Places past the
+        # end become n, which marks padding.
         places = number * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
         chosen = jnp.where(places < n, sampling.permuted(order_key, jnp.minimum(places, n - 1), n=n), n)
         batch = divided(data.batch(replicated(chosen), state.epoch * steps + number))

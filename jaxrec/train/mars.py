@@ -6,6 +6,7 @@ and `models.MAR` can also be trained with any other objective.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
@@ -32,7 +33,9 @@ _PROJECTIONS = frozenset({"user_projection", "item_projection"})
 class Ranking(Protocol):
     """The loss of positives against negatives in terms of facets, such as `push_and_pull`."""
 
-    def __call__(self, theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar) -> Array:
+    def __call__(
+        self, theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar
+    ) -> jax.Array:
         """Returns losses [B].
 
         Takes θ [B, K], users' facets [B, K, D], items' facets [B, 1 + n, K, D] with the positive
@@ -40,9 +43,10 @@ class Ranking(Protocol):
         """
 
 
-def push_and_pull(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar) -> Array:
-    """Computes [margin − pos + neg]₊ + pull_weight · (1 − pos) of each row, eq. 8 and 9; it is a
-    `Ranking`.
+def push_and_pull(theta: Array, u: Array, v: Array, *, score: Score, margin: Array, pull_weight: Scalar) -> jax.Array:
+    """Computes [margin − pos + neg]₊ + pull_weight · (1 − pos) of each row, eq. 8 and 9.
+
+    It is a `Ranking`.
 
     Differs: leaves out the squares of eq. 5 and of the first line of eq. 15. They would give a
     cosine of −.9 the same score as .9, and would push the positives of MAR away.
@@ -52,7 +56,7 @@ def push_and_pull(theta: Array, u: Array, v: Array, *, score: Score, margin: Arr
     return hinge_and_pull(jnp.einsum("bk,bkd,bnkd->bn", theta, left, right), margin, pull_weight)
 
 
-def hinge_and_pull(scores: Array, margin: Array, pull_weight: Scalar) -> Array:
+def hinge_and_pull(scores: Array, margin: Array, pull_weight: Scalar) -> jax.Array:
     """Computes the loss of `push_and_pull` from scores [B, 1 + n], the positive first."""
     pos, neg = scores[:, 0], scores[:, 1:]
     return losses.hinge(pos, neg, margin=margin[:, None]) + pull_weight * (1 - pos)
@@ -68,7 +72,7 @@ def separation(
     sign: Scalar = 1.0,
     on: Literal["both", "users"] = "both",
     reduction: Literal["mean", "sum", "inside"] = "mean",
-) -> Array:
+) -> jax.Array:
     """Penalises close facets: (1 / α) Σ_{i<j} log(1 + e^(α (s(uⁱ, uʲ) + s(vⁱ, vʲ)))).
 
     s is the score of two facets of the same user or item: the cosine for MARS, eq. 12, and minus
@@ -81,8 +85,8 @@ def separation(
             the score.
         where: bool [B], True = use; None uses all.
         alpha: α.
-        sign: 1 pushes facets apart. −1 is eq. 12 as published, and the released code: it pulls them
-            together.
+        sign: 1 separates facets. −1 is eq. 12 as published, and the released code: it makes them
+            equal.
         on: "both", or "users" for the users' facets only, as in eq. 12 and the released code.
         reduction: "mean" over the batch, so that the term's weight does not depend on the batch
             size; "sum" over the batch; or "inside", with the sum inside the exponential, as in the
@@ -103,7 +107,7 @@ def separation(
     chex.assert_equal_shape([users, items])
     where = jnp.ones(len(users), bool) if where is None else where
     sides = [jnp.where(where[:, None, None], side, 0) for side in ((users, items) if on == "both" else (users,))]
-    closeness = sign * alpha * sum(_products(*score(side, side)) for side in sides)
+    closeness = jnp.asarray(sign * alpha * sum(_products(*score(side, side)) for side in sides))
     if reduction == "inside":
         closeness = closeness.sum(0, keepdims=True)
     pairs = np.triu(np.ones((users.shape[1],) * 2, bool), 1)
@@ -114,7 +118,7 @@ def separation(
 
 
 @jax.custom_vjp
-def _products(left: Array, right: Array) -> Array:
+def _products(left: Array, right: Array) -> jax.Array:
     """Computes the dot products [B, K, K] of facets [B, K, D] of two sides.
 
     K sums of products are faster on CPU than B products of small matrices.
@@ -122,10 +126,11 @@ def _products(left: Array, right: Array) -> Array:
     return jnp.stack([jnp.einsum("bid,bd->bi", left, right[:, j]) for j in range(right.shape[1])], -1)
 
 
-def _products_backward(sides: tuple[Array, Array], slopes: Array) -> tuple[Array, Array]:
+def _products_backward(sides: tuple[Array, Array], slopes: Array) -> tuple[jax.Array, jax.Array]:
     left, right = sides
-    of_left = sum(slopes[:, :, j, None] * right[:, j, None] for j in range(right.shape[1]))
-    return of_left, sum(slopes[:, i, :, None] * left[:, i, None] for i in range(left.shape[1]))
+    of_left = [slopes[:, :, j, None] * right[:, j, None] for j in range(right.shape[1])]
+    of_right = [slopes[:, i, :, None] * left[:, i, None] for i in range(left.shape[1])]
+    return functools.reduce(jnp.add, of_left), functools.reduce(jnp.add, of_right)
 
 
 _products.defvjp(lambda left, right: (_products(left, right), (left, right)), _products_backward)
@@ -179,9 +184,10 @@ def objective(
     separate: Callable[..., Array] = separation,
     pull_weight: Scalar = 0.1,
     facet_weight: Scalar = 0.01,
-) -> Array:
-    """Computes Σ_b ([γ_u − g(u, p) + g(u, q)]₊ + pull_weight · (1 − g(u, p))) + facet_weight ·
-    separation (eq. 17).
+) -> jax.Array:
+    """Computes the objective of MAR and MARS (eq. 17).
+
+    Σ_b ([γ_u − g(u, p) + g(u, q)]₊ + pull_weight · (1 − g(u, p))) + facet_weight · separation
 
     It is a sum over the batch, not a mean, as in the paper and as the learning rates of its code
     assume. The weights of the interactions multiply the terms of the sum. The constant 1 in the
@@ -219,7 +225,7 @@ def objective(
     margin = jnp.asarray(margin, theta.dtype)
     margins = margin[users] if margin.ndim else jnp.broadcast_to(margin, users.shape)
     values = ranking(theta, u, v, score=model.score, margin=margins, pull_weight=pull_weight)
-    values = values if weights is None else weights.astype(values.dtype) * values
+    values = values if weights is None else jnp.asarray(weights, values.dtype) * values
     return jnp.where(where, values, 0).sum() + facet_weight * separate(u, v[:, 0], score=model.score, where=where)
 
 
@@ -255,20 +261,18 @@ def optimizer(
     rules = {"theta": optax.sgd(theta_learning_rate), "facets": step(learning_rate)}
 
     def labels(params: Any) -> Any:
-        names = [getattr(path[-1], "key", None) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        names: list[Any] = [getattr(path[-1], "key", None) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         unknown = set(names) - {"theta", *_FACETS, *_PROJECTIONS}
         if unknown:
             raise ValueError(
-                f"params has {sorted(map(str, unknown))}, which are no parameters of MARS; give "
-                "each its own "
-                "transformation with optax.partition"
+                f"params has {sorted(map(str, unknown))}, which are no parameters of MARS; give each its "
+                "own transformation with optax.partition"
             )
         if set(names) & _PROJECTIONS and _bounds_rows(step):
             raise ValueError(
-                f"params has {sorted(set(names) & _PROJECTIONS)}, and step keeps rows on the sphere or in the ball, "
-                "which would normalise the projections; pass step=optax.sgd, and for the "
-                "calibrated step of MARS "
-                "create the model with place=jaxrec.models.mars.calibrated_unit"
+                f"params has {sorted(set(names) & _PROJECTIONS)}, and step keeps rows on the sphere or in "
+                "the ball, which would normalise the projections; pass step=optax.sgd, and for the "
+                "calibrated step of MARS create the model with place=jaxrec.models.mars.calibrated_unit"
             )
         return jax.tree_util.tree_map_with_path(
             lambda path, _: "theta" if getattr(path[-1], "key", None) == "theta" else "facets", params
@@ -278,8 +282,9 @@ def optimizer(
 
 
 def _bounds_rows(step: Callable[[Scalar], Any]) -> bool:
-    """Returns whether a step shortens or refuses a row of length 2, as steps on the sphere and in
-    the ball do.
+    """Returns whether a step keeps rows on the sphere or in the ball.
+
+    Such a step shortens a row of length 2, or raises an error for it.
     """
     with jax.ensure_compile_time_eval():
         row, slope = jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 1.0]])

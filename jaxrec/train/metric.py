@@ -1,6 +1,6 @@
 """Objectives of metric learning that need more than the scores of users and items.
 
-Each splits its key as `pairwise_objective` does, so that the same key gives the same negatives.
+Each splits its key as `pairwise_objective` does. The same key therefore gives the same negatives.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxrec.train.objectives import _check_has, compared, histories_of
 from jaxrec.typing import Array, Key, Loss, Model, Sampler, Scalar, Variables
 
 
-def covariance_objective(variables: Variables, key: Key, batch: Batch) -> Array:
+def covariance_objective(variables: Variables, key: Key, batch: Batch) -> jax.Array:
     """Computes `losses.covariance` of the batch's users and positives jointly: CML's regulariser.
 
     Add it to the loss with `combined_objective`. It uses the rows of the parameters "user" [M, D]
@@ -41,7 +41,7 @@ def covariance_objective(variables: Variables, key: Key, batch: Batch) -> Array:
 
 def diversity_objective(
     variables: Variables, key: Key, batch: Batch, *, least: Scalar = 0.05, most: Scalar = 0.25
-) -> Array:
+) -> jax.Array:
     """Computes the mean `losses.diversity` of the batch's users: the regulariser of DPCML.
 
     Add it to the loss with `combined_objective`; the released code has a weight of 10. It uses the
@@ -51,8 +51,8 @@ def diversity_objective(
         variables: the variables of `models.DPCML`, or of any model with this parameter.
         key: unused; nothing is drawn.
         batch: positives [B, P]; users without a valid positive do not count.
-        least: spread below which a user's vectors are pushed apart.
-        most: spread above which they are pulled together.
+        least: spread below which the loss pushes a user's vectors away from each other.
+        most: spread above which it pulls them towards each other.
 
     Raises:
         ValueError: if the parameter "user" is not [M, C, D], or `least` is above `most`.
@@ -64,12 +64,12 @@ def diversity_objective(
     if jnp.ndim(table) != 3:
         raise ValueError(f"the parameter user has shape {list(table.shape)}; use models.DPCML, which has [M, C, D]")
     values = losses.diversity(lookup(table, batch.users[:, 0]), least=least, most=most)
-    return losses.mean(values, where=batch.where.any(1))
+    return losses.mean(values, where=jnp.asarray(batch.where.any(1)))
 
 
 def sml_objective(
     variables: Variables, key: Key, batch: Batch, *, sample: Sampler, loss: Callable[..., Array] = losses.sml
-) -> Array:
+) -> jax.Array:
     """Computes the mean `losses.sml` of the positives (Li et al. 2020, 10.1609/aaai.v34i04.5894).
 
     The model is `MF(score=negative_squared_distance)`. The learned margins are passed to
@@ -104,7 +104,7 @@ def sml_objective(
 
 def relation_objective(
     variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Loss, sample: Sampler
-) -> Array:
+) -> jax.Array:
     """Computes `pairwise_objective` with the positive's relation used for the negatives too (LRML).
 
     Args:
@@ -137,7 +137,7 @@ def translation_objective(
     sample: Sampler,
     distance_weight: Scalar,
     neighbourhood_weight: Scalar,
-) -> Array:
+) -> jax.Array:
     """Computes the objective of TransCF (Park et al. 2018, arXiv 1906.01637).
 
     It is the mean of loss − distance_weight · score + neighbourhood_weight · (‖u − ū‖² + ‖v −
@@ -177,7 +177,7 @@ def translation_objective(
     return losses.mean(values, where=batch.where, weights=batch.weights)
 
 
-def _distance(x: Array, y: Array) -> Array:
+def _distance(x: Array, y: Array) -> jax.Array:
     """Computes ‖x − y‖ over the last axis, with gradient 0 at 0."""
     # Both branches of `where` are differentiated: the inner one keeps sqrt from 0, where its slope
     # is infinite.

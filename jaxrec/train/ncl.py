@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import chex
 import jax
@@ -42,7 +43,7 @@ def objective(
     prototype_weight: Scalar = 4e-4,
     temperature: Scalar = 0.05,
     warm_up: Scalar = 0,
-) -> Array:
+) -> jax.Array:
     """Computes NCL's loss: the mean loss of the positives, and two contrasts (arXiv 2202.06200).
 
     mean loss + structure_weight · (S(users) + item_share · S(items))
@@ -86,7 +87,8 @@ def objective(
     pos, neg = (products(own, lookup(items, ids)) for ids in (batch.items, negatives))
     value = losses.mean(compared(loss, pos, neg[:, None]), where=batch.where, weights=batch.weights)
     pairs, known = batch.pairs(), variables["prototypes"]
-    on_structure, on_prototypes = [], []
+    on_structure: list[jax.Array] = []
+    on_prototypes: list[jax.Array] = []
     for name, ids, first, last in zip(("user", "item"), (pairs.users, pairs.items), near, far):
         sides = (
             (on_structure, lookup(last, ids), first, ids),
@@ -100,7 +102,9 @@ def objective(
     return value + structure * (on_structure[0] + share * on_structure[1]) + clusters * sum(on_prototypes)
 
 
-def prototypes(key: Key, variables: Variables, *, model: Model, iterations: int = 20) -> dict[str, Mapping[str, Array]]:
+def prototypes(
+    key: Key, variables: Variables, *, model: Any, iterations: int = 20
+) -> dict[str, Mapping[str, jax.Array]]:
     """Clusters the users and the items by their vectors E⁽⁰⁾; it is a `refresh` of `refreshed`.
 
     Args:
@@ -121,7 +125,7 @@ def prototypes(key: Key, variables: Variables, *, model: Model, iterations: int 
 
 
 @functools.partial(jax.jit, static_argnames=("n", "iterations"))
-def k_means(key: Key, x: Array, *, n: int, iterations: int = 20) -> tuple[Array, Array]:
+def k_means(key: Key, x: Array, *, n: int, iterations: int = 20) -> tuple[jax.Array, jax.Array]:
     """Clusters the rows of a table by Lloyd's algorithm (Lloyd 1982, 10.1109/TIT.1982.1056489).
 
     It starts from n different rows, drawn at random. A cluster without rows keeps its centroid.
@@ -147,16 +151,16 @@ def k_means(key: Key, x: Array, *, n: int, iterations: int = 20) -> tuple[Array,
     n, iterations = integer("n", n, most=len(x)), integer("iterations", iterations)
     dtype, x = x.dtype, accumulated(x)
 
-    def assigned(centroids: Array) -> Array:
+    def assigned(centroids: Array) -> jax.Array:
         lengths = (centroids**2).sum(-1)
 
-        def nearest(row: Array) -> Array:
+        def nearest(row: Array) -> jax.Array:
             products = jnp.matmul(centroids, row, precision="highest")
             return jnp.argmin(lengths - 2 * products).astype(jnp.int32)
 
         return sized("intermediates", lambda size, x: jax.lax.map(nearest, x, batch_size=max(size // n, 1)), x)
 
-    def moved(_: Array, centroids: Array) -> Array:
+    def moved(_: Array, centroids: Array) -> jax.Array:
         nearest = assigned(centroids)
         count = jnp.zeros(n, x.dtype).at[nearest].add(1)[:, None]
         total = jnp.zeros_like(centroids).at[nearest].add(x)

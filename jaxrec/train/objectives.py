@@ -36,7 +36,7 @@ def pairwise_objective(
     hardest: int | None = None,
     arguments: Arguments | None = None,
     leave_out: bool = False,
-) -> Array:
+) -> jax.Array:
     """Computes the mean loss of the batch's positives against sampled negatives.
 
     The weights of the interactions weight the mean. A model with `dropout` above 0 gets a key for
@@ -87,9 +87,8 @@ def pairwise_objective(
     return losses.mean(values, where=batch.where, weights=batch.weights)
 
 
-def log_q(variables: Variables, batch: Batch, negatives: Array, *, table: Array) -> dict[str, Array]:
-    """Returns the `arguments` of `losses.sampled_softmax`: the sampler's log-probabilities of
-    positives and negatives.
+def log_q(variables: Variables, batch: Batch, negatives: Array, *, table: Array) -> dict[str, Any]:
+    """Returns the sampler's log-probabilities, as the `arguments` of `losses.sampled_softmax`.
 
     Args:
         variables: unused.
@@ -111,7 +110,7 @@ def in_batch_objective(
     loss: Loss,
     seen: Interactions | None = None,
     log_q: Array | None = None,
-) -> Array:
+) -> jax.Array:
     """Computes the mean loss of the batch's positives, each against all other items of the batch.
 
     Scores are one matrix product instead of look-ups. Items occur as negatives in proportion to
@@ -138,7 +137,7 @@ def in_batch_objective(
     return losses.mean(values, where=pairs.where, weights=pairs.weights)
 
 
-def rows_objective(variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Loss) -> Array:
+def rows_objective(variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Loss) -> jax.Array:
     """Computes the mean loss of the batch's positives, each against the whole catalogue.
 
     The catalogue includes the positives, as uniform sampling does: this is the limit of
@@ -161,7 +160,7 @@ def rows_objective(variables: Variables, key: Key, batch: Batch, *, model: Model
 
 def vectors_objective(
     variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Callable[..., Array]
-) -> Array:
+) -> jax.Array:
     """Computes a loss of the batch's vectors without negatives, such as `losses.directau`.
 
     Args:
@@ -175,15 +174,15 @@ def vectors_objective(
         TypeError: if the model has no `vectors`.
     """
     del key
-    batch = batch.pairs()
+    pairs = batch.pairs()
     _check_has(model, "vectors", "MF")
     users, items = model.apply(variables, method="vectors")
-    return loss(users[batch.users], items[batch.items], where=batch.where)
+    return loss(users[pairs.users], items[pairs.items], where=pairs.where)
 
 
 def gram_objective(
     variables: Variables, key: Key, batch: Batch, *, model: Model, loss: Callable[..., Array] = losses.rg2
-) -> Array:
+) -> jax.Array:
     """Computes the mean loss of the positives against the whole catalogue, from its Gram matrix.
 
     It equals `rows_objective` with `losses.rg2_sampled`, but never forms scores [B, N]: a step
@@ -213,7 +212,7 @@ def gram_objective(
 
 def combined_objective(
     variables: Variables, key: Key, batch: Batch, *, parts: Sequence[tuple[Scalar, Objective]]
-) -> Array:
+) -> jax.Array:
     """Computes a weighted sum of objectives, Σ weight · objective(variables, key, batch).
 
     To add losses of the same scores, use `losses.combine`, which scores them once.
@@ -229,11 +228,13 @@ def combined_objective(
     """
     if not parts:
         raise ValueError("parts is empty; give at least one pair (weight, objective)")
-    return sum(weight * objective(variables, key, batch) for weight, objective in parts)
+    return jnp.asarray(sum(jnp.asarray(weight * objective(variables, key, batch)) for weight, objective in parts))
 
 
 def histories_of(model: Model, batch: Batch) -> dict[str, Interactions]:
-    """The keyword `histories` for `model.apply` if the model knows users by their items; other models do not take it.
+    """Returns the keyword `histories` of `model.apply` for a model that knows users by their items.
+
+    For other models the result is empty.
 
     Raises:
         ValueError: for a batch without histories if the model needs them.
@@ -249,14 +250,13 @@ def histories_of(model: Model, batch: Batch) -> dict[str, Interactions]:
 
 
 def _options(model: Model, batch: Batch, key: Key) -> dict[str, Any]:
-    """Keywords for `model.apply` on pairs of a batch: histories, and a key for dropout, if the model takes them."""
+    """Returns keywords of `model.apply`: histories and a key for dropout, if the model takes them."""
     rngs = {"rngs": {"dropout": key}} if getattr(model, "dropout", 0) else {}
     return histories_of(model, batch) | rngs
 
 
-def compared(loss: Loss, pos: Array, neg: Array, **further: Array) -> Array:
-    """Returns `loss(pos, neg, **further)` [...], and checks that it is one value per positive for
-    all numbers of both.
+def compared(loss: Callable[..., Array], pos: Array, neg: Array, **further: Array) -> jax.Array:
+    """Returns `loss(pos, neg, **further)` [...], and checks that it has one value per positive.
 
     A loss that forgets `pos[..., None]` compares every positive with the negatives of all users.
     With one negative, or as many as positives, its result still has the right shape. The loss is
@@ -272,7 +272,9 @@ def compared(loss: Loss, pos: Array, neg: Array, **further: Array) -> Array:
     if not jnp.issubdtype(getattr(values, "dtype", None) or object, jnp.floating):
         what = getattr(values, "dtype", type(values).__name__)
         raise TypeError(f"the loss returns {what}; it must return an array of floats, to have a gradient")
-    tried = [(pos, neg, jnp.shape(values) == jnp.shape(pos), f"returns {list(jnp.shape(values))}")]
+    tried: list[tuple[Any, ...]] = [
+        (pos, neg, jnp.shape(values) == jnp.shape(pos), f"returns {list(jnp.shape(values))}")
+    ]
     n = neg.shape[-1]
     if n == 1 or n in pos.shape:
         sizes = [size for size in (7, 11, 13, 17) if size != n][: pos.ndim]
@@ -290,17 +292,14 @@ def compared(loss: Loss, pos: Array, neg: Array, **further: Array) -> Array:
     if not all(right for _, _, right, _ in tried):
         what = "; ".join(f"pos {list(p.shape)} and neg {list(n.shape)} {how}" for p, n, _, how in tried)
         raise ValueError(
-            f"the loss has the wrong shape: with {what}. A loss takes pos [...] and neg [..., n] "
-            "and returns [...]: "
-            "compare neg with pos[..., None], and reduce only the last axis"
+            f"the loss has the wrong shape: with {what}. A loss takes pos [...] and neg [..., n] and "
+            "returns [...]: compare neg with pos[..., None], and reduce only the last axis"
         )
     return values
 
 
 def _unlike(x: Array, *, pos: Array, neg: Array, sizes: Sequence[int], n: int) -> jax.ShapeDtypeStruct:
-    """Returns the shape of a loss's argument if positives had the shape `sizes`, and each of them n
-    negatives.
-    """
+    """Returns an argument's shape for positives of shape `sizes` with n negatives each."""
     shape = list(jnp.shape(x))
     if len(shape) >= neg.ndim and shape[neg.ndim - 1] == neg.shape[-1]:
         shape[neg.ndim - 1] = n

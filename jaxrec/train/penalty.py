@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import jax
+
 from jaxrec._numerics import number
 from jaxrec.optim.regularization import penalty
 from jaxrec.train.examples import Batch
 from jaxrec.train.lambda_opt import penalised_rows
-from jaxrec.typing import Array, Key, Objective, Scalar, Variables
+from jaxrec.typing import Key, Objective, Scalar, Variables
 
 
 def penalised_objective(
     variables: Variables, key: Key, batch: Batch, *, objective: Objective, l2: Scalar = 1e-4
-) -> Array:
+) -> jax.Array:
     """Adds an L2 penalty on the batch's rows of the tables to any objective that samples.
 
     objective + l2 · ½ mean over positives of (‖u‖² + ‖i‖² + mean over negatives j of ‖j‖²)

@@ -102,13 +102,14 @@ def shardings(
     }
     if whole:
         warnings.warn(
-            f"the {size} devices of the mesh axis {axis!r} do not divide {whole} evenly, so that each device has these "
+            f"the {size} devices of the mesh axis {axis!r} do not divide {whole} evenly, so each device has these "
             f"tables whole; give the model a dimension that is a multiple of {8 * size}",
             stacklevel=3,
         )
     rest = {name: jax.tree.map(lambda _: replicated, part) for name, part in state.variables.items()}
     opt_state = jax.tree.map(one, state.opt_state)
-    return State({**rest, "params": jax.tree.map(one, params)}, opt_state, replicated, replicated)
+    parts: Any = ({**rest, "params": jax.tree.map(one, params)}, opt_state, replicated, replicated)
+    return State(*parts)
 
 
 def _axis(mesh: Mesh, rows: str | None, columns: str | None) -> str:

@@ -23,7 +23,7 @@ from jaxrec.train.stream import Stream
 from jaxrec.typing import Key, Objective, Variables
 
 Refresh = Callable[[Key, Variables], Mapping[str, Any]]
-_OF_REFRESH = np.uint32(2**32 - 1)  # no epoch has this number, so that no key is drawn from twice
+_OF_REFRESH = np.uint32(2**32 - 1)  # no epoch has this number, so no key is used twice
 
 
 def refreshed(
@@ -39,7 +39,7 @@ def refreshed(
     examples: Callable[[Interactions], Examples | Stream] = singles,
     **loop: Unpack[Loop],
 ) -> tuple[State, Log]:
-    """Trains as `fit` does, and replaces collections of the variables before every `period`-th epoch.
+    """Trains as `fit` does, and replaces collections of variables before every `period`-th epoch.
 
     Args:
         state: the state from `init`, or from an earlier call to continue.
@@ -67,7 +67,7 @@ def refreshed(
         Interrupted: as `fit`.
     """
     began, period = time.perf_counter(), integer("period", period)
-    how = {"batch_size": integer("batch_size", batch_size), "examples": examples, "progress": False}
+    how: dict[str, Any] = {"batch_size": integer("batch_size", batch_size), "examples": examples, "progress": False}
 
     def advance(state: State, number: int) -> tuple[State, Mapping[str, float]]:
         if (number - 1) % period == 0:
@@ -76,7 +76,7 @@ def refreshed(
             state, passed = fit(state, objective, tx, train, epochs=int(state.epoch) + 1, **how)
         except DivergenceError as error:
             # The error carries the state of one pass; `run` adds this run's state to the cause.
-            raise error.__context__ from None
+            raise error.__context__ or error from None
         return state, {"loss": passed.column("loss")[1][-1]}
 
     description = None
@@ -84,7 +84,7 @@ def refreshed(
         parts = batch_size, examples, loop.get("every", 1), loop.get("stopping")
         description = _description(state, objective, as_step(tx), train, *parts)
         description |= {"refresh": described(refresh), "period": period}
-    options = {"epochs": epochs, "began": began, "epoch": int(state.epoch), "description": description}
+    options: dict[str, Any] = {"epochs": epochs, "began": began, "epoch": int(state.epoch), "description": description}
     return run(advance, state, variables=lambda state: state.variables, **options, **loop)
 
 

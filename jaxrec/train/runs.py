@@ -39,9 +39,7 @@ class Run(NamedTuple):
 
 
 class Setting(dict):
-    """Name -> value of one setting of one sweep. `Sweep.compare` recognises settings of another
-    sweep by this type.
-    """
+    """Name -> value of one setting of a sweep, a type that `Sweep.compare` can recognise."""
 
 
 class Row(NamedTuple):
@@ -114,8 +112,9 @@ class Sweep:
         return len(self.runs) // len(self.settings)
 
     def state(self, run: int) -> State:
-        """Returns the state of one run, on the device. To continue it, call `fit` with that run's
-        optimiser.
+        """Returns the state of one run, on the device.
+
+        To continue it, call `fit` with that run's optimiser.
         """
         run = integer("run", run, least=0, most=len(self.runs) - 1)
         return jax.device_put(jax.tree.map(lambda leaf: leaf[run], self.states))
@@ -155,8 +154,9 @@ class Sweep:
         return rows
 
     def best(self, metric: str | None = None, *, mode: Literal["max", "min"] = "max") -> int:
-        """Returns the index of the setting with the best mean. A setting with a NaN under any seed
-        is skipped.
+        """Returns the index of the setting with the best mean.
+
+        A setting with a NaN under any seed is skipped.
 
         Args:
             metric: a name, or None for the first of `shown`.
@@ -223,17 +223,15 @@ class Sweep:
         return np.asarray(jax.random.key_data(self.states.key))[place * self.n_seeds : (place + 1) * self.n_seeds]
 
     def _place(self, which: int | Mapping[str, Any], argument: str) -> int:
-        """Returns the index of a setting given by its index, by itself, or by values that single it
-        out.
-        """
+        """Returns the index of a setting, given by its index, itself, or some of its values."""
         if isinstance(which, Setting) and not any(which is own for own in self.settings):
             raise ValueError(f"{argument}={dict(which)} is a setting of another sweep; pass that sweep as other=")
         if isinstance(which, Mapping):
             found = [place for place, setting in enumerate(self.settings) if _agrees(setting, which)]
             if len(found) != 1:
                 raise ValueError(
-                    f"{argument}={dict(which)} matches {len(found)} settings; "
-                    f"give values of one of {list(self.settings)}"
+                    f"{argument}={dict(which)} matches {len(found)} settings; give values of one of "
+                    f"{list(self.settings)}"
                 )
             return found[0]
         place = as_integer(which)
@@ -264,8 +262,9 @@ class Sweep:
         return dataclasses.replace(self, runs=tuple(runs), shown=tuple(dict.fromkeys([*self.shown, *more])))
 
     def to_dataframe(self) -> Any:
-        """Returns a pandas DataFrame with one row per run: setting, "seed", "epoch", metrics,
-        "diverged".
+        """Returns a pandas DataFrame with one row per run.
+
+        The columns are those of the setting, "seed", "epoch", the metrics, and "diverged".
         """
         import pandas as pd
 

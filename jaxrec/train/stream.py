@@ -1,4 +1,4 @@
-"""Examples that stay on the host. They come to the device in blocks, each while the one before trains.
+"""Examples that stay on the host, and come to the device in blocks while the block before trains.
 
 `fit(..., examples=streamed)` trains on positives that do not fit the memory of the device, or, if
 `Interactions.open` maps them into memory, that of the host. `fit` takes your own streams too.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -53,8 +53,8 @@ class Resident(NamedTuple):
         return (self.data,)
 
 
-def as_stream(data: Examples | Stream, mesh: Mesh | None = None) -> Stream:
-    """Returns a stream as it is, and other examples as one block, on the device or on each of the mesh."""
+def as_stream(data: Any, mesh: Mesh | None = None) -> Stream:
+    """Returns a stream unchanged, and other examples as one block on the device or the mesh."""
     return data if hasattr(data, "n_blocks") else Resident(on_mesh(data, mesh))
 
 
@@ -91,7 +91,7 @@ class Streamed:
             ends = (chunks + 1) * chunk - lacking * (chunks >= short)
             stops = np.minimum((order[chunks].astype(np.int64) + 1) * chunk, n)
             lengths = np.diff(np.minimum(ends, end), prepend=first)
-            stops -= np.maximum(ends - end, 0)  # the last chunk goes on in the next block
+            stops -= np.maximum(ends - end, 0)  # the last chunk continues in the next block
             yield self._block(np.sort(np.stack([stops - lengths, stops], axis=1), axis=0))
 
     def _block(self, spans: np.ndarray) -> Groups:
@@ -106,8 +106,9 @@ class Streamed:
             train.indices[places],
             None if train.weights is None else train.weights[places],
         )
-        users, items, weights = (None if x is None else np.pad(x, (0, size - len(x))) for x in columns)
-        return Groups(users, None, None, items, weights, real=np.int32(len(places)))
+        padded: list[Any] = [None if x is None else np.pad(x, (0, size - len(x))) for x in columns]
+        users, items, weights = padded
+        return Groups(users, None, None, items, weights, real=np.asarray(len(places), np.int32))
 
 
 def streamed(train: Interactions, *, block: int = 1 << 22, chunk: int = 16) -> Streamed:
@@ -135,7 +136,7 @@ def streamed(train: Interactions, *, block: int = 1 << 22, chunk: int = 16) -> S
     Args:
         train: the positives, on the host.
         block: largest number of positives in a block.
-        chunk: number of consecutive pairs that are read together.
+        chunk: number of consecutive pairs that are read at once.
 
     Raises:
         ValueError: if `block` or `chunk` is not an integer of 1 or more, or there are no pairs, or

@@ -27,7 +27,7 @@ from jaxrec.train._checks import check_bound, check_covers, check_state
 from jaxrec.train.examples import Examples, singles
 from jaxrec.train.runs import Run, Setting, Sweep, shown
 from jaxrec.train.stream import Resident, as_stream
-from jaxrec.typing import Array, Key, Objective, Variables
+from jaxrec.typing import Array, Key, Objective, Validate
 
 
 class Recipe(NamedTuple):
@@ -76,7 +76,7 @@ def sweep(
     epochs: int,
     batch_size: int = 1024,
     examples: Callable[[Interactions], Examples] = singles,
-    validate: Callable[[Variables], Mapping[str, float]] | None = None,
+    validate: Validate | None = None,
     every: int = 1,
     select: str | None = None,
     at_once: int | None = None,
@@ -206,11 +206,13 @@ def sweep(
 
 
 def _compiled(program: _Program, arrays: list, data: Any, **options: Any) -> Callable:
-    """Compiles an epoch in this thread, since JAX's context managers do not apply in the threads
-    that run it.
+    """Compiles an epoch in this thread.
+
+    JAX's context managers do not apply in the threads that run it.
     """
     given = program.states, program.settings, arrays, data
-    if jax.config.jax_disable_jit:
+    config: Any = jax.config  # JAX adds its attributes at run time
+    if config.jax_disable_jit:
         return functools.partial(_epoch_of_runs, **options)
     return _epoch_of_runs.lower(*given, **options).compile()
 
@@ -232,7 +234,7 @@ def _check_keys(keys: Any) -> None:
         raise ValueError(f"keys contains a key more than once, whose runs would be the same; {remedy}")
 
 
-def _points(settings: Mapping[str, Any] | None) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+def _points(settings: Mapping[str, Any] | None) -> tuple[list[Setting], dict[str, np.ndarray]]:
     """Returns the settings one by one, as NumPy or Python values, and by name, as arrays."""
     columns = {}
     for name, values in (settings or {}).items():
@@ -244,9 +246,8 @@ def _points(settings: Mapping[str, Any] | None) -> tuple[list[dict[str, Any]], d
             ) from error
         if columns[name].ndim == 0 or columns[name].dtype.kind not in "fiub":
             raise ValueError(
-                f"settings[{name!r}] = {values!r}; give a sequence of numbers, one per setting; "
-                "for values that are no "
-                "numbers, run a sweep for each"
+                f"settings[{name!r}] = {values!r}; give a sequence of numbers, one per setting; for values "
+                "that are no numbers, run a sweep for each"
             )
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
@@ -282,9 +283,7 @@ class _Training:
     diverged: str | None = None
 
     def choose(self, record: Mapping[str, float], select: str | None) -> bool:
-        """Returns whether this record is the best so far, and remembers it if so. NaN never
-        improves on another value.
-        """
+        """Keeps the record if it is the best so far, and returns whether it is; NaN is never better."""
         if select is not None and self.chosen is not None:
             best = self.chosen[select]
             if not (np.isnan(best) or record[select] > best):
@@ -297,8 +296,9 @@ class _Training:
         log = Log(tuple(self.records))
         if self.diverged is not None:
             return Run(self.setting, self.seed, log, len(self.records), {}, self.diverged)
-        metrics = {name: value for name, value in self.chosen.items() if name not in ("epoch", "seconds")}
-        return Run(self.setting, self.seed, log, int(self.chosen["epoch"]), metrics, None)
+        record = self.chosen or {}
+        metrics = {name: value for name, value in record.items() if name not in ("epoch", "seconds")}
+        return Run(self.setting, self.seed, log, int(record["epoch"]), metrics, None)
 
 
 @dataclasses.dataclass
@@ -340,8 +340,7 @@ def _advance(programs: list[_Program], advance: Callable, epoch: int, validate: 
                     raise ValueError(f"select={select!r}, but validate gives {sorted(found)}")
                 record = extended(record, found)
             records[id(run)] = record
-    # Write results only after all validations: Ctrl-C in `validate` must not separate states and
-    # records.
+    # Write results only after all validations, so that after Ctrl-C states and records agree.
     for program, (states, losses, finite) in zip(alive, results):
         improved = set()
         for place, (run, value) in enumerate(zip(program.runs, losses)):
@@ -353,12 +352,17 @@ def _advance(programs: list[_Program], advance: Callable, epoch: int, validate: 
                     improved.add(id(run))
         program.states = states
         if select is not None:
-            program.best = _choose(program.mask(lambda run, found=improved: id(run) in found), states, program.best)
+            program.best = _choose(program.mask(functools.partial(_is_in, improved)), states, program.best)
+
+
+def _is_in(found: set[int], run: _Training) -> bool:
+    return id(run) in found
 
 
 def _side_by_side(threads, one: Callable, arrays: Any, data: Any, programs: list[_Program]) -> list[tuple]:
-    """Runs an epoch of each program, one per thread: on CPU, programs dispatched by one thread run
-    one after another.
+    """Runs an epoch of each program, one per thread.
+
+    On CPU, programs that one thread starts run one after another.
     """
 
     def wait(program: _Program) -> tuple[loop.State, np.ndarray, np.ndarray]:
@@ -370,12 +374,12 @@ def _side_by_side(threads, one: Callable, arrays: Any, data: Any, programs: list
 
 def _warn(runs: list[_Training], select: str | None) -> None:
     """Warns of runs that diverged, and of runs whose metric `select` was always NaN."""
-    blank = [run for run in runs if run.diverged is None and select is not None and np.isnan(run.chosen[select])]
+    alive = [run for run in runs if run.diverged is None and run.chosen is not None]
+    blank = [run for run in alive if select is not None and np.isnan((run.chosen or {})[select])]
     if blank:
         warnings.warn(
-            f"{select} was NaN at every validation of {len(blank)} of {len(runs)} runs, which are "
-            "NaN in the tables; "
-            "look for NaN in what validate computes",
+            f"{select} was NaN at every validation of {len(blank)} of {len(runs)} runs, which are NaN in "
+            "the tables; look for NaN in what validate computes",
             DivergenceWarning,
             stacklevel=3,
         )
@@ -390,9 +394,8 @@ def _warn(runs: list[_Training], select: str | None) -> None:
     more = f"; and {len(lost) - 5} more" if len(lost) > 5 else ""
     warnings.warn(
         f"{len(lost)} of {len(runs)} runs diverged and are NaN in the tables: "
-        f"{'; '.join(described(*item) for item in lost[:5])}{more}. Lower the learning rate of "
-        "these settings or clip "
-        "gradients (optax.clip_by_global_norm); .state(run) is the last good state",
+        f"{'; '.join(described(*item) for item in lost[:5])}{more}. Lower the learning rate of these "
+        "settings or clip gradients (optax.clip_by_global_norm); .state(run) is the last good state",
         DivergenceWarning,
         stacklevel=3,
     )
@@ -412,8 +415,9 @@ def _recipe(arrays: list, static: Any, setting: Mapping[str, Array]) -> Recipe:
 
 
 def _each_run(one: Callable, *stacked: Any) -> Any:
-    """Calls `one` for each run. A single run is not vmapped: on CPU even a batch of one makes
-    scatters slower.
+    """Calls `one` for each run.
+
+    A single run is not vmapped: on CPU even a batch of one makes scatters slower.
     """
     try:
         if len(jax.tree.leaves(stacked)[0]) > 1:
@@ -426,7 +430,7 @@ def _each_run(one: Callable, *stacked: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnames="static")
 def _init_of_runs(keys, settings, arrays, *, static):
-    """Initial states of the runs."""
+    """Creates the initial states of the runs."""
 
     def one(key, setting):
         recipe = _recipe(arrays, static, setting)
@@ -437,7 +441,7 @@ def _init_of_runs(keys, settings, arrays, *, static):
 
 @functools.partial(jax.jit, static_argnames=("static", "batch_size"))
 def _epoch_of_runs(states, settings, arrays, data, *, static, batch_size):
-    """One epoch of the runs; a run that diverged keeps its state."""
+    """Runs one epoch of the runs; a run that diverged keeps its state."""
 
     def one(state, setting):
         _, objective, tx, _ = _recipe(arrays, static, setting)
@@ -471,17 +475,17 @@ def _choose(mask: np.ndarray, first: loop.State, second: loop.State) -> loop.Sta
     return _where(mask, first, second) if mask.any() else second
 
 
-def _take(columns: Mapping[str, np.ndarray], places: Any) -> dict[str, Array]:
+def _take(columns: Mapping[str, np.ndarray], places: Any) -> dict[str, jax.Array]:
     """Returns the settings at these indices, in the dtypes that JAX computes with."""
     return {name: jnp.asarray(column[places]) for name, column in columns.items()}
 
 
-def _on_host(leaf: Array) -> Array:
+def _on_host(leaf: Array) -> jax.Array:
     """Copies an array to the host. Typed keys stay JAX arrays, as NumPy has no such dtype."""
     return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.asarray(leaf)
 
 
-def _joined(parts: Sequence[Array]) -> Array:
+def _joined(parts: Sequence[Array]) -> jax.Array:
     """Concatenates arrays of NumPy, or of typed keys."""
     typed = jnp.issubdtype(parts[0].dtype, jax.dtypes.prng_key)
     return jnp.concatenate(parts) if typed else np.concatenate(parts)

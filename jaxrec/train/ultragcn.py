@@ -7,8 +7,8 @@ The paper is Mao et al. 2021, arXiv 2110.15114. The model is plain matrix factor
                         sample=partial(jr.sampling.uniform, n_items=n_items, n=1500))
     tx        = optax.chain(optax.add_decayed_weights(1e-4), optax.adam(1e-4))
 
-The released settings are, besides what both share (w₁ = w₃, w₂ = w₄ = 1, negative weight 300, item
-weight 5e-4, ten neighbours, L2 1e-4):
+The released settings share w₁ = w₃, w₂ = w₄ = 1, a negative weight of 300, an item weight of 5e-4,
+ten neighbours and L2 of 1e-4. They differ in:
 
     Gowalla   1,500 negatives, w₁ = 1e-6, rate 1e-4, batches of 512
     Yelp2018    800 negatives, w₁ = 1e-8, rate 1e-3, batches of 1,024
@@ -75,7 +75,7 @@ def constraints(train: Interactions, *, n: int = 10) -> Constraints:
     pairs, sizes = train.pairs(), (train.n_users, train.n_items)
     met = scipy.sparse.csr_array((np.ones(len(pairs[0])), pairs), shape=sizes)
     by_item = met.T.tocsr()
-    of_users, of_items = _shares(np.bincount(pairs[0], minlength=sizes[0])), np.bincount(pairs[1], minlength=sizes[1])
+    of_users, item_degrees = _shares(np.bincount(pairs[0], minlength=sizes[0])), train.item_degrees
     totals = by_item @ (met @ np.ones(sizes[1]))
     left, right = _shares(totals), 1 / np.sqrt(totals + 1)
     neighbours = np.repeat(np.arange(sizes[1], dtype=np.int32)[:, None], n, axis=1)
@@ -90,7 +90,7 @@ def constraints(train: Interactions, *, n: int = 10) -> Constraints:
         kept = place < n
         where = rows[kept] + start, place[kept]
         neighbours[where], omega[where] = columns[kept], values[kept]
-    of_items = 1 / np.sqrt(of_items + 1)
+    of_items = 1 / np.sqrt(item_degrees + 1)
     return Constraints(of_users.astype(np.float32), of_items.astype(np.float32), neighbours, omega)
 
 
@@ -111,7 +111,7 @@ def objective(
     negative: tuple[Scalar, Scalar] = (1e-6, 1.0),
     negative_weight: Scalar = 300.0,
     item_weight: Scalar = 5e-4,
-) -> Array:
+) -> jax.Array:
     """Computes UltraGCN's loss (Mao et al. 2021, arXiv 2110.15114), summed over the batch.
 
     Σ (w₁ + w₂ β_ui) φ(−s_ui) + negative_weight · meanⱼ (w₃ + w₄ β_uj) φ(s_uj)
@@ -138,8 +138,8 @@ def objective(
         ValueError: if a weight is negative or not finite, or `graph` has another number of users
             or items than the model.
 
-    Differs: the paper's penalty γ/2 ‖Θ‖² of all parameters is not part of it: put
-    `optax.add_decayed_weights(γ)` in front of the optimiser.
+    Differs: leaves out the paper's penalty γ/2 ‖Θ‖² of all parameters; start the optimiser's chain
+    with `optax.add_decayed_weights(γ)`.
     """
     _check_sizes(graph, model)
     graph = jax.tree.map(jnp.asarray, graph)
@@ -152,7 +152,7 @@ def objective(
     scores = accumulated(model.apply(variables, users, ids))
     pos, neg, related = jnp.split(scores, [n_positives, n_positives + n_negatives], axis=1)
 
-    def weighed(name: str, pair: tuple[Scalar, Scalar], ids: Array) -> Array:
+    def weighed(name: str, pair: tuple[Scalar, Scalar], ids: Array) -> jax.Array:
         constant, slope = (jnp.asarray(number(name, w, least=0), scores.dtype) for w in pair)
         return constant + slope * (graph.user[users] * graph.item[ids]).astype(scores.dtype)
 

@@ -31,7 +31,7 @@ def brute_force(name, hits, n_relevant, k, denominator="n_relevant"):
 
 
 def second_opinion(lists, relevant, k):
-    """ranx's figures for each user: `lists` are item ids best first, `relevant` sets of item ids; {metric: [U]}."""
+    """Returns ranx's metrics of each user, {metric: [U]}: `lists` are item ids, best first, `relevant` sets of ids."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.setenv("NUMBA_DISABLE_JIT", "1")  # compiling takes a minute, these few users a millisecond
         warnings.simplefilter("ignore")
