@@ -56,6 +56,7 @@ class Log:
         compile_seconds: the time that tracing and compilation took from the first epoch on to the
             last validation. The log of a resumed run does not have that of the calls before.
         watched: the metric that early stopping watched, or None.
+        watched_mode: "max" if a larger value of it is better, or "min".
         best_epoch: the best epoch by that metric, whose state is returned; None without early
             stopping, and before the first validation.
 
@@ -68,6 +69,7 @@ class Log:
     setup_seconds: float = dataclasses.field(default=0.0, compare=False)
     compile_seconds: float = dataclasses.field(default=0.0, compare=False)
     watched: str | None = dataclasses.field(default=None, compare=False)
+    watched_mode: Literal["max", "min"] = dataclasses.field(default="max", compare=False)
     best_epoch: int | None = dataclasses.field(default=None, compare=False)
 
     def append(self, record: Mapping[str, float]) -> Log:
@@ -90,34 +92,42 @@ class Log:
         kept = [record for record in self.records if name in record]
         return [int(record["epoch"]) for record in kept], [record[name] for record in kept]
 
-    def best(self, metric: str | None = None, *, mode: Literal["max", "min"] = "max") -> dict[str, float]:
+    def best(self, metric: str | None = None, *, mode: Literal["max", "min"] | None = None) -> dict[str, float]:
         """Returns the record of the best epoch.
 
         Args:
             metric: the name of a value, such as "ndcg@10"; the earliest epoch with its best value
                 is the best. None is the metric that early stopping watched, and gives the epoch
                 whose state was returned.
-            mode: "max" if larger is better, "min" if smaller is better, as for "loss". It is for a
-                given metric.
+            mode: "max" if larger is better, "min" if smaller is better. None is that of early
+                stopping for the metric that it watched, "min" for "loss" and "objective", and "max"
+                for other values.
 
         Raises:
             ValueError: if no metric is given and none was watched or validated, no record has the
-                metric, it is NaN in all of them, or `mode` is another word.
+                metric or the watched epoch, the metric is NaN in all of them, or `mode` is another
+                word.
 
         >>> log = Log(({"epoch": 1, "ndcg@10": 0.1}, {"epoch": 2, "ndcg@10": 0.3}, {"epoch": 3, "ndcg@10": 0.2}))
         >>> log.best("ndcg@10")
         {'epoch': 2, 'ndcg@10': 0.3}
         """
-        if mode not in ("max", "min"):
+        if mode not in ("max", "min", None):
             raise ValueError(f'mode={mode!r}; give "max" or "min"')
         if metric is None:
             if self.best_epoch is None:
                 raise ValueError(f"no early stopping watched a metric; give one of {self.names}")
-            return next(dict(record) for record in self.records if record["epoch"] == self.best_epoch)
+            for record in self.records:
+                if record["epoch"] == self.best_epoch:
+                    return dict(record)
+            raise ValueError(f"the log has no record of epoch {self.best_epoch}, the best; give a metric")
         self.column(metric)  # raises if there is none
         known = [record for record in self.records if not math.isnan(record.get(metric, math.nan))]
         if not known:
             raise ValueError(f"{metric} is NaN in every record, so that no epoch is the best")
+        if mode is None:
+            usual: Literal["max", "min"] = "min" if metric in ("loss", "objective") else "max"
+            mode = self.watched_mode if metric == self.watched else usual
         choose = max if mode == "max" else min
         return dict(choose(known, key=lambda record: record[metric]))
 
@@ -133,7 +143,7 @@ class Log:
         last = ", ".join(f"{name} {value:.4g}" for name, value in self.records[-1].items() if name != "epoch")
         spent = f"; compilation {self.compile_seconds:.2g} s" if self.compile_seconds else ""
         best = ""
-        if self.best_epoch is not None and self.watched is not None:
+        if any(record["epoch"] == self.best_epoch for record in self.records) and self.watched is not None:
             best = f"; best: epoch {self.best_epoch}, {self.watched} {self.best()[self.watched]:.4g}"
         return f"Log({len(self.records)} epochs; last: {last}{best}{spent})"
 

@@ -177,7 +177,9 @@ def run(
         if not done and first < epochs:
             bar.set_postfix_str("compiling")
         setup = 0.0 if began is None else time.perf_counter() - began
-        watched: dict[str, Any] = {} if stopping is None else {"watched": stopping.metric}
+        watched: dict[str, Any] = (
+            {} if stopping is None else {"watched": stopping.metric, "watched_mode": stopping.mode}
+        )
         before_epochs = compilation.seconds()
         now = now._replace(log=dataclasses.replace(now.log, setup_seconds=setup, **watched, **_best(now.stopping)))
         try:

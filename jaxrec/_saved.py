@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import types
 import uuid
 import zipfile
@@ -93,13 +94,15 @@ def save(path: str | os.PathLike, model: Model | None, variables: Variables, id_
         "variables": _packed(variables, arrays, "variables"),
         "id_map": None if id_map is None else {side: _labels(getattr(id_map, side), arrays) for side in _SIDES},
     }
-    path = _path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    path = _path(path).resolve()  # the file that a link points to is replaced, and the link stays
+    temporary = path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
         with temporary.open("w+b") as file:
             _write(file, about, arrays)
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -318,9 +321,11 @@ def _packed_array(value: Any, arrays: list[np.ndarray], place: str) -> dict[str,
     """Returns the number of an array and its dtype, and appends the array."""
     if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
         raise TypeError(f"{place} is a typed key, which cannot be saved; remove it from the variables")
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{place} is a masked array, whose mask cannot be saved; fill it")
     array = np.asarray(value)
-    if array.dtype.hasobject:
-        raise TypeError(f"{place} is an array of objects, which cannot be saved; give an array of numbers")
+    if array.dtype.hasobject or array.dtype.names:
+        raise TypeError(f"{place} is an array of {array.dtype}, which cannot be saved; give an array of numbers")
     about: dict[str, Any] = {"array": len(arrays), "device": isinstance(value, jax.Array)}
     if array.dtype.kind == "V":  # npy files do not know bfloat16 and other small floats: store their bits
         about["dtype"] = array.dtype.name

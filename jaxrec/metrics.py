@@ -369,14 +369,20 @@ def diversity(items: ArrayLike, vectors: Array) -> Array:
         float32 [...]; 0 for a list of fewer than two items.
 
     Raises:
-        ValueError: for an id of N or more; under `jit` such ids make the mean NaN.
+        ValueError: for an id of N or more; under `jit` such ids make the mean NaN. Also if `vectors`
+            has another number of axes.
 
     >>> diversity(np.array([[0, 1], [0, 2]]), np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]])).tolist()
     [1.0, 0.0]
     """
     xp = namespace(items, vectors)
     vectors = xp.asarray(vectors, np.float32)
+    if vectors.ndim != 2:
+        raise ValueError(f"vectors has shape {list(vectors.shape)}; give one vector for each item, [N, D]")
     items = xp.asarray(_listed(items, len(vectors)))
+    # The largest entry is divided out first, because squares under- and overflow.
+    largest = xp.abs(vectors).max(-1, keepdims=True)
+    vectors = vectors / xp.where(largest > 0, largest, np.float32(1))
     lengths = xp.sqrt((vectors**2).sum(-1, keepdims=True))
     unit = vectors / xp.where(lengths > 0, lengths, np.float32(1))
     valid, places = items >= 0, xp.maximum(items, 0)

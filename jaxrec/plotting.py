@@ -123,7 +123,7 @@ def popularity(reports: Mapping[str, Report], train: Interactions, *, k: int | N
 
     Raises:
         TypeError: if `train` is not an `Interactions`.
-        ValueError: if a report has no lists, or k is not an integer from 1 to their length.
+        ValueError: if a report has no lists or other items than `train`, or k is not an integer from 1 to their length.
     """
     check_interactions(train=train)
     ax, degrees = _axes(ax), train.item_degrees
@@ -132,6 +132,9 @@ def popularity(reports: Mapping[str, Report], train: Interactions, *, k: int | N
     for name, report in reports.items():
         if report.items is None:
             raise ValueError(f"report {name!r} has no lists of items; evaluate with full_ranking")
+        n_items = report.items.max(initial=-1) + 1 if report.n_items is None else report.n_items
+        if n_items > train.n_items or report.n_items not in (None, train.n_items):
+            raise ValueError(f"report {name!r} is of {n_items} items, and train of {train.n_items}; use one id map")
         width = report.items.shape[1]
         shown = report.items[:, : integer("k", width if k is None else k, most=width)]
         counts = np.bincount(shown[shown >= 0], minlength=train.n_items)

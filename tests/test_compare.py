@@ -1,6 +1,7 @@
 """Comparisons of many reports, with corrections and bootstrap intervals."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 
@@ -41,12 +42,23 @@ def test_the_interval_is_that_of_the_bootstrap_and_its_draws_are_fixed(monkeypat
     assert again.equals(table)
 
 
+@pytest.mark.every_case
+@pytest.mark.parametrize("correction", [holm, benjamini_hochberg])
+def test_corrections_go_by_place_whatever_the_index(correction):
+    series = pd.Series([0.04, 0.01, 0.03]).sort_values()
+    assert correction(series) == correction(series.tolist())
+    for wrong in ([0.1, np.nan], [2, 0.1], 0.02):
+        with pytest.raises(ValueError, match="give a column of numbers from 0 to 1"):
+            correction(wrong)
+
+
 def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match="give a mapping from names to two reports"):
         compare_all({"a": REPORTS["a"]}, "ndcg@10")
     with pytest.raises(ValueError, match="against='d' is none of"):
         compare_all(REPORTS, "ndcg@10", against="d")
-    with pytest.raises(ValueError, match="level=2"):
-        compare_all(REPORTS, "ndcg@10", level=2)
+    for level in (1, 95):
+        with pytest.raises(ValueError, match=f"level={level}; give a number between 0 and 1"):
+            compare_all(REPORTS, "ndcg@10", level=level)
     with pytest.raises(ValueError, match="no metric 'recall@5'"):
         compare_all(REPORTS, "recall@5")

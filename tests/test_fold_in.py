@@ -116,8 +116,9 @@ def test_other_models_with_tables_of_users(name):
 
 def test_users_without_items_keep_the_mean_and_are_counted(variables):
     some = Interactions.from_pairs([1] * 5, [2, 3, 4, 5, 6], n_users=2, n_items=N)
+    decaying = optax.chain(optax.add_decayed_weights(0.1), TX)
     with pytest.warns(DataWarning, match="1 of 2 users, user 0 the first, have no items"):
-        found = fold_in(MODEL, variables, _objective(MODEL), TX, some, epochs=1, **HOW)[1]
+        found = fold_in(MODEL, variables, _objective(MODEL), decaying, some, epochs=1, **HOW)[1]
     np.testing.assert_allclose(found["params"]["user"][0], variables["params"]["user"].mean(0), rtol=1e-5, atol=1e-7)
 
 
@@ -188,3 +189,8 @@ def test_a_sampler_of_the_known_users_is_an_error(variables):
     with pytest.raises(ValueError, match="seen of reject_seen is for n_users=6, but train has 2") as raised:
         fold_in(MODEL, variables, _objective(MODEL, REJECTING), TX, NEW, epochs=1, **HOW)
     assert "bind their interactions" in raised.value.__notes__[0]
+    as_many = Interactions.from_pairs(np.arange(M), (np.arange(M) + 5) % N, n_users=M, n_items=N)
+    with pytest.warns(DataWarning, match="lack 6 of the 6 pairs of the users to train"):
+        fold_in(MODEL, variables, _objective(MODEL, REJECTING), TX, as_many, epochs=1, **HOW)
+    with pytest.raises(TypeError, match="model is the class MF; create it"):
+        fold_in(models.MF, variables, _objective(MODEL), TX, NEW, epochs=1, **HOW)

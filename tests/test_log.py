@@ -43,6 +43,11 @@ def test_a_log_of_early_stopping_names_the_epoch_that_was_returned():
     assert state == 2 and log.best()["epoch"] == 2 and log.best("ndcg@10")["epoch"] == 3
     assert "best: epoch 2, ndcg@10 0.2" in repr(log)
     assert "best" not in repr(_run_of([0.1] * 6, progress=False)[1])
+    falling = EarlyStopping("ndcg@10", patience=9, mode="min")
+    assert _run_of([0.3, 0.1, 0.2], epochs=3, stopping=falling, progress=False)[1].best("ndcg@10")["epoch"] == 2
+    assert log.best("loss")["loss"] == min(log.column("loss")[1])
+    with pytest.raises(ValueError, match="no record of epoch 9"):
+        Log(({"epoch": 1},), watched="ndcg@10", best_epoch=9).best()
     nothing = _run_of([float("nan"), 0.5], epochs=2, stopping=stopping, progress=False)[1]
     assert nothing.best()["epoch"] == 2
 

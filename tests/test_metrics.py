@@ -265,6 +265,10 @@ def test_diversity_is_the_mean_over_pairs():
     np.testing.assert_allclose(metrics.diversity(lists, vectors), expected, rtol=1e-5, atol=1e-6)
     traced = jax.jit(metrics.diversity)(lists, vectors.astype(np.float32))
     np.testing.assert_allclose(traced, expected, rtol=1e-5, atol=1e-6)
+    for size in (1e-25, 1e25):  # whose squares are 0 and infinite
+        np.testing.assert_allclose(metrics.diversity(lists, vectors * size), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="give one vector for each item"):
+        metrics.diversity(lists, vectors[:, None])
 
 
 @pytest.mark.parametrize("wrong", [5, 2**32 + 1])

@@ -47,6 +47,7 @@ def test_per_user_draws_the_distribution():
 
 LISTED = Report(np.arange(2), {"ndcg@2": np.array([0.2, 0.4])}, {}, np.array([[0, 1], [0, -1]]), "by hand", 4)
 TRAIN = Interactions.from_pairs([0, 0, 1, 1, 2], [0, 1, 0, 2, 0], n_items=4)
+FEWER = Interactions.from_pairs([0, 0], [0, 1], n_users=2, n_items=2)
 
 
 def test_differences_are_sorted_and_have_their_mean():
@@ -109,6 +110,7 @@ def test_an_audit_shows_shares_and_what_is_serious():
         (lambda: plotting.metric_against_k({"a": REPORT}, "recall"), "'a' has no 'recall' at any k"),
         (lambda: plotting.per_user({"a": REPORT}, "ndcg@7"), "'a' has no 'ndcg@7'"),
         (lambda: plotting.popularity({"a": REPORT}, TRAIN), "'a' has no lists"),
+        (lambda: plotting.popularity({"a": LISTED}, FEWER), "use one id map"),
     ],
 )
 def test_unknown_metrics_are_named(draw, message):

@@ -1,5 +1,7 @@
 """Recommendations and similar items with labels and titles."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -67,7 +69,7 @@ WRONG = {
     "labels without a map": ({"users": ["ann"]}, ValueError, r"users holds \['ann'\]; give ids"),
     "word": ({"unknown_users": "skip"}, ValueError, "unknown_users='skip'; give 'raise' or 'drop'"),
     "titles of other items": ({"titles": {"x": "y"}}, ValueError, "titles has none of the items, such as 0"),
-    "few titles": ({"titles": ["a"], "users": [2]}, ValueError, "titles has 1 entries, but item 3"),
+    "few titles": ({"titles": ["a"], "users": [2]}, ValueError, "titles has 1 entries for 4 items"),
     "a title": ({"titles": "a"}, TypeError, "titles is a str; give a mapping"),
     "another map": ({"id_map": IdMap(["u"], [1]), "users": ["u"], "seen": SEEN}, ValueError, "id_map has 1 items"),
 }
@@ -91,7 +93,22 @@ def test_similar_is_the_cosine_of_item_vectors():
     np.testing.assert_allclose(frame["score"][:3], [0.9 / 0.82**0.5, 0.5**0.5, 0], atol=1e-6)
     # A score that is a distance has vectors with the squared lengths, which are no part of the cosine.
     metric = jr.models.MF(3, 4, dim=2, score=jr.models.negative_squared_distance)
-    pd.testing.assert_frame_equal(similar(metric, variables, [30, 10], k=3, id_map=MAP, titles=titles), frame)
+    for model in (metric, metric.clone(score=functools.partial(metric.score))):
+        pd.testing.assert_frame_equal(similar(model, variables, [30, 10], k=3, id_map=MAP, titles=titles), frame)
+
+
+def test_a_map_of_other_users_is_refused():
+    model = jr.models.MF(3, 4, dim=2)
+    variables = {"params": {"user": jnp.ones((3, 2)), "item": jnp.ones((4, 2))}}
+    wider = IdMap([*USERS, "new"], ITEMS)
+    with pytest.raises(ValueError, match="id_map has 4 users, but the model, seen or histories 3"):
+        recommend(model, variables, ["ann"], k=1, id_map=wider)
+    with pytest.raises(ValueError, match="id_map has 4 users, but the model, seen or histories 3"):
+        recommend(MODEL, TABLE, ["ann"], k=1, id_map=wider, seen=SEEN)
+    with pytest.raises(ValueError, match="id_map has 5 items, but the model 4"):
+        recommend(MODEL, TABLE, ["ann"], k=1, id_map=IdMap(USERS, range(5)))
+    with pytest.raises(ValueError, match="an item twice in its index"):
+        recommend(MODEL, TABLE, 0, k=1, titles=pd.Series(["x", "y"], index=[3, 3]))
 
 
 def test_similar_says_what_is_missing():

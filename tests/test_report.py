@@ -1,6 +1,7 @@
 """Reports: means, standard errors, paired comparison, and how they show themselves."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 
@@ -106,11 +107,18 @@ def test_groups_of_users_have_their_own_means_and_lists():
     }  # fmt: skip
     with pytest.raises(ValueError, match=r"groups has shape \[3\]; give one entry for each user id, 4 or more"):
         LISTS.by_group(np.zeros(3))
+    with pytest.raises(ValueError, match="groups has an index other than the user ids"):
+        LISTS.by_group(pd.Series([0, 1, 0, 1], index=[3, 2, 1, 0]))
+    for lacking in (None, pd.NA):
+        with pytest.raises(ValueError, match="groups has no value for user 2; give it a name"):
+            LISTS.by_group(np.array(["a", "b", lacking, "a"], object))
 
 
 def test_exposure_of_groups_of_items():
     popular, rare = LISTS.exposure(["popular", "rare", "rare", "rare"]).values()
     assert (popular, rare) == ((1, 0.25, 0.4, 1.0), (3, 0.75, pytest.approx(0.6), pytest.approx(2 / 3)))
     assert LISTS.exposure(np.array([0, 1, 1, 1]), k=1)[0].share_of_lists == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match=r"groups has shape \[5\]; give one entry for each item id, 4"):
+        LISTS.exposure(np.zeros(5))
     with pytest.raises(ValueError, match="has no lists of items"):
         _report([0], auc=[0.5]).exposure([0])

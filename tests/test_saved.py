@@ -144,6 +144,16 @@ def test_saving_again_replaces_the_file_or_leaves_it(mf, tmp_path, monkeypatch):
     first = path.read_bytes()
     jr.save(str(path), *mf)
     assert path.read_bytes() == first  # no date and no other accident
+    path.chmod(0o600)
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    other = {"params": {name: table + 1 for name, table in mf[1]["params"].items()}}
+    jr.save(link, mf[0], other)
+    assert link.is_symlink() and path.read_bytes() != first and path.stat().st_mode & 0o777 == 0o600
+    link.unlink()
+    first = path.read_bytes()
+    with pytest.raises(TypeError, match="is a masked array, whose mask cannot be saved"):
+        jr.save(path, None, {"params": {"x": np.ma.array([1.0, 2.0], mask=[True, False])}})
     monkeypatch.setattr(np.lib.format, "write_array", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         jr.save(path, *mf)

@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = [
     *(ROOT / name for name in ("README.md", "LOSSES.md", "CONTRIBUTING.md")),
-    *sorted((ROOT / "docs").rglob("*.md")),
+    *(path for path in sorted((ROOT / "docs").rglob("*.md")) if "_generated" not in path.parts),
     *sorted((ROOT / "jaxrec").rglob("*.py")),
 ]
 # A phrase is here only if it has no other use in these files.

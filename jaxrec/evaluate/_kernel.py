@@ -120,7 +120,7 @@ def ranked(
     Raises:
         TypeError, ValueError: see `jaxrec.evaluate.top_k`.
     """
-    n_items = _checked_sizes(model, variables, users, k, (seen, demoted), histories)
+    n_items = checked_sizes(model, variables, users, k, (seen, demoted), histories)
     say_empty(histories, users, stacklevel=4)
     mesh, k = mesh_of(variables), int(k)
     if block is None:
@@ -166,7 +166,7 @@ def ranked(
 # ---------------------------------------------------------------------- checks
 
 
-def _checked_sizes(
+def checked_sizes(
     model: Model,
     variables: Any,
     users: np.ndarray,

@@ -23,11 +23,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     It bounds the probability of at least one false rejection.
 
+    Raises:
+        ValueError: unless p-values are numbers from 0 to 1.
+
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
-    order = np.argsort(p_values, kind="stable")
-    weighted = [min(1.0, (len(order) - place) * float(p_values[at])) for place, at in enumerate(order)]
+    values = _checked(p_values)
+    order = np.argsort(values, kind="stable")
+    weighted = np.minimum((len(order) - np.arange(len(order))) * values[order], 1.0)
     corrected = np.empty(len(order))
     corrected[order] = np.maximum.accumulate(weighted)
     return corrected.tolist()
@@ -39,12 +43,23 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     It bounds the expected share of false rejections among all rejections, and rejects more than
     `holm`.
 
+    Raises:
+        ValueError: unless p-values are numbers from 0 to 1.
+
     >>> [round(p, 3) for p in benjamini_hochberg([0.01, 0.04, 0.03])]
     [0.03, 0.04, 0.04]
     """
     import scipy.stats
 
-    return scipy.stats.false_discovery_control(np.asarray(p_values, float)).tolist()
+    return scipy.stats.false_discovery_control(_checked(p_values)).tolist()
+
+
+def _checked(p_values: Sequence[float]) -> np.ndarray:
+    """Returns p-values as float64 [n], in the given order, whatever their index."""
+    values = np.asarray(p_values, np.float64)
+    if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"p_values={p_values!r:.200}; give a column of numbers from 0 to 1")
+    return values
 
 
 def compare_all(
@@ -89,7 +104,8 @@ def compare_all(
         raise ValueError(f"reports is {reports!r:.80}; give a mapping from names to two reports or more")
     if against is not None and against not in reports:
         raise ValueError(f"against={against!r} is none of {list(reports)}; give one of these")
-    number("level", level, above=0, most=1)
+    if not 0 < number("level", level, above=0) < 1:
+        raise ValueError(f"level={level}; give a number between 0 and 1, such as 0.95")
     resamples, draw = integer("resamples", resamples), generator(jax.random.key(0) if key is None else key)
     pairs = list(itertools.combinations(reports, 2))
     if against is not None:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxrec import models
 from jaxrec._numerics import accumulated, integer
 from jaxrec.data import readers
-from jaxrec.evaluate._kernel import given_ids
+from jaxrec.evaluate._kernel import checked_sizes, given_ids
 from jaxrec.evaluate.ranking import scorer, top_k
 from jaxrec.interactions import DataWarning, IdMap, Interactions
 from jaxrec.typing import Array, ArrayLike, Key, Model, Variables
@@ -64,8 +64,8 @@ def recommend(
 
     Raises:
         TypeError, ValueError: as `top_k`; also for labels that `id_map` lacks, for an `id_map` of
-            another number of items than the model's, and if `titles` has other items or another
-            number of titles.
+            another number of items or users than the model, `seen` or `histories`, and if `titles`
+            has other items or another number of titles.
 
     >>> id_map = IdMap(users=["ann", "bob"], items=["a", "b", "c"])
     >>> model = scorer(lambda table, users: table[users])
@@ -77,7 +77,9 @@ def recommend(
         raise ValueError(f"unknown_users={unknown_users!r}; give 'raise' or 'drop'")
     ids = _ids("users", users) if id_map is None else _known_users(users, id_map, unknown_users)
     candidates = items if items is None else _item_ids(items, id_map)
-    _check_map(id_map, getattr(model, "n_items", None))
+    n_items = checked_sizes(model, variables, ids, 1, (seen,), histories)
+    of_users: set[Any] = {getattr(part, "n_users", None) for part in (model, seen, histories)}
+    _check_map(id_map, n_items, of_users - {None})
     how: dict[str, Any] = {
         "k": k,
         "seen": seen,
@@ -87,8 +89,7 @@ def recommend(
         "block": block,
     }
     scores, found = top_k(model, variables, ids, **how)
-    _check_map(id_map, None if seen is None else seen.n_items)
-    return _lists("user", _shown(ids, id_map, "users"), "item", found, scores, id_map, titles)
+    return _lists("user", _shown(ids, id_map, "users"), "item", found, scores, id_map, titles, n_items)
 
 
 def similar(
@@ -133,12 +134,12 @@ def similar(
     vectors = _item_vectors(model, variables)
     n = len(vectors)
     k = integer("k", k, most=max(n - 1, 1))
-    _check_map(id_map, n)
+    _check_map(id_map, n, set())
     ids = given_ids("items", _item_ids(items, id_map), n)
     each = np.unique(ids)
     itself = Interactions.from_pairs(each, each, n_users=n, n_items=n)
     scores, found = top_k(scorer(_products), vectors, ids, k=k, seen=itself, key=key)
-    return _lists("item", _shown(ids, id_map, "items"), "similar", found, scores, id_map, titles)
+    return _lists("item", _shown(ids, id_map, "items"), "similar", found, scores, id_map, titles, n)
 
 
 def _products(vectors: Array, ids: Array) -> Array:
@@ -152,8 +153,7 @@ def _item_vectors(model: Model, variables: Variables) -> Array:
         raise TypeError(f"variables is a {type(variables).__name__}; pass its .variables")
     params = variables.get("params", {}) if isinstance(variables, Mapping) else {}
     # Vectors whose dot product is a distance have coordinates for the squared lengths.
-    distances = getattr(model, "score", None) is models.negative_squared_distance
-    if hasattr(model, "vectors") and not distances and not isinstance(model, models.TransCF):
+    if hasattr(model, "vectors") and not isinstance(model, models.MF | models.TransCF):
         found = model.apply(variables, method="vectors")[1]
     elif np.ndim(params.get("item")) > 1:
         found = params["item"]
@@ -181,9 +181,10 @@ def _known_users(users: ArrayLike, id_map: IdMap, unknown: str) -> np.ndarray:
     named = [label for label, lacks in zip(np.asarray(users, object).reshape(-1).tolist(), lacking) if lacks]
     shown = ", ".join(map(repr, named[:5])) + ", ..." * (len(named) > 5)
     if unknown == "raise" or lacking.all():
+        drop = "" if lacking.all() else "pass unknown_users='drop', "
         raise ValueError(
-            f"id_map lacks {lacking.sum()} of {len(ids)} users: {shown}; give users of the training data, pass "
-            "unknown_users='drop', or compute vectors of new users with train.fold_in or solvers.ials.fold_in"
+            f"id_map lacks {lacking.sum()} of {len(ids)} users: {shown}; give users of the training data, {drop}or "
+            "compute vectors of new users with train.fold_in or solvers.ials.fold_in"
         )
     warnings.warn(f"dropped {lacking.sum()} of {len(ids)} users that id_map lacks: {shown}", DataWarning, stacklevel=3)
     return ids[~lacking]
@@ -202,11 +203,18 @@ def _ids(name: str, ids: ArrayLike) -> np.ndarray:
     return ids
 
 
-def _check_map(id_map: IdMap | None, n_items: int | None) -> None:
-    """Raises `ValueError` if the map has labels of another number of items."""
-    if id_map is not None and n_items is not None and len(id_map.items) != n_items:
+def _check_map(id_map: IdMap | None, n_items: int, n_users: set[int]) -> None:
+    """Raises `ValueError` if the map has labels of another number of items, or of users."""
+    if id_map is None:
+        return
+    if len(id_map.items) != n_items:
         raise ValueError(
             f"id_map has {len(id_map.items)} items, but the model {n_items}; give the id_map of the training data"
+        )
+    for n in n_users - {len(id_map.users)}:
+        raise ValueError(
+            f"id_map has {len(id_map.users)} users, but the model, seen or histories {n}, so that labels would name "
+            "other users; give the id_map of these users, such as IdMap(labels of new users, id_map.items)"
         )
 
 
@@ -223,6 +231,7 @@ def _lists(
     scores: np.ndarray,
     id_map: IdMap | None,
     titles: Titles | None,
+    n_items: int,
 ) -> Any:
     """Returns a DataFrame with a row for each entry of the lists `found` [U, k] that is not padding."""
     pd = readers.optional("pandas", extra="data")
@@ -237,14 +246,16 @@ def _lists(
         "score": scores[real],
     }
     if titles is not None:
-        columns["title"] = _titles(titles, items, ids)
+        columns["title"] = _titles(titles, items, ids, n_items)
     return pd.DataFrame(columns)
 
 
-def _titles(titles: Titles, items: np.ndarray, ids: np.ndarray) -> list:
+def _titles(titles: Titles, items: np.ndarray, ids: np.ndarray, n_items: int) -> list:
     """Returns the title of each item; None for an item that a mapping lacks."""
     if hasattr(titles, "to_dict"):  # a pandas Series, whose index has the items
-        titles = titles.to_dict()
+        series, titles = titles, titles.to_dict()
+        if len(titles) < len(series):
+            raise ValueError("titles has an item twice in its index; drop the duplicates")
     shown = items.tolist()
     if isinstance(titles, Mapping):
         if shown and not any(item in titles for item in shown):
@@ -254,8 +265,8 @@ def _titles(titles: Titles, items: np.ndarray, ids: np.ndarray) -> list:
                 "items, as the result shows them, to titles"
             )
         return [titles.get(item) for item in shown]
-    if isinstance(titles, str) or not hasattr(titles, "__len__"):
+    if isinstance(titles, str) or not (hasattr(titles, "__len__") and hasattr(titles, "__getitem__")):
         raise TypeError(f"titles is a {type(titles).__name__}; give a mapping from items to titles, or a sequence")
-    if len(ids) and len(titles) <= ids.max():
-        raise ValueError(f"titles has {len(titles)} entries, but item {ids.max()} is recommended; give one for each id")
+    if len(titles) != n_items:
+        raise ValueError(f"titles has {len(titles)} entries for {n_items} items; give one for each item id")
     return [titles[item] for item in ids.tolist()]

@@ -119,7 +119,7 @@ class Report:
         >>> {group: report.means["ndcg@10"] for group, report in found.items()}
         {'new': 0.1, 'old': 0.4}
         """
-        groups = _column("groups", groups, "user", int(self.users.max(initial=-1)) + 1)
+        groups = _column(groups, "user", int(self.users.max(initial=-1)) + 1)
         names, place = np.unique(groups[self.users], return_inverse=True)
         return {name: self._of(place == number) for number, name in enumerate(names.tolist())}
 
@@ -150,7 +150,7 @@ class Report:
             raise ValueError("the report has no lists of items; evaluate with full_ranking")
         k = integer("k", self.items.shape[1] if k is None else k, most=self.items.shape[1])
         least = int(self.items.max(initial=-1)) + 1 if self.n_items is None else self.n_items
-        names, place = np.unique(_column("groups", groups, "item", least), return_inverse=True)
+        names, place = np.unique(_column(groups, "item", least, n=self.n_items), return_inverse=True)
         shown = self.items[:, :k]
         slots = np.bincount(place[shown[shown >= 0]], minlength=len(names))
         covered = np.bincount(place[np.unique(shown[shown >= 0])], minlength=len(names))
@@ -230,9 +230,17 @@ def catalogue_metrics(items: np.ndarray, ks: Sequence[int], n_items: int) -> dic
     return {f"{metric.__name__}@{k}": float(metric(items[:, :k], n_items=n_items)) for metric in whole for k in ks}
 
 
-def _column(name: str, values: ArrayLike, of: str, least: int) -> np.ndarray:
-    """Returns a column with at least `least` entries, one for each id."""
-    column = np.asarray(values)
-    if column.ndim != 1 or len(column) < least:
-        raise ValueError(f"{name} has shape {list(column.shape)}; give one entry for each {of} id, {least} or more")
+def _column(groups: Any, of: str, least: int, n: int | None = None) -> np.ndarray:
+    """Returns the group of each id: a column of n entries, or if n is None of at least `least`."""
+    column = np.asarray(groups)
+    if column.ndim != 1 or (len(column) < least if n is None else len(column) != n):
+        wanted = f"{least} or more" if n is None else str(n)
+        raise ValueError(f"groups has shape {list(column.shape)}; give one entry for each {of} id, {wanted}")
+    if hasattr(groups, "to_numpy") and not np.array_equal(groups.index, np.arange(len(column))):
+        raise ValueError(f"groups has an index other than the {of} ids 0 .. {len(column) - 1}; sort it by id")
+    if column.dtype.hasobject:
+        lacking = [place for place, group in enumerate(column.tolist()) if not isinstance(group == group, bool)]
+        lacking += [place for place, group in enumerate(column.tolist()) if group is None]
+        if lacking:
+            raise ValueError(f"groups has no value for {of} {min(lacking)}; give it a name, such as 'unknown'")
     return column

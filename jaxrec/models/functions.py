@@ -178,7 +178,7 @@ class FromNNX:
 
 def from_nnx(make: Callable[..., Any]) -> FromNNX:
     """Returns a model from an NNX module with `__call__(users, items)` and, for evaluation,
-    `rows(users)` or `vectors()`.
+    `rows(users)`, the scores of all items [B, N].
 
     Args:
         make: function that returns the module when called with `rngs=flax.nnx.Rngs(...)`, such as

@@ -76,6 +76,11 @@ def check_factors(variables: Variables, given: str, **sizes: int) -> list[jax.Ar
     shapes = {name: list(table.shape) for name, table in tables.items()}
     if any(len(shape) != 2 for shape in shapes.values()) or len({width for _, width in shapes.values()}) > 1:
         raise ValueError(f"variables has tables of shapes {shapes}; {form}; give the variables that fit returned")
+    for name, table in tables.items():
+        if table.dtype not in (jnp.float32, jnp.float64):
+            raise ValueError(
+                f"variables has a table of {table.dtype} for {name}; give float32, such as x.astype('float32')"
+            )
     for name, size in sizes.items():
         if shapes[name][0] != size:
             raise ValueError(f"{given} {size} {name}s and variables {shapes[name][0]}; use one id map")

@@ -77,7 +77,8 @@ def fold_in(
         the users' tables are the given arrays.
 
     Warns:
-        DataWarning: if users to train have no items.
+        DataWarning: if users to train have no items, or `objective` binds interactions that lack
+            items of theirs.
 
     Raises:
         TypeError: as `fit`.
@@ -115,11 +116,13 @@ def fold_in(
             stacklevel=2,
         )
     bound = _bound(objective, model, len(chosen), own)
+    moved = np.delete(np.arange(len(chosen)), bare)  # weight decay would move rows without items too
     fixed = _part(grown, tables, other=True)
     frozen = functools.partial(_frozen, objective=bound, fixed=fixed)
 
     def whole(trained: Variables) -> Variables:
-        rows = jax.tree.map(lambda table, row: table.at[chosen].set(row), _part(grown, tables), trained["params"])
+        put = lambda table, rows: table.at[chosen[moved]].set(rows[moved])  # noqa: E731
+        rows = jax.tree.map(put, _part(grown, tables), trained["params"])
         return {**rest, "params": _joined(rows, fixed)}
 
     if (validate := loop.get("validate")) is not None:
@@ -147,6 +150,8 @@ def _resized(model: Any, n: int) -> Any:
 
 def _user_tables(model: Any, variables: Variables) -> set:
     """Returns the paths of the parameters that have a row for each user."""
+    if isinstance(model, type):
+        raise TypeError(f"model is the class {model.__name__}; create it, such as {model.__name__}(n_users, n_items)")
     name = type(model).__name__
     if hasattr(variables, "variables"):
         raise TypeError(f"variables is a {type(variables).__name__}; pass its .variables")
@@ -170,10 +175,11 @@ def _user_tables(model: Any, variables: Variables) -> set:
     if not tables:
         raise ValueError(f"no parameter of {name} has a row for each of its n_users={n}; it cannot be folded in")
     further = {path for path in set(params) - set(shapes) if params[path][:1] == (n,)}  # those of a loss
-    if further and n == n_items:
+    others = {n_items, *(size for path, shape in shapes.items() for size in shape[path in tables :])}
+    if further and n in others:
         raise ValueError(
             f"the parameter {jax.tree_util.keystr(min(further, key=str))} has {n} rows, which may be of users or of "
-            "items, as there are as many; add a user to the training data"
+            "something else of the model that there are as many of; add a user to the training data"
         )
     return tables | further
 
@@ -188,8 +194,18 @@ def _shapes(model: Any) -> dict:
 def _bound(objective: Objective, model: Any, n: int, histories: Interactions) -> Objective:
     """Returns the objective with a model of n users in the place of the trained one."""
     found: list = []
+    pairs = histories.pairs()
 
     def with_model(value: Any) -> Any:
+        if isinstance(value, Interactions) and value.n_users == n and value.n_items == histories.n_items:
+            lacking = int((~np.asarray(value.contains(*pairs))).sum())
+            if lacking:
+                warnings.warn(
+                    f"objective binds Interactions that lack {lacking} of the {len(pairs[0])} pairs of the users to "
+                    "train; if they are those of the trained users, bind those of the users to train instead",
+                    DataWarning,
+                    stacklevel=4,
+                )
         if type(value) is type(model):
             found.append(value)
             return _resized(value, n)
@@ -255,8 +271,9 @@ def _rows_of(histories: Interactions, users: np.ndarray) -> Interactions:
     of, items = histories.pairs()
     keep = place[of] >= 0
     weights = None if histories.weights is None else np.asarray(histories.weights)[: len(items)][keep]
+    times = None if histories.timestamps is None else np.asarray(histories.timestamps)[: len(items)][keep]
     sizes = {"n_users": len(users), "n_items": histories.n_items}
-    return Interactions.from_pairs(place[of][keep], items[keep], weights=weights, **sizes)
+    return Interactions.from_pairs(place[of][keep], items[keep], weights=weights, timestamps=times, **sizes)
 
 
 def _part(tree: Any, paths: set, *, other: bool = False, path: tuple = ()) -> Any:
