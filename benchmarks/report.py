@@ -107,7 +107,7 @@ def summary(judgements: Sequence[Sequence[str]]) -> str:
         rows.append([f"An epoch of matrix factorisation with Adam, {found['cores']} CPU cores", said])
     if found := measured("speed_als"):
         ratios = [found["cases"][f"{data}, 64: iALS, CG"]["ratio"] for data in ("gowalla", "ml-1m")]
-        said = f"{ratios[0]:.2f} (Gowalla) and {ratios[1]:.2f} (ml-1m) of the time of implicit"
+        said = f"{ratios[0]:.2f} (Gowalla) and {ratios[1]:.2f} (ml-1m) of the time of the library implicit"
         rows.append([f"A sweep of iALS by conjugate gradients, {found['cores']} CPU cores", said])
     if found := measured("speed_scale"):
         case = list(found["cases"].values())[-1]

@@ -25,9 +25,10 @@ from jaxrec import (
 from jaxrec._cache import compilation_cache
 from jaxrec._saved import load, save
 from jaxrec._version import __version__
-from jaxrec.interactions import Interactions
+from jaxrec.interactions import IdMap, Interactions
 
 __all__ = [
+    "IdMap",
     "Interactions",
     "__version__",
     "compilation_cache",

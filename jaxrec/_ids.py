@@ -127,7 +127,10 @@ def _numbers(name: str, values: ArrayLike) -> np.ndarray:
             raise TypeError("they are of another kind")
         return column.astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} holds {column.dtype} that are not numbers ({error}); convert them first") from None
+        raise ValueError(
+            f"{name} holds {column.dtype} that are not numbers ({error}); convert them first, dates by "
+            "pandas.to_datetime"
+        ) from None
 
 
 def _first(bad: np.ndarray) -> int:

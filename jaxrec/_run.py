@@ -173,7 +173,7 @@ def run(
         done = stopping is not None and stopping.done(now.stopping)
         shown = progress and jax.process_index() == 0
         numbers = range(first + 1, epochs + 1)
-        bar = tqdm(numbers, total=epochs, initial=first, disable=not shown, desc=unit, ncols=_width())
+        bar = tqdm(total=epochs, initial=first, disable=not shown, desc=unit, ncols=_width())
         if not done and first < epochs:
             bar.set_postfix_str("compiling")
         setup = 0.0 if began is None else time.perf_counter() - began
@@ -183,7 +183,7 @@ def run(
         before_epochs = compilation.seconds()
         now = now._replace(log=dataclasses.replace(now.log, setup_seconds=setup, **watched, **_best(now.stopping)))
         try:
-            for number in () if done else bar:
+            for number in () if done else numbers:
                 clock, compiled = time.perf_counter(), compilation.seconds()
                 state, values = advance(now.state, number)
                 record = {"epoch": number, **{name: float(value) for name, value in values.items()}}
@@ -205,7 +205,8 @@ def run(
                 if checkpoint is not None and (number % checkpoint.every == 0 or done):
                     saved = save()
                 latest.update(record)
-                bar.set_postfix_str(_shown(latest, stopping, follow))
+                bar.set_postfix_str(_shown(latest, stopping, follow), refresh=False)
+                bar.update()
                 if done:
                     break
         except KeyboardInterrupt as stop:
@@ -216,6 +217,8 @@ def run(
             kept = f"; the checkpoint keeps epoch {saved}, a good one" if checkpoint is not None and saved else ""
             message = f"{error}{kept}. The error's .state is the last good one"
             raise DivergenceError(message, returned(now.state), now.log) from None
+        finally:
+            bar.close()
     if stopping is not None and (wrong := stopping.never_a_number(now.stopping)):
         raise DivergenceError(f"{wrong}. The error's .state is the last one", returned(now.state), now.log)
     return now.best, now.log

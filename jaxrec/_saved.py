@@ -95,6 +95,8 @@ def save(path: str | os.PathLike, model: Model | None, variables: Variables, id_
         "id_map": None if id_map is None else {side: _labels(getattr(id_map, side), arrays) for side in _SIDES},
     }
     path = _path(path).resolve()  # the file that a link points to is replaced, and the link stays
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}; create it")
     temporary = path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
         with temporary.open("w+b") as file:

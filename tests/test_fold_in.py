@@ -192,5 +192,9 @@ def test_a_sampler_of_the_known_users_is_an_error(variables):
     as_many = Interactions.from_pairs(np.arange(M), (np.arange(M) + 5) % N, n_users=M, n_items=N)
     with pytest.warns(DataWarning, match="lack 6 of the 6 pairs of the users to train"):
         fold_in(MODEL, variables, _objective(MODEL, REJECTING), TX, as_many, epochs=1, **HOW)
+    with pytest.raises(ValueError, match="objective binds another MF than model"):
+        fold_in(MODEL.clone(score=models.dot), variables, _objective(MODEL), TX, NEW, epochs=1, **HOW)
+    with pytest.raises(ValueError, match=r"users=\['ann'\]; give ids, such as id_map.user_ids"):
+        fold_in(MODEL, variables, _objective(MODEL), TX, NEW, users=["ann"], epochs=1, **HOW)
     with pytest.raises(TypeError, match="model is the class MF; create it"):
         fold_in(models.MF, variables, _objective(MODEL), TX, NEW, epochs=1, **HOW)

@@ -60,3 +60,4 @@ def test_the_bar_shows_loss_and_the_watched_metric_in_100_characters(columns, ca
     assert "compiling" in "".join(shown) and max(map(len, shown)) <= min(100, int(columns))
     if columns == "500":
         assert "loss 0.1667, ndcg@10 0.1 (best 0.3)" in shown[-2] and "other" not in "".join(shown)
+        assert "100%" in shown[-2] and "6/6" in shown[-2]

@@ -111,6 +111,13 @@ def test_a_map_of_other_users_is_refused():
         recommend(MODEL, TABLE, 0, k=1, titles=pd.Series(["x", "y"], index=[3, 3]))
 
 
+def test_params_alone_are_not_variables():
+    with pytest.raises(
+        TypeError, match=r'variables are not those of MF; pass them whole, such as \{"params": params\}'
+    ):
+        recommend(jr.models.MF(3, 4, dim=2), {"user": jnp.ones((3, 2)), "item": jnp.ones((4, 2))}, 0)
+
+
 def test_similar_says_what_is_missing():
     model, variables = jr.models.popularity(SEEN)
     with pytest.raises(TypeError, match="ItemRanker has no vectors of items"):

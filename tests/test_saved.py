@@ -144,6 +144,8 @@ def test_saving_again_replaces_the_file_or_leaves_it(mf, tmp_path, monkeypatch):
     first = path.read_bytes()
     jr.save(str(path), *mf)
     assert path.read_bytes() == first  # no date and no other accident
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere for m; create it"):
+        jr.save(tmp_path / "nowhere" / "m", *mf)
     path.chmod(0o600)
     link = tmp_path / "link"
     link.symlink_to(path)

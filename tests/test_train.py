@@ -513,6 +513,12 @@ def test_epochs_of_many_states_at_once_are_those_of_fit():
     assert log.records[0]["loss"] == pytest.approx(float(losses[1].mean()), rel=1e-5)
     for a, b in zip(jax.tree.leaves(states.variables), jax.tree.leaves(alone.variables)):
         np.testing.assert_allclose(a[1], b, atol=1e-5)
+    first = jr.train.init(keys[1], model, TX)
+    scanned, _ = jax.lax.scan(lambda state, _: step(state, data=data), first, None, length=2)
+    for a, b in zip(jax.tree.leaves(scanned.variables), jax.tree.leaves(alone.variables)):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    with pytest.raises(TypeError, match="data is an Interactions; pass examples"):
+        step(first, data=TRAIN)
 
 
 TALLER, WIDER = larger(TRAIN, users=1), larger(TRAIN, items=1)

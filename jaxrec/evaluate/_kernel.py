@@ -234,6 +234,10 @@ def _sizes(model: Model, tree: Any, forms: tuple, n_known: int | None, reads: tu
         row = jax.eval_shape(functools.partial(_rows, model), variables, whole((1,)), known)
     except Exception as error:
         name = type(model).__name__
+        if type(error).__name__ == "ApplyScopeInvalidVariablesTypeError":  # what flax raises for params alone
+            raise TypeError(
+                f'variables are not those of {name}; pass them whole, such as {{"params": params}}'
+            ) from error
         if type(error).__name__.startswith("Scope"):  # flax's errors of variables that a module cannot take
             raise ValueError(
                 f"the variables do not fit {name}: {str(error).partition(' (http')[0]} Create the model with the sizes "

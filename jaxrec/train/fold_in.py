@@ -207,6 +207,11 @@ def _bound(objective: Objective, model: Any, n: int, histories: Interactions) ->
                     stacklevel=4,
                 )
         if type(value) is type(model):
+            if value != model:
+                raise ValueError(
+                    f"objective binds another {type(model).__name__} than model: {value!r:.300}; give the objective "
+                    "of this model's training"
+                )
             found.append(value)
             return _resized(value, n)
         if isinstance(value, functools.partial):
@@ -239,6 +244,8 @@ def _chosen(users: ArrayLike | None, histories: Interactions, model: Any) -> tup
         raise ValueError(f"histories have {histories.n_items} items, but the model {model.n_items}; use one id map")
     if users is None:
         return np.arange(histories.n_users, dtype=np.int32), 0
+    if np.asarray(users).dtype.kind not in "iu":
+        raise ValueError(f"users={users!r:.80}; give ids, such as id_map.user_ids(labels)")
     chosen = checked_ids("users", users, histories.n_users)
     if histories.n_users < model.n_users:
         raise ValueError(

@@ -322,8 +322,8 @@ def epoch(
         state: the state from `init`, or from the epoch before.
         objective: function of (variables, key, batch) that returns a scalar, as in `fit`.
         tx: the optimiser with which `state` was created, as in `fit`.
-        data: examples, such as `singles(train)`. Pass them as an argument of the jitted function,
-            so that they are not compiled in as constants.
+        data: examples, such as `singles(train)`. Pass them as an argument of the jitted function;
+            those of its closure are compiled in as constants.
         batch_size: B, static.
 
     Returns:
@@ -339,6 +339,9 @@ def epoch(
     >>> losses.shape
     (5, 2)
     """
+    if isinstance(data, Interactions):
+        raise TypeError("data is an Interactions; pass examples, such as train.singles(data)")
+    data = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, data)
     advance, n = as_step(tx).step, data.n
     steps = -(-n // batch_size)
     order_key, step_key = jax.random.split(jax.random.fold_in(state.key, state.epoch))
