@@ -73,8 +73,8 @@ def agreement(mine, others) -> dict[str, int]:
     Also counts those of them whose scores differ by more than float32 rounding.
     """
     differ = (mine[1] != others[1]).any(axis=1)
-    apart = ~np.isclose(mine[0], others[0], rtol=1e-5, atol=1e-5).all(axis=1)
-    return {"lists_in_other_order": int(differ.sum()), "lists_differ": int((differ & apart).sum())}
+    far = ~np.isclose(mine[0], others[0], rtol=1e-5, atol=1e-5).all(axis=1)
+    return {"lists_in_other_order": int(differ.sum()), "lists_differ": int((differ & far).sum())}
 
 
 if __name__ == "__main__":

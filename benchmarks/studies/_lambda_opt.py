@@ -84,13 +84,13 @@ def evaluate(model: Any, variables: jr.typing.Variables, part: splits.Split, on:
     if on == "valid":
         return chooses(model, variables, known, part)
     known = known.union(part.valid.select)
-    apart = jr.papers.lambda_opt.separate_ranking(model, variables, known, part.test, ks=KS)
+    separate = jr.papers.lambda_opt.separate_ranking(model, variables, known, part.test, ks=KS)
     full = jr.evaluate.full_ranking(model, variables, known, part.test, ks=KS)
-    degrees = part.train.user_degrees[apart.users]
-    found = {name: apart.means[name] for name in PAPER} | {f"full {name}": full.means[name] for name in PAPER[1:]}
+    degrees = part.train.user_degrees[separate.users]
+    found = {name: separate.means[name] for name in PAPER} | {f"full {name}": full.means[name] for name in PAPER[1:]}
     for fifth, users in enumerate(np.array_split(np.argsort(degrees, kind="stable"), GROUPS), 1):
         found[f"pairs of fifth {fifth}"] = float(degrees[users].mean())
-        found[f"ndcg@50 of fifth {fifth}"] = float(apart.per_user["ndcg@50"][users].mean())
+        found[f"ndcg@50 of fifth {fifth}"] = float(separate.per_user["ndcg@50"][users].mean())
     return found
 
 

@@ -1,4 +1,4 @@
-"""Plots of the studies: one colour for each method, and names beside the lines."""
+"""Plots of the studies: one colour for each method, and names next to the lines."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from jaxrec import study
 Records = Sequence[Mapping[str, Any]]
 Rows = Mapping[str, study.Row]
 
-BESIDE = 8  # a pane with no more lines has their names beside them, in their colours
+FEW = 8  # a pane with no more lines has their names next to them, in their colours
 
 
 def picture(path: pathlib.Path, panes: Sequence[Sequence[Mapping[str, Any]]]) -> None:
     """Draws rows of panes. Each label has one colour.
 
-    Names are beside the lines; if a pane has many lines, there is one legend for all panes.
+    Names are next to the lines; if a pane has many lines, there is one legend for all panes.
 
     Args:
         path: path of the file.
@@ -30,7 +30,7 @@ def picture(path: pathlib.Path, panes: Sequence[Sequence[Mapping[str, Any]]]) ->
     import matplotlib.pyplot as plt
 
     labels = dict.fromkeys(label for row in panes for pane in row for label in pane["lines"])
-    few = all(len(pane["lines"]) <= BESIDE for row in panes for pane in row)
+    few = all(len(pane["lines"]) <= FEW for row in panes for pane in row)
     colors = {label: plt.cm.tab20(2 * number % 20 + number // 10 % 2) for number, label in enumerate(labels)}
     width = max(map(len, panes))
     size = {"figsize": ((5.4 if few else 4.4) * width + 2 * (not few), 3.4 * len(panes))}
@@ -51,14 +51,14 @@ def picture(path: pathlib.Path, panes: Sequence[Sequence[Mapping[str, Any]]]) ->
             place.set(**{name: value for name, value in pane.items() if name != "lines"})
             place.tick_params(which="both", labelsize=7)
             if few and len(pane["lines"]) > 1:
-                beside(place, {label: np.ravel(y)[-1] for label, (_, y, *_) in pane["lines"].items()}, colors)
+                name_lines(place, {label: np.ravel(y)[-1] for label, (_, y, *_) in pane["lines"].items()}, colors)
     if not few:
         whole.legend(drawn.values(), drawn.keys(), loc="outside right upper", fontsize=7)
     whole.savefig(path, dpi=100)
     plt.close(whole)
 
 
-def beside(place: Any, ends: Mapping[str, float], colors: Mapping[str, Any]) -> None:
+def name_lines(place: Any, ends: Mapping[str, float], colors: Mapping[str, Any]) -> None:
     """Writes names to the right of an Axes, each at the height where its line ends, but apart."""
     low, high = place.get_ylim()
     heights = {label: float(np.clip((end - low) / (high - low), 0, 1)) for label, end in ends.items()}
