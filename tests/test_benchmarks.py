@@ -275,6 +275,7 @@ def test_lightgcn_has_a_note_where_its_decay_is_far_above_the_papers():
     assert note("LightGCN, softmax", 1e-1, epochs=60) == ""  # of the batch's rows, not of whole tables
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", ["softmax", "RG2 by SGD", "UIB", "SML", "Sparsemax", "LightGCN, softmax"])
 def test_losses_of_the_study_of_solvers_train_settings_of_any_lengths(name, monkeypatch):
     """Each setting has a log with its own number of epochs, whose last one is validated."""
@@ -298,6 +299,7 @@ def test_losses_of_the_study_of_solvers_train_settings_of_any_lengths(name, monk
     assert name == "SML" or not np.array_equal(tables[0], tables[2])
 
 
+@pytest.mark.deep
 def test_the_penalty_of_a_loss_over_all_items_takes_their_mean():
     from benchmarks.studies import _sgd
 
@@ -309,6 +311,7 @@ def test_the_penalty_of_a_loss_over_all_items_takes_their_mean():
     assert float(value) == pytest.approx((4 + 16) / 2 + (1 + 4) / 2 + (1 + 4 + 9) / 3)
 
 
+@pytest.mark.deep
 def test_gauss_newton_solves_the_problem_of_als():
     """One dimension, because the other singular values of the board are equal."""
     from benchmarks.studies import rg2
@@ -370,6 +373,7 @@ def test_tuned_losses_are_selected_on_a_part_of_train(monkeypatch):
     assert mml_tuned.split.__wrapped__("gowalla")[:2] == (train, None)
 
 
+@pytest.mark.deep
 def test_losses_of_the_mml_study_are_tuned_alike():
     from benchmarks.studies import mml_tuned
 
@@ -646,6 +650,7 @@ def test_mars_draws_items_that_the_user_has_nowhere():
     assert all(len(set(row)) == 20 for row in negatives.tolist())
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("still", "granularity"), [("user", "DI"), ("item", "DU")])
 def test_coefficients_of_a_side_that_is_still_keep_their_value(still, granularity, monkeypatch):
     from benchmarks.studies import _lambda_opt as parts

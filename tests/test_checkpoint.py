@@ -220,6 +220,7 @@ def test_flipped_bits_never_change_a_result_in_silence(saved, tmp_path):
         resumes_rightly(folder)
 
 
+@pytest.mark.deep
 def test_a_checkpoint_without_its_arrays_gives_way_to_the_one_before(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "3" / "arrays")
@@ -238,6 +239,7 @@ def test_where_all_are_damaged_an_error_says_so(saved, tmp_path):
 # ---------------------------------------------------------------------- the rest
 
 
+@pytest.mark.deep
 def test_the_best_state_is_written_once_where_it_is_the_last(tmp_path):
     wide = jr.models.MF(8, 8, dim=1000, scale=0.1)  # wide, so that the files hold little but the arrays
 

@@ -17,7 +17,7 @@ PAGES = [ROOT / "README.md", ROOT / "LOSSES.md", *sorted((ROOT / "docs").rglob("
 PAGES = [page for page in PAGES if "_generated" not in page.parts and "```python\n" in page.read_text()]
 NEEDS = {"optuna": "optuna", "logging": "tensorboardX", "ann": "usearch", "serving": "flatbuffers"}
 """The package without which the blocks of a page do not run."""
-QUICK = {"README", "LOSSES", "install", "data", "recommend", "serving", "ann", "checkpoints"}
+QUICK = {"README", "LOSSES", "install"}
 """The pages whose blocks take a few seconds; those of the others run with `-m deep`."""
 
 

@@ -185,6 +185,7 @@ def test_errors_say_what_to_do(name):
         call()
 
 
+@pytest.mark.deep
 def test_a_sampler_of_the_known_users_is_an_error(variables):
     with pytest.raises(ValueError, match="seen of reject_seen is for n_users=6, but train has 2") as raised:
         fold_in(MODEL, variables, _objective(MODEL, REJECTING), TX, NEW, epochs=1, **HOW)

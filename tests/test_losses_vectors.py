@@ -189,6 +189,7 @@ def test_far_rows_do_not_underflow():
     assert float(value) == -4e3 and np.isfinite(gradient).all()
 
 
+@pytest.mark.deep
 def test_infonce_of_pairs_and_of_chosen_keys(float64):
     close(infonce_jitted(USERS, ITEMS, temperature=0.5), infonce(USERS, ITEMS, range(5), 0.5))
     positives = np.array([3, 3, 0])
@@ -268,6 +269,7 @@ def test_scales_and_weights_without_a_meaning_are_refused():
         losses.directau(jnp.eye(2), jnp.eye(2), weight=-1.0)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("scale", [1e-23, 1e20])
 def test_lengths_are_divided_out_however_small_or_large(scale):
     x = jnp.eye(2)

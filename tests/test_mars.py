@@ -518,6 +518,7 @@ def test_presets_of_the_paper_are_its_objective(kind, preset):
         np.testing.assert_allclose(update, -0.01, rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.deep
 def test_calibration_of_the_paper_is_in_the_model():
     """The gradient at a facet is that of unit facets, times eq. 21's factor at each occurrence."""
     triples = np.array([[1, 2, 0]])

@@ -219,6 +219,7 @@ def travels(name, rows=None, columns=None):
         return travelling(epoch.lower(state, on_mesh(examples(train), mesh)).compile())
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", ["adam", "rowwise.adam", "lazy_adam", "MARS", "lazy MARS"])
 def test_rows_travel_and_no_table_does(name):
     found = travels(name, rows="rows")
@@ -249,6 +250,7 @@ def drawn(make):
     return model, jr.train.init(jax.random.key(1), model, optax.sgd(0.1))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("kind", ["Explicit", "Auto"])
 @pytest.mark.parametrize("make", [of_mf, of_mars, of_simplex, of_valid, of_graph], ids=lambda make: make.__name__)
 def test_a_mesh_ranks_what_one_device_does(make, kind):
@@ -307,6 +309,7 @@ SOLVERS = {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("kind", ["Explicit", "Auto"])
 @pytest.mark.parametrize("name", SOLVERS)
 def test_solvers_return_rows_where_the_mesh_is(name, kind):

@@ -73,6 +73,7 @@ def test_scores_are_those_of_lightgcn(float64):
     np.testing.assert_array_equal(MODEL.apply(variables, users, method="rows"), expected)
 
 
+@pytest.mark.deep
 @pytest.mark.every_case
 @pytest.mark.parametrize("step", [4, 5])
 def test_the_objective_is_the_formula(step, float64):

@@ -180,6 +180,7 @@ def test_versions_with_slow_sums_on_gpus_are_said_once(version, device, slow, mo
     _platform.warn_of_slow_sums.cache_clear()
 
 
+@pytest.mark.deep
 def test_the_platform_is_that_of_the_arrays():
     one = jax.devices("cpu")[0]
     assert _platform.platform({"table": jax.device_put(np.ones(3), one)}) == "cpu"

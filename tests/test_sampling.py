@@ -347,6 +347,7 @@ def test_a_traced_number_of_items_is_drawn_from():
     )
 
 
+@pytest.mark.deep
 def test_shared_draws_are_rejected_for_each_user():
     train = Interactions.from_pairs([0, 0, 1], [0, 1, 2], n_users=2, n_items=4)
     draw = partial(sampling.shared, sample=partial(sampling.uniform, n_items=4, n=6))

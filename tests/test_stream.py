@@ -193,6 +193,7 @@ def test_every_positive_trains_once_an_epoch_and_steps_count_on(block):
         np.testing.assert_array_equal((users[where][order], items[where][order]), TRAIN.pairs())
 
 
+@pytest.mark.deep
 def test_blocks_share_one_program():
     compiled = []
     jax.clear_caches()
@@ -348,6 +349,7 @@ def test_a_sweep_refuses_a_stream():
         jr.train.sweep(keys, setup, TRAIN, settings={"learning_rate": [0.1]}, epochs=1, examples=BLOCKS)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("kept", [1, 3])
 def test_a_stream_of_another_number_of_blocks_is_refused(kept):
     class Few:

@@ -373,6 +373,7 @@ def test_the_log_says_what_it_has():
         log.column("ndcg@10")
 
 
+@pytest.mark.deep
 def test_the_log_separates_compilation_from_epochs(capsys):
     model, afresh = model_of(), lambda pos, neg, where=None: jax.nn.softplus(neg - pos[:, None]).sum(-1)
     _, first = fit(model, afresh, progress=True)

@@ -89,6 +89,7 @@ def test_rows_are_those_of_the_objective_and_weigh_one_over_the_positives(shared
     assert float(summed.sum()) == pytest.approx(float(jnp.where(where, 1.0 if weights is None else weights, 0).sum()))
 
 
+@pytest.mark.deep
 def test_rows_of_mars_are_those_that_its_positives_replace():
     """The rows with a gradient are the rows to penalise, each as often as it is drawn."""
     model = jr.models.MARS(8, 60, dim=4, n_facets=2)

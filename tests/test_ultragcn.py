@@ -116,6 +116,7 @@ def test_shared_negatives_are_everyones():
     np.testing.assert_allclose(one, each, rtol=1e-6)
 
 
+@pytest.mark.deep
 def test_wrong_values_are_named():
     variables = drawn()
     objective = partial(ultragcn.objective, variables, KEY, BATCH, model=MODEL, graph=GRAPH, sample=SAMPLE)

@@ -146,6 +146,7 @@ def test_shares_and_prototypes_are_those_of_the_released_code(float64):
     np.testing.assert_allclose(after[1], applied(TWO, USERS, method="posterior").prototypes, **CLOSE)
 
 
+@pytest.mark.deep
 def test_updates_as_equation_4_prints_them_sum_the_items_as_they_are(float64):
     """They are neither normalised nor dropped, and padding has no part in them; a user without items has none."""
     model = TWO.clone(raw_updates=True)
@@ -264,6 +265,7 @@ def test_a_noisy_pass_is_the_formula_with_each_draw_in_its_place(noisy, float64)
             np.testing.assert_allclose(found[user], expected, **CLOSE)
 
 
+@pytest.mark.deep
 def test_the_first_blocks_noise_is_shared_and_the_others_is_not(noisy):
     """Trap 14: users with the same items have the same groups in block 1, others in block 2."""
     drawn, _ = noisy
