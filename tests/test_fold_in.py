@@ -135,7 +135,7 @@ def test_parameters_of_the_loss_have_rows_of_new_users_too(variables):
     assert found["boundary"].shape == (2,) and 0 < np.abs(found["boundary"] - 2.5).max() < 0.1
     square = MODEL.clone(n_users=N)
     own = {"params": {"user": own["params"]["item"], "item": own["params"]["item"], "boundary": jnp.zeros(N)}}
-    with pytest.raises(ValueError, match=r"\['boundary'\] has 9 rows, which may be of users or of items"):
+    with pytest.raises(ValueError, match=r"\['boundary'\] has 9 rows, which may be of users or of something else"):
         fold_in(square, own, partial(objective, model=square), TX, NEW, epochs=1, **HOW)
 
 
