@@ -486,7 +486,7 @@ def test_unknown_labels_and_ids_are_refused():
         ([1, 1.0], "users mixes types: floats such as 1.0, integers such as 1"),
         (["a", b"a"], "users mixes types: bytes such as b'a', strings such as 'a'"),
         ([2.0**53, 1.0], r"users\[0\] is 9007199254740992.0; float64 cannot represent all whole numbers"),
-        (np.array([2048, 1], np.float16), r"users\[0\] is 2048.0; float16 cannot represent all whole numbers of this size"),
+        (np.array([2048, 1], np.float16), r"users\[0\] is 2048.0; float16 cannot represent all whole numbers"),
         ([float("inf"), 1.0], r"users\[0\] is inf"),
         (np.ones(2, complex), "users holds complex128; labels are strings or numbers"),
         ([[1], [1, 2]], "users holds lists; labels are strings or numbers"),

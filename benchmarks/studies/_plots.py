@@ -19,7 +19,8 @@ FEW = 8  # a pane with no more lines has their names next to them, in their colo
 def picture(path: pathlib.Path, panes: Sequence[Sequence[Mapping[str, Any]]]) -> None:
     """Draws rows of panes. Each label has one colour.
 
-    Names are next to the lines; if a pane has many lines, there is one legend for all panes.
+    Names are next to the lines; if a pane has many lines, there is one legend for all panes. Nothing
+    is drawn if there are no panes.
 
     Args:
         path: path of the file.
@@ -27,6 +28,8 @@ def picture(path: pathlib.Path, panes: Sequence[Sequence[Mapping[str, Any]]]) ->
             as x draws a horizontal line and an error a band. Its other entries, such as "title" or
             "xscale", are set on the Axes.
     """
+    if not panes:
+        return
     import matplotlib.pyplot as plt
 
     labels = dict.fromkeys(label for row in panes for pane in row for label in pane["lines"])

@@ -230,7 +230,7 @@ def section(this: Study, records: Records) -> str:
     parts.append(" ".join(["Means ± standard error over seeds.", *legend]))
     if after := this.after(found, records):
         parts.append(after)
-    if this.panes is not None:
+    if this.panes is not None and this.panes(found, records):
         parts.append(f"![{this.title}](benchmarks/results/{this.name}.png)")
     return "\n\n".join([*parts, origin(this, records)])
 

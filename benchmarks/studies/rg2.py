@@ -194,7 +194,6 @@ STRENGTHS = tuple(float(f"{x:.2g}") for x in np.geomspace(0.02, 1, 16))
 SHARES = {"regularization": (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)}
 TWO = {"alpha": (0.02, 0.05, 0.1, 0.2), "regularization": (0.03, 0.1, 0.3)}
 WEIGHTS = {"unobserved_weight": (0.01, 0.03, 0.1, 0.3, 1.0), "regularization": (0.003, 0.01, 0.03, 0.1)}
-LOW_PASS = (0.1, 0.2, 0.3, 0.5)
 # Fit, grid and `refit` of `jaxrec.study.Method`, for all methods without SGD.
 METHODS = {
     "RG2": solver(jr.solvers.rg2.fit, {"regularization": (0.03, 0.1, 0.3, 0.6, 1.0)}),
@@ -206,21 +205,21 @@ METHODS = {
         {"alpha": (1.0, 4.0, 10.0), "regularization": (3.0, 10.0, 50.0, 200.0)},
     ),
     "iALS": solver(partial(jr.solvers.ials.fit, **AS_PUBLISHED), WEIGHTS),
-    "GF-CF": filters(jr.solvers.filters.gf_cf, {"dim": (32, 64, 128, 256), "weight": LOW_PASS}),
+    "GF-CF": filters(jr.solvers.filters.gf_cf, {"dim": (32, 64, 128, 256), "weight": (0.0, 0.2, 0.5, 1.0)}),
     "ChebyCF": filters(
         jr.solvers.filters.cheby_cf,
-        {"scale": (0.0, 0.2, 0.4, 0.5), "flatness": (1.0, 1.5, 3.0, 6.0)},
+        {"scale": (0.0, 0.1, 0.2, 0.4), "flatness": (3.0, 6.0, 12.0, 24.0)},
     ),
-    "BSPM": filters(jr.solvers.filters.bspm, {"time": (0.6, 1.2, 2.5, 4.0), "weight": LOW_PASS}),
+    "BSPM": filters(jr.solvers.filters.bspm, {"time": (0.3, 0.6, 1.2, 2.5), "weight": (0.0, 0.05, 0.1, 0.3)}),
     "Turbo-CF": filters(
         jr.solvers.filters.turbo_cf,
-        {"normalization": (0.3, 0.4, 0.5, 0.6, 0.7), "order": (1, 2, 3)},
+        {"normalization": (0.3, 0.4, 0.6, 0.8, 1.0), "order": (1, 2, 3)},
     ),
     "ItemKNN": closed(
         jr.solvers.knn.item_knn,
-        {"neighbours": (20, 50, 100, 200), "shrinkage": (0.0, 3.0, 10.0, 30.0)},
+        {"neighbours": (100, 200, 400, 800), "shrinkage": (1.0, 5.0, 25.0, 125.0)},
     ),
-    "RP3beta": closed(jr.solvers.knn.rp3beta, {"alpha": (0.4, 0.6, 0.8, 1.0), "beta": (0.1, 0.2, 0.4, 0.6)}),
+    "RP3beta": closed(jr.solvers.knn.rp3beta, {"alpha": (0.6, 0.8, 1.0, 1.2), "beta": (0.2, 0.4, 0.6, 0.8)}),
     "EASE": closed(
         jr.solvers.ease.fit,
         {"regularization": tuple(float(f"{x:.2g}") for x in np.geomspace(10, 10_000, 16))},
@@ -288,6 +287,20 @@ OLDER: dict[str, dict[str, Grid]] = {
 }
 GRAPH = {"learning_rate": (1e-2, 3e-2, 1e-1), "l2": (1e-5,)}
 OLDER["ml-1m"] |= {"LightGCN, softmax": {"learning_rate": (1e-2,), "l2": (1e-7,)}, "LightGCN, RG2": GRAPH}
+
+# The first grids of filters and neighbours; validation chose their ends.
+LOW_PASS = (0.1, 0.2, 0.3, 0.5)
+NARROW: dict[str, Grid] = {
+    "GF-CF": {"dim": (32, 64, 128, 256), "weight": LOW_PASS},
+    "ChebyCF": {"scale": (0.0, 0.2, 0.4, 0.5), "flatness": (1.0, 1.5, 3.0, 6.0)},
+    "BSPM": {"time": (0.6, 1.2, 2.5, 4.0), "weight": LOW_PASS},
+    "Turbo-CF": {"normalization": (0.3, 0.4, 0.5, 0.6, 0.7), "order": (1, 2, 3)},
+    "ItemKNN": {"neighbours": (20, 50, 100, 200), "shrinkage": (0.0, 3.0, 10.0, 30.0)},
+    "RP3beta": {"alpha": (0.4, 0.6, 0.8, 1.0), "beta": (0.1, 0.2, 0.4, 0.6)},
+}
+for name in ("ml-100k", "ml-1m", "lastfm-2k"):
+    OLDER[name] |= NARROW
+OLDER["citeulike-a"] = {"GF-CF": NARROW["GF-CF"]}
 
 # That of the paper; it multiplies ½ ‖e‖² of the batch's rows, divided by the batch size.
 LIGHTGCN_DECAY = 1e-4
