@@ -2,8 +2,7 @@
 
 Every loss is tuned alike: it has two hyperparameters with three values each, around the best that we
 know, and all nine settings are compared on validation, a random tenth of the train part. Losses
-with two hyperparameters of their own have the learning rate .03, for which .01 gave the same in
-trials; MML has equal shares of its margins. The chosen setting is then trained on the whole train part and
+with two hyperparameters of their own have the learning rate .03; MML has equal shares of its margins. The chosen setting is then trained on the whole train part and
 evaluated on test. No row saw test before. Data sets have the splits of LightGCN. Models have 64
 dimensions. They score with cosines, except with BPR and BCE, where they score with dot products.
 Metrics are those of the full ranking with train pairs masked. SimpleX has its authors' settings for

@@ -16,7 +16,7 @@ and falls to 0 by half a cosine, so that its start matters less than the number 
 epoch is evaluated. Therefore no row of them can have the mark `^`: a star at the number of epochs says
 that more may be better. A row whose setting has a learning rate is older: that rate was constant, its
 l2 decayed whole tables, and it had nine settings, on ml-1m at most four. Filters, neighbours, EASE and
-Gauss-Newton have 16 settings, and other solvers five to 20.
+Gauss-Newton have 16 settings (Turbo-CF 15), and other solvers five to 20.
 
 Gauss-Newton solves RG2 with the penalty of its ALS, from tables drawn from N(0, .1²). GF-CF, Turbo-CF,
 ChebyCF and BSPM are spectral filters of `solvers.filters`. The trials of one filter share a

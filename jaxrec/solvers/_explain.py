@@ -10,10 +10,10 @@ import numpy as np
 
 from jaxrec._numerics import power_of_two
 from jaxrec.interactions import Interactions
+from jaxrec.solvers._fold_in import LEAST
 from jaxrec.solvers._run import check_solved
 from jaxrec.typing import Array, ArrayLike
 
-_SHORTEST = 16  # histories are padded to this length or a power of two above it
 _einsum = functools.partial(jnp.einsum, precision="highest")
 
 
@@ -59,7 +59,7 @@ def explained(
     n_users = power_of_two(histories.n_users)
     more = n_users - histories.n_users
     degrees = np.pad(np.diff(np.asarray(histories.indptr)), (0, more))
-    length = power_of_two(max(int(degrees.max(initial=0)), _SHORTEST))
+    length = power_of_two(max(int(degrees.max(initial=0)), LEAST))
     real = np.arange(length) < degrees[:, None]
 
     def padded(column: np.ndarray) -> np.ndarray:

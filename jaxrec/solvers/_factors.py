@@ -15,13 +15,13 @@ from jaxrec._platform import size, sized
 from jaxrec.interactions import Interactions, check_interactions, check_weights
 from jaxrec.solvers._alternate import compiled
 from jaxrec.solvers._explain import checked_items, explained, weights_of
-from jaxrec.solvers._fold_in import Summary, compact, summary_of
+from jaxrec.solvers._fold_in import LEAST, Summary, compact, summary_of
 from jaxrec.solvers._rows import Source, grouped, places
 from jaxrec.solvers._run import Factors, check_factors, check_solved
 from jaxrec.solvers._solve import Weighting, cholesky
+from jaxrec.solvers._spectrum import totals_of
 from jaxrec.typing import Array, ArrayLike, Scalar, Variables
 
-_SHORTEST = 16  # histories are padded to this length or a power of two above it
 _einsum = functools.partial(jnp.einsum, precision="highest")
 
 
@@ -73,7 +73,7 @@ def fold_in_of(variables: Variables, histories: Interactions, weighting: Weighti
     (item,) = check_factors(variables, "histories have", item=histories.n_items)
     if histories.n_pairs == 0:
         return jnp.zeros((histories.n_users, item.shape[1]), item.dtype)
-    lengths = [_SHORTEST]
+    lengths = [LEAST]
     while lengths[-1] < np.diff(np.asarray(histories.indptr)).max():
         lengths.append(2 * lengths[-1])
     known, ids = compact(histories)
@@ -114,8 +114,7 @@ def explain_of(variables: Variables, histories: Interactions, items: ArrayLike, 
     check_weights(histories=histories)
     (item,) = check_factors(variables, "histories have", item=histories.n_items)
     asked, ratings = checked_items(items, histories), weights_of(histories)
-    totals = np.bincount(histories.pairs()[0], ratings, histories.n_users)
     w = weighting.gain * ratings
     gram = weighting.of_type(item.dtype).unobserved * summary_of(item).gram
-    ridge = weighting.penalties(totals, len(item))
+    ridge = weighting.penalties(totals_of(histories), len(item))
     return explained(item, histories, asked, gram, ridge, w, w + weighting.shift)

@@ -14,7 +14,7 @@ from jaxrec.interactions import Interactions
 from jaxrec.solvers._alternate import eigenbasis
 from jaxrec.typing import Array
 
-_LEAST = 16  # fewer users, items or pairs share one shape
+LEAST = 16  # fewer users, items, pairs or items of a user share one shape
 _kept: dict[int, tuple[weakref.ref, Summary]] = {}  # id of a table -> the table and its summary
 
 
@@ -66,7 +66,7 @@ def compact(histories: Interactions) -> tuple[Interactions, np.ndarray]:
     occurs[items] = True
     ids = np.flatnonzero(occurs).astype(np.int32)
     places = (np.cumsum(occurs, dtype=np.int32) - 1)[items]
-    n_users, n_items, n_pairs = (power_of_two(max(n, _LEAST)) for n in (histories.n_users, len(ids), len(items)))
+    n_users, n_items, n_pairs = (power_of_two(max(n, LEAST)) for n in (histories.n_users, len(ids), len(items)))
     indptr = np.pad(np.asarray(histories.indptr), (0, n_users - histories.n_users), mode="edge")
     places, ids = np.pad(places, (0, n_pairs - len(items))), np.pad(ids, (0, n_items - len(ids)))
     weights = None

@@ -249,7 +249,7 @@ def explain(
     (item,) = check_factors(variables, "histories have", item=histories.n_items)
     settings, asked, ratings = _settings(regularization, alpha), checked_items(items, histories), weights_of(histories)
     users, _ = histories.pairs()
-    shares = ratings * inverse_of(np.bincount(users, ratings, histories.n_users))[users]
+    shares = ratings * inverse_of(totals_of(histories))[users]
     gain = 1 + 2 * settings.alpha
     ridge = np.full(histories.n_users, settings.regularization * gain)
     gram = summary_of(item).gram / item.shape[0]
