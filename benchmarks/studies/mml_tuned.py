@@ -1,10 +1,11 @@
 """Multi-margin loss (MML) and other losses for matrix factorisation, on Gowalla and Yelp2018.
 
 Every loss is tuned alike: it has two hyperparameters with three values each, around the best that we
-know, and all nine settings are compared on validation, a random tenth of the train part. Losses
-with two hyperparameters of their own have the learning rate .03; MML has equal shares of its margins. The chosen setting is then trained on the whole train part and
-evaluated on test. No row saw test before. Data sets have the splits of LightGCN. Models have 64
-dimensions. They score with cosines, except with BPR and BCE, where they score with dot products.
+know, and all nine settings are compared on validation, a random tenth of the train part. Losses with
+two hyperparameters of their own have the learning rate .03; MML has equal shares of its margins. The
+chosen setting is then trained on the whole train part and evaluated on test. No row saw test before.
+Data sets have the splits of LightGCN. Models have 64 dimensions. They score with cosines, except with
+BPR and BCE, where they score with dot products.
 Metrics are those of the full ranking with train pairs masked. SimpleX has its authors' settings for
 Gowalla (gate .8, user attention, a separate table for histories, the positive left out), but with
 only the first 50 items of a history.
