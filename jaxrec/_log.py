@@ -53,8 +53,8 @@ class Log:
         records: the records, in order of the epochs.
         setup_seconds: the time before the first epoch, to prepare the data and put them on the
             device.
-        compile_seconds: the time that tracing and compilation took from the first epoch on to the
-            last validation. The log of a resumed run does not have that of the calls before.
+        compile_seconds: the time that tracing and compilation took, from the first epoch to the
+            last validation. After a resume it does not include that of earlier calls.
         watched: the metric that early stopping watched, or None.
         watched_mode: "max" if a larger value of it is better, or "min".
         best_epoch: the best epoch by that metric, whose state is returned; None without early
@@ -158,8 +158,8 @@ class EarlyStopping:
         mode: "max" if larger is better, "min" if smaller is better.
         min_delta: an improvement must be larger than this.
         ties: whether a gain equal to `min_delta` is an improvement too, so that a later epoch that
-            ties with the best becomes the best. With `ties=True, patience=16` this is RecBole's
-            rule, which stops when its patience of 15 is exceeded.
+            ties with the best becomes the best. With `ties=True, patience=s + 1` this is RecBole's
+            rule for `stopping_step: s`, which stops after more than s failures.
 
     >>> rule = EarlyStopping("ndcg@10", patience=1)
     >>> state, improved = rule.update(rule.init(), {"epoch": 1, "ndcg@10": 0.2})

@@ -111,9 +111,9 @@ def differences(first: Report, second: Report, metric: str, *, ax: Any = None) -
 def popularity(reports: Mapping[str, Report], train: Interactions, *, k: int | None = None, ax: Any = None) -> Any:
     """Plots how much of the lists the most popular items have, with one line for each report.
 
-    y is the share of the places of all lists that the share x of the catalogue has, most popular
-    items first. The dashed line is the same of the training pairs; a line above it favours popular
-    items more than users do.
+    Items are in order of their popularity, the most popular first. The first share x of them holds
+    the share y of all places in the lists. The dashed line shows the same for the training pairs: a
+    line above it favours popular items more than users do.
 
     Args:
         reports: a mapping from names to `Report`s with lists, such as those of `full_ranking`.
@@ -123,7 +123,8 @@ def popularity(reports: Mapping[str, Report], train: Interactions, *, k: int | N
 
     Raises:
         TypeError: if `train` is not an `Interactions`.
-        ValueError: if a report has no lists or other items than `train`, or k is not an integer from 1 to their length.
+        ValueError: if a report has no lists or other items than `train`, or k is not an integer
+            from 1 to the length of the lists.
     """
     check_interactions(train=train)
     ax, degrees = _axes(ax), train.item_degrees
@@ -144,7 +145,7 @@ def popularity(reports: Mapping[str, Report], train: Interactions, *, k: int | N
 
 
 def sweep(found: Sweep, x: str, y: str, metric: str | None = None, *, ax: Any = None) -> Any:
-    """Plots a metric of a sweep over two settings as a heat map; each cell has its mean over seeds.
+    """Plots a metric of a sweep over two settings as a heat map of the means over seeds.
 
     A cell is NaN if a run of its setting diverged.
 
@@ -152,7 +153,7 @@ def sweep(found: Sweep, x: str, y: str, metric: str | None = None, *, ax: Any = 
         found: the result of `train.sweep`.
         x: name of the setting on the horizontal axis.
         y: name of the setting on the vertical axis.
-        metric: a name, or None for the first of `found.shown`.
+        metric: the name of the metric; None is the first of `found.shown`.
         ax: the Matplotlib Axes to draw on; None creates them.
 
     Raises:
@@ -179,11 +180,11 @@ def sweep(found: Sweep, x: str, y: str, metric: str | None = None, *, ax: Any = 
 def regularization(coefficients: Array, degrees: ArrayLike, *, ax: Any = None) -> Any:
     """Plots coefficients Λ of users or items against their numbers of pairs, as λOpt's paper does.
 
-    The line is the median of rows with about as many pairs.
+    Each point is a row. The line shows the medians of groups of rows with similar numbers of pairs.
 
     Args:
         coefficients: Λ of one table, [R] or [R, ...] with a row for each user or item, such as
-            `lambdas["item"]` of `papers.lambda_opt`; rows are averaged.
+            `lambdas["item"]` of `papers.lambda_opt`. Each row is averaged to one number.
         degrees: number of training pairs of each row, [R], such as `train.item_degrees`.
         ax: the Matplotlib Axes to draw on; None creates them.
 
@@ -233,7 +234,7 @@ def interests(interests: Array, items: Array, *, titles: Sequence[str] | None = 
 
 
 def audit(found: Audit, *, ax: Any = None) -> Any:
-    """Plots the findings of an audit: which share of the things checked has the flaw.
+    """Plots the findings of an audit: the share of the things checked that have the flaw.
 
     Serious findings are red.
 

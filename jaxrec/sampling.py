@@ -34,6 +34,9 @@ def uniform(key: Key, users: Array, *, n_items: int, n: int = 1) -> jax.Array:
     Returns:
         int32 [..., n].
 
+    Raises:
+        ValueError: if `n` or `n_items` is not an integer of 1 or more.
+
     >>> uniform(jax.random.key(0), jnp.zeros(3, jnp.int32), n_items=10, n=4).shape
     (3, 4)
     """
@@ -209,8 +212,8 @@ def reject_seen(key: Key, users: Array, *, sample: Sampler, seen: Interactions, 
 def shared(key: Key, users: Array, *, sample: Sampler) -> jax.Array:
     """Draws once for the whole batch: one list of negatives [1, n] for all users.
 
-    Scores [B, n] are then one matrix product instead of B look-ups of rows, so thousands of shared
-    negatives cost as much as a hundred separate ones.
+    Scores [B, n] are then one matrix product instead of B · n look-ups of rows, so that a step can
+    take many more negatives in the same time.
 
     Args:
         key: typed key.
@@ -350,7 +353,7 @@ def uniform_at(key: Key, rows: Array, columns: Array) -> tuple[jax.Array, jax.Ar
         columns: integers [...] below 2³².
 
     Returns:
-        Two arrays of the default float dtype, with 23 random bits.
+        Two arrays [...] of the default float dtype, with 23 random bits.
 
     >>> whole, _ = uniform_at(jax.random.key(0), jnp.arange(3)[:, None], jnp.arange(4)[None])
     >>> one, _ = uniform_at(jax.random.key(0), jnp.array(2), jnp.array(3))

@@ -109,13 +109,13 @@ def settings(grid: Mapping[str, Sequence[Any]], trials: int | None = None, key: 
 
 
 def full_ranking(model: Any, variables: Variables, split: Split, on: str, *, ks: Sequence[int] = (10, 20)) -> Report:
-    """Evaluates with `jaxrec.evaluate.full_ranking`; for test, validation pairs are masked too.
+    """Evaluates with `jaxrec.evaluate.full_ranking`; on test, validation pairs are masked too.
 
     A model that scores users by their histories gets those of `split.train`.
 
     Args:
-        model: the model.
-        variables: the model's variables.
+        model: a model, as for `jaxrec.evaluate.full_ranking`.
+        variables: the model's variables, as returned by `model.init`.
         split: an object with `train`, `valid` and `test`.
         on: the part to evaluate on, "valid" or "test".
         ks: cut-offs of the metrics.
@@ -154,7 +154,7 @@ def run(
         splits: for each data set's name, its split (an object with `train`, `valid` and `test`), or
             a function from a seed to a split. `valid` may be None if every method has only one
             setting.
-        folder: the folder of the file.
+        folder: the folder that the file is in.
         name: the name of the file, without ".jsonl".
         seeds: the seeds of the runs on test. `fit` gets the key `jax.random.key(seed)`. If empty,
             the methods are only tuned, and not evaluated on test.
@@ -222,7 +222,7 @@ def _part(split: Split | Callable[[int], Split], seed: int) -> tuple[Split, str]
 
 
 class _Study(NamedTuple):
-    """A file with its records, and the way runs are evaluated."""
+    """The file of a study, its records, and how its runs are evaluated."""
 
     path: pathlib.Path
     records: list[Record]
@@ -383,7 +383,7 @@ def table(
         metric: the metric by which validation chose, as given to `run`.
         shown: further metrics to print.
         key: typed key that sampled the settings, as given to `run`.
-        against: the method to compare the others with. Two paired t-tests are made: over users,
+        against: the method to compare the others with. There are two paired t-tests: over users,
             with each user's mean over the seeds that both methods have, and over these seeds. The
             p-values have Holm's correction for the number of rows of a data set.
 

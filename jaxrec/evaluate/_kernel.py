@@ -62,9 +62,9 @@ def evaluated_users(train: Interactions, test: Interactions, users: ArrayLike | 
     chosen = np.arange(test.n_users) if users is None else given_ids("users", users, test.n_users)
     chosen = chosen[np.asarray(test.user_degrees)[chosen] > 0].astype(np.int32)
     if len(chosen) == 0:
-        raise ValueError("none of the users has a test pair; there is nothing to evaluate")
+        raise ValueError("none of the users has a test pair; give users with test pairs")
     each = np.flatnonzero(np.bincount(chosen)).astype(np.int32)
-    tested = test.take(each)  # of a sample of users, only the rows are read
+    tested = test.take(each)  # reads only the rows of these users
     rows, items = tested.pairs()
     both = int(np.asarray(train.contains(each[rows], items)).sum())
     if both:
@@ -105,14 +105,14 @@ def ranked(
         users: ids int32 [U].
         k: length of the lists.
         seen: pairs to leave out.
-        demoted: pairs that lose ties if there is no key; the relevant pairs of `judge`.
+        demoted: the relevant pairs. Without a key, they rank below other items of the same score.
         key: typed key for the order of equal scores.
         block: number of users scored at a time.
-        judge: function of whole rows, (scores [B, N'], indices, where) -> a tree of arrays [B], or
-            None. The indices are rows and columns of the relevant pairs, `demoted`, padded with row
-            B; `where` is True for items that are not seen.
+        judge: function of (scores [B, N'], places, where) that returns a tree of arrays [B], or
+            None. `places` are the rows and columns of the pairs `demoted`, padded with row B;
+            `where` [B, N'] is True for items that are not seen.
         candidates: ids [n] of the items that may be recommended; None is all.
-        histories: the items that the model knows users by, if it does.
+        histories: the items by which the model knows users; None if it does not need them.
 
     Returns:
         scores float32 [U, k], items int32 [U, k], and what `judge` returns, each [U], or None.
@@ -306,8 +306,8 @@ def room(n_pairs: int) -> int:
 def _blocks(users: np.ndarray, most: int) -> np.ndarray:
     """Divides users [U] into equal blocks, [n_blocks, B] with B of about `most` or fewer.
 
-    B is a power of two or, if it is large, has four bits: so that other users seldom need another
-    program, and few rows are padding. Padding repeats users.
+    A small B is a power of two. Of a large B, only the four highest bits may be set. So another
+    number of users seldom needs another program, and few rows are padding. Padding repeats users.
     """
     size = -(-len(users) // -(-len(users) // most))
     step = 1 << max(size.bit_length() - 4, 0)
@@ -441,10 +441,10 @@ def _ranked(variables, tables, columns, allowed, inputs, *, model, k, lower, jud
 
 
 def _one_lower(x: Array) -> Array:
-    """Returns the next float below, or the one after it. `nextafter` would step from 0 to a
-    denormal, which CPUs flush to 0.
+    """Returns the next float below, or the one after it.
 
-    Below +inf comes the largest finite number; −inf, which marks masked items, stays.
+    Below +inf comes the largest finite number; −inf, which marks masked items, stays. `nextafter`
+    would step from 0 to a denormal, which CPUs flush to 0.
     """
     info = jnp.finfo(x.dtype)
     lower = jnp.where(jnp.isfinite(x), x - jnp.maximum(jnp.abs(x) * info.eps, info.tiny), x)
@@ -456,7 +456,7 @@ def _grouped_top_k(scores: Array, k: int) -> tuple[Array, Array]:
     k best of their items.
 
     It is exact, since each of the k best items lies in one of the k best groups. A group is a
-    *strided* set of columns: the maxima are then an elementwise maximum of slices, and nothing is
+    strided set of columns, so that the maxima are an elementwise maximum of slices and nothing is
     copied. `lax.top_k` of long rows takes more time than the product that computes them; two stages
     take less.
     """

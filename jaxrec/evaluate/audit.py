@@ -52,7 +52,7 @@ class Audit:
         rankers: ranker -> metric -> mean. The rankers are random, popularity, item id in both
             directions, and the next id. The metrics are the hit rate and the NDCG of lists of 10
             items, or of all items if there are fewer.
-        protocol: how the rankers were evaluated, and on how many of the test users.
+        protocol: how the rankers were evaluated, and on how many of the test users if not on all.
     """
 
     findings: tuple[Finding, ...]
@@ -93,9 +93,8 @@ def audit(
 ) -> Audit:
     """Checks a split for overlap, cold ids, selection by id, popularity, time leaks, bad negatives.
 
-    Findings are counted on all pairs. The trivial rankers are evaluated on `users`. By default
-    these are all test users, or a random 10,000 of them if there are more, which `protocol` then
-    says.
+    Findings are counted on all pairs. The trivial rankers are evaluated on `users`: by default on
+    all test users, or on a random 10,000 of them if there are more.
 
     Duplicate pairs are not among the findings: `Interactions` merges them when it is created, and
     warns how many there were.
@@ -109,9 +108,13 @@ def audit(
             users to sample; if there are fewer, all are used.
         key: typed key of the sample; by default `jax.random.key(0)`.
 
+    Returns:
+        An `Audit`, with a finding for each check and the metrics of the trivial rankers.
+
     Raises:
         ValueError: if train and test have different shapes or no pairs, negatives have the wrong
-            shape or are not item ids, or none of the users has a test pair.
+            shape or are not item ids, `users` are neither ids of users nor a number of 1 or more,
+            or none of the users has a test pair.
     """
     check_interactions(train=train, test=test)
     if (train.n_users, train.n_items) != (test.n_users, test.n_items):
@@ -217,8 +220,9 @@ def _surprising(count: int, chance: np.ndarray) -> bool:
 
 
 def _id_order(train: Interactions, test: Interactions) -> Finding:
-    """Counts users whose test ids are all above their training ids; the probability by chance is 1
-    / C(d + t, t).
+    """Counts users whose test ids are all above their training ids.
+
+    The probability by chance is 1 / C(d + t, t), with d training and t test pairs of the user.
     """
     import scipy.special
 
@@ -245,8 +249,8 @@ def _id_places(train: Interactions, test: Interactions) -> Finding:
     """Counts users whose test ids have the same ranks among their ids as those of another user with
     as many pairs.
 
-    d and t are a user's numbers of training and test pairs. The probability by chance is 1 / (C(d +
-    t, t) − 1): users whose test ids come last are left out, since `_id_order` counts them.
+    Users whose test ids come last are left out, since `_id_order` counts them. The probability by
+    chance is therefore 1 / (C(d + t, t) − 1), with d training and t test pairs of the user.
     """
     import scipy.special
 
@@ -273,7 +277,7 @@ def _id_places(train: Interactions, test: Interactions) -> Finding:
         "those of another "
         f"user with as many pairs; chance gives {chance.sum():.1f}. "
         + (
-            "One draw was used for all users of a size: if ids carry meaning, validation and test differ"
+            "Users with as many pairs share one draw: if ids carry meaning, validation and test differ"
             if serious
             else "Ranks do not repeat"
         )
@@ -282,8 +286,9 @@ def _id_places(train: Interactions, test: Interactions) -> Finding:
 
 
 def _popularity(train: Interactions, test: Interactions) -> Finding:
-    """Compares the items of test pairs with those of training pairs, by their training users
-    without the pair's own.
+    """Compares the popularity of the items of test pairs with that of the items of training pairs.
+
+    Popularity is the number of an item's training users. The user of the pair itself does not count.
     """
     degrees = train.item_degrees
     held_out, trained = degrees[test.pairs()[1]], degrees[train.pairs()[1]] - 1
@@ -345,7 +350,7 @@ def _negatives(train: Interactions, test: Interactions, negatives: np.ndarray) -
     degrees = train.item_degrees
     drawn, uniform = degrees[negatives].mean(), degrees[degrees > 0].mean()
     above = int((degrees[negatives] > uniform).sum())
-    message = f"the mean number of training users is {drawn:.1f} for negatives, {uniform:.1f} for all items: " + (
+    message = f"the mean number of training users is {drawn:.1f} for negatives, {uniform:.1f} for trained items: " + (
         "negatives are drawn by popularity, which makes rare test items look easy or hard"
         if drawn > 2 * uniform
         else "negatives are not drawn by popularity"

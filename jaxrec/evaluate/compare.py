@@ -40,8 +40,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     """Corrects p-values for their number with the method of Benjamini and Hochberg (1995).
 
-    It bounds the expected share of false rejections among all rejections, and rejects more than
-    `holm`.
+    It bounds the expected share of false rejections among all rejections. It rejects at least as
+    many hypotheses as `holm`.
 
     Raises:
         ValueError: unless p-values are numbers from 0 to 1.
@@ -55,7 +55,7 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
 
 
 def _checked(p_values: Sequence[float]) -> np.ndarray:
-    """Returns p-values as float64 [n], in the given order, whatever their index."""
+    """Returns p-values as float64 [n], in the given order; the index of a pandas Series is ignored."""
     values = np.asarray(p_values, np.float64)
     if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
         raise ValueError(f"p_values={p_values!r:.200}; give a column of numbers from 0 to 1")
@@ -72,7 +72,7 @@ def compare_all(
     resamples: int = 2000,
     key: Key | None = None,
 ) -> Any:
-    """Compares many reports in one metric, paired by user, as a pandas DataFrame.
+    """Compares many reports in one metric, paired by user, and returns a pandas DataFrame.
 
     Args:
         reports: a mapping from names to reports, two or more.

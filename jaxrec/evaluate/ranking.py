@@ -46,10 +46,10 @@ class _Scorer:
 
 
 def scorer(fn: Callable[[Any, Any], Array]) -> Model:
-    """Returns a model for this module from any `fn(variables, users [B]) -> scores [B, N]`.
+    """Returns a model that scores with a function, `fn(variables, users [B]) -> scores [B, N]`.
 
-    Define `fn` once and pass what it needs as `variables`. A new function is compiled again, and so
-    is one that reads a global or a closure whose value has changed.
+    Define `fn` once and pass what it needs as `variables`. Each new function is compiled, and a
+    function that reads a global or a closure is compiled again when the value has changed.
 
     >>> model = scorer(lambda table, users: table[users])
     >>> top_k(model, jnp.array([[0.1, 0.9, 0.5]]), [0], k=2)[1].tolist()
@@ -147,7 +147,7 @@ def full_ranking(
             validation pairs as one.
         test: pairs [M, N] to find.
         ks: lengths of the lists, or one length.
-        users: ids [U] to evaluate; None is all that have a test pair.
+        users: ids [U] of the users to evaluate; None is all users.
         histories: pairs [M, N] that the model may see, for a model that knows users by their items,
             such as `models.VALID`. Usually these are the pairs that it was trained on,
             `histories=train`. They are not taken from the masked pairs: if validation pairs are
@@ -160,7 +160,8 @@ def full_ranking(
     Returns:
         A `Report`. It has "recall@k", "ndcg@k", "precision@k", "hit_rate@k", "mrr@k",
         "average_precision@k", "popularity@k" (mean number of training users of the list's items)
-        and "novelty@k" for each user, and "coverage@k" and "gini@k" of all lists.
+        and "novelty@k" for each user, "auc" if `auc` is True, and "coverage@k" and "gini@k" of
+        all lists.
 
     Warns:
         DataWarning: if test pairs are also training pairs, or users have no training pairs or no

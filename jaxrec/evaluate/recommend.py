@@ -63,9 +63,9 @@ def recommend(
         DataWarning: if users are dropped, or users have no items in `histories`.
 
     Raises:
-        TypeError, ValueError: as `top_k`; also for labels that `id_map` lacks, for an `id_map` of
-            another number of items or users than the model, `seen` or `histories`, and if `titles`
-            has other items or another number of titles.
+        TypeError, ValueError: as `top_k`; also for labels that `id_map` lacks (with "drop", only if
+            it lacks all), for an `id_map` of another number of items or users than the model,
+            `seen` or `histories`, and if `titles` has other items or another number of titles.
 
     >>> id_map = IdMap(users=["ann", "bob"], items=["a", "b", "c"])
     >>> model = scorer(lambda table, users: table[users])
@@ -104,10 +104,10 @@ def similar(
 ) -> Any:
     """Returns the k items that are most similar to each item as a pandas DataFrame.
 
-    The similarity is the cosine of the items' vectors. These are the second table of
-    `model.vectors`, so that a graph model's are propagated, and the cosine of items with facets is
-    the mean over facets of equal length. A model without `vectors`, and one whose score is a
-    distance, is compared by its parameter "item".
+    The similarity is the cosine of the items' vectors, the second table of `model.vectors`. Those
+    of a graph model are propagated; those of `models.MARS` hold all facets, so that the cosine is
+    the mean over facets. If a model has no `vectors`, or its score is a distance, its parameter
+    "item" is used instead.
 
     Args:
         model: a model with `vectors`, or with a parameter "item" [N, ...].

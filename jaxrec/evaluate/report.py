@@ -89,8 +89,8 @@ class Report:
 
         Raises:
             TypeError: if `other` is not a `Report`.
-            ValueError: if one report lacks the metric, it is not finite, a report has a user more
-                than once, or the reports have fewer than 2 users in common.
+            ValueError: if a report lacks the metric or has a user more than once, the metric is not
+                finite, or the reports have fewer than 2 users in common.
         """
         import scipy.stats
 
@@ -112,7 +112,8 @@ class Report:
             A dict from group to `Report`, in the order of the groups.
 
         Raises:
-            ValueError: if `groups` is not a column with an entry for each user id.
+            ValueError: if `groups` is not a column with an entry for each user id, or an entry is
+                missing.
 
         >>> values = {"ndcg@10": np.array([0.1, 0.3, 0.5])}
         >>> found = Report(np.array([0, 2, 3]), values, {}, None, "").by_group(["new", "old", "old", "old"])
@@ -144,7 +145,8 @@ class Report:
 
         Raises:
             ValueError: if the report has no lists, `groups` is not a column with an entry for each
-                item id, or k is not an integer from 1 to the length of the lists.
+                item id, an entry is missing, or k is not an integer from 1 to the length of the
+                lists.
         """
         if self.items is None:
             raise ValueError("the report has no lists of items; evaluate with full_ranking")
@@ -231,7 +233,7 @@ def catalogue_metrics(items: np.ndarray, ks: Sequence[int], n_items: int) -> dic
 
 
 def _column(groups: Any, of: str, least: int, n: int | None = None) -> np.ndarray:
-    """Returns the group of each id: a column of n entries, or if n is None of at least `least`."""
+    """Returns the group of each id: a column of n entries, or of at least `least` if n is None."""
     column = np.asarray(groups)
     if column.ndim != 1 or (len(column) < least if n is None else len(column) != n):
         wanted = f"{least} or more" if n is None else str(n)

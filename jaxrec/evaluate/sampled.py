@@ -41,8 +41,8 @@ def sampled_ranking(
         model: a model that scores pairs by `apply(variables, users, items)`.
         variables: the model's variables, as returned by `model.init`.
         test_pairs: users [T] and items [T].
-        negatives: item ids [T, n]. A negative that is repeated in a row counts once; one that
-            equals the test item does not count. A `DataWarning` says how many there are.
+        negatives: item ids [T, n]. A negative that is repeated in its row counts once, and one that
+            equals the test item does not count. A `DataWarning` says how many do not count.
         ks: lengths of the lists, or one length.
         train: if given, items without a training pair are left out, as in the released code of
             TransCF and MARS: such negatives do not count, and test pairs with such an item are
@@ -60,8 +60,9 @@ def sampled_ranking(
 
     Raises:
         ValueError: if shapes do not fit; ids are negative, not integers, outside the model (if it
-            has `n_users` and `n_items`) or outside `histories`; a model that needs `histories` gets
-            none, or another model gets some; or scores are NaN.
+            has `n_users` and `n_items`) or outside `histories`; an item is outside `train`, or no
+            test item has a training pair; a model that needs `histories` gets none, or another
+            model gets some; or scores are NaN.
     """
     users, items, negatives = *(np.asarray(x) for x in test_pairs), np.asarray(negatives)
     fits = users.shape == items.shape == negatives.shape[:1] and users.ndim == 1 and negatives.ndim == 2
@@ -115,8 +116,8 @@ def sampled_ranking(
 
 
 def _trained(train: Interactions, users: np.ndarray, items: np.ndarray, negatives: np.ndarray):
-    """Returns the test pairs whose item has a training pair, their negatives, and which of these
-    have one.
+    """Returns the test pairs whose item has a training pair, their negatives, and whether each
+    negative has a training pair.
     """
     largest = max(items.max(), negatives.max())
     if largest >= train.n_items:
