@@ -57,8 +57,9 @@ def objective(
     cap: Scalar = 1.0,
     total: Scalar = 20_000,
 ) -> jax.Array:
-    """Computes the negative evidence lower bound, Σ_l −log p_l + β KL, averaged over users; β is
-    `annealed`.
+    """Computes the negative evidence lower bound, Σ_l −log p_l + β KL, averaged over users.
+
+    β is `annealed`.
 
     Args:
         variables: the model's variables, as returned by `model.init`.
@@ -123,7 +124,8 @@ def alternating(
     Raises:
         TypeError: if the model has no encoder or no old encoder, or `stopping` has another type.
         ValueError: if a number is not an integer of 1 or more, `stopping` is given without
-            `validate`, or no validation gave the metric of `stopping` as a number.
+            `validate`; and as `fit` for `train`, `validate` and the checkpoint.
+        DivergenceError: as `fit`.
         Interrupted: on Ctrl-C. It carries the log, and the state after the last finished epoch.
     """
     began, encoder_passes = time.perf_counter(), integer("encoder_passes", encoder_passes)

@@ -33,8 +33,8 @@ class _Damaged(Exception):
 class Checkpoint:
     """Where and how often `fit` saves checkpoints.
 
-    Every array and every fact is stored with a checksum. If the newest checkpoint is damaged, the
-    one before it is used and a `DataWarning` says so. Only one process at a time may use the
+    Everything is stored with a checksum. If the newest checkpoint is damaged, the one before it is
+    used and a `DataWarning` says so. Only one process at a time may use the
     folder.
 
     Attributes:
@@ -122,8 +122,8 @@ class Checkpoint:
     def restore(self, run: Progress, description: Mapping[str, Any]) -> Progress:
         """Returns the latest intact run in this folder, or `run` itself if none was saved.
 
-        The state of `run` is the one with which the saved run started, or one that it has reached
-        since.
+        The state of `run` must be the one with which the saved run started, or one that the saved
+        run has reached since.
 
         Args:
             run: gives the structure, shapes, dtypes and shardings to expect, and the start to

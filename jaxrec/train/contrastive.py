@@ -49,8 +49,8 @@ def contrastive_objective(
 
     Raises:
         TypeError: if the model has no `views`.
-        ValueError: if `noise`, `weight` or `temperature` is out of bounds, or the loss does not return one
-            value per positive.
+        ValueError: if `noise`, `weight` or `temperature` is out of bounds, or the loss does not
+            return one value per positive.
 
     Differs: follows the released code (SELFRec) instead of the papers: the contrast is the mean
     over the users and over the items, not their sum. The defaults are those of XSimGCL on

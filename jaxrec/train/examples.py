@@ -5,8 +5,8 @@ n=16)` or `by_user`. The function returns examples: an object with their number 
 `batch(places, step)` that returns the `Batch` of the examples at these places. `streamed` is for
 positives that do not fit the device; see `train.stream`.
 
-A model that knows users by their items needs these in the batch. `by_user` always gives them; the
-others do with `histories=`, such as `fit(..., examples=partial(singles, histories=train))`.
+A model that knows users by their items needs these in the batch. `by_user` always gives them. The
+other functions give them with `histories=`, such as `fit(..., examples=partial(singles, histories=train))`.
 """
 
 from __future__ import annotations
@@ -170,8 +170,8 @@ def singles(train: Interactions, *, histories: Interactions | None = None) -> Gr
 
     Args:
         train: the positives.
-        histories: the items by which the model knows the users, `Interactions` [M, N] over the ids of `train`, such as
-            `train` itself. Each batch then carries those of its B users.
+        histories: the items by which the model knows the users, `Interactions` [M, N] over the ids
+            of `train`, such as `train` itself. Each batch then carries those of its B users.
 
     Raises:
         ValueError: if there are no pairs; weights are negative, not finite or all 0; or histories
@@ -186,8 +186,7 @@ def singles(train: Interactions, *, histories: Interactions | None = None) -> Gr
 def groups(train: Interactions, *, n: int, histories: Interactions | None = None) -> Groups:
     """Returns users with up to n of their positives; users with more make several examples.
 
-    Negatives are drawn and scored once for all positives of an example. For the same work, an epoch
-    therefore compares several times as many pairs.
+    Negatives are drawn and scored once for each example, and compared with all its positives.
 
     Args:
         train: the positives.

@@ -43,9 +43,9 @@ def fold_in(
 ) -> tuple[Model, Variables, Log]:
     """Trains the rows of new users in the users' tables, with all other parameters frozen.
 
-    It is for models that were trained by gradients. For those of `solvers.ials`, `wrmf` and `rg2`,
-    their `fold_in` solves for the vectors exactly. Models that know users by their items need none
-    of this: pass their `histories`.
+    It is for models that were trained by gradients. The functions `fold_in` of `solvers.ials`,
+    `wrmf` and `rg2` solve for the vectors of their models exactly. A model that knows users by their
+    items needs no new rows: pass `histories` where users are scored.
 
     The rows start from the mean of the known users' rows. A user without items keeps it.
 
@@ -57,14 +57,14 @@ def fold_in(
             that a model of the new number of users can take its place. Interactions and margins
             that it binds, such as `seen` of a sampler, must be those of the trained users.
         tx: an optax transformation, or an `optim.Step`, of the users' tables.
-        histories: items of the new users, `Interactions` [B, N]. With `users`, those of known and
-            new users [M', N].
+        histories: the items of the new users, `Interactions` [B, N]; with `users`, the items of
+            known and new users, [M', N].
         epochs: number of epochs.
         key: typed key from which batches and negatives are drawn.
-        users: None if all rows of `histories` are new users. Else the ids [B] of the rows to
-            train. Other rows keep their vectors, ids of M and more are new users, and known users
-            among `users` start from their own rows. So `users` also updates known users, and goes
-            with `Interactions.from_labels(..., unknown_users="new")`.
+        users: the ids [B] of the users to train, in `histories` of known and new users, such as
+            those of `Interactions.from_labels(..., unknown_users="new")`. Ids of M and more are new
+            users. Known users may be among `users`: they start from their own rows. All other rows
+            stay as they are. None means that all rows of `histories` are new users.
         batch_size: number of examples per step.
         examples: what an epoch goes through, as in `fit`; None is `singles`, with the histories if
             the model needs them.
@@ -78,10 +78,10 @@ def fold_in(
 
     Warns:
         DataWarning: if users to train have no items, or `objective` binds interactions that lack
-            items of theirs.
+            some of the items of these users.
 
     Raises:
-        TypeError: as `fit`.
+        TypeError: as `fit`; also if `model` is a class, or `variables` is a `State`.
         ValueError: as `fit`; also if the model has no tables of users that it can grow, `objective`
             does not bind the model, or sizes do not fit.
 

@@ -54,7 +54,7 @@ def draws(
         valid: the positives of validation, drawn in the same way; or `singles` of them.
         rows: function of (key, batch) that returns the rows to penalise; None uses `penalised_rows`
             of the objective.
-        steps: number of look-ahead steps, the same as in `alternate`; None is 1.
+        steps: number of look-ahead steps, the same as in `optim.lambda_opt.alternate`; None is 1.
         valid_objective: the objective on validation, such as one whose negatives are in neither
             set; None uses the training objective.
 

@@ -140,8 +140,8 @@ def fit(
             last epoch saved.
         Interrupted: a `KeyboardInterrupt`, on Ctrl-C. It carries the last state, the best one and
             the log, and the checkpoint has them too.
-        TypeError: if `train`, `stopping` or `checkpoint` has another type, or the model has an
-            array among its attributes.
+        TypeError: if `train`, `tx`, `stopping` or `checkpoint` has another type, or the model has
+            an array among its attributes.
         ValueError: if a number is not an integer or too small; weights are negative or not finite;
             a model in the partials of `objective` has fewer users or items than `train`; a sampler,
             `seen` or margins in them have other sizes; the loss does not return one value per
@@ -288,7 +288,7 @@ def _description(state, objective, tx, train, batch_size, examples, every, stopp
 def _epoch(state, arrays, data, place, *, static, batch_size, n_blocks, places=None):
     """Runs block `place` of an epoch. `epoch` takes each block for an epoch, with its own key and steps.
 
-    `places` are the shardings of the state's leaves, which it keeps.
+    `places` are the shardings of the state's leaves; the new state has the same.
     """
     objective, step = combine(arrays, static)
     part = state._replace(epoch=state.epoch * n_blocks + place)

@@ -38,8 +38,13 @@ class Ranking(Protocol):
     ) -> jax.Array:
         """Returns losses [B].
 
-        Takes θ [B, K], users' facets [B, K, D], items' facets [B, 1 + n, K, D] with the positive
-        first, and margins [B].
+        Args:
+            theta: θ [B, K].
+            u: users' facets [B, K, D].
+            v: items' facets [B, 1 + n, K, D], the positive first.
+            score: the model's `score`.
+            margin: margins [B].
+            pull_weight: λ_pull.
         """
 
 
@@ -241,7 +246,7 @@ def optimizer(
     The facets of `models.free` and `models.hybrid` are parameters, which a step can keep on the
     sphere or in the ball. The facets of `models.projected` are not parameters: the model computes
     xᵀφ^k and places it whenever it is called. Its vectors and projections need an unconstrained
-    step, `step=optax.sgd`. The model's `place=models.mars.calibrated_unit` makes that the
+    step, `step=optax.sgd`. If the model has `place=models.mars.calibrated_unit`, this is the
     calibrated step of eq. 21.
 
     Args:

@@ -83,8 +83,8 @@ def sml_objective(
         batch: positives [B, P].
         sample: a sampler of `jaxrec.sampling` that draws negatives [B, n], or [1, n] that the batch
             shares.
-        loss: `losses.sml`, with its weights bound. Of the paper's γ = 10 the released code
-            effectively uses 10 / B; see `losses.sml`.
+        loss: `losses.sml`, with its weights bound by `functools.partial`. The released code has the
+            paper's γ = 10, but its effect is that of 10 / B; see `losses.sml`.
     """
     params = variables["params"]
     items = batch.items
@@ -140,9 +140,9 @@ def translation_objective(
 ) -> jax.Array:
     """Computes the objective of TransCF (Park et al. 2018, arXiv 1906.01637).
 
-    It is the mean of loss − distance_weight · score + neighbourhood_weight · (‖u − ū‖² + ‖v −
-    v̄‖²). One call of the model scores positives and negatives, so that a step averages the
-    neighbourhoods once.
+    It is the mean of loss − distance_weight · score + neighbourhood_weight · (‖u − ū‖² + ‖v − v̄‖²).
+    One call of the model scores positives and negatives, so that a step averages the neighbourhoods
+    once.
 
     Args:
         variables: the model's variables, as returned by `model.init`.

@@ -74,8 +74,8 @@ def objective(
         ValueError: if a weight or the temperature is out of bounds, or the loss does not return one
             value per positive.
 
-    Differs: the contrasts are means, while those of the released code are sums over the batch. Its
-    weights of 1e-6 and 1e-7 with batches of 4,096 are the defaults here.
+    Differs: the contrasts are means, while those of the released code are sums over the batch. The
+    defaults equal the code's weights of 1e-6 and 1e-7 for batches of 4,096.
     """
     _check_has(model, "neighbourhoods", "NCL")
     weights = {"structure_weight": structure_weight, "item_share": item_share, "prototype_weight": prototype_weight}

@@ -23,10 +23,11 @@ def shard(
     `train` has users or items. `fit` trains the state on the mesh, with the same results up to
     rounding, and returns it in the same places. Evaluation takes its variables as they are.
 
-    Tables are sharded by rows or by columns. By columns, a look-up needs no communication, and
-    scores that are dot products travel instead of rows. That moves less if the vectors are longer
-    than a few numbers. Columns are divided if each device gets a multiple of 8. A table that cannot
-    be divided in one way is divided in the other.
+    Tables are sharded by rows or by columns. By columns, a look-up needs no communication: the
+    devices exchange scores, which are dot products, instead of rows. That is less data if vectors
+    have more than a few dimensions. Columns are divided if each device gets a multiple of 8. A table
+    that cannot be divided in one way is divided in the other. With `columns`, a table of fewer than
+    8 columns is replicated.
 
     Args:
         state: the state from `init`, or one that is already on a mesh. If the mesh spans several

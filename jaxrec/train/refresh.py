@@ -50,7 +50,7 @@ def refreshed(
             "params", such as `partial(train.ncl.prototypes, model=model)`. It is called on the host
             with a key of its own, and may be jitted.
         epochs: total number of epochs, counted from the start of the run.
-        period: number of epochs from one refresh to the next. The first is before epoch 1.
+        period: number of epochs from one refresh to the next. The first refresh is before epoch 1.
         batch_size: as in `fit`.
         examples: as in `fit`.
         loop: `validate`, `every`, `stopping`, `checkpoint`, `callbacks` and `progress`, as in

@@ -85,7 +85,7 @@ class Streamed:
             return (place + lacking * (place >= (short + 1) * chunk - lacking)) // chunk
 
         for number in range(self.n_blocks):
-            # Blocks have equally many pairs up to one, so that at most one example is padding.
+            # The sizes of blocks differ by at most one pair, so that at most one example is padding.
             first, end = n * number // self.n_blocks, n * (number + 1) // self.n_blocks
             chunks = np.arange(chunk_of(first), chunk_of(end - 1) + 1)
             ends = (chunks + 1) * chunk - lacking * (chunks >= short)
@@ -115,8 +115,8 @@ def streamed(train: Interactions, *, block: int = 1 << 22, chunk: int = 16) -> S
     """Returns one example per positive, as `singles` does, in blocks that are read from the host.
 
     The host reads the next block while one trains, so that the device holds at most two. If
-    `Interactions.open` maps `train` into memory, the host needs memory for a few blocks too, and
-    not for the set.
+    `Interactions.open` maps `train` into memory, the host holds only a few blocks, too, and never
+    the whole set.
 
     The order of the positives is less random than that of `singles`, which are shuffled as a whole.
     Here, `chunk` consecutive pairs of `train`, often of one user, form a chunk. In each epoch the

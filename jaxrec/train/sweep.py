@@ -85,9 +85,9 @@ def sweep(
 ) -> Sweep:
     """Trains every setting under every key, as `init` and `fit` would, with one compilation.
 
-    A run takes two to three times the memory of its parameters and optimiser state (the values from
-    the start of the epoch are kept in case it diverges, and one more copy with `select`), and the
-    temporaries of a batch. `at_once` limits how many runs are on the device.
+    A run takes twice the memory of its parameters and optimiser state, because the values from the
+    start of the epoch are kept in case it diverges; with `select`, three times. The temporaries of a
+    batch come on top. `at_once` limits how many runs are on the device.
 
     A run whose loss is no longer finite keeps its state from the start of that epoch, and is NaN in
     the tables. The other runs are not affected.
@@ -95,7 +95,7 @@ def sweep(
     Args:
         keys: typed keys [S], one per seed, such as `jax.random.split(jax.random.key(0), 8)`.
         setup: function that gets the values of one setting as traced keyword arguments, and returns
-            the `Recipe`, or its members in order: model, objective, tx and, where needed,
+            a `Recipe`, or a tuple of its members in order: model, objective, tx and, if needed,
             parameters. Learning rates, margins, temperatures and weights of regularisers can vary;
             what changes a shape (dimensions, numbers of negatives) cannot. Arrays that a
             `functools.partial` binds to `setup` are passed as arguments; arrays in its closure
@@ -110,8 +110,8 @@ def sweep(
         validate: host function of the variables that returns named numbers, or a `Report`, whose
             means are used. It is called for one run after the other.
         every: number of epochs between validations. The last epoch is always validated.
-        select: a metric of `validate`, larger = better. Each run then returns the state and the
-            metrics of its best validated epoch. None returns the last epoch.
+        select: the name of a metric of `validate`; larger must be better. Each run then returns the
+            state and the metrics of its best validated epoch. None returns the last epoch.
         at_once: largest number of runs that train at the same time; None trains all.
         width: number of runs that one program vmaps. None is `at_once` on an accelerator, and 1 on
             CPU: there the programs run in parallel on the cores, which takes less time than vmap
@@ -127,8 +127,8 @@ def sweep(
             trained.
         ValueError: if `keys` are not one or more different typed keys [S]; settings have different
             lengths or are not numbers; a model has fewer users or items than `train`; a sampler has
-            other sizes; or `select` is given without `validate`, or names a metric that `validate`
-            does not return.
+            other sizes; `examples` gives a stream; or `select` is given without `validate`, or
+            names a metric that `validate` does not return.
 
     >>> import jaxrec as jr
     >>> train, model = jr.Interactions.from_pairs([0, 0, 1, 1], [0, 1, 2, 3]), jr.models.MF(2, 4, dim=2)
