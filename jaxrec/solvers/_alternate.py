@@ -65,7 +65,7 @@ def alternate(
         weighting: the numbers of the objective.
         dim: K, the number of dimensions of a factor.
         key: typed key that draws the initial item factors.
-        solver: see `Solver`.
+        solver: the function that solves for the rows of a half step; see `Solver`.
         scale: standard deviation of the initial item factors, times √K.
         balance: see `ials.fit`.
         mesh: the mesh over which both sides are sharded, or None.

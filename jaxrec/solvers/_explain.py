@@ -1,4 +1,4 @@
-"""Which of a user's items carry a score: the sum over their pairs that a linear half step is."""
+"""How much each of a user's items contributes to a score, which a half step makes a sum over them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def checked_items(items: ArrayLike, histories: Interactions) -> np.ndarray:
     """Returns the items whose scores are explained as int32 [B, n]; −1 is padding.
 
     Raises:
-        ValueError: unless they are ids [B, n], or [n] or [1, n] for all users, of 0 .. N-1 or −1.
+        ValueError: unless they are ids 0 .. N-1, or −1, of shape [B, n], or of shape [n] or [1, n]
+            for all users.
     """
     found = np.asarray(items)
     shape = (1,) * (2 - found.ndim) + found.shape
@@ -52,8 +53,8 @@ def explained(
         items: the items i, [B, n]; −1 is padding, whose result is 0.
         gram: the part of A that all users share, [K, K].
         ridge: the multiple of I, [B].
-        w: [nnz].
-        c: [nnz].
+        w: the weight of each pair in A, [nnz].
+        c: the weight of each pair in the right-hand side, [nnz].
     """
     # Users are padded too, so that few shapes are compiled. Padding has the ridge 1.
     n_users = power_of_two(histories.n_users)

@@ -100,7 +100,7 @@ def _table(
 
 @jax.jit
 def _vectors(solutions: list[Array], place: Array, basis: Array) -> jax.Array:
-    """Returns the rows [B, K] of solutions [C, B', K], in the original basis; place says where they are."""
+    """Returns the rows [B, K] at `place` [B] of all solutions [C, B', K], in the original basis."""
     rows = [chunks.reshape(-1, len(basis)) for chunks in solutions]
     # Users without pairs point to the zeros at the end.
     solved = jnp.concatenate([*rows, jnp.zeros_like(rows[0], shape=(1, len(basis)))])

@@ -14,7 +14,7 @@ from jaxrec.interactions import Interactions
 from jaxrec.solvers._alternate import eigenbasis
 from jaxrec.typing import Array
 
-LEAST = 16  # fewer users, items, pairs or items of a user share one shape
+LEAST = 16  # all smaller numbers of users, items, pairs and items of a user share one shape
 _kept: dict[int, tuple[weakref.ref, Summary]] = {}  # id of a table -> the table and its summary
 
 
@@ -37,8 +37,8 @@ class Summary(NamedTuple):
 def summary_of(item: jax.Array) -> Summary:
     """Returns the sums over the item vectors [N, K].
 
-    They are kept as long as the table, because for a few new users they would take most of the
-    time. JAX arrays are immutable.
+    They are kept as long as the table exists, because for a few new users they would take most of
+    the time. They stay right, because JAX arrays are immutable.
     """
     own = id(item)
     if own in _kept:

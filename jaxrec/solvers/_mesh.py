@@ -17,7 +17,7 @@ Factors = Mapping[str, jax.Array]
 
 
 class Shards(NamedTuple):
-    """Users in S shards of R rows each; the last row of a shard only holds padding.
+    """Users in S shards of R rows each; the last row of a shard holds only padding.
 
     Attributes:
         matrix: its arrays have a leading axis [S]. Each shard is [R, N] and has weights, 0 for
@@ -94,12 +94,12 @@ def spread(mesh: Mesh, tree: Any, *spec: str) -> Any:
 
 
 def sharded_factors(mesh: Mesh, factors: Callable[..., Factors], **shapes: tuple[int, int]) -> Callable[..., Factors]:
-    """Makes a function of arrays that returns factors shard these as `spec_of` says.
+    """Returns a function like `factors` whose results are sharded as `spec_of` says.
 
     Args:
         mesh: the mesh that the caller of the solver gave. The arrays lie on `automatic(mesh)`.
-        factors: the function.
-        shapes: shape of each factor.
+        factors: a function from arrays to factors.
+        shapes: the shape of each factor.
     """
     (axis,) = mesh.axis_names
     specs = {name: spec_of(shape, axis, mesh.size) for name, shape in shapes.items()}

@@ -1,6 +1,6 @@
 """Groups rows of interactions into buckets of equal padded length.
 
-So few shapes have to be compiled, and little of the arrays is padding. Users and items are rows of
+This way few shapes are compiled, and little of the arrays is padding. Users and items are rows of
 one table, and buckets of both have the same shapes, so that one compiled program solves for both.
 """
 
@@ -17,11 +17,11 @@ from jaxrec.interactions import Interactions
 from jaxrec.typing import Array
 
 _PADDING = 1.4  # the padded number of pairs is at most this multiple of the actual one
-_SHORT = 16  # rows shorter than this do not add rows to a chunk
+_SHORT = 16  # the number of rows of a chunk is that for rows of at least this length
 
 
 class Bucket(NamedTuple):
-    """Rows of up to L pairs, in C chunks of B rows; the vectors of a chunk are gathered at a time.
+    """Rows of up to L pairs, in C chunks of B rows; the vectors of a chunk are gathered at once.
 
     Attributes:
         rows: int32 [C, B], the rows of the table to solve for; R, the number of all, for padding.
@@ -29,8 +29,8 @@ class Bucket(NamedTuple):
         totals: float64 [C, B], Σ r of each row.
         ids: int32 [C, B, L], the rows of the table that the pairs point to; 0 for padding.
         ratings: float [C, B, L], r; 0 for padding. None if r is 1 for all pairs.
-        n_chunks: int32 [1], how many of the chunks have rows. They come first. With None all are
-            solved, so that the solution has a gradient.
+        n_chunks: int32 [1], the number of chunks that have rows; they come first. None solves all
+            chunks, so that the solution has a gradient.
     """
 
     rows: Array
@@ -136,8 +136,8 @@ def bucket_lengths(degrees: np.ndarray, spare: int = 0) -> list[int]:
 
     Args:
         degrees: the number of pairs of each row [R].
-        spare: number of padded pairs that a merger may always add, because they cost a run as much
-            time as compiling one more bucket.
+        spare: number of padded pairs that a merger may always add, because a run solves for them in
+            the time of compiling one more bucket.
     """
     grid, largest = [1], degrees.max(initial=1)
     while grid[-1] < largest:

@@ -28,7 +28,7 @@ from jaxrec.solvers._rows import Bucket
 from jaxrec.typing import Array, Scalar
 
 LONGEST = 4096
-"""Longer rows are processed in pieces, whose sums are added up."""
+"""Longer rows are gathered in pieces, and the sums of the pieces are added."""
 
 _einsum = partial(jnp.einsum, precision="highest")
 
@@ -176,7 +176,7 @@ def _over_chunks(half: Half, solve) -> tuple[list[jax.Array], list[jax.Array]]:
 
     def chunks(bucket: Bucket) -> tuple[jax.Array, jax.Array]:
         def solved(n, found):
-            # Plain slices: `x[n]` and `.at[n]` would add programs that look at the sign of n.
+            # Plain slices, because `x[n]` and `.at[n]` would add code for negative n.
             own = {"axis": 0, "allow_negative_indices": False}
             take = partial(lax.dynamic_index_in_dim, index=n, keepdims=False, **own)
             put = partial(lax.dynamic_update_index_in_dim, index=n, **own)

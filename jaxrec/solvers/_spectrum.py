@@ -120,8 +120,9 @@ def decompose(
         passes: maximum number of passes.
 
     Raises:
-        ValueError: if `oversample` is not an integer of 0 or more, or `passes` is not an integer of
-            1 or more; also for `train`, `dim` and `key` as in `fit`.
+        ValueError: if `oversample` is not an integer of 0 or more, `passes` is not an integer of 1
+            or more, or `tolerance` is negative or not finite; also for `train`, `dim` and `key` as in
+            `fit`.
     """
     dim = check_input(train, dim, tolerance=tolerance)
     check_key(key)

@@ -31,7 +31,7 @@ def fit(
     Args:
         train: X, the positives; their weights are ignored.
         regularization: λ, the strength of the L2 regularisation; common data sets need hundreds.
-        max_items: more items than this raise an error. With 20 000 items the arrays take 6.4 GB.
+        max_items: the largest N that is accepted. With 20 000 items the two arrays take 6.4 GB.
         dtype: float64, or float32, which takes half of the memory. In float32 the relative
             error of a large weight is about 1e-7 σ²/λ, for the largest singular value σ of X.
 

@@ -134,9 +134,9 @@ def bspm(
         dim: K, the number of singular vectors. All defaults are those of the released code on
             Gowalla. On Yelp2018 it has dim=384, weight=0.3, time=1.2, order=1, average=True.
         weight: w.
-        time: T of sharpening.
+        time: the time up to which sharpening is solved.
         steps: number of steps up to that time.
-        order: order of the method: 1 for Euler's, 4 for that of Runge and Kutta.
+        order: order of the method: 1 is Euler's method, 4 that of Runge and Kutta.
         sharpen_both: whether the ideal low-pass filter is sharpened too, as in BSPM-EM. False is
             BSPM-LM.
         average: whether to return the mean over all steps and the blurred rows.
@@ -223,8 +223,8 @@ def fit(
 ) -> tuple[SpectralFilter, Variables, Log]:
     """Builds a spectral filter; the module's docstring has the formula.
 
-    Only V is computed from the data. A ranking takes two sparse products for each degree of p. With
-    `rank` it takes two: p(P) is replaced by l(P) + V (p(Σ²) − l(Σ²)) Vᵀ, where V has `rank`
+    Only V has to be computed. A ranking takes two sparse products for each degree of p. With `rank`
+    it takes two products in all: p(P) is replaced by l(P) + V (p(Σ²) − l(Σ²)) Vᵀ, where V has `rank`
     columns, and the line l equals p at 0 and at the last of their eigenvalues Σ².
 
     Args:

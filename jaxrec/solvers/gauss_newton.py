@@ -62,7 +62,8 @@ def fit(
     Arrays in the closure of a lambda are compiled in as constants.
 
     Args:
-        towers: such as `partial(two_towers, user_features=..., item_features=...)`;
+        towers: function from parameters to the vectors [M, K] and [N, K], such as
+            `partial(two_towers, user_features=..., item_features=...)`;
             `partial(vectors, model=..., variables=...)` for a Linen model; or
             `lambda p: (p["user"], p["item"])`, which is matrix factorisation.
         params: initial parameters. Draw them: for tables of zeros the gradient is zero.
@@ -93,7 +94,7 @@ def fit(
     Differs: appendix D has errors of sign, factor and shape, which are corrected here.
     `solvers.rg2` minimises the same squares plus a constant of the data, but with another
     regulariser: λ (Σ aᵤ ‖pᵤ‖² / 2|D| + ‖Q‖² / 2N), which scales with the rows' weights. Here it is
-    λ ‖θ‖² over all parameters. A value of λ for one does therefore not suit the other. With the
+    λ ‖θ‖² over all parameters. A λ that suits one therefore does not suit the other. With the
     towers pᵤ = (2|D| / aᵤ)^½ `user[u]`, qᵢ = (2N)^½ `item[i]` the two objectives are the same.
 
     >>> train = Interactions.from_pairs([0, 0, 1, 2], [0, 1, 1, 2])

@@ -176,7 +176,7 @@ def explain(
 
     The score of item i for a user whose vector solves the half step, as those of `fold_in` do, is
     q_i·p = Σ_j c_j q_iᵀ A⁻¹ q_j, a sum over the user's items j; A and c are those of the half step.
-    It has a system for each user: ask for a few users at a time.
+    Every user has a linear system of their own: ask for a few users at a time.
 
     Args:
         variables: the variables that `fit` returned.

@@ -16,15 +16,15 @@ from jaxrec.interactions import Interactions, check_positives
 from jaxrec.models.knn import ItemKNN
 from jaxrec.typing import Variables
 
-_ENTRIES = 1 << 22  # of a block of the item-item product, which bounds the memory
+_ENTRIES = 1 << 22  # entries of the item-item product that are computed at a time
 
 
 def item_knn(train: Interactions, *, neighbours: int = 100, shrinkage: float = 0.0) -> tuple[ItemKNN, Variables, Log]:
     """Computes item-based nearest neighbours (Sarwar et al. 2001, 10.1145/371920.372071).
 
     The similarity of items i and j with n_i and n_j users, of whom n_ij are the same, is the cosine
-    with shrinkage, n_ij / (√(n_i n_j) + h). The score of an item is the sum over those of its
-    nearest neighbours that are in the history.
+    with shrinkage, n_ij / (√(n_i n_j) + h). The score of an item is the sum of its similarities to
+    those of its nearest neighbours that are in the history.
 
     Args:
         train: the positives; their weights are ignored.

@@ -37,8 +37,8 @@ def fit(
         regularization: λ, the strength of the L2 regularisation.
         iterations: maximum number of iterations. scikit-learn warns if it does not converge within
             them.
-        tolerance: ends the iterations when the norm of the gradient has fallen to this fraction of
-            its first value.
+        tolerance: ends the iterations when the projected gradient has fallen to this fraction of
+            its first value; its size is the sum of its absolute values.
 
     Returns:
         The model `MF`, its variables, and an empty `Log`.

@@ -21,7 +21,8 @@ relative to √2 σ₁.
 
 Differs: the paper's Algorithm 1 forms a system for each row. In its released code, the −1 of the
 targets has the wrong sign in the items' step, and the regulariser is scaled by N, where the sum of
-weights is aᵤ. Here every half step minimises the objective exactly, so that it never rises.
+weights is aᵤ. Here every half step minimises the objective, exactly if α is 0, so that it never
+rises.
 """
 
 from __future__ import annotations
@@ -94,8 +95,8 @@ def fit(
             never ends it.
         mesh: if given, the users are sharded over its devices and the items are replicated; a sweep
             sums an [N, K] array over the mesh. The devices may belong to several processes, each of
-            which needs all of `train`. The returned factors are sharded by rows, or
-            by columns if the devices do not divide the rows evenly; see `train.shard`.
+            which needs all of `train`. The returned factors are sharded by rows, or by columns if
+            the devices do not divide the rows evenly; see `train.shard`.
         loop: `validate`, `every`, `stopping`, `checkpoint`, `callbacks` and `progress`, as in
             `train.fit`; a sweep counts as an epoch.
 
@@ -104,6 +105,7 @@ def fit(
         "after_users" and "objective" are L after the first and second half of a sweep.
 
     Raises:
+        TypeError: if `train` is not an `Interactions`.
         ValueError: if `train` has no pairs; weights are negative, not finite or all 0; a size is
             not an integer; `dim` is above min(M, N); a hyperparameter is negative or not finite;
             `regularization` is too small (0) for factors with a singular Gram matrix; the metric of
@@ -277,6 +279,9 @@ def solve(
         The model `MF`, its variables {"params": {"user": [M, K], "item": [N, K]}}, and an empty
         `Log`.
 
+    Raises:
+        ValueError: as `decompose`, and if `regularization` is negative or not finite.
+
     >>> train = Interactions.from_pairs([0, 0, 1, 2, 2], [0, 1, 1, 0, 2])
     >>> model, variables, log = solve(train, dim=2, regularization=0.1, key=jax.random.key(0))
     >>> float(objective(variables, train, regularization=0.1)) < float(
@@ -410,8 +415,8 @@ def _sweep(problem: Problem, state: _State, settings: _Settings, *, steps: int, 
 def _shared_sweep(problem: Problem, state: _State, settings: _Settings, sum_devices: Callable):
     """Runs both half steps for α = 0, where all rows of a side share one matrix.
 
-    Rows are multiplied by its inverse S, because solving triangular systems for every row takes ten
-    times as long. The items' step only needs sums over the users' vectors p = S b, so the
+    Rows are multiplied by its inverse S, because solving triangular systems for every row takes
+    much longer. The items' step only needs sums over the users' vectors p = S b, so the
     right-hand sides b are summed, and S is applied to the sums: Σ w p pᵀ = S (Σ w b bᵀ) S. No table
     has to be weighted, because w b = (sum of the user's items) / |D| − w (mean of all items).
     """
