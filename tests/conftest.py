@@ -1,4 +1,4 @@
-"""How every test runs: JAX is strict, warnings are errors (pyproject), and `pytest` alone takes the quick part.
+"""How tests run: JAX is strict, warnings are errors (pyproject), and `pytest` runs only the quick tests.
 
 `pytest` runs the first case of each parametrised test, and all cases of those marked `every_case`; `pytest -m deep`
 runs the rest, and the tests marked `deep`. XLA compiles with few optimisations, which halves the time: most tests
@@ -8,7 +8,7 @@ compile much and compute little. Those marked `optimised` are about what the opt
 import os
 import pathlib
 
-# On GPUs sums are otherwise in any order, and nothing repeats bit by bit.
+# Otherwise GPUs add in any order, and no result is bit-identical to the last.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=4 --xla_gpu_deterministic_ops=true"
 )
@@ -23,7 +23,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Marks what `pytest` alone leaves out, and the first case of each test; see above."""
+    """Marks the tests that `pytest` leaves out, and the first case of each test; see above."""
     seen, first = set(), set()
     for item in items:
         test = (item.path, getattr(item, "originalname", item.name))
@@ -50,7 +50,7 @@ def optimisations(request):
 
 @pytest.fixture(autouse=True, scope="module")
 def caches():
-    """Programs of one file are of no use to the next, and take memory."""
+    """Clears the compiled programs of a file: the next one does not use them, and they take memory."""
     yield
     jax.clear_caches()
 

@@ -15,7 +15,7 @@ def pairs(users, items, **options):
 
 @pytest.fixture(scope="module")
 def clean():
-    """A random split of random pairs: nothing to find but what chance gives."""
+    """A random split of random pairs, in which there is nothing serious to find."""
     draw = np.random.default_rng(0)
     whole = jr.Interactions.from_scipy(draw.random((40, 60)) < 0.4)
     held_out = draw.random(whole.n_pairs) < 0.2
@@ -57,8 +57,8 @@ def test_order_of_ids_is_found_and_its_ranker_measured():
     assert "ranking by next id scores hit_rate@10" in repr(report)
 
 
-def test_one_draw_for_all_users_of_a_size_is_found():
-    """Of seven or eight items the third and the sixth are held out, whoever's they are."""
+def test_ranks_that_repeat_between_users_are_found():
+    """Users have seven or eight items. The third and the sixth of each user are held out."""
     draw = np.random.default_rng(2)
     rows = [np.sort(draw.choice(60, 7 + user % 2, replace=False)) for user in range(40)]
     users, items = np.repeat(np.arange(40), [len(row) for row in rows]), np.concatenate(rows)
@@ -71,7 +71,7 @@ def test_one_draw_for_all_users_of_a_size_is_found():
 
 
 @pytest.mark.deep
-def test_one_draw_chose_the_published_split_of_citeulike(data_root):
+def test_ranks_repeat_in_the_published_split_of_citeulike(data_root):
     found = datasets.load("citeulike-a-valid")
     finding = jr.evaluate.audit(found.train, found.test)["id places"]
     assert finding.serious and finding.count > 0.99 * finding.total
@@ -176,7 +176,7 @@ def test_the_rankers_are_evaluated_on_the_users_asked_for(clean, among):
     negatives = np.random.default_rng(3).integers(0, 60, (test.n_pairs, 5)) if among else None
     audit = lambda **how: quiet(train, test, negatives, **how)  # noqa: E731
     whole, some = audit(), audit(users=[7, 3, 3, 5])
-    assert [f.count for f in some.findings] == [f.count for f in whole.findings]  # on all pairs all the same
+    assert [f.count for f in some.findings] == [f.count for f in whole.findings]  # still of all pairs
     assert "test users" not in whole.protocol and some.protocol.endswith("on 3 of 40 test users")
     rows = np.isin(test.pairs()[0], [3, 5, 7])
     alone = quiet(train, test.select(rows), negatives if negatives is None else negatives[rows])

@@ -23,7 +23,7 @@ CLOSE = {"rtol": 1e-11, "atol": 1e-13}
 
 
 def drawn(model):
-    """Variables drawn anew in float64, biases too; RecVAE's old encoder is another."""
+    """Random variables in float64, biases included. RecVAE's old encoder differs from its encoder."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), USERS[:1], USERS[:1])
     return {
@@ -34,7 +34,7 @@ def drawn(model):
 
 
 def applied(model, variables, users, *, method, key=None, histories=TRAIN):
-    """`model.apply`, jitted, of users with the rows of TRAIN, if not other histories; noise if there is a key."""
+    """`model.apply` of users, jitted. Histories are those of TRAIN unless others are given; a key adds noise."""
 
     def run(variables, users, histories, key):
         rngs = {} if key is None else {"noise": key}
@@ -45,7 +45,7 @@ def applied(model, variables, users, *, method, key=None, histories=TRAIN):
 
 
 def deep(p, x):
-    """RecVAE's encoder, layer by layer with all earlier ones added."""
+    """RecVAE's encoder, whose layers each add the outputs of all earlier layers."""
     done, h = [], x @ p["context"] + p["bias"][0]
     for number in range(5):
         if number:
@@ -56,7 +56,7 @@ def deep(p, x):
 
 
 def expected(name, variables, user, mask=1, noise=0):
-    """Scores and KL of one user, z being the mean and `noise` deviations, the row's entries times `mask`."""
+    """Scores and KL of one user, for z = mean + `noise` deviations and a row multiplied by `mask`."""
     p, row = variables["params"], DENSE[user]
     whole = row / max(np.sqrt(row.sum()), 1)
     x = whole * mask
@@ -131,7 +131,7 @@ def test_a_noisy_pass_is_the_formula_with_each_draw_in_its_place(name):
 @pytest.mark.deep
 @pytest.mark.parametrize("name", ["MultVAE", "RecVAE"])
 def test_z_is_drawn_from_the_posterior(name):
-    """And the likelihood is that of the draw."""
+    """The likelihood is that of the drawn z."""
     many = Interactions.from_pairs(np.repeat(np.arange(20_000), 2), np.tile([0, 2], 20_000), n_items=N)
     model, variables = MODELS[name].clone(dropout=0.0), drawn(MODELS[name])
 

@@ -1,4 +1,4 @@
-"""Every benchmark explains itself; the values reported are those of the records; the quickstart's claim holds."""
+"""Benchmarks: their help, their values against the records, and the claim of the quickstart."""
 
 import json
 import pathlib
@@ -48,7 +48,7 @@ print(json.dumps(said))
 
 @pytest.mark.deep
 def test_help_explains_every_option():
-    """Of all scripts in one process: to import them costs most."""
+    """All scripts run in one process, because importing takes most of the time."""
     command = [sys.executable, "-c", HELP, *SCRIPTS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -74,7 +74,9 @@ FIELDS = {"curve", "data", "fingerprint", "grid", "method", "on", "seed", "setti
 
 
 def test_records_say_what_was_run():
-    """Benchmarks by their command and machine; runs by their fields, sorted, each once, from a grid that has them."""
+    """Records of benchmarks name the command and the machine. Runs have all fields, in order, and a setting of their
+    grid; none occurs twice.
+    """
     from benchmarks import report
 
     results = ROOT / "benchmarks" / "results"
@@ -121,7 +123,7 @@ def altered(this, data, name, grid):
     ],
 )
 def test_a_record_of_another_grid_is_found_and_marked(name, data, method, grid, reason, studies):
-    """With a value more or a value less, the method's row is stale, and no other's."""
+    """If its grid has a value more or less, a method's row is stale, and no other row is."""
     from benchmarks.studies import _study
 
     this, records = studies[name]
@@ -149,7 +151,7 @@ def test_a_row_keeps_its_earlier_grid_until_the_runs_with_the_present_one_are_re
     assert grid_of(own + trials + tests) == new
 
 
-def test_a_method_that_is_gone_and_rates_that_others_take_are_stale_too(studies):
+def test_a_removed_method_and_a_changed_grid_are_stale(studies):
     from benchmarks.studies import _study, mml
 
     this, records = studies["rg2"]
@@ -161,7 +163,7 @@ def test_a_method_that_is_gone_and_rates_that_others_take_are_stale_too(studies)
     assert set(after) == {(mml.SELECT, "CCL, 10 a group")}
 
 
-def test_stale_rows_fail_the_check_unless_they_are_known_and_known_ones_must_be_stale(monkeypatch):
+def test_the_check_fails_for_unknown_stale_rows_and_for_known_rows_that_are_not_stale(monkeypatch):
     from benchmarks import report
 
     monkeypatch.setattr(report, "KNOWN", {("rg2", "a", "known"): "why", ("rg2", "a", "mended"): "why"})
@@ -182,7 +184,7 @@ def made_up(methods, **more):
 
 
 @pytest.mark.deep
-def test_the_command_of_a_study_trains_tables_and_draws(tmp_path, monkeypatch, capsys):
+def test_the_command_of_a_study_trains_and_writes_table_and_plot(tmp_path, monkeypatch, capsys):
     from benchmarks import _record
     from benchmarks.studies import _study
 
@@ -231,7 +233,7 @@ def test_a_claim_can_come_out_any_way(difference, place):
     assert _study.claim(this, records[:4], "A", "B") == _study.claim(this, records[:3], "A", "B") == ""
 
 
-def test_rg2_trains_on_gowalla_once_more_for_as_long_as_validation_wanted(monkeypatch):
+def test_rg2_refits_on_gowalla_for_the_best_number_of_epochs_on_validation(monkeypatch):
     from benchmarks.studies import rg2
 
     monkeypatch.setattr(rg2, "DIM", 4)
@@ -263,7 +265,7 @@ def test_chosen_values_at_an_end_have_a_star():
 
 
 def test_lightgcn_has_a_note_where_its_decay_is_far_above_the_papers():
-    """1e-4 of ½ ‖e‖² on a batch's rows: 1e-4 / 6038 a user and 2e-4 / 3307 an item of whole tables."""
+    """A weight of 1e-4 for a batch's rows is 1e-4 / 6038 per user and 2e-4 / 3307 per item of whole tables."""
     from benchmarks.studies import rg2
 
     def note(name, l2, **more):
@@ -272,7 +274,7 @@ def test_lightgcn_has_a_note_where_its_decay_is_far_above_the_papers():
     said = note("LightGCN, softmax", 1e-5, learning_rate=0.01)
     assert "1e-05 on whole tables" in said and "165 (items) to 604 (users) times" in said
     assert note("LightGCN, softmax", 1e-7, learning_rate=0.01) == note("softmax", 1e-5, learning_rate=0.01) == ""
-    assert note("LightGCN, softmax", 1e-1, epochs=60) == ""  # of the batch's rows, not of whole tables
+    assert note("LightGCN, softmax", 1e-1, epochs=60) == ""  # on the batch's rows, not on whole tables
 
 
 @pytest.mark.deep
@@ -346,8 +348,8 @@ def test_mml_selected_on_other_data_than_it_was_judged_on(studies):
 
 
 @pytest.mark.deep
-def test_what_mml_found_best_on_test_is_called_so(monkeypatch):
-    """The row's value is the last epoch's, also where an earlier one is better."""
+def test_mml_marks_values_that_are_the_best_on_test(monkeypatch):
+    """The row has the value of the last epoch, even if an earlier one is better."""
     from benchmarks.studies import mml
 
     monkeypatch.setattr(mml, "EVERY", 1)
@@ -461,7 +463,7 @@ def test_methods_of_a_leaderboard_have_the_same_test_pairs(studies):
 
 
 def test_values_of_mars_agree_with_one_another(studies):
-    """One relevant item found at places 11 to 20 adds between 1/log2(21) and 1/log2(12) to NDCG."""
+    """One relevant item at places 11 to 20 adds between 1/log2(21) and 1/log2(12) to NDCG."""
     _, records = studies["mars"]
     runs = [record["test"] for record in records if record["data"].endswith("sampled") and record["on"] == "test"]
     assert len(runs) > 400
@@ -475,7 +477,7 @@ def test_values_of_mars_agree_with_one_another(studies):
 
 @pytest.mark.deep
 def test_a_run_of_mars_serves_both_protocols(monkeypatch):
-    """Each by its own best epoch; sampled values on test at every look where there is no other protocol."""
+    """Each protocol has its own best epoch. On Ciao, which has one protocol, the best values on test are kept too."""
     from benchmarks.studies import _mars as mars
 
     pairs, _ = synthetic.checkerboard(12)
@@ -586,7 +588,7 @@ def test_references_are_cml_and_the_best_baseline():
 
 
 def test_likes_of_facets_and_lifts_of_categories():
-    """Facet 1 has all of user 0's likes, and facet 2 those of user 1; categories are 1 and 2."""
+    """Facet 1 has all likes of user 0, and facet 2 those of user 1. The categories are 1 and 2."""
     from benchmarks import categories
 
     train = jr.Interactions.from_pairs([0, 0, 1, 1, 1], [0, 1, 1, 2, 3])
@@ -641,7 +643,7 @@ def test_categories_have_a_row_for_each_space(monkeypatch):
     assert "| MARS | 0.500 | 0.700 | 1.000 |" in text and "| MARS | 2 | 2 | 0.80 |" in text
 
 
-def test_mars_draws_items_that_the_user_has_nowhere():
+def test_mars_draws_negatives_that_the_user_has_in_no_part():
     from benchmarks.studies import _mars as mars
 
     known = jr.Interactions.from_pairs(*np.divmod(np.arange(0, 400, 3), 40), n_users=10, n_items=40)
@@ -653,7 +655,7 @@ def test_mars_draws_items_that_the_user_has_nowhere():
 
 @pytest.mark.deep
 @pytest.mark.parametrize(("still", "granularity"), [("user", "DI"), ("item", "DU")])
-def test_coefficients_of_a_side_that_is_still_keep_their_value(still, granularity, monkeypatch):
+def test_coefficients_of_a_fixed_side_keep_their_value(still, granularity, monkeypatch):
     from benchmarks.studies import _lambda_opt as parts
 
     monkeypatch.setattr(parts, "DIM", 2)
@@ -670,8 +672,8 @@ def test_coefficients_of_a_side_that_is_still_keep_their_value(still, granularit
     assert (found[still] == 0.25).all() and found[other].max() > 0 and found[other].min() >= 0
 
 
-def test_what_moves_coefficients_is_not_what_chooses(monkeypatch):
-    """Train, both halves of validation and test share no pair, and test has the latest fifth, rounded down."""
+def test_lambda_opt_learns_coefficients_and_selects_on_different_pairs(monkeypatch):
+    """All parts are disjoint. Test has the latest fifth of a user's pairs, rounded down."""
     from benchmarks.studies import _lambda_opt as lambda_opt
 
     rng = np.random.default_rng(0)
@@ -697,7 +699,9 @@ def test_what_moves_coefficients_is_not_what_chooses(monkeypatch):
 
 @pytest.mark.deep
 def test_adversary_moves_each_row_by_its_length_up_the_loss():
-    """Half u·v with u = (3, 4), v = (1, 0): slopes (½, 0) and (1½, 2), so that Δ is ε(1, 0) and ε(.6, .8)."""
+    """The loss is half u·v with u = (3, 4) and v = (1, 0). Its slopes are (½, 0) and (1½, 2), so that Δ is ε(1, 0) and
+    ε(.6, .8).
+    """
     from benchmarks.studies import _lambda_opt as lambda_opt
 
     tx = lambda_opt.adversarial(optax.sgd(1.0), epsilon=0.5, weight=2.0, begin=1)
@@ -745,8 +749,8 @@ def test_peer_of_mars_makes_the_released_step(passes):
 
 
 @pytest.mark.deep
-def test_peer_of_mars_and_ours_go_the_same_way():
-    """From one start on the same triples, users and items among them several times, to rounding after 4 steps."""
+def test_peer_of_mars_and_ours_make_the_same_steps():
+    """From the same start, 4 steps on the same triples, which repeat users and items, agree up to rounding."""
     mars, rng = jr.train.mars, np.random.default_rng(0)
     triples = np.stack([rng.integers(0, n, 12) for n in (20, 30, 30)], 1).astype(np.int32)
     margin = rng.uniform(size=20).astype(np.float32)
@@ -778,7 +782,7 @@ def test_peer_of_mars_and_ours_go_the_same_way():
 
 @pytest.mark.deep
 def test_peer_of_valid_has_the_released_loss_and_gradients():
-    """The fixture of test_valid: two blocks, β = .7."""
+    """It uses the fixture of test_valid, with two blocks and β = .7."""
     torch = pytest.importorskip("torch")
     from benchmarks.speed._dense_valid import DenseVALID
 
@@ -793,7 +797,7 @@ def test_peer_of_valid_has_the_released_loss_and_gradients():
 
 @pytest.mark.deep
 def test_users_held_out_whole_are_judged_by_their_histories():
-    """Two of 24 items of a user's colour are not in train: the one to find, and the diagonal one."""
+    """Two of the 24 items of a user's colour are not in train: the held-out item and the one on the diagonal."""
     from benchmarks.studies import valid
 
     pairs, _ = synthetic.checkerboard(24)
@@ -814,7 +818,7 @@ def test_users_held_out_whole_are_judged_by_their_histories():
 @pytest.mark.deep
 @pytest.mark.optimised
 def test_mf_softmax_beats_popularity_on_movielens_by_two_standard_errors():
-    """The quickstart's recipe, its epoch fixed beforehand, on users as pairs."""
+    """It uses the recipe of the quickstart with a fixed number of epochs. The comparison is paired by user."""
     data = datasets.load("movielens-small", minimum=0.5).interactions
     order = partial(splits.temporal_order, key=jax.random.key(0))
     split = splits.ratio(data, (0.8, 0.1, 0.1), order=order)
@@ -832,8 +836,8 @@ def test_mf_softmax_beats_popularity_on_movielens_by_two_standard_errors():
     assert found.difference > 2 * found.stderr
 
 
-def test_what_is_varied_takes_the_runs_at_the_defaults_too():
-    """One block is MacridVAE's run, two are VALID's own; the usual values of MARS share one."""
+def test_lines_over_a_varied_value_include_the_runs_at_its_default():
+    """With one block it is the run of MacridVAE, with two that of VALID. The default values of MARS share one run."""
     from benchmarks.studies import _plots, mars, valid
 
     names = valid.points("n_blocks")["VALID"]

@@ -136,7 +136,7 @@ def test_numpy_numbers_of_a_rule_are_the_same_rule(tmp_path):
 @pytest.mark.parametrize(
     ("directory", "error"), [(None, TypeError), (3, TypeError), ("", ValueError), ("gs://bucket/run", ValueError)]
 )
-def test_what_is_no_folder_is_named(directory, error):
+def test_a_directory_that_is_not_a_folder_is_named(directory, error):
     with pytest.raises(error, match=r"directory=.*; give the path of a"):
         jr.train.Checkpoint(directory)
 
@@ -157,7 +157,7 @@ def files(folder, step="3"):
 
 
 def resumes_rightly(folder):
-    """Resumes to epoch 4: gives what was said, once the result is that of the whole run, or the error."""
+    """Resumes to epoch 4 and compares the result with a whole run. Returns the warnings, or the error."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
@@ -165,7 +165,7 @@ def resumes_rightly(folder):
         except ValueError as error:
             assert "damaged" in str(error), error
             return str(error)
-    assert same(state, whole(4)[0]), "resumed to another result in silence"
+    assert same(state, whole(4)[0]), "resumed to another result without an error"
     assert log.column("loss") == whole(4)[1].column("loss")
     return "; ".join(str(one.message) for one in said if issubclass(one.category, DataWarning))
 
@@ -190,15 +190,15 @@ def flipped(path, rng):
     path.write_bytes(bytes(data))
 
 
-# What orbax leaves behind in threads of its own when a file cannot be read.
+# Exceptions in orbax's own threads when it cannot read a file.
 LEFT = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.mark.deep
 @LEFT
 @pytest.mark.parametrize("harm", [removed, emptied, truncated, flipped], ids=lambda f: f.__name__)
-def test_every_file_of_a_checkpoint_may_be_harmed(harm, saved, tmp_path):
-    """The result is that of a whole run, or a named error; where the newest checkpoint is of no use, that is said."""
+def test_every_file_of_a_checkpoint_may_be_damaged(harm, saved, tmp_path):
+    """The result is that of a whole run, or an error names the damage. Using an older checkpoint causes a warning."""
     said, rng = [], np.random.default_rng(0)
     for number, file in enumerate(files(saved)):
         folder = tmp_path / str(number)
@@ -210,7 +210,7 @@ def test_every_file_of_a_checkpoint_may_be_harmed(harm, saved, tmp_path):
 
 @LEFT
 @pytest.mark.deep
-def test_flipped_bits_never_change_a_result_in_silence(saved, tmp_path):
+def test_flipped_bits_never_change_a_result_without_an_error(saved, tmp_path):
     rng, paths = np.random.default_rng(1), files(saved)
     sizes = np.array([(saved / path).stat().st_size for path in paths])
     for number in range(60):
@@ -221,14 +221,14 @@ def test_flipped_bits_never_change_a_result_in_silence(saved, tmp_path):
 
 
 @pytest.mark.deep
-def test_a_checkpoint_without_its_arrays_gives_way_to_the_one_before(saved, tmp_path):
+def test_without_its_arrays_a_checkpoint_is_replaced_by_the_one_before(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "3" / "arrays")
     assert "the checkpoint of epoch 3 in" in resumes_rightly(tmp_path / "run")
     assert resumes_rightly(tmp_path / "run") == ""  # it has been written again
 
 
-def test_where_all_are_damaged_an_error_says_so(saved, tmp_path):
+def test_an_error_says_if_all_checkpoints_are_damaged(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "run")
     for step in ("2", "3"):
         shutil.rmtree(tmp_path / "run" / step / "arrays")
@@ -240,7 +240,7 @@ def test_where_all_are_damaged_an_error_says_so(saved, tmp_path):
 
 
 @pytest.mark.deep
-def test_the_best_state_is_written_once_where_it_is_the_last(tmp_path):
+def test_the_best_state_is_not_stored_twice_if_it_is_the_last(tmp_path):
     wide = jr.models.MF(8, 8, dim=1000, scale=0.1)  # wide, so that the files hold little but the arrays
 
     def size(name, metric):
@@ -291,7 +291,7 @@ def test_a_second_process_in_a_folder_is_refused(tmp_path):
         held.kill()
         held.wait()
         held.stdin.close(), held.stdout.close()
-    assert int(fit(1, checkpoint=jr.train.Checkpoint(tmp_path))[0].epoch) == 1  # killed, it has given the folder back
+    assert int(fit(1, checkpoint=jr.train.Checkpoint(tmp_path))[0].epoch) == 1  # the folder is free again
 
 
 def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
@@ -300,7 +300,7 @@ def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
     assert jr.train.Checkpoint("run").folder == pathlib.Path(os.getcwd()) / "run"
 
 
-def test_fewer_epochs_than_are_saved_is_said(tmp_path):
+def test_fewer_epochs_than_saved_cause_a_warning(tmp_path):
     checkpoint = jr.train.Checkpoint(tmp_path)
     fit(2, checkpoint=checkpoint)
     with pytest.warns(UserWarning, match=f"{tmp_path} has done 2 epochs, and epochs=1 counts from the start"):
@@ -309,7 +309,7 @@ def test_fewer_epochs_than_are_saved_is_said(tmp_path):
 
 
 @pytest.mark.deep
-def test_a_resumed_state_lies_where_the_given_one_does(tmp_path):
+def test_a_resumed_state_has_the_shardings_of_the_given_one(tmp_path):
     mesh = jax.sharding.Mesh(np.array(jax.devices("cpu")[:2]), ("rows",))
     rows = NamedSharding(mesh, PartitionSpec("rows"))
     state = jr.train.init(jax.random.key(0), MODEL, TX)
@@ -398,6 +398,6 @@ def test_every_loop_resumes_and_calls_back_after_each_epoch(name, tmp_path):
 
 
 def plain(tree):
-    """Leaves, typed keys as their data."""
+    """The leaves of a tree; typed keys become their data."""
     leaves = jax.tree.leaves(tree)
     return [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]

@@ -1,4 +1,4 @@
-"""Checksums: the same for all shardings, and other for every flipped bit and other place."""
+"""Checksums: the same for all shardings, and different for every flipped bit and moved entry."""
 
 import jax
 import jax.numpy as jnp

@@ -44,7 +44,7 @@ def test_the_interval_is_that_of_the_bootstrap_and_its_draws_are_fixed(monkeypat
 
 @pytest.mark.every_case
 @pytest.mark.parametrize("correction", [holm, benjamini_hochberg])
-def test_corrections_go_by_place_whatever_the_index(correction):
+def test_corrections_ignore_the_index_of_a_series(correction):
     series = pd.Series([0.04, 0.01, 0.03]).sort_values()
     assert correction(series) == correction(series.tolist())
     for wrong in ([0.1, np.nan], [2, 0.1], 0.02):

@@ -45,7 +45,7 @@ def adjacency():
 
 
 def drawn(model):
-    """The variables that `init` gives, with parameters drawn by NumPy."""
+    """The variables of `init`, with parameters drawn by NumPy."""
     return _drawn(model, jax.config.jax_enable_x64)
 
 
@@ -96,8 +96,8 @@ def test_scores_are_the_mean_of_the_layers_after_the_first_without_noise(name, f
 
 
 @every_model
-def test_noise_has_its_length_and_the_sign_of_what_it_changes(name, float64):
-    """With one layer the noise is the difference from what is propagated."""
+def test_noise_has_the_given_length_and_the_signs_of_the_vectors(name, float64):
+    """With one layer, the noise is the difference between the view and the propagated vectors."""
     model = MODELS[name].clone(layers=1, **({"contrast": 1} if name == "XSimGCL" else {}))
     variables = drawn(model)
     calm = adjacency() @ first_layer(variables)
@@ -117,7 +117,7 @@ def test_noise_has_its_length_and_the_sign_of_what_it_changes(name, float64):
 
 @pytest.mark.deep
 def test_noise_of_one_layer_is_propagated_to_the_next(float64):
-    """XSimGCL's views give its layers: of two layers, the mean and the first give the second."""
+    """The views of XSimGCL are the mean of its two layers and the first layer, which give the second."""
     model = XSimGCL(TRAIN, dim=DIM, layers=2, contrast=1)
     variables = drawn(model)
     _, final, one = map(np.concatenate, views(model, variables))
@@ -205,7 +205,7 @@ def test_the_objective_is_the_formula(name, shared, float64):
 @pytest.mark.every_case
 @every_model
 def test_gradients_equal_finite_differences_and_the_noise_is_a_constant(name, float64):
-    """Trap: the sign in the noise has gradient 0, and so has its length."""
+    """The sign and the length of the noise have no gradient."""
     model = MODELS[name]
     variables = drawn(model)
     objective = partial(jr.train.contrastive_objective, model=model, sample=SAMPLE)
@@ -255,7 +255,7 @@ def test_steps_differ_in_noise_and_negatives_and_vmap_is_a_loop(name):
 
 
 @pytest.mark.deep
-def test_groups_are_their_pairs_in_the_contrast():
+def test_the_contrast_of_groups_is_that_of_their_pairs():
     model = MODELS["XSimGCL"]
     variables = drawn(model)
     items, where = jnp.array([[1, 3], [0, 1]]), jnp.array([[True, True], [True, False]])
@@ -354,7 +354,7 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard(make):
     state, log = jr.train.fit(state, objective, tx, BOARD, **how)
     assert log.column("hit_rate@1")[1][-1] == 1
     assert log.records[-1]["loss"] < log.records[0]["loss"]
-    # Evaluation is that of the tables: it draws no noise.
+    # Evaluation uses the tables without noise.
     users, items = map(np.asarray, model.apply(state.variables, method="vectors"))
     rows = model.apply(state.variables, np.arange(30), method="rows")
     np.testing.assert_allclose(rows, users @ items.T, rtol=1e-4, atol=1e-5)

@@ -30,7 +30,7 @@ COUNTS = {  # users, items, then pairs of interactions, train, valid, test
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
-    """$JAXREC_DATA and $JAXREC_CACHE, empty, and a function that puts a set into the first."""
+    """Sets $JAXREC_DATA and $JAXREC_CACHE to empty folders. Also returns a function that puts a set into the first."""
     monkeypatch.setenv("JAXREC_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("JAXREC_CACHE", str(tmp_path / "cache"))
 
@@ -282,7 +282,7 @@ def test_unsigned_ids_of_few_bits_are_taken(folders):
 
 
 def test_a_damaged_archive_is_named_or_gives_the_same(folders):
-    """Every byte of a small archive is changed once, and the archive is cut off at every length."""
+    """Each byte of a small archive is changed once, and the archive is cut off at every length."""
     path = folders("citeulike-a", interactions=np.array([[0, 0], [1, 1], [2, 0]], np.int32))
     good, expected = path.read_bytes(), datasets.load("citeulike-a").interactions.fingerprint()
     flipped = [good[:at] + bytes([good[at] ^ mask]) + good[at + 1 :] for at in range(len(good)) for mask in (1, 255)]

@@ -67,7 +67,7 @@ TRAINING = """
 
 
 def answers(tmp_path, code, *arguments):
-    """Runs the code in two processes, and returns what each has printed last."""
+    """Runs the code in two processes, and returns the last line that each prints."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -91,7 +91,7 @@ def answers(tmp_path, code, *arguments):
 
 
 @pytest.mark.deep
-def test_two_processes_solve_what_one_does(tmp_path):
+def test_two_processes_solve_as_one_does(tmp_path):
     found = answers(tmp_path, SOLVERS)
     assert {name: same for name, (same, _) in found.items()} == {"rg2": [True, True], "ials": [True, True]}
 
@@ -123,7 +123,7 @@ def test_two_processes_train_and_resume_as_one_does(tmp_path):
     assert found["resumed"] == pytest.approx(log.column("loss")[1], rel=1e-5)
     assert found["sum"] == pytest.approx(float(abs(alone.variables["params"]["user"]).sum()), rel=1e-5)
     assert all(found[name] for name in ("variables", "opt_state", "sharded", "ranking", "lists"))
-    # The same checkpoint, on this process alone: on one device, and on 2 of its devices.
+    # The same checkpoint in this process: on one device, and on 2 devices.
     mesh = jax.make_mesh((2,), ("rows",), devices=jax.devices()[:2])
     for state in (new(), jr.train.shard(new(), TRAIN, mesh)):
         resumed, _ = trained(state, 4, jr.train.Checkpoint(folder))

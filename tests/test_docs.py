@@ -22,7 +22,7 @@ QUICK = {"README", "LOSSES", "install"}
 
 
 def program(page):
-    """The blocks of a page, on the lines where they stand, with at most eight epochs and sweeps."""
+    """The code blocks of a page, on their lines of the page, with at most eight epochs and sweeps."""
     text, lines = page.read_text(), []
     for found in re.finditer(r"^( *)```python\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL):
         start = text[: found.start()].count("\n") + 1
@@ -32,7 +32,7 @@ def program(page):
 
 
 def small(name, *, minimum=None, load=datasets.load, n_users=110, n_items=300):
-    """A part of a data set: the first users, and those of their items that most users have."""
+    """A part of a data set: the first users, and the most popular of their items."""
     whole = load(name, minimum=minimum)
     users, items = whole.interactions.pairs()
     popular = np.argsort(-whole.interactions.item_degrees, kind="stable")[:n_items]
@@ -64,7 +64,7 @@ def name_of(page):
     [pytest.param(page, id=name_of(page), marks=[pytest.mark.deep] * (page.stem not in QUICK)) for page in PAGES],
 )
 def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch, capsys):
-    """On a part of the data."""
+    """They run on a part of the data."""
     monkeypatch.setattr(datasets, "load", functools.cache(small))
     run(page, tmp_path, monkeypatch)
     assert "nan" not in capsys.readouterr().out.lower().split()
@@ -80,7 +80,7 @@ def test_the_first_examples_run_on_all_data(page, tmp_path, monkeypatch, capsys)
 
 
 def test_links_of_the_pages_lead_to_files():
-    """Those in Markdown, which are read without the site."""
+    """These are the links in Markdown files, which people also read without the site."""
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         if "_generated" in page.parts:
             continue

@@ -38,7 +38,7 @@ def sha256(content):
 
 @pytest.fixture
 def serve(tmp_path, monkeypatch):
-    """Serves a dict of files on the loopback; `cut` names files of which half is sent. Returns their root address."""
+    """Serves a dict of files, of those in `cut` only half, and returns their root address."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("JAXREC_DATA", raising=False)
     monkeypatch.setenv("JAXREC_CACHE", str(tmp_path / "cache"))
@@ -219,7 +219,7 @@ def test_every_source_is_pinned_by_a_full_hash():
 
 
 def test_the_hashes_are_those_of_the_data_at_hand(data_root):
-    """Adjacency text in source order and id lists, written again from the archives, must have the pinned hashes."""
+    """Adjacency text in source order and lists of ids, written from the archives, have the pinned hashes."""
 
     def text_of(pairs):
         rows = np.split(pairs[:, 1], np.flatnonzero(np.diff(pairs[:, 0])) + 1)

@@ -16,7 +16,7 @@ USERS = np.arange(12, dtype=np.int32)
 
 
 def test_the_table_is_the_optimum_of_zero_diagonal():
-    """The slope XᵀX B − XᵀX + λB is 0 off the diagonal, where alone B may move; weights are not used."""
+    """The gradient XᵀX B − XᵀX + λB is 0 off the diagonal, where B is free. Weights are not used."""
     model, variables, log = ease.fit(TRAIN, regularization=0.7)
     b, gram = np.asarray(variables["params"]["weights"], float), DENSE.T.astype(float) @ DENSE
     assert model == EASE(6) and set(variables) == {"params"} and log.records == ()
@@ -80,7 +80,7 @@ def test_wrong_values_are_named():
 
 
 def test_a_large_table_is_inverted_by_halves(monkeypatch):
-    """OpenBLAS crashes in Cholesky's factor of a table of 16,000 rows."""
+    """OpenBLAS crashes in the Cholesky factorisation of a table of 16,000 rows."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(40, 29))
     gram = x.T @ x + 0.3 * np.eye(29)

@@ -1,4 +1,4 @@
-"""Ranking against brute force in NumPy: ties, masks, short lists, blocks; and what is refused or warned of."""
+"""Ranking against brute force in NumPy: ties, masks, short lists, blocks, errors and warnings."""
 
 import functools
 import math
@@ -30,7 +30,7 @@ def _interactions(dense):
 
 
 def _random_world(seed=0):
-    """Integer scores with many ties, train and test; the last three users have no test pair, user 0 sees almost all."""
+    """Integer scores with many ties, train and test. The last three users have no test pair; user 0 has seen most."""
     rng = np.random.default_rng(seed)
     scores = rng.integers(-2, 3, (M, N)).astype(np.float32)
     train = rng.random((M, N)) < rng.uniform(0.05, 0.5, (M, 1))
@@ -52,7 +52,7 @@ def _full(model=TABLE, variables=SCORES, train=WORLD[0], test=WORLD[1], **how):
 
 
 def _hits(scores, train, test):
-    """Hits of one user's whole list, tied scores rank the test items last."""
+    """Hits of one user's whole list; tied scores rank the test items last."""
     unseen = np.flatnonzero(~train)
     return test[unseen[np.lexsort((test[unseen], -scores[unseen].astype(float)))]]
 
@@ -94,8 +94,8 @@ def test_separate_ranking_equals_the_brute_force():
 
 
 @pytest.mark.deep
-def test_users_weigh_alike_however_many_items_they_test():
-    """One of two items found, and none of nine: a mean of 1/4, not of 1/11; and half a hit is no whole one."""
+def test_users_have_equal_weight_for_any_number_of_test_items():
+    """User 0 finds one of two items, user 1 none of nine. The mean is 1/4, not 1/11."""
     held = [[0, 1], range(2, 11)]
     test = Interactions.from_pairs([0] * 2 + [1] * 9, [i for items in held for i in items], n_users=2, n_items=30)
     train = Interactions.from_pairs([0, 1], [29, 29], n_users=2, n_items=30)
@@ -214,7 +214,7 @@ def test_tied_scores_rank_the_test_item_last_and_close_scores_do_not(value):
 
 @pytest.mark.deep
 def test_with_a_key_ties_are_broken_as_chance_would():
-    """The expected recall has a closed form: of t tied items, those ahead take what is left of the k places."""
+    """The expected recall has a closed form: t tied items share the places that better items leave free."""
     k, expected = 5, []
     for u in USERS:
         unseen = SCORES[u, ~TRAIN[u]]
@@ -233,12 +233,12 @@ def test_with_a_key_ties_are_broken_as_chance_would():
 @pytest.mark.parametrize("n_levels", [1, 2])
 @pytest.mark.parametrize("k", [1, 25])
 def test_ties_favour_neither_low_nor_high_ids(n_levels, k):
-    """Popularity-like scores: the upper half of the ids on one level, the lower half on the other."""
+    """Scores have one or two levels, like popularity: the upper half of the ids has the higher level."""
     row = np.arange(N) * n_levels // N
     table = np.tile(row.astype(np.float32), (M, 1))
     keys = jax.random.split(jax.random.key(1), 200)
     lists = np.concatenate([evaluate.top_k(TABLE, table, np.arange(2), k=k, key=key)[1][:1] for key in keys])
-    best = N - N // n_levels  # ids from here on stand on the top level
+    best = N - N // n_levels  # the first id of the top level
     for ids, low, high in ((lists[lists >= best], best, N), (lists[lists < best], 0, best)):
         if ids.size:
             assert set(ids) == set(range(low, high)) or k == 1
@@ -274,8 +274,8 @@ def _assert_same(a, b):
 
 @pytest.mark.deep
 @pytest.mark.parametrize("name", ["table", *MODELS])
-def test_results_do_not_depend_on_the_block_nor_on_the_way_to_the_scores(name):
-    """Bit for bit; a model that has `vectors` is ranked as by its rows."""
+def test_results_do_not_depend_on_the_block_nor_on_rows_or_vectors(name):
+    """They are equal bit for bit. A model that has `vectors` gets the same ranking from its rows."""
     model = MODELS.get(name, TABLE)
     variables = SCORES if name == "table" else _variables(model)
     whole = _full(model, variables)
@@ -327,7 +327,7 @@ def test_a_second_call_with_other_variables_compiles_nothing():
 
 @pytest.mark.parametrize("k", [1, 5, 124, 125, 300])
 def test_two_stage_top_k_equals_one_stage(k):
-    """125 groups: below that many places the groups are used, from there on they are not."""
+    """There are 125 groups. Only for k below 125 does the first stage choose groups."""
     rng = np.random.default_rng(0)
     scores = rng.integers(-50, 50, (6, 8000)).astype(np.float32)  # ties within and across groups
     scores[1] = rng.normal(size=8000)
@@ -343,7 +343,7 @@ def test_two_stage_top_k_equals_one_stage(k):
 
 @pytest.mark.parametrize("k", [5, 300])
 def test_a_wide_catalogue_equals_sorting(k):
-    """4001 items fill no whole number of groups; user 2 has three items left."""
+    """4001 is no multiple of the group size. User 2 has three items left."""
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(3, 4001)).astype(np.float32) - 10  # all below the 0 that pads the rows
     train = rng.random((3, 4001)) < 0.4
@@ -372,7 +372,7 @@ def test_the_checkerboard_is_solved_by_colour():
 @pytest.mark.parametrize("sign", [1, -1], ids=["positive NaN", "negative NaN"])
 @pytest.mark.parametrize("n_items", [N, 4000], ids=["narrow", "wide"])
 def test_a_single_nan_score_is_refused(sign, n_items):
-    """Both signs: x86 makes NaN with the sign bit set, which a total order puts last."""
+    """NaN has both signs: x86 produces NaN with the sign bit set, which a total order puts last."""
     scores = np.tile(np.arange(n_items, dtype=np.float32), (10, 1))
     scores[4, 11] = np.copysign(np.nan, sign)
     with pytest.raises(ValueError, match=r"NaN, user 4 .*training did not diverge"):
@@ -477,7 +477,7 @@ def test_evaluated_users_without_training_pairs_are_counted_in_a_warning():
 
 
 class Shares:
-    """Scores an item by the mean of a table [N, N] over the items of the user's history."""
+    """A model that scores an item by the mean of a table [N, N] over the items of the history."""
 
     needs_histories = True
 
@@ -504,7 +504,7 @@ def by_hand():
 
 @pytest.mark.parametrize("block", [None, 8])
 def test_each_user_is_ranked_by_the_histories_that_are_given(by_hand, block):
-    """Not by what is masked."""
+    """They are not ranked by the masked pairs."""
     full, separate = evaluate.full_ranking, papers.lambda_opt.separate_ranking
     for rank in (full, separate):
         with pytest.warns(DataWarning, match=EMPTY) as record:
@@ -519,7 +519,7 @@ def test_each_user_is_ranked_by_the_histories_that_are_given(by_hand, block):
     assert record[0].filename == __file__
     expected = evaluate.top_k(TABLE, by_hand, order, k=9, seen=WORLD[0])
     np.testing.assert_allclose(scores, expected[0], rtol=1e-5, atol=1e-6)
-    with_items = order != 2  # whose items are all tied
+    with_items = order != 2  # for user 2 all items are tied
     np.testing.assert_array_equal(items[with_items], expected[1][with_items])
 
 
@@ -564,7 +564,7 @@ def test_the_models_that_know_users_by_their_items_are_ranked_by_them(model):
 
 
 def _ways(model, variables):
-    """Every function of evaluation, of histories or none."""
+    """Every function of evaluation, with or without histories."""
     pairs = ([0], [0]), [[1]]
     return [
         lambda **how: evaluate.full_ranking(model, variables, *WORLD, ks=2, **how),
@@ -614,7 +614,7 @@ ROW = np.array([[0.5, 0.5, 0.9, 0.1, 0.5, 0.2]], np.float32)
 
 
 def test_sampled_ranking_by_hand():
-    """One better, one tied: place 3. The repeated and the own item do not count."""
+    """One negative is better and one is tied, so that the rank is 3. A repeated item and the test item do not count."""
     with pytest.warns(DataWarning, match="2 of 5 negatives do not count"):
         report = evaluate.sampled_ranking(TABLE, ROW, ([0], [0]), [[1, 2, 3, 2, 0]], ks=(2, 3))
     assert report.means == {
@@ -649,7 +649,7 @@ def test_sampled_ranking_equals_the_brute_force_in_blocks_of_any_size():
 
 
 def test_items_without_training_pairs_take_no_part():
-    """User 0: item 2 beats the test item but is cold. User 1: the test item is cold. Constant scores miss."""
+    """For user 0, item 2 beats the test item but is cold. For user 1, the test item is cold."""
     train = Interactions.from_pairs([0, 1, 1], [0, 1, 3], n_users=2, n_items=5)
     scores = jnp.array([[2.0, 1.0, 9.0, 0.0, 5.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
     given = ([0, 1], [0, 4]), [[1, 2], [1, 3]]
@@ -674,7 +674,9 @@ CIAO = {
 
 @pytest.mark.parametrize("ranker", CIAO)
 def test_on_the_published_split_of_ciao_the_largest_item_id_wins(data_root, ranker):
-    """HR@10, HR@20, NDCG@10, NDCG@20 over 6,125 users; MARS, the best of its paper, has .3393 .5097 .1776 .2202."""
+    """These are HR@10, HR@20, NDCG@10 and NDCG@20 over 6,125 users. MARS, the best method of its paper, has .3393,
+    .5097, .1776 and .2202.
+    """
     ciao = datasets.load("ciao")
     degrees = jnp.asarray(ciao.train.item_degrees, jnp.float32)
     scores = {"item id": jnp.arange(degrees.size, dtype=jnp.float32), "popularity": degrees, "unpopularity": -degrees}
@@ -748,7 +750,7 @@ SIZED += [make(5, dim=2) for make in (models.VALID, models.MacridVAE, models.Mul
 
 @pytest.mark.parametrize("model", SIZED, ids=lambda model: type(model).__name__)
 def test_ids_beyond_a_model_are_refused(model):
-    """Looking up clamps, so that without the check they would be scored as others."""
+    """A look-up clamps ids. Without the check, they would get the scores of other ids."""
     known = {"histories": KNOWN} if getattr(model, "needs_histories", False) else {}
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
     with pytest.raises(ValueError, match=r"users run from 0 to 3; ids are 0 \.\. 2"):
@@ -773,7 +775,7 @@ def test_users_beyond_the_vectors_of_a_model_without_sizes_are_refused():
         evaluate.top_k(Tables(), (jnp.ones((3, 2)), jnp.ones((5, 2))), [0, 3], k=2)
 
 
-# ---------------------------------------------------------------------- nothing wrong in silence
+# ---------------------------------------------------------------------- no silent errors
 
 
 FACTOR = 1.0
@@ -870,8 +872,8 @@ def test_variables_of_other_sizes_and_models_without_rows_are_named():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_few_users_are_scored_as_many_are(dtype):
-    """Vectors of half precision are multiplied in float32, in which their products do not overflow."""
+def test_few_users_get_the_scores_of_many(dtype):
+    """Vectors of half precision are multiplied in float32, so that their products do not overflow."""
     rng = np.random.default_rng(0)
     tables = {"user": rng.normal(size=(40, 16)), "item": rng.normal(size=(300, 16))}
     variables = {"params": {name: jnp.asarray(100 * table, dtype) for name, table in tables.items()}}
@@ -882,8 +884,8 @@ def test_few_users_are_scored_as_many_are(dtype):
     np.testing.assert_array_equal(same, items[:5])
 
 
-def test_one_user_with_many_pairs_takes_no_room_in_every_block():
-    """The lists of a call are made for its blocks, not for all blocks at once."""
+def test_one_user_with_many_pairs_does_not_fill_memory_for_every_block():
+    """A call has the lists of its own blocks, not of all blocks."""
     users = np.r_[np.zeros(500, int), np.arange(1, 300)]
     seen = Interactions.from_pairs(users, np.r_[np.arange(500), np.arange(1, 300)], n_users=300, n_items=600)
     blocks = _kernel._blocks(np.arange(300), 1)

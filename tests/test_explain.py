@@ -35,7 +35,7 @@ def test_contributions_add_up_to_the_score_of_the_fold_in(name):
     parts = solver.explain(VARIABLES, TRAIN, ASKED, **how)
     assert parts.shape == (TRAIN.n_pairs, 3)
     found = _sums(parts)
-    if solver is rg2:  # without its item-wise term, which no item of the user carries
+    if solver is rg2:  # without the term that belongs to no item of the user
         q, mean = np.asarray(ITEM, np.float64), np.asarray(ITEM, np.float64).mean(0)
         for user in range(8):
             if not (TRAIN.pairs()[0] == user).any():
@@ -70,8 +70,8 @@ def test_items_may_be_the_same_for_all_and_are_checked():
             ials.explain(VARIABLES, TRAIN, items, **how)
 
 
-def test_one_item_that_alone_is_liked_carries_its_neighbour():
-    """Two items with the same vector: whoever has one is recommended the other because of it."""
+def test_an_item_explains_the_score_of_its_neighbour():
+    """Two items have the same vector. A user of one is recommended the other because of it."""
     train = Interactions.from_pairs([0, 0], [0, 2], n_items=3)
     item = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     how = {"regularization": 0.1, "unobserved_weight": 0.1}

@@ -58,7 +58,7 @@ def spectrum(normalization):
 @pytest.mark.parametrize("rank", [None, 5], ids=["exact", "rank"])
 @pytest.mark.parametrize("name", METHODS)
 def test_scores_are_those_of_dense_matrices(name, rank):
-    """Of users in training, whose weights are not used, and of others."""
+    """They hold for users of the training data, whose weights are not used, and for others."""
     settings = METHODS[name]
     known = spectrum(settings.get("normalization", 0.5))
     model, variables, log = filters.fit(TRAIN, **settings, rank=rank, spectrum=known)
@@ -68,7 +68,7 @@ def test_scores_are_those_of_dense_matrices(name, rank):
         np.testing.assert_allclose(found, dense(x, **settings, rank=rank), rtol=1e-4, atol=2e-5)
 
 
-def test_pairs_are_entries_of_rows_in_any_company():
+def test_pairs_are_entries_of_rows_in_any_batch():
     model, variables, _ = filters.fit(TRAIN, **METHODS["cheby_cf"], spectrum=spectrum(0.5))
     expected = dense(X, **METHODS["cheby_cf"])
     some = np.array([5, 3, 4, 5], np.int32)
@@ -99,7 +99,7 @@ def test_the_decomposition_is_of_the_normalised_matrix():
 
 
 def test_chebyshev_interpolation_is_that_of_the_released_code():
-    """Its nodes are the zeros of T₉, its values those of the curve at the extrema of T₈."""
+    """Its nodes are the zeros of T₉. Its values are those of the curve at the extrema of T₈."""
     series = filters.cheby_cf(degree=8, flatness=1.5)["polynomial"]
     zeros, extrema = np.cos(np.pi * (np.arange(9) + 0.5) / 9), np.cos(np.pi * np.arange(9) / 8)
     expected = 0.5 + 0.5 * np.sign(extrema) * np.abs(extrema) ** 1.5
@@ -110,7 +110,7 @@ def test_chebyshev_interpolation_is_that_of_the_released_code():
 
 
 def test_sharpening_is_the_method_of_runge_and_kutta():
-    """Integrates dx/dτ = −tx by the stages of the method, for one eigenvalue t."""
+    """The stages of the method integrate dx/dτ = −tx for one eigenvalue t."""
 
     def integrated(x, t, time, steps):
         h = time / steps

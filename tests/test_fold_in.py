@@ -28,7 +28,7 @@ def _objective(model, sample=SAMPLE):
 
 @pytest.fixture(scope="module")
 def variables():
-    """Items 0 to 3 point one way, and the others another way."""
+    """The vectors of items 0 to 3 point in one direction, and those of the others in another."""
     rng = np.random.default_rng(0)
     ways = np.where(np.arange(N)[:, None] < 4, [[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]])
     tables = {"user": rng.normal(size=(M, 3)), "item": ways + 0.2 * rng.normal(size=(N, 3))}
@@ -40,7 +40,7 @@ def folded(variables):
     return fold_in(MODEL, variables, _objective(MODEL), TX, NEW, epochs=10, **HOW)
 
 
-def test_items_are_frozen_and_new_users_prefer_what_is_like_their_items(variables, folded):
+def test_items_are_frozen_and_new_users_prefer_items_like_theirs(variables, folded):
     model, found, log = folded
     assert model == MODEL.clone(n_users=2) and found["params"]["user"].shape == (2, 3)
     np.testing.assert_array_equal(found["params"]["item"], variables["params"]["item"])
@@ -49,8 +49,8 @@ def test_items_are_frozen_and_new_users_prefer_what_is_like_their_items(variable
     assert rows[0, :4].min() > rows[0, 4:].max() and rows[1, 4:].min() > rows[1, :4].max()
 
 
-def test_it_is_training_with_items_frozen(variables, folded):
-    """Of a model of the new users with all parameters, where updates of items are set to zero."""
+def test_it_equals_training_with_frozen_items(variables, folded):
+    """It equals training of a model of the new users in which the updates of items are set to zero."""
     start = {"user": jnp.stack([variables["params"]["user"].mean(0)] * 2), "item": variables["params"]["item"]}
     tx = optax.partition({"train": TX, "keep": optax.set_to_zero()}, {"user": "train", "item": "keep"})
     state = State({"params": start}, tx.init(start), HOW["key"], jnp.zeros((), jnp.int32))
@@ -68,7 +68,7 @@ def test_chosen_users_are_trained_and_the_others_kept(variables, folded):
     assert model.n_users == 8
     np.testing.assert_array_equal(now[kept], user[kept])
     np.testing.assert_allclose(now[7], user.mean(0), rtol=1e-5, atol=1e-7)
-    # User 6 has the items and draws of user 1 of NEW; user 1 starts from another vector, its own.
+    # User 6 has the items and draws of user 1 of NEW. User 1 starts from its own vector instead.
     np.testing.assert_allclose(now[6], folded[1]["params"]["user"][1], rtol=1e-5)
     assert np.abs(now[1] - user[1]).max() > 0.01 and np.abs(now[1] - folded[1]["params"]["user"][0]).max() > 0.01
 
@@ -110,7 +110,7 @@ def test_other_models_with_tables_of_users(name):
             assert after[path].shape == (2, *before.shape[1:])
         else:
             np.testing.assert_array_equal(after[path], before)
-    if name == "MARS":  # on the sphere, from the start
+    if name == "MARS":  # the initial rows lie on the sphere, too
         np.testing.assert_allclose(jnp.linalg.norm(found["params"]["user"], axis=-1), 1, rtol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Models from plain functions and from NNX modules: they train, sweep and are ranked as Linen modules are."""
+"""Models from plain functions and from NNX modules: they can be trained, swept and ranked like Linen modules."""
 
 from functools import partial
 
@@ -90,7 +90,7 @@ def test_functions_give_what_a_linen_module_gives():
 @pytest.mark.deep
 @pytest.mark.every_case
 @pytest.mark.parametrize("name", ["vectors", "NNX"])
-def test_every_seed_of_a_sweep_draws_its_own(name):
+def test_every_seed_of_a_sweep_draws_its_own_parameters(name):
     model = MODELS[name]
     keys = jax.random.split(jax.random.key(0), 2)
     setup = lambda rate: (model, objective(model), optax.sgd(rate))  # noqa: E731
@@ -138,7 +138,7 @@ def item_tables(key):
 @pytest.mark.every_case
 @pytest.mark.parametrize("rows", [None, rows_by_history])
 def test_a_model_that_knows_users_by_their_items(rows):
-    """It learns each user's colour, of which the withheld diagonal is; users it has not seen are known at once."""
+    """It learns the user's colour, which the withheld diagonal has. It also knows users that were not in training."""
     model = from_functions(item_tables, score=score_by_history, rows=rows, n_items=N, needs_histories=True)
     state = jr.train.init(jax.random.key(0), model, TX)
     options = {"epochs": 15, "batch_size": 128, "progress": False}

@@ -61,7 +61,7 @@ TOWERS = {
 @pytest.mark.parametrize("train", [TRAIN, WEIGHTED], ids=["plain", "weighted"])
 @pytest.mark.parametrize("name", TOWERS)
 def test_objective_and_gradient_are_those_of_dense_scores(name, train):
-    """Trap T15, with a user and an item without interactions."""
+    """A user and an item have no interactions."""
     met = train.to_scipy().toarray().astype(np.float64)
 
     def dense(params, towers):
@@ -82,7 +82,7 @@ def test_objective_and_gradient_are_those_of_dense_scores(name, train):
 
 @pytest.mark.parametrize("name", TOWERS)
 def test_product_is_the_dense_one(name):
-    """Trap T16: JᵀHJ + 2λI, symmetric and at least 2λ; H is a_u / N|D| at each score."""
+    """It is JᵀHJ + 2λI, symmetric, with eigenvalues of at least 2λ. H is a_u / N|D| at each score."""
     train = WEIGHTED
     weights = train.to_scipy().toarray().astype(np.float64).sum(1)
     with jax.enable_x64(True):
@@ -121,7 +121,7 @@ def test_objective_without_a_regulariser_is_the_mean_of_the_loss_over_all_pairs(
         assert float(value) == pytest.approx(float(by_batch), rel=1e-12)
 
 
-# ---------------------------------------------------------------------- the whole descent
+# ---------------------------------------------------------------------- whole runs
 
 BOARD, DIAGONAL = synthetic.checkerboard(30)
 
@@ -163,7 +163,7 @@ def test_descends_to_the_diagonal_withheld_from_the_checkerboard(towers_and_para
 
 @pytest.mark.deep
 def test_a_step_is_full_where_the_scores_are_linear():
-    """With the items fixed the problem is least squares: one step with exact conjugate gradients ends it."""
+    """With fixed items the problem is least squares, which one step with exact conjugate gradients solves."""
     items = np.random.default_rng(1).normal(size=(N_ITEMS, DIM))
     with jax.enable_x64(True):
         towers = partial(lambda params, items: (params, items), items=items)
@@ -190,7 +190,9 @@ def test_a_step_is_full_where_the_scores_are_linear():
 
 @pytest.mark.deep
 def test_matrix_factorisation_reaches_the_closed_form():
-    """With the scaled regulariser, by the towers that the docstring names: the singular values, soft-thresholded."""
+    """The towers that the docstring of `fit` names give the scaled regulariser. The optimum has the soft-thresholded
+    singular values.
+    """
     rng = np.random.default_rng(3)
     met = rng.random((12, 9)) < 0.4
     met[np.arange(12), rng.integers(0, 9, 12)] = True
@@ -231,7 +233,7 @@ def test_arrays_in_partials_are_arguments():
 
 @pytest.mark.deep
 def test_every_dense_product_is_of_the_highest_precision():
-    """Trap T17: accelerators would make Grams of bfloat16 or TF32, and Armijo's rule would compare noise."""
+    """Otherwise accelerators would compute Gram matrices in bfloat16 or TF32, and Armijo's rule would compare noise."""
     features = {"user_features": (BOARD, BOARD.transpose()), "item_features": np.eye(30, dtype=np.float32)}
     arrays, static = partition((partial(gauss_newton.two_towers, **features),))
     data = arrays, BOARD, BOARD.transpose(), 1e-3, 0.1
@@ -240,7 +242,7 @@ def test_every_dense_product_is_of_the_highest_precision():
     assert len(products) > 20 and all("HIGHEST" in product for product in products)
 
 
-def test_the_run_ends_where_it_no_longer_gains_or_validation_says():
+def test_tolerance_and_early_stopping_end_the_run():
     told = iter([0.1, 0.5, 0.4, 0.3, 0.2])
     seen = []
 

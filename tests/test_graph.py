@@ -32,7 +32,7 @@ def propagator(layers):
 
 
 def drawn(model):
-    """Variables with the graph that `init` gives and parameters of float64."""
+    """The variables of `init`, with parameters drawn in float64."""
     variables = model.init(jax.random.key(0), ZERO, ZERO)
     rng = np.random.default_rng(0)
     return {**variables, "params": jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), variables["params"])}
@@ -107,7 +107,7 @@ def test_pairs_of_any_shape_broadcast(users, items):
 
 
 @pytest.mark.deep
-def test_the_graph_travels_as_an_argument():
+def test_the_graph_is_an_argument_of_compiled_programs():
     model = LightGCN(TRAIN, dim=DIM)
     variables = model.init(jax.random.key(0), ZERO, ZERO)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(variables))

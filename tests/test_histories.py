@@ -1,4 +1,4 @@
-"""Histories of a batch as one list of pairs, and models that know users by them, against loops over users."""
+"""Histories of a batch as one list of pairs, and the models that use them, against loops over users."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ ORDER = np.array([2, 3, 0, 2], np.int32)  # user 3 has no items
 
 
 @pytest.mark.deep
-def test_the_list_of_pairs_is_one_user_after_another_and_padding_is_nobodys():
+def test_pairs_are_listed_user_by_user_and_padding_belongs_to_no_user():
     for capacity in (8, 11):
         pairs = jax.jit(lambda known, users, n=capacity: Pairs.of(known.take(users, capacity=n), users))(KNOWN, ORDER)
         assert pairs.rows.tolist() == [0, 0, 0, 2, 2, 3, 3, 3] + [4] * (capacity - 8)
@@ -33,7 +33,7 @@ def test_the_list_of_pairs_is_one_user_after_another_and_padding_is_nobodys():
 
 @pytest.mark.parametrize("capacity", [None, 8, 11])
 def test_rows_are_taken_in_the_order_of_the_users(capacity):
-    """On the host and under jit; users that are not there have no items."""
+    """On the host and under jit. Ids of no user have no items."""
     users = np.array([2, 3, -1, 0, 9, 2])
     for dtype in (np.int8, np.int64):
         found = KNOWN.take(users.astype(dtype), capacity=capacity)
@@ -48,7 +48,7 @@ def test_rows_are_taken_in_the_order_of_the_users(capacity):
     assert KNOWN.take(np.zeros(0, int)).n_users == 0
 
 
-def test_room_that_is_too_small_or_not_known_is_said():
+def test_a_capacity_that_is_too_small_or_missing_is_named():
     with pytest.raises(ValueError, match=r"^capacity=7, but these users have 8 pairs; give 8 or more"):
         KNOWN.take(ORDER, capacity=7)
     with pytest.raises(ValueError, match=r"^capacity=-1; give an integer of 0 or more"):
@@ -104,7 +104,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 @pytest.fixture(scope="module", params=MODELS)
 def made(request):
-    """A model, and variables drawn anew, such that no score is 0."""
+    """A model, and random variables for which no score is 0."""
     model = MODELS[request.param]
     shapes = jax.eval_shape(model.init, jax.random.key(0), ORDER[:1], ORDER[:1])
     rng = np.random.default_rng(0)
@@ -124,11 +124,11 @@ def of(made):
 
 @pytest.fixture(scope="module")
 def rows(of):
-    """Those of users 0 .. 3, each scored by itself."""
+    """The scores of users 0 .. 3, each scored separately."""
     return np.concatenate([of(None, KNOWN.take([user], capacity=3)) for user in range(4)])
 
 
-def test_rows_do_not_depend_on_place_company_or_padding(of, rows):
+def test_rows_do_not_depend_on_the_rest_of_the_batch_or_padding(of, rows):
     assert rows.shape == (4, 5) and np.isfinite(rows).all()
     for capacity, users in ((None, ORDER), (13, ORDER[:, None])):
         np.testing.assert_allclose(of(users, KNOWN.take(ORDER, capacity=capacity)), rows[ORDER], **CLOSE)
@@ -156,7 +156,7 @@ def test_pairs_are_entries_of_rows(made, rows, users, items):
 
 
 def test_users_without_items_have_finite_scores(made, of, rows):
-    """Also if nobody has any, with room for none."""
+    """Also if no user has any, with a capacity of 0."""
     model, variables = made
     nobody = KNOWN.take([3, 1, 99])
     assert nobody.n_pairs == 0
@@ -180,8 +180,8 @@ def test_ids_of_eight_bits_do_not_wrap():
         np.testing.assert_allclose(of(variables, users, histories=train.take(users)), expected, atol=1e-6)
 
 
-def test_parameters_are_made_without_a_pass_and_without_histories(made, monkeypatch):
-    """A pass would be compiled operation by operation, which took longer than all else of a start."""
+def test_parameters_are_created_without_a_forward_pass_and_without_histories(made, monkeypatch):
+    """A forward pass would compile each operation separately, which took longer than the rest of the start."""
     model, _ = made
     monkeypatch.setattr(type(model), "_pairs", None)
     state = jr.train.init(jax.random.key(0), model, jr.optim.rowwise.adam(0.1))

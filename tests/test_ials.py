@@ -28,7 +28,7 @@ INEXACT = [partial(ials.conjugate_gradient, steps=1), partial(ials.subspace, blo
 
 
 def interactions(weighted=False, seed=0):
-    """Rows shorter and longer than K, a user and an item without any pair among them."""
+    """Rows are shorter and longer than K. A user and an item have no pair."""
     rng = np.random.default_rng(seed)
     pairs = rng.random((M, N)) < rng.choice([0.1, 0.5], (M, 1))
     pairs[3], pairs[:, 5] = False, False
@@ -37,7 +37,7 @@ def interactions(weighted=False, seed=0):
 
 
 def dense(train):
-    """R and which pairs are observed."""
+    """R, and whether each pair is observed."""
     r = train.to_scipy().toarray().astype(np.float64)
     observed = np.zeros(r.shape, bool)
     observed[train.pairs()] = True
@@ -91,7 +91,7 @@ def reference(train, model, item, sweeps, balance=False):
 
 
 def balanced(user, item, of_users, of_items):
-    """The multiples of both sides with the same scores and the least penalty, by a fine search."""
+    """Rescales both sides to the smallest penalty with the same scores, by a numerical search."""
     squares = (of_users[:, None] * user**2).sum(), (of_items[:, None] * item**2).sum()
     penalty = lambda log: squares[0] * np.exp(2 * log) + squares[1] * np.exp(-2 * log)  # noqa: E731
     factor = np.exp(scipy.optimize.minimize_scalar(penalty, bracket=(-1, 1), options={"xtol": 1e-12}).x)
@@ -107,7 +107,7 @@ def fitted(train, model="ials", sweeps=3, dim=K, **more):
 
 
 def start(train, dim=K):
-    """The first item factors of `fitted`."""
+    """The initial item factors of `fitted`."""
     return np.where((train.item_degrees > 0)[:, None], first_factors(KEY, train, dim, 0.1)["item"], 0)
 
 
@@ -139,7 +139,7 @@ def half_step(solver, train, user, item, chunk):
 @pytest.mark.parametrize("weighted", [False, True], ids=["binary", "weighted"])
 @pytest.mark.parametrize("model", ["ials", "wrmf"])
 def test_equals_dense_least_squares(model, weighted, solver):
-    """With all the steps or dimensions it takes, each solver is exact."""
+    """With enough steps or dimensions, each solver is exact."""
     train = interactions(weighted)
     with jax.enable_x64(True):
         user, item, objectives = reference(train, model, start(train), 3)
@@ -156,8 +156,8 @@ def test_equals_dense_least_squares(model, weighted, solver):
 
 @pytest.mark.deep
 @pytest.mark.parametrize("solver", INEXACT, ids=["conjugate gradient", "subspace"])
-def test_inexact_solvers_never_raise_the_objective_that_they_tell(solver):
-    """With blocks of 2 of 5 dimensions the last has one."""
+def test_inexact_solvers_never_raise_the_objective_in_the_log(solver):
+    """Of 5 dimensions in blocks of 2, the last block has one."""
     train = interactions(weighted=True)
     with jax.enable_x64(True):
         user, item, objectives = fitted(train, solver=solver, sweeps=12)
@@ -180,7 +180,7 @@ def test_balance_is_the_best_multiple(model):
 
 
 @pytest.mark.parametrize("scale", [1e-3, 30.0])
-def test_with_balance_a_run_hardly_depends_on_the_scale_of_its_start(scale):
+def test_with_balance_a_run_hardly_depends_on_the_initial_scale(scale):
     train = interactions(weighted=True)
     usual, other, plain = (
         fitted(train, sweeps=4, scale=s, balance=b)[2][-1] for s, b in ((0.1, 1), (scale, 1), (scale, 0))
@@ -260,8 +260,8 @@ def test_rows_cut_into_pieces_give_the_same(solver):
         assert told < before
 
 
-def test_observed_pairs_weigh_one_and_more_and_aim_below_one():
-    """w = 1 + α0 and target 1 / (1 + α0), by one dense regression a user."""
+def test_weights_and_targets_of_observed_pairs():
+    """w is 1 + α0 and the target 1 / (1 + α0), by one dense regression per user."""
     train = interactions()
     item = np.random.default_rng(3).normal(size=(N, K))
     r, _ = dense(train)
@@ -304,7 +304,7 @@ def test_folding_in_can_be_jitted_and_differentiated():
 
 
 def test_conjugate_gradients_need_no_penalty():
-    """With α0 = λ = 0 the preconditioner has zeros, and rows of enough pairs have a solution."""
+    """With α0 = λ = 0 the preconditioner has zeros, but rows with enough pairs have a solution."""
     pairs = np.random.default_rng(0).random((20, 15)) < 0.9
     train = jr.Interactions.from_pairs(*np.nonzero(pairs), n_users=20, n_items=15)
     none = {"regularization": 0.0, "unobserved_weight": 0.0, "dim": 3}
@@ -381,7 +381,7 @@ def test_a_power_law_takes_few_buckets():
 
 
 def test_small_sets_take_fewer_buckets():
-    """A bucket is compiled for as long as a run takes for some padding."""
+    """Compiling a bucket takes as long as solving for some padding."""
     degrees = np.minimum((3 / np.linspace(1e-3, 1, 600) ** 0.9).astype(int), 700)
     counts = [len(_rows.bucket_lengths(degrees, spare)) for spare in (0, 2000, 2**18)]
     assert counts[0] >= 6 and counts[0] > counts[1] > counts[2] and counts[2] <= 2, counts
@@ -392,7 +392,7 @@ def test_small_sets_take_fewer_buckets():
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="LAPACK computes on a CPU only")
 @pytest.mark.parametrize("n", [2, 9, 40])
 def test_factorisations_come_in_batches_that_jaxlib_keeps_on_one_thread(n):
-    """jaxlib divides batches of 2e5 operations or more among threads; two such calls can deadlock."""
+    """jaxlib divides batches of 2e5 operations or more among threads. Two such calls can deadlock."""
     rng = np.random.default_rng(0)
     half = rng.normal(size=(700, n, n)).astype(np.float32)
     a, b = (
@@ -411,7 +411,7 @@ def test_factorisations_come_in_batches_that_jaxlib_keeps_on_one_thread(n):
 
 @pytest.mark.parametrize("solver", [ials.cholesky, INEXACT[0]], ids=["cholesky", "conjugate gradient"])
 def test_parts_on_threads_give_the_same(solver, monkeypatch):
-    """In double precision too, which is a setting of the thread that calls."""
+    """Double precision is a setting of the calling thread, and must hold in the others, too."""
     train, x64 = interactions(weighted=True), jax.config.jax_enable_x64
     with jax.enable_x64(True):
         expected = fitted(train, solver=solver)
@@ -424,7 +424,7 @@ def test_parts_on_threads_give_the_same(solver, monkeypatch):
     assert jax.config.jax_enable_x64 == x64
 
 
-# ---------------------------------------------------------------------- what a user sees
+# ---------------------------------------------------------------------- whole runs
 
 BOARD, DIAGONAL = synthetic.checkerboard(30)
 
@@ -514,7 +514,7 @@ def test_wrong_data_are_named():
 @pytest.mark.parametrize("solver", [ials.cholesky, partial(ials.conjugate_gradient, steps=2)], ids=["exact", "inexact"])
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_four_devices_give_what_one_does(solver, kind):
-    """37 users and 23 items are not divisible by 4: all devices have them."""
+    """4 devices do not divide 37 users and 23 items evenly, so that each device has all."""
     train = interactions(weighted=True)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
     single, sharded = fitted(train, solver=solver), fitted(train, solver=solver, mesh=mesh)
@@ -531,7 +531,7 @@ def test_a_mesh_of_two_axes_is_refused():
 
 @pytest.mark.deep
 def test_gowalla_reaches_what_the_library_implicit_does(data_root):
-    """.1496 of Recall@20; settings were chosen on a tenth of the train part."""
+    """The library has a Recall@20 of .1496. Settings were chosen on a tenth of the training pairs."""
     from jaxrec.data import datasets
 
     data = datasets.load("gowalla")
@@ -609,8 +609,8 @@ FITS = {
 
 @pytest.mark.deep
 @pytest.mark.parametrize("solver", FITS)
-def test_a_metric_that_is_never_a_number_is_said(solver):
-    """Zero factors came back in silence."""
+def test_a_metric_that_is_never_a_number_is_an_error(solver):
+    """Otherwise the run would return the initial factors without an error."""
     fit = partial(FITS[solver], interactions(), sweeps=4, tolerance=None, stopping=jr.train.EarlyStopping("x"))
     with pytest.raises(ValueError, match=r"^x was not a number at any of 4 validations"):
         fit(validate=lambda variables: {"x": float("nan")})
@@ -638,7 +638,7 @@ def test_an_interrupted_run_carries_its_last_sweep(solver):
 
 
 @pytest.mark.parametrize("solver", FITS)
-def test_sizes_of_any_library_and_nothing_else(solver):
+def test_sizes_are_integers_of_any_library(solver):
     fit = partial(FITS[solver], interactions(), tolerance=None)
     one = fit(dim=np.int64(2), sweeps=np.int32(2), every=np.int64(5))
     jax.tree.map(np.testing.assert_array_equal, one[1], fit(dim=2, sweeps=2)[1])

@@ -164,7 +164,7 @@ def test_two_lambdas_differ_by_their_code_and_the_same_code_is_the_same():
     assert digest(first) != digest(second) and digest(first) == digest(again)
 
 
-def test_a_counter_of_its_own_is_no_input():
+def test_a_counter_that_the_function_changes_is_no_input():
     before = reads(counts)
     counts(0)
     assert reads(counts) == before
@@ -196,7 +196,7 @@ def test_a_digest_is_the_same_in_every_process():
     assert len(found) == 1
 
 
-def test_arrays_in_partials_leave_and_named_tuples_and_dicts_are_entered():
+def test_arrays_are_taken_out_of_partials_named_tuples_and_dicts():
     parts = {"a": functools.partial(max, np.ones(2))}
     arrays, _ = partition((optax.GradientTransformation(functools.partial(max, np.zeros(3)), min), parts))
     assert sorted(len(array) for array in arrays) == [2, 3]

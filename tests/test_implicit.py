@@ -20,7 +20,7 @@ def unit(x):
 
 
 def loss(start, h, gradient, n=N_UPDATES):
-    """Of prototypes that are grouped n times: VALID's update for one user."""
+    """A function of prototypes after n updates, which are those of VALID for one user."""
 
     def update(x, number):
         shares = jax.nn.softmax(x @ unit(h).T / 0.2, axis=0)
@@ -49,7 +49,7 @@ def exact():
 @pytest.mark.deep
 @pytest.mark.parametrize("gradient", [partial(implicit.neumann, terms=60), partial(implicit.gmres, tolerance=1e-9)])
 def test_implicit_gradients_are_those_of_all_updates_at_a_fixed_point(gradient, exact):
-    """Trap 30; a fixed point forgets its start."""
+    """The gradient of the start is 0, because the fixed point does not depend on it."""
     value, (of_start, of_items) = gradients(gradient)
     assert value == pytest.approx(exact[0], rel=1e-12)
     np.testing.assert_allclose(of_items, exact[1][1], rtol=1e-6, atol=1e-9)
@@ -58,7 +58,7 @@ def test_implicit_gradients_are_those_of_all_updates_at_a_fixed_point(gradient, 
 
 @pytest.mark.deep
 def test_one_step_points_the_same_way(exact):
-    """Trap 30: a cosine above .9, and not 1; it is Neumann's series of one term."""
+    """The cosine with the exact gradient is above .9, and not 1. It is the first term of Neumann's series."""
     _, (of_start, of_items) = gradients(implicit.one_step)
     lengths = np.linalg.norm(of_items) * np.linalg.norm(exact[1][1])
     assert 0.9 < (of_items * exact[1][1]).sum() / lengths < 0.999
@@ -108,7 +108,7 @@ def test_few_updates_are_warned_of_and_all_have_the_number_of_the_first(way):
 @pytest.mark.deep
 @pytest.mark.parametrize("way", [implicit.unrolled, implicit.one_step, implicit.neumann, implicit.gmres])
 def test_an_update_may_hold_traced_keys_and_integers(way):
-    """Trap 17: parts of a batch, one after the other, have the value and the gradient of each by itself."""
+    """Parts of a batch that are mapped one by one have the values and gradients of separate parts."""
 
     def part(h, seed):
         key, places = jax.random.key(seed), jnp.arange(3) + seed
@@ -136,7 +136,7 @@ def test_an_update_may_hold_traced_keys_and_integers(way):
 @pytest.mark.deep
 @pytest.mark.parametrize("gradient", [partial(implicit.neumann, terms=60), implicit.gmres])
 def test_gradients_of_valid_at_a_fixed_point(gradient):
-    """Trap 30, in the model: 200 blocks of the released fixture."""
+    """The model has 200 blocks and the parameters of the released fixture."""
 
     def graded(way):
         def total(params, histories):

@@ -1,4 +1,4 @@
-"""The CSR matrix against dense NumPy, its doors against bad data, and its product."""
+"""The CSR matrix against dense NumPy, its checks of bad data, and its product."""
 
 import dataclasses
 import datetime
@@ -40,7 +40,7 @@ def few(n):
 
 
 def shuffled(dense, rng):
-    """The matrix of a dense one from its pairs in random order, with weights, and timestamps that name the pair."""
+    """The matrix of a dense one, from pairs in random order, with weights and a different timestamp for each pair."""
     users, items = np.nonzero(dense)
     order = rng.permutation(len(users))
     users, items = users[order], items[order]
@@ -129,7 +129,7 @@ def test_contains_and_rows_take_any_shape_of_ids():
 
 @pytest.mark.parametrize("capacity", [8, 20])
 def test_flat_rows_are_the_pairs_of_a_block_one_user_after_another(capacity):
-    """Trap 24 of VALID: ids begin at 0, and padding is no item; a user may come twice, and users may have no pair."""
+    """Item 0 is an item, not padding. A user may occur twice, and users may have no pair."""
     dense = np.array([[1, 0, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 1]])
     users = np.array([3, 1, 0, 3, 2])
     matrix = Interactions.from_scipy(scipy.sparse.csr_array(dense))
@@ -177,7 +177,7 @@ def test_it_is_a_pytree_that_passes_through_jit():
 
 
 def test_ids_reach_beyond_two_to_the_31_cells():
-    """Keys of pairs are user · N + item, more than int32 holds."""
+    """The keys of pairs, user · N + item, do not fit int32."""
     n = 100_000
     users, items = np.random.default_rng(0).integers(0, n, (2, 300))
     users[:3], items[:3] = [n - 1, 0, n - 1], [n - 1, n - 1, 0]
@@ -199,7 +199,7 @@ def test_contains_finds_every_pair_of_a_long_row():
     assert not matrix.contains(np.full(1000, 2), every).any()
 
 
-# ---------------------------------------------------------------------- the doors
+# ---------------------------------------------------------------------- checks
 
 
 @pytest.mark.parametrize(
@@ -729,7 +729,7 @@ def test_spmm_refuses_a_table_of_other_length():
 
 
 def test_importing_touches_no_device():
-    """Under a platform that does not exist, the first use of a device fails and the import must not."""
+    """The platform does not exist, so that any use of a device would fail."""
     modules = ", ".join(
         f"jaxrec.{name}" for name in ("interactions", "losses", "metrics", "sampling", "evaluate", "models")
     )

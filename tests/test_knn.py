@@ -27,7 +27,7 @@ def cosines(neighbours, shrinkage):
 
 
 def walks(neighbours, alpha, beta):
-    """Steps of a walk from item to user to item, to the power α; rows of the result are of the last item."""
+    """Probabilities of walks from item to user to item, with steps to the power α. Rows belong to the last item."""
     x = X.astype(float)
     of_users, of_items = np.maximum(x.sum(1), 1), np.maximum(x.sum(0), 1)
     to_user, to_item = (x.T / of_items[:, None]) ** alpha * (x.T > 0), (x / of_users[:, None]) ** alpha * (x > 0)
@@ -64,7 +64,7 @@ def test_neighbours_are_those_of_dense_matrices(name, blocks, monkeypatch):
     assert log.records == () and set(variables) == {"graph"}
     indptr, indices = np.asarray(table.indptr), np.asarray(table.indices)
     assert all((np.diff(indices[start:stop]) > 0).all() for start, stop in itertools.pairwise(indptr))
-    # Of equal similarities any may be kept: compare the values, among those that share the limit.
+    # Any of several equal similarities may be kept, so only values are compared.
     found, expected = table.to_scipy().toarray(), formula(**settings)
     if fit is knn.rp3beta:
         found, expected = found.T, expected.T
@@ -74,7 +74,7 @@ def test_neighbours_are_those_of_dense_matrices(name, blocks, monkeypatch):
 
 @pytest.mark.parametrize("name", ["item_knn", "rp3beta"])
 def test_scores_are_sums_over_the_neighbours_in_a_history(name):
-    """Of users in training and of others, as rows and as pairs."""
+    """For users of the training data and for others, as rows and as pairs."""
     fit, formula, settings = METHODS[name]
     model, variables, _ = fit(TRAIN, **settings)
     close = {"rtol": 1e-5, "atol": 1e-6}

@@ -25,7 +25,7 @@ def precise():
 
 
 def drawn(seed=0, users=(1, 2, 1, 3), steps=None):
-    """A batch of triples (u, i, j), and its rows by weights 1/B."""
+    """A batch of triples (u, i, j), and its rows with the weights 1/B."""
     rng = np.random.default_rng(seed)
     lead = () if steps is None else (steps,)
     users = np.broadcast_to(np.array(users), (*lead, B)).astype(np.int32)
@@ -47,7 +47,7 @@ def bpr(params, batch):
 
 
 def bpr_stopped(params, batch, at):
-    """Linear, with this gradient."""
+    """A linear function with the gradient `at`."""
     return sum((at[name] * params[name]).sum() for name in params)
 
 
@@ -61,7 +61,7 @@ def spread(lambdas, seed=3):
 
 
 def trained(tx, steps=2):
-    """Parameters and live state after some steps."""
+    """Parameters and the optimiser's state after some steps."""
     params = tables()
     carry = params, tx.init(params)
     move = jax.jit(lambda carry, batch: as_step(tx).step(lambda p, *_: bpr(p, batch), *carry, None, None)[1:])
@@ -163,7 +163,7 @@ def test_hypergradient_of_adam_in_one_number(precise):
 
 
 @pytest.mark.deep
-def test_two_steps_equal_two_steps_written_out_of_either_order(precise):
+def test_two_steps_equal_the_formula_of_first_and_second_order(precise):
     tx = smooth_adam(0.05)
     params, state = trained(tx)
     (batches, _), (valid, _) = drawn(0, steps=2), drawn(1)
@@ -190,7 +190,7 @@ def test_two_steps_equal_two_steps_written_out_of_either_order(precise):
     assert np.abs(second - first).max() > 1e-3 * np.abs(second).max()
 
 
-def test_of_one_step_the_first_order_is_all_there_is(precise):
+def test_one_step_has_no_second_order(precise):
     params, (batch, _), (valid, _) = tables(), drawn(0), drawn(1)
     state, lambdas = smooth_adam(0.05).init(params), spread(coefficients(params, "D"))
 
@@ -220,7 +220,7 @@ def test_of_one_step_the_first_order_is_all_there_is(precise):
     ids=["one step", "two, lazy", "Adam as trained"],
 )
 def test_gradients_are_finite_from_a_cold_start(tx, steps, finite):
-    """And would not be with ε outside the root, for rows that no step has met."""
+    """With ε outside the root they are not finite for rows that no step has looked up."""
     params, (batch, _), (valid, _) = tables(), drawn(0, steps=steps), drawn(1, users=(0, 4, 5, 5))
     with jax.numpy_dtype_promotion("standard"):
         lambdas, state = coefficients(params, "DUI"), tx.init(params)
@@ -243,7 +243,7 @@ def test_validation_loss_has_no_penalty():
     ids=["full", "exact", "exact, lazy"],
 )
 def test_rows_whose_coefficients_move(scope, tx):
-    """Users 0 and 1 are trained on, 1 and 2 are validated on."""
+    """The training batch has users 0 and 1, the validation batch users 1 and 2."""
     params, (batch, rows), (valid, _) = tables(), drawn(0, users=(0, 1, 1, 0)), drawn(1, users=(1, 2, 2, 1))
     lambdas = spread(coefficients(params, "DUI"))
     rows = rows if scope == "exact" else None
@@ -274,7 +274,7 @@ def test_momentum_of_a_row_continues_only_if_a_dense_optimiser_is_simulated(by_r
 
 
 class Now(NamedTuple):
-    """The batch of a step, which carries what `draws` gives for it."""
+    """The batch of a step, with the results of `draws` for it."""
 
     batch: Any
     rows: Any
@@ -288,7 +288,7 @@ def draws(key, now):
 
 
 def in_step(value):
-    """A loss of (params, batch) as a step gets it."""
+    """A loss of (params, batch), in the form that a step takes."""
     return lambda params, key, x, other=None: value(params, x.batch if isinstance(x, Now) else x)
 
 
@@ -303,7 +303,7 @@ def bits(tree):
 
 @pytest.mark.deep
 @pytest.mark.parametrize("tx", [smooth_adam(0.05), rowwise.lazy(smooth_adam(0.05))], ids=["dense", "lazy"])
-def test_simulation_leaves_parameters_and_live_state_alone(tx):
+def test_simulation_does_not_change_parameters_and_state(tx):
     """With fixed Λ, alternating steps give bit-identical results to penalised training."""
     start = lambda params: spread(coefficients(params))  # noqa: E731
     both = alternate(tx, optax.set_to_zero(), draws=draws, start=start, scope="exact")
@@ -350,7 +350,7 @@ def test_alternating_steps_move_the_parameters_first_and_then_lambda(every):
 
 @pytest.mark.parametrize("lambda_tx", [optax.sgd(1.0), amsgrad(0.3)], ids=["sgd", "amsgrad"])
 def test_coefficients_stay_at_0_or_above_and_leave_0_again(lambda_tx):
-    """Validation wants a parameter larger, so that Λ would fall below 0; then smaller."""
+    """Validation first prefers a larger parameter, so that Λ would fall below 0, and then a smaller one."""
 
     def value(params, target):
         return ((params["user"] - target) ** 2).sum()
@@ -397,7 +397,7 @@ def test_seeds_by_vmap_and_a_scanned_epoch_equal_steps_one_by_one():
         assert flat(own_state.lambdas).any()
 
 
-ROOT = optax.stateless_with_tree_map(lambda slope, _: jnp.sqrt(slope**2))  # as Adam without its ε, no derivative at 0
+ROOT = optax.stateless_with_tree_map(lambda slope, _: jnp.sqrt(slope**2))  # as in Adam, no derivative at 0
 
 
 @pytest.mark.parametrize(

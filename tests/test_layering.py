@@ -76,7 +76,7 @@ def test_imports_point_down(path):
         assert name.split(".")[0] not in OPTIONAL, f"{path} imports {name} outside a function"
 
 
-def test_nothing_that_lasts_is_named_utils():
+def test_no_module_is_named_utils():
     assert not [path for path in PACKAGE.rglob("*") if path.stem in ("utils", "_src", "helpers", "common")]
 
 

@@ -75,7 +75,7 @@ every_fn = pytest.mark.parametrize("loss", [loss for loss, _ in ONE_EACH.values(
             -math.log(2 * math.exp(0.5) / (2 * math.exp(0.5) + 10 + 10 * math.exp(0.9))),
         ),
         (losses.bsl, -0.5 / 0.11 + 1.1 * math.log((1 + math.exp(0.9 / 0.11)) / 2)),
-        (partial(losses.warp, margin=0.5, n_items=100), math.log(51) * 0.9),  # the first only touches the margin
+        (partial(losses.warp, margin=0.5, n_items=100), math.log(51) * 0.9),  # the first equals the margin
         (
             partial(losses.uib, boundary=0.2),
             (math.log(1 + math.exp(-0.3)) + math.log(1 + math.exp(-0.2)) / 2 + math.log(1 + math.exp(0.7)) / 2) / 2,
@@ -96,7 +96,7 @@ def test_hand_values(loss, by_hand):
 
 @functools.cache
 def _jitted(loss):
-    """Values and gradients of a loss at once, so that each test of it compiles nothing new."""
+    """Values and gradients of a loss in one program, which all its tests share."""
 
     @jax.jit
     def values_and_gradients(pos, neg, where):
@@ -132,7 +132,7 @@ def test_masked_entries_reach_neither_value_nor_gradient(loss):
 
 
 @every_fn
-def test_a_row_with_nothing_valid_gives_no_gradient_even_to_a_positive_of_nan(loss):
+def test_a_row_without_valid_negatives_has_gradient_0_even_for_a_nan_positive(loss):
     pos, neg = SCORES
     values, d_pos, d_neg = _jitted(loss)(np.where(WHERE.any(1), pos, np.float32(np.nan)), neg, WHERE)
     assert values[3] == 0 and d_pos[3] == 0 and (d_neg[3] == 0).all()
@@ -200,7 +200,7 @@ def test_hyperparameters_may_be_traced(loss, sweep):
 
 @every_fn
 def test_hyperparameters_of_float64_do_not_widen_a_loss(loss):
-    """As those of a sweep are with x64 on, or NumPy's."""
+    """Such are those of a sweep with x64 on, and NumPy's."""
     how = {name: np.float64(value) for name, value in getattr(loss, "keywords", {}).items() if isinstance(value, float)}
     with jax.enable_x64(True):
         assert loss(*SCORES, where=WHERE, **how).dtype == jnp.float32
@@ -399,7 +399,7 @@ def test_mml_refuses_margins_that_are_no_numbers():
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_means_of_half_precision_are_taken_in_float32(dtype):
-    """float16 ends at 65504 and bfloat16 counts to 256."""
+    """The largest float16 is 65504, and bfloat16 counts to 256."""
     values, weights = jnp.full(70_000, 3, dtype), jnp.full(70_000, 2, dtype)
     for how in ({}, {"weights": weights}, {"where": np.ones(70_000, bool), "weights": np.ones(70_000, np.int8)}):
         mean, gradient = jax.value_and_grad(lambda v, how=how: losses.mean(v, **how))(values)

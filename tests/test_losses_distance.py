@@ -1,4 +1,4 @@
-"""Losses of distances: what `tests/test_losses.py` does not ask of the whole family."""
+"""Losses of distances: what `tests/test_losses.py` does not test for all losses."""
 
 from functools import partial
 

@@ -28,7 +28,7 @@ def _scores(mask):
 
 
 def _weighted(loss, where):
-    """Value and gradients of a sum in which each comparison counts differently."""
+    """Value and gradients of a sum in which each comparison has another weight."""
     weights = np.linspace(1, 2, B * P).reshape(B, P).astype(np.float32)
     return jax.value_and_grad(lambda p, n: (loss(p, n, where=where) * weights).sum(), argnums=(0, 1))
 
@@ -67,7 +67,7 @@ def test_no_array_of_all_pairs_appears(loss, mask):
     assert B * N <= _largest(lambda p, n: loss(p, n, where=where), pos, neg) < B * P * N
 
 
-def test_the_search_finds_an_array_of_all_pairs():
+def test_the_search_for_arrays_of_all_pairs_finds_one():
     pos, neg, _ = _scores("no mask")
     assert _largest(_weighted(losses.bpr, None), pos, np.broadcast_to(neg, (B, P, N))) == B * P * N
     assert _largest(lambda p, n: jnp.minimum(p[..., None], n).sum(), pos, neg) == B * P * N

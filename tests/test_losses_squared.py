@@ -57,15 +57,14 @@ def test_one_user_serves_many_positives():
         assert all(np.isfinite(g).all() for g in gradients) and not gradients[1][1].any()
 
 
-def test_the_sampled_loss_with_every_item_once_is_this_one():
-    """Trap T20."""
+def test_the_sampled_loss_with_every_item_once_equals_rg2():
     with jax.enable_x64(True):
         np.testing.assert_allclose(losses.rg2_sampled(POS, USERS @ ITEMS.T), rg2(POS, USERS, ITEMS), rtol=1e-12)
 
 
 @pytest.mark.deep
 def test_uniform_negatives_are_unbiased_only_if_positives_are_among_them():
-    """Trap T21, by expectations: of one negative over all items, and over all but the positive."""
+    """It compares the expectations for one negative drawn from all items, and from all but the positive."""
     scores = jnp.asarray(USERS @ ITEMS.T, jnp.float32)
     pos = scores[:, 2]
     one_each = losses.rg2_sampled(jnp.tile(pos[:, None], N_ITEMS), scores[..., None])  # [B, N], one draw each
@@ -117,7 +116,7 @@ def test_extreme_scores_keep_the_right_finite_value_and_gradient(size):
 
 @pytest.mark.deep
 def test_near_zero_it_is_the_softmax_less_a_constant():
-    """To third order in the scores; there is no bound to assert (the paper's is wrong away from 0)."""
+    """They agree to third order in the scores. The paper's bound is wrong away from 0, so that none is asserted."""
     with jax.enable_x64(True):
         for size, allowed in ((1e-2, 3e-4), (1e-3, 3e-6)):
             scores = size * USERS @ ITEMS.T
@@ -127,7 +126,7 @@ def test_near_zero_it_is_the_softmax_less_a_constant():
 
 
 def test_sums_over_all_items_are_of_the_highest_precision():
-    """Trap T17: accelerators would multiply in bfloat16 or TF32."""
+    """Otherwise accelerators would multiply in bfloat16 or TF32."""
     batch = jr.train.Batch.of(jnp.array([0, 1]), jnp.array([1, 0]))
     variables = {"params": {"user": jnp.ones((4, DIM)), "item": jnp.ones((N_ITEMS, DIM))}}
     objective = partial(jr.train.gram_objective, model=jr.models.MF(4, N_ITEMS, dim=DIM))

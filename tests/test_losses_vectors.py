@@ -40,7 +40,7 @@ def covariance(x):
 
 
 def diversity(x, least=0.05, most=0.25):
-    """By pairs, as the paper has it."""
+    """The formula of the paper, pair by pair."""
     pairs = [((a - b) ** 2).sum() for a in x for b in x]
     spread = np.sum(pairs) / (2 * len(x) * (len(x) - 1))
     return max(least - spread, 0) + max(spread - most, 0)
@@ -101,7 +101,7 @@ def test_diversity_is_a_bound_on_the_spread_of_pairs(scale):
     assert half.dtype == jnp.float32 and float(half) == pytest.approx(diversity(100 * x[0]), rel=1e-2)
 
 
-def test_diversity_of_one_vector_is_nothing_and_bounds_may_be_traced():
+def test_diversity_of_one_vector_is_0_and_bounds_may_be_traced():
     x = USERS.astype(np.float32)
     value, gradient = jax.jit(jax.value_and_grad(losses.diversity))(x[:1])
     assert value == 0 and (gradient == 0).all()
@@ -142,7 +142,7 @@ def test_masking_is_deletion_and_gradients_equal_finite_differences(fill):
 
 @pytest.mark.deep
 @pytest.mark.parametrize("valid", [0, 1])
-def test_fewer_than_two_rows_are_uniform(valid):
+def test_uniformity_of_fewer_than_two_rows(valid):
     where = np.arange(5) < valid
     x = USERS.astype(np.float32)
     value, gradient = spread_and_gradient(x, where=where)
@@ -168,7 +168,7 @@ def test_rows_of_zeros_and_equal_rows_have_finite_gradients():
 
 
 @pytest.mark.parametrize("size", [1e-4, 1e4])
-def test_only_directions_count(size):
+def test_losses_depend_only_on_directions(size):
     users, items = (USERS * size).astype(np.float32), (ITEMS / size).astype(np.float32)
     value, gradients = directau_and_gradients(users, items)
     assert float(value) == pytest.approx(directau(USERS, ITEMS), rel=1e-5)

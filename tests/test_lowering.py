@@ -1,4 +1,4 @@
-"""The main programs, lowered for every platform on this machine: nothing in them belongs to another platform.
+"""The main programs, lowered for every platform on this machine: none calls a function of another platform.
 
 A program is only traced and lowered here, so that no accelerator is needed and nothing is compiled.
 """
@@ -26,7 +26,7 @@ from jaxrec.train import autoencoders, mars
 
 PLATFORMS = ["cuda", *(pytest.param(name, marks=pytest.mark.deep) for name in ("cpu", "rocm", "tpu"))]
 QUICK = {"mf rowwise.adam", "lightgcn", "als cholesky", "rg2", "top_k", "full_ranking"}  # the others are deep
-FOREIGN = {  # beginnings of the names of other platforms' functions
+FOREIGN = {  # prefixes of the functions of other platforms
     "cpu": ("cu", "hip", "Eigh", "Qr"),
     "cuda": ("cpu", "lapack", "hip", "Eigh", "Qr"),
     "rocm": ("cpu", "lapack", "cu", "Eigh", "Qr"),
@@ -53,7 +53,7 @@ class Stop(Exception):
 
 
 def caught(module, name, call):
-    """The function of a module that `call` calls first, with its arguments; it does not run."""
+    """Returns the function `name` of a module, and the arguments with which `call` calls it; it does not run."""
     function, found = getattr(module, name), []
 
     def stop(*args, **static):
@@ -70,7 +70,7 @@ def caught(module, name, call):
 
 
 def epoch(model, objective, tx, examples=jr.train.singles, vmapped=False):
-    """An epoch, with shapes in place of the state."""
+    """An epoch, with the shapes of a state instead of a state."""
 
     def step(state, data):
         return jr.train.epoch(state, objective, tx, data, batch_size=8)
@@ -134,7 +134,7 @@ HOW = {"key": KEY, "regularization": 0.1, "progress": False}
 
 
 def half_step(solver):
-    """A half step of iALS, which are those of WRMF too."""
+    """A half step of iALS. WRMF has the same program."""
     fit = partial(ials.fit, TRAIN, dim=K, unobserved_weight=0.1, solver=solver, **HOW)
     function, args, static = caught(_alternate, "half_step", fit)
     return jax.jit(partial(function, **static)), args, {}
@@ -204,7 +204,7 @@ PROGRAMS = {
 
 @contextlib.contextmanager
 def hidden_machine():
-    """A program that asks for the machine's devices while it is traced has a choice for this machine in it."""
+    """Raises an error if a traced program asks for this machine's devices, because it would only suit this machine."""
 
     def asked(*_, **__):
         raise AssertionError(
@@ -224,7 +224,7 @@ def called(exported):
 
 @functools.cache
 def program(name):
-    """Makes each program once for all platforms, so that it is traced once."""
+    """Makes each program once for all platforms, so that tracing happens once."""
     return PROGRAMS[name]()
 
 
@@ -241,7 +241,7 @@ def test_a_program_has_nothing_of_another_platform(name, platform):
     assert not [call for call in called(exported) if call.startswith(FOREIGN[platform])]
 
 
-def test_the_test_sees_functions_and_choices_of_another_platform():
+def test_the_test_detects_functions_and_choices_of_another_platform():
     @jax.jit
     def solved(x):
         return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(x), x)

@@ -1,4 +1,4 @@
-"""MAR and MARS: models, margins, objective with its released gradient, presets. Traps are those of their papers."""
+"""MAR and MARS: models, margins, objective with its released gradient, and presets."""
 
 from functools import partial
 
@@ -111,12 +111,12 @@ def test_facets_start_on_the_sphere_or_in_the_ball(facets, kind, scale):
 @pytest.mark.deep
 @pytest.mark.parametrize("facets", [free, projected, hybrid])
 def test_facets_start_as_different_vectors(facets):
-    """Trap 19: with the same projection for each k all facets would be one for ever."""
+    """With the same projection for every k, all facets would stay equal for ever."""
     model = MARS(400, 300, dim=32, n_facets=4, facets=facets)
     params = initial(model)["params"]
     for x in by_numpy(model, params)[1:3]:
         cosines = np.einsum("nid,njd->nij", x, x)[:, *np.triu_indices(4, 1)]
-        assert np.abs(cosines.mean(0)).max() < 4 / 32  # under projections the trace of a rotation, about 1, over D
+        assert np.abs(cosines.mean(0)).max() < 4 / 32  # for projections: trace of a rotation, about 1, over D
         assert cosines.std() == pytest.approx(32**-0.5, rel=0.25)
     if facets is projected:
         for name in ("user", "item"):
@@ -128,7 +128,7 @@ def test_facets_start_as_different_vectors(facets):
 @pytest.mark.deep
 @pytest.mark.parametrize(("scale", "largest"), [(1.0, 0.517), (0.0, 0.25)])
 def test_shares_are_a_softmax_over_facets(scale, largest):
-    """Trap 18: over the right axis, and with the scale of the released start or with none."""
+    """The largest shares show the axis of the softmax and the initial scale, that of the released code or 0."""
     model = MARS(6000, 3, dim=2, n_facets=4, theta_scale=scale)
     theta = by_numpy(model, initial(model)["params"])[0]
     np.testing.assert_allclose(theta.sum(1), 1, atol=1e-5)
@@ -150,7 +150,7 @@ def test_into_ball_has_a_finite_gradient_everywhere():
 
 @pytest.mark.deep
 def test_calibrated_unit_is_the_factor_of_free_facets():
-    """Trap 6, through the normalisation: x = (1, 0, 0) pulled to (.6, .8, 0) has c = .4; x of length 2 half of it."""
+    """For x = (1, 0, 0) pulled to (.6, .8, 0) the factor is .4. A vector of length 2 has half the gradient."""
     points = jnp.array([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.6, 0.8, 0.0], [-1.2, -1.6, 0.0]])
     towards = jnp.array([0.6, 0.8, 0.0])
     place = jr.models.mars.calibrated_unit
@@ -190,7 +190,7 @@ def test_from_shares_puts_facets_at_their_anchors():
 
 
 @pytest.mark.parametrize("cells", [1 << 22, 1, 25])
-def test_margin_is_what_no_item_leads_to(cells, monkeypatch):
+def test_margin_is_the_share_of_users_without_a_common_item(cells, monkeypatch):
     monkeypatch.setattr(mars, "_CELLS", cells)
     rng = np.random.default_rng(0)
     met = rng.random((12, 9)) < 0.15
@@ -203,14 +203,14 @@ def test_margin_is_what_no_item_leads_to(cells, monkeypatch):
     counted = 1 - (met.astype(int) @ met.sum(0)) / 12
     np.testing.assert_allclose(mars.adaptive_margin(train, count="sum"), counted, atol=1e-7)
     assert (counted < union).any()
-    assert mars.adaptive_margin(train)[5] == pytest.approx(1 - 1 / 12)  # trap 4: alone with its item
+    assert mars.adaptive_margin(train)[5] == pytest.approx(1 - 1 / 12)  # nobody else has its item
     assert mars.adaptive_margin(train)[3] == 1
     with pytest.raises(ValueError, match="count='literal'; give"):
         mars.adaptive_margin(train, count="literal")
 
 
 def test_margins_of_ciao(data_root):
-    """Trap 3: the printed sum is negative for some, the union is in [0, 1)."""
+    """The sum, as eq. 7 is printed, gives some negative margins. The union gives margins in [0, 1)."""
     train = datasets.load("ciao").train
     union, counted = mars.adaptive_margin(train), mars.adaptive_margin(train, count="sum")
     found = union.min(), union.mean(), np.quantile(union, 0.05)
@@ -228,7 +228,6 @@ DOT, DISTANCE = jr.models.dot, jr.models.negative_squared_distance
 @pytest.mark.parametrize("score", [DOT, DISTANCE])
 @pytest.mark.parametrize(("sign", "draws"), [(1.0, False), (-1.0, True)])
 def test_separation_separates_facets_and_as_published_makes_them_equal(score, sign, draws):
-    """Trap 9."""
     gradient = jax.jit(jax.grad(partial(mars.separation, score=score, sign=sign)))(TWO, TWO)
     after = TWO - 0.1 * gradient
     cosine = float((after[0, 0] * after[0, 1]).sum() / (norm(after[0, 0]) * norm(after[0, 1]))[0])
@@ -236,7 +235,7 @@ def test_separation_separates_facets_and_as_published_makes_them_equal(score, si
 
 
 def test_separation_inside_and_outside_of_the_batch():
-    """Trap 10: a thousand users whose facets have the cosine .05."""
+    """The batch has a thousand users whose facets have the cosine .05."""
     second = np.array([0.05, np.sqrt(1 - 0.05**2)])
     users = jnp.asarray(np.broadcast_to(np.stack([[1.0, 0.0], second]), (1000, 2, 2)), jnp.float32)
     published = partial(mars.separation, score=DOT, sign=-1.0, on="users")
@@ -273,7 +272,7 @@ def test_separation_is_its_formula_and_a_mask_is_a_deletion(score):
         np.testing.assert_allclose(values[on, reduction], expected, rtol=1e-4)
 
 
-def test_separation_of_one_facet_is_nothing_and_wrong_names_are_named():
+def test_separation_of_one_facet_is_zero_and_wrong_options_are_named():
     one, reductions = jnp.ones((4, 1, 2)), ("mean", "sum", "inside")
     found = jax.jit(lambda x: [mars.separation(x, x, score=DOT, reduction=name) for name in reductions])(one)
     assert found == [0, 0, 0]
@@ -389,7 +388,6 @@ def test_released_values():
 
 
 def test_released_step():
-    """Trap 13."""
     tx = mars.optimizer(0.1, theta_learning_rate=0.1, step=paper.sphere_sgd)
     rowwise = jr.optim.rowwise.lazy(tx)
 
@@ -430,7 +428,7 @@ def test_true_gradients():
 
 @pytest.mark.deep
 def test_released_pull_is_on_or_off():
-    """Its weight reaches the value and θ, never the facets."""
+    """Its weight changes the value and θ, but not the facets, unless it is 0."""
     gradient = jax.jit(jax.grad(lambda params, weight: value_of(params, pull_weight=weight, facet_weight=0.0)))
     expected = gradient(PARAMS, 0.1)
     for weight in (0.0, 1e-6, 5.0):
@@ -448,7 +446,7 @@ def test_released_pull_is_on_or_off():
     ("kind", "ranking"), [(MARS, mars.push_and_pull), (MARS, paper.released), (MAR, mars.push_and_pull)]
 )
 def test_objective_is_a_sum_over_the_batch(kind, ranking):
-    """Trap 5: twice the triples, twice the gradient; and a weight is a repetition."""
+    """Twice the triples give twice the gradient, and a weight of 2 counts as a repetition."""
     model = kind(M, N, dim=D, n_facets=K)
     params = initial(model)["params"]
     triples = np.tile([[0, 1, 2], [3, 4, 5], [0, 6, 1], [4, 2, 3]], (2, 1))
@@ -473,7 +471,7 @@ def test_objective_is_a_sum_over_the_batch(kind, ranking):
 
 @pytest.mark.deep
 @pytest.mark.parametrize("kind", [MARS, MAR])
-def test_objective_is_the_papers(kind):
+def test_objective_equals_the_formula_of_the_paper(kind):
     model = kind(M, N, dim=D, n_facets=K)
     params = initial(model)["params"]
     triples = np.array([[0, 1, 2], [3, 4, 5], [0, 6, 1], [4, 2, 3]])
@@ -497,7 +495,7 @@ def test_objective_is_the_papers(kind):
 
 @pytest.mark.parametrize(("kind", "preset"), [(MARS, paper.PAPER), (MAR, paper.PAPER_MAR)], ids=["MARS", "MAR"])
 def test_presets_of_the_paper_are_its_objective(kind, preset):
-    """Equations 1, 2, 8, 9, 11 and 17, with the facet term over all pairs, which eq. 12 gives the wrong sign."""
+    """These are equations 1, 2, 8, 9, 11 and 17. The facet term has all pairs, and the sign that eq. 12 has wrong."""
     model = kind(M, N, dim=D, **preset["model"])
     params = initial(model)["params"]
     assert set(params) == {"user", "item", "user_projection", "item_projection", "theta"}
@@ -520,7 +518,7 @@ def test_presets_of_the_paper_are_its_objective(kind, preset):
 
 @pytest.mark.deep
 def test_calibration_of_the_paper_is_in_the_model():
-    """The gradient at a facet is that of unit facets, times eq. 21's factor at each occurrence."""
+    """The gradient at a facet is that of unit facets times the factor of eq. 21."""
     triples = np.array([[1, 2, 0]])
     users, items = triples[0, 0], triples[0, 1:]
     model = MARS(M, N, dim=D, **paper.PAPER["model"])
@@ -541,7 +539,7 @@ def test_calibration_of_the_paper_is_in_the_model():
 @pytest.mark.deep
 @pytest.mark.parametrize("kind", [MARS, MAR])
 def test_scores_are_not_squared(kind):
-    """Trap 17: squares would not see a positive on the other side, and would push the positives of MAR away."""
+    """With squares, a positive on the opposite side would have the same loss, and MAR would push its positives away."""
     model = kind(1, 2, dim=2, n_facets=2)
     params = {"user": jnp.array([[[0.6, 0.0], [0.0, 0.6]]]), "theta": jnp.zeros((1, 2))}
     params["item"] = jnp.array([[[0.3, 0.4], [0.5, 0.2]], [[-0.9, -0.1], [0.0, -0.9]]])
@@ -564,7 +562,7 @@ def test_scores_are_not_squared(kind):
 
 
 @pytest.mark.deep
-def test_drawn_positives_stand_for_those_of_the_batch():
+def test_drawn_positives_replace_those_of_the_batch():
     train = jr.Interactions.from_pairs([0, 1, 1, 4], [2, 3, 6, 0], n_users=M, n_items=N)
     table = jr.sampling.popularity_table(train.transpose(), power=0.8)
     draw = partial(jr.sampling.explorative, train=train, table=table)
@@ -592,7 +590,7 @@ def test_drawn_positives_stand_for_those_of_the_batch():
 @pytest.mark.deep
 @pytest.mark.parametrize(("power", "of_user", "of_item"), [(0.0, 1 / 4, 1 / 3), (1.0, 3 / 8, 3 / 7)])
 def test_samplers_draw_users_and_items_by_their_powers(power, of_user, of_item):
-    """User 0 has 3 of 8 pairs; of the 7 that user 1 has not, item 0 is in 3; item 4 has no pair."""
+    """User 0 has 3 of 8 pairs. User 1 lacks 7 of these, of which item 0 has 3. Item 4 has no pair."""
     train = jr.Interactions.from_pairs([0, 0, 0, 2, 2, 3, 3, 1], [0, 1, 2, 0, 1, 0, 2, 3], n_users=4, n_items=5)
     draw = paper.samplers(train, users=power, items=power, n=3)
     users, items = draw["positives"](jax.random.key(0), (4000,))
@@ -643,7 +641,9 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard(kind, preset, opti
 
 @pytest.mark.deep
 def test_finds_the_facets_that_were_planted():
-    """Users' largest shares are the planted ones up to names; benchmarks/studies/facets.py has the conditions."""
+    """The facets with the largest shares are the planted ones up to a permutation, under the conditions of
+    benchmarks/studies/facets.py.
+    """
     sizes = dict(n_users=400, n_items=100, n_facets=3)
     train, truth = synthetic.facet_spaces(
         jax.random.key(0), **sizes, dim=3, pairs_per_user=30, concentration=0.05, sharpness=8.0
@@ -676,7 +676,7 @@ PRESETS = {name: getattr(paper, name) for name in ("PAPER", "PAPER_MAR", "FREE_F
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_keywords_of_whom_they_are_for(name):
+def test_presets_are_keywords_of_their_functions(name):
     preset, kind = PRESETS[name], MAR if name == "PAPER_MAR" else MARS
     assert set(preset) == {"model", "objective", "margin", "power", "optimizer"}
     assert preset["model"]["n_facets"] == 4 and set(preset["power"]) == {"users", "items"}

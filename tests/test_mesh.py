@@ -1,4 +1,4 @@
-"""States on a mesh of devices: training and evaluation give what one device gives, and no table travels."""
+"""States on a mesh of devices: training and evaluation equal those on one device, and no table is communicated."""
 
 import re
 from contextlib import nullcontext
@@ -129,7 +129,7 @@ def test_tables_sharded_by_columns(name):
 @pytest.mark.deep
 @pytest.mark.parametrize("name", ["adam", "lazy_adam"])
 def test_two_axes(name):
-    """Tables are sharded over one axis, batches over both."""
+    """Tables are sharded over one axis, and batches over both."""
     mesh = mesh_of("Explicit", (2, 2), ("data", "rows"))
     _, (alone, _) = fitted(*FITS[name])
     _, (trained, _) = fitted(*FITS[name], partial(jr.train.shard, train=TRAIN, mesh=mesh, rows="rows"))
@@ -138,8 +138,8 @@ def test_two_axes(name):
 
 
 @pytest.mark.deep
-def test_a_mesh_that_is_set_for_all():
-    """`jax.set_mesh` puts new arrays on the mesh, whole: only batches are divided."""
+def test_a_mesh_set_by_set_mesh():
+    """`jax.set_mesh` replicates new arrays on the mesh, so that only batches are divided."""
     _, (alone, _) = fitted(*FITS["adam"])
     with jax.set_mesh(mesh_of()):
         _, (trained, _) = fitted(*FITS["adam"])
@@ -151,7 +151,7 @@ def test_a_mesh_that_is_set_for_all():
 @pytest.mark.deep
 @pytest.mark.parametrize("dim", [8, 32])
 def test_rows_that_the_devices_do_not_divide(dim):
-    """Their table is sharded by columns if these can be divided, and else replicated, with a warning."""
+    """Their table is sharded by columns if these can be divided, and is replicated with a warning otherwise."""
     model = jr.models.MF(M, N - 1, dim=dim)
     train = TRAIN.select(np.asarray(TRAIN.indices) < N - 1)
     train = jr.Interactions(train.indptr, train.indices, None, None, M, N - 1)
@@ -190,11 +190,11 @@ def test_axes_are_named():
         jr.train.shard(state, TRAIN, mesh_of(), rows="c")
 
 
-# ---------------------------------------------------------------------- what travels
+# ---------------------------------------------------------------------- communication
 
 
 def travelling(compiled):
-    """Returns the number of numbers that each collective operation returns on a device, by shape."""
+    """Returns how many numbers each collective operation returns on a device, by operation and shape."""
     found = {}
     for line in compiled.as_text().splitlines():
         match = re.search(r" = (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\S*\(", line)
@@ -204,7 +204,7 @@ def travelling(compiled):
 
 
 def travels(name, rows=None, columns=None):
-    """Returns what travels in an epoch of steps that look up 16 users and 64 items in tables of 8192 rows."""
+    """Returns the communication of an epoch whose steps look up 16 users and 64 items in tables of 8192 rows."""
     n, dim = 8192, 32
     make, tx = FITS[name]
     train = jr.Interactions(np.r_[TRAIN.indptr, np.full(n - M, TRAIN.n_pairs)], TRAIN.indices, None, None, n, n)
@@ -221,7 +221,7 @@ def travels(name, rows=None, columns=None):
 
 @pytest.mark.deep
 @pytest.mark.parametrize("name", ["adam", "rowwise.adam", "lazy_adam", "MARS", "lazy MARS"])
-def test_rows_travel_and_no_table_does(name):
+def test_rows_are_communicated_and_no_table_is(name):
     found = travels(name, rows="rows")
     of_rows = 16 * 3 * 32 * (2 if "MARS" in name else 1)
     assert of_rows <= max(found.values()) < 8192, found
@@ -229,13 +229,13 @@ def test_rows_travel_and_no_table_does(name):
 
 @pytest.mark.deep
 @pytest.mark.parametrize("name", ["adam", "rowwise.adam", "lazy_adam", "lazy MARS"])
-def test_scores_travel_and_no_row_does_if_tables_are_sharded_by_columns(name):
+def test_scores_are_communicated_and_no_row_is_if_tables_are_sharded_by_columns(name):
     found = travels(name, columns="rows")
     assert 16 * 4 <= max(found.values()) <= 16 * 4 * 4, found
 
 
 @pytest.mark.deep
-def test_users_travel_to_all_items():
+def test_users_are_communicated_to_the_devices_of_all_items():
     """Scores of all items are computed where the items lie; their gradients are exchanged."""
     found = travels("all items", rows="rows")
     assert any(kind.startswith("all-to-all") for kind in found)
@@ -268,7 +268,7 @@ def test_a_mesh_ranks_what_one_device_does(make, kind):
 
 
 @pytest.mark.parametrize("axis", ["rows", "columns"])
-def test_vectors_and_lists_travel_in_a_ranking_and_no_score_does(axis, monkeypatch):
+def test_a_ranking_communicates_vectors_and_lists_and_no_score(axis, monkeypatch):
     n, programs = 4096, []
 
     def compiled(function, inputs, **static):
@@ -348,8 +348,8 @@ def test_blocks_of_a_stream_are_divided_too():
 
 
 @pytest.mark.deep
-def test_a_mesh_that_is_set_does_not_disturb_what_lies_elsewhere():
-    """`jax.set_mesh` of an Explicit mesh, and variables on one device or on an Auto mesh of other devices."""
+def test_variables_elsewhere_are_not_affected_by_a_mesh_that_is_set():
+    """`jax.set_mesh` sets an Explicit mesh. Variables are on one device, or on an Auto mesh of other devices."""
     settings = {"regularization": 0.1, "unobserved_weight": 0.1}
     _, variables, _ = jr.solvers.ials.fit(TRAIN, dim=4, sweeps=1, key=jax.random.key(0), progress=False, **settings)
     _, others, _ = jr.solvers.rg2.fit(TRAIN, dim=4, sweeps=1, key=jax.random.key(0), regularization=0.1, progress=False)

@@ -30,14 +30,14 @@ every_model = pytest.mark.parametrize("name", MODELS)
 
 @functools.cache
 def drawn(model):
-    """Variables as `init` gives them, but the parameters normal and float64."""
+    """The variables of `init`, with normal parameters of float64."""
     variables = jax.jit(model.init)(jax.random.key(0), ZERO, ZERO)
     rng = np.random.default_rng(0)
     return {**variables, "params": jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), variables["params"])}
 
 
 def neighbours(params, user, item):
-    """Means over the items of the user, and over the users of the item."""
+    """The means over the items of each user, and over the users of each item."""
     own, theirs = PAIRS[1][PAIRS[0] == user], PAIRS[0][PAIRS[1] == item]
     near_user = params["item"][own].mean(0) if len(own) else np.zeros(DIM)
     return near_user, params["user"][theirs].mean(0) if len(theirs) else np.zeros(DIM)
@@ -93,7 +93,7 @@ def test_pairs_rows_and_vectors_give_the_formula(name):
 
 
 def test_translations_and_the_regulariser_of_neighbourhoods_by_hand():
-    """User 0 met items 0 and 1; item 1 was met by users 0 and 1."""
+    """User 0 has items 0 and 1. Item 1 has users 0 and 1."""
     train = Interactions.from_pairs([0, 0, 1], [0, 1, 1])
     params = {"user": np.array([[1.0, 0.0], [3.0, 2.0]]), "item": np.array([[2.0, 1.0], [0.0, 1.0]])}
     model = TransCF(train, dim=2)
@@ -179,7 +179,7 @@ def test_parameters_have_the_stated_shapes_and_scale():
         assert model == model.clone() and hash(model) == hash(model.clone()) and model != model.clone(dim=32)
 
 
-def test_the_graph_travels_as_an_argument():
+def test_the_graph_is_an_argument_of_compiled_programs():
     model = MODELS["transcf"]
     variables = drawn(model)
     assert variables["graph"]["by_item"].indices.shape == (TRAIN.n_pairs,)
@@ -296,7 +296,7 @@ def test_covariance_is_that_of_users_and_positives_jointly(batch):
 
 @pytest.mark.parametrize(("least", "most", "expected"), [(2.0, 3.0, 0.5), (0.05, 0.25, 1.25), (1.0, 2.0, 0.0)])
 def test_vectors_of_a_user_are_kept_within_bounds_of_their_spread(least, most, expected):
-    """Three vectors with the squared distances 1, 4 and 4, summed over ordered pairs: δ = 18 / 12."""
+    """A user has three vectors with the squared distances 1, 4 and 4. Over ordered pairs, δ is 18 / 12."""
     vectors = np.array([[[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3.75)]], [[9.0, 9.0], [0.0, 0.0], [7.0, 7.0]]])
     batch = jr.train.Batch.of(jnp.array([0, 1]), jnp.array([1, 0]), where=jnp.array([True, False]))
     objective = partial(jr.train.diversity_objective, least=least, most=most)
@@ -304,7 +304,7 @@ def test_vectors_of_a_user_are_kept_within_bounds_of_their_spread(least, most, e
     assert float(found) == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_nearest_vector_alone_moves():
+def test_only_the_nearest_vector_moves():
     model = DPCML(1, 2, dim=2, n_vectors=2)
     params = {"user": jnp.array([[[1.0, 0.0], [0.0, 1.0]]]), "item": jnp.array([[0.5, 0.25], [0.0, 0.5]])}
     gradient = jax.jit(jax.grad(lambda p: model.apply({"params": p}, np.array([0]), np.array([0]))[0]))(params)

@@ -17,7 +17,7 @@ def _jitted(name, k, **how):
 
 
 def _random_hits(seed=0, n_users=60, n_ranks=12):
-    """Hits of dense and sparse lists, users with more relevant items than ranks, and two without any."""
+    """Hits of dense and sparse lists. Some users have more relevant items than ranks, and two have none."""
     rng = np.random.default_rng(seed)
     hits = rng.random((n_users, n_ranks)) < rng.random((n_users, 1))
     n_relevant = hits.sum(1) + rng.integers(0, 2 * n_ranks, n_users)
@@ -61,7 +61,7 @@ def test_metrics_are_the_same_eager_and_for_any_leading_axes(name):
 @pytest.mark.parametrize("k", [3, 12])
 def test_metrics_equal_those_of_ranx(k):
     hits, n_relevant = (x[2:] for x in _random_hits(2))
-    # rank r of a list is item r; the relevant items that the list lacks have ids of their own
+    # rank r of a list is item r; relevant items outside the list have larger ids
     relevant = [[*np.flatnonzero(h), *range(100, 100 + n - h.sum())] for h, n in zip(hits, n_relevant)]
     some = [u for u, items in enumerate(relevant) if items]
     theirs = second_opinion([range(12)] * len(some), [relevant[u] for u in some], k)
@@ -190,12 +190,12 @@ def test_auc_refuses_scores_and_relevance_that_differ_in_shape_or_are_not_bool()
         metrics.auc(jnp.ones(3), jnp.ones(3))
 
 
-# ---------------------------------------------------------------------- each relevant item alone
+# ---------------------------------------------------------------------- each relevant item separately
 
 
 @pytest.mark.deep
 def test_ranks_alone_by_hand():
-    """Positives score 3 and 1, the others 2, 0, 4: ranks 2 and 3, though in one list they would be 2 and 4."""
+    """Positives score 3 and 1, the others 2, 0 and 4. Separate ranks are 2 and 3, those in one list 2 and 4."""
     scores = jnp.array([3.0, 1.0]), jnp.array([[2.0, 0.0, 4.0]])
     ranks = metrics.rank_alone(*scores)
     assert ranks.tolist() == [2, 3]
@@ -204,7 +204,7 @@ def test_ranks_alone_by_hand():
     assert float(metrics.auc_alone(*scores).mean()) == pytest.approx(0.5)
 
 
-def test_ties_favour_a_rank_alone_and_not_the_area():
+def test_ties_count_for_the_positive_in_rank_alone_and_against_it_in_auc_alone():
     equal = jnp.zeros(2), jnp.zeros((2, 3))
     assert metrics.rank_alone(*equal).tolist() == [1, 1] and metrics.auc_alone(*equal).tolist() == [0, 0]
 

@@ -1,4 +1,4 @@
-"""The streamed decoder equals the whole catalogue at once, in value and gradient."""
+"""The chunked decoder equals the whole catalogue at once, in value and gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def dense(q1, q2, items, noise):
 @pytest.mark.deep
 @pytest.mark.parametrize("shared", [True, False])
 def test_any_chunks_give_the_value_and_gradient_of_the_whole(shared):
-    """Trap 26: to 1e-12 in float64, with noise; chunks that do not divide N, and one larger than N."""
+    """With noise, in float64. One chunk size does not divide N, and one is larger than N."""
     q1 = Q1[:1] if shared else Q1
 
     def whole(q1, q2, items):
@@ -73,7 +73,7 @@ def test_odds_are_of_gumbel_noise_and_each_interests_own():
 
 @pytest.mark.deep
 def test_extremes_are_finite():
-    """Trap 25: logits of ±400, e⁴⁰⁰ being beyond float32; without noise, against NumPy in float64."""
+    """Logits are ±400, and float32 cannot hold e⁴⁰⁰. Without noise, against NumPy in float64."""
     q1, q2 = (np.float32(400 * q / np.abs(q).max()) for q in (Q1, Q2))
     items = np.float32(ITEMS / np.linalg.norm(ITEMS, axis=1, keepdims=True))
     none = Noise(None, USERS)

@@ -167,7 +167,7 @@ def test_random_scores_are_uniform_and_depend_on_seed_user_and_item():
     other = np.asarray(model.apply(models.random(jax.random.key(1), 400)[1], users, method="rows"), float)
     assert rows.min() >= 0 and rows.max() < 1
     assert scipy.stats.kstest(rows.ravel(), "uniform").pvalue > 0.001
-    for table in (rows, rows.T):  # neighbouring ids have nothing in common: correlations of 20 000 pairs, sd .007
+    for table in (rows, rows.T):  # neighbouring ids are uncorrelated: 20 000 pairs have a standard error of .007
         assert abs(np.corrcoef(table[:-1].ravel(), table[1:].ravel())[0, 1]) < 0.03
     assert abs(np.corrcoef(rows.ravel(), other.ravel())[0, 1]) < 0.03
     best = rows.argmax(1)
@@ -212,7 +212,7 @@ def test_mf_refuses_sizes_below_one(name):
         (partial(models.MacridVAE, 3), "attention"),
     ],
 )
-def test_the_name_of_a_function_is_not_the_function(make, name):
+def test_the_name_of_a_function_is_refused(make, name):
     with pytest.raises(TypeError, match=f"^{name}='some'; give a function: .*jaxrec.models"):
         make(**{name: "some"})
 
@@ -279,7 +279,7 @@ def test_numbers_are_finite_and_within_their_bounds(name, number, wrong):
 
 
 @pytest.mark.deep
-def test_attributes_that_jit_cannot_key_on_are_named():
+def test_attributes_that_cannot_be_hashed_are_named():
     with pytest.raises(TypeError, match=r"SimpleX.pool is a ndarray.*keep arrays in variables"):
         models.SimpleX(3, 4, pool=np.ones(3))
     with pytest.raises(ValueError, match=r"layers=\(64, 3.5\); give two or more integers"):

@@ -32,7 +32,7 @@ ZERO = jnp.zeros(1, jnp.int32)
 
 
 def drawn():
-    """The variables that `init` gives, with parameters drawn by NumPy, and their clusters."""
+    """The variables of `init`, with parameters drawn by NumPy, and their clusters."""
     return _drawn(jax.config.jax_enable_x64)
 
 
@@ -242,7 +242,7 @@ def test_divergence_is_that_of_fit():
         (lambda key, variables: {"prototypes": {"user": [1]}}, "refresh returns prototypes of the form"),
     ],
 )
-def test_what_a_refresh_may_not_return_is_said(refresh, message):
+def test_wrong_results_of_refresh_are_named(refresh, message):
     tx = optax.sgd(0.1)
     state = jr.train.init(jax.random.key(0), ON_BOARD, tx)
     with pytest.raises(ValueError, match=message):

@@ -20,7 +20,7 @@ MODEL = NeuMF(N_USERS, N_ITEMS, dim=3, layers=(6, 4, 2))
 
 
 def drawn(model):
-    """Normal parameters of float64, biases too."""
+    """Normal parameters of float64, biases included."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), ZERO, ZERO)
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
@@ -123,7 +123,7 @@ RATED = jr.Interactions.from_pairs(
 
 
 def test_nmf_ends_where_no_entry_gains_by_moving():
-    """At the optimum the slope is 0 where an entry is positive, and not below 0 where it is 0."""
+    """At the optimum the gradient is 0 for positive entries, and 0 or more for entries of 0."""
     pytest.importorskip("sklearn")
     options = {"dim": 2, "regularization": 0.3, "iterations": 5000, "tolerance": 1e-7}
     params = nmf.fit(RATED, key=jax.random.key(0), **options)[1]["params"]

@@ -57,7 +57,7 @@ def test_pairwise_objective_compares_each_positive_with_its_negatives(scored, sh
 
 
 @pytest.mark.parametrize("batch", [BATCH, GROUPS], ids=["single", "groups"])
-def test_a_graph_is_gone_over_once_for_positives_and_negatives(batch):
+def test_a_graph_is_propagated_once_for_positives_and_negatives(batch):
     calls = []
 
     class Counted:
@@ -166,7 +166,7 @@ def test_in_batch_compares_with_the_other_items_but_not_with_those_the_user_has(
 
 @pytest.mark.deep
 def test_the_softmax_counts_pairs_not_users(scored):
-    """Trap T25: a user with two positives counts twice; `multinomial` on rows is the mean over users."""
+    """A user with two positives counts twice. `multinomial` of rows is the mean over users instead."""
     model, variables, scores = scored
     log_p = scores - np.log(np.exp(scores).sum(1, keepdims=True))
     batch = GROUPS._replace(where=jnp.array([[True, True, False], [True, False, False]]))
@@ -241,7 +241,7 @@ def test_gram_objective_recovers_the_diagonal_withheld_from_the_checkerboard():
 
 
 @pytest.mark.deep
-def test_dropout_is_drawn_anew_for_each_key_and_alike_for_positives_and_negatives(scored):
+def test_dropout_depends_on_the_key_and_is_the_same_for_positives_and_negatives(scored):
     model, variables = model_of(jr.models.cosine, dropout=0.5), scored[1]
 
     def same_item(key, users):
@@ -265,7 +265,7 @@ def test_dropout_is_drawn_anew_for_each_key_and_alike_for_positives_and_negative
 
 @pytest.mark.deep
 def test_decayed_weights_before_adam_are_an_l2_penalty_on_the_whole_tables(scored):
-    """Trap: a penalty on the batch's rows leaves the others without the gradient l2 * theta."""
+    """A row that the batch does not look up has the gradient l2 * theta. A penalty on the batch's rows lacks it."""
     model, variables, _ = scored
     tx = optax.add_decayed_weights(0.3)
     objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=drawn(1))
@@ -277,8 +277,8 @@ def test_decayed_weights_before_adam_are_an_l2_penalty_on_the_whole_tables(score
 
 
 @pytest.mark.deep
-def test_under_cosine_a_small_start_turns_quickly_and_a_long_one_slowly():
-    """Trap: with a learning rate of 1e-4, vectors of length 1e-4 turn at once, those of length .1 do not."""
+def test_under_cosine_short_initial_vectors_turn_quickly_and_long_ones_slowly():
+    """With a learning rate of 1e-4, vectors of length 1e-4 turn at once. Vectors of length .1 do not."""
     turned = {}
     for scale in (1e-4, 0.1):
         model = jr.models.MF(30, 30, dim=64, score=jr.models.cosine, scale=scale)
@@ -295,7 +295,7 @@ def test_under_cosine_a_small_start_turns_quickly_and_a_long_one_slowly():
 
 @pytest.mark.deep
 def test_a_loss_may_learn_parameters_of_its_own():
-    """UIB's boundary of each user, which the model knows nothing of."""
+    """UIB learns a boundary for each user, which is no parameter of the model."""
     model, tx = model_of(), optax.sgd(0.5)
     state = jr.train.init(jax.random.key(0), model, tx, parameters={"boundary": jnp.zeros(30)})
 
@@ -338,7 +338,7 @@ OF_HISTORIES = {
 @pytest.mark.every_case
 @pytest.mark.parametrize("name", OF_HISTORIES)
 def test_objectives_hand_the_histories_of_the_batch_to_models_that_need_them(name):
-    """A model whose scores are those of a table wherever its histories are those of its users."""
+    """The model gives the scores of a table if its histories are those of its users."""
     table = jax.random.normal(jax.random.key(2), (30, 30))
 
     def score(params, users, items, related=None, *, histories):
@@ -413,7 +413,7 @@ OF_TABLES = ("directau", "rg2")  # of users' and items' tables, which a model of
 
 
 def descend(model, objective, steps=60, rate=0.05):
-    """Adam by hand on whole batches: variables and the losses on the way."""
+    """Adam on whole batches; returns the variables and the losses."""
 
     def of_params(params, others, key, batch):
         return objective({**others, "params": params}, key, batch)
@@ -467,8 +467,8 @@ def test_every_loss_trains_every_model(loss_name, model_name):
 
 
 @pytest.mark.deep
-def test_the_product_covers_the_family():
-    """A loss that compares scores or distances of pairs is in the product above, but for `sml` (three distances)."""
+def test_every_loss_of_pairs_is_trained_above():
+    """The test above has every loss that compares scores or distances of pairs, but not `sml`, of three distances."""
     rows = {"multinomial", "sparsemax"}
     other = {"mean", "on_scores", "pooled", "alignment", "uniformity", "covariance", "diversity", "infonce", "sml"}
     other |= {"kl_standard", "kl_normalised"}

@@ -1,4 +1,4 @@
-"""The pages of the papers: every function, study and preset that they name is there."""
+"""The pages of the papers: every function, study and preset that they name exists."""
 
 import functools
 import pathlib
@@ -16,14 +16,14 @@ PAGES = [papers.lambda_opt, papers.mars, papers.mml, papers.rg2, papers.valid]
 
 
 def resolved(page, name):
-    """The object of a dotted name, of jaxrec or of the page itself."""
+    """The object of a dotted name, in jaxrec or in the page's module."""
     first, *rest = name.split(".")
     start = getattr(page, first) if hasattr(page, first) else getattr(jr, first)
     return functools.reduce(getattr, rest, start)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.__name__)
-def test_what_a_page_names_is_there(page):
+def test_what_a_page_names_exists(page):
     rows = [line for line in page.__doc__.splitlines() if line.startswith("| ")]
     names = [name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[2])]
     assert len(names) > 5

@@ -12,7 +12,7 @@ def scaled(x, *, by, shift=0.0):
 
 
 def test_a_partial_that_was_jitted_is_read_like_any_other():
-    """`jax.jit` gives a partial attributes, and a partial of it then keeps it whole inside."""
+    """`jax.jit` sets attributes on a partial, so that a partial of it keeps it inside instead of merging with it."""
     inner = partial(scaled, by=2.0)
     jax.jit(inner)(1.0)
     outer = partial(inner, shift=1.0)

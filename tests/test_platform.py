@@ -51,7 +51,7 @@ def test_calls_are_in_order_and_inputs_are_made_in_the_callers_thread(three):
 
 
 def test_inputs_are_made_only_when_a_thread_is_free(three):
-    """Else the inputs of all calls would be in memory at once."""
+    """Otherwise the inputs of all calls would be in memory at once."""
     started, made = [], []
 
     def function(x):
@@ -96,7 +96,7 @@ def test_arrays_on_several_devices_are_not_divided_among_threads(three, monkeypa
 
 @pytest.fixture
 def sizes_of_accelerators(monkeypatch):
-    """A function after which programs take the sizes of accelerators."""
+    """Returns a function after whose call programs take the sizes of accelerators."""
 
     def use():
         for name, size in _platform.SIZES.items():
@@ -119,7 +119,7 @@ def by_rg2():
 
 
 def by_valid():
-    """The gradient of a bound whose decoder goes through two chunks of items on a CPU."""
+    """The gradient of a bound. On a CPU its decoder has two chunks of items."""
     model = models.VALID(300, dim=4, n_interests=2, width=4)
     ids = np.zeros(1, np.int32)
     variables, known = model.init(jax.random.key(0), ids, ids), WIDE.take(np.arange(5))
@@ -168,7 +168,7 @@ def test_an_exported_program_takes_the_size_of_its_own_platform(monkeypatch):
         ("0.11.0", "cpu", False),
     ],
 )
-def test_versions_with_slow_sums_on_gpus_are_said_once(version, device, slow, monkeypatch):
+def test_versions_with_slow_sums_on_gpus_cause_one_warning(version, device, slow, monkeypatch):
     monkeypatch.setattr(jax.lib, "__version__", version)
     monkeypatch.setattr(_platform, "platform", lambda tree=None: device)
     _platform.warn_of_slow_sums.cache_clear()

@@ -24,7 +24,7 @@ def close_figures():
     plt.close("all")
 
 
-def test_learning_curves_draw_a_line_a_run():
+def test_learning_curves_draw_a_line_for_each_run():
     ax = plotting.learning_curves({"a": LOG, "b": LOG})
     assert [line.get_label() for line in ax.get_lines()] == ["a", "b"]
     assert ax.get_lines()[0].get_xydata().tolist() == [[1, 3], [2, 2], [3, 1]]

@@ -23,7 +23,7 @@ HALF = [jnp.float16, jnp.bfloat16]
 
 
 def both(**strategies):
-    """A property as a quick test and as a `slow` one of more examples; parametrised over the first argument."""
+    """Makes a quick test of a property and a `deep` one with more examples, both parametrised with `cases`."""
 
     def made(names, cases, check):
         mark = pytest.mark.parametrize(names, cases)
@@ -164,7 +164,7 @@ def _compiled(loss):
 
 
 def check_half(loss, dtype, args, how):
-    """Half scores give the value of the same numbers in float32, and its gradient in their own dtype."""
+    """Scores of half precision give the value of the same numbers in float32, and gradients in their own dtype."""
     whole, half = (_compiled(loss)([jnp.asarray(x, d) for x in args], how) for d in (jnp.float32, dtype))
     np.testing.assert_allclose(half[0], whole[0], rtol=1e-6)
     assert half[0].dtype == jnp.float32
@@ -172,7 +172,7 @@ def check_half(loss, dtype, args, how):
         assert one.dtype == dtype
         one, other = (
             np.asarray(x.astype(dtype), np.float64) for x in (one, other)
-        )  # beyond its range both are infinite
+        )  # both are infinite beyond the range of the dtype
         np.testing.assert_allclose(one, other, rtol=float(jnp.finfo(dtype).eps), atol=1e-6)
 
 
@@ -207,7 +207,7 @@ test_half_precision, test_much_half_precision = both(seed=SEEDS, dtype=st.sample
 
 
 def simplex(s):
-    """Euclidean projection onto the simplex, by sorting; it does not change when all scores do alike."""
+    """Euclidean projection onto the simplex, by sorting. Adding a number to all scores does not change it."""
     s = s - s.max()
     ordered = np.sort(s)[::-1]
     thresholds = (np.cumsum(ordered) - 1) / np.arange(1, len(s) + 1)
@@ -318,7 +318,7 @@ test_rows_vectors_and_posteriors, test_many_rows_vectors_and_posteriors = both(s
 
 
 def check_mean(dtype, seed):
-    """Also with the weights of half precision, and of pooled positives."""
+    """The weights may have half precision, and the positives may be pooled."""
     rng = np.random.default_rng(seed)
     values, weights, where = drawn(rng, 6), np.abs(drawn(rng, 6)), rng.random(6) < 0.7
     total = weights[where].sum()
@@ -419,7 +419,7 @@ test_metrics_of_lists, test_many_metrics_of_lists = both(seed=SEEDS)(
 
 @functools.cache
 def matrix(seed):
-    """14 pairs of 6 users by 7 items, users 4 and 5 and item 6 without any; and its dense form."""
+    """14 pairs of 6 users and 7 items, and the dense matrix. Users 4 and 5 and item 6 have no pair."""
     rng = np.random.default_rng(seed)
     dense = np.zeros((6, 7), bool)
     dense.ravel()[rng.choice([7 * u + i for u in range(4) for i in range(6)], 14, replace=False)] = True
@@ -427,7 +427,7 @@ def matrix(seed):
 
 
 def in_both_modes(call, *args):
-    """What a sampler gives, which must be the same in values and dtypes with x64 off and on."""
+    """Returns the result of a sampler, after checking that values and dtypes are the same with x64 off and on."""
     off, on = [], []
     for x64, results in ((False, off), (True, on)):
         with jax.enable_x64(x64):

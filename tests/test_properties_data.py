@@ -27,7 +27,7 @@ FEW = hypothesis.settings(
     database=None,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
-AS_TEXT = {"nan", "NaN", "NaT", "None", "null", "<NA>"}  # labels that a warning is about
+AS_TEXT = {"nan", "NaN", "NaT", "None", "null", "<NA>"}  # labels that cause a warning
 anything = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6)
 awkward = st.sampled_from(
     ['"', '""', "a,b", "a\tb", "a;b", "a\0", "\0", "a\x1fb", "007", "-0", "1.0", "é", "'", "\\n", "{", "::"]
@@ -43,7 +43,7 @@ def rows(*columns, least=1, most=12):
 
 @contextlib.contextmanager
 def quiet():
-    """Merged duplicates, ids from 1 and gaps are said, and are not what these tests are about."""
+    """Ignores the warnings about merged duplicates, ids from 1 and gaps, which these tests do not concern."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)
         yield
@@ -158,7 +158,7 @@ def test_labels_come_back_from_their_ids(drawn):
     st.lists(st.sampled_from([1, 2, "1", "2", 1.0, 2.0, True, b"1"]), min_size=2, max_size=5),
 )
 @FEW
-def test_kinds_of_labels_never_meet(labels):
+def test_labels_of_different_kinds_are_never_equal(labels):
     kinds = {type(label) for label in labels}
     if len(kinds) > 1:
         with pytest.raises(ValueError, match="users mixes types"):
@@ -270,7 +270,7 @@ def test_frames_and_parquet_come_back(tmp_path, given):
 @hypothesis.given(records, st.randoms(use_true_random=False))
 @FEW
 def test_a_changed_byte_gives_an_error_of_the_file_or_other_columns(tmp_path, given, random):
-    """Nothing but `ValueError` comes of a damaged file, and it names the file."""
+    """A damaged file raises only `ValueError`, which names the file."""
     content = bytearray("".join(f"{u}\t{i}\t{w!r}\t{t}\n" for u, i, w, t in given).encode())
     content[random.randrange(len(content))] = random.randrange(256)
     path = tmp_path / "x.tsv"

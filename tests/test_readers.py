@@ -103,7 +103,7 @@ def test_adjacency_gives_back_what_was_written(tmp_path, rows):
 # ---------------------------------------------------------------------- labels, forms of files
 
 
-def test_labels_are_integers_only_where_all_are_as_python_writes_them(tmp_path):
+def test_labels_are_integers_only_if_all_are_written_as_python_writes_integers(tmp_path):
     path = write(tmp_path / "r.dat", "1::007::5::1\n2::7::4::2\n")
     columns = readers.movielens(path)
     assert columns.users.dtype == np.int64 and columns.users.tolist() == [1, 2]
@@ -267,7 +267,7 @@ def test_dataframe_refuses(tmp_path, change, options, message):
         readers.parquet(tmp_path / "x.parquet", **named)
 
 
-def test_files_that_are_no_text(tmp_path):
+def test_files_that_are_not_text_are_refused(tmp_path):
     (tmp_path / "x.dat").write_bytes(b"1::2::3::4\n\xff\xfe::2::3::4\n")
     with pytest.raises(ValueError, match=r"x\.dat is cut off or not UTF-8"):
         readers.movielens(tmp_path / "x.dat")
@@ -577,8 +577,8 @@ def test_python_dictionaries_are_read_as_python_reads_them(tmp_path, line):
     assert [column.tolist() for column in columns[:2]] == [["a"], ["b"]]
 
 
-def test_json_that_pyarrow_reads_otherwise(tmp_path):
-    """Two objects in a line, lone surrogates, spaces in labels, numbers as text and integers beyond 64 bits."""
+def test_json_that_pyarrow_reads_differently(tmp_path):
+    """Lines have two objects, lone surrogates, spaces in labels, numbers as text and integers beyond 64 bits."""
     path = write(tmp_path / "x", '{"u": "a", "i": 1}{"u": "b", "i": 2}\n')
     with pytest.raises(ValueError, match="x, line 1: found"):
         readers.json_lines(path, user="u", item="i")

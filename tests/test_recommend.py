@@ -91,7 +91,7 @@ def test_similar_is_the_cosine_of_item_vectors():
     assert frame["item"].tolist() == [30] * 3 + [10] * 3 and frame["similar"].tolist() == [7, 20, 10, 20, 7, 30]
     assert frame["title"].tolist() == ["s", "r", "q", "r", "s", "p"]
     np.testing.assert_allclose(frame["score"][:3], [0.9 / 0.82**0.5, 0.5**0.5, 0], atol=1e-6)
-    # A score that is a distance has vectors with the squared lengths, which are no part of the cosine.
+    # The vectors of a distance have coordinates for squared lengths, which must not enter the cosine.
     metric = jr.models.MF(3, 4, dim=2, score=jr.models.negative_squared_distance)
     for model in (metric, metric.clone(score=functools.partial(metric.score))):
         pd.testing.assert_frame_equal(similar(model, variables, [30, 10], k=3, id_map=MAP, titles=titles), frame)

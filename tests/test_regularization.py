@@ -29,10 +29,10 @@ def tables(*row, dtype=np.float32):
         ("DUI", (M, D), (N, D), (M + N) * D),
     ],
 )
-def test_granularities_have_their_numbers_of_coefficients_and_the_same_penalty_where_all_are_equal(
+def test_granularities_have_different_coefficients_and_the_same_penalty_if_all_are_equal(
     granularity, users, items, count
 ):
-    """Also tied: the gradient of a coefficient is the sum of squares of all that it is for."""
+    """The gradient of a coefficient is the sum of squares of all entries that share it."""
     params = tables(D)
     lambdas = coefficients(params, granularity, value=0.5)
     assert sum(leaf.size for leaf in jax.tree.leaves(lambdas)) == count
@@ -57,7 +57,7 @@ def test_a_table_of_facets_has_dimensions_behind_its_rows():
 
 
 @pytest.mark.parametrize("granularity", ["global", "D", "UI", "DUI"])
-def test_rows_are_penalised_as_often_as_they_come(granularity):
+def test_rows_are_penalised_as_often_as_they_occur(granularity):
     params, ids = tables(D), {"user": np.array([3, 1, 3, 3]), "item": np.array([6, 6, 0, 2])}
     weights = np.array([0.5, 0.25, 0.125, 0.0], np.float32)
     lambdas = jax.tree.map(

@@ -1,4 +1,4 @@
-"""Reports: means, standard errors, paired comparison, and how they show themselves."""
+"""Reports: means, standard errors, paired comparison, and their display."""
 
 import numpy as np
 import pandas as pd
@@ -71,7 +71,7 @@ def test_repr_holds_protocol_and_every_cell():
         ["auc", "0.7500", "±", "0.0000"],
         ["coverage", "0.2500"],
     ]
-    # a cell stands under its cut-off; the area has none and stands in the third column
+    # a cell is below its cut-off; the area has none, and is in the third column
     assert lines[2].index("± 0.0000") > lines[1].index("@5") and len(lines[3]) > len(lines[1])
 
 
@@ -84,7 +84,7 @@ def test_html_holds_the_same_and_is_escaped():
     assert "&lt;b&gt;" in _report([0, 1], **{"<b>": [0.0, 1.0]})._repr_html_()
 
 
-def test_dataframe_has_one_row_a_user():
+def test_dataframe_has_one_row_per_user():
     pytest.importorskip("pandas")
     frame = _report([7, 3], recall_at_5=[0.0, 1.0], auc=[0.5, 0.25]).to_dataframe()
     assert frame.index.tolist() == [7, 3] and frame.index.name == "user"

@@ -17,7 +17,7 @@ KEY = jax.random.key(0)
 
 
 def interactions(weighted=False):
-    """A user and an item without any pair among them."""
+    """A user and an item have no pair."""
     rng = np.random.default_rng(0)
     pairs = rng.random((M, N)) < 0.15
     pairs[3], pairs[:, 5] = False, False
@@ -83,7 +83,7 @@ def test_sweeps_equal_brute_force_weighted_least_squares(train, alpha):
 
 @pytest.mark.parametrize(("regularization", "alpha", "steps"), [(0.0, 0.0, 1), (0.1, 0.0, 1), (0.1, 0.1, 2)])
 def test_objective_is_the_dense_one_and_never_rises(train, regularization, alpha, steps):
-    """T14, T15: after each half step, exact or not, with a user and an item that have no pairs."""
+    """It does not rise in any half step, exact or not. A user and an item have no pairs."""
     with jax.enable_x64(True):
         variables, log = fitted(train, regularization, 40, alpha=alpha, steps=steps)
         values = np.array([[r["after_users"], r["objective"]] for r in log.records]).ravel()
@@ -100,8 +100,8 @@ def test_objective_is_the_dense_one_and_never_rises(train, regularization, alpha
     assert values[-1] < values[0]
 
 
-def test_targets_sum_to_zero_so_that_items_do(train):
-    """T11: the wrong sign of the items' right-hand side shows here."""
+def test_targets_and_item_vectors_sum_to_zero(train):
+    """With the wrong sign in the items' right-hand side, the sum would not be 0."""
     np.testing.assert_allclose(dense(train)[2].sum(1), 0, atol=1e-12)
     with jax.enable_x64(True):
         item = np.asarray(fitted(train, 0.1, 2)[0]["params"]["item"])
@@ -110,7 +110,7 @@ def test_targets_sum_to_zero_so_that_items_do(train):
 
 @pytest.mark.deep
 def test_single_precision_is_enough(train):
-    """T17: what a Gram matrix of reduced precision would spoil."""
+    """A Gram matrix of reduced precision would fail here."""
     with jax.enable_x64(True):
         exact = fitted(train, 0.1, 3)[0]["params"]
     single = rg2.fit(train, dim=6, regularization=0.1, sweeps=1, key=KEY, progress=False)[1]["params"]
@@ -123,7 +123,7 @@ def test_single_precision_is_enough(train):
 
 
 def test_row_weights_cancel():
-    """T12: pairs seven times as heavy, the same factors."""
+    """Weights seven times as large give the same factors."""
     train = interactions(weighted=True)
     heavier = jr.Interactions.from_scipy(7 * train.to_scipy())
     with jax.enable_x64(True):
@@ -132,7 +132,7 @@ def test_row_weights_cancel():
 
 
 @pytest.mark.deep
-def test_who_has_no_pairs(train):
+def test_rows_without_pairs(train):
     params = fitted(train, 0.1, 2)[0]["params"]
     assert (np.asarray(params["user"][3]) == 0).all()
     assert np.isfinite(params["item"][5]).all()
@@ -151,7 +151,7 @@ def test_runs_end_by_tolerance_and_by_patience():
 
     stopping = jr.train.EarlyStopping("ndcg@10", patience=2)
     variables, log = fitted(train, 0.1, 500, validate=validate, stopping=stopping)
-    assert [r["ndcg@10"] for r in log.records] == [0.1, 0.3, 0.2, 0.2]  # T18: a record a sweep, both halves
+    assert [r["ndcg@10"] for r in log.records] == [0.1, 0.3, 0.2, 0.2]  # a sweep is one record
     jax.tree.map(np.testing.assert_array_equal, variables["params"], tables[1])
 
 
@@ -168,7 +168,6 @@ def test_same_key_same_factors_and_they_rank():
 
 
 def test_fixed_point_is_the_closed_form(train):
-    """T13."""
     regularization = 0.2 * singular_values(train)[0]
     with jax.enable_x64(True):
         variables, log = fitted(train, regularization, 400)
@@ -209,7 +208,7 @@ def test_large_regularization_gives_zero(train):
 
 @pytest.mark.deep
 def test_one_decomposition_gives_every_optimum(train):
-    """Smaller dims and other regularisations, the path by vmap; each no worse than long alternation."""
+    """It serves smaller dimensions and other λ, also under vmap. Long alternation reaches the same objective."""
     with jax.enable_x64(True):
         decomposition = rg2.decompose(train, dim=6, key=KEY, tolerance=1e-8)
         path = jax.vmap(lambda x: rg2.shrink(decomposition, regularization=x, dim=4))(jnp.array([0.05, 0.4]))
@@ -240,7 +239,7 @@ def test_fold_in_is_the_users_half_step(alpha):
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("alpha", [0.0, 0.1])
 def test_mesh_gives_the_same(train, devices, alpha):
-    """57 users: 4 devices do not divide them."""
+    """4 devices do not divide 57 users evenly."""
     mesh = Mesh(np.array(jax.devices("cpu")[:devices]), ("users",))
     single, sharded = fitted(train, 0.1, 4, alpha=alpha), fitted(train, 0.1, 4, alpha=alpha, mesh=mesh)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), single[0], sharded[0])

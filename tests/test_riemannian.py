@@ -48,7 +48,7 @@ def stepped(tx, params, gradient):
 
 @partial(jax.jit, static_argnums=0)
 def walked(tx, params, gradients):
-    """Where parameters and state end after a scan over gradients."""
+    """The parameters and the state after a scan over gradients."""
 
     def step(carry, gradient):
         updates, state = tx.update(gradient, carry[1], carry[0])
@@ -102,7 +102,7 @@ def test_the_factor_is_0_at_the_target_and_2_opposite(length):
 
 
 @pytest.mark.parametrize(("method", "way"), [(normalisation, np.arctan), (exponential, np.float64)])
-def test_how_far_a_retraction_goes(method, way):
+def test_angles_of_retractions(method, way):
     lengths = np.array([0, 1e-5, 0.3, 1.5, 2.5])
     angles, points, steps = way(lengths), np.tile(X, (5, 1)), np.float32(lengths[:, None] * np.eye(3)[2:])
     expected = np.stack([np.cos(angles), 0 * angles, np.sin(angles)], -1)
@@ -141,7 +141,7 @@ def reference(x, gradients, *, adam, calibrated, rate=0.1, b1=0.9, b2=0.999, eps
 
 @pytest.mark.parametrize("name", SPHERE)
 def test_steps_equal_a_loop_over_rows(name):
-    """Under jit and scan; each row is without a gradient now and then."""
+    """Under jit and scan. Every row has steps without a gradient."""
     found, _ = walked(SPHERE[name], ROWS, GRADIENTS)
     adam, calibrated = name.startswith("adam"), name in ("sgd", "adam")
     for row in range(6):
@@ -175,7 +175,7 @@ def test_the_first_step_of_adam_turns_by_the_learning_rate():
 
 @of_a_kind
 def test_a_row_without_a_gradient_stays_bit_for_bit(tx):
-    """And is differentiated through without 0/0, for instance to find how the end depends on the start."""
+    """Its derivative has no 0/0, for example that of the result with respect to the start."""
     x = np.float32(0.999) * ROWS
     moved = stepped(tx, x, GRADIENT)
     assert ((moved == x).all(-1) == STILL).all() and np.isfinite(moved).all()
@@ -185,7 +185,7 @@ def test_a_row_without_a_gradient_stays_bit_for_bit(tx):
 
 
 @pytest.mark.parametrize("name", ["adam", "adam, exponential"])
-def test_moments_do_not_push_a_row_on_when_its_gradient_ends(name):
+def test_moments_do_not_move_a_row_without_a_gradient(name):
     params, state = walked(SPHERE[name], ROWS, GRADIENTS)
     updates, later = jax.jit(SPHERE[name].update)(np.zeros_like(ROWS), state, params)
     assert not updates.any() and state[2].mu.any()
@@ -220,11 +220,11 @@ def test_a_ball_has_a_radius(radius):
         riemannian.project_to_ball(radius)
 
 
-# ---------------------------------------------------------------------- only the rows that a step touches
+# ---------------------------------------------------------------------- rows that a step looks up
 
 
 def triples(params, users, items):
-    """A sum over triples, some beyond the margin."""
+    """A sum over triples, some of which have a loss of 0."""
     u, p, q = params["user"][users], params["item"][items[0]], params["item"][items[1]]
     return jax.nn.relu(0.5 - (u * p).sum(-1) + (u * q).sum(-1)).sum()
 
@@ -236,7 +236,7 @@ USERS, ITEMS = np.int32([7, 3, 7, 9, 7, 11]), np.int32([[1, 2, 3, 1, 5, 6], [9, 
 @pytest.mark.deep
 @of_a_kind
 def test_rows_looked_up_move_as_in_the_whole_table(tx):
-    """One user comes three times: gradients are added up, then the row moves once."""
+    """One user occurs three times. Its gradients are added up, and the row moves once."""
 
     @jax.jit
     def both(rows, whole, users):
@@ -254,7 +254,7 @@ def test_rows_looked_up_move_as_in_the_whole_table(tx):
     assert np.abs(whole[0]["user"] - PARAMS["user"]).max() > 0.1
 
 
-def test_a_row_that_comes_thrice_retracts_once():
+def test_a_row_that_occurs_three_times_retracts_once():
     def thrice(table, gradients):
         return (table[jnp.array([2, 2, 2])] * gradients).sum()
 
@@ -285,7 +285,7 @@ def test_a_batch_twice_over_doubles_the_step_before_retraction():
 
 @of_a_kind
 def test_vmap_and_more_axes_equal_the_rows(tx):
-    """As runs of a sweep, and as facets [M, K, D]."""
+    """These are the runs of a sweep, and facets [M, K, D]."""
     x, g = np.stack([ROWS, unit(6, 5, seed=1)]), some_rows(2, 6, 5)
     expected = np.stack([stepped(tx, *pair) for pair in zip(x, g)])
     np.testing.assert_allclose(stepped(tx, x, g), expected, atol=1e-6)
@@ -322,7 +322,7 @@ def test_tables_sharded_by_rows_stay_where_they_are(tx):
 @pytest.mark.deep
 @pytest.mark.parametrize("rowwise_too", [False, True])
 def test_a_part_of_a_tree(rowwise_too):
-    """Facets on the sphere, their weights by another rule, the rest frozen; whole tables and rows looked up."""
+    """Facets are on the sphere, their weights have another rule, and the rest is frozen."""
     params = {"facet": unit(40, 2, 4), "weight": np.zeros((40, 2), "f4"), "frozen": np.ones(3, "f4")}
     labels = {"facet": "sphere", "weight": "free", "frozen": "none"}
     rules = {"sphere": riemannian_adam(0.1), "free": optax.adam(0.5), "none": optax.set_to_zero()}
@@ -358,7 +358,7 @@ def test_a_step_starts_from_a_point():
 
 @on_sphere
 def test_rows_that_are_not_unit_vectors_are_refused_when_known(tx):
-    """A step would normalise them in silence."""
+    """Without the check, a step would normalise them."""
     for rows in (2 * ROWS, ROWS + 0.5, 0 * ROWS, np.full_like(ROWS, np.nan)):
         for rule in (tx, rowwise.lazy(tx), optax.masked(tx, {"facet": True, "weight": False})):
             with pytest.raises(ValueError, match=r"params\['facet'\] has rows of lengths .*; give unit vectors"):

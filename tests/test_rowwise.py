@@ -43,7 +43,7 @@ def run(tx, steps, n):
 
 @pytest.mark.parametrize("n", [1, pytest.param(5, marks=pytest.mark.deep), 40])
 def test_adam_equals_the_adam_of_optax(n):
-    """Also with few rows looked up, so that moments decay for long, and with more ids than rows."""
+    """Few rows are looked up, so that moments decay for many steps; or there are more ids than rows."""
     options = {"b1": 0.8, "b2": 0.95, "eps": 1e-3}
     expected, _ = run(optax.adam(0.05, **options), 150, n)
     found, state = run(rowwise.adam(0.05, **options), 150, n)
@@ -128,7 +128,7 @@ MODELS = {
 @pytest.mark.deep
 @pytest.mark.parametrize("name", MODELS)
 def test_rows_of_every_kind_of_model_are_found(name):
-    """And their gradient is that of `jax.grad`."""
+    """Their gradient is that of `jax.grad`."""
     model, ids = MODELS[name], jnp.array([[1], [2], [1]])
     variables = model.init(jax.random.key(0), ids[:1], ids[:1])
     sample = partial(jr.sampling.uniform, n_items=40, n=3)
@@ -171,11 +171,11 @@ def test_ids_outside_a_table_are_treated_as_the_look_up_treats_them(mode):
     np.testing.assert_allclose(moved["item"], expected, rtol=1e-6)
 
 
-# ---------------------------------------------------------------------- only the rows that a step looks up
+# ---------------------------------------------------------------------- lazy optimisers
 
 
 def _reference_adam(tables, steps, rate, b1, b2, eps):
-    """Row-wise Adam by NumPy, float64, row by row: `steps` gives {name: {id: summed gradient}}."""
+    """Row-wise Adam in NumPy and float64. `steps` has {name: {id: summed gradient}} for each step."""
     tables = {name: np.array(table, np.float64) for name, table in tables.items()}
     mu, nu = ({name: np.zeros_like(table) for name, table in tables.items()} for _ in range(2))
     for t, gradients in enumerate(steps, 1):
@@ -190,7 +190,7 @@ def _reference_adam(tables, steps, rate, b1, b2, eps):
 
 @pytest.mark.parametrize("n_ids", [3, 7, 30])
 def test_lazy_adam_equals_a_loop_over_rows(n_ids):
-    """Ids come more than once, so that gradients add up; 30 ids are more than the rows, and the table goes whole."""
+    """Ids repeat, so that gradients add up. 30 ids are more than there are rows, so that the whole table is updated."""
     rng = np.random.default_rng(0)
     params = {"user": rng.normal(size=(20, 3)).astype(np.float32), "item": rng.normal(size=(12, 3)).astype(np.float32)}
     draws = [{n: rng.integers(0, len(params[n]), n_ids).astype(np.int32) for n in params} for _ in range(25)]
@@ -233,8 +233,8 @@ def test_rows_that_no_step_looks_up_keep_value_and_moments_bit_for_bit():
 
 
 @pytest.mark.deep
-def test_moments_side_by_side_are_those_of_optax():
-    """For parameters of rank 0, 1 and 2, some treated whole."""
+def test_moments_in_one_table_equal_those_of_optax():
+    """Parameters have rank 0, 1 and 2, and some are treated whole."""
     params = {"item": jnp.arange(12.0).reshape(6, 2), "bias": jnp.arange(6.0), "shift": jnp.float32(0.5)}
 
     def value(p, key, ids):
@@ -328,7 +328,7 @@ def test_lazy_adam_trains(score):
 @pytest.mark.deep
 @pytest.mark.parametrize("pool", [jr.models.MeanPool(), jr.models.UserAttention()])
 def test_lazy_sgd_equals_sgd_for_simplex_too(pool):
-    """Its histories index the item table as well; matrices are treated whole."""
+    """Its histories look up the item table, too. Matrices are treated whole."""
     train, _ = synthetic.checkerboard(30)
     model = jr.models.SimpleX(30, 30, dim=4, scale=0.5, pool=pool)
     sample = partial(jr.sampling.uniform, n_items=30, n=1)
@@ -343,8 +343,8 @@ def test_lazy_sgd_equals_sgd_for_simplex_too(pool):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), trained[1], trained[0])
 
 
-def test_no_array_of_a_table_is_made_by_a_lazy_step():
-    """Neither the gradient nor the updates of a whole table: only the tables themselves and the map of places."""
+def test_a_lazy_step_makes_no_array_of_the_size_of_a_table():
+    """It makes neither the gradient nor the update of a whole table, only the new table and its moments."""
     tx, ids = rowwise.lazy_adam(0.1), jnp.array([4, 1, 4])
     params = {"item": jnp.ones((50, 2))}
 
@@ -362,7 +362,7 @@ def test_no_array_of_a_table_is_made_by_a_lazy_step():
 @pytest.mark.parametrize("tx", [rowwise.lazy_adam(0.1), rowwise.lazy_sgd(0.1)], ids=["adam", "sgd"])
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.int32])
 def test_ids_and_tables_of_any_type(tx, dtype):
-    """Tables of float32 stay so in double precision, and give the same as in single."""
+    """Tables of float32 keep their dtype with x64 on, and give the same results."""
     table, ids = np.linspace(-1, 1, 12, dtype=np.float32).reshape(6, 2), np.array([5, 0, 5])
     ends = {}
     for x64 in (False, True):
@@ -416,7 +416,7 @@ def test_adam_takes_decays_of_zero(rates):
 @pytest.mark.parametrize("adam", [rowwise.adam, rowwise.lazy_adam])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_tables_of_half_precision_have_moments_of_single_precision(adam, dtype):
-    """In bfloat16 b2 = .999 is 1: the second moment would stay 0, and steps would be 0 / 0."""
+    """In bfloat16, b2 = .999 rounds to 1. The second moment would stay 0, and steps would be 0 / 0."""
     exact, rounded = ({"item": jnp.ones((9, 4), kind)} for kind in (jnp.float32, dtype))
     states = [adam(0.1).init(params) for params in (exact, rounded)]
     value = lambda params, key, ids: (params["item"][ids].astype(jnp.float32) ** 2).sum()  # noqa: E731

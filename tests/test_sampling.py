@@ -1,4 +1,4 @@
-"""Samplers: what they draw, how often, and that one key draws one thing."""
+"""Samplers: what they draw, how often, and that the same key gives the same draws."""
 
 import math
 from functools import partial
@@ -15,7 +15,7 @@ from jaxrec._keys import drawn
 from jaxrec.data import datasets
 from jaxrec.interactions import Interactions
 
-# User 0 has seen all of the 12 items, user 1 all but item 7, user 2 three, user 3 none.
+# User 0 has seen all 12 items, user 1 all but item 7, user 2 three, user 3 none.
 SEEN = np.zeros((4, 12), bool)
 SEEN[0], SEEN[1], SEEN[2, [0, 3, 4]] = True, np.arange(12) != 7, True
 TRAIN = Interactions.from_pairs(*SEEN.nonzero(), n_users=4, n_items=12)
@@ -85,7 +85,7 @@ def test_the_alias_table_holds_the_distribution_exactly(skewed):
 
 
 @pytest.mark.deep
-def test_rejection_leaves_nothing_seen_where_rounds_suffice():
+def test_rejection_leaves_no_seen_item_after_enough_rounds():
     users = np.repeat([1, 2, 3], 40)
     sample = partial(sampling.uniform, n_items=12, n=5)
     # user 1 has 11 of 12 seen: 400 rounds leave one draw in 10^15
@@ -109,7 +109,7 @@ def test_rejection_redraws_only_what_is_seen_and_ends_after_its_rounds():
         shares.append(SEEN[users[:, None], items].mean(1))
     np.testing.assert_array_equal([share[0] for share in shares], 1)  # user 0 has seen all, and it ends
     np.testing.assert_array_equal([share[3] for share in shares], 0)
-    for share, rounds in zip(shares, (0, 3)):  # a share s of the catalogue: s ** (rounds + 1) are left
+    for share, rounds in zip(shares, (0, 3)):  # of a user who has seen the share s, s ** (rounds + 1) are left
         for user, seen in ((1, 11 / 12), (2, 3 / 12)):
             left = seen ** (rounds + 1)
             assert abs(share[user] - left) < 4 * np.sqrt(left * (1 - left) / 500) + 1e-12
@@ -142,7 +142,7 @@ def test_shared_draws_once_for_the_batch():
     assert scipy.stats.chisquare(np.bincount(np.asarray(items)[0], minlength=12)).pvalue > 0.001
 
 
-def test_in_batch_leaves_out_the_positive_wherever_it_comes_and_what_the_user_has():
+def test_in_batch_excludes_every_copy_of_the_positive_and_seen_items():
     users, items = np.array([2, 3, 1, 2]), np.array([3, 5, 3, 4])
     where = np.asarray(jax.jit(sampling.in_batch)(users, items))
     np.testing.assert_array_equal(where, items[:, None] != items[None])
@@ -191,7 +191,7 @@ PERMUTATIONS = jax.jit(
 
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("n", [2, 3, 4, 5])
-def test_every_order_of_few_comes_equally_often(n, x64):
+def test_all_orders_of_a_few_places_are_equally_frequent(n, x64):
     with jax.enable_x64(x64):
         images = np.asarray(PERMUTATIONS(jax.random.split(jax.random.key(n), 100 * math.factorial(n)), n))
     counts = np.unique(images @ (10 ** np.arange(n)), return_counts=True)[1]
@@ -201,7 +201,7 @@ def test_every_order_of_few_comes_equally_often(n, x64):
 
 @pytest.mark.parametrize("n", [9, 25])
 def test_half_of_the_permutations_are_odd(n):
-    """A network of odd rounds on n = odd² gives even ones only."""
+    """A network on n = odd² could give only even permutations."""
     images = np.asarray(PERMUTATIONS(jax.random.split(jax.random.key(0), 400), n))
     inversions = (images[:, :, None] > images[:, None, :])[:, *np.triu_indices(n, 1)].sum(1)
     assert abs((inversions % 2).mean() - 0.5) < 0.1  # 4 standard deviations
@@ -209,14 +209,14 @@ def test_half_of_the_permutations_are_odd(n):
 
 @pytest.mark.deep
 def test_large_permutations_are_those_of_earlier_releases():
-    """Training shuffles by them, so that they may not change."""
+    """Training shuffles with them, so that they must not change."""
     images = sampling.permuted(jax.random.key(7), jnp.arange(6, dtype=jnp.int32), n=1_000_000)
     assert images.tolist() == [563472, 270473, 133500, 391539, 927479, 644242]
 
 
 @pytest.mark.deep
 def test_permuted_is_as_random_as_a_shuffle():
-    """Over keys: each place goes anywhere alike, two neighbours do not stay so, all orders of three come."""
+    """Each place is mapped to all places equally often. Neighbours are separated, and all orders of three occur."""
     keys = jax.random.split(jax.random.key(0), 3000)
     images = np.asarray(jax.vmap(lambda key: sampling.permuted(key, jnp.arange(20), n=20))(keys))
     counts = np.stack([np.bincount(column, minlength=20) for column in images.T])
@@ -227,7 +227,7 @@ def test_permuted_is_as_random_as_a_shuffle():
     assert scipy.stats.chisquare(np.unique(orders, return_counts=True)[1]).pvalue > 1e-3
 
 
-def test_explorative_users_come_by_a_power_of_their_items_and_bring_one_of_them_evenly():
+def test_explorative_draws_users_by_a_power_of_their_items_and_one_item_uniformly():
     degrees = np.array([0, 1, 2, 8, 0, 5])
     items = np.concatenate([np.arange(d) for d in degrees])
     train = Interactions.from_pairs(np.repeat(np.arange(6), degrees), items, n_users=6)
@@ -245,8 +245,8 @@ def test_explorative_users_come_by_a_power_of_their_items_and_bring_one_of_them_
 
 @pytest.mark.deep
 @pytest.mark.parametrize(("power", "slope"), [(0.75, 0.75), (0.0, 0.0)])
-def test_negatives_of_ciao_come_by_a_power_of_popularity(data_root, power, slope):
-    """Trap 2 of MARS: its code draws negatives by popularity ** .75, which the paper does not say."""
+def test_negatives_of_ciao_are_drawn_by_a_power_of_popularity(data_root, power, slope):
+    """The code of MARS draws negatives in proportion to popularity ** .75, which its paper does not mention."""
     train = datasets.load("ciao").train
     table = sampling.popularity_table(train, power=power)
 
@@ -262,7 +262,7 @@ def test_negatives_of_ciao_come_by_a_power_of_popularity(data_root, power, slope
     assert degrees[drawn].min() > 0
     weights = np.sqrt(counts[drawn])
     assert np.polyfit(np.log(degrees[drawn]), np.log(counts[drawn]), 1, w=weights)[0] == pytest.approx(slope, abs=0.05)
-    assert bool(degrees[items].mean() > 30) is (power > 0)  # 12 over the items
+    assert bool(degrees[items].mean() > 30) is (power > 0)  # the mean over all items is 12
     assert train.contains(np.arange(train.n_users)[:, None], items).mean() < 1e-4
 
 
@@ -271,7 +271,7 @@ UNIFORM_AT = jax.jit(sampling.uniform_at)
 
 @pytest.mark.deep
 def test_uniforms_at_places_are_threefry_of_the_pair():
-    """Against JAX's own cipher; what stands around a pair does not matter."""
+    """They equal those of JAX's own cipher, and do not depend on the other pairs of the call."""
     key = jax.random.key(5)
     rows, columns = np.arange(-3, 40)[:, None], np.r_[np.arange(30), 2**31 - 1].astype(np.int32)[None]
     found = UNIFORM_AT(key, rows, columns)

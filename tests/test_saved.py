@@ -1,4 +1,4 @@
-"""Saved models: the same model, variables and labels in a new process, and nothing of a damaged file."""
+"""Saved models: the same model, variables and labels in a new process, and errors for damaged files."""
 
 import functools
 import json
@@ -143,7 +143,7 @@ def test_saving_again_replaces_the_file_or_leaves_it(mf, tmp_path, monkeypatch):
     jr.save(path, *mf)
     first = path.read_bytes()
     jr.save(str(path), *mf)
-    assert path.read_bytes() == first  # no date and no other accident
+    assert path.read_bytes() == first  # the file has no date and nothing else that varies
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere for m; create it"):
         jr.save(tmp_path / "nowhere" / "m", *mf)
     path.chmod(0o600)
@@ -163,7 +163,7 @@ def test_saving_again_replaces_the_file_or_leaves_it(mf, tmp_path, monkeypatch):
 
 
 def _rewritten(path, change):
-    """Writes a file with another description and a right checksum."""
+    """Writes a file with another description and a valid checksum."""
     with zipfile.ZipFile(path) as archive:
         about = json.loads(archive.read("description.json"))
         arrays = [np.load(archive.open(f"{i}.npy")) for i in range(len(archive.namelist()) - 1)]

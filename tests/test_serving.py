@@ -55,7 +55,7 @@ OF_HISTORIES = {
 
 
 def drawn(model):
-    """Variables whose parameters are all drawn, so that scores differ."""
+    """Variables with random parameters, so that scores differ."""
     variables = jax.jit(model.init)(jax.random.key(0), ZERO, ZERO)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), variables["params"])
@@ -129,7 +129,7 @@ numpy.save("scores.npy", jax.jit(found.call)(numpy.array([5, 1], numpy.int32)))
 
 
 def test_a_graph_is_propagated_once_and_not_stored():
-    """The program has the two tables and the product of rows, as that of matrix factorisation has."""
+    """The program has only the two tables and a product, like that of matrix factorisation."""
     model = OF_USERS["LightGCN"]
     tables = model.apply(variables := drawn(model), method="vectors")
     found = [

@@ -1,4 +1,4 @@
-"""SimpleX: pairs and rows against the formula in float64, and what must not leak into a history."""
+"""SimpleX: pairs and rows against the formula in float64, and histories without the scored item."""
 
 from functools import partial
 
@@ -21,21 +21,21 @@ PAIRS = [(user, item) for user, items in enumerate(HISTORIES) for item in items]
 TRAIN = Interactions.from_pairs(*zip(*PAIRS), weights=np.arange(1, 16), n_users=N_USERS, n_items=N_ITEMS)
 USERS, ITEMS = np.meshgrid(np.arange(N_USERS, dtype=np.int32), np.arange(N_ITEMS, dtype=np.int32), indexing="ij")
 PADDINGS = ("proper", "released")
-EACH = TRAIN.take(USERS.ravel())  # the history of each pair's user
+EACH = TRAIN.take(USERS.ravel())  # for each pair, the history of its user
 POOLS = [MeanPool(), SelfAttention(), UserAttention()]
 ZERO = jnp.zeros(1, jnp.int32)
 CLOSE = dict(rtol=2e-5, atol=2e-6)
 
 
 def made(padding="proper", length=None, **options):
-    """A model of the users of TRAIN; with `padding="released"` histories are padded, if not further, to the longest."""
+    """A model of the users of TRAIN. With `padding="released"`, histories are padded to `length` or the longest."""
     if padding == "released":
         return ReleasedSimpleX(N_USERS, N_ITEMS, dim=DIM, length=length or LONGEST, **options)
     return SimpleX(N_USERS, N_ITEMS, dim=DIM, length=length, **options)
 
 
 def initial(model, key=0, sharpness=1.0):
-    """Variables whose parameters are all drawn anew, biases too, so that attention differs from a mean."""
+    """Variables with random parameters, biases included, so that attention differs from a mean."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), ZERO, ZERO)["params"]
     rng = np.random.default_rng(key)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * sharpness, float), shapes)
@@ -43,7 +43,7 @@ def initial(model, key=0, sharpness=1.0):
 
 
 def pooled(model, params, user, history):
-    """p of a history, summed item by item in float64."""
+    """The pooled vector p of a history, summed item by item in float64."""
     table = params["item" if model.shared_history else "history_item"]
     length = model.length or LONGEST
     history = history[:length]
@@ -58,7 +58,7 @@ def pooled(model, params, user, history):
 
 
 def score(model, params, user, item, left_out=None, history=None):
-    """One score by the formula; truncation comes before leaving out."""
+    """One score by the formula. A history is truncated before the item is left out."""
     own = params["user"][user] if history is None else np.zeros(DIM)
     history = HISTORIES[user] if history is None else history
     kept = [k for k in history[: model.length] if k != left_out]
@@ -73,7 +73,7 @@ def in_float64(variables):
 
 
 def all_ways(model, variables):
-    """Scores [M, N] of all pairs, each by the ways there are."""
+    """Scores [M, N] of all pairs, by every way to compute them."""
     users, each = USERS[:, :1], model.apply(variables, USERS.ravel(), ITEMS.ravel(), histories=EACH)
     padded = TRAIN.take(users[::-1, 0], capacity=TRAIN.n_pairs + 3)
     return {
@@ -136,7 +136,7 @@ def test_pairs_of_any_shape_broadcast(users, items, left_out):
 
 @pytest.mark.deep
 @pytest.mark.parametrize("capacity", [None, 20])
-def test_the_first_items_of_a_history_are_kept_in_no_more_room_than_they_need(capacity):
+def test_first_items_keeps_the_first_items_in_a_capacity_of_their_number(capacity):
     whole = TRAIN.take(np.arange(N_USERS), capacity=capacity)
     for length in (1, 2, 3, 9):
         kept = jax.jit(first_items, static_argnums=1)(whole, length)
@@ -159,7 +159,7 @@ def test_compiled_scores_are_those_of_single_operations():
 @pytest.mark.deep
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("pool", POOLS)
-def test_a_history_of_the_scored_item_alone_counts_nothing(pool, padding):
+def test_a_history_of_only_the_scored_item_counts_as_empty(pool, padding):
     model = made(padding, gate=0.0, pool=pool)
 
     @jax.jit
@@ -177,7 +177,7 @@ def test_a_history_of_the_scored_item_alone_counts_nothing(pool, padding):
 @pytest.mark.parametrize("pool", POOLS[1:])
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_leaving_out_the_item_that_has_all_the_weight_keeps_the_others(pool, padding):
-    """Logits differ by up to 200: subtracting the term from the sum would leave only rounding errors."""
+    """Logits differ by up to 200. Subtracting the item's term from the sum would leave only rounding errors."""
     model = made(padding, gate=0.01, pool=pool)
     variables = initial(model)
 
@@ -221,7 +221,7 @@ def test_padding_counts_in_the_released_attention_and_nowhere_else(pool, padding
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("pool", POOLS)
 def test_gradients_are_those_of_finite_differences(pool, padding):
-    """In float64, of all ways at once with random weights."""
+    """In float64, for a random combination of the scores of all ways."""
     model = made(padding, gate=0.3, pool=pool, shared_history=padding == "proper")
     variables = initial(model)
     rng = np.random.default_rng(1)
@@ -267,7 +267,7 @@ def test_users_without_history_are_finite_and_what_is_padded_or_left_out_gets_no
     for users, items, left_out in (([3], [2], None), ([[3]], [[2, 5]], [[2]]), ([[3]], [[2, 2]], None)):
         of_history = gradient(np.array(users), np.array(items), None if left_out is None else np.array(left_out))
         of_history = np.asarray(of_history["history_item"])
-        np.testing.assert_allclose(of_history[2], 0, atol=1e-6)  # taken off a sum that has it: rounding may stay
+        np.testing.assert_allclose(of_history[2], 0, atol=1e-6)  # subtraction may leave rounding errors
         assert np.abs(of_history[1]).max() > 1e-3 and not of_history[[0, 3, 4, 5, 6, 7, 8]].any()
 
 
@@ -288,7 +288,7 @@ def test_a_gate_of_one_is_matrix_factorisation_by_cosine():
 
 @pytest.mark.deep
 @pytest.mark.parametrize(("pool", "padding"), [(MeanPool(), "proper"), (SelfAttention(), "released")])
-def test_users_never_seen_are_known_by_their_history(pool, padding):
+def test_users_who_were_not_in_training_are_scored_by_their_history(pool, padding):
     model = made(padding, pool=pool)
     variables = initial(model)
     params = in_float64(variables)
@@ -323,7 +323,7 @@ def test_dropout_needs_its_key_and_keeps_the_mean():
     once = noisy(keys[0], users, items)
     np.testing.assert_allclose(once, draws[0], **CLOSE)
     np.testing.assert_allclose(noisy(keys[0], users[:, None], items[:, None])[:, 0], once, **CLOSE)
-    pairs = noisy(keys[0], users[:, None], items[None, :])  # one mask a user, not one a pair
+    pairs = noisy(keys[0], users[:, None], items[None, :])  # one mask per user, not per pair
     np.testing.assert_allclose(np.diagonal(pairs), once, **CLOSE)
     positives = noisy(keys[0], users[:, None], items[None, :], items[:, None])
     np.testing.assert_allclose(np.diagonal(positives), once, **CLOSE)
@@ -452,7 +452,7 @@ def test_a_run_that_resumes_equals_one_that_was_not_interrupted(tmp_path):
 
 
 @pytest.mark.deep
-def test_nobody_of_a_call_may_have_a_history():
+def test_all_users_of_a_call_may_have_empty_histories():
     model = SimpleX(3, 5, dim=2, gate=0.5, scale=1.0)
     variables = model.init(jax.random.key(0), ZERO, ZERO)
     cold = Interactions.from_pairs([0], [0], n_users=3, n_items=5).take([1])

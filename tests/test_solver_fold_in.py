@@ -1,4 +1,4 @@
-"""What the fold-ins share: few programs, and sums over the items that are kept with their table."""
+"""What the fold-ins share: few programs, and sums over the items that are kept as long as their table."""
 
 from functools import partial
 
@@ -20,7 +20,7 @@ PROGRAMS = (_factors._table, _factors._vectors, _alternate.compiled(traced=False
 
 
 def histories(*lengths):
-    """Histories of these lengths, with weights."""
+    """Histories of the given lengths, with weights."""
     users = np.repeat(np.arange(len(lengths)), lengths)
     items = np.concatenate([np.random.default_rng(n).permutation(N)[:n] for n in lengths])
     return jr.Interactions.from_pairs(users, items, weights=1 + items / 10, n_items=N)
@@ -32,7 +32,7 @@ def table():
 
 @pytest.mark.every_case
 @pytest.mark.parametrize("solver", FOLDS)
-def test_lengths_up_to_a_power_of_two_share_programs_and_sums(solver):
+def test_histories_of_similar_lengths_share_programs_and_sums(solver):
     fold, variables = FOLDS[solver], {"params": {"item": table()}}
     fold(variables, histories(3))
     sizes, kept = [program._cache_size() for program in PROGRAMS], len(_fold_in._kept)

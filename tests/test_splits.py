@@ -30,7 +30,7 @@ fractions = st.tuples(st.integers(1, 20), st.integers(0, 20), st.integers(0, 20)
 
 
 def rows(interactions):
-    """All a part holds, as a set of tuples."""
+    """The contents of a part, as a set of tuples."""
     return set(zip(*(c.tolist() for c in (*interactions.pairs(), interactions.weights, interactions.timestamps))))
 
 
@@ -379,7 +379,7 @@ def test_bad_input_is_named(call, message):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, jax.numpy.float32])
 def test_fractions_of_any_dtype_are_the_numbers_they_show(dtype):
-    """0.29 in 32 bits is a little less than 0.29, and 100 times that is below 29."""
+    """The float32 nearest to 0.29 is a little smaller, and 100 times it is below 29."""
     fractions = [dtype(fraction) for fraction in (0.42, 0.29, 0.29)]
     assert sizes(splits.ratio(user_of(100), fractions, order=by_time)) == (42, 29, 29)
     assert sizes(splits.in_turn(user_of(100), test=dtype(0.29), valid=dtype(0), order=by_time)) == (71, 0, 29)
@@ -425,7 +425,7 @@ def test_gowalla_splits(data_root):
     ],
 )
 def test_items_without_a_training_pair_leave_the_catalogue(data_root, name, loaded, items, pairs):
-    """Trap 23 of VALID: a softmax over all ids that a file knows would have items in it that nobody met."""
+    """A softmax over all ids of the file would include items that no user has in training."""
     found = datasets.load(name)
     assert found.train.n_items == loaded
     with warnings.catch_warnings():

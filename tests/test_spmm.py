@@ -36,7 +36,7 @@ def by_dense(weights, x):
 
 
 def derivatives(f):
-    """Gradients in weights and table, their derivatives along MOVES, each by the other argument alone, the third."""
+    """Gradients in weights and table, second derivatives along MOVES in both and in each, and a third one."""
 
     def gradients(weights, x):
         return jax.grad(f, (0, 1))(weights, x)
@@ -59,7 +59,7 @@ def derivatives(f):
 @pytest.mark.deep
 @pytest.mark.parametrize("transposed", ["given", "none", "stale"])
 def test_derivatives_of_every_order_are_those_of_the_dense_product(transposed):
-    """Where the weights are differentiated, nothing depends on the weights that `transposed` was made with."""
+    """Derivatives in the weights do not depend on the weights of `transposed`."""
     transposed = {
         "given": weighted(WEIGHTS).transpose(),
         "none": None,
@@ -67,7 +67,8 @@ def test_derivatives_of_every_order_are_those_of_the_dense_product(transposed):
     }[transposed]
     with jax.enable_x64(True):
         found, expected = (jax.tree.leaves(derivatives(f)(WEIGHTS, TABLE)) for f in (by_spmm(transposed), by_dense))
-        if transposed is not None and not transposed.weights.any():  # here the table's gradient alone is asked for
+        # One derivative is only of the table's gradient, which uses the weights of `transposed`.
+        if transposed is not None and not transposed.weights.any():
             found, expected = found[:4] + found[5:], expected[:4] + expected[5:]
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-12)
@@ -104,7 +105,7 @@ def test_a_transpose_of_the_transpose_of_the_product_is_the_product():
 
 
 def test_training_of_a_table_does_not_pay_for_the_gradient_of_weights():
-    """The jaxpr of the table's gradient gathers no pairs and sorts nothing; that of the weights' does."""
+    """The jaxpr of the table's gradient gathers no pairs and sorts nothing. That of the weights' gradient does."""
     f = by_spmm(weighted(WEIGHTS).transpose())
     with jax.enable_x64(True):
         texts = [str(jax.make_jaxpr(jax.grad(f, at))(WEIGHTS, TABLE)) for at in (1, 0)]
@@ -123,7 +124,7 @@ def test_half_precision_is_summed_in_float32(dtype):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="a program for CPUs runs on CPUs")
 def test_the_product_is_the_same_in_a_program_that_is_exported():
-    """There it calls no function of jaxlib, which `jax.export` would refuse."""
+    """There it must call no function of jaxlib, which `jax.export` refuses."""
     transposed, x = MATRIX.transpose(), TABLE.astype(np.float32)
     product = jax.jit(lambda x: jax.value_and_grad(lambda x: (spmm(MATRIX, transposed, x) ** 2).sum())(x))
     found = jax.export.export(product, platforms=["cpu"])(x).call(x)
@@ -181,7 +182,7 @@ def test_ids_of_any_integer_type_find_their_rows_and_ids_of_nobody_find_none(dty
 
 @pytest.mark.deep
 def test_rows_near_the_largest_place_that_int32_holds():
-    """The sum of two such places, or of one and a length, passes 2³¹. Places beyond `indices` read its last entry."""
+    """The sum of two places, or of a place and a length, exceeds 2³¹. Places beyond `indices` read its last entry."""
     last = 2**31 - 1
     far = dataclasses.replace(MATRIX, indptr=np.array([0, last - 5, last], np.int32), n_users=2)
     assert far.contains(jnp.array([1]), jnp.arange(5)).tolist() == (np.arange(5) == ITEMS[-1]).tolist()
@@ -192,7 +193,7 @@ def test_rows_near_the_largest_place_that_int32_holds():
 
 @pytest.mark.parametrize("floats", [1 << 29, 13, 1])
 def test_the_product_of_accelerators_takes_parts_of_the_pairs(floats, monkeypatch):
-    """On a CPU it is the one of exported programs."""
+    """Exported programs use it on a CPU, too."""
     monkeypatch.setattr(sparse, "_FLOATS", floats)
     matrix, x = weighted(np.float32(WEIGHTS)), np.float32(TABLE)
     args = matrix.weights, jnp.asarray(matrix.indices), jnp.asarray(matrix.indptr), jnp.asarray(x)
@@ -201,7 +202,7 @@ def test_the_product_of_accelerators_takes_parts_of_the_pairs(floats, monkeypatc
 
 
 def test_padding_belongs_to_no_user():
-    """Histories may be padded: the product, the gradients and the exported program leave the padding out."""
+    """Histories may be padded. The product, the gradients and the exported program ignore the padding."""
     padded = jax.device_put(MATRIX.take(np.arange(7), capacity=MATRIX.n_pairs + 5))
     x = jnp.asarray(TABLE, jnp.float32)
     args = jnp.ones(padded.n_pairs), padded.indices, padded.indptr, x

@@ -1,4 +1,4 @@
-"""Sets in folders: saved, opened, built from parts, and never half valid; and sets that int32 cannot count."""
+"""Sets in folders: saving, opening, building from parts, damage, and sets with more pairs than int32 holds."""
 
 import functools
 import pathlib
@@ -144,7 +144,7 @@ def test_files_that_do_not_fit_each_other_are_named(folder, name, change, messag
         Interactions.open(folder)
 
 
-def test_a_folder_that_is_none_is_named(tmp_path, folder):
+def test_a_path_that_is_not_a_set_is_named(tmp_path, folder):
     with pytest.raises(ValueError, match=r"absent is not a folder; give a folder that Interactions\.save has written"):
         Interactions.open(tmp_path / "absent")
     with pytest.raises(ValueError, match=r"shape.npy is not a folder"):
@@ -220,8 +220,8 @@ def test_blocks_do_not_change_results(monkeypatch, tmp_path, block):
 
 
 @pytest.mark.deep
-def test_rows_of_some_users_are_all_that_is_copied(tmp_path, monkeypatch):
-    """Of a set of 1.6 MB, evaluation of a few users takes a small part of that."""
+def test_evaluation_of_some_users_copies_only_their_rows(tmp_path, monkeypatch):
+    """The set has 1.6 MB. Evaluation of a few users must take only a small part of that."""
     monkeypatch.setattr(_pairs, "BLOCK", 1 << 12)
     n_users, n_items, each = 8_000, 64, 50
     items = np.argsort(np.random.default_rng(0).random((n_users, n_items)), axis=1)
@@ -280,7 +280,7 @@ def test_parts_without_common_pairs_need_no_warning(tmp_path):
         ([drawn(0), Interactions.from_pairs([0], [0])], ValueError, "parts have 1 users x 1 items and 9 x 7"),
     ],
 )
-def test_parts_that_are_none_leave_nothing(tmp_path, parts, error, message):
+def test_wrong_parts_leave_no_folder(tmp_path, parts, error, message):
     with pytest.raises(error, match=message):
         Interactions.from_parts(parts, tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
@@ -304,11 +304,11 @@ def test_parts_are_read_one_by_one(tmp_path):
 
 @pytest.fixture
 def few(monkeypatch):
-    """Row offsets above 10 do not fit int32, as if it were a smaller type."""
+    """Treats row offsets above 10 as if they did not fit int32."""
     monkeypatch.setattr(_pairs, "MOST", 10)
 
 
-def test_row_offsets_are_int64_only_where_they_must_be():
+def test_row_offsets_are_int64_only_if_they_exceed_int32():
     assert _pairs.offsets(np.array([0, 2**31 - 1])).dtype == np.int32
     large = _pairs.offsets(np.array([0, 2**31]))
     assert large.dtype == np.int64 and large.tolist() == [0, 2**31]
@@ -326,7 +326,7 @@ def test_a_set_that_int32_cannot_count_has_int64_offsets_on_the_host(few, tmp_pa
     np.testing.assert_array_equal(large.transpose().to_scipy().toarray(), large.to_scipy().toarray().T)
 
 
-def test_it_means_the_same_pairs(few, monkeypatch):
+def test_a_set_with_int64_offsets_has_the_same_pairs(few, monkeypatch):
     large = drawn(8)
     monkeypatch.undo()
     small = drawn(8)
@@ -340,7 +340,7 @@ def test_it_means_the_same_pairs(few, monkeypatch):
         np.testing.assert_array_equal(mine.pairs(), its.pairs())
 
 
-def test_the_device_refuses_it_and_says_what_to_do(few):
+def test_the_device_refuses_int64_offsets_and_says_what_to_do(few):
     large, users = drawn(9), jnp.arange(3)
     whole = jax.device_put(large)
     for act in (
@@ -362,7 +362,7 @@ def test_the_device_refuses_it_and_says_what_to_do(few):
             act()
 
 
-def test_it_can_be_streamed_and_ranked(few):
+def test_a_set_with_int64_offsets_can_be_streamed_and_ranked(few):
     large = drawn(10)
     blocks = list(jr.train.streamed(large, block=9, chunk=2).blocks(jax.random.key(0), np.int32(0)))
     pairs = [np.concatenate([getattr(block, name)[: block.real] for block in blocks]) for name in ("users", "items")]

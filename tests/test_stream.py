@@ -1,4 +1,4 @@
-"""Examples in blocks from the host: what a block holds, and that `fit` does all with them that it does without."""
+"""Examples in blocks from the host: what a block holds, and that all options of `fit` work with them."""
 
 import dataclasses
 import functools
@@ -26,13 +26,13 @@ BLOCKS = partial(jr.train.streamed, block=17, chunk=3)  # 4 blocks of 15
 
 
 def objective_of(variables, key, batch):
-    """BPR against a uniform number, which compiles in less time than a sampler."""
+    """BPR against a uniform random number, which compiles in less time than a sampler."""
     scores = MODEL.apply(variables, batch.users, batch.items)
     return jr.losses.mean(jax.nn.softplus(jax.random.uniform(key) - scores), where=batch.where, weights=batch.weights)
 
 
 def weighted(n):
-    """n pairs of three users, with a weight that names the pair."""
+    """n pairs of three users, with a different weight for each pair."""
     users, items = np.divmod(np.arange(n), -(-n // 3))
     return Interactions.from_pairs(users, items, weights=np.arange(n) + 1)
 
@@ -105,7 +105,7 @@ def test_a_chunk_is_in_one_block_unless_the_block_ends_inside_it():
 
 
 def test_single_pairs_are_shuffled_over_all_blocks():
-    """Each pair is in each of four blocks equally often: counts within five deviations of the binomial distribution."""
+    """Each pair is in each of four blocks equally often, within five standard deviations of a binomial distribution."""
     stream, counts, n = jr.train.streamed(weighted(40), block=10, chunk=1), np.zeros((4, 40)), 400
     for epoch in range(n):
         for number, block in enumerate(stream.blocks(jax.random.key(0), epoch)):
@@ -158,7 +158,7 @@ def test_one_block_is_the_set_on_the_device_bit_for_bit():
 
 
 def test_a_block_is_an_epoch_of_the_program():
-    """By hand: block b of epoch e is epoch 4 e + b of `train.epoch`, with its keys and steps."""
+    """Block b of epoch e is epoch 4 e + b of `train.epoch`, with the same keys and steps."""
     state, log = whole(2)
     stream, expected, losses = BLOCKS(TRAIN), jr.train.init(jax.random.key(0), MODEL, TX), []
     step = jax.jit(lambda state, data: jr.train.epoch(state, objective_of, TX, data, batch_size=4))
@@ -172,7 +172,7 @@ def test_a_block_is_an_epoch_of_the_program():
 
 
 @pytest.mark.parametrize("block", [17, 59, 7])
-def test_every_positive_trains_once_an_epoch_and_steps_count_on(block):
+def test_every_positive_trains_once_per_epoch_and_steps_are_numbered_over_epochs(block):
     seen = []
 
     def objective(variables, key, batch):
@@ -272,7 +272,7 @@ def test_validation_stopping_and_callbacks_see_whole_epochs():
 
 @pytest.mark.parametrize("at", [5, 13])
 def test_divergence_names_the_step_of_the_epoch_and_ends_it(at):
-    """There are 16 steps in an epoch; the loss of one of the second is NaN."""
+    """An epoch has 16 steps. One loss of the second epoch is NaN."""
     read = []
 
     def objective(variables, key, batch):
@@ -326,7 +326,7 @@ def test_only_one_block_is_read_ahead(monkeypatch):
 
 
 def test_your_own_stream_is_trained_on():
-    """Two halves of the users, each with all pairs of a user as one example."""
+    """The two blocks are halves of the users. An example has all pairs of a user."""
 
     class Halves:
         n_blocks = 2

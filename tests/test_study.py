@@ -32,7 +32,7 @@ RG2 = Method("RG2", solved, {"regularization": [0.01, 0.1, 50.0]})
 
 
 def fixed(name, grid=None, log=None, score=lambda seed, **setting: (0.5, 0.5)):
-    """A method whose users score what `score` says."""
+    """A method whose users have the metric values that `score` returns."""
 
     def fit(train, valid, key, **setting):
         seed = int(jax.random.key_data(key)[-1])
@@ -42,7 +42,7 @@ def fixed(name, grid=None, log=None, score=lambda seed, **setting: (0.5, 0.5)):
 
 
 def by_hand(model, variables, split, on):
-    """The values that a fixed method has; zeros for a model."""
+    """The values of a `fixed` method; zeros for other models."""
     values = variables["values"] if model is None else np.zeros(2)
     return jr.evaluate.Report(np.arange(len(values)), {METRIC: values}, {}, None, "by hand")
 
@@ -115,7 +115,7 @@ def test_a_study_continues_where_it_stopped_and_trains_nothing_twice(go, tmp_pat
     assert go(method, seeds=[0, 1, 2, 3]).row("board", "M").seeds == [0, 1, 2, 3] and asked[7:] == [(3, 3)]
 
 
-def test_without_seeds_methods_are_tuned_alone(go, tmp_path):
+def test_without_seeds_methods_are_only_tuned(go, tmp_path):
     assert go(fixed("M", {"x": [1, 2]}, score=lambda seed, x: (x, 0)), seeds=[]).rows == ()
     assert [(r["on"], r["setting"]) for r in study.read(tmp_path / "study.jsonl")] == [
         ("valid", {"x": 1}),
@@ -124,7 +124,7 @@ def test_without_seeds_methods_are_tuned_alone(go, tmp_path):
 
 
 def all_at_once(score, asked=None):
-    """A method that trains its whole grid in one call; where `score` is None, training diverged."""
+    """A method that trains its whole grid in one call. If `score` returns None, training diverged."""
 
     def fit_all(train, valid, key, settings):
         seed = int(jax.random.key_data(key)[-1])
@@ -137,7 +137,7 @@ def all_at_once(score, asked=None):
 
 
 def test_a_whole_grid_may_train_at_once(go, tmp_path):
-    """What is on record is not asked for again, and each setting has its share of the time."""
+    """Recorded settings do not train again, and each setting has its share of the time."""
     asked = []
     method = all_at_once(lambda seed, x: x / 10, asked)
     row = go(method, seeds=[0, 1]).row("board", "M")
@@ -290,14 +290,14 @@ def test_a_record_older_than_its_grid_is_marked_until_the_study_runs_again(go, t
 
 
 def test_holm_is_that_of_a_worked_example():
-    """Of four p-values the smallest is multiplied by 4, the next by 3 and so on, and none falls."""
+    """The smallest of four p-values is multiplied by 4, the next by 3 and so on. Corrected values do not decrease."""
     found = study.holm([0.01, 0.04, 0.03, 0.005])
     np.testing.assert_allclose(found, [0.03, 0.06, 0.06, 0.02])
     assert study.holm([0.5, 0.9]) == [1.0, 1.0] and study.holm([]) == []
 
 
 def test_paired_tests_are_by_users_and_by_seeds(go, tmp_path):
-    """Against the same values by scipy, each corrected for the two rows that are compared with random."""
+    """They equal SciPy's, each corrected for the two rows that are compared with random."""
     values = {
         "A": {0: (0.5, 0.7), 1: (0.6, 0.9), 2: (0.55, 0.95)},
         "B": {0: (0.1, 0.0), 1: (0.0, 0.3), 2: (0.2, 0.1)},
@@ -347,7 +347,7 @@ def test_a_half_written_last_line_is_dropped_with_a_warning_and_written_anew(go,
     with pytest.warns(DataWarning, match="1 half-written line"):
         again = go(fixed("M"))
     assert repr(again) == repr(whole) and path.read_text().count("\n") == text.count("\n")
-    path.write_text(text[:-1])  # whole, but for the end of the line
+    path.write_text(text[:-1])  # only the end of the line is missing
     study.append(path, {"data": "else"})
     assert path.read_text() == text + '{"data": "else"}\n'
     path.write_text("{half\n" + text)
@@ -356,7 +356,7 @@ def test_a_half_written_last_line_is_dropped_with_a_warning_and_written_anew(go,
 
 
 def test_settings_are_compared_as_they_are_written(go, tmp_path):
-    """NumPy's numbers and tuples are other objects when they are read again."""
+    """NumPy's numbers and tuples have other types after they are read again."""
     grid = {"rate": np.array([0.1, 0.3], np.float32), "widths": [(64, 32)], "n": [np.int64(3)]}
     asked = []
     method = fixed("M", grid, score=lambda seed, **setting: asked.append(setting) or (0.5, float(setting["rate"])))
@@ -367,7 +367,7 @@ def test_settings_are_compared_as_they_are_written(go, tmp_path):
         go(fixed("N", {"loss": [print, repr]}, score=lambda seed, loss: (0, 0)))
 
 
-def test_what_is_wrong_is_said(go):
+def test_wrong_arguments_are_named(go):
     with pytest.raises(ValueError, match="several methods are called 'M'"):
         go(fixed("M"), fixed("M"))
     with pytest.raises(ValueError, match="against='D' is none of"):

@@ -33,7 +33,7 @@ def objective(model=MODEL, loss=jr.losses.bpr):
 
 
 def growing(rate, growth):
-    """Adds rate * growth to gradient descent in each step. Most tests share this setup: compiling is slow."""
+    """Gradient descent with a weight decay of −growth. Most tests share this setup, because compiling is slow."""
     return MODEL, objective(), optax.chain(optax.add_decayed_weights(-growth), optax.sgd(rate))
 
 
@@ -246,12 +246,12 @@ def test_arrays_bound_to_setup_are_arguments_and_there_may_be_no_settings():
 
 @pytest.mark.deep
 @WIDTHS
-def test_a_run_that_diverges_says_so_and_spoils_no_other(width):
+def test_a_run_that_diverges_causes_a_warning_and_affects_no_other(width):
     def size(variables):
         return {"size": jnp.abs(variables["params"]["user"]).max()}
 
     options = {"epochs": 4, "width": width, "validate": size}
-    growth = 1e18 if jax.config.jax_enable_x64 else 1e4  # so that floats overflow in the third epoch
+    growth = 1e18 if jax.config.jax_enable_x64 else 1e4  # floats overflow in the third epoch
     with pytest.warns(jr.train.DivergenceWarning) as caught:
         found = sweep(settings={"rate": [0.3, 0.01], "growth": [0.0, growth]}, **options)
     assert len(caught) == 1
@@ -295,7 +295,7 @@ def test_all_runs_may_diverge():
 
 @WIDTHS
 def test_select_keeps_each_runs_best_epoch(width):
-    """Runs are validated in order, so that the metrics can be dictated: run 2's are best first, run 0's last."""
+    """Runs are validated in order, so that the test can choose the metrics. Run 2 is best first, run 0 last."""
     values = np.array([[0.1, 0.5, 0.3, 0.7], [0.1, 0.5, 0.5, 0.2], [0.9, 0.5, 0.3, 0.2], [np.nan, 0.0, 0.1, 0.0]])
     dictated = iter(values.T.ravel())
     seen = []
@@ -314,7 +314,7 @@ def test_select_keeps_each_runs_best_epoch(width):
         assert found.runs[run].metrics["loss"] == found.runs[run].log.records[epoch - 1]["loss"]
 
 
-def test_validates_every_so_many_epochs_and_after_the_last_and_keeps_the_last():
+def test_validates_as_often_as_given_and_after_the_last_epoch():
     scores = iter([5.0, 1.0, 2.0, 4.0, 0.0, 3.0])
     found = sweep(epochs=5, every=2, validate=lambda _: {"score": next(scores)})
     assert found.runs[0].log.column("score") == ([2, 4, 5], [5.0, 2.0, 0.0])
@@ -326,7 +326,7 @@ def test_validates_every_so_many_epochs_and_after_the_last_and_keeps_the_last():
 
 
 def made(values, shown=("ndcg",)):
-    """A sweep with these metrics [settings, seeds]; NaN diverged."""
+    """A sweep with the given metrics [settings, seeds]; runs with NaN diverged."""
     settings = tuple(Setting(rate=0.1 * (place + 1)) for place in range(len(values)))
     runs = tuple(
         Run(setting, seed, Log(), 1, {} if np.isnan(value) else {"ndcg": value}, "so" if np.isnan(value) else None)
@@ -339,7 +339,7 @@ def made(values, shown=("ndcg",)):
     return Sweep(runs, states, settings, shown)
 
 
-def test_table_has_means_and_sample_deviations_over_the_seeds_that_ended_well():
+def test_table_has_means_and_sample_deviations_over_seeds_that_did_not_diverge():
     rows = made([[0.1, 0.2, 0.6], [0.5, np.nan, 0.9], [np.nan, 0.4, np.nan]]).table("ndcg")
     assert [(row.n, row.diverged) for row in rows] == [(3, 0), (2, 1), (1, 2)]
     np.testing.assert_allclose([row.mean for row in rows], [0.3, 0.7, 0.4])
@@ -427,7 +427,7 @@ def test_an_interrupted_sweep_carries_what_was_trained(at_once):
     assert found.runs[0].log.column("loss")[1] == whole.runs[0].log.column("loss")[1][: lengths[0]]
 
 
-def test_a_selected_metric_that_is_never_a_number_is_said():
+def test_a_selected_metric_that_is_never_a_number_causes_a_warning():
     with pytest.warns(jr.train.DivergenceWarning, match="score was NaN at every validation of 2 of 2 runs"):
         found = sweep(validate=lambda _: {"score": math.nan}, select="score")
     assert np.isnan(found.values()).all()
@@ -453,7 +453,7 @@ def test_prints_a_table():
     assert second.split() == ["0.2", "0.5000", "±", "nan", "0.2500", "±", "nan", "1", "1"]
 
 
-def test_to_dataframe_has_a_row_a_run():
+def test_to_dataframe_has_a_row_per_run():
     pytest.importorskip("pandas")
     frame = made([[0.1, 0.3], [0.5, np.nan]]).to_dataframe()
     assert frame.columns.tolist() == ["rate", "seed", "epoch", "ndcg", "diverged"]

@@ -44,7 +44,7 @@ def test_low_rank_pairs_follow_the_planted_scores():
 
 
 def test_low_rank_draws_by_the_softmax():
-    """With one pair a user, an item's share of users is the mean of its softmax probabilities."""
+    """With one pair per user, the share of users of an item is the mean of its softmax probabilities."""
     sizes = dict(n_users=20_000, n_items=5, dim=2, pairs_per_user=1)
     interactions, truth = synthetic.low_rank(KEY, **sizes, sharpness=1.5)
     odds = np.exp(truth.user_factors @ truth.item_factors.T)
@@ -74,7 +74,7 @@ def test_facets_noise_runs_from_none_to_all():
 
 
 def test_facets_noise_is_a_share_of_the_draws():
-    """With one pair a user and one facet a user, an item off the facet comes by noise alone."""
+    """With one pair and one facet per user, only noise draws items of other facets."""
     sizes = dict(n_users=5000, n_items=6, n_facets=3, pairs_per_user=1)
     interactions, truth = synthetic.facets(KEY, **sizes, noise=0.3, concentration=0.01)
     pure = truth.user_mixtures.max(axis=1) > 0.999
@@ -83,7 +83,7 @@ def test_facets_noise_is_a_share_of_the_draws():
 
 
 def test_facet_spaces_pairs_follow_the_facet_that_counts():
-    """A user of one facet meets items near in it, and chance rules where they are in the others."""
+    """A user of one facet has items that are close in it, and random in the other facets."""
     interactions, truth = synthetic.facet_spaces(KEY, **SPACES)
     assert [x.shape for x in truth] == [(300, 3), (300, 3, 2), (60, 3, 2)]
     np.testing.assert_allclose(truth.user_mixtures.sum(axis=1), 1, rtol=1e-5)
@@ -124,7 +124,7 @@ def test_one_key_gives_one_set_for_any_block(make, sizes, monkeypatch):
 
 @pytest.mark.parametrize("make", [np.int32, np.uint16, jax.numpy.int32])
 def test_sizes_of_narrow_dtypes_do_not_overflow(make):
-    """60,000² is more than int32 holds; keys of pairs are user · N + item."""
+    """The keys of pairs, user · N + item, exceed int32: 60,000² is larger."""
     found = synthetic.power_law(KEY, n_users=make(60_000), n_items=make(60_000), n_pairs=make(50))
     expected = synthetic.power_law(KEY, n_users=60_000, n_items=60_000, n_pairs=50)
     assert found.n_pairs == 50 and found.fingerprint() == expected.fingerprint()
@@ -139,7 +139,7 @@ def test_power_law_has_the_pairs_asked_for_and_degrees_that_fall():
     tops = [np.sort(some.item_degrees)[-30:].sum() for some in (interactions, even)]
     assert tops[0] > 2 * tops[1]
     order = np.argsort(-interactions.item_degrees)
-    assert abs(np.corrcoef(order, np.arange(300))[0, 1]) < 0.2  # ids tell nothing
+    assert abs(np.corrcoef(order, np.arange(300))[0, 1]) < 0.2  # degrees do not depend on ids
 
 
 def test_a_power_law_in_a_folder_is_drawn_in_parts(tmp_path, monkeypatch):

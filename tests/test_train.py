@@ -71,7 +71,7 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard(score, loss):
     model = model_of(score)
     state, log = fit(model, loss, epochs=40)
     report = jr.evaluate.full_ranking(model, state.variables, TRAIN, TEST, ks=(1,))
-    assert report.means["hit_rate@1"] >= (0.95 if jax.config.jax_enable_x64 else 1)  # x64 draws other initial values
+    assert report.means["hit_rate@1"] >= (0.95 if jax.config.jax_enable_x64 else 1)  # x64 changes the initial values
     assert log.records[-1]["loss"] < log.records[0]["loss"]
 
 
@@ -91,7 +91,7 @@ def test_epochs_continue_where_the_state_stands():
     assert [record["epoch"] for record in log.records] == [3, 4]
 
 
-def test_every_positive_comes_once_an_epoch_and_padding_not_at_all():
+def test_every_positive_occurs_once_per_epoch_and_padding_never():
     counts = jnp.zeros((TRAIN.n_users, TRAIN.n_items), jnp.float32)
 
     def count(variables, key, batch):
@@ -128,7 +128,7 @@ def test_groups_hold_every_positive_once_an_epoch_and_only_one_user_each(group):
     assert sorted(lengths[lengths == group]) == [group] * (degrees // group).sum()
 
 
-def test_a_group_of_none_is_each_user_with_a_pair_once_an_epoch():
+def test_by_user_gives_each_user_with_a_pair_once_per_epoch():
     met = []
     keep = met.append  # a list that the objective reads would be part of what it is compiled for
     train = TRAIN.select(TRAIN.pairs()[0] % 4 != 1)
@@ -151,8 +151,8 @@ def test_a_group_of_none_is_each_user_with_a_pair_once_an_epoch():
     assert sorted(int(step) for _, _, step in met) == list(range(2 * steps))
 
 
-def test_padding_of_a_batch_of_users_has_the_shortest_history():
-    """Or a batch of the longest one, many times, would not find room."""
+def test_padding_of_a_batch_of_users_repeats_the_user_with_the_shortest_history():
+    """Otherwise a batch padded with the longest history would exceed the capacity."""
     train = jr.Interactions.from_pairs([0, 0, 2, 3, 3, 3, 3], [0, 1, 1, 0, 1, 2, 3])
     batch = jr.train.by_user(train).batch(jnp.array([2, 0, 3, 3]))
     assert batch.users.tolist() == [[3], [0], [2], [2]] and batch.where.tolist() == [[True], [True], [False], [False]]
@@ -162,7 +162,9 @@ def test_padding_of_a_batch_of_users_has_the_shortest_history():
 @pytest.mark.parametrize("name", ["singles", "groups"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_examples_carry_the_histories_that_they_are_given(name, weighted):
-    """Of each example's user, which need not be those of `train`; padding has none, and weights stay what they are."""
+    """Each user has the items of `histories`, which may differ from those of `train`. Padding has none, and weights do
+    not change.
+    """
     weights = np.arange(1.0, 6) if weighted else None
     train = jr.Interactions.from_pairs([0, 0, 2, 2, 2], [3, 1, 0, 1, 2], weights=weights, n_users=4)
     other = jr.Interactions.from_pairs([0, 1, 1, 2, 2], [2, 0, 1, 3, 0], weights=np.ones(5), n_users=4)
@@ -190,7 +192,7 @@ def test_examples_carry_the_histories_that_they_are_given(name, weighted):
 
 @pytest.mark.parametrize("name", ["singles", "groups"])
 def test_histories_that_do_not_fit_make_the_loss_nan(name):
-    """A bound for one in 10¹² draws is passed here on purpose, by a batch that draws one user again and again."""
+    """One of 10¹² random batches exceeds the capacity. This one does on purpose: one user is drawn many times."""
     train = jr.Interactions.from_pairs([*range(3000), *[3000] * 300], [0] * 3000 + list(range(300)))
     make = {"singles": jr.train.singles, "groups": partial(jr.train.groups, n=300)}[name]
     batch = partial(jax.jit(lambda examples, places: examples.batch(places)), make(train, histories=train))
@@ -199,8 +201,8 @@ def test_histories_that_do_not_fit_make_the_loss_nan(name):
     assert np.isnan(batch(many).weights).all()
 
 
-def test_steps_count_on_where_a_state_stands():
-    """`Batch.step` continues after a resume, and with it what is annealed."""
+def test_batch_step_continues_from_the_state():
+    """So annealed values continue after a resume."""
 
     def spied(variables, key, batch):
         return batch.step.astype(jnp.float32) + 0 * variables["params"]["x"].sum()
@@ -228,7 +230,7 @@ def test_weights_follow_their_pairs_into_groups():
 
 
 def test_one_epoch_equals_the_same_steps_by_hand():
-    """An independent loop over the documented keys: shuffle, draw, differentiate, step."""
+    """An independent loop uses the documented keys to shuffle, draw, differentiate and step."""
     model, tx = model_of(), optax.sgd(0.5)
     start = jr.train.init(jax.random.key(0), model, tx)
     done, log = jr.train.fit(start, objective(model), tx, TRAIN, epochs=1, batch_size=TRAIN.n_pairs, progress=False)
@@ -324,7 +326,7 @@ def test_early_stopping_restores_the_best_epoch():
     assert not same(best, states[3])
 
 
-def test_validates_every_so_many_epochs_and_after_the_last():
+def test_validates_as_often_as_given_and_after_the_last_epoch():
     _, log = fit(model_of(), epochs=5, every=2, validate=lambda _: {"score": 1.0})
     assert log.column("score")[0] == [2, 4, 5]
     assert log.to_dataframe().loc[[1, 2], "score"].isna().tolist() == [True, False]
@@ -349,7 +351,7 @@ def test_stopping_counts_validations_without_a_gain(mode, min_delta, values, wai
 
 
 def test_ties_count_as_gains_and_the_sixteenth_failure_ends_a_run():
-    """Trap 29 of VALID: RecBole's rule."""
+    """This is RecBole's rule with a `stopping_step` of 15."""
     rule = jr.train.EarlyStopping("m", patience=16, ties=True)
 
     def after(values):
@@ -479,7 +481,7 @@ def larger(train, users=0, items=0):
 
 @pytest.mark.deep
 def test_a_model_with_fewer_users_or_items_than_train_is_refused():
-    """Looking up clamps: without the check the last row would be trained in the place of those that are missing."""
+    """A look-up clamps ids. Without the check, the last row would be trained instead of the missing ones."""
     for more, message in (
         ({"users": 1}, "model's n_users is 30, but train's is 31"),
         ({"items": 2}, "n_items is 30, .* 32"),
@@ -554,7 +556,7 @@ TALLER, WIDER = larger(TRAIN, users=1), larger(TRAIN, items=1)
     ids=["more items", "fewer", "square", "more users", "a table's", "your own"],
 )
 def test_samplers_for_other_sizes_are_refused(sample, message):
-    """Clamped look-ups would take the last item for any beyond, and the last user's items for another's."""
+    """A look-up clamps ids. It would take the last item or the last user's items instead."""
     bound = partial(jr.train.pairwise_objective, model=model_of(), loss=jr.losses.bpr, sample=sample)
     state = jr.train.init(jax.random.key(0), model_of(), TX)
     if message is None:
@@ -776,7 +778,7 @@ def test_run_killed_in_the_middle_of_an_epoch_resumes_bit_for_bit(tmp_path):
         np.testing.assert_array_equal(expected[name], found[name])
 
 
-# ---------------------------------------------------------------------- nothing wrong in silence
+# ---------------------------------------------------------------------- no silent errors
 
 
 SCALE = 1.0
@@ -787,14 +789,14 @@ def scaled_bpr(pos, neg, *, where=None):
 
 
 @pytest.mark.deep
-def test_a_global_that_changes_is_compiled_for(monkeypatch):
+def test_a_changed_global_is_compiled_anew(monkeypatch):
     first = fit(model_of(), scaled_bpr, epochs=1)[1].records[0]["loss"]
     monkeypatch.setitem(globals(), "SCALE", 3.0)
     assert fit(model_of(), scaled_bpr, epochs=1)[1].records[0]["loss"] == pytest.approx(3 * first, rel=0.1)
 
 
 @pytest.mark.deep
-def test_what_the_objective_itself_writes_down_is_not_said_and_not_compiled_for():
+def test_values_that_the_objective_itself_changes_cause_no_warning_and_no_compilation():
     shapes = []
 
     def noted(pos, neg, *, where=None):
@@ -812,7 +814,7 @@ def test_names_that_a_record_has_are_refused():
 
 
 @pytest.mark.deep
-def test_a_global_that_changes_during_training_is_said(monkeypatch):
+def test_a_global_that_changes_during_training_causes_a_warning(monkeypatch):
     def change(state, record):
         monkeypatch.setitem(globals(), "SCALE", SCALE * 3)
 
@@ -885,7 +887,7 @@ def test_ctrl_c_carries_state_and_log():
 
 @pytest.mark.deep
 def test_a_last_step_that_goes_too_far_is_not_a_good_state():
-    """Its loss is taken before the step, so that all losses of the epoch are finite."""
+    """The loss is computed before the step, so that all losses of the epoch are finite."""
     blown = optax.GradientTransformation(
         lambda params: jnp.zeros((), jnp.int32),
         lambda grads, count, params: (jax.tree.map(lambda g: jnp.where(count == 7, jnp.inf, 0 * g), grads), count + 1),
@@ -949,7 +951,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 @pytest.mark.parametrize("n", [1, 128])
 def test_a_loss_of_the_wrong_shape_is_refused(name, n):
-    """With one negative, or as many as positives, its shape is right by accident."""
+    """With one negative, or as many as positives, the shape is right by chance."""
     sample = partial(jr.sampling.uniform, n_items=30, n=n)
     how = partial(jr.train.pairwise_objective, model=model_of(), loss=WRONG[name], sample=sample)
     with (

@@ -36,7 +36,7 @@ class Halves:
 
 
 def test_annealing_grows_by_the_total_for_any_cap():
-    """Trap 16: a slope of 1 / total, not cap / total; the first step has 1 / total."""
+    """The slope is 1 / total, not cap / total, and the first step has 1 / total."""
     found = [float(annealed(t - 1, cap=0.2, total=10_000)) for t in (1, 1000, 2000, 5000)]
     assert found == pytest.approx([1e-4, 0.1, 0.2, 0.2])
     assert float(annealed(jnp.array(5, jnp.int32), cap=jnp.array(1.0), total=3)) == 1
@@ -45,8 +45,8 @@ def test_annealing_grows_by_the_total_for_any_cap():
 
 
 @pytest.mark.deep
-def test_the_loss_is_a_mean_over_the_users_there():
-    """Trap 17: padding weighs nothing, whatever stands there; trap 19: a mean."""
+def test_the_loss_is_a_mean_over_the_users_of_the_batch():
+    """Padding does not count, even if it is NaN. The weights are factors of a mean, not of its denominator."""
     halves = {"nll": jnp.array([1.0, 2.0, 4.0, jnp.nan]), "kl": jnp.array([10.0, 20.0, 30.0, jnp.inf])}
     there = [True, True, True, False]
     run = partial(objective, halves, jax.random.key(0), model=Halves(), total=10)
@@ -58,7 +58,7 @@ def test_the_loss_is_a_mean_over_the_users_there():
 
 @pytest.mark.deep
 def test_a_batch_with_more_pairs_than_its_room_is_not_a_number():
-    """Training draws users without replacement; here one of 600 items is drawn 30 times."""
+    """Training draws users without replacement. Here the user with 600 items is drawn 30 times."""
     degrees = np.r_[600, np.arange(2, 61) % 4 + 1]
     known = jr.Interactions.from_pairs(
         np.repeat(np.arange(60), degrees), np.concatenate([np.arange(n) for n in degrees]), n_users=60
@@ -71,8 +71,7 @@ def test_a_batch_with_more_pairs_than_its_room_is_not_a_number():
 
 
 @pytest.mark.deep
-def test_gradients_are_finite_where_a_row_is_empty_and_where_dropout_takes_all_of_one():
-    """Trap 18, with noise."""
+def test_gradients_are_finite_for_rows_that_are_empty_or_dropped_out_whole():
     model, key = TWO.clone(dropout=0.9), jax.random.key(0)
 
     def loss(params, batch):
@@ -119,7 +118,7 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard(model):
 
 @pytest.mark.deep
 def test_encoder_and_decoder_are_trained_alternately():
-    """The prior is the encoder of the epoch, and two programs serve all epochs."""
+    """The prior has the encoder of the same epoch, and all epochs share two compiled programs."""
     model, seen = RecVAE(30, dim=4, width=8), []
 
     def validate(variables):
@@ -178,7 +177,7 @@ def test_bad_arguments_of_alternating_are_named(options, message):
 @pytest.mark.deep
 @pytest.mark.parametrize("name", ["EASE", "MultDAE", pytest.param("VALID", marks=pytest.mark.deep)])
 def test_users_held_out_whole_are_found_by_their_histories(name):
-    """Of the 15 items of a user's colour 12 are known, 2 to be found, 1 on the diagonal; all are equally popular."""
+    """Of 15 items of a user's colour, 12 are known, 2 held out and 1 on the diagonal. All are equally popular."""
     order = partial(splits.random_order, key=jax.random.key(0))
     parts = splits.held_out_users(jax.random.key(0), BOARD, n_valid=4, n_test=10, order=order)
     if name == "EASE":
@@ -232,7 +231,7 @@ def test_alternating_says_a_metric_that_is_never_a_number_and_carries_what_was_t
 
 @pytest.mark.deep
 def test_a_pass_that_diverges_ends_the_run_with_the_state_before_it():
-    """In the form that the run returns, not that of the pass."""
+    """The error carries the state in the form that the run returns, not in that of a pass."""
     board = synthetic.checkerboard(12)[0]
     exploding = optax.chain(optax.scale_by_schedule(lambda count: jnp.where(count < 4, 0.0, 1e30)), optax.sgd(1.0))
     options = {"epochs": 5, "batch_size": 6, "encoder_passes": 1, "progress": False}

@@ -44,7 +44,9 @@ def leaves(tree):
 
 @pytest.mark.deep
 def test_tables_from_the_normal_distribution_start_at_a_loss_of_about_6():
-    """128 dimensions of N(0, 1): score differences of deviation 16, and a mean softplus of 16 / √(2π)."""
+    """With 128 dimensions of N(0, 1), score differences have a standard deviation of 16, and their mean softplus is
+    16 / √(2π).
+    """
     model = jr.models.MF(300, 300, dim=128, scale=1.0)
     variables = model.init(jax.random.key(0), jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32))
     users, items = jax.random.randint(jax.random.key(1), (2, 2048), 0, 300, jnp.int32)
@@ -90,8 +92,8 @@ def test_rows_are_those_of_the_objective_and_weigh_one_over_the_positives(shared
 
 
 @pytest.mark.deep
-def test_rows_of_mars_are_those_that_its_positives_replace():
-    """The rows with a gradient are the rows to penalise, each as often as it is drawn."""
+def test_rows_of_mars_are_those_of_its_drawn_positives():
+    """The rows with a gradient are the rows to penalise."""
     model = jr.models.MARS(8, 60, dim=4, n_facets=2)
 
     def positives(key, shape):
@@ -141,7 +143,7 @@ def test_draws_from_examples_carry_histories():
 
 @pytest.mark.deep
 def test_validation_without_pairs_or_of_other_users_is_refused():
-    """Of no pairs a draw would be the first that lie in memory; of other users, those of the last row."""
+    """Without the check, a draw from no pairs would read arbitrary memory, and ids of other users would be clamped."""
     nothing = VALID.select(np.zeros(VALID.n_pairs, bool))
     others = jr.Interactions.from_pairs(*VALID.pairs(), n_users=N + 1, n_items=N)
     for valid, message in (
@@ -215,7 +217,7 @@ def test_a_run_resumes_from_its_checkpoint_with_bit_identical_results(tmp_path):
 
 
 @pytest.mark.deep
-def test_seeds_side_by_side_are_the_single_runs():
+def test_seeds_of_a_sweep_are_the_single_runs():
     def setup(rate):
         tx = alternate(optax.adam(0.02), amsgrad(rate), draws=DRAWS, simulated=smooth_adam(0.02))
         return MF, partial(BPR, model=MF), tx
@@ -230,7 +232,7 @@ def test_seeds_side_by_side_are_the_single_runs():
 
 @pytest.mark.deep
 def test_an_objective_that_does_not_say_its_rows_is_refused():
-    """Without a sampler, or with two, it is not known which rows to penalise."""
+    """Without a sampler, or with two, the rows to penalise are unknown."""
     both = partial(jr.train.combined_objective, parts=[(1.0, partial(BPR, model=MF)), (1.0, partial(BPR, model=MF))])
     for objective, n in ((partial(jr.train.gram_objective, model=MF), 0), (both, 2)):
         with pytest.raises(ValueError, match=f"the objective binds {n} samplers as sample=.*pass rows="):

@@ -108,7 +108,7 @@ def test_one_key_gives_one_result_and_gradients_are_finite():
 
 
 @pytest.mark.deep
-def test_shared_negatives_are_everyones():
+def test_shared_negatives_count_for_all_users():
     variables = drawn()
     objective = partial(ultragcn.objective, variables, KEY, BATCH, model=MODEL, graph=GRAPH)
     row = np.array([[4, 1]], np.int32)
@@ -163,7 +163,7 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard_and_sweeps():
 
 @pytest.mark.deep
 def test_the_penalty_of_rows_takes_the_sum():
-    """`penalised_rows` weighs rows as the objective does: a sum here, not a mean."""
+    """`penalised_rows` weights rows as the objective does, here as a sum, not a mean."""
     objective = partial(ultragcn.objective, model=MODEL, graph=GRAPH, sample=SAMPLE)
     rows = jr.train.lambda_opt.penalised_rows(KEY, BATCH, objective=objective)
     np.testing.assert_allclose(rows["user"][1], [2, 2, 1])

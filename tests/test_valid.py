@@ -1,6 +1,6 @@
 """VALID and MacridVAE: the released code's values in float64, and what a new implementation may get wrong.
 
-The released classes computed the fixture's values. Numbers of traps are those of the project's notes on VALID.
+The released classes computed the fixture's values.
 """
 
 from functools import partial
@@ -102,8 +102,8 @@ RAW = (0.221451, 0.7153, 0.656574, 0.090639)  # the first of them, by equation 4
     [pytest.param(name, marks=() if name in ("R=2", "RecBole's MacridVAE") else pytest.mark.deep) for name in GOLDEN],
 )
 def test_losses_and_gradients_are_those_of_the_released_code(name, float64):
-    """Traps 2 (m is still for R ≥ 2), 3 and 4 (where gradients stop), 5 (mask, then normalise), 7 (KL), 13, 18 (user 2
-    has no item), 19 (a mean over users).
+    """Prototypes get no gradient for R ≥ 2, unless updates are unrolled. Shares are masked before they are normalised,
+    the likelihood has the whole row, and the loss is a mean over users, of whom user 2 has no item.
     """
     model, losses, first, norms = GOLDEN[name]
 
@@ -127,7 +127,7 @@ def test_losses_and_gradients_are_those_of_the_released_code(name, float64):
 
 @pytest.mark.deep
 def test_shares_and_prototypes_are_those_of_the_released_code(float64):
-    """Trap 1: shares sum to 1 over interests, for each item."""
+    """The shares of an item sum to 1 over the interests."""
 
     def first_block(module, pairs, vectors):
         x = jnp.broadcast_to(PROTOTYPES[None], (M, K, D))
@@ -148,7 +148,7 @@ def test_shares_and_prototypes_are_those_of_the_released_code(float64):
 
 @pytest.mark.deep
 def test_updates_as_equation_4_prints_them_sum_the_items_as_they_are(float64):
-    """They are neither normalised nor dropped, and padding has no part in them; a user without items has none."""
+    """Shares are neither normalised nor dropped out, and padding does not count. A user without items gets zeros."""
     model = TWO.clone(raw_updates=True)
     after = applied(model, USERS, method="prototypes")[1]
     np.testing.assert_allclose(after[0, 0], RAW, atol=1e-6)
@@ -164,7 +164,7 @@ def test_updates_as_equation_4_prints_them_sum_the_items_as_they_are(float64):
 @pytest.mark.deep
 @pytest.mark.parametrize("name", ["cosine", "coda, matrix", "coda, row"])
 def test_attention_among_prototypes_follows_each_update(name, float64):
-    """The values follow from the paper's formulae, which do not say over what CoDA takes its means."""
+    """The values follow from the paper's formulae, which leave open over which axis CoDA takes its means."""
     fn, first, out = {
         "cosine": (attention.cosine, (0.671722, 0.312159, 0.01612), (0.648897, 1.391622, 1.752506, 1.632528)),
         "coda, matrix": (
@@ -176,7 +176,7 @@ def test_attention_among_prototypes_follows_each_update(name, float64):
     }[name]
     fn, p = partial(fn, temperature=0.5), PARAMS["prototype"]
     np.testing.assert_allclose(fn(p)[0], out, atol=1e-6)
-    marked = np.concatenate([p, 1e-8 * np.eye(K)], axis=1)  # B itself shows in the columns that mark the rows
+    marked = np.concatenate([p, 1e-8 * np.eye(K)], axis=1)  # the added columns show B itself
     np.testing.assert_allclose(fn(marked)[0, D:] / 1e-8 - np.eye(K)[0], first, atol=1e-6)
     stacked = fn(np.stack([p, 2 * p, p]))
     np.testing.assert_allclose(stacked[2], fn(p), **CLOSE)
@@ -198,7 +198,7 @@ TWINS[3] = TWINS[0]
 
 @pytest.fixture(scope="module")
 def noisy():
-    """A step of two users with the same items, by one key: all that is drawn and what comes of it."""
+    """All draws of one step and their results, for one key. Users 0 and 3 have the same items."""
 
     def drawn(module, pairs, vectors):
         found = module._encoded(pairs, vectors)
@@ -225,8 +225,8 @@ def noisy():
 
 @pytest.mark.deep
 def test_decoder_and_encoder_share_one_sample_of_the_groups(noisy, float64):
-    """Traps 8 (z is a unit vector again), 9 (one A for both), 11 (a normaliser over all items), 13 (a whole row in the
-    likelihood, also what dropout set to 0).
+    """z is a unit vector after the noise, too. The normaliser is over all items, and the likelihood has the whole row,
+    including the items that dropout set to 0.
     """
     drawn, nll = noisy
     x, z = (np.asarray(part, float) for part in (drawn["found"].prototypes, drawn["found"].interests))
@@ -244,7 +244,7 @@ def test_decoder_and_encoder_share_one_sample_of_the_groups(noisy, float64):
 
 @pytest.mark.deep
 def test_a_noisy_pass_is_the_formula_with_each_draw_in_its_place(noisy, float64):
-    """Traps 9, 12 and 14 inside the pass: update and encoder both group by noisy shares and drop out their weights."""
+    """Updates and encoder both group by noisy shares, and drop out their weights."""
     drawn, _ = noisy
     drawn = jax.tree.map(lambda leaf: np.asarray(leaf, float), drawn)
     for user in USERS:
@@ -266,8 +266,8 @@ def test_a_noisy_pass_is_the_formula_with_each_draw_in_its_place(noisy, float64)
 
 
 @pytest.mark.deep
-def test_the_first_blocks_noise_is_shared_and_the_others_is_not(noisy):
-    """Trap 14: users with the same items have the same groups in block 1, others in block 2."""
+def test_users_share_the_noise_of_the_first_block_only(noisy):
+    """Users with the same items have the same groups in block 1, and different groups in block 2."""
     drawn, _ = noisy
     rows = np.asarray(drawn["rows"])
     for name, same in (("first", True), ("second", False), ("last", False)):
@@ -277,7 +277,7 @@ def test_the_first_blocks_noise_is_shared_and_the_others_is_not(noisy):
 
 @pytest.mark.deep
 def test_nothing_is_random_in_evaluation():
-    """Trap 15: two keys, one answer, bit for bit; of trap 14, users with the same items have the same scores."""
+    """Scores do not depend on the key, and users with the same items have the same scores, bit for bit."""
     options = {"method": "rows", "params": jax.tree.map(np.float32, PARAMS), "histories": interactions(TWINS)}
     one, other = (applied(TWO, USERS, key=jax.random.key(seed), **options) for seed in (0, 1))
     np.testing.assert_array_equal(one, other)
@@ -287,7 +287,7 @@ def test_nothing_is_random_in_evaluation():
 
 @pytest.mark.deep
 def test_noise_of_interests_has_the_stated_deviation():
-    """Trap 6: σ₀ exp(lv / 2) with lv = −output, by 100 000 samples, seen as the slope of z = (1, 0) + noise."""
+    """It is σ₀ exp(lv / 2) with lv = −output. The slopes of 100 000 samples of z = (1, 0) + noise show it."""
     known = interactions(np.eye(25_000, 2) > -1)
     model = VALID(2, **SIZES | {"dim": 2, "n_interests": 4}, n_blocks=1, deviation=1e-3)
     shapes = jax.eval_shape(model.init, jax.random.key(0), USERS[:1], USERS[:1])["params"]
@@ -306,7 +306,7 @@ def test_noise_of_interests_has_the_stated_deviation():
 @pytest.mark.deep
 @pytest.mark.parametrize("model", [TWO, RecBoleMacridVAE(N, **SIZES)])
 def test_dropout_follows_the_normalisation_and_is_each_interests_own(model):
-    """Trap 12: Σ w² = 2 for a rate of ½, not 1; masks differ by interest, block and user; RecBole's is the row's."""
+    """For a rate of ½, Σ w² is 2, not 1. Masks differ between interests (except RecBole's), blocks and users."""
     whole = interactions(np.ones((400, N)))
     pairs = Pairs.of(whole, key=jax.random.key(0))
     shares = jax.random.uniform(jax.random.key(1), (len(whole.indices), K), minval=0.3)
@@ -332,7 +332,7 @@ def test_macridvae_has_one_block():
 
 @pytest.mark.deep
 def test_one_interest_is_a_cosine_autoencoder_for_any_blocks(float64):
-    """Trap 10; of trap 9, with K = 1 the groups' noise has nothing to say."""
+    """With K = 1 neither the updates nor the noise of the groups change anything."""
     params = PARAMS | {"prototype": PARAMS["prototype"][:1]}
     options = SIZES | {"n_interests": 1, "dropout": 0.0}
     models = [VALID(N, n_blocks=n, **options) for n in (1, 3)]

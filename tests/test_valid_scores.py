@@ -1,4 +1,4 @@
-"""VALID and MacridVAE as models: pairs and rows agree; what evaluation and training make of them."""
+"""VALID and MacridVAE as models: pairs and rows, evaluation and training."""
 
 from functools import partial
 
@@ -37,7 +37,7 @@ def test_pairs_of_any_shape_are_entries_of_rows(blocks, float64):
 
 @pytest.mark.deep
 def test_anybody_is_scored_by_their_history(float64):
-    """Whoever they are, wherever they stand, and whatever the padding."""
+    """The user's id, their place in the batch and the padding do not matter."""
     model, order = TWO.clone(attention=attention.cosine), np.array([3, 0, 2, 2, 4, 1], np.int32)
     folded = applied(model, None, method="rows", histories=TRAIN.take(order, capacity=40))
     np.testing.assert_allclose(folded, np.asarray(applied(model, USERS, method="rows"))[order], **CLOSE)
@@ -46,7 +46,7 @@ def test_anybody_is_scored_by_their_history(float64):
 
 @pytest.mark.deep
 def test_lists_in_float32_are_those_in_float64():
-    """Trap 20: 99.5 % of the top-20 sets of 200 users are the same, and evaluation asks for full precision."""
+    """At least 99.5 % of the top-20 sets of 200 users are the same, and evaluation uses the highest precision."""
     rng = np.random.default_rng(0)
     train = interactions(rng.random((200, 400)) < 0.05)
     model = VALID(400, dim=16, n_interests=3, width=8)
@@ -68,13 +68,13 @@ def test_lists_in_float32_are_those_in_float64():
 
 @pytest.mark.deep
 def test_recall_divides_by_all_relevant_items():
-    """Trap 21: 20 hits of 30 are 2/3 at 20; one relevant item at rank 2 has an NDCG of 0.63093."""
+    """20 hits of 30 relevant items are a recall of 2/3 at 20. One relevant item at rank 2 has an NDCG of 0.63093."""
     assert float(metrics.recall(jnp.ones(20, bool), jnp.array(30), k=20)) == pytest.approx(2 / 3)
     assert float(metrics.ndcg(jnp.arange(20) == 1, jnp.array(1), k=20)) == pytest.approx(0.63093, abs=1e-5)
 
 
-def test_a_test_masks_what_it_is_told_to():
-    """Trap 22: a validation item ranked first, a test item 21st: the paper masks train alone, stock RecBole both."""
+def test_full_ranking_masks_only_the_given_pairs():
+    """A validation item is ranked first, a test item 21st. The paper masks only training items, RecBole both."""
     scores = -jnp.arange(30.0)[None]
     model = jr.evaluate.scorer(lambda table, users: table[users])
     train, valid, test = (jr.Interactions.from_pairs([0], [item], n_items=30) for item in (29, 0, 20))
@@ -87,7 +87,7 @@ def test_a_test_masks_what_it_is_told_to():
 
 @pytest.mark.deep
 def test_small_temperatures_do_not_overflow():
-    """Trap 25: at τ of .005 exponentials reach e⁴⁰⁰, beyond float32."""
+    """At a temperature of .005, exponentials reach e⁴⁰⁰, which float32 cannot hold."""
     model = TWO.clone(temperature=0.005, decoder_temperature=0.005)
     params = jax.tree.map(np.float32, PARAMS)
 
@@ -103,7 +103,6 @@ def test_small_temperatures_do_not_overflow():
 
 @pytest.mark.deep
 def test_collapse_is_the_mean_cosine_between_interests():
-    """Trap 27."""
     same, apart = jnp.ones((3, 2)), jnp.eye(3)
     mixed = jnp.array([[1.0, 0], [0, 2.0], [3.0, 0]])
     assert [float(collapse(x)) for x in (same, apart)] == pytest.approx([1, 0])
@@ -114,8 +113,8 @@ def test_collapse_is_the_mean_cosine_between_interests():
 
 
 @pytest.mark.deep
-def test_adam_is_pytorchs(float64):
-    """Trap 28: ε outside the root, bias corrected, and a decay that is not a gradient moves even still prototypes."""
+def test_adam_equals_that_of_pytorch(float64):
+    """ε is outside the root, and biases are corrected. Decoupled weight decay moves parameters without gradient."""
     tx, x, state = optax.adam(1e-3), jnp.array([1.0, -2.0, 3.0]), None
     state = tx.init(x)
     expected, m, v = np.array([1.0, -2.0, 3.0]), 0.0, 0.0
@@ -165,7 +164,7 @@ BOARD, DIAGONAL = synthetic.checkerboard(30)
 @pytest.mark.deep
 @pytest.mark.parametrize("model", [MacridVAE, VALID])
 def test_recovers_the_diagonal_withheld_from_the_checkerboard(model):
-    """Of trap 2, prototypes of two blocks stay as they were drawn, and one block's move."""
+    """The prototypes of VALID, with two blocks, keep their initial values. Those of MacridVAE, with one block, move."""
     model = model(BOARD.n_items, dim=8, n_interests=2, width=8, chunk=16)
     objective = partial(jr.train.autoencoders.objective, model=model, cap=0.2, total=100)
     state = jr.train.init(jax.random.key(0), model, TX)

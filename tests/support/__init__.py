@@ -5,7 +5,7 @@ import optax
 
 
 def adam(rate, **decays):
-    """Optax raises an int32 count to a float power, which strict promotion refuses: that is optax's affair."""
+    """Adam under standard promotion: optax raises an int32 count to a float power, which strict promotion refuses."""
     tx = optax.adam(rate, **decays)
 
     def update(gradients, state, params=None):

@@ -1,4 +1,4 @@
-"""Losses in plain Python, scores and masks to try them on, and comparisons, for the tests of losses."""
+"""Losses in plain Python, with scores, masks and comparisons, for the tests of losses."""
 
 import math
 from functools import partial
@@ -87,7 +87,7 @@ def metricf(p, ns, margin=1.5, weight=1.1, reduce=average):
 
 
 def half(ns):
-    """Distances between items for `sml`: any function of the negatives that keeps a mask's shape."""
+    """Distances between items for `sml`: a function of the negatives, with the shape of the mask."""
     return 0.5 * ns + 0.1
 
 
@@ -182,7 +182,7 @@ LOSSES = {
     ),
 }
 
-# Row 0 has one valid negative, row 1 two, row 2 all, row 3 none. Scores keep clear of all margins.
+# Row 0 has one valid negative, row 1 two, row 2 all, row 3 none. No score is near a margin.
 SCORES = (
     np.array([0.3, 0.97, -0.4, 0.55], np.float32),
     np.array(

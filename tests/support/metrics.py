@@ -33,7 +33,7 @@ def brute_force(name, hits, n_relevant, k, denominator="n_relevant"):
 def second_opinion(lists, relevant, k):
     """Returns ranx's metrics of each user, {metric: [U]}: `lists` are item ids, best first, `relevant` sets of ids."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        patch.setenv("NUMBA_DISABLE_JIT", "1")  # compiling takes a minute, these few users a millisecond
+        patch.setenv("NUMBA_DISABLE_JIT", "1")  # compiling takes far longer than these few users
         warnings.simplefilter("ignore")
         ranx = pytest.importorskip("ranx")
         run = {

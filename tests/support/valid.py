@@ -1,4 +1,4 @@
-"""A small data set with parameters in closed form, for the tests of VALID and what is built on it."""
+"""A small data set, and parameters given by a formula, for the tests of VALID and of related models."""
 
 import jax
 import numpy as np
@@ -42,7 +42,7 @@ CLOSE = {"rtol": 1e-11, "atol": 1e-13}
 
 
 def applied(model, users, *args, method, key=None, params=PARAMS, histories=TRAIN):
-    """`model.apply`, jitted, of users with the rows of TRAIN, if not other histories; noise if there is a key."""
+    """`model.apply` of users, jitted. Histories are those of TRAIN unless others are given; a key adds noise."""
 
     def run(variables, users, args, histories, key):
         rngs = {} if key is None else {"noise": key}
