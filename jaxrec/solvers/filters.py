@@ -191,7 +191,7 @@ def decompose(
         key: typed key that draws the initial vectors.
         normalization: c, the power of the users' degrees; see `fit`.
         tolerance: the iteration ends when no `residual` exceeds this.
-        passes: maximum number of passes, which take two sparse products with 1.25 K columns each.
+        passes: maximum number of passes, which take two sparse products with about 1.25 K columns each.
 
     Raises:
         ValueError: if `dim` is not an integer from 1 to min(M, N), `passes` is not an integer of 1

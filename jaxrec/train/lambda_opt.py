@@ -59,8 +59,8 @@ def draws(
             set; None uses the training objective.
 
     Raises:
-        ValueError: if `valid` has no pairs, or the objective binds no sampler and `rows` is not
-            given.
+        ValueError: if `valid` has no pairs, or `rows` is not given and the objective binds no
+            sampler or several.
 
     Differs: the released code goes through both sets in shuffled order, and draws negatives for
     validation that are in neither set. Here the training objective's sampler draws them, unless
