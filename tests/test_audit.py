@@ -194,6 +194,6 @@ def test_many_test_users_are_sampled_by_default(clean, monkeypatch):
     assert report.rankers == jr.evaluate.audit(*clean, users=6).rankers
 
 
-def test_unknown_finding_names_those_there_are(clean):
+def test_an_unknown_finding_lists_the_known_ones(clean):
     with pytest.raises(KeyError, match="there are"):
         jr.evaluate.audit(*clean)["leak"]

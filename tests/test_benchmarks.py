@@ -264,7 +264,7 @@ def test_chosen_values_at_an_end_have_a_star():
     assert _study.chosen(row(rate=1.0, draw=2), grid) == "rate 1*, draw 2"
 
 
-def test_lightgcn_has_a_note_where_its_decay_is_far_above_the_papers():
+def test_lightgcn_has_a_note_if_its_decay_is_far_above_that_of_the_paper():
     """A weight of 1e-4 for a batch's rows is 1e-4 / 6038 per user and 2e-4 / 3307 per item of whole tables."""
     from benchmarks.studies import rg2
 
@@ -376,7 +376,7 @@ def test_tuned_losses_are_selected_on_a_part_of_train(monkeypatch):
 
 
 @pytest.mark.deep
-def test_losses_of_the_mml_study_are_tuned_alike():
+def test_losses_of_the_mml_study_have_equal_tuning_budgets():
     from benchmarks.studies import mml_tuned
 
     tried = [study.settings(each.grid, mml_tuned.TRIALS) for each in mml_tuned.methods(mml_tuned.SELECT["gowalla"])]

@@ -33,7 +33,7 @@ def test_a_second_process_finds_the_programs_of_the_first(tmp_path):
     assert list(folder.iterdir())
 
 
-def test_the_cache_is_where_the_environment_or_the_system_says(tmp_path, monkeypatch):
+def test_the_folder_of_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXREC_CACHE", str(tmp_path))
     assert _cache.cache_folder() == tmp_path
     monkeypatch.setenv("JAXREC_CACHE", "")

@@ -90,7 +90,7 @@ def scaled(variables, key, batch, *, table):
 
 
 @pytest.mark.deep
-def test_one_entry_of_a_large_array_makes_another_run(tmp_path):
+def test_a_changed_entry_of_a_large_array_is_another_run(tmp_path):
     checkpoint = jr.train.Checkpoint(tmp_path)
     table = np.full(2000, 1e-3, np.float32)
     fit(1, partial(scaled, table=table), checkpoint=checkpoint)

@@ -187,7 +187,7 @@ def test_data_comes_before_cache_and_neither_is_written(folders, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_unknown_and_absent_sets_say_where_to_put_them(folders, tmp_path, monkeypatch):
+def test_errors_for_unknown_and_missing_sets_say_where_to_put_them(folders, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"name='netflix' is not a known set; known are amazon-book-kgat, .*yelp2018"):
         datasets.load("netflix")
     message = f"ciao has no public download and is not at {tmp_path}/data/ciao/data.npz and {tmp_path}/cache/ciao/data"
@@ -269,7 +269,7 @@ def test_missing_packages_say_what_to_install(folders, monkeypatch):
         datasets.load("ml-100k")
 
 
-def test_the_cache_is_where_the_system_keeps_caches(folders, monkeypatch, tmp_path):
+def test_the_cache_is_in_the_cache_folder_of_the_system(folders, monkeypatch, tmp_path):
     folders("ciao", root="home/jaxrec", interactions=TRAIN)
     monkeypatch.delenv("JAXREC_CACHE")
     monkeypatch.setattr(_cache.platformdirs, "user_cache_path", lambda name: tmp_path / "home" / name)

@@ -105,7 +105,7 @@ def test_users_have_equal_weight_for_any_number_of_test_items():
     assert report.per_user["recall@10"].tolist() == [0.5, 0] and report.means["recall@10"] == 0.25
 
 
-def test_lists_hold_the_best_unseen_items_and_end_in_padding(report):
+def test_lists_have_the_best_unseen_items_and_end_with_padding(report):
     unseen = (~TRAIN[USERS]).sum(1)
     assert unseen.min() < KS[-1] < unseen.max()
     for u, items, n in zip(USERS, report.items, unseen):
@@ -171,7 +171,7 @@ def test_top_k_gives_scores_with_the_items_and_masks_only_what_it_is_given():
 
 
 @pytest.mark.parametrize("table", [False, True])
-def test_lists_of_candidates_hold_them_alone_in_the_order_of_whole_lists(table):
+def test_lists_of_candidates_have_only_these_in_the_order_of_whole_lists(table):
     rng = np.random.default_rng(1)
     chosen, users = rng.permutation(N)[:17], np.arange(M)
     left, right = rng.normal(size=(M, 4)).astype(np.float32), rng.normal(size=(N, 4)).astype(np.float32)
@@ -802,7 +802,7 @@ def test_lengths_are_integers_of_any_kind(ks):
 
 
 @pytest.mark.parametrize("ks", [2.0, "5", [2.5], np.float32(3)], ids=repr)
-def test_lengths_that_are_no_integers_are_named(ks):
+def test_lengths_that_are_not_integers_are_named(ks):
     with pytest.raises(ValueError, match=r"ks=.*; give an integer of 1 or more"):
         evaluate.full_ranking(TABLE, SCORES, *WORLD, ks=ks)
 
@@ -826,12 +826,12 @@ def test_ties_at_infinity_rank_the_test_item_last():
         assert (means["hit_rate@4"], means["hit_rate@5"]) == (0, 1)
 
 
-def test_scores_that_are_no_floats_are_refused():
+def test_scores_that_are_not_floats_are_refused():
     with pytest.raises(TypeError, match=r"the model's scores are int32; return floats, such as scores.astype"):
         evaluate.top_k(evaluate.scorer(lambda table, users: table[users]), jnp.ones((2, 3), jnp.int32), [0], k=1)
 
 
-def test_what_is_no_model_or_no_variables_is_named():
+def test_wrong_models_and_variables_are_named():
     model, table = evaluate.scorer(lambda scores, users: scores[users]), jnp.ones((3, 4))
     for call, error, message in (
         (

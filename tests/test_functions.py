@@ -101,7 +101,7 @@ def test_every_seed_of_a_sweep_draws_its_own_parameters(name):
     np.testing.assert_allclose(second[0], jax.tree.leaves(alone)[0], rtol=1e-6)
 
 
-def test_variables_of_nnx_that_are_no_parameters_are_not_trained():
+def test_nnx_variables_that_are_not_parameters_are_not_trained():
     model = MODELS["NNX"]
     state = jr.train.init(jax.random.key(0), model, TX)
     assert set(state.variables) == {"params", "state"} and "scale" in state.variables["state"]

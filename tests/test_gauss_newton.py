@@ -162,7 +162,7 @@ def test_descends_to_the_diagonal_withheld_from_the_checkerboard(towers_and_para
 
 
 @pytest.mark.deep
-def test_a_step_is_full_where_the_scores_are_linear():
+def test_a_step_has_full_length_if_scores_are_linear():
     """With fixed items the problem is least squares, which one step with exact conjugate gradients solves."""
     items = np.random.default_rng(1).normal(size=(N_ITEMS, DIM))
     with jax.enable_x64(True):

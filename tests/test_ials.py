@@ -188,7 +188,7 @@ def test_with_balance_a_run_hardly_depends_on_the_initial_scale(scale):
     assert other == pytest.approx(usual, rel=0.02) and plain > 1.02 * usual
 
 
-def test_without_a_penalty_there_is_nothing_to_balance():
+def test_balance_does_nothing_without_a_penalty():
     train = interactions()
     for a, b in zip(*(fitted(train, regularization=0.0, dim=2, balance=balance) for balance in (True, False))):
         np.testing.assert_allclose(a, b, rtol=1e-6)
@@ -328,7 +328,7 @@ def test_a_solver_of_other_shapes_is_told_what_to_return(solver):
     chunk=st.sampled_from([1, 64, 1000]),
     parts=st.sampled_from([1, 3]),
 )
-def test_buckets_hold_every_pair_once_and_little_else(degrees, chunk, parts):
+def test_buckets_have_every_pair_once_and_little_padding(degrees, chunk, parts):
     degrees = np.array(degrees)
     if not degrees.any():
         degrees[0] = 1
@@ -663,7 +663,7 @@ def test_a_solver_is_a_function():
 
 
 @pytest.mark.deep
-def test_numbers_of_single_precision_serve_in_double():
+def test_numbers_of_single_precision_work_in_double_precision():
     train, single = interactions(), {name: np.float32(0.25) for name in IALS}
     double = dict.fromkeys(IALS, 0.25)
     with jax.enable_x64(True):

@@ -238,7 +238,7 @@ def test_deep_values_end():
     assert reads(deep) == reads(deep)
 
 
-def test_a_jitted_function_inside_another_is_traced_anew():
+def test_a_changed_jitted_function_inside_another_is_traced_again():
     outer = jax.jit(lambda x, static: jitted(x), static_argnums=1)
     assert float(outer(1.0, reads(jitted))) == 1
     globals().update(SCALE=5.0)

@@ -324,7 +324,7 @@ def test_a_set_without_pairs_has_the_sizes_that_are_given():
 
 
 @pytest.mark.parametrize("kind", [scipy.sparse.csr_array, scipy.sparse.csc_matrix, scipy.sparse.coo_matrix])
-def test_from_scipy_drops_stored_zeros_and_leaves_its_argument_alone(kind):
+def test_from_scipy_drops_stored_zeros_and_does_not_change_its_argument(kind):
     matrix = kind(scipy.sparse.coo_array(([1.0, 0.0, 1.0], ([0, 0, 2], [1, 2, 0])), shape=(4, 3)))
     interactions = Interactions.from_scipy(matrix)
     assert [column.tolist() for column in interactions.pairs()] == [[0, 2], [1, 0]]
@@ -561,7 +561,7 @@ def test_look_ups_build_their_index_once_and_find_any_shape():
 
 
 @pytest.mark.parametrize("text", ["nan", "None", "<NA>", "null"])
-def test_missing_values_turned_into_text_are_said(text):
+def test_missing_values_turned_into_text_cause_a_warning(text):
     with pytest.warns(DataWarning, match=f"users has the label '{text}' in 2 rows, which looks like a missing value"):
         assert Interactions.from_labels([text, "a", text], [1, 2, 3])[0].n_users == 2
 
@@ -623,7 +623,7 @@ def test_times_with_a_zone_are_seconds_and_those_without_are_utc():
 
 
 @pytest.mark.parametrize("kind", [str, object, int])
-def test_a_second_part_goes_by_the_map_of_the_first(kind):
+def test_a_second_part_uses_the_map_of_the_first(kind):
     labels = np.array([10, 20, 30, 20]).astype(kind)
     _, id_map = Interactions.from_labels(labels, labels[::-1])
     test, same = Interactions.from_labels(labels[1:2], labels[2:3], [2.0], [7], id_map=id_map)
@@ -657,7 +657,7 @@ def test_labels_of_a_second_part_in_a_frame_and_wrong_options():
             Interactions.from_labels(["a"], [1], **how)
 
 
-def test_ids_with_large_gaps_are_said():
+def test_ids_with_large_gaps_cause_a_warning():
     with pytest.warns(DataWarning, match=r"items run to 193608, but only 2 of these ids occur.*n_items=193609 if"):
         assert Interactions.from_pairs([0, 1], [1, 193608]).n_items == 193609
     with pytest.warns(DataWarning, match="users run to 20, but only 2 of these ids occur"):
@@ -666,7 +666,7 @@ def test_ids_with_large_gaps_are_said():
 
 
 @pytest.mark.parametrize("ids", [[1, 2, 3], [3, 1, 1], np.arange(1, 50)])
-def test_ids_that_start_at_one_are_said(ids):
+def test_ids_that_start_at_one_cause_a_warning(ids):
     zero_based = np.zeros(len(ids), int)
     with pytest.warns(DataWarning, match="users seem to start at 1, .*; subtract 1, .* or give n_users"):
         assert Interactions.from_pairs(ids, np.arange(len(ids))).n_users == max(ids) + 1
@@ -820,12 +820,12 @@ def test_nothing_is_learned_from_no_pairs(name):
 
 
 @pytest.mark.parametrize("name", TAKERS)
-def test_what_is_no_interactions_is_named_with_what_to_make_of_it(name):
+def test_a_wrong_type_instead_of_interactions_is_named_with_its_remedy(name):
     with pytest.raises(TypeError, match=r"^\w+ is a csr_array; give Interactions: Interactions.from_scipy\(\w+\)$"):
         TAKERS[name](TRAIN.to_scipy())
 
 
-def test_each_thing_that_is_no_interactions_has_its_remedy():
+def test_each_wrong_type_instead_of_interactions_has_its_own_remedy():
     split = jr.data.splits.given(TRAIN, valid=np.zeros(2, bool), test=np.zeros(2, bool))
     frame = type("DataFrame", (), {"columns": ()})()
     labelled = Interactions.from_labels(["a", "b"], [1, 2])

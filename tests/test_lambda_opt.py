@@ -242,7 +242,7 @@ def test_validation_loss_has_no_penalty():
     [("full", smooth_adam(0.05)), ("exact", smooth_adam(0.05)), ("exact", rowwise.lazy_sgd(RATE))],
     ids=["full", "exact", "exact, lazy"],
 )
-def test_rows_whose_coefficients_move(scope, tx):
+def test_coefficients_move_only_in_the_rows_of_the_batches(scope, tx):
     """The training batch has users 0 and 1, the validation batch users 1 and 2."""
     params, (batch, rows), (valid, _) = tables(), drawn(0, users=(0, 1, 1, 0)), drawn(1, users=(1, 2, 2, 1))
     lambdas = spread(coefficients(params, "DUI"))

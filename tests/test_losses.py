@@ -160,7 +160,7 @@ def test_gradient_equals_finite_differences(loss, formula):
 
 
 @pytest.mark.parametrize("name", AVERAGING)
-def test_duplicating_all_negatives_changes_nothing_where_they_are_averaged(name):
+def test_duplicating_all_negatives_changes_no_loss_that_averages_them(name):
     pos, neg = SCORES
     twice = np.tile(neg[:, :2], 2)
     first = np.broadcast_to([True, True, False, False], neg.shape)
@@ -392,7 +392,7 @@ def test_sml_refuses_hyperparameters_without_a_meaning(how, message):
         sml_of_half(*SCORES, **how)
 
 
-def test_mml_refuses_margins_that_are_no_numbers():
+def test_mml_refuses_margins_that_are_not_numbers():
     with pytest.raises(AssertionError):
         losses.mml(*SCORES, margins=np.ones((2, 3), np.float32), weights=(0.5, 0.5))
 

@@ -101,7 +101,7 @@ def test_traced_hyperparameters_get_their_gradient_through_the_loop():
 
 
 @pytest.mark.deep
-def test_a_boundary_of_the_user_keeps_the_row_and_one_of_the_positive_goes_through_the_loop():
+def test_boundaries_of_users_need_no_loop_and_boundaries_of_positives_do():
     pos, neg, where = _scores("of the row")
     for columns in (1, P):
         boundary = np.linspace(-1, 1, B * columns).reshape(B, columns).astype(np.float32)

@@ -281,7 +281,7 @@ def test_lengths_are_divided_out_however_small_or_large(scale):
 
 
 @pytest.mark.parametrize("positives", [[0, 6], [-1, 0]])
-def test_positives_that_are_no_rows_of_the_keys_are_refused(positives):
+def test_positives_outside_the_rows_of_the_keys_are_refused(positives):
     with pytest.raises(ValueError, match="give rows of keys, 0 to 5"):
         losses.infonce(jnp.ones((2, 3)), jnp.ones((6, 3)), positives=jnp.array(positives))
 

@@ -739,7 +739,7 @@ def test_products_of_facets_have_all_their_derivatives():
 
 
 @pytest.mark.deep
-def test_margins_of_single_precision_serve_in_double():
+def test_margins_of_single_precision_work_in_double_precision():
     model = MARS(M, N, dim=D, n_facets=2)
     margin = np.linspace(0.1, 0.9, M).astype(np.float32)
     with jax.enable_x64(True):

@@ -312,7 +312,7 @@ SOLVERS = {
 @pytest.mark.deep
 @pytest.mark.parametrize("kind", ["Explicit", "Auto"])
 @pytest.mark.parametrize("name", SOLVERS)
-def test_solvers_return_rows_where_the_mesh_is(name, kind):
+def test_solvers_return_rows_on_the_mesh(name, kind):
     options = {"dim": 3, "regularization": 0.1, "key": jax.random.key(0), "sweeps": 3, "tolerance": None}
     model, alone, log = SOLVERS[name](TRAIN, progress=False, **options)
     _, variables, log_of_mesh = SOLVERS[name](TRAIN, mesh=mesh_of(kind), progress=False, **options)
@@ -326,7 +326,7 @@ def test_solvers_return_rows_where_the_mesh_is(name, kind):
 
 @pytest.mark.deep
 @pytest.mark.parametrize("kind", ["Explicit", "Auto"])
-def test_factors_on_a_mesh_serve_new_users(kind):
+def test_new_users_are_folded_in_with_factors_on_a_mesh(kind):
     options = {"dim": 3, "regularization": 0.1, "key": jax.random.key(0), "sweeps": 2, "progress": False}
     own = {jr.solvers.ials: {"unobserved_weight": 0.2}, jr.solvers.rg2: {}}
     for solver, further in own.items():

@@ -243,7 +243,7 @@ def weighted_mean(values, batch):
 
 @pytest.mark.deep
 @pytest.mark.parametrize(("batch", "shared"), [(BATCH, False), (GROUPS, True)], ids=["single", "groups, shared"])
-def test_the_positives_relation_serves_the_negatives(batch, shared):
+def test_negatives_use_the_relation_of_the_positive(batch, shared):
     model, loss = MODELS["lrml"], partial(jr.losses.hinge, margin=0.7)
     variables = drawn(model)
     negatives = negatives_of(batch, shared)

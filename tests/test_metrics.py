@@ -154,13 +154,13 @@ def test_auc_equals_the_comparison_of_all_pairs():
 
 
 @pytest.mark.deep
-def test_auc_ignores_what_masked_entries_hold():
+def test_auc_ignores_the_values_of_masked_entries():
     scores, relevant = jnp.array([3.0, jnp.nan, 1.0, 2.0]), jnp.array([False, True, False, True])
     assert metrics.auc(scores, relevant, where=jnp.array([True, False, True, True])) == 0.5
 
 
 @pytest.mark.deep
-def test_auc_of_rows_whose_pairs_pass_int32():
+def test_auc_of_rows_with_more_pairs_than_int32_holds():
     n = 140_000
     relevant = np.arange(n) < n // 2
     assert metrics.auc(np.where(relevant, 1, 0).astype(np.float32), relevant) == 1
@@ -194,7 +194,7 @@ def test_auc_refuses_scores_and_relevance_that_differ_in_shape_or_are_not_bool()
 
 
 @pytest.mark.deep
-def test_ranks_alone_by_hand():
+def test_separate_ranks_by_hand():
     """Positives score 3 and 1, the others 2, 0 and 4. Separate ranks are 2 and 3, those in one list 2 and 4."""
     scores = jnp.array([3.0, 1.0]), jnp.array([[2.0, 0.0, 4.0]])
     ranks = metrics.rank_alone(*scores)
@@ -209,7 +209,7 @@ def test_ties_count_for_the_positive_in_rank_alone_and_against_it_in_auc_alone()
     assert metrics.rank_alone(*equal).tolist() == [1, 1] and metrics.auc_alone(*equal).tolist() == [0, 0]
 
 
-def test_ranks_alone_leave_out_what_is_masked():
+def test_separate_ranks_leave_out_masked_entries():
     pos, others, where = (
         jnp.array([1.0, 1.0]),
         jnp.array([[2.0, 3.0, 0.0]]),

@@ -26,7 +26,7 @@ def test_amsgrad_is_that_of_pytorch_and_not_that_of_optax():
     np.testing.assert_allclose(steps_of(optax.amsgrad(1.0), gradients), theirs, rtol=2e-6)
 
 
-def test_smooth_adam_is_adam_where_gradients_are_large_and_takes_its_state():
+def test_smooth_adam_equals_adam_for_large_gradients_and_takes_its_state():
     gradients = np.random.default_rng(0).normal(size=20)
     np.testing.assert_allclose(
         steps_of(moments.smooth_adam(0.1, b1=0.8, b2=0.9), gradients),

@@ -122,7 +122,7 @@ RATED = jr.Interactions.from_pairs(
 )
 
 
-def test_nmf_ends_where_no_entry_gains_by_moving():
+def test_nmf_ends_at_an_optimum():
     """At the optimum the gradient is 0 for positive entries, and 0 or more for entries of 0."""
     pytest.importorskip("sklearn")
     options = {"dim": 2, "regularization": 0.3, "iterations": 5000, "tolerance": 1e-7}

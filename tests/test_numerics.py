@@ -14,7 +14,7 @@ def test_integers_of_every_kind_are_one(value):
 
 
 @pytest.mark.parametrize("value", [3.0, np.float64(3), "3", None, np.array([3, 4]), jnp.float32(3)])
-def test_what_is_no_integer_is_named(value):
+def test_values_that_are_not_integers_are_named(value):
     assert as_integer(value) is None
     with pytest.raises(ValueError, match=r"^n=.*; give an integer of 1 or more$"):
         integer("n", value)

@@ -110,7 +110,7 @@ def test_log_q_reaches_the_loss_for_positives_and_negatives(scored, batch):
 
 @pytest.mark.deep
 @pytest.mark.parametrize("shared", [pytest.param(False, marks=pytest.mark.deep), True])
-def test_hardest_keeps_the_best_of_the_pool_and_gradients_flow_through_them_alone(scored, shared):
+def test_hardest_keeps_the_best_of_the_pool_and_only_these_get_gradients(scored, shared):
     model, variables, scores = scored
     objective = partial(
         jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=drawn(6, shared), hardest=2
@@ -294,7 +294,7 @@ def test_under_cosine_short_initial_vectors_turn_quickly_and_long_ones_slowly():
 
 
 @pytest.mark.deep
-def test_a_loss_may_learn_parameters_of_its_own():
+def test_a_loss_may_learn_its_own_parameters():
     """UIB learns a boundary for each user, which is no parameter of the model."""
     model, tx = model_of(), optax.sgd(0.5)
     state = jr.train.init(jax.random.key(0), model, tx, parameters={"boundary": jnp.zeros(30)})

@@ -239,7 +239,7 @@ def test_delimited_refuses(tmp_path, options, message):
         readers.delimited(path, **options)
 
 
-def test_separator_must_be_told_where_the_suffix_does_not(tmp_path):
+def test_a_separator_is_needed_if_the_suffix_does_not_tell_it(tmp_path):
     path = write(tmp_path / "x.dat", "u;i\n1;2\n")
     with pytest.raises(ValueError, match=r"the suffix '\.dat' of .* implies no separator"):
         readers.delimited(path, user="u", item="i")
@@ -531,7 +531,7 @@ def test_datetimes_without_a_zone_are_utc_in_objects_too(monkeypatch):
         time.tzset()
 
 
-def test_a_column_that_is_there_twice_is_refused(tmp_path):
+def test_a_column_that_occurs_twice_is_refused(tmp_path):
     path = write(tmp_path / "x.csv", "u,i,u\n1,2,3\n")
     with pytest.raises(ValueError, match="user='u' is the name of several columns"):
         readers.delimited(path, user="u", item="i")
@@ -611,7 +611,7 @@ def test_separators_that_cannot_be_are_refused(tmp_path, separator):
         readers.delimited(write(tmp_path / "x", "1,2\n"), user=0, item=1, header=False, separator=separator)
 
 
-def test_a_minimum_is_a_number_and_weights_are_there():
+def test_minimum_must_be_a_number_and_needs_weights():
     columns = readers.Columns(np.array([1, 2]), np.array([4, 5]), np.array([3.0, np.nan]))
     with pytest.raises(ValueError, match=r"weights\[1\] of these columns is missing"):
         readers.at_least(columns, 3)

@@ -111,7 +111,7 @@ def test_a_map_of_other_users_is_refused():
         recommend(MODEL, TABLE, 0, k=1, titles=pd.Series(["x", "y"], index=[3, 3]))
 
 
-def test_params_alone_are_not_variables():
+def test_params_instead_of_variables_are_named():
     with pytest.raises(
         TypeError, match=r'variables are not those of MF; pass them whole, such as \{"params": params\}'
     ):

@@ -61,7 +61,7 @@ def test_compare_refuses_what_it_cannot_pair():
         report.compare(_report([2, 2], auc=[0.1, 0.2]), "auc")
 
 
-def test_repr_holds_protocol_and_every_cell():
+def test_repr_has_the_protocol_and_every_cell():
     report = _report([0, 1], "FULL of 7 items", recall_at_5=[0.0, 1.0], recall_at_10=[0.5, 0.5], auc=[0.75, 0.75])
     lines = repr(report).splitlines()
     assert lines[0] == "Report on 2 users: FULL of 7 items"
@@ -75,7 +75,7 @@ def test_repr_holds_protocol_and_every_cell():
     assert lines[2].index("± 0.0000") > lines[1].index("@5") and len(lines[3]) > len(lines[1])
 
 
-def test_html_holds_the_same_and_is_escaped():
+def test_html_has_the_same_cells_and_is_escaped():
     page = _report([0, 1], "ties <at> random & more", recall_at_5=[0.0, 1.0])._repr_html_()
     assert "<caption>2 users: ties &lt;at&gt; random &amp; more</caption>" in page
     assert "<tr><th>recall</th><td>0.5000 ± 0.5000</td></tr>" in page

@@ -307,7 +307,7 @@ def test_rows_along_another_axis(make):
 
 
 @of_a_kind
-def test_tables_sharded_by_rows_stay_where_they_are(tx):
+def test_tables_sharded_by_rows_keep_their_sharding(tx):
     mesh = Mesh(np.array(jax.devices("cpu")), ("rows",), axis_types=(AxisType.Auto,))
     split = NamedSharding(mesh, PartitionSpec("rows"))
     x, g = unit(8, 5), some_rows(8, 5)

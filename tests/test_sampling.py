@@ -77,7 +77,7 @@ def test_popularity_draws_in_proportion_to_a_power_of_degrees(skewed, power):
     assert scipy.stats.chisquare(counts[met], mass[met] * counts.sum()).pvalue > 0.001
 
 
-def test_the_alias_table_holds_the_distribution_exactly(skewed):
+def test_the_alias_table_has_the_exact_distribution(skewed):
     keep, alias, log_q = sampling.popularity_table(skewed)
     mass = np.bincount(alias, weights=1 - keep.astype(float), minlength=len(keep)) + keep
     np.testing.assert_allclose(mass / len(keep), np.exp(log_q), atol=1e-6)

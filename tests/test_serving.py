@@ -111,7 +111,7 @@ def test_numbers_of_64_bits_are_kept(kind, float64):
 
 
 @pytest.mark.deep
-def test_the_file_needs_jax_alone(tmp_path):
+def test_the_file_needs_only_jax(tmp_path):
     model, variables = OF_USERS["MF"], drawn(OF_USERS["MF"])
     (tmp_path / "model.bin").write_bytes(models.export(model, variables, platforms=("cpu", "cuda")))
     code = """

@@ -44,7 +44,7 @@ def test_histories_of_similar_lengths_share_programs_and_sums(solver):
 
 
 @pytest.mark.parametrize("solver", FOLDS)
-def test_another_table_has_sums_of_its_own(solver):
+def test_another_table_has_its_own_sums(solver):
     tables = [table(), 2 * table()]
     first, second = (FOLDS[solver]({"params": {"item": x}}, histories(4)) for x in tables)
     again = [FOLDS[solver]({"params": {"item": np.asarray(x)}}, histories(4)) for x in tables]

@@ -150,7 +150,7 @@ def test_compact_keeps_pairs_under_their_labels(interactions, as_split):
 @pytest.mark.parametrize(
     ("n", "expected"), [(10, (6, 2, 2)), (7, (5, 1, 1)), (4, (3, 1, 0)), (3, (3, 0, 0)), (100, (60, 20, 20))]
 )
-def test_shares_of_in_turn_are_of_the_remaining_pairs_and_rounded_down(n, expected):
+def test_shares_of_in_turn_are_floors_of_the_remaining_pairs(n, expected):
     split = splits.in_turn(user_of(n), order=by_time)
     assert sizes(split) == expected
     assert [part.timestamps.tolist() for part in split] == [
@@ -439,7 +439,7 @@ def test_items_without_a_training_pair_leave_the_catalogue(data_root, name, load
     assert found.test.contains(users, found.id_map.item_ids(id_map.items)[ids]).all()
 
 
-def test_an_order_that_is_no_function_is_named():
+def test_an_order_that_is_not_a_function_is_named():
     data = Interactions.from_pairs([0, 0, 1, 1], [0, 1, 0, 1])
     with pytest.raises(TypeError, match=r"order='temporal'; give a function, such as functools.partial\(splits"):
         splits.ratio(data, (0.5, 0.25, 0.25), order="temporal")

@@ -66,7 +66,7 @@ def whole(epochs):
 @pytest.mark.parametrize("n", [1, 10, 41])
 @pytest.mark.parametrize("block", [1, 7, 10, 100])
 @pytest.mark.parametrize("chunk", [1, 4, 100])
-def test_blocks_hold_every_positive_once_and_are_alike(n, block, chunk):
+def test_blocks_have_every_positive_once_and_equal_shapes(n, block, chunk):
     train, key = weighted(n), jax.random.key(0)
     stream = jr.train.streamed(train, block=block, chunk=chunk)
     blocks = list(stream.blocks(key, np.int32(2)))
@@ -80,7 +80,7 @@ def test_blocks_hold_every_positive_once_and_are_alike(n, block, chunk):
     np.testing.assert_array_equal((users[order], items[order]), train.pairs())
 
 
-def test_the_order_depends_on_key_and_epoch_alone():
+def test_the_order_depends_only_on_key_and_epoch():
     stream = jr.train.streamed(weighted(41), block=10, chunk=4)
 
     def order(seed, epoch):

@@ -179,7 +179,7 @@ def test_a_split_may_have_no_validation_if_nothing_is_chosen(board, tmp_path):
     assert report.means == jr.evaluate.full_ranking(model, variables, board.train, board.test, ks=(2,)).means
 
 
-def test_refit_trains_on_train_and_validation_before_test_alone(board, tmp_path):
+def test_refit_trains_on_train_and_validation_only_before_test(board, tmp_path):
     def refit(train, key, log, *, x):
         assert log is LOG and train.n_pairs == board.train.n_pairs + board.valid.n_pairs
         return None, {"values": np.array([x, 0.75])}, None
@@ -339,7 +339,7 @@ def test_a_metric_that_is_not_a_number_is_refused_and_leaves_no_record(go, tmp_p
         go(fixed("M"), metric="ndcg@5", name="other")
 
 
-def test_a_half_written_last_line_is_dropped_with_a_warning_and_written_anew(go, tmp_path):
+def test_a_half_written_last_line_is_dropped_with_a_warning_and_written_again(go, tmp_path):
     path = tmp_path / "study.jsonl"
     whole = go(fixed("M"))
     text = path.read_text()

@@ -501,7 +501,7 @@ def test_bad_input_says_what_to_do(options, message):
         sweep(**options)
 
 
-def test_settings_that_make_a_shape_are_explained():
+def test_an_error_explains_settings_that_set_a_shape():
     def setup(dim):
         return jr.models.MF(TRAIN.n_users, TRAIN.n_items, dim=dim), objective(), optax.sgd(0.1)
 
@@ -510,7 +510,7 @@ def test_settings_that_make_a_shape_are_explained():
     assert "cannot be a setting" in error.value.__notes__[0]
 
 
-def test_unknown_names_say_what_there_is():
+def test_errors_for_unknown_names_list_the_known_ones():
     found = made([[1.0, 2.0]])
     for ask in (found.values, found.table, found.best):
         with pytest.raises(ValueError, match=r"metric='mrr' is unknown; the runs have \['ndcg'\]"):

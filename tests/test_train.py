@@ -82,7 +82,7 @@ def test_repeats_itself_under_one_key_and_not_under_another():
     assert not same(first, other)
 
 
-def test_epochs_continue_where_the_state_stands():
+def test_epochs_continue_from_the_state():
     model = model_of()
     whole, _ = fit(model, epochs=4)
     half, _ = fit(model, epochs=2)
@@ -107,7 +107,7 @@ def test_every_positive_occurs_once_per_epoch_and_padding_never():
 
 
 @pytest.mark.parametrize("group", [1, 3, 50])
-def test_groups_hold_every_positive_once_an_epoch_and_only_one_user_each(group):
+def test_groups_have_every_positive_once_per_epoch_and_one_user_each(group):
     counts, owners = jnp.zeros((TRAIN.n_users, TRAIN.n_items), jnp.float32), []
 
     def count(variables, key, batch):
@@ -431,7 +431,7 @@ def test_a_pickled_state_continues_as_the_state_itself():
     jax.tree.map(np.testing.assert_array_equal, *ends)
 
 
-def test_what_is_no_rule_or_checkpoint_is_named():
+def test_wrong_types_of_stopping_and_checkpoint_are_named():
     for options, message in (
         ({"stopping": "ndcg@10"}, "stopping='ndcg@10'; give jaxrec.train.EarlyStopping"),
         ({"checkpoint": "folder"}, "checkpoint='folder'; give jaxrec.train.Checkpoint"),
@@ -495,7 +495,7 @@ def test_a_model_with_fewer_users_or_items_than_train_is_refused():
 
 @pytest.mark.parametrize("name", ["epochs", "batch_size", "every"])
 @pytest.mark.parametrize("value", [0, 1.5, 1e3, "3"])
-def test_numbers_that_are_no_ints_are_named(name, value):
+def test_numbers_that_are_not_integers_are_named(name, value):
     with pytest.raises(ValueError, match=f"{name}={value!r}; give an integer of 1 or more"):
         fit(model_of(), **{name: value})
 
@@ -789,7 +789,7 @@ def scaled_bpr(pos, neg, *, where=None):
 
 
 @pytest.mark.deep
-def test_a_changed_global_is_compiled_anew(monkeypatch):
+def test_a_changed_global_is_compiled_again(monkeypatch):
     first = fit(model_of(), scaled_bpr, epochs=1)[1].records[0]["loss"]
     monkeypatch.setitem(globals(), "SCALE", 3.0)
     assert fit(model_of(), scaled_bpr, epochs=1)[1].records[0]["loss"] == pytest.approx(3 * first, rel=0.1)
@@ -886,7 +886,7 @@ def test_ctrl_c_carries_state_and_log():
 
 
 @pytest.mark.deep
-def test_a_last_step_that_goes_too_far_is_not_a_good_state():
+def test_a_last_step_that_overflows_is_not_a_good_state():
     """The loss is computed before the step, so that all losses of the epoch are finite."""
     blown = optax.GradientTransformation(
         lambda params: jnp.zeros((), jnp.int32),
@@ -995,7 +995,7 @@ def test_arguments_of_another_type_are_named(options, message):
         fit(**how)
 
 
-def test_a_sampler_that_is_no_function_is_named():
+def test_a_sampler_that_is_not_a_function_is_named():
     model = jr.models.MF(TRAIN.n_users, TRAIN.n_items, dim=2)
     objective = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample="uniform")
     state = jr.train.init(jax.random.key(0), model, TX)

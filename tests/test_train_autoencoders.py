@@ -206,7 +206,7 @@ def test_annealing_checks_numbers_of_any_library():
 
 
 @pytest.mark.deep
-def test_alternating_says_a_metric_that_is_never_a_number_and_carries_what_was_trained():
+def test_alternating_carries_its_state_if_a_metric_is_never_a_number_or_it_is_interrupted():
     model = RecVAE(30, dim=2, width=3)
     run = partial(alternating, jax.random.key(0), model, TX, BOARD, **OPTIONS | {"epochs": np.int64(2)})
     rule = train.EarlyStopping("x")

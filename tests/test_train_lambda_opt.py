@@ -195,7 +195,7 @@ def test_models_train_and_their_coefficients_are_learned(setup):
 
 
 @pytest.mark.deep
-def test_coefficients_follow_the_validation_objective_where_it_is_another():
+def test_coefficients_follow_another_validation_objective():
     def nothing(variables, key, batch):
         return jnp.zeros(())
 

@@ -36,7 +36,7 @@ def test_pairs_of_any_shape_are_entries_of_rows(blocks, float64):
 
 
 @pytest.mark.deep
-def test_anybody_is_scored_by_their_history(float64):
+def test_users_are_scored_by_their_history(float64):
     """The user's id, their place in the batch and the padding do not matter."""
     model, order = TWO.clone(attention=attention.cosine), np.array([3, 0, 2, 2, 4, 1], np.int32)
     folded = applied(model, None, method="rows", histories=TRAIN.take(order, capacity=40))
