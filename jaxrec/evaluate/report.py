@@ -113,7 +113,7 @@ class Report:
 
         Raises:
             ValueError: if `groups` is not a column with an entry for each user id, or an entry is
-                missing.
+                None or `pandas.NA`.
 
         >>> values = {"ndcg@10": np.array([0.1, 0.3, 0.5])}
         >>> found = Report(np.array([0, 2, 3]), values, {}, None, "").by_group(["new", "old", "old", "old"])
@@ -145,8 +145,8 @@ class Report:
 
         Raises:
             ValueError: if the report has no lists, `groups` is not a column with an entry for each
-                item id, an entry is missing, or k is not an integer from 1 to the length of the
-                lists.
+                item id, an entry is None or `pandas.NA`, or k is not an integer from 1 to the
+                length of the lists.
         """
         if self.items is None:
             raise ValueError("the report has no lists of items; evaluate with full_ranking")

@@ -82,8 +82,8 @@ def fit(
         train: the positives. A user without pairs gets the zero vector. All items without pairs get
             the same vector.
         dim: K, the number of dimensions of a factor.
-        regularization: λ, the strength of the L2 regularisation; its scale is √2 times a singular
-            value of S̃.
+        regularization: λ, the strength of the L2 regularisation. Choose it relative to √2 σ₁; see
+            the module.
         key: typed key that draws the initial item factors.
         alpha: α, additional weight of the positives: L gains α/|D| Σ r (o − 1)² over the pairs, and
             the corresponding regularisation. If α is not 0, every row has its own system, solved by

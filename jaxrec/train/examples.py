@@ -269,7 +269,7 @@ class Histories:
     def batch(self, users: Array) -> tuple[Interactions, jax.Array]:
         """Returns the histories of the users [B] of a batch, and a weight float32 [] for the batch.
 
-        The capacity of the histories is exceeded in one of 10¹² random batches. The weight, and
+        The capacity of the histories is exceeded in at most one of 10¹² random batches. The weight, and
         with it the loss, is then NaN, so that items are never dropped silently; otherwise it is 1.
         User -1 has no items.
         """

@@ -64,7 +64,7 @@ def fold_in(
         users: the ids [B] of the users to train, in `histories` of known and new users, such as
             those of `Interactions.from_labels(..., unknown_users="new")`. Ids of M and more are new
             users. Known users may be among `users`: they start from their own rows. All other rows
-            stay as they are. None means that all rows of `histories` are new users.
+            keep their initial values. None means that all rows of `histories` are new users.
         batch_size: number of examples per step.
         examples: what an epoch goes through, as in `fit`; None is `singles`, with the histories if
             the model needs them.

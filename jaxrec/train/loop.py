@@ -36,8 +36,8 @@ class State(NamedTuple):
     Attributes:
         variables: the model's variables; the collection "params" is trained.
         opt_state: the state of the optimiser.
-        key: the run's typed key; epoch e draws from `fold_in(key, e)`, and block b of the n blocks
-            of a stream from `fold_in(key, n·e + b)`.
+        key: the run's typed key. After e epochs, the next one draws from `fold_in(key, e)`, and
+            block b of the n blocks of a stream, from 0, draws from `fold_in(key, n·e + b)`.
         epoch: int32 [], number of epochs done.
     """
 
@@ -145,7 +145,7 @@ def fit(
         ValueError: if a number is not an integer or too small; weights are negative or not finite;
             a model in the partials of `objective` has fewer users or items than `train`; a sampler,
             `seen` or margins in them have other sizes; the loss does not return one value per
-            comparison; `state` belongs to another optimiser or model; `stopping` is given without
+            positive; `state` belongs to another optimiser or model; `stopping` is given without
             `validate`; `validate` does not return the metric; or the checkpoint was made by another
             run (other data, batch size, key, objective, optimiser or stopping rule), is in use by
             another process, or is damaged.
@@ -328,6 +328,9 @@ def epoch(
 
     Returns:
         The new state, and the losses [⌈R / B⌉] of the steps, where R is the number of examples.
+
+    Raises:
+        TypeError: if `data` is an `Interactions`.
 
     >>> import jaxrec as jr
     >>> train, model, tx = jr.Interactions.from_pairs([0, 0, 1], [0, 1, 2]), jr.models.MF(2, 3, dim=2), optax.sgd(0.1)

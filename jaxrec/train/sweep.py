@@ -85,9 +85,10 @@ def sweep(
 ) -> Sweep:
     """Trains every setting under every key, as `init` and `fit` would, with one compilation.
 
-    A run takes twice the memory of its parameters and optimiser state, because the values from the
-    start of the epoch are kept in case it diverges; with `select`, three times. The temporaries of a
-    batch come on top. `at_once` limits how many runs are on the device.
+    A run takes up to three times the memory of its parameters and optimiser state: it keeps the
+    values from the start of the epoch, in case it diverges, and with `select` those of the best
+    epoch. The temporaries of a batch are added to this. `at_once` limits how many runs are on the
+    device.
 
     A run whose loss is no longer finite keeps its state from the start of that epoch, and is NaN in
     the tables. The other runs are not affected.
