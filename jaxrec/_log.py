@@ -161,6 +161,11 @@ class EarlyStopping:
             ties with the best becomes the best. With `ties=True, patience=s + 1` this is RecBole's
             rule for `stopping_step: s`, which stops after more than s failures.
 
+    Raises:
+        TypeError: if `metric` is not a string.
+        ValueError: if `mode` is another word, `patience` is not an integer of 1 or more, or
+            `min_delta` is negative or not finite.
+
     >>> rule = EarlyStopping("ndcg@10", patience=1)
     >>> state, improved = rule.update(rule.init(), {"epoch": 1, "ndcg@10": 0.2})
     >>> state, improved = rule.update(state, {"epoch": 2, "ndcg@10": 0.1})

@@ -115,7 +115,8 @@ def ranked(
         histories: the items by which the model knows users; None if it does not need them.
 
     Returns:
-        scores float32 [U, k], items int32 [U, k], and what `judge` returns, each [U], or None.
+        scores [U, k], float32 or float64, items int32 [U, k], and what `judge` returns, each [U],
+        or None.
 
     Raises:
         TypeError, ValueError: see `jaxrec.evaluate.top_k`.

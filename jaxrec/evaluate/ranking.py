@@ -88,8 +88,8 @@ def top_k(
             processor's cache, or takes 1 GB on an accelerator. Results do not depend on it.
 
     Returns:
-        scores float32 [U, k] and items int32 [U, k], best first; -inf and -1 if a user has fewer
-        items left.
+        scores [U, k] and items int32 [U, k], best first; -inf and -1 if a user has fewer items
+        left. Scores are float32, or float64 if those of the model are.
 
     Warns:
         DataWarning: if users have no items in `histories`.
