@@ -96,7 +96,7 @@ class Interactions:
         n_users: int | None = None,
         n_items: int | None = None,
     ) -> Interactions:
-        """Builds the matrix from ids 0 .. n-1, given as one pair a row, in any order.
+        """Builds the matrix from ids 0 .. n-1, given as one pair per row, in any order.
 
         If a pair occurs more than once, its rows are merged: the weights are added (in float64),
         the latest timestamp is kept, and a `DataWarning` says how many rows were merged.

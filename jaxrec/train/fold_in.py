@@ -66,8 +66,8 @@ def fold_in(
             users. Known users may be among `users`: they start from their own rows. All other rows
             keep their initial values. None means that all rows of `histories` are new users.
         batch_size: number of examples per step.
-        examples: what an epoch goes through, as in `fit`; None is `singles`, with the histories if
-            the model needs them.
+        examples: function of the positives that returns the examples of an epoch, as in `fit`; None
+            is `singles`, with the histories if the model needs them.
         loop: `validate`, `every`, `stopping`, `checkpoint`, `callbacks` and `progress`, as in
             `fit`. `validate` gets the variables that are returned; callbacks and exceptions have
             the state of the rows that are trained.

@@ -116,8 +116,8 @@ def fit(
             warning.
         batch_size: B, the number of examples per step. On a mesh it should be a multiple of the
             number of devices; otherwise every device computes the whole batch.
-        examples: what an epoch goes through: `singles`, `partial(groups, n=16)`, `by_user`,
-            `streamed`, or your own function of the positives; see `train.examples`. With
+        examples: function of the positives that returns the examples of an epoch: `singles`,
+            `partial(groups, n=16)`, `by_user`, `streamed` or your own; see `train.examples`. With
             `streamed`, only a few blocks of the positives are on the device.
         validate: host function of the variables that returns named numbers, or a `Report`, whose
             means are used, such as `lambda v: full_ranking(model, v, train, valid, ks=(10,))`. They

@@ -106,8 +106,8 @@ def sweep(
             `grid`. None is one setting without values.
         epochs: number of epochs of each run.
         batch_size: B, the number of examples per step.
-        examples: what an epoch goes through, such as `singles` or `partial(groups, n=16)`, as in
-            `fit`.
+        examples: function of the positives that returns the examples of an epoch, as in `fit`, but
+            not a stream.
         validate: host function of the variables that returns named numbers, or a `Report`, whose
             means are used. It is called for one run after the other.
         every: number of epochs between validations. The last epoch is always validated.
