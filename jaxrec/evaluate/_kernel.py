@@ -376,20 +376,35 @@ def _rows(model: Model, variables: Variables, users: Array, histories: Interacti
         return model.apply(variables, users, method="rows", **by_name(histories))
 
 
-def _vectors(model: Model, variables: Variables) -> tuple[Array, Array, Array]:
-    """Returns user vectors [M, K], item vectors [N, K], and bad users [M].
-
-    A NaN or infinite vector may hide behind the mask or the padding: its users are marked here.
-    """
+def _vectors(model: Model, variables: Variables) -> tuple[Array, Array]:
+    """Returns user vectors [M, K] and item vectors [N, K]."""
     user, item = map(accumulated, model.apply(variables, method="vectors"))
-    return user, item, ~jnp.isfinite(user).all(axis=1) | ~jnp.isfinite(item).all()
+    return user, item
+
+
+def _bad_users(user: Array) -> Array:
+    """Returns which vectors of users [B, K] are NaN or infinite: this may hide behind the mask or the padding."""
+    return ~jnp.isfinite(user).all(axis=1)
+
+
+def _bad_items(item: Array, scores: Array | None = None) -> Array:
+    """Returns whether a vector of an item [N, K] is NaN or infinite.
+
+    If there is one, a score of each user is not finite: given `scores` that are, the table is not
+    read. For few users, reading it takes longer than the product.
+    """
+    found = lambda: ~jnp.isfinite(item).all()  # noqa: E731
+    if scores is None:
+        return found()
+    return jax.lax.cond(jnp.isfinite(scores).all(), lambda: jnp.zeros((), bool), found)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "reads"))
 def _tables(variables, order, *, model, reads):
     """Returns `_vectors` with the items in the random `order` and padded, as [K, N']."""
     del reads
-    user, item, bad = _vectors(model, variables)
+    user, item = _vectors(model, variables)
+    bad = _bad_users(user) | _bad_items(item)
     item = replicated(item)  # each device ranks its users among all items
     return user, jnp.pad(item[order], ((0, -len(order) % _GROUP), (0, 0))).T, bad
 
@@ -413,8 +428,10 @@ def _ranked(variables, tables, columns, allowed, inputs, *, model, k, lower, jud
 
     def scored(users, histories):
         if tables is None and hasattr(model, "vectors"):
-            user, item, bad = _vectors(model, variables)
-            return padded(jnp.matmul(divided(user[users]), item.T, precision="highest")), bad[users]
+            user, item = _vectors(model, variables)
+            own = divided(user[users])
+            rows = jnp.matmul(own, item.T, precision="highest")
+            return padded(rows), _bad_users(own) | _bad_items(item, rows)
         if tables is not None:
             user, item, bad = tables
             return jnp.matmul(divided(user[users]), item, precision="highest"), bad[users]
