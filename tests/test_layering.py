@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+import jaxrec
+
 PACKAGE = pathlib.Path(__file__).parents[1] / "jaxrec"
 LAYERS = [
     {"typing", "interactions", "sparse"}
@@ -81,9 +83,18 @@ def test_no_module_is_named_utils():
 
 
 def test_importing_touches_no_device_and_no_optional_package():
+    """Modules are imported when they are used: the package alone needs neither flax nor optax."""
     code = (
         "import sys, jaxrec, jax._src.xla_bridge as bridge\n"
-        f"print(bridge._backends or sorted({OPTIONAL!r} & set(sys.modules)) or 'clean')"
+        f"early = sorted({set(ONLY)!r} & set(sys.modules))\n"
+        "assert all(getattr(jaxrec, name) is not None for name in jaxrec.__all__)\n"
+        f"print(early or bridge._backends or sorted({OPTIONAL!r} & set(sys.modules)) or 'clean')"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "clean"
+
+
+def test_a_name_that_jaxrec_lacks_is_an_error():
+    assert set(jaxrec.__all__) <= set(dir(jaxrec)) and not hasattr(jaxrec, "nothing")
+    with pytest.raises(AttributeError, match="'jaxrec' has no attribute 'nothing'"):
+        jaxrec.nothing  # noqa: B018
