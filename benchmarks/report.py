@@ -171,6 +171,14 @@ def headlines() -> str:
             f"users take {case['ratio']:.2f} of implicit's time, and {case['cached_ratio']:.2f} if "
             "`jr.compilation_cache` has the programs of an earlier process."
         )
+    if (found := measured("speed_serving")) and "ratio" in found["cases"]["64: top-20 of a user"]:
+        top, fold = (found["cases"][f"64: {what}"] for what in ("top-20 of a user", "fold-in of a user's 50 items"))
+        lines.append(
+            f"A request to a warm server on Gowalla (64 dimensions, {found['cores']} CPU cores): the top-20 of a user "
+            f"take {1000 * top['jaxrec_wall_s']:.1f} ms, and implicit {1000 * top['implicit_wall_s']:.1f} ms; the "
+            f"fold-in of a user with 50 items takes {1000 * fold['jaxrec_wall_s']:.1f} ms, and implicit "
+            f"{1000 * fold['implicit_wall_s']:.1f} ms."
+        )
     if found := measured("accelerator"):
         bpr, gcn, als, lists = (
             found["cases"][name]

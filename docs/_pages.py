@@ -95,6 +95,10 @@ FOLDED = {
 """Columns of results that are in a table of their own, below the metrics."""
 
 
+INCLUDED = {"New users by fold-in": "fold_in"}
+"""For the title of a section of results that a page includes, the name of the included file."""
+
+
 def write(docs: pathlib.Path) -> None:
     """Writes all pages into `docs/_generated`, which git ignores. Files that stay the same are not touched."""
     files: dict[pathlib.Path, str | bytes] = {}
@@ -253,6 +257,8 @@ def _results(text: str, root: pathlib.Path) -> dict[pathlib.Path, str | bytes]:
             files[pathlib.Path("results", pathlib.Path(path).name)] = (
                 root / path
             ).read_bytes()
+        if title in INCLUDED:
+            files[pathlib.Path("claims", f"{INCLUDED[title]}.md")] = _shown(body)
         body = re.sub(r"\]\(#([^)]+)\)", lambda found: f"]({_slug(found[1])}.md)", body)
         body = re.sub(r"(!\[[^\]]*\])\(([^)]+/)?([^)/]+)\)", r"\1(\3)", body)
         files[pathlib.Path("results", f"{name}.md")] = (
@@ -287,6 +293,19 @@ def _claims(text: str) -> dict[pathlib.Path, str | bytes]:
         ): _table(rows, wanted) + "\n"
         for paper, rows in tables.items()
     }
+
+
+def _shown(body: str) -> str:
+    """Returns the paired tests and the tables of a section without settings, for a page that includes them."""
+    kept = []
+    for part in re.split(r"\n{2,}", body.strip()):
+        if part.startswith("- "):
+            kept.append(part)
+        elif part.startswith("### "):
+            kept.append(f"**{part[4:]}**")
+        elif part.startswith("| "):
+            kept.append(next(_tables(part)))
+    return "\n\n".join(kept) + "\n"
 
 
 MARKS = """Every table has the trivial rankers: random, item id and popularity. Metrics are those of a full ranking

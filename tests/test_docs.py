@@ -106,6 +106,19 @@ def test_tables_of_results_keep_their_metrics_and_fold_the_rest(monkeypatch):
     )
     assert parts[3].splitlines()[::3] == ["| method | NDCG@10 | seeds |", "| B | 0.2 | 5 |"]
     assert "| A | rate 3 |" in parts[4] and "| B |" not in parts[4] and parts[5] == "The end."
+    tests = "**What the records show.** Paired.\n\n- A: above B."
+    shown = _pages._shown(f"What it is.\n\n{tests}\n\n### data\n\n{table}\n\nThe end.").split("\n\n")
+    assert shown[:2] == ["- A: above B.", "**data**"] and shown[2] == parts[3] + "\n" and len(shown) == 3
+
+
+def test_pages_include_files_that_results_give(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import _pages
+
+    files = {f"_generated/{path}" for path in _pages._results((ROOT / "RESULTS.md").read_text(), ROOT)}
+    for page in [path for path in (ROOT / "docs").rglob("*.md") if "_generated" not in path.parts]:
+        for name in re.findall(r"{include} (?:\.\./)+(_generated/claims/\S+)", page.read_text()):
+            assert name in files, f"{page.name} includes {name}"
 
 
 def test_docstrings_become_markup(monkeypatch):
