@@ -18,7 +18,7 @@ import numpy as np
 import scipy.stats
 
 from benchmarks import _record
-from benchmarks.studies import _study, mml_tuned
+from benchmarks.studies import _study, mml
 from benchmarks.studies.lambda_opt import BEST_FIXED
 
 LEVEL = _study.LEVEL
@@ -78,23 +78,23 @@ CLAIMS = (
     Claim(
         "MML",
         "Several margins are better than one, with 100 negatives and fewer",
-        "mml_tuned",
+        "mml",
         [(f"MML, {kind}", f"CCL, {kind}") for kind in ("10 a group", "100 a group")],
-        mml_tuned.DATA,
+        mml.DATA,
     ),
     Claim(
         "MML",
         "Several margins are better than one, with many negatives",
-        "mml_tuned",
-        [(f"MML, 2048 shared{long}", f"CCL, 2048 shared{long}") for long in ("", f", {mml_tuned.LONG}")],
-        mml_tuned.DATA,
+        "mml",
+        [(f"MML, 2048 shared{long}", f"CCL, 2048 shared{long}") for long in ("", f", {mml.LONG}")],
+        mml.DATA,
     ),
     Claim(
         "MML",
         "BSL is better than MML with many negatives",
-        "mml_tuned",
-        [(f"BSL, 2048 shared{long}", f"MML, 2048 shared{long}") for long in ("", f", {mml_tuned.LONG}")],
-        mml_tuned.DATA,
+        "mml",
+        [(f"BSL, 2048 shared{long}", f"MML, 2048 shared{long}") for long in ("", f", {mml.LONG}")],
+        mml.DATA,
     ),
     Claim("RG2", "RG2 is better than losses with sampled negatives", "rg2", [("RG2", x) for x in SAMPLED_LOSSES]),
     Claim("RG2", "RG2 is as good as the softmax loss or better", "rg2", [("RG2", "softmax")]),
@@ -198,7 +198,7 @@ def wrong(studies: Mapping[str, tuple[_study.Study, _study.Records]]) -> str:
 
     said = [
         "README had multi-margin loss 10.4 % above CCL. Both had the settings of their papers, which suit neither "
-        "with few negatives. `benchmarks.studies.mml_tuned` tunes both alike.",
+        "with few negatives. `benchmarks.studies.mml` tunes both alike.",
         f"README had iALS at an NDCG@10 of .2896 on ml-100k, from a grid that was too narrow. It is "
         f"{value('ml-100k', 'iALS')}.",
         f"LightGCN on ml-1m decayed whole tables, far more strongly than its paper: softmax with a decay of 1e-5 has "

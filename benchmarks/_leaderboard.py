@@ -1,18 +1,15 @@
 """The best of all studies on the same data, in one table for each data set.
 
-The rows come from the studies "Losses on Gowalla and Yelp2018, tuned alike" and "Solvers against
-SGD", which say how each method was trained and tuned. On Gowalla and Yelp2018 (the splits of
-LightGCN), a tenth of the train part chooses the settings, then the method is trained on the whole
-train part. On ml-1m and citeulike-a, each user's pairs are split at random (.8/.1/.1), with another
-split for each seed. All methods of a table are evaluated on the same test pairs, among all items,
-with the pairs that they were trained or selected on masked. CPU seconds are those of one training
-run after its trials, over all cores, so that compilation has mostly happened before; "of all
-trials" includes it. They leave out the second training, on train and validation. They depend on the
-load of the machine.
+The rows come from the studies "Losses on Gowalla and Yelp2018" and "Solvers against SGD", which say
+how each method was trained and tuned. On Gowalla and Yelp2018 (the splits of LightGCN), a tenth of
+the train part chooses the settings, then the method is trained on the whole train part. On ml-1m and
+citeulike-a, each user's pairs are split at random (.8/.1/.1), with another split for each seed. All
+methods of a table are evaluated on the same test pairs, among all items, with the pairs that they
+were trained or selected on masked. CPU seconds are those of one training run after its trials, over
+all cores, so that compilation has mostly happened before; "of all trials" includes it. They leave out
+the second training, on train and validation. They depend on the load of the machine.
 
-Published Recall@20 / NDCG@20 on Gowalla and Yelp2018: LightGCN .1830/.1554 and .0649/.0530, SimpleX
-.1872/.1557 and .0701/.0575, UltraGCN .1862/.1580 and .0683/.0561, GF-CF .1849/.1518 and
-.0697/.0571, MF-BSL .1882/.1584 and .0725/.0599, XSimGCL on Yelp2018 .0723/.0604. Most of them were
+The values that papers publish for Gowalla and Yelp2018 are in "Published values". Most of them were
 chosen on the test set.
 """
 
@@ -24,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks import _record
-from benchmarks.studies import _study, mml_tuned
+from benchmarks.studies import _study, mml
 from jaxrec import study
 
-SOURCES = ("rg2", "mml_tuned")
+SOURCES = ("rg2", "mml")
 DATA = {
     "gowalla": ("recall@20", "ndcg@20"),
     "yelp2018": ("recall@20", "ndcg@20"),
@@ -56,10 +53,10 @@ def rows(studies: Studies, data: str) -> list[tuple[study.Row, _study.Records]]:
                     f"with seed {record['seed']}, {name} has other test pairs of {data} than another study"
                 )
         for method, row in _study.tables(this, records).get(data, {}).items():
-            tuned = method.removesuffix(f", {mml_tuned.LONG}")
+            tuned = method.removesuffix(f", {mml.LONG}")
             trials = [each for each in records if (each["on"], each["method"]) == ("valid", tuned)]
             trials = [each for each in trials if each["setting"].keys() == row.setting.keys()]  # not of older grids
-            trials = [each for each in trials if each["data"] in (data, mml_tuned.SELECT.get(data))]
+            trials = [each for each in trials if each["data"] in (data, mml.SELECT.get(data))]
             found.setdefault(method, (row, trials))
     return sorted(found.values(), key=lambda pair: -pair[0].values[DATA[data][0]].mean())
 

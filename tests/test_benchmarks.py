@@ -119,7 +119,7 @@ def altered(this, data, name, grid):
         ("facets", "spaces", "MF BPR", {"rate": (0.01,), "decay": (0.1, 0.3, 1.0, 3.0)}, "lacks 1 settings"),
         ("rg2", "gowalla", "RG2", {"regularization": (0.1, 0.3)}, "ran with {'regularization': 0.6}"),
         ("valid", "citeulike-a-valid", "VALID, 25 epochs", {"n_interests": (9,)}, "ran with {}"),
-        ("mml", "yelp2018", "MSE, 2048 shared", {"learning_rate": (0.04,), "epochs": (13,)}, "ran with"),
+        ("mml", "gowalla", "CCL, 2048 shared", {"margin": (0.5,), "weight": (7.0,)}, "ran with"),
     ],
 )
 def test_a_record_of_another_grid_is_found_and_marked(name, data, method, grid, reason, studies):
@@ -158,9 +158,9 @@ def test_a_removed_method_and_a_changed_grid_are_stale(studies):
     less = this._replace(methods={**this.methods, "ml-1m": lambda: this.methods["ml-1m"]()[:-1]})
     assert _study.stale(less, records) == {("ml-1m", "Sparsemax"): "is recorded, but is no longer compared"}
     this, records = studies["mml"]
-    grid = {"learning_rate": [0.01, 0.16], "epochs": [60], "margin": [0.9], "weight": [150.0]}
-    after = _study.stale(altered(this, mml.SELECT, "CCL, 10 a group", grid), records)
-    assert set(after) == {(mml.SELECT, "CCL, 10 a group")}
+    grid = {"margin": [0.1, 0.6], "weight": [70.0], "learning_rate": [0.03], "epochs": [50]}
+    after = _study.stale(altered(this, mml.SELECT["gowalla"], "CCL, 2048 shared", grid), records)
+    assert (mml.SELECT["gowalla"], "CCL, 2048 shared") in after
 
 
 def test_the_check_fails_for_unknown_stale_rows_and_for_known_rows_that_are_not_stale(monkeypatch):
@@ -327,75 +327,49 @@ def test_gauss_newton_solves_the_problem_of_als():
     np.testing.assert_allclose(users @ items.T, scores, atol=1e-3)
 
 
-def test_mml_selects_on_a_part_of_train_that_it_does_not_train_on(monkeypatch):
+def test_mml_selected_on_other_data_than_it_was_judged_on(studies):
+    from benchmarks.studies import mml
+
+    _, records = studies["mml"]
+    trivial = {method.name for method in study.TRIVIAL}
+    trained = [record for record in records if record["method"] not in trivial]
+    prints = {record["data"]: record["fingerprint"] for record in trained}
+    assert len(set(prints.values())) == len(prints) >= 2
+    assert all((record["on"] == "valid") == (record["data"] not in mml.DATA) for record in trained)
+
+
+def test_tuned_losses_are_selected_on_a_part_of_train(monkeypatch):
     from benchmarks.studies import mml
 
     train = jr.Interactions.from_pairs(*np.divmod(np.arange(5000), 50), n_users=100, n_items=50)
     monkeypatch.setattr(mml.datasets, "load", lambda name: SimpleNamespace(train=train, test=train))
-    kept, valid, _ = mml.split.__wrapped__(mml.SELECT)
+    kept, valid, _ = mml.split.__wrapped__(mml.SELECT["gowalla"])
     assert 400 < valid.n_pairs < 600 and kept.n_pairs + valid.n_pairs == train.n_pairs
     assert kept.to_scipy().multiply(valid.to_scipy()).nnz == 0
     assert mml.split.__wrapped__("gowalla")[:2] == (train, None)
 
 
-def test_mml_selected_on_other_data_than_it_was_judged_on(studies):
-    from benchmarks.studies import mml
-
-    _, records = studies["mml"]
-    prints = {record["data"]: record["fingerprint"] for record in records}
-    assert set(prints) == {mml.SELECT, "gowalla", "yelp2018"} and len(set(prints.values())) == 3
-    assert {record["on"] for record in records if record["data"] == mml.SELECT} == {"valid"}
-
-
-@pytest.mark.deep
-def test_mml_marks_values_that_are_the_best_on_test(monkeypatch):
-    """The row has the value of the last epoch, even if an earlier one is better."""
-    from benchmarks.studies import mml
-
-    monkeypatch.setattr(mml, "EVERY", 1)
-    board = splits.ratio(synthetic.checkerboard(24)[0], order=partial(splits.random_order, key=jax.random.key(0)))
-    case = mml.CASES["CCL, 10 a group"]._replace(batch=64)
-    options = {"learning_rate": 0.1, "epochs": 3, "margin": 0.9, "weight": 150.0}
-    with jax.numpy_dtype_promotion("standard"):  # which optax's Adam needs
-        found = mml.trained(case, "gowalla", lambda: board.test, board.train, None, jax.random.key(0), **options)
-    looks = found[2].column("recall@20")[1]
-    report = mml.evaluate(*found[:2], board._replace(valid=None), "test").means
-    assert len(looks) == 3 and report["recall@20"] == pytest.approx(looks[-1])
-    assert report["best-on-test recall@20"] == max(looks) and report["steps"] == 3
-
-
-def test_tuned_losses_are_selected_on_a_part_of_train(monkeypatch):
-    from benchmarks.studies import mml_tuned
-
-    train = jr.Interactions.from_pairs(*np.divmod(np.arange(5000), 50), n_users=100, n_items=50)
-    monkeypatch.setattr(mml_tuned.datasets, "load", lambda name: SimpleNamespace(train=train, test=train))
-    kept, valid, _ = mml_tuned.split.__wrapped__(mml_tuned.SELECT["gowalla"])
-    assert 400 < valid.n_pairs < 600 and kept.n_pairs + valid.n_pairs == train.n_pairs
-    assert kept.to_scipy().multiply(valid.to_scipy()).nnz == 0
-    assert mml_tuned.split.__wrapped__("gowalla")[:2] == (train, None)
-
-
 @pytest.mark.deep
 def test_losses_of_the_mml_study_have_equal_tuning_budgets():
-    from benchmarks.studies import mml_tuned
+    from benchmarks.studies import mml
 
-    tried = [study.settings(each.grid, mml_tuned.TRIALS) for each in mml_tuned.methods(mml_tuned.SELECT["gowalla"])]
-    assert {len(settings) for settings in tried} == {mml_tuned.TRIALS}
+    tried = [study.settings(each.grid, mml.TRIALS) for each in mml.methods(mml.SELECT["gowalla"])]
+    assert {len(settings) for settings in tried} == {mml.TRIALS}
 
 
 @pytest.mark.deep
 @pytest.mark.optimised
 @pytest.mark.parametrize("name", ["MML", "BPR"])
 def test_cases_of_the_mml_study_train(name):
-    from benchmarks.studies import mml_tuned
+    from benchmarks.studies import mml
 
     board = splits.ratio(synthetic.checkerboard(24)[0], order=partial(splits.random_order, key=jax.random.key(0)))
-    case = mml_tuned.CASES[f"{name}, 2048 shared"]
-    setting = study.settings(case[0].grid, mml_tuned.TRIALS)[0] | {"epochs": 5}
+    case = mml.CASES[f"{name}, 2048 shared"]
+    setting = study.settings(case[0].grid, mml.TRIALS)[0] | {"epochs": 5}
     with jax.numpy_dtype_promotion("standard"):  # which optax's Adam needs
-        model, variables, log = mml_tuned.trained(case, board.train, board.valid, jax.random.key(0), **setting)
+        model, variables, log = mml.trained(case, board.train, board.valid, jax.random.key(0), **setting)
     epochs, values = log.column("recall@20")
-    found = mml_tuned.evaluate(model, variables, board, "valid").means
+    found = mml.evaluate(model, variables, board, "valid").means
     assert list(epochs) == [1, 2, 3, 4, 5] and found["recall@20"] == pytest.approx(values[-1])
 
 

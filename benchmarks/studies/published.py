@@ -10,10 +10,11 @@ Only methods in closed form run here. On Gowalla, Turbo-CF also raises each entr
 matrix to the power .7, which `solvers.filters.turbo_cf` leaves out, so that its row should be lower.
 
 Sources: GF-CF, BSPM (its variant EM) and Turbo-CF from their papers, ChebyCF from the README of its
-code. Published values of methods that are trained: LightGCN .1830/.1554 and .0649/.0530, UltraGCN
-.1862/.1580 and .0683/.0561, SimGCL on Yelp2018 .0721/.0601, XSimGCL .0723/.0604, MF-CCL .1837/.1493
-and .0698/.0572, MF-BSL .1882/.1584 and .0725/.0599. Their papers' settings take hours to days on two
-CPU cores, and were not run.
+code. Published values of methods that are trained, Recall@20 / NDCG@20 on Gowalla and Yelp2018: MF-BPR
+.1627/.1378 and .0576/.0468, LightGCN .1830/.1554 and .0649/.0530, SimpleX .1872/.1557 and .0701/.0575,
+UltraGCN .1862/.1580 and .0683/.0561, MF-CCL .1837/.1493 and .0698/.0572, MF-BSL .1882/.1584 and
+.0725/.0599; on Yelp2018 SimGCL .0721/.0601 and XSimGCL .0723/.0604. Their papers' settings take hours
+to days on two CPU cores, and were not run.
 """
 
 from __future__ import annotations
