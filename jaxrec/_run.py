@@ -144,12 +144,7 @@ def run(
     """
     warn_of_slow_sums()
     epochs, every = integer(unit, epochs), integer("every", every)
-    if stopping is not None and not isinstance(stopping, EarlyStopping):
-        raise TypeError(f"stopping={stopping!r}; give jaxrec.train.EarlyStopping(metric)")
-    if stopping is not None and validate is None:
-        raise ValueError(f"stopping watches {stopping.metric!r}, but validate is None; pass validate=")
-    if checkpoint is not None and not hasattr(checkpoint, "reserved"):
-        raise TypeError(f"checkpoint={checkpoint!r}; give jaxrec.train.Checkpoint(directory)")
+    _check(validate, stopping, checkpoint)
     now = Progress(state, state, {} if stopping is None else stopping.init(), Log(), epoch)
     with contextlib.nullcontext() if checkpoint is None else checkpoint.reserved(), _Compilation() as compilation:
         if checkpoint is not None:
@@ -162,91 +157,104 @@ def run(
                 "is left to train; give a larger number to continue",
                 stacklevel=3,
             )
-        first = saved = now.epoch
-        latest: dict[str, float] = {}
-
-        def save() -> int:
-            assert checkpoint is not None
-            checkpoint.save(now, description or {})
-            return now.epoch
-
-        done = stopping is not None and stopping.done(now.stopping)
-        shown = progress and jax.process_index() == 0
-        numbers = range(first + 1, epochs + 1)
-        bar = tqdm(total=epochs, initial=first, disable=not shown, desc=unit, ncols=_width())
-        if not done and first < epochs:
-            bar.set_postfix_str("compiling")
-        setup = 0.0 if began is None else time.perf_counter() - began
-        watched: dict[str, Any] = (
-            {} if stopping is None else {"watched": stopping.metric, "watched_mode": stopping.mode}
-        )
-        before_epochs = compilation.seconds()
-        now = now._replace(log=dataclasses.replace(now.log, setup_seconds=setup, **watched, **_best(now.stopping)))
+        saved, before_epochs = now.epoch, compilation.seconds()
+        done = now.epoch >= epochs or (stopping is not None and stopping.done(now.stopping))
+        about: dict[str, Any] = {} if stopping is None else {"watched": stopping.metric, "watched_mode": stopping.mode}
+        about["setup_seconds"] = 0.0 if began is None else time.perf_counter() - began
+        now = now._replace(log=dataclasses.replace(now.log, **about, **_best(now.stopping)))
         try:
-            for number in () if done else numbers:
-                clock, compiled = time.perf_counter(), compilation.seconds()
-                state, values = advance(now.state, number)
-                record = {"epoch": number, **{name: float(value) for name, value in values.items()}}
-                record["seconds"] = time.perf_counter() - clock - (compilation.seconds() - compiled)
-                before = now.log.records[-1] if now.log.records else None
-                done = number == epochs or (settled is not None and before is not None and settled(before, record))
-                follow, improved = now.stopping, stopping is None
-                if validate is not None and (number % every == 0 or done):
-                    record = extended(record, validate(variables(state)))
-                    if stopping is not None:
-                        follow, improved = stopping.update(follow, record)
-                        done = done or stopping.done(follow)
-                compiled = compilation.seconds() - before_epochs
-                log = dataclasses.replace(now.log.append(record), compile_seconds=compiled, **_best(follow))
-                # A single assignment, so that Ctrl-C cannot leave a half-recorded epoch.
-                now = Progress(state, state if improved else now.best, follow, log, number, now.start)
-                for callback in callbacks:
-                    callback(returned(state), record)
-                if checkpoint is not None and (number % checkpoint.every == 0 or done):
-                    saved = save()
-                latest.update(record)
-                bar.set_postfix_str(_shown(latest, stopping, follow), refresh=False)
-                bar.update()
-                if done:
-                    break
+            with _Bar(now, epochs, unit, stopping, compiling=not done, shown=progress) as bar:
+                while not done:
+                    number, clock, compiled = now.epoch + 1, time.perf_counter(), compilation.seconds()
+                    state, values = advance(now.state, number)
+                    record = {"epoch": number, **{name: float(value) for name, value in values.items()}}
+                    record["seconds"] = time.perf_counter() - clock - (compilation.seconds() - compiled)
+                    before = now.log.records[-1] if now.log.records else None
+                    done = number == epochs or (settled is not None and before is not None and settled(before, record))
+                    follow, improved = now.stopping, stopping is None
+                    if validate is not None and (number % every == 0 or done):
+                        record = extended(record, validate(variables(state)))
+                        if stopping is not None:
+                            follow, improved = stopping.update(follow, record)
+                            done = done or stopping.done(follow)
+                    compiled = compilation.seconds() - before_epochs
+                    log = dataclasses.replace(now.log.append(record), compile_seconds=compiled, **_best(follow))
+                    # A single assignment, so that Ctrl-C cannot leave a half-recorded epoch.
+                    now = Progress(state, state if improved else now.best, follow, log, number, now.start)
+                    for callback in callbacks:
+                        callback(returned(state), record)
+                    if checkpoint is not None and (number % checkpoint.every == 0 or done):
+                        checkpoint.save(now, description or {})
+                        saved = number
+                    bar.update(record, follow)
         except KeyboardInterrupt as stop:
             if checkpoint is not None and now.epoch > saved:
-                save()
+                checkpoint.save(now, description or {})
             raise Interrupted(returned(now.state), now.log, returned(now.best)) from stop
         except NotFinite as error:
             kept = f"; the checkpoint keeps epoch {saved}, a good one" if checkpoint is not None and saved else ""
             message = f"{error}{kept}. The error's .state is the last good one"
             raise DivergenceError(message, returned(now.state), now.log) from None
-        finally:
-            bar.close()
     if stopping is not None and (wrong := stopping.never_a_number(now.stopping)):
         raise DivergenceError(f"{wrong}. The error's .state is the last one", returned(now.state), now.log)
     return now.best, now.log
 
 
+def _check(validate: Validate | None, stopping: EarlyStopping | None, checkpoint: Saver | None) -> None:
+    """Raises an error for arguments of `run` that do not fit together."""
+    if stopping is not None and not isinstance(stopping, EarlyStopping):
+        raise TypeError(f"stopping={stopping!r}; give jaxrec.train.EarlyStopping(metric)")
+    if stopping is not None and validate is None:
+        raise ValueError(f"stopping watches {stopping.metric!r}, but validate is None; pass validate=")
+    if checkpoint is not None and not hasattr(checkpoint, "reserved"):
+        raise TypeError(f"checkpoint={checkpoint!r}; give jaxrec.train.Checkpoint(directory)")
+
+
 _WIDEST = 100  # characters of the progress bar
 
 
-def _width() -> int:
-    """Returns the width of the progress bar."""
-    return min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns)
-
-
-def _shown(latest: Mapping[str, float], stopping: EarlyStopping | None, state: Mapping[str, float]) -> str:
-    """Returns what the progress bar shows: the loss or the objective, and the watched metric.
+class _Bar:
+    """The progress bar: epochs, the loss or the objective, and the watched metric.
 
     If no metric is watched, the first one of `validate` is shown.
-
-    Args:
-        latest: the latest value of each name.
-        stopping: the rule of early stopping, or None.
-        state: the state of early stopping.
     """
-    losses = [name for name in ("loss", "objective") if name in latest]
-    metrics = [name for name in latest if name not in ("epoch", "seconds", "loss", "objective", "after_users")]
-    metrics = metrics[:1] if stopping is None else [name for name in metrics if name == stopping.metric]
-    best = f" (best {state['best']:.4g})" if metrics and state.get("best_epoch") else ""
-    return ", ".join(f"{name} {latest[name]:.4g}" for name in losses + metrics) + best
+
+    def __init__(
+        self,
+        run: Progress,
+        epochs: int,
+        unit: str,
+        stopping: EarlyStopping | None,
+        *,
+        compiling: bool,
+        shown: bool,
+    ) -> None:
+        width = min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns)
+        shown = shown and jax.process_index() == 0
+        self._bar = tqdm(total=epochs, initial=run.epoch, disable=not shown, desc=unit, ncols=width)
+        self._stopping = stopping
+        self._latest: dict[str, float] = {}
+        if compiling:
+            self._bar.set_postfix_str("compiling")
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.close()
+
+    def update(self, record: Mapping[str, float], state: Mapping[str, float]) -> None:
+        """Shows an epoch's record; `state` is that of early stopping."""
+        self._latest.update(record)
+        losses = [name for name in ("loss", "objective") if name in self._latest]
+        others = ("epoch", "seconds", "loss", "objective", "after_users")
+        metrics = [name for name in self._latest if name not in others]
+        watched = self._stopping and self._stopping.metric
+        metrics = metrics[:1] if watched is None else [name for name in metrics if name == watched]
+        best = f" (best {state['best']:.4g})" if metrics and state.get("best_epoch") else ""
+        text = ", ".join(f"{name} {self._latest[name]:.4g}" for name in losses + metrics)
+        self._bar.set_postfix_str(text + best, refresh=False)
+        self._bar.update()
 
 
 def _best(stopping: Mapping[str, float]) -> dict[str, Any]:
