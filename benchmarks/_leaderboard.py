@@ -23,6 +23,7 @@ import numpy as np
 from benchmarks import _record
 from benchmarks.studies import _study, mml
 from jaxrec import study
+from jaxrec._records import written
 
 SOURCES = ("rg2", "mml")
 DATA = {
@@ -52,12 +53,16 @@ def rows(studies: Studies, data: str) -> list[tuple[study.Row, _study.Records]]:
                 raise ValueError(
                     f"with seed {record['seed']}, {name} has other test pairs of {data} than another study"
                 )
+        label = mml.SELECT[data] if mml.SELECT.get(data) in this.methods else data  # where settings are chosen
+        of_label = [each for each in records if (each["data"], each["on"]) == (label, "valid")]
+        grids = {each.name: each.grid for each in _study.compared(this, records, label)}
         for method, row in _study.tables(this, records).get(data, {}).items():
             tuned = method.removesuffix(f", {mml.LONG}")
-            trials = [each for each in records if (each["on"], each["method"]) == ("valid", tuned)]
-            trials = [each for each in trials if each["setting"].keys() == row.setting.keys()]  # not of older grids
-            trials = [each for each in trials if each["data"] in (data, mml.SELECT.get(data))]
-            found.setdefault(method, (row, trials))
+            grid = grids.get(tuned, {})
+            tried = written(study.settings(grid, this.trials))
+            trials = [each for each in of_label if each["method"] == tuned and each["setting"] in tried]
+            star = "*" * bool(study.ends(row.setting, grid))
+            found.setdefault(method, (row._replace(marks=star + row.marks.replace("*", "")), trials))
     return sorted(found.values(), key=lambda pair: -pair[0].values[DATA[data][0]].mean())
 
 

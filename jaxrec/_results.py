@@ -215,7 +215,9 @@ def row_of(
     runs = sorted(runs, key=lambda record: record["seed"])
     best = [max((p for p in run["curve"] if p[2] is not None), key=lambda p: p[2], default=None) for run in runs]
     capped = any(at is not None and len(run["curve"]) > 1 and at == run["curve"][-1] for at, run in zip(best, runs))
-    setting, at_end = runs[0]["setting"], ends(runs[0]["setting"], runs[0]["grid"])
+    setting = runs[0]["setting"]
+    # A run of an earlier grid whose setting today's grid chooses, too, is marked by today's.
+    at_end = ends(setting, runs[0]["grid"] if old else written(dict(method.grid)))
     applies = {"*": bool(at_end), "^": capped, "1": len(runs) < 3, "!": old}
     trials = [record for record in records if is_run(record, data, method.name, "valid")]
     if not old:
