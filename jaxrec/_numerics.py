@@ -89,6 +89,36 @@ def number(name: str, value: Any, *, least: float = -math.inf, above: float = -m
     return value
 
 
+def powers(name: str, power: Any, base: np.ndarray) -> np.ndarray:
+    """Returns base ** power in float64, for a base of 1 or more.
+
+    Args:
+        name: name of the power, for errors.
+        power: a number.
+        base: numbers [n], such as degrees.
+
+    Raises:
+        ValueError: if the power is not finite, or one of its powers does not fit float32.
+
+    >>> powers("scale", -0.5, np.array([1.0, 4.0])).tolist()
+    [1.0, 0.5]
+    """
+    power, base = float(number(name, power)), np.asarray(base, np.float64)
+    with np.errstate(over="ignore", under="ignore"):  # reported below
+        found = base**power
+    if not fits(found):
+        raise ValueError(
+            f"{name}={power}, but powers of up to {base.max():g} then do not fit float32; give a number nearer to 0"
+        )
+    return found
+
+
+def fits(values: np.ndarray) -> bool:
+    """Returns whether float32 holds positive numbers, other than as 0, infinity or a denormal number."""
+    info = np.finfo(np.float32)
+    return bool(((values >= info.tiny) & (values <= info.max)).all())
+
+
 def accumulated(x: Array) -> jax.Array:
     """Converts floats of fewer than 32 bits to float32, for sums and exponentials.
 

@@ -75,8 +75,26 @@ def test_wrong_values_are_named():
         ease.fit(TRAIN, regularization=1.0, max_items=5)
     with pytest.raises(ValueError, match="dtype=float16; give float64 or float32"):
         ease.fit(TRAIN, regularization=1.0, dtype=np.float16)
+    for wrong in ("foo", "float16", int):
+        with pytest.raises(ValueError, match=r"^dtype=(foo|float16|int64); give float64 or float32"):
+            ease.fit(TRAIN, regularization=1.0, dtype=wrong)
     with pytest.raises(ValueError, match="regularization=1e-09 is too small for float32"):
         ease.fit(jr.Interactions.from_pairs([0, 0], [0, 1]), regularization=1e-9, dtype=np.float32)
+
+
+def test_a_regularization_whose_weights_would_be_noise_is_refused(float64):
+    """Cholesky's factor exists, but its inverse has an error of a tenth."""
+    rng = np.random.default_rng(0)
+    x = rng.random((20, 30)) < 0.3
+    train = jr.Interactions.from_pairs(*x.nonzero(), n_users=20, n_items=30)
+    with pytest.raises(ValueError, match="regularization=1e-14 is too small for float64; give a larger one"):
+        ease.fit(train, regularization=1e-14)
+    with pytest.raises(ValueError, match="regularization=1e-06 is too small for float32"):
+        ease.fit(train, regularization=1e-6, dtype=np.float32)
+    gram = x.T.astype(float) @ x
+    assert np.isnan(ease.on_accelerator(gram + 1e-14 * np.eye(30))[0]).any()
+    _, variables, _ = ease.fit(train, regularization=1e-8)
+    np.testing.assert_allclose(ease.on_accelerator(gram + 1e-8 * np.eye(30)), variables["params"]["weights"], atol=1e-5)
 
 
 def test_a_large_table_is_inverted_by_halves(monkeypatch):

@@ -151,6 +151,8 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard(settings, rank):
         ({"polynomial": [0, 1]}, TypeError, r"polynomial is a list; give a series of numpy.polynomial"),
         ({"polynomial": Polynomial([0, np.nan])}, ValueError, r"polynomial=\[.*nan.*\]; give a finite"),
         ({"scale": np.inf}, ValueError, r"scale=inf; give a finite"),
+        ({"scale": 500}, ValueError, r"scale=500.0, but powers of up to \d+ then do not fit float32; give a number"),
+        ({"low_pass_scale": -500}, ValueError, r"low_pass_scale=-500.0, but powers"),
         ({"normalization": 1.5}, ValueError, r"normalization=1.5; give a finite number from 0 to 1"),
         ({"dim": 10, "weight": 1.0}, ValueError, r"dim=10; give an integer from 0 to 9"),
         ({"rank": 0}, ValueError, r"rank=0; give an integer from 1 to 9"),

@@ -111,3 +111,14 @@ def test_wrong_values_are_named():
     for name in ("alpha", "beta"):
         with pytest.raises(ValueError, match=f"^{name}=nan; give a finite number"):
             knn.rp3beta(TRAIN, **{name: np.nan})
+
+
+def test_settings_whose_weights_do_not_fit_float32_are_refused():
+    for wrong in ({"alpha": 500}, {"alpha": -500}, {"beta": 500}, {"beta": -80.0}):
+        name, value = next(iter(wrong.items()))
+        with pytest.raises(ValueError, match=rf"^{name}={float(value)}, but powers of up to \d+ then do not fit"):
+            knn.rp3beta(TRAIN, **wrong)
+    with pytest.raises(ValueError, match=r"^with alpha=30.0 and beta=0.2, some weights do not fit float32"):
+        knn.rp3beta(TRAIN, alpha=30.0)
+    with pytest.raises(ValueError, match=r"^with shrinkage=1e\+39, some weights do not fit float32; give"):
+        knn.item_knn(TRAIN, shrinkage=1e39)

@@ -40,9 +40,10 @@ def fit(
         scores users by their `histories`, such as `train`.
 
     Raises:
-        ValueError: if `regularization` is not above 0, or so small that rounding removes it;
-            `dtype` is neither float64 nor float32; `train` has more than `max_items` items or no
-            pairs; or weights are negative, not finite or all 0.
+        ValueError: if `regularization` is not above 0, or so small that rounding errors would
+            change the second digit of the weights; `dtype` is neither float64 nor float32; `train`
+            has more than `max_items` items or no pairs; or weights are negative, not finite or all
+            0.
 
     >>> model, variables, log = fit(Interactions.from_pairs([0, 0, 1, 1, 2, 3], [0, 1] * 3), regularization=1.0)
     >>> variables["params"]["weights"].tolist()
@@ -50,9 +51,7 @@ def fit(
     """
     check_positives(train=train)
     regularization = float(number("regularization", regularization, above=0))
-    max_items, dtype = integer("max_items", max_items), np.dtype(dtype)
-    if dtype not in (np.float32, np.float64):
-        raise ValueError(f"dtype={dtype}; give float64 or float32")
+    max_items, dtype = integer("max_items", max_items), _float_of(dtype)
     if train.n_items > max_items:
         memory = 2e-9 * dtype.itemsize * train.n_items**2
         raise ValueError(
@@ -64,7 +63,10 @@ def fit(
     gram = (x.T @ x).toarray()
     gram[np.diag_indices_from(gram)] += regularization
     if platform() == "cpu":
+        largest = gram.diagonal().max()
         _invert(gram, regularization)
+        if not _error(largest, gram.diagonal().max(), dtype) < _MOST_ERROR:
+            raise _too_small(regularization, dtype)
         weights = gram.astype(np.float32, copy=False)
         del gram
         weights /= -np.diag(weights)
@@ -109,11 +111,38 @@ def explain(variables: Variables, histories: Interactions, items: ArrayLike) -> 
 
 @jax.jit
 def on_accelerator(table: Array) -> jax.Array:
-    """Returns B float32 [N, N] for XᵀX + λI, NaN if that is not positive definite."""
+    """Returns B float32 [N, N] for XᵀX + λI, NaN if λ is too small for the dtype."""
     factor = jnp.linalg.cholesky(table)
     inverse = jax.scipy.linalg.cho_solve((factor, True), jnp.eye(len(table), dtype=table.dtype))
-    weights = (inverse / -jnp.diag(inverse)[None]).astype(jnp.float32)
+    # NaN, if Cholesky's factor does not exist, is not below the limit.
+    precise = _error(jnp.diag(table).max(), jnp.diag(inverse).max(), table.dtype) < _MOST_ERROR
+    weights = jnp.where(precise, inverse / -jnp.diag(inverse)[None], jnp.nan).astype(jnp.float32)
     return jnp.fill_diagonal(weights, 0, inplace=False)
+
+
+_MOST_ERROR = 0.01  # of a weight: two digits are right
+
+
+def _error(largest: Any, inverted: Any, dtype: np.dtype) -> Any:
+    """Estimates the error of the weights: rounding times the condition number of XᵀX + λI.
+
+    Args:
+        largest: the largest entry of its diagonal.
+        inverted: the largest entry of its inverse's diagonal, about 1/λ if XᵀX is singular.
+        dtype: of the computation.
+    """
+    return float(np.finfo(dtype).eps) * largest * inverted
+
+
+def _float_of(dtype: Any) -> np.dtype:
+    """Returns float64 or float32; raises `ValueError` for anything else."""
+    try:
+        found = np.dtype(dtype)
+    except TypeError:  # not the name of a dtype
+        found = None
+    if found not in (np.float32, np.float64):
+        raise ValueError(f"dtype={dtype if found is None else found}; give float64 or float32")
+    return found
 
 
 def _too_small(regularization: float, dtype: np.dtype) -> ValueError:

@@ -37,7 +37,7 @@ from numpy.polynomial.chebyshev import chebval
 
 from jaxrec._keys import check_key
 from jaxrec._log import Log
-from jaxrec._numerics import integer, number
+from jaxrec._numerics import integer, number, powers
 from jaxrec.interactions import Interactions, check_positives
 from jaxrec.models.filters import SpectralFilter, polynomial_of
 from jaxrec.solvers._run import check_input
@@ -249,7 +249,8 @@ def fit(
 
     Raises:
         TypeError: if a polynomial is not a series.
-        ValueError: if a number is not finite or outside its bounds; `dim` or `rank` is not an
+        ValueError: if a number is not finite or outside its bounds, or powers of the degrees do not fit
+            float32; `dim` or `rank` is not an
             integer up to min(M, N); a decomposition is needed and `key` is not a typed key; the
             `spectrum` has fewer vectors, other items or another `normalization`; or `train` has no
             pairs, or weights that are negative, not finite or all 0.
@@ -260,8 +261,7 @@ def fit(
     (3, 3)
     """
     check_positives(train=train)
-    for name, value in (("scale", scale), ("weight", weight), ("low_pass_scale", low_pass_scale)):
-        number(name, value)
+    number("weight", weight)
     most = min(train.n_users, train.n_items)
     dim = integer("dim", dim, least=0, most=most) if weight else 0
     rank = 0 if rank is None else integer("rank", rank, most=most)
@@ -274,7 +274,8 @@ def fit(
     elif spectrum is not None and (rank or dim):
         _check_spectrum(spectrum, train, max(rank, dim), normalization)
     degrees = np.maximum(train.item_degrees, 1.0)  # an item without users keeps its row of P, which is 0
-    around, around_low_pass = (jnp.asarray(degrees**power, float) for power in (scale, low_pass_scale))
+    given = (("scale", scale), ("low_pass_scale", low_pass_scale))
+    around, around_low_pass = (jnp.asarray(powers(name, power, degrees), float) for name, power in given)
     tables = []
     if dim and spectrum is not None:
         vectors = spectrum.item[:, :dim]

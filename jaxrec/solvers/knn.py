@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec._log import Log
-from jaxrec._numerics import integer, number
+from jaxrec._numerics import fits, integer, number, powers
 from jaxrec._pairs import offsets
 from jaxrec.interactions import Interactions, check_positives
 from jaxrec.models.knn import ItemKNN
@@ -36,8 +36,9 @@ def item_knn(train: Interactions, *, neighbours: int = 100, shrinkage: float = 0
         `histories`, such as `train`.
 
     Raises:
-        ValueError: if `neighbours` is not an integer of 1 or more, or `shrinkage` is negative or not
-            finite; `train` has no pairs; or weights are negative, not finite or all 0.
+        ValueError: if `neighbours` is not an integer of 1 or more; `shrinkage` is negative, not finite,
+            or so large that similarities do not fit float32; `train` has no pairs; or weights are
+            negative, not finite or all 0.
 
     >>> model, variables, log = item_knn(Interactions.from_pairs([0, 0, 1, 1, 2], [0, 1, 0, 1, 2]))
     >>> model.apply(variables, None, histories=Interactions.from_pairs([0], [0], n_items=3), method="rows").tolist()
@@ -50,7 +51,7 @@ def item_knn(train: Interactions, *, neighbours: int = 100, shrinkage: float = 0
     def similarities(counts: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         return counts / (lengths[rows] * lengths[columns] + shrinkage)
 
-    return _model(_nearest(train, x.T.tocsr(), x, similarities, neighbours))
+    return _model(_nearest(train, x.T.tocsr(), x, similarities, neighbours), f"shrinkage={shrinkage}")
 
 
 def rp3beta(
@@ -77,25 +78,30 @@ def rp3beta(
         `histories`, such as `train`.
 
     Raises:
-        ValueError: if `neighbours` is not an integer of 1 or more, or `alpha` or `beta` is not
-            finite; `train` has no pairs; or weights are negative, not finite or all 0.
+        ValueError: if `neighbours` is not an integer of 1 or more; `alpha` or `beta` is not finite,
+            or so large that weights do not fit float32; `train` has no pairs; or weights are
+            negative, not finite or all 0.
 
     Differs: the paper samples walks, and keeps all items. It leaves out the power of the first step,
     which changes no ranking.
     """
     check_positives(train=train)
-    alpha, beta = (float(number(name, value)) for name, value in (("alpha", alpha), ("beta", beta)))
     import scipy.sparse
 
     x = _matrix(train)
-    of_users, of_items = (np.maximum(np.asarray(n, np.float64), 1) for n in (train.user_degrees, train.item_degrees))
-    scaled = scipy.sparse.diags_array(of_users**-alpha) @ x
+    of_users, of_items = (np.maximum(np.asarray(n), 1) for n in (train.user_degrees, train.item_degrees))
+    per_user, per_first, per_last = (
+        1 / powers(name, power, base)
+        for name, power, base in (("alpha", alpha, of_users), ("alpha", alpha, of_items), ("beta", beta, of_items))
+    )
+    scaled = scipy.sparse.diags_array(per_user) @ x
 
     def similarities(sums: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        return sums * of_items[rows] ** -alpha * of_items[columns] ** -beta
+        return sums * per_first[rows] * per_last[columns]
 
     # Rows are of items i, but a row of the model is of an item j.
-    return _model(_nearest(train, x.T.tocsr(), scaled.tocsr(), similarities, neighbours).transpose())
+    nearest = _nearest(train, x.T.tocsr(), scaled.tocsr(), similarities, neighbours)
+    return _model(nearest.transpose(), f"alpha={alpha} and beta={beta}")
 
 
 def _matrix(train: Interactions) -> Any:
@@ -105,8 +111,14 @@ def _matrix(train: Interactions) -> Any:
     return x
 
 
-def _model(table: Interactions) -> tuple[ItemKNN, Variables, Log]:
-    """Returns the model of a matrix [N, N] whose rows hold the neighbours of an item."""
+def _model(table: Interactions, settings: str) -> tuple[ItemKNN, Variables, Log]:
+    """Returns the model of a matrix [N, N] whose rows hold the neighbours of an item.
+
+    Raises:
+        ValueError: if weights do not fit float32; names the settings.
+    """
+    if not fits(np.asarray(table.weights)):
+        raise ValueError(f"with {settings}, some weights do not fit float32; give numbers nearer to 0")
     return ItemKNN(table.n_items), {"graph": {"neighbours": jax.tree.map(jnp.asarray, table)}}, Log()
 
 
