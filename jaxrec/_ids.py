@@ -243,7 +243,8 @@ def as_seconds(column: np.ndarray) -> np.ndarray | None:
 def labels_of(name: str, values: ArrayLike) -> np.ndarray:
     """Returns labels of any shape in the form in which they are compared and stored.
 
-    Integers become int64 or uint64 if they fit, else objects. Strings become objects: NumPy's
+    Integers become int64 or uint64 if they fit, else objects. Floats become float64: one of fewer
+    bits becomes the number that it prints as, so that 0.1 is one label in all of them. Strings become objects: NumPy's
     strings of fixed width would drop NUL characters at the end, and each would take the memory of
     the longest.
 
@@ -273,7 +274,18 @@ def labels_of(name: str, values: ArrayLike) -> np.ndarray:
                 f"{name}[{_first(bad)}] is {array.reshape(-1)[_first(bad)]}; {array.dtype} cannot represent all whole "
                 f"numbers of this size: give integers or strings ({bad.sum()} such rows)"
             )
+        array = _as_printed(array)
     return array
+
+
+def _as_printed(floats: np.ndarray) -> np.ndarray:
+    """Returns floats as float64: one of fewer bits, such as 0.1, becomes the number that it prints as."""
+    found = floats.astype(np.float64)
+    if floats.dtype.itemsize < found.dtype.itemsize:
+        parts = found != np.floor(found)
+        distinct, places = np.unique(floats[parts], return_inverse=True)
+        found[parts] = distinct.astype(str).astype(np.float64)[places]
+    return found
 
 
 def _of_one_kind(name: str, labels: np.ndarray) -> np.ndarray:
@@ -298,7 +310,8 @@ def _of_one_kind(name: str, labels: np.ndarray) -> np.ndarray:
     if kind == "integers":
         return _integers(entries if set(kinds) == {int} else [int(label) for label in entries])
     if kind in ("floats", "booleans"):
-        return np.array(entries, np.float64 if kind == "floats" else bool)
+        printed = [float(str(label)) if type(label) in (np.float16, np.float32) else label for label in entries]
+        return np.array(printed, np.float64 if kind == "floats" else bool)
     if kind == "strings" and "" in entries:
         _refuse_missing(name, np.array([label == "" for label in entries], bool))
     if kind == "strings" and set(kinds) != {str}:

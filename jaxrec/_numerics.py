@@ -157,6 +157,25 @@ def as_host_ids(ids: ArrayLike) -> np.ndarray:
     return _held(np.asarray(ids)).astype(np.int32)
 
 
+def listed(items: ArrayLike, n_items: int) -> Array:
+    """Returns ids of recommended items as int32; -1 is padding.
+
+    Raises:
+        ValueError: for an id below -1, or of `n_items` or more. Under `jit`, an id below -1 becomes
+            one that is too large, which does not wrap around.
+    """
+    items = as_host_ids(items) if namespace(items) is np else as_ids(items)
+    if isinstance(items, jax.core.Tracer):
+        return jnp.where(items < -1, np.iinfo(np.int32).max, items)
+    for worst in (items.max(), items.min()) if items.size else ():
+        if not -1 <= worst < n_items:
+            raise ValueError(
+                f"items has id {worst}, but there are {n_items} items; give ids of 0 .. {n_items - 1}, and -1 as "
+                "padding"
+            )
+    return items
+
+
 def _held(ids: Array) -> jax.Array:
     """Clips ids to those that int32 holds."""
     given, held = np.iinfo(ids.dtype), np.iinfo(np.int32)

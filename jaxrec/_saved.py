@@ -9,16 +9,19 @@ The comment of the archive is the SHA-256 of all bytes before it.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import hashlib
 import json
+import operator
 import os
 import pathlib
 import shutil
+import sys
 import types
 import uuid
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 import jax
@@ -27,6 +30,7 @@ import numpy as np
 
 from jaxrec import models, papers
 from jaxrec._version import __version__
+from jaxrec.data import readers
 from jaxrec.interactions import IdMap, Interactions
 from jaxrec.typing import Model, Variables
 
@@ -36,7 +40,6 @@ FORMAT = 1
 _ROOTS = {"models": models, "papers": papers}
 _DESCRIPTION = "description.json"
 _SIDES = ("users", "items")
-_KINDS = {"strings": str, "integers": int, "bytes": bytes}  # labels that NumPy holds as objects
 _MARK = b"sha256:"
 _COMMENT = len(_MARK) + 64
 
@@ -67,12 +70,13 @@ def save(path: str | os.PathLike, model: Model | None, variables: Variables, id_
             `functools.partial`s of them. None saves the variables alone, of a model of your own,
             and `load` then needs `model`.
         variables: the model's variables, as returned by `model.init` or by training.
-        id_map: the labels of users and items, or None.
+        id_map: the labels of users and items, or None. A label that is a time with a time zone
+            comes back with its offset from UTC, as an equal label.
 
     Raises:
-        TypeError: if `model` is not a model, `variables` is a `State` or holds something other than
-            arrays, or a field of the model has a value that cannot be saved, such as a function of
-            your own.
+        TypeError: if `model` is not a model; `variables` is a `State` or holds something other than
+            arrays; a field of the model has a value that cannot be saved, such as a function of
+            your own; or labels are neither strings, bytes, numbers, times nor UUIDs.
         ValueError: if the variables or the `id_map` do not fit the model.
         OSError: if the file cannot be written.
 
@@ -415,19 +419,47 @@ def _built_array(value: Mapping[str, Any], arrays: _Arrays) -> Any:
 # ---------------------------------------------------------------------- labels
 
 
+class _Kind(NamedTuple):
+    """Labels that NumPy holds as objects, and how their text is written and read."""
+
+    of: type
+    write: Callable[[Any], str]
+    read: Callable[[str], Any]
+
+
+def _kinds() -> dict[str, _Kind]:
+    """Returns the kinds of labels that have a text, by the names that files give them."""
+    iso = operator.methodcaller("isoformat")
+    kinds = {
+        "strings": _Kind(str, str, str),
+        "integers": _Kind(int, str, int),
+        "uuids": _Kind(uuid.UUID, str, uuid.UUID),
+        "dates": _Kind(datetime.date, iso, datetime.date.fromisoformat),
+        "times": _Kind(datetime.datetime, iso, datetime.datetime.fromisoformat),
+    }
+    if "pandas" in sys.modules:  # without it, no label is a pandas.Timestamp
+        timestamp = sys.modules["pandas"].Timestamp
+        kinds["pandas times"] = _Kind(timestamp, iso, timestamp)
+    return kinds
+
+
 def _labels(labels: np.ndarray, arrays: list[np.ndarray]) -> dict[str, Any]:
-    """Packs labels: numbers as they are, and strings, bytes and large integers as their bytes."""
+    """Packs labels: numbers as they are, bytes joined, and others as their text."""
     if labels.dtype.kind != "O":
         arrays.append(labels)
         return {"kind": "array", "data": len(arrays) - 1}
     entries = labels.tolist()
-    kind = next((name for name, of in _KINDS.items() if all(type(label) is of for label in entries)), None)
-    if kind is None:
+    kind, write = "bytes", None
+    if not all(type(label) is bytes for label in entries):
+        found = ((name, kind.write) for name, kind in _kinds().items() if all(type(x) is kind.of for x in entries))
+        kind, write = next(found, ("", None))
+    if not kind:
+        label = entries[0]
         raise TypeError(
-            f"id_map has labels of the type {type(entries[0]).__name__}, such as {entries[0]!r:.80}, which cannot be "
-            "saved; use strings or integers"
+            f"id_map has labels of the type {type(label).__name__}, such as {label!r:.80}, which cannot be saved; turn "
+            f"labels into strings, such as str({label!r:.80}), before the IdMap is built"
         )
-    encoded = [label if kind == "bytes" else str(label).encode("utf-8", "surrogatepass") for label in entries]
+    encoded = [label if write is None else write(label).encode("utf-8", "surrogatepass") for label in entries]
     arrays.append(np.frombuffer(b"".join(encoded), np.uint8))
     arrays.append(np.cumsum([len(each) for each in encoded], dtype=np.int64))
     return {"kind": kind, "data": len(arrays) - 2, "ends": len(arrays) - 1}
@@ -438,10 +470,12 @@ def _labels_of(value: Mapping[str, Any], arrays: _Arrays) -> np.ndarray:
     data = arrays[value["data"]]
     if value["kind"] == "array":
         return data
-    text_of_all, ends = data.tobytes(), arrays[value["ends"]].tolist()
+    if value["kind"] == "pandas times":
+        readers.optional("pandas")
+    read = None if value["kind"] == "bytes" else _kinds()[value["kind"]].read
+    joined, ends = data.tobytes(), arrays[value["ends"]].tolist()
     labels = np.empty(len(ends), object)
     for place, (start, end) in enumerate(zip([0, *ends], ends)):
-        part = text_of_all[start:end]
-        text = part if value["kind"] == "bytes" else part.decode("utf-8", "surrogatepass")
-        labels[place] = int(text) if value["kind"] == "integers" else text
+        part = joined[start:end]
+        labels[place] = part if read is None else read(part.decode("utf-8", "surrogatepass"))
     return labels

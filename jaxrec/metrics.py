@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec._lookup import search
-from jaxrec._numerics import accumulated, as_host_ids, as_ids, as_integer, integer, namespace
+from jaxrec._numerics import accumulated, as_integer, integer, listed, namespace
 from jaxrec.typing import Array, ArrayLike
 
 Denominator = Literal["n_relevant", "min_k"]
@@ -257,20 +257,9 @@ def ndcg_alone(ranks: Array, *, k: int) -> Array:
 # ---------------------------------------------------------------------- whole lists; -1 is padding
 
 
-def _listed(items: ArrayLike, n_items: int) -> Array:
-    """Returns ids as int32; raises `ValueError` for an id of `n_items` or more, unless traced."""
-    items = as_host_ids(items) if namespace(items) is np else as_ids(items)
-    if not isinstance(items, jax.core.Tracer) and items.size and int(items.max()) >= n_items:
-        raise ValueError(
-            f"items has id {int(items.max())}, but there are {n_items} items; give ids below {n_items}, and -1 as "
-            "padding"
-        )
-    return items
-
-
 def _counts(items: ArrayLike, n_items: int) -> Array:
     """Returns how often each item is recommended, float32 [N]."""
-    items = _listed(items, n_items).reshape(-1)
+    items = listed(items, n_items).reshape(-1)
     if isinstance(items, np.ndarray):
         return np.bincount(items[items >= 0], minlength=n_items).astype(np.float32)
     places = jnp.where(items < 0, n_items, items)  # out of bounds, so that padding is dropped
@@ -285,7 +274,7 @@ def coverage(items: ArrayLike, *, n_items: int) -> Array:
         n_items: number of items N of the catalogue.
 
     Raises:
-        ValueError: for an id of N or more; under `jit` such ids are ignored.
+        ValueError: for an id below -1, or of N or more; under `jit` such ids are ignored.
     """
     return (_counts(items, integer("n_items", n_items)) > 0).mean(dtype=np.float32)
 
@@ -300,7 +289,7 @@ def gini(items: ArrayLike, *, n_items: int) -> Array:
         n_items: number of items N of the catalogue.
 
     Raises:
-        ValueError: for an id of N or more; under `jit` such ids are ignored.
+        ValueError: for an id below -1, or of N or more; under `jit` such ids are ignored.
     """
     n_items = integer("n_items", n_items)
     counts = _counts(items, n_items)
@@ -319,11 +308,11 @@ def popularity(items: ArrayLike, degrees: Array) -> Array:
         float32 [...].
 
     Raises:
-        ValueError: for an id of N or more; under `jit` such ids make the mean NaN.
+        ValueError: for an id below -1, or of N or more; under `jit` such ids make the mean NaN.
     """
     xp = namespace(items, degrees)
     degrees = xp.asarray(degrees, np.float32)
-    items = xp.asarray(_listed(items, len(degrees)))
+    items = xp.asarray(listed(items, len(degrees)))
     valid, places = items >= 0, xp.maximum(items, 0)
     chosen = degrees[places] if xp is np else jnp.asarray(degrees).at[places].get(mode="fill", fill_value=jnp.nan)
     return _ratio(xp.where(valid, chosen, np.float32(0)).sum(-1), valid.sum(-1, dtype=np.int32).astype(np.float32))
@@ -344,7 +333,7 @@ def novelty(items: ArrayLike, degrees: Array, *, n_users: int) -> Array:
         float32 [...]; 0 for an empty list.
 
     Raises:
-        ValueError: for an id of N or more; under `jit` such ids make the mean NaN.
+        ValueError: for an id below -1, or of N or more; under `jit` such ids make the mean NaN.
 
     >>> novelty(np.array([[0, 1]]), np.array([4, 1]), n_users=8).tolist()
     [2.0]
@@ -369,7 +358,7 @@ def diversity(items: ArrayLike, vectors: Array) -> Array:
         float32 [...]; 0 for a list of fewer than two items.
 
     Raises:
-        ValueError: for an id of N or more; under `jit` such ids make the mean NaN. Also if `vectors`
+        ValueError: for an id below -1, or of N or more; under `jit` such ids make the mean NaN. Also if `vectors`
             has another number of axes.
 
     >>> diversity(np.array([[0, 1], [0, 2]]), np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]])).tolist()
@@ -379,7 +368,7 @@ def diversity(items: ArrayLike, vectors: Array) -> Array:
     vectors = xp.asarray(vectors, np.float32)
     if vectors.ndim != 2:
         raise ValueError(f"vectors has shape {list(vectors.shape)}; give one vector for each item, [N, D]")
-    items = xp.asarray(_listed(items, len(vectors)))
+    items = xp.asarray(listed(items, len(vectors)))
     # The largest entry is divided out first, because squares under- and overflow.
     largest = xp.abs(vectors).max(-1, keepdims=True)
     vectors = vectors / xp.where(largest > 0, largest, np.float32(1))

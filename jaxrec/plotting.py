@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrec import models
 from jaxrec._log import Log
-from jaxrec._numerics import integer
+from jaxrec._numerics import integer, listed
 from jaxrec.evaluate.audit import Audit
 from jaxrec.evaluate.report import Report
 from jaxrec.evaluate.report import differences as paired
@@ -137,7 +137,7 @@ def popularity(reports: Mapping[str, Report], train: Interactions, *, k: int | N
         if n_items > train.n_items or report.n_items not in (None, train.n_items):
             raise ValueError(f"report {name!r} is of {n_items} items, and train of {train.n_items}; use one id map")
         width = report.items.shape[1]
-        shown = report.items[:, : integer("k", width if k is None else k, most=width)]
+        shown = listed(report.items[:, : integer("k", width if k is None else k, most=width)], train.n_items)
         counts = np.bincount(shown[shown >= 0], minlength=train.n_items)
         ax.plot(x, np.cumsum(counts[order]) / max(counts.sum(), 1), label=name)
     ax.plot(x, np.cumsum(degrees[order]) / max(degrees.sum(), 1), "--", color="grey", label="training pairs")

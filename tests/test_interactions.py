@@ -543,6 +543,17 @@ def test_labels_of_another_kind_are_not_looked_up(labels, other, message):
             look_up()
 
 
+def test_floats_of_fewer_bits_are_the_numbers_that_they_print_as():
+    """As float64, the nearest float32 of 0.1 would be another label than 0.1."""
+    plain = [0.1, 7.0, 1e-5, 0.5]
+    for labels in (np.array(plain, np.float32), np.array(plain, np.float16), list(map(np.float32, plain))):
+        matrix, id_map = Interactions.from_labels(labels, labels)
+        assert id_map.users.dtype == np.float64 and matrix.n_users == 4
+        assert id_map.user_ids([0.1, 7.0, 0.5]).tolist() == [1, 3, 2]
+        assert IdMap(plain, [1]).user_ids([labels[0], labels[3]]).tolist() == [0, 3]
+    assert IdMap(np.float32([[0.1, 3.0]])[0], [1]).users.tolist() == [0.1, 3.0]
+
+
 def test_look_ups_build_their_index_once_and_find_any_shape():
     id_map = IdMap(["b", "a"], np.array([3, 1, 2], np.uint8))
     assert id_map.user_ids([["a", "b"], ["b", "b"]]).tolist() == [[1, 0], [0, 0]]

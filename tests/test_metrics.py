@@ -271,17 +271,22 @@ def test_diversity_is_the_mean_over_pairs():
         metrics.diversity(lists, vectors[:, None])
 
 
-@pytest.mark.parametrize("wrong", [5, 2**32 + 1])
+@pytest.mark.parametrize("wrong", [5, -2, 2**32 + 1, -(2**32) - 1])
 def test_lists_with_items_that_nobody_has_are_refused(wrong):
     lists = np.array([[0, wrong]])
     for call in (
         lambda: metrics.coverage(lists, n_items=5),
         lambda: metrics.gini(lists, n_items=5),
         lambda: metrics.popularity(lists, np.ones(5)),
+        lambda: metrics.novelty(jnp.asarray(np.clip(lists, -9, 9)), np.ones(5), n_users=3),
+        lambda: metrics.diversity(lists, np.ones((5, 2))),
     ):
-        with pytest.raises(ValueError, match=r"items has id \d+, but there are 5 items"):
+        with pytest.raises(ValueError, match=r"items has id -?\d+, but there are 5 items; give ids of 0 .. 4, and -1"):
             call()
-    assert np.isnan(jax.jit(metrics.popularity)(np.array([[0, 5]]), np.ones(5, np.float32))).all()
+    lists = np.clip(lists, -9, 9)
+    assert np.isnan(jax.jit(metrics.popularity)(lists, np.ones(5, np.float32))).all()
+    assert np.isnan(jax.jit(metrics.diversity)(lists, np.ones((5, 2), np.float32))).all()
+    assert float(jax.jit(functools.partial(metrics.coverage, n_items=5))(lists)) == pytest.approx(1 / 5)
     for n_items in (0, 5.0):
         with pytest.raises(ValueError, match=f"n_items={n_items}"):
             metrics.coverage(np.array([[0]]), n_items=n_items)

@@ -1,5 +1,7 @@
 """Reports: means, standard errors, paired comparison, and their display."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -122,3 +124,5 @@ def test_exposure_of_groups_of_items():
         LISTS.exposure(np.zeros(5))
     with pytest.raises(ValueError, match="has no lists of items"):
         _report([0], auc=[0.5]).exposure([0])
+    with pytest.raises(ValueError, match="items has id -2, but there are 4 items"):
+        dataclasses.replace(LISTS, items=LISTS.items - 1).exposure(np.zeros(4))

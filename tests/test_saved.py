@@ -1,14 +1,19 @@
 """Saved models: the same model, variables and labels in a new process, and errors for damaged files."""
 
+import datetime
+import decimal
 import functools
 import json
 import subprocess
 import sys
+import uuid
 import zipfile
+import zoneinfo
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 import jaxrec as jr
@@ -103,6 +108,13 @@ LABELS = {
     "floats": [0.5, -1.5, 2.0, 3.0, 1e-300],
     "bytes": [b"a", b"\0", b"\xff", b"b", b"c"],
     "booleans": [True, False],
+    "uuids": [uuid.UUID(int=n) for n in (3, 2**127, 0)],
+    "dates": [datetime.date(2024, 2, 29), datetime.date(1, 1, 1)],
+    "times": [datetime.datetime(2024, 2, 29, 1, 2, 3, 4), datetime.datetime(1, 1, 1)],
+    "times of a zone": [datetime.datetime(2024, 7, 1, tzinfo=zoneinfo.ZoneInfo("Europe/Berlin"))],
+    "pandas times": [pd.Timestamp(2**60 + 1), pd.Timestamp("2024-01-01")],
+    "pandas times of a zone": list(pd.to_datetime(["2024-01-01", "2024-07-01"]).tz_localize("Europe/Berlin")),
+    "times of NumPy": np.array(["2024-01-01", "1066-10-14"], "M8[s]"),
 }
 
 
@@ -113,7 +125,14 @@ def test_labels_come_back(kind, tmp_path):
     jr.save(tmp_path / "m", None, {"params": {"a": np.ones(2)}}, id_map)
     found = jr.load(tmp_path / "m", model=models.from_functions(lambda key: {"a": jnp.ones(2)}, score=max, rows=max))
     assert found.id_map.users.tolist() == id_map.users.tolist() and found.id_map.users.dtype == id_map.users.dtype
+    assert found.id_map.user_ids(id_map.users).tolist() == list(range(len(id_map.users)))
     assert found.id_map.items.tolist() == ["x", "ÿ"]
+
+
+def test_labels_that_no_file_holds_are_refused(tmp_path):
+    id_map = IdMap([decimal.Decimal(1)], ["x"])
+    with pytest.raises(TypeError, match=r"labels of the type Decimal, such as Decimal\('1'\), .*such as str\("):
+        jr.save(tmp_path / "m", None, {"params": {}}, id_map)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxrec import metrics
 from jaxrec._ids import IdMap
-from jaxrec._numerics import integer
+from jaxrec._numerics import integer, listed
 from jaxrec.typing import ArrayLike
 
 
@@ -153,7 +153,7 @@ class Report:
         k = integer("k", self.items.shape[1] if k is None else k, most=self.items.shape[1])
         least = int(self.items.max(initial=-1)) + 1 if self.n_items is None else self.n_items
         names, place = np.unique(_column(groups, "item", least, n=self.n_items), return_inverse=True)
-        shown = self.items[:, :k]
+        shown: Any = listed(self.items[:, :k], len(place))
         slots = np.bincount(place[shown[shown >= 0]], minlength=len(names))
         covered = np.bincount(place[np.unique(shown[shown >= 0])], minlength=len(names))
         sizes = np.bincount(place)
