@@ -1,5 +1,6 @@
 """Recommendations and similar items with labels and titles."""
 
+import dataclasses
 import functools
 
 import jax.numpy as jnp
@@ -95,6 +96,65 @@ def test_similar_is_the_cosine_of_item_vectors():
     metric = jr.models.MF(3, 4, dim=2, score=jr.models.negative_squared_distance)
     for model in (metric, metric.clone(score=functools.partial(metric.score))):
         pd.testing.assert_frame_equal(similar(model, variables, [30, 10], k=3, id_map=MAP, titles=titles), frame)
+
+
+HELD = np.array([[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 1, 1, 0, 0], [1, 0, 0, 1, 0], [1, 0, 1, 1, 0], [0, 0, 0, 1, 0]])
+HOLD = Interactions.from_pairs(*HELD.nonzero(), n_users=6, n_items=5)
+
+
+def _of_ease():
+    model, variables, _ = jr.solvers.ease.fit(HOLD, regularization=1.0)
+    return model, variables, np.asarray(variables["params"]["weights"])
+
+
+def _of_walks():
+    """The weight of a walk from each row's item to each column's, which is not symmetric."""
+    model, variables, _ = jr.solvers.knn.rp3beta(HOLD, neighbours=5, alpha=0.9, beta=0.3)
+    of_users, of_items = HELD.sum(1), np.maximum(HELD.sum(0), 1.0)
+    return model, variables, HELD.T / of_users**0.9 @ HELD * np.outer(of_items**-0.9, of_items**-0.3)
+
+
+def _of_neighbours():
+    """The cosine of each row's item in the score of each column's, which has two neighbours."""
+    model, variables, _ = jr.solvers.knn.item_knn(HOLD, neighbours=2)
+    return model, variables, variables["graph"]["neighbours"].to_scipy().toarray().T
+
+
+def _of_filter():
+    model, variables, _ = jr.solvers.filters.fit(HOLD, **jr.solvers.filters.turbo_cf(order=2))
+    every = Interactions.from_pairs(range(5), range(5))
+    return model, variables, np.asarray(model.apply(variables, None, histories=every, method="rows"))
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize("fitted", [_of_ease, _of_walks, _of_neighbours, _of_filter])
+def test_similar_items_of_weights_between_items_are_the_scores_of_a_history_of_one(fitted):
+    model, variables, table = fitted()
+    assert not np.allclose(table, table.T) or fitted is _of_filter
+    frame = similar(model, variables, [2, 0, 4], k=4)
+    for item in (2, 0, 4):
+        found = frame[frame["item"] == item]
+        expected = sorted((j for j in range(5) if j != item and table[item, j] != 0), key=lambda j: -table[item, j])
+        assert found["rank"].tolist() == list(range(1, len(expected) + 1))
+        np.testing.assert_allclose(found["score"], table[item, expected], rtol=1e-5, atol=1e-7)
+        assert set(found["similar"]) == set(expected)
+    assert 4 not in frame["item"].tolist()  # an item that nobody has is similar to none
+    named = similar(model, variables, "e", k=1, id_map=IdMap(range(6), [*"abcd", "e"]))
+    assert len(named) == 0 and named.columns.tolist() == ["item", "rank", "similar", "score"]
+
+
+def test_similar_of_functions_of_histories_needs_no_users():
+    def rows(params, users, *, histories):
+        return params[histories.indices]
+
+    model = jr.models.from_functions(lambda key: TABLE, score=max, rows=rows, needs_histories=True)
+    with pytest.raises(TypeError, match="Functions has no n_items; give it one, such as from_functions"):
+        similar(model, {"params": TABLE}, 0, k=1)
+    table = jnp.concatenate([TABLE, TABLE[:1]])
+    model = dataclasses.replace(model, n_items=4)
+    assert similar(model, {"params": table}, [1, 2], k=2)["similar"].tolist() == [0, 2, 3]
+    with pytest.raises(TypeError, match="has no vectors of items"):
+        similar(dataclasses.replace(model, n_users=3), {"params": table}, 0, k=1)
 
 
 def test_a_map_of_other_users_is_refused():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -109,8 +111,15 @@ def similar(
     the mean over facets. If a model has no `vectors`, or its score is a distance, its parameter
     "item" is used instead.
 
+    EASE, neighbours and filters have weights between items instead. The items that are most similar
+    to i are then those with the highest scores for a user whose only item is i, and items without a
+    weight are left out. For EASE these scores are row i of the weights. For `ItemKNN` they are
+    column i of `neighbours`: the weights of random walks that start at i, or the cosines of the
+    items that have i among their nearest neighbours.
+
     Args:
-        model: a model with `vectors`, or with a parameter "item" [N, ...].
+        model: a model with `vectors`, with a parameter "item" [N, ...], or one that knows users only
+            by their items.
         variables: the model's variables, as returned by `model.init`.
         items: ids [n], or labels if `id_map` is given; or one of them.
         k: number of similar items, below N. The item itself is left out.
@@ -120,10 +129,11 @@ def similar(
 
     Returns:
         A DataFrame with the columns "item", "rank" (from 1), "similar", "score", and "title" if
-        `titles` is given.
+        `titles` is given. An item with weights to fewer than k others has fewer rows.
 
     Raises:
-        TypeError: if `variables` is a `State`, or the model has no item vectors.
+        TypeError: if `variables` is a `State`, or the model has neither item vectors nor weights
+            between items.
         ValueError: if k is not an integer from 1 to N − 1, items are unknown, a vector is not
             finite, or `titles` does not fit.
 
@@ -132,13 +142,18 @@ def similar(
     [2]
     """
     vectors = _item_vectors(model, variables)
-    n = len(vectors)
+    of_items: Any
+    known: Any
+    if vectors is None:
+        of_items, known, n = _OneItem(model), variables, getattr(model, "n_items", 0)
+    else:
+        of_items, known, n = scorer(_products), vectors, len(vectors)
     k = integer("k", k, most=max(n - 1, 1))
     _check_map(id_map, n, set())
     ids = given_ids("items", _item_ids(items, id_map), n)
     each = np.unique(ids)
     itself = Interactions.from_pairs(each, each, n_users=n, n_items=n)
-    scores, found = top_k(scorer(_products), vectors, ids, k=k, seen=itself, key=key)
+    scores, found = top_k(of_items, known, ids, k=k, seen=itself, key=key)
     return _lists("item", _shown(ids, id_map, "items"), "similar", found, scores, id_map, titles, n)
 
 
@@ -147,16 +162,35 @@ def _products(vectors: Array, ids: Array) -> Array:
     return vectors[ids] @ vectors.T
 
 
-def _item_vectors(model: Model, variables: Variables) -> Array:
-    """Returns unit vectors of the items, [N, D]."""
+@dataclasses.dataclass(frozen=True)
+class _OneItem:
+    """Scores the users who have one item each, given by their items, with a model of histories."""
+
+    model: Any
+
+    def apply(self, variables: Variables, items: Array, *, method: str) -> jax.Array:
+        """Returns scores [B, N] for items [B]; -inf where the model has no weight."""
+        n = len(items)
+        histories = Interactions(jnp.arange(n + 1, dtype=jnp.int32), items, None, None, n, self.model.n_items)
+        scores = self.model.apply(variables, None, histories=histories, method=method)
+        return jnp.where(scores == 0, -jnp.inf, scores)
+
+
+def _item_vectors(model: Model, variables: Variables) -> Array | None:
+    """Returns unit vectors of the items, [N, D]; None for a model that knows users only by their items."""
     if hasattr(variables, "variables"):
         raise TypeError(f"variables is a {type(variables).__name__}; pass its .variables")
-    params = variables.get("params", {}) if isinstance(variables, Mapping) else {}
+    params = variables.get("params") if isinstance(variables, Mapping) else None
+    item: Any = params.get("item") if isinstance(params, Mapping) else None
     # Vectors whose dot product is a distance have coordinates for the squared lengths.
     if hasattr(model, "vectors") and not isinstance(model, models.MF | models.TransCF):
         found = model.apply(variables, method="vectors")[1]
-    elif np.ndim(params.get("item")) > 1:
-        found = params["item"]
+    elif np.ndim(item) > 1:
+        found = item
+    elif getattr(model, "needs_histories", False) and getattr(model, "n_users", None) is None:
+        if getattr(model, "n_items", None) is None:
+            raise TypeError(f"{type(model).__name__} has no n_items; give it one, such as from_functions(n_items=...)")
+        return None
     else:
         raise TypeError(
             f"{type(model).__name__} has no vectors of items: neither the method `vectors` nor a parameter 'item' "
