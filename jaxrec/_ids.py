@@ -72,6 +72,24 @@ class IdMap:
         """Returns the labels of item ids of any shape; None for -1, the padding of short lists."""
         return _labels("items", self.items, ids)
 
+    def extend(self, *, users: ArrayLike = (), items: ArrayLike = ()) -> IdMap:
+        """Returns a map that also has new users and items: their ids follow the known ones.
+
+        Args:
+            users: labels [n], of the kind that the map holds; or one label. Labels that the map has
+                are skipped, and new ones are added in the given order.
+            items: labels [n], likewise.
+
+        Raises:
+            ValueError: for missing labels and labels of another kind.
+
+        >>> IdMap(["ann", "bob"], [7, 10]).extend(users=["cem", "ann"], items=[3]).users.tolist()
+        ['ann', 'bob', 'cem']
+        """
+        given = [labels_of(name, labels).reshape(-1) for name, labels in (("users", users), ("items", items))]
+        ids = self.user_ids(given[0], unknown=-1), self.item_ids(given[1], unknown=-1)
+        return IdMap(*map(_longer, (self.users, self.items), given, ids))
+
     @functools.cached_property
     def _user_places(self) -> dict:
         return _places("users", self.users)
@@ -81,15 +99,17 @@ class IdMap:
         return _places("items", self.items)
 
 
-def with_users(id_map: IdMap, labels: np.ndarray) -> IdMap:
-    """Returns the map with those of the labels [n] at the end of its users that it lacks."""
-    new = labels[id_map.user_ids(labels, unknown=-1) < 0]
-    if len(new) == 0:
-        return id_map
-    known = id_map.users
+def _longer(known: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Returns the known labels, and those of the labels [n] whose id is -1, each once."""
+    first: dict = {}  # where each new label occurs first
+    for place in np.flatnonzero(ids < 0).tolist():
+        first.setdefault(labels[place], place)
+    if not first:
+        return known
+    new = labels[list(first.values())]
     if known.dtype != new.dtype:  # NumPy would turn int64 and uint64 into floats
         known, new = known.astype(object), new.astype(object)
-    return IdMap(np.concatenate([known, new]), id_map.items)
+    return np.concatenate([known, new])
 
 
 # ---------------------------------------------------------------------- columns of numbers

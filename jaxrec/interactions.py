@@ -19,7 +19,7 @@ import numpy as np
 from jax import export
 
 from jaxrec import _csr, _store
-from jaxrec._ids import INT32_MAX, checked_ids, checked_timestamps, checked_weights, column_of, factorised, with_users
+from jaxrec._ids import INT32_MAX, checked_ids, checked_timestamps, checked_weights, column_of, factorised
 from jaxrec._ids import IdMap as IdMap
 from jaxrec._numerics import as_ids, integer, namespace
 from jaxrec._pairs import DataWarning as DataWarning
@@ -149,7 +149,6 @@ class Interactions:
         *,
         id_map: IdMap | None = None,
         unknown: Literal["raise", "drop"] = "raise",
-        unknown_users: Literal["new"] | None = None,
     ) -> tuple[Interactions, IdMap]:
         """Builds the matrix from your own labels (strings or numbers), and the map of labels.
 
@@ -167,12 +166,10 @@ class Interactions:
             weights: see `from_pairs`.
             timestamps: see `from_pairs`.
             id_map: an existing map to use, such as that of the training file for a test file. By
-                default a new map is built from the labels.
+                default a new map is built from the labels. For data with new users or items, give
+                `id_map.extend(users=users)`.
             unknown: what to do with a pair that has a label missing from `id_map`: "raise", or
                 "drop", which drops the pair and says how many were dropped in a `DataWarning`.
-            unknown_users: "new" gives users that `id_map` lacks ids after its own, in the order of
-                their labels; the returned map has them too. `train.fold_in` computes their vectors.
-                None treats them as `unknown` says.
 
         Returns:
             The matrix, and the `IdMap` between labels and ids.
@@ -190,15 +187,11 @@ class Interactions:
         """
         if unknown not in ("raise", "drop") or (unknown == "drop" and id_map is None):
             raise ValueError(f"unknown={unknown!r}; give 'raise', or 'drop' together with id_map")
-        if unknown_users not in (None, "new") or (unknown_users == "new" and id_map is None):
-            raise ValueError(f"unknown_users={unknown_users!r}; give None, or 'new' together with id_map")
         user_labels, users = factorised("users", users)
         item_labels, items = factorised("items", items)
         for name, labels, places in (("users", user_labels, users), ("items", item_labels, items)):
             say_missing_as_text(name, labels, places)
         columns = {"users": users, "items": items, "weights": weights, "timestamps": timestamps}
-        if unknown_users == "new" and id_map is not None:
-            id_map = with_users(id_map, user_labels)
         if id_map is None:
             id_map = IdMap(user_labels, item_labels)
         elif unknown == "raise":
@@ -218,11 +211,10 @@ class Interactions:
         timestamp: str | None = None,
         id_map: IdMap | None = None,
         unknown: Literal["raise", "drop"] = "raise",
-        unknown_users: Literal["new"] | None = None,
     ) -> tuple[Interactions, IdMap]:
         """Builds the matrix from named columns of a pandas or polars DataFrame.
 
-        `from_labels` describes the labels and the last three arguments.
+        `from_labels` describes the labels and the last two arguments.
 
         Args:
             frame: the DataFrame.
@@ -233,7 +225,6 @@ class Interactions:
                 UTC.
             id_map: see `from_labels`.
             unknown: see `from_labels`.
-            unknown_users: see `from_labels`.
 
         Returns:
             The matrix, and the `IdMap` between labels and ids.
@@ -244,7 +235,7 @@ class Interactions:
         columns = []
         for argument, name in (("user", user), ("item", item), ("weight", weight), ("timestamp", timestamp)):
             columns.append(None if name is None else column_of(frame, argument, name))
-        return cls.from_labels(*columns, id_map=id_map, unknown=unknown, unknown_users=unknown_users)
+        return cls.from_labels(*columns, id_map=id_map, unknown=unknown)
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> Interactions:
@@ -437,6 +428,24 @@ class Interactions:
         if all(part.timestamps is not None for part in parts):
             more["timestamps"] = np.concatenate([np.asarray(part.timestamps) for part in parts])
         return Interactions.from_pairs(users, items, **more)
+
+    def extend(self, *, n_users: int | None = None, n_items: int | None = None) -> Interactions:
+        """Returns the same pairs over more users or items, whose ids follow the known ones.
+
+        Args:
+            n_users: the new M, at least the present one; None keeps it.
+            n_items: the new N, likewise.
+
+        Raises:
+            ValueError: if a size is not an integer, or smaller than the present one.
+
+        >>> Interactions.from_pairs([0, 1], [1, 0]).extend(n_users=5)
+        Interactions(5 users x 2 items, 2 pairs, density 20.0000%)
+        """
+        n_users = self.n_users if n_users is None else integer("n_users", n_users, least=self.n_users, most=INT32_MAX)
+        n_items = self.n_items if n_items is None else integer("n_items", n_items, least=self.n_items, most=INT32_MAX)
+        indptr = np.pad(np.asarray(self.indptr), (0, n_users - self.n_users), mode="edge")
+        return dataclasses.replace(self, indptr=indptr, n_users=n_users, n_items=n_items)
 
     def transpose(self) -> Interactions:
         """Returns the same pairs as a matrix of items by users, on the host."""

@@ -668,6 +668,39 @@ def test_labels_of_a_second_part_in_a_frame_and_wrong_options():
             Interactions.from_labels(["a"], [1], **how)
 
 
+def test_new_labels_get_ids_after_the_known_ones():
+    known = IdMap(["ann", "bob"], np.array([30, 10, 20]))
+    wider = known.extend(users=["zoe", "ann", "cy", "zoe"])
+    assert wider.users.tolist() == ["ann", "bob", "zoe", "cy"] and wider.items is known.items
+    both = wider.extend(items=np.array([7, 30]), users="eve")
+    assert both.items.tolist() == [30, 10, 20, 7] and both.user_ids(["eve", "bob"]).tolist() == [4, 1]
+    assert known.users.tolist() == ["ann", "bob"] and known.extend(users=["bob"]).users.tolist() == ["ann", "bob"]
+    data, same = Interactions.from_labels(["zoe", "eve"], [7, 10], id_map=both)
+    assert same is both and [ids.tolist() for ids in data.pairs()] == [[2, 4], [3, 1]] and data.n_users == 5
+    numbers = IdMap([2**63, 2**63 + 2], [1])  # uint64, which NumPy would join with int64 to floats
+    assert numbers.extend(users=[5]).users.tolist() == [2**63, 2**63 + 2, 5]
+    for wrong, message in (([7], "the labels of users are strings"), ([""], r"users\[0\] is missing")):
+        with pytest.raises(ValueError, match=message):
+            known.extend(users=wrong)
+
+
+@pytest.mark.parametrize("columns", [{}, {"weights": [2, 3, 4], "timestamps": [7, 8, 9]}])
+def test_a_set_over_more_ids_has_the_same_pairs(columns):
+    data = Interactions.from_pairs([0, 1, 1], [2, 0, 1], **columns)
+    wider = data.extend(n_users=4, n_items=5)
+    same = Interactions.from_pairs([0, 1, 1], [2, 0, 1], n_users=4, n_items=5, **columns)
+    for name in ("indptr", "indices", "weights", "timestamps"):
+        np.testing.assert_array_equal(getattr(wider, name), getattr(same, name))
+    assert (wider.n_users, wider.n_items) == (4, 5) and wider.indptr.dtype == np.int32
+    assert wider.contains(np.array([1, 3]), np.array([1, 1])).tolist() == [True, False]
+    assert data.extend(n_items=3).n_users == 2 and data.extend().n_items == 3
+    on_device = jax.device_put(data).extend(n_users=3)
+    assert on_device.n_pairs == 3 and np.asarray(on_device.user_degrees).tolist() == [1, 2, 0]
+    for wrong in ({"n_users": 1}, {"n_items": 2.0}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}={next(iter(wrong.values()))}; give an integer from"):
+            data.extend(**wrong)
+
+
 def test_ids_with_large_gaps_cause_a_warning():
     with pytest.warns(DataWarning, match=r"items run to 193608, but only 2 of these ids occur.*n_items=193609 if"):
         assert Interactions.from_pairs([0, 1], [1, 193608]).n_items == 193609

@@ -50,7 +50,8 @@ def test_without_a_map_users_and_items_are_ids():
 def test_a_model_of_histories_gets_them():
     train = Interactions.from_pairs([0, 0, 1, 1, 2], [0, 1, 0, 1, 2], n_users=3, n_items=4)
     model, variables, _ = jr.solvers.ease.fit(train, regularization=1.0)
-    new, wider = Interactions.from_labels(["zoe"], [30], id_map=MAP, unknown_users="new")
+    wider = MAP.extend(users=["zoe"])
+    new, _ = Interactions.from_labels(["zoe"], [30], id_map=wider)
     frame = recommend(model, variables, ["zoe"], k=1, id_map=wider, histories=new, seen=new)
     assert frame[["user", "item"]].values.tolist() == [["zoe", 10]]
 
@@ -187,20 +188,3 @@ def test_similar_says_what_is_missing():
         similar(jr.models.MF(3, 4, dim=2), variables, 0, k=4)
     with pytest.raises(ValueError, match="is NaN or infinite"):
         similar(jr.models.MF(3, 4, dim=2), {"params": variables["params"] | {"item": jnp.full((4, 2), jnp.nan)}}, 0)
-
-
-def test_new_users_get_ids_after_the_known_ones():
-    some = Interactions.from_labels(["zoe", "ann", "cy", "zoe"], [7, 10, 10, 20], id_map=MAP, unknown_users="new")
-    assert some[1].users.tolist() == [*USERS, "cy", "zoe"] and some[1].items is MAP.items
-    assert [ids.tolist() for ids in some[0].pairs()] == [[0, 3, 4, 4], [1, 1, 2, 3]] and some[0].n_users == 5
-    frame = pd.DataFrame({"u": ["ann", "cy"], "i": [10, 11]})
-    how = {"user": "u", "item": "i", "id_map": MAP, "unknown_users": "new"}
-    with pytest.raises(ValueError, match="items has no label 11"):
-        Interactions.from_dataframe(frame, **how)
-    with pytest.warns(DataWarning, match="dropped 1 of 2 pairs"):
-        data, wider = Interactions.from_dataframe(frame, **how, unknown="drop")
-    assert data.n_users == 4 and wider.user_ids(["cy"]).tolist() == [3]
-    numbers = IdMap([2**63, 2**63 + 2], [1])  # uint64, which NumPy would join with int64 to floats
-    assert Interactions.from_labels([5], [1], id_map=numbers, unknown_users="new")[1].users.tolist()[2] == 5
-    with pytest.raises(ValueError, match="'new' together with id_map"):
-        Interactions.from_labels([5], [1], unknown_users="new")
