@@ -56,6 +56,35 @@ def test_pairwise_objective_compares_each_positive_with_its_negatives(scored, sh
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_sampler_of_more_items_than_the_model_has_is_refused_in_your_own_loops(scored, shared):
+    """A lambda hides its sampler from `fit`, and your own loops call no `fit`."""
+    model, variables, _ = scored
+    sample = partial(jr.sampling.uniform, n_items=31, n=2)
+    sample = partial(jr.sampling.shared, sample=sample) if shared else sample
+    hidden = lambda v, key, batch: jr.train.pairwise_objective(  # noqa: E731
+        v, key, batch, model=model, loss=jr.losses.bpr, sample=sample
+    )
+    message = "n_items of uniform is for n_items=31, but the model has 30; create it for the items of the model"
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(hidden, variables, KEY, BATCH)
+    state = jr.train.init(KEY, model, TX)
+    with pytest.raises(ValueError, match=message):
+        jr.train.fit(state, hidden, TX, TRAIN, epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("n", [29, 31])
+def test_a_table_of_probabilities_of_other_items_is_refused(n):
+    table, model = jnp.zeros(n), model_of()
+    state, loss = jr.train.init(KEY, model, TX), jr.losses.sampled_softmax
+    arguments = partial(jr.train.log_q, table=table)
+    pairwise = partial(jr.train.pairwise_objective, model=model, loss=loss, sample=drawn(), arguments=arguments)
+    in_batch = partial(jr.train.in_batch_objective, model=model, loss=loss, log_q=table)
+    for objective, name in ((pairwise, "table of log_q"), (in_batch, "log_q of in_batch_objective")):
+        with pytest.raises(ValueError, match=f"{name} is for n_items={n}, but train has 30; create it"):
+            jr.train.fit(state, objective, TX, TRAIN, epochs=1, progress=False)
+
+
 @pytest.mark.parametrize("batch", [BATCH, GROUPS], ids=["single", "groups"])
 def test_a_graph_is_propagated_once_for_positives_and_negatives(batch):
     calls = []

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from flax.core import FrozenDict
 from support import TX
 
@@ -491,6 +492,55 @@ def test_a_model_with_fewer_users_or_items_than_train_is_refused():
     for model in (jr.models.SimpleX(30, 30, dim=2), jr.models.LightGCN(TRAIN, dim=2)):
         with pytest.raises(ValueError, match="model's n_users is 30, but train's is 31"):
             fit(model, train=larger(TRAIN, users=1))
+
+
+def test_tables_of_vectors_tell_the_sizes_of_a_model_without_any():
+    def draw(key):
+        return {"user": jnp.ones((30, 2)), "item": jax.random.normal(key, (30, 2))}
+
+    model = jr.models.from_functions(draw, vectors=lambda params: (params["user"], params["item"]))
+    sample = partial(jr.sampling.uniform, n_items=30)
+    right = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=sample)
+    for more, message in (({"users": 1}, "n_users is 30, but train's is 31"), ({"items": 2}, "n_items is 30, .* 32")):
+        with pytest.raises(ValueError, match=f"the model's {message}"):
+            jr.train.fit(
+                jr.train.init(jax.random.key(0), model, TX), right, TX, larger(TRAIN, **more), epochs=1, progress=False
+            )
+    with pytest.raises(ValueError, match="n_items of uniform is for n_items=31, but train has 30; create it"):
+        too_many = partial(jr.sampling.uniform, n_items=31)
+        wrong = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=too_many)
+        jr.train.fit(jr.train.init(jax.random.key(0), model, TX), wrong, TX, TRAIN, epochs=1)
+
+
+class OfFeatures(nn.Module):
+    """Items are known by their features, a table that is not trained."""
+
+    n_users: int = 30
+    n_items: int = 33
+
+    def setup(self):
+        self.user, self.layer = nn.Embed(self.n_users, 2), nn.Dense(2)
+        self.features = self.variable("features", "table", jnp.ones, (self.n_items, 3))
+
+    def __call__(self, users, items):
+        return (self.user(users) * self.layer(self.features.value[items])).sum(-1)
+
+    def rows(self, users):
+        return self(users[:, None], jnp.arange(self.n_items)[None])
+
+
+@pytest.mark.parametrize("n", [29, 34])
+def test_a_table_with_another_number_of_rows_than_items_is_refused(n):
+    """Its last row would be the features of all items beyond."""
+    model = OfFeatures()
+    state = jr.train.init(jax.random.key(0), model, TX)
+    wrong = state._replace(variables={**state.variables, "features": {"table": jnp.ones((n, 3))}})
+    message = rf"variables\['features'\]\['table'\] has shape \[{n}, 3\], but OfFeatures has n_items = 33; give a"
+    with pytest.raises(ValueError, match=message):
+        jr.train.fit(wrong, objective(model), TX, TRAIN, epochs=1, progress=False)
+    with pytest.raises(ValueError, match=message):
+        jr.evaluate.top_k(model, wrong.variables, [0], k=3)
+    assert jr.evaluate.top_k(model, state.variables, [0], k=3)[1].shape == (1, 3)
 
 
 @pytest.mark.parametrize("name", ["epochs", "batch_size", "every"])

@@ -21,6 +21,7 @@ from jaxrec._numerics import accumulated, as_integer, integer, power_of_two
 from jaxrec._partials import check_static
 from jaxrec._platform import concurrently, size
 from jaxrec.interactions import DataWarning, Interactions, check_interactions
+from jaxrec.models._initial import check_tables
 from jaxrec.typing import Array, ArrayLike, Key, Model, Variables
 
 _GROUP = 64  # items per group in the first stage of top-k
@@ -251,7 +252,13 @@ def _sizes(model: Model, tree: Any, forms: tuple, n_known: int | None, reads: tu
         raise ValueError(f"the model gives {list(row.shape)} for users [1]; it must give a row per user, [B, N]")
     if not jnp.issubdtype(row.dtype, jnp.floating):
         raise TypeError(f"the model's scores are {row.dtype}; return floats, such as scores.astype(jnp.float32)")
-    n_users = getattr(model, "n_users", None)
+    check_tables(model, variables)
+    n_users, n_items = getattr(model, "n_users", None), as_integer(getattr(model, "n_items", None))
+    if n_items not in (None, row.shape[1]):
+        raise ValueError(
+            f"{type(model).__name__} scores {row.shape[1]} items, but its n_items is {n_items}; give variables with "
+            "one row for each item"
+        )
     if n_users is None and hasattr(model, "vectors"):
         n_users = jax.eval_shape(functools.partial(model.apply, method="vectors"), variables)[0].shape[0]
     return row.shape[1], n_users

@@ -6,7 +6,7 @@ wrong rows without an error.
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +18,8 @@ from jaxrec import sampling
 from jaxrec._numerics import as_integer
 from jaxrec._partials import bound
 from jaxrec.interactions import Interactions, check_weights
+from jaxrec.models._initial import check_tables
+from jaxrec.typing import Array, Key, Sampler, Variables
 
 
 def check_state(state: Any) -> None:
@@ -26,18 +28,33 @@ def check_state(state: Any) -> None:
         raise ValueError(f"state.variables has {list(state.variables)}, not 'params'; create the state with train.init")
 
 
-def check_covers(parts: Sequence[Any], train: Interactions) -> None:
-    """Raises `ValueError` if one of `parts` is a model with fewer users or items than `train`."""
-    for part, name in itertools.product(parts, ("n_users", "n_items")):
-        size = as_integer(getattr(part, name, None))
-        if size is not None and size < getattr(train, name):
-            raise ValueError(
-                f"the model's {name} is {size}, but train's is {getattr(train, name)}; "
-                "create the model for all ids of train"
-            )
+def check_covers(parts: Sequence[Any], train: Interactions, variables: Variables) -> None:
+    """Raises `ValueError` if one of `parts` is a model with fewer users or items than `train`, or if
+    the rows of its `variables` have another number.
+    """
+    for part in parts:
+        for axis, size in _sizes(part, variables).items():
+            if size < getattr(train, axis):
+                raise ValueError(
+                    f"the model's {axis} is {size}, but train's is {getattr(train, axis)}; "
+                    "create the model for all ids of train"
+                )
+        check_tables(part, variables)
 
 
-def check_bound(functions: tuple, train: Interactions) -> None:
+def _sizes(model: Any, variables: Variables | None) -> dict[str, int]:
+    """Returns the numbers of users and items that a model has, as far as it or its `vectors` tell them."""
+    found = {axis: as_integer(getattr(model, axis, None)) for axis in ("n_users", "n_items")}
+    if None in found.values() and variables is not None and hasattr(model, "vectors") and hasattr(model, "apply"):
+        try:
+            tables = jax.eval_shape(functools.partial(model.apply, method="vectors"), jax.tree.map(_form, variables))
+        except Exception:  # variables of another model, whose error training raises
+            tables = ()
+        found = {axis: table.shape[0] if size is None else size for (axis, size), table in zip(found.items(), tables)}
+    return {axis: size for axis, size in found.items() if size is not None}
+
+
+def check_bound(functions: tuple, train: Interactions, variables: Variables | None = None) -> None:
     """Checks what the partials `functions` bind: samplers, sizes, interactions, tables and margins.
 
     Only arguments of the library's own functions are checked, since other functions may use these
@@ -45,11 +62,7 @@ def check_bound(functions: tuple, train: Interactions) -> None:
     than `train` has.
     """
     found = list(bound(functions))
-    models = [value for _, name, value in found if name == "model"]
-    sizes = {}
-    for axis in ("n_users", "n_items"):
-        own = [size for model in models if (size := as_integer(getattr(model, axis, None))) is not None]
-        sizes[axis] = getattr(train, axis), max(own, default=getattr(train, axis))
+    of_models = [_sizes(value, variables) for _, name, value in found if name == "model"]
     for function, name, value in found:
         module = str(getattr(function, "__module__", ""))
         if not module.startswith("jaxrec."):
@@ -59,26 +72,64 @@ def check_bound(functions: tuple, train: Interactions) -> None:
                 f"sample={value!r:.80} of {function.__name__}; give a function, such as functools.partial("
                 "jaxrec.sampling.uniform, n_items=..., n=...)"
             )
-        has: dict[str, int]
-        if name == "n_items" and (n_items := as_integer(value)) is not None:
-            has = {"n_items": n_items}
-        elif name in ("seen", "train", "valid") and isinstance(value, Interactions):
-            has = {"n_users": value.n_users, "n_items": value.n_items}
-            if name != "seen":
-                check_weights(**{name: value})
-        elif name == "table" and function is sampling.popularity:
-            has = {"n_items": len(value.keep)}
-        elif name == "margin" and module.startswith("jaxrec.train.") and np.ndim(value) == 1:
-            has = {"n_users": len(value)}
-        else:
-            continue
-        for axis, size in has.items():
-            least, most = sizes[axis]
+        if name in ("train", "valid") and isinstance(value, Interactions):
+            check_weights(**{name: value})
+        for axis, size in _sizes_bound(function, name, value).items():
+            least = getattr(train, axis)
+            most = max((sizes[axis] for sizes in of_models if axis in sizes), default=least)
             if not least <= size <= most:
                 raise ValueError(
                     f"{name} of {function.__name__} is for {axis}={size}, but train has {least}"
                     f"{'' if least == most else f' and the model {most}'}; create it for the ids of train"
                 )
+
+
+def _sizes_bound(function: Any, name: str, value: Any) -> dict[str, int]:
+    """Returns for how many users and items an argument of a function of the library is."""
+    if name == "n_items" and (n_items := as_integer(value)) is not None:
+        return {"n_items": n_items}
+    if name in ("seen", "train", "valid") and isinstance(value, Interactions):
+        return {"n_users": value.n_users, "n_items": value.n_items}
+    if name == "table" and function is sampling.popularity:
+        return {"n_items": len(value.keep)}
+    if str(function.__module__).startswith("jaxrec.train.") and np.ndim(value) == 1:
+        if name == "margin":
+            return {"n_users": len(value)}
+        if name == "log_q" or (name, function.__name__) == ("table", "log_q"):
+            return {"n_items": len(value)}
+    return {}
+
+
+def negatives_of(sample: Sampler, key: Key, users: Array, model: Any) -> jax.Array:
+    """Draws negatives [B, n] of users [B], after a check, while tracing, that the model has the items.
+
+    `fit` checks what partials bind. This also covers objectives that are no partials, and your own
+    loops.
+
+    Args:
+        sample: the sampler.
+        key: its key.
+        users: ids [B].
+        model: the model, whose `n_items` is N if it has one.
+
+    Raises:
+        ValueError: if the sampler binds a larger number of items.
+    """
+    most = as_integer(getattr(model, "n_items", None))
+    for function, name, value in bound((sample,)):
+        if most is not None and str(getattr(function, "__module__", "")).startswith("jaxrec."):
+            size = _sizes_bound(function, name, value).get("n_items", most)
+            if size > most:
+                raise ValueError(
+                    f"{name} of {function.__name__} is for n_items={size}, but the model has {most}; create it for the "
+                    "items of the model"
+                )
+    return sample(key, users)
+
+
+def _form(x: Any) -> jax.ShapeDtypeStruct:
+    """Returns the shape of an array, without its sharding."""
+    return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
 
 
 def check_transformation(tx: Any) -> None:
@@ -95,8 +146,7 @@ def check_optimizer(state: Any, tx: Any) -> None:
     check_transformation(tx)
     try:
         # Without shardings: the state may lie on another mesh than `jax.set_mesh` has set.
-        form = lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))  # noqa: E731
-        expected = jax.eval_shape(tx.init, jax.tree.map(form, state.variables["params"]))
+        expected = jax.eval_shape(tx.init, jax.tree.map(_form, state.variables["params"]))
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
         return
     forms: list[Any] = [jax.tree.structure(tree) for tree in (expected, state.opt_state)]

@@ -9,6 +9,7 @@ from jaxrec import losses
 from jaxrec._lookup import lookup
 from jaxrec._numerics import as_ids, number
 from jaxrec.models.mf import products
+from jaxrec.train._checks import negatives_of
 from jaxrec.train.examples import Batch
 from jaxrec.train.objectives import _check_has, compared
 from jaxrec.typing import Array, Key, Loss, Model, Sampler, Scalar, Variables
@@ -60,7 +61,7 @@ def contrastive_objective(
     for name, value in (("noise", noise), ("weight", weight)):
         number(name, value, least=0)
     sample_key, noise_key = jax.random.split(key)
-    negatives = sample(sample_key, batch.users[:, 0])
+    negatives = negatives_of(sample, sample_key, batch.users[:, 0], model)
     tables, first, second = model.apply(variables, noise, method="views", rngs={"noise": noise_key})
     users, items = tables
     own = lookup(users, batch.users)

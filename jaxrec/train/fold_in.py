@@ -62,8 +62,9 @@ def fold_in(
         epochs: number of epochs.
         key: typed key from which batches and negatives are drawn.
         users: the ids [B] of the users to train, in `histories` of known and new users, such as
-            those whose map is `id_map.extend(users=...)`. Ids of M and more are new users. Known users may be among `users`: they start from their own rows. All other rows
-            keep their initial values. None means that all rows of `histories` are new users.
+            those whose map is `id_map.extend(users=...)`. Ids of M and more are new users. Known
+            users may be among `users`: they start from their own rows. All other rows keep their
+            initial values. None means that all rows of `histories` are new users.
         batch_size: number of examples per step.
         examples: function of the positives that returns the examples of an epoch, as in `fit`; None
             is `singles`, with the histories if the model needs them.

@@ -143,12 +143,12 @@ def fit(
         TypeError: if `train`, `tx`, `stopping` or `checkpoint` has another type, or the model has
             an array among its attributes.
         ValueError: if a number is not an integer or too small; weights are negative or not finite;
-            a model in the partials of `objective` has fewer users or items than `train`; a sampler,
-            `seen` or margins in them have other sizes; the loss does not return one value per
-            positive; `state` belongs to another optimiser or model; `stopping` is given without
-            `validate`; `validate` does not return the metric; or the checkpoint was made by another
-            run (other data, batch size, key, objective, optimiser or stopping rule), is in use by
-            another process, or is damaged.
+            a model in the partials of `objective` has fewer users or items than `train`, or tables
+            of other sizes; a sampler, `seen`, `log_q` or margins in them have other sizes; the loss
+            does not return one value per positive; `state` belongs to another optimiser or model;
+            `stopping` is given without `validate`; `validate` does not return the metric; or the
+            checkpoint was made by another run (other data, batch size, key, objective, optimiser or
+            stopping rule), is in use by another process, or is damaged.
     """
     began = time.perf_counter()
     check_positives(train=train)
@@ -157,8 +157,8 @@ def fit(
     epochs, batch_size, every = integer("epochs", epochs), integer("batch_size", batch_size), integer("every", every)
     tx = as_step(tx)
     arrays, static = partition((objective, tx.step))
-    check_covers(static.leaves, train)
-    check_bound((objective, tx.step), train)
+    check_covers(static.leaves, train, state.variables)
+    check_bound((objective, tx.step), train, state.variables)
     mesh = mesh_of(state)
     description = None
     if checkpoint is not None:

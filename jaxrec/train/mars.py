@@ -20,6 +20,7 @@ from jaxrec import losses
 from jaxrec._numerics import number
 from jaxrec.interactions import Interactions, check_interactions
 from jaxrec.optim import riemannian
+from jaxrec.train._checks import negatives_of
 from jaxrec.train.examples import Batch
 from jaxrec.train.objectives import _check_has
 from jaxrec.typing import Array, Key, Sampler, Scalar, Variables
@@ -225,7 +226,8 @@ def objective(
     if positives is not None:
         users, items = positives(positive_key, users.shape)
         weights = None
-    drawn = jnp.concatenate([items[:, None], sample(sample_key, users)], axis=1)
+    negatives = negatives_of(sample, sample_key, users, model)
+    drawn = jnp.concatenate([items[:, None], negatives], axis=1)
     theta, u, v = model.apply(variables, users, drawn, method="parts")
     margin = jnp.asarray(margin, theta.dtype)
     margins = margin[users] if margin.ndim else jnp.broadcast_to(margin, users.shape)

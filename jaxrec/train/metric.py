@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxrec import losses
 from jaxrec._lookup import lookup
+from jaxrec.train._checks import negatives_of
 from jaxrec.train.examples import Batch
 from jaxrec.train.objectives import _check_has, compared, histories_of
 from jaxrec.typing import Array, Key, Loss, Model, Sampler, Scalar, Variables
@@ -119,7 +120,7 @@ def relation_objective(
             shares.
     """
     users, items = batch.users, batch.items
-    negatives = sample(jax.random.split(key)[0], users[:, 0])
+    negatives = negatives_of(sample, jax.random.split(key)[0], users[:, 0], model)
     options = histories_of(model, batch)
     pos = model.apply(variables, users, items, **options)
     neg = model.apply(variables, users[..., None], negatives[:, None], items[..., None], **options)
@@ -166,7 +167,7 @@ def translation_objective(
     """
     _check_has(model, "regularised", "TransCF")
     users, items = batch.users, batch.items
-    negatives = sample(jax.random.split(key)[0], users[:, 0])
+    negatives = negatives_of(sample, jax.random.split(key)[0], users[:, 0], model)
     negatives = jnp.broadcast_to(negatives, (len(items), negatives.shape[1]))
     both = jnp.concatenate([items.astype(negatives.dtype), negatives], axis=1)
     scores, near = model.apply(variables, users, both, method="regularised", **histories_of(model, batch))

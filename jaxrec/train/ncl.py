@@ -25,6 +25,7 @@ from jaxrec._lookup import lookup
 from jaxrec._numerics import accumulated, integer, number
 from jaxrec._platform import sized
 from jaxrec.models.mf import products
+from jaxrec.train._checks import negatives_of
 from jaxrec.train.examples import Batch
 from jaxrec.train.objectives import _check_has, compared
 from jaxrec.typing import Array, Key, Loss, Model, Sampler, Scalar, Variables
@@ -81,7 +82,7 @@ def objective(
     weights = {"structure_weight": structure_weight, "item_share": item_share, "prototype_weight": prototype_weight}
     for name, value in (weights | {"warm_up": warm_up}).items():
         number(name, value, least=0)
-    negatives = sample(jax.random.split(key)[0], batch.users[:, 0])
+    negatives = negatives_of(sample, jax.random.split(key)[0], batch.users[:, 0], model)
     (users, items), near, far = model.apply(variables, method="neighbourhoods")
     own = lookup(users, batch.users)
     pos, neg = (products(own, lookup(items, ids)) for ids in (batch.items, negatives))

@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxrec import losses, sampling
 from jaxrec.interactions import Interactions
+from jaxrec.train._checks import negatives_of
 from jaxrec.train.examples import Batch
 from jaxrec.typing import Array, Key, Loss, Model, Objective, Sampler, Scalar, Variables
 
@@ -65,7 +66,7 @@ def pairwise_objective(
             none.
     """
     sample_key, dropout_key = jax.random.split(key)
-    negatives = sample(sample_key, batch.users[:, 0])
+    negatives = negatives_of(sample, sample_key, batch.users[:, 0], model)
     options = _options(model, batch, dropout_key)
     if hardest is None and not leave_out and len(negatives) == len(batch.items):
         items = jnp.concatenate([batch.items.astype(negatives.dtype), negatives], axis=1)

@@ -27,7 +27,7 @@ from jaxrec.train._checks import check_bound, check_covers, check_state
 from jaxrec.train.examples import Examples, singles
 from jaxrec.train.runs import Run, Setting, Sweep, shown
 from jaxrec.train.stream import Resident, as_stream
-from jaxrec.typing import Array, Key, Objective, Validate
+from jaxrec.typing import Array, Key, Objective, Validate, Variables
 
 
 class Recipe(NamedTuple):
@@ -152,7 +152,8 @@ def sweep(
     check_positives(train=train)
     check_state(shape)
     epochs, batch_size, every = integer("epochs", epochs), integer("batch_size", batch_size), integer("every", every)
-    jax.eval_shape(lambda setting: _check_sizes(_recipe(arrays, static, setting), train), _take(columns, 0))
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shape.variables)
+    jax.eval_shape(lambda setting: _check_sizes(_recipe(arrays, static, setting), train, one), _take(columns, 0))
     stream, arrays = as_stream(examples(train)), jax.device_put(arrays)
     if not isinstance(stream, Resident):
         raise ValueError(f"examples={examples!r:.80} gives a stream, which sweeps do not take; call fit for each run")
@@ -218,10 +219,10 @@ def _compiled(program: _Program, arrays: list, data: Any, **options: Any) -> Cal
     return _epoch_of_runs.lower(*given, **options).compile()
 
 
-def _check_sizes(recipe: tuple, train: Interactions) -> None:
-    """Checks the model's and the samplers' sizes against `train`."""
-    check_covers(recipe[:1], train)
-    check_bound(recipe[1:2], train)
+def _check_sizes(recipe: tuple, train: Interactions, variables: Variables) -> None:
+    """Checks the model's and the samplers' sizes against `train`, for variables of these shapes."""
+    check_covers(recipe[:1], train, variables)
+    check_bound(recipe[1:2], train, variables)
 
 
 def _check_keys(keys: Any) -> None:

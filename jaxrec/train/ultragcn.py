@@ -24,6 +24,7 @@ import numpy as np
 
 from jaxrec._numerics import accumulated, integer, number
 from jaxrec.interactions import Interactions, check_positives
+from jaxrec.train._checks import negatives_of
 from jaxrec.train.examples import Batch
 from jaxrec.typing import Array, Key, Model, Sampler, Scalar, Variables
 
@@ -145,7 +146,7 @@ def objective(
     graph = jax.tree.map(jnp.asarray, graph)
     users, items = batch.users, batch.items
     near = graph.neighbours[items]
-    negatives = sample(jax.random.split(key)[0], users[:, 0])
+    negatives = negatives_of(sample, jax.random.split(key)[0], users[:, 0], model)
     negatives = jnp.broadcast_to(negatives, (len(items), negatives.shape[1]))
     ids = jnp.concatenate([x.astype(jnp.int32) for x in (items, negatives, near.reshape(len(items), -1))], axis=1)
     n_positives, n_negatives = items.shape[1], negatives.shape[1]
