@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.stats
+from flax import linen as nn
 
 import jaxrec as jr
 from jaxrec import _platform
@@ -45,7 +46,7 @@ def sweep(rates=(0.3,), setup=growing, keys=KEYS, train=TRAIN, **options):
 
 def single(setup, key, setting, **options):
     recipe = jr.train.Recipe(*setup(**setting))
-    state = jr.train.init(key, recipe.model, recipe.tx, parameters=recipe.parameters)
+    state = jr.train.init(key, recipe.model, recipe.tx, parameters=recipe.parameters, constants=recipe.constants)
     options = {"epochs": 2, "batch_size": 16, "progress": False} | options
     return jr.train.fit(state, recipe.objective, recipe.tx, TRAIN, **options)
 
@@ -104,6 +105,23 @@ def learned_boundary(alpha):
     return jr.train.Recipe(MODEL, whole, optax.sgd(0.3), parameters={"boundary": jnp.zeros(TRAIN.n_users)})
 
 
+class OfFeatures(nn.Module):
+    def setup(self):
+        self.user, self.layer = nn.Embed(TRAIN.n_users, 2), nn.Dense(2)
+        self.features = self.variable("features", "table", jnp.zeros, (TRAIN.n_items, 3))
+
+    def __call__(self, users, items):
+        return (self.user(users) * self.layer(self.features.value[items])).sum(-1)
+
+
+FEATURES = np.random.default_rng(0).normal(size=(TRAIN.n_items, 3)).astype(np.float32)
+
+
+def of_features(rate, table):
+    model = OfFeatures()
+    return jr.train.Recipe(model, objective(model), optax.sgd(rate), constants={"features": {"table": table}})
+
+
 @pytest.mark.parametrize(
     ("setup", "settings", "options"),
     [
@@ -120,6 +138,7 @@ def learned_boundary(alpha):
             {"width": 1, "batch_size": 4, "examples": partial(jr.train.groups, n=3)},
             marks=pytest.mark.deep,
         ),
+        pytest.param(partial(of_features, table=FEATURES), {"rate": [0.03, 0.1]}, {"width": 4}, marks=pytest.mark.deep),
     ],
 )
 def test_a_run_is_the_single_run_of_its_setting_and_key(setup, settings, options):

@@ -529,6 +529,43 @@ class OfFeatures(nn.Module):
         return self(users[:, None], jnp.arange(self.n_items)[None])
 
 
+def test_constants_take_the_place_of_what_the_model_draws_and_are_not_trained():
+    model, table = OfFeatures(), np.random.default_rng(0).normal(size=(33, 3))
+    state = jr.train.init(jax.random.key(0), model, TX, constants={"features": {"table": table}})
+    plain = jr.train.init(jax.random.key(0), model, TX)
+    assert same(state._replace(variables=plain.variables), plain)
+    np.testing.assert_allclose(state.variables["features"]["table"], table, rtol=1e-6)
+    after, _ = jr.train.fit(state, objective(model), TX, TRAIN, epochs=1, progress=False)
+    np.testing.assert_array_equal(after.variables["features"]["table"], state.variables["features"]["table"])
+    assert not same(after, state)
+
+
+WRONG_CONSTANTS = {
+    "collection": (
+        {"feature": {"table": 1}},
+        r"constants has 'feature', but OfFeatures has \['features', 'params'\]; give",
+    ),
+    "name": ({"features": {"tables": 1}}, r"constants\['features'\] has 'tables', but OfFeatures has \['table'\]"),
+    "rows": (
+        {"features": {"table": np.ones((32, 3))}},
+        r"\['table'\] has shape \(32, 3\), but OfFeatures has \(33, 3\)",
+    ),
+    "no name": (
+        {"features": np.ones((33, 3))},
+        r"constants\['features'\] has shape \(33, 3\), but OfFeatures has {'tab",
+    ),
+    "parameters": ({"params": {}}, "constants has 'params', which are trained"),
+}
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize("name", WRONG_CONSTANTS)
+def test_wrong_constants_are_named(name):
+    constants, message = WRONG_CONSTANTS[name]
+    with pytest.raises(ValueError, match=message):
+        jr.train.init(jax.random.key(0), OfFeatures(), TX, constants=constants)
+
+
 @pytest.mark.parametrize("n", [29, 34])
 def test_a_table_with_another_number_of_rows_than_items_is_refused(n):
     """Its last row would be the features of all items beyond."""

@@ -48,7 +48,12 @@ class State(NamedTuple):
 
 
 def init(
-    key: Key, model: Any, tx: optax.GradientTransformation | Step, *, parameters: Mapping[str, Array] | None = None
+    key: Key,
+    model: Any,
+    tx: optax.GradientTransformation | Step,
+    *,
+    parameters: Mapping[str, Array] | None = None,
+    constants: Mapping[str, Any] | None = None,
 ) -> State:
     """Creates a state: the model's variables, drawn with `key`, and the optimiser's state for them.
 
@@ -60,11 +65,16 @@ def init(
         parameters: further entries of "params" that the loss learns and the model does not know,
             such as `{"boundary": jnp.zeros(n_users)}` for `losses.uib`; see `arguments` of
             `pairwise_objective`.
+        constants: values of the model's collections that are not trained, such as
+            `{"features": {"table": table}}` for a module with `self.variable("features", "table",
+            ...)`. They take the place of those that the model draws, and must have their names and
+            shapes.
 
     Raises:
         TypeError: if `model` is a class, `tx` is not a transformation, or the model has an array
             among its attributes.
-        ValueError: if `key` is not a typed key, such as an integer seed.
+        ValueError: if `key` is not a typed key, such as an integer seed; or `constants` have a name
+            or a shape that the model's do not have.
     """
     check_key(key)
     if isinstance(model, type):
@@ -75,8 +85,28 @@ def init(
     check_static(model)
     model_key, run_key = jax.random.split(key)
     variables = initial_variables(model, model_key)
+    given = dict(constants or {})
+    if "params" in given:
+        raise ValueError("constants has 'params', which are trained; give constants of other collections")
+    variables = _replaced(variables, given, "constants", type(model).__name__)
     variables = {**variables, "params": {**variables["params"], **(parameters or {})}}
     return State(variables, tx.init(variables["params"]), run_key, jnp.zeros((), jnp.int32))
+
+
+def _replaced(known: Any, given: Any, place: str, model: str) -> Any:
+    """Returns the variables with those that are given, which must be among them and have their shapes."""
+    if isinstance(known, Mapping) and isinstance(given, Mapping):
+        if unknown := [name for name in given if name not in known]:
+            raise ValueError(f"{place} has {unknown[0]!r}, but {model} has {sorted(known)}; give one of these names")
+        parts = {name: _replaced(known[name], each, f"{place}[{name!r}]", model) for name, each in given.items()}
+        return {**known, **parts}
+    shapes = [jax.tree.map(np.shape, tree) for tree in (given, known)]
+    if shapes[0] != shapes[1] and not isinstance(known, Interactions):
+        raise ValueError(
+            f"{place} has shape {shapes[0]}, but {model} has {shapes[1]}; give a table of this shape, or create the "
+            "model with other sizes"
+        )
+    return jax.tree.map(jnp.asarray, given)
 
 
 def fit(

@@ -38,12 +38,14 @@ class Recipe(NamedTuple):
         objective: function of (variables, key, batch) that returns a scalar, as for `fit`.
         tx: the optimiser, as for `fit`.
         parameters: further entries of "params" that the loss learns, as for `init`.
+        constants: values of collections that are not trained, as for `init`.
     """
 
     model: Any
     objective: Objective
     tx: optax.GradientTransformation | Step
     parameters: Mapping[str, Array] | None = None
+    constants: Mapping[str, Any] | None = None
 
 
 class DivergenceWarning(UserWarning):
@@ -410,7 +412,7 @@ def _recipe(arrays: list, static: Any, setting: Mapping[str, Array]) -> Recipe:
     """Calls `setup` with one setting."""
     (setup,) = combine(arrays, static)
     made = setup(**setting)
-    if not isinstance(made, tuple) or not 3 <= len(made) <= 4:
+    if not isinstance(made, tuple) or not 3 <= len(made) <= len(Recipe._fields):
         what = f"a tuple of {len(made)}" if isinstance(made, tuple) else type(made).__name__
         raise ValueError(f"setup returns {what}; return (model, objective, tx) or a train.Recipe")
     return Recipe(*made)
@@ -436,7 +438,8 @@ def _init_of_runs(keys, settings, arrays, *, static):
 
     def one(key, setting):
         recipe = _recipe(arrays, static, setting)
-        return loop.init(key, recipe.model, recipe.tx, parameters=recipe.parameters)
+        more = {"parameters": recipe.parameters, "constants": recipe.constants}
+        return loop.init(key, recipe.model, recipe.tx, **more)
 
     return _each_run(one, keys, settings)
 
@@ -446,8 +449,8 @@ def _epoch_of_runs(states, settings, arrays, data, *, static, batch_size):
     """Runs one epoch of the runs; a run that diverged keeps its state."""
 
     def one(state, setting):
-        _, objective, tx, _ = _recipe(arrays, static, setting)
-        new, values = loop.epoch(state, objective, tx, data, batch_size=batch_size)
+        recipe = _recipe(arrays, static, setting)
+        new, values = loop.epoch(state, recipe.objective, recipe.tx, data, batch_size=batch_size)
         finite = loop.all_finite(values, new)
         return jax.tree.map(functools.partial(jnp.where, finite), new, state), values, finite
 
