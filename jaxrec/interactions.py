@@ -149,6 +149,7 @@ class Interactions:
         *,
         id_map: IdMap | None = None,
         unknown: Literal["raise", "drop"] = "raise",
+        unknown_users: Literal["new"] | None = None,
     ) -> tuple[Interactions, IdMap]:
         """Builds the matrix from your own labels (strings or numbers), and the map of labels.
 
@@ -166,10 +167,13 @@ class Interactions:
             weights: see `from_pairs`.
             timestamps: see `from_pairs`.
             id_map: an existing map to use, such as that of the training file for a test file. By
-                default a new map is built from the labels. For data with new users or items, give
-                `id_map.extend(users=users)`.
+                default a new map is built from the labels. For data with new items, give
+                `id_map.extend(items=items)`.
             unknown: what to do with a pair that has a label missing from `id_map`: "raise", or
                 "drop", which drops the pair and says how many were dropped in a `DataWarning`.
+            unknown_users: "new" gives users that `id_map` lacks ids after its own, as
+                `IdMap.extend` does; the returned map has them too. `train.fold_in` computes their
+                vectors. None treats them as `unknown` says.
 
         Returns:
             The matrix, and the `IdMap` between labels and ids.
@@ -187,11 +191,16 @@ class Interactions:
         """
         if unknown not in ("raise", "drop") or (unknown == "drop" and id_map is None):
             raise ValueError(f"unknown={unknown!r}; give 'raise', or 'drop' together with id_map")
+        if unknown_users not in (None, "new") or (unknown_users == "new" and id_map is None):
+            raise ValueError(f"unknown_users={unknown_users!r}; give None, or 'new' together with id_map")
         user_labels, users = factorised("users", users)
         item_labels, items = factorised("items", items)
         for name, labels, places in (("users", user_labels, users), ("items", item_labels, items)):
             say_missing_as_text(name, labels, places)
         columns = {"users": users, "items": items, "weights": weights, "timestamps": timestamps}
+        if id_map is not None and unknown_users == "new":
+            kept = users if unknown == "raise" else users[(id_map.item_ids(item_labels, unknown=-1) >= 0)[items]]
+            id_map = id_map.extend(users=user_labels[np.unique(kept)])
         if id_map is None:
             id_map = IdMap(user_labels, item_labels)
         elif unknown == "raise":
@@ -211,10 +220,11 @@ class Interactions:
         timestamp: str | None = None,
         id_map: IdMap | None = None,
         unknown: Literal["raise", "drop"] = "raise",
+        unknown_users: Literal["new"] | None = None,
     ) -> tuple[Interactions, IdMap]:
         """Builds the matrix from named columns of a pandas or polars DataFrame.
 
-        `from_labels` describes the labels and the last two arguments.
+        `from_labels` describes the labels and the last three arguments.
 
         Args:
             frame: the DataFrame.
@@ -225,6 +235,7 @@ class Interactions:
                 UTC.
             id_map: see `from_labels`.
             unknown: see `from_labels`.
+            unknown_users: see `from_labels`.
 
         Returns:
             The matrix, and the `IdMap` between labels and ids.
@@ -235,7 +246,7 @@ class Interactions:
         columns = []
         for argument, name in (("user", user), ("item", item), ("weight", weight), ("timestamp", timestamp)):
             columns.append(None if name is None else column_of(frame, argument, name))
-        return cls.from_labels(*columns, id_map=id_map, unknown=unknown)
+        return cls.from_labels(*columns, id_map=id_map, unknown=unknown, unknown_users=unknown_users)
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> Interactions:

@@ -684,6 +684,25 @@ def test_new_labels_get_ids_after_the_known_ones():
             known.extend(users=wrong)
 
 
+def test_new_users_extend_the_map_but_not_those_without_a_pair_left():
+    known = IdMap(["ann", "bob"], [10, 20])
+    pd = pytest.importorskip("pandas")
+    columns = pd.DataFrame({"user": ["zoe", "cy", "ann", "zoe"], "item": [10, 99, 20, 20]})
+    every = columns[columns["item"] < 99]
+    data, wider = Interactions.from_dataframe(every, user="user", item="item", id_map=known, unknown_users="new")
+    assert wider.users.tolist() == ["ann", "bob", "zoe"] and data.user_degrees.tolist() == [1, 0, 2]
+    with pytest.raises(ValueError, match="99"):
+        Interactions.from_labels(columns["user"], columns["item"], id_map=known, unknown_users="new")
+    with pytest.warns(DataWarning, match="1 of 4"):
+        few, same = Interactions.from_labels(
+            columns["user"], columns["item"], id_map=known, unknown="drop", unknown_users="new"
+        )
+    assert same.users.tolist() == ["ann", "bob", "zoe"] and few.user_degrees.tolist() == [1, 0, 2]
+    for wrong in ({"unknown_users": "new"}, {"unknown_users": "old", "id_map": known}):
+        with pytest.raises(ValueError, match="unknown_users="):
+            Interactions.from_labels(["zoe"], [10], **wrong)
+
+
 @pytest.mark.parametrize("columns", [{}, {"weights": [2, 3, 4], "timestamps": [7, 8, 9]}])
 def test_a_set_over_more_ids_has_the_same_pairs(columns):
     data = Interactions.from_pairs([0, 1, 1], [2, 0, 1], **columns)
