@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -156,6 +157,71 @@ def test_similar_of_functions_of_histories_needs_no_users():
     assert similar(model, {"params": table}, [1, 2], k=2)["similar"].tolist() == [0, 2, 3]
     with pytest.raises(TypeError, match="has no vectors of items"):
         similar(dataclasses.replace(model, n_users=3), {"params": table}, 0, k=1)
+
+
+def _cosines(vectors):
+    flat = np.asarray(vectors, np.float64).reshape(len(vectors), -1)
+    unit = flat / np.linalg.norm(flat, axis=1, keepdims=True)
+    return unit @ unit.T
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize("kind", ["MAR", "MARS", "TransCF"])
+def test_similar_compares_items_not_the_terms_of_a_distance(kind):
+    graph = Interactions.from_pairs([0, 1, 1, 2], [1, 0, 2, 4], n_users=3, n_items=5)
+    model = {
+        "MAR": jr.models.MAR(3, 5, dim=2, n_facets=2),
+        "MARS": jr.models.MARS(3, 5, dim=2, n_facets=2),
+        "TransCF": jr.models.TransCF(graph, dim=4),
+    }[kind]
+    variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
+    own = variables["params"]["item"] if kind == "TransCF" else model.apply(variables, None, None, method="parts")[2]
+    frame = similar(model, variables, 2, k=4)
+    np.testing.assert_allclose(frame["score"], _cosines(own)[2, frame["similar"].to_numpy()], atol=1e-5)
+    assert sorted(frame["similar"]) == [0, 1, 3, 4]
+
+
+def _tables(key):
+    user, item = (jax.random.normal(each, (n, 2)) for each, n in zip(jax.random.split(key), (3, 4)))
+    return {"user": user, "item": item}
+
+
+def _distances(params):
+    return jr.models.negative_squared_distance(params["user"], params["item"])
+
+
+def _short_distances(params):
+    user, item = params["user"], params["item"]
+    return jnp.pad(user, ((0, 0), (0, 1)), constant_values=-0.5), jnp.c_[item, (item**2).sum(-1)]
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize(("vectors", "message"), [
+    (_distances, "coordinate 3 of the vectors of Functions is the same for all users.* or a bias of the item"),
+    (_short_distances, "coordinate 2 of the vectors of Functions is the same for all users"),
+    (lambda p: (p["user"], p["item"].at[:, 1].set(2.0)), "coordinate 1 .* is the same for all items.* of the user"),
+])  # fmt: skip
+def test_similar_refuses_vectors_that_hold_squared_lengths_or_biases(vectors, message):
+    model = jr.models.from_functions(_tables, vectors=vectors)
+    variables = model.init(jax.random.key(0), None, None)
+    with pytest.raises(ValueError, match=message + ".*; give the model the method `item_vectors`"):
+        similar(model, variables, 0, k=2)
+    own = jr.models.from_functions(_tables, vectors=vectors, item_vectors=lambda params: params["item"])
+    frame = similar(own, variables, 0, k=3)
+    cosines = _cosines(variables["params"]["item"])[0]
+    np.testing.assert_allclose(frame["score"], cosines[frame["similar"].to_numpy()], atol=1e-6)
+
+
+def test_similar_takes_a_coordinate_that_nobody_uses():
+    model = jr.models.from_functions(_tables, vectors=lambda p: (p["user"].at[:, 0].set(0.0), p["item"]))
+    variables = model.init(jax.random.key(0), None, None)
+    assert len(similar(model, variables, 0, k=3)) == 3
+
+
+def test_similar_refuses_vectors_of_something_else_than_the_items():
+    model = jr.models.from_functions(_tables, score=lambda p, users, items: p["user"][users, 0] * items, n_items=6)
+    with pytest.raises(ValueError, match="Functions has 4 vectors for 6 items; give it the method `item_vectors`"):
+        similar(model, model.init(jax.random.key(0), None, None), 0, k=2)
 
 
 def test_a_map_of_other_users_is_refused():

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import models
-from jaxrec._numerics import accumulated, integer
+from jaxrec._numerics import accumulated, as_integer, integer
 from jaxrec.data import readers
 from jaxrec.evaluate._kernel import checked_sizes, given_ids
 from jaxrec.evaluate.ranking import scorer, top_k
@@ -106,10 +106,13 @@ def similar(
 ) -> Any:
     """Returns the k items that are most similar to each item as a pandas DataFrame.
 
-    The similarity is the cosine of the items' vectors, the second table of `model.vectors`. Those
-    of a graph model are propagated; those of `models.MARS` hold all facets, so that the cosine is
-    the mean over facets. If a model has no `vectors`, or its score is a distance, its parameter
-    "item" is used instead.
+    The similarity is the cosine of the items' vectors. These are what the model's method
+    `item_vectors` returns; without it, the second table of `vectors`; without both, the parameter
+    "item". Those of a graph model are propagated; those of `models.MARS` hold all facets, so that
+    the cosine is the mean over facets of equal length.
+
+    A model whose `vectors` encode more than a product of two vectors, such as a distance, needs
+    `item_vectors`, because the cosine of the encoded vectors is not that of the items.
 
     EASE, neighbours and filters have weights between items instead. The items that are most similar
     to i are then those with the highest scores for a user whose only item is i, and items without a
@@ -118,8 +121,8 @@ def similar(
     items that have i among their nearest neighbours.
 
     Args:
-        model: a model with `vectors`, with a parameter "item" [N, ...], or one that knows users only
-            by their items.
+        model: a model with `item_vectors` or `vectors`, with a parameter "item" [N, ...], or one that
+            knows users only by their items.
         variables: the model's variables, as returned by `model.init`.
         items: ids [n], or labels if `id_map` is given; or one of them.
         k: number of similar items, below N. The item itself is left out.
@@ -135,7 +138,9 @@ def similar(
         TypeError: if `variables` is a `State`, or the model has neither item vectors nor weights
             between items.
         ValueError: if k is not an integer from 1 to N − 1, items are unknown, a vector is not
-            finite, or `titles` does not fit.
+            finite, `titles` does not fit, the vectors are not those of the model's N items, or the
+            model has no `item_vectors` and a coordinate of `vectors` has the same value, other than
+            0, for all users or for all items: it is a squared length or a bias.
 
     >>> table = {"params": {"user": jnp.ones((1, 2)), "item": jnp.array([[1.0, 0.0], [0.0, 1.0], [2.0, 1.0]])}}
     >>> similar(models.MF(1, 3, dim=2), table, 0, k=1)["similar"].tolist()
@@ -182,9 +187,10 @@ def _item_vectors(model: Model, variables: Variables) -> Array | None:
         raise TypeError(f"variables is a {type(variables).__name__}; pass its .variables")
     params = variables.get("params") if isinstance(variables, Mapping) else None
     item: Any = params.get("item") if isinstance(params, Mapping) else None
-    # Vectors whose dot product is a distance have coordinates for the squared lengths.
-    if hasattr(model, "vectors") and not isinstance(model, models.MF | models.TransCF):
-        found = model.apply(variables, method="vectors")[1]
+    if hasattr(model, "item_vectors"):
+        found = model.apply(variables, method="item_vectors")
+    elif hasattr(model, "vectors"):
+        found = _of_products(*model.apply(variables, method="vectors"), name=type(model).__name__)
     elif np.ndim(item) > 1:
         found = item
     elif getattr(model, "needs_histories", False) and getattr(model, "n_users", None) is None:
@@ -193,14 +199,36 @@ def _item_vectors(model: Model, variables: Variables) -> Array | None:
         return None
     else:
         raise TypeError(
-            f"{type(model).__name__} has no vectors of items: neither the method `vectors` nor a parameter 'item' "
-            "[N, D]; give a model that has, such as models.MF"
+            f"{type(model).__name__} has no vectors of items: neither the method `item_vectors` or `vectors` nor a "
+            "parameter 'item' [N, D]; give a model that has, such as models.MF"
         )
-    found = accumulated(found)
+    found, n = accumulated(found), as_integer(getattr(model, "n_items", None))
+    if n not in (None, len(found)):
+        raise ValueError(
+            f"{type(model).__name__} has {len(found)} vectors for {n} items; give it the method `item_vectors`, which "
+            "returns [N, ...]"
+        )
     if not bool(jnp.isfinite(found).all()):
         raise ValueError("a vector of an item is NaN or infinite; check that training did not diverge")
     flat = found.reshape(len(found), -1)
     return models.cosine(flat, flat)[1]
+
+
+def _of_products(users: Array, items: Array, *, name: str) -> Array:
+    """Returns the items' table; raises `ValueError` if the score is more than a product of vectors.
+
+    A distance −‖u‖² + 2u·v − ‖v‖² and a bias add to the score what depends on the user or the item
+    alone. Written as one product, the other table has the same value in that coordinate for all ids.
+    """
+    for of, other, table in (("item", "user", users), ("user", "item", items)):
+        alone = (table == table[:1]).all(0) & (table[0] != 0)
+        if len(table) > 1 and bool(alone.any()):
+            raise ValueError(
+                f"coordinate {int(jnp.argmax(alone))} of the vectors of {name} is the same for all {other}s, so that "
+                f"it adds a squared length or a bias of the {of} to the score, by which items are not similar; give "
+                "the model the method `item_vectors`, which returns the vectors [N, ...] to compare"
+            )
+    return items
 
 
 # ---------------------------------------------------------------------- labels and titles

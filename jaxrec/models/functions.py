@@ -77,7 +77,7 @@ def from_functions(
             [1, n]. Train it with `examples=partial(train.singles, histories=...)` and evaluate it
             with `histories=`.
         methods: further functions of the parameters, by name, for objectives that call `apply(...,
-            method=name)`.
+            method=name)`, or `item_vectors` [N, ...], which `evaluate.similar` compares.
 
     Raises:
         ValueError: if neither `score` nor `vectors` is given, `score` is given without `rows`

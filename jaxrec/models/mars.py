@@ -223,6 +223,10 @@ class MARS(nn.Module):
         """
         return self._vectors(*self.parts(None, None))
 
+    def item_vectors(self) -> jax.Array:
+        """Returns the facets of the items [N, K, D], which `evaluate.similar` compares."""
+        return jnp.asarray(self.item(None))
+
     def parts(self, users: Array | None, items: Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns θ [..., K] and the facets [..., K, D] of users, and the facets of items.
 

@@ -113,6 +113,10 @@ class TransCF(nn.Module):
         near_user, near_item = self._neighbours()
         return _translated(self.user, near_user, self.item, near_item)
 
+    def item_vectors(self) -> jax.Array:
+        """Returns the items' own vectors [N, D], which `evaluate.similar` compares."""
+        return self.item
+
     def regularised(self, users: Array, items: Array) -> tuple[jax.Array, jax.Array]:
         """Returns the scores of pairs and their regulariser ‖u − ū‖² + ‖v − v̄‖².
 

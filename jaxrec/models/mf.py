@@ -229,3 +229,7 @@ class MF(nn.Module):
     def vectors(self) -> tuple[jax.Array, jax.Array]:
         """Returns tables [M, D'], [N, D'] whose dot product is the score."""
         return self.score(self.user, self.item)
+
+    def item_vectors(self) -> jax.Array:
+        """Returns the items' own vectors [N, D], which `evaluate.similar` compares for any `score`."""
+        return jnp.asarray(self.item)
