@@ -134,6 +134,7 @@ def test_random_split_of_ciao_shows_no_order(data_root):
         ((pairs([0], [1]), pairs([0], [1]).select(np.array([False]))), "test has no pairs"),
         ((pairs([0], [1]), pairs([0], [2]), [[1], [2]]), r"give integers \[1, n\]"),
         ((pairs([0], [1]), pairs([0], [2]), [[1.0]]), r"negatives is float64\[1, 1\]; give integers"),
+        ((pairs([0], [1]), pairs([0], [2]), np.zeros((1, 0), int)), r"int64\[1, 0\]; .* per test pair, with n of 1 or"),
         ((pairs([0], [1]), pairs([0], [2]), [[2**32 + 1]]), "negatives run from 4294967297 to .*; items are 0 to 59"),
         ((pairs([0], [1]), pairs([0], [2]), [[-1]]), "negatives run from -1 to -1"),
     ],

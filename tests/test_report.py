@@ -111,9 +111,33 @@ def test_groups_of_users_have_their_own_means_and_lists():
         LISTS.by_group(np.zeros(3))
     with pytest.raises(ValueError, match="groups has an index other than the user ids"):
         LISTS.by_group(pd.Series([0, 1, 0, 1], index=[3, 2, 1, 0]))
-    for lacking in (None, pd.NA):
-        with pytest.raises(ValueError, match="groups has no value for user 2; give it a name"):
-            LISTS.by_group(np.array(["a", "b", lacking, "a"], object))
+
+
+@pytest.mark.parametrize("lacking", [None, pd.NA, np.nan, pd.NaT, ""])
+@pytest.mark.parametrize("column", [lambda x: np.array(x, object), pd.Series, list])
+def test_a_missing_group_is_refused(lacking, column):
+    for ask, of in ((LISTS.by_group, "user"), (LISTS.exposure, "item")):
+        with pytest.raises(ValueError, match=rf"no value for {of} 2 \(1 such {of}s\); .* own, such as 'unknown'"):
+            ask(column(["a", "b", lacking, "a"]))
+
+
+def test_missing_numbers_and_times_are_no_groups():
+    with pytest.raises(ValueError, match=r"no value for user 1 \(2 such users\); .* own, such as -1"):
+        LISTS.by_group(np.array([1.0, np.nan, 2.0, np.nan]))
+    for unit in ("D", "ns"):
+        with pytest.raises(ValueError, match="no value for user 3"):
+            LISTS.by_group(np.array(["2020-01-01"] * 3 + ["NaT"], f"datetime64[{unit}]"))
+
+
+def test_groups_of_several_kinds_are_refused():
+    with pytest.raises(ValueError, match=r"groups mixes types: integers such as 1, strings such as 'a'; turn all"):
+        LISTS.by_group(np.array([1, "a", 1, 2], object))
+
+
+def test_groups_may_be_intervals_and_users_without_a_row_have_none():
+    bins = pd.Series(pd.cut([1, 9, 2, 3], [0, 2.5, 5, 10]))
+    found = LISTS.by_group(bins)
+    assert [(name.left, part.users.tolist()) for name, part in found.items()] == [(0, [0, 2]), (2.5, [3])]
 
 
 def test_exposure_of_groups_of_items():

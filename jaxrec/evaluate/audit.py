@@ -140,10 +140,13 @@ def audit(
 def _checked_negatives(negatives: ArrayLike, test: Interactions) -> np.ndarray:
     """Returns the negatives as int32 [T, n]."""
     negatives = np.asarray(negatives)
-    if negatives.ndim != 2 or len(negatives) != test.n_pairs or negatives.dtype.kind not in "iu":
+    fits = negatives.ndim == 2 and len(negatives) == test.n_pairs and negatives.size > 0
+    if not fits or negatives.dtype.kind not in "iu":
         found = f"{negatives.dtype}{list(negatives.shape)}"
-        raise ValueError(f"negatives is {found}; give integers [{test.n_pairs}, n], one row per test pair")
-    if negatives.size and (negatives.min() < 0 or negatives.max() >= test.n_items):
+        raise ValueError(
+            f"negatives is {found}; give integers [{test.n_pairs}, n], one row per test pair, with n of 1 or more"
+        )
+    if negatives.min() < 0 or negatives.max() >= test.n_items:
         raise ValueError(
             f"negatives run from {negatives.min()} to {negatives.max()}; items are 0 to {test.n_items - 1}"
         )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrec import metrics
-from jaxrec._ids import IdMap
+from jaxrec._ids import IdMap, factorised, is_missing
 from jaxrec._numerics import integer, listed
 from jaxrec.typing import ArrayLike
 
@@ -106,23 +106,26 @@ class Report:
         The metrics of the catalogue are those of the group's lists.
 
         Args:
-            groups: [M], the group of each user id, such as `train.user_degrees > 20`.
+            groups: [M], the group of each user id, such as `train.user_degrees > 20`: strings, or
+                another type that can be sorted.
 
         Returns:
             A dict from group to `Report`, in the order of the groups.
 
         Raises:
-            ValueError: if `groups` is not a column with an entry for each user id, or an entry is
-                None or `pandas.NA`.
+            ValueError: if `groups` is not a column with an entry for each user id, an entry is
+                missing (None, NaN, NaT, `pandas.NA`, the empty string), or entries are of several
+                kinds, such as 1 and "1". A missing entry is no group: give these users one of their
+                own.
 
         >>> values = {"ndcg@10": np.array([0.1, 0.3, 0.5])}
         >>> found = Report(np.array([0, 2, 3]), values, {}, None, "").by_group(["new", "old", "old", "old"])
         >>> {group: report.means["ndcg@10"] for group, report in found.items()}
         {'new': 0.1, 'old': 0.4}
         """
-        groups = _column(groups, "user", int(self.users.max(initial=-1)) + 1)
-        names, place = np.unique(groups[self.users], return_inverse=True)
-        return {name: self._of(place == number) for number, name in enumerate(names.tolist())}
+        names, place = _grouped(groups, "user", int(self.users.max(initial=-1)) + 1)
+        place = place[self.users]
+        return {names[number]: self._of(place == number) for number in np.unique(place).tolist()}
 
     def _of(self, kept: np.ndarray) -> Report:
         """Returns the report of the users for whom `kept` [U] is True."""
@@ -137,7 +140,7 @@ class Report:
         """Returns how much of the lists each group of items has, such as the rare and the popular.
 
         Args:
-            groups: [N], the group of each item id.
+            groups: [N], the group of each item id, as in `by_group`.
             k: length of the lists; None is that of the report.
 
         Returns:
@@ -145,21 +148,21 @@ class Report:
 
         Raises:
             ValueError: if the report has no lists, `groups` is not a column with an entry for each
-                item id, an entry is None or `pandas.NA`, or k is not an integer from 1 to the
-                length of the lists.
+                item id, an entry is missing, entries are of several kinds, or k is not an integer
+                from 1 to the length of the lists.
         """
         if self.items is None:
             raise ValueError("the report has no lists of items; evaluate with full_ranking")
         k = integer("k", self.items.shape[1] if k is None else k, most=self.items.shape[1])
         least = int(self.items.max(initial=-1)) + 1 if self.n_items is None else self.n_items
-        names, place = np.unique(_column(groups, "item", least, n=self.n_items), return_inverse=True)
+        names, place = _grouped(groups, "item", least, n=self.n_items)
         shown: Any = listed(self.items[:, :k], len(place))
         slots = np.bincount(place[shown[shown >= 0]], minlength=len(names))
         covered = np.bincount(place[np.unique(shown[shown >= 0])], minlength=len(names))
         sizes = np.bincount(place)
         return {
             name: Exposure(int(size), size / len(place), float(slot / max(slots.sum(), 1)), covers / size)
-            for name, size, slot, covers in zip(names.tolist(), sizes.tolist(), slots, covered.tolist())
+            for name, size, slot, covers in zip(names, sizes.tolist(), slots, covered.tolist())
         }
 
     def to_dataframe(self, id_map: IdMap | None = None) -> Any:
@@ -232,17 +235,25 @@ def catalogue_metrics(items: np.ndarray, ks: Sequence[int], n_items: int) -> dic
     return {f"{metric.__name__}@{k}": float(metric(items[:, :k], n_items=n_items)) for metric in whole for k in ks}
 
 
-def _column(groups: Any, of: str, least: int, n: int | None = None) -> np.ndarray:
-    """Returns the group of each id: a column of n entries, or of at least `least` if n is None."""
-    column = np.asarray(groups)
+def _grouped(groups: Any, of: str, least: int, n: int | None = None) -> tuple[list, np.ndarray]:
+    """Returns the groups in their order, and the place of each id's group among them.
+
+    `groups` is a column of n entries, or of at least `least` if n is None.
+    """
+    # np.asarray would turn NaN in a list of strings into the string "nan".
+    column = np.asarray(groups) if hasattr(groups, "__array__") else np.array(groups, dtype=object)
     if column.ndim != 1 or (len(column) < least if n is None else len(column) != n):
         wanted = f"{least} or more" if n is None else str(n)
         raise ValueError(f"groups has shape {list(column.shape)}; give one entry for each {of} id, {wanted}")
     if hasattr(groups, "to_numpy") and not np.array_equal(groups.index, np.arange(len(column))):
         raise ValueError(f"groups has an index other than the {of} ids 0 .. {len(column) - 1}; sort it by id")
-    if column.dtype.hasobject:
-        lacking = [place for place, group in enumerate(column.tolist()) if not isinstance(group == group, bool)]
-        lacking += [place for place, group in enumerate(column.tolist()) if group is None]
-        if lacking:
-            raise ValueError(f"groups has no value for {of} {min(lacking)}; give it a name, such as 'unknown'")
-    return column
+    if column.dtype.kind not in "biu":
+        lacking = [is_missing(group) or group == "" for group in column.astype(object).tolist()]
+        if any(lacking):
+            own = -1 if column.dtype.kind == "f" else "unknown"
+            raise ValueError(
+                f"groups has no value for {of} {lacking.index(True)} ({sum(lacking)} such {of}s); give them a group of "
+                f"their own, such as {own!r}"
+            )
+    names, place = factorised("groups", column)
+    return names.tolist(), place
