@@ -8,6 +8,13 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from jaxrec._numerics import integer, number
+from jaxrec._partials import check_function
+
+
+def check_validate(validate: Any) -> None:
+    """Raises `TypeError` if `validate` is neither None nor a function."""
+    if validate is not None:
+        check_function("validate", validate, "lambda variables: full_ranking(model, variables, train, valid)")
 
 
 def metrics_of(found: Any) -> dict[str, float]:

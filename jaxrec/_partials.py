@@ -79,6 +79,18 @@ def check_static(value: Any, name: str = "") -> None:
         ) from error
 
 
+def check_function(name: str, value: Any, example: str) -> None:
+    """Raises `TypeError` for an argument that cannot be called, such as the name of a function.
+
+    Args:
+        name: the name of the argument.
+        value: the argument.
+        example: a function to give instead.
+    """
+    if not callable(value):
+        raise TypeError(f"{name}={value!r:.80}; give a function, such as {example}")
+
+
 def _as_pytree(value: Any) -> Any:
     """Replaces partials by pytrees of functions and arguments; tuples, lists and dicts are walked."""
     if isinstance(value, functools.partial):

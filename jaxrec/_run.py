@@ -16,8 +16,9 @@ import jax
 from tqdm import tqdm
 
 from jaxrec._checksum import checksum
-from jaxrec._log import DivergenceError, EarlyStopping, Interrupted, Log, extended
+from jaxrec._log import DivergenceError, EarlyStopping, Interrupted, Log, check_validate, extended
 from jaxrec._numerics import integer
+from jaxrec._partials import check_function
 from jaxrec._platform import warn_of_slow_sums
 from jaxrec.typing import Validate, Variables
 
@@ -137,14 +138,15 @@ def run(
         DivergenceError: a `ValueError`, if an epoch is `NotFinite`, or if the metric of `stopping`
             was NaN at every validation.
         Interrupted: on Ctrl-C. The state is saved to the checkpoint first.
-        TypeError: for a `stopping` or `checkpoint` of another type.
+        TypeError: for a `stopping` or `checkpoint` of another type, if `validate` or a callback is
+            not a function, and if `callbacks` is not a sequence.
         ValueError: if `epochs` or `every` is not an integer of 1 or more, if `stopping` is given
             without `validate`, if `validate` does not return the metric of `stopping`, or if the
             checkpoint is of another run.
     """
     warn_of_slow_sums()
     epochs, every = integer(unit, epochs), integer("every", every)
-    _check(validate, stopping, checkpoint)
+    _check(validate, stopping, checkpoint, callbacks)
     now = Progress(state, state, {} if stopping is None else stopping.init(), Log(), epoch)
     with contextlib.nullcontext() if checkpoint is None else checkpoint.reserved(), _Compilation() as compilation:
         if checkpoint is not None:
@@ -200,8 +202,18 @@ def run(
     return now.best, now.log
 
 
-def _check(validate: Validate | None, stopping: EarlyStopping | None, checkpoint: Saver | None) -> None:
-    """Raises an error for arguments of `run` that do not fit together."""
+def _check(
+    validate: Validate | None,
+    stopping: EarlyStopping | None,
+    checkpoint: Saver | None,
+    callbacks: Sequence[Callable[..., Any]],
+) -> None:
+    """Raises an error for arguments of `run` of another type, or that do not fit together."""
+    check_validate(validate)
+    if not isinstance(callbacks, Sequence):  # an iterator would be empty after the first epoch
+        raise TypeError(f"callbacks={callbacks!r:.80}; give a list of functions")
+    for place, callback in enumerate(callbacks):
+        check_function(f"callbacks[{place}]", callback, "lambda state, record: print(record)")
     if stopping is not None and not isinstance(stopping, EarlyStopping):
         raise TypeError(f"stopping={stopping!r}; give jaxrec.train.EarlyStopping(metric)")
     if stopping is not None and validate is None:

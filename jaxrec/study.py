@@ -25,6 +25,7 @@ from tqdm import tqdm
 from jaxrec import evaluate, models
 from jaxrec._log import Log, metrics_of
 from jaxrec._numerics import integer
+from jaxrec._partials import check_function
 from jaxrec._records import Record, append, commit, packed, read, versions, written
 from jaxrec._results import MARKS, Row, Setting, Table, chosen, compared, ends, holm, is_run, row_of
 from jaxrec.evaluate.report import Report
@@ -97,9 +98,15 @@ def settings(grid: Mapping[str, Sequence[Any]], trials: int | None = None, key: 
         key: typed key of the sample, which is returned in the order of the grid. None is a fixed
             key.
 
+    Raises:
+        ValueError: if the values of a hyperparameter are not a sequence of one or more.
+
     >>> settings({"rate": [0.1, 0.3], "dim": [8]})
     [{'rate': 0.1, 'dim': 8}, {'rate': 0.3, 'dim': 8}]
     """
+    for name, values in grid.items():
+        if isinstance(values, str) or not hasattr(values, "__getitem__") or len(values) == 0:
+            raise ValueError(f"grid[{name!r}] = {values!r:.80}; give a sequence of at least one value")
     every: list[Setting] = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     if trials is None or len(every) <= trials:
         return every
@@ -171,7 +178,8 @@ def run(
         The `Table` of the results.
 
     Raises:
-        ValueError: if `evaluate` does not return the metric, or a metric is not finite; a method
+        TypeError: if `evaluate`, or a function of a method, is not a function.
+        ValueError: if a grid has no values; `evaluate` does not return the metric, or a metric is not finite; a method
             diverged with all its settings, or on test; methods have the same name; `against` is not
             one of them; there are several settings but no validation data; or the file has runs on
             other data under the same name.
@@ -187,6 +195,7 @@ def run(
     'EASE'
     """
     path, trials = pathlib.Path(folder) / f"{name}.jsonl", integer("trials", trials)
+    check_function("evaluate", evaluate, "jaxrec.study.full_ranking")
     methods, seeds = _checked(methods), [integer("seed", seed, least=0) for seed in seeds]
     if against not in (None, *(method.name for method in methods)):
         raise ValueError(f"against={against!r} is none of {[method.name for method in methods]}; give one of these")
@@ -206,7 +215,11 @@ def run(
 
 
 def _checked(methods: Sequence[Method]) -> list[Method]:
-    """Returns the trivial rankers and the methods, after checking that their names differ."""
+    """Returns the trivial rankers and the methods, after checking their functions and names."""
+    for method in methods:
+        for name in ("fit", "refit", "fit_all"):
+            if getattr(method, name) is not None:
+                check_function(f"{name} of {method.name}", getattr(method, name), "those that study.Method describes")
     names = [method.name for method in methods]
     twice = sorted({each for each in names if names.count(each) > 1})
     if twice:

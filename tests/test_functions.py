@@ -73,6 +73,21 @@ def test_recovers_the_diagonal_withheld_from_the_checkerboard(name):
     assert jr.evaluate.sampled_ranking(model, state.variables, TEST.pairs(), negatives, ks=1).means["hit_rate@1"] > 0.9
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: from_functions(3, vectors=vectors), "init=3; give a function, such as lambda key"),
+        (lambda: from_functions(tables, vectors=3), "vectors=3; give a function, such as lambda parameters"),
+        (lambda: from_functions(tables, vectors=vectors, item_vectors=None), "item_vectors=None; give a function"),
+        (lambda: from_nnx(3), "make=3; give a function, such as functools.partial"),
+        (lambda: jr.evaluate.scorer(jnp.ones((2, 2))), r"(?s)fn=.*; give a function, such as lambda table, users"),
+    ],
+)
+def test_what_is_no_function_is_named(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
 @pytest.mark.deep
 def test_functions_give_what_a_linen_module_gives():
     linen = jr.models.MF(N, N, dim=8)

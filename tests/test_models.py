@@ -213,7 +213,7 @@ def test_mf_refuses_sizes_below_one(name):
     ],
 )
 def test_the_name_of_a_function_is_refused(make, name):
-    with pytest.raises(TypeError, match=f"^{name}='some'; give a function: .*jaxrec.models"):
+    with pytest.raises(TypeError, match=f"^{name}='some'; give a function, such as .*jaxrec.models"):
         make(**{name: "some"})
 
 

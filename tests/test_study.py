@@ -367,6 +367,19 @@ def test_settings_are_compared_as_they_are_written(go, tmp_path):
         go(fixed("N", {"loss": [print, repr]}, score=lambda seed, loss: (0, 0)))
 
 
+@pytest.mark.parametrize("values", [[], "ab", 3, {1, 2}, iter([1])])
+def test_a_grid_of_something_else_than_sequences_is_refused(values):
+    with pytest.raises(ValueError, match=r"grid\['rate'\] = .*; give a sequence of at least one value"):
+        study.settings({"dim": [8], "rate": values})
+
+
+def test_what_is_no_function_is_named(go):
+    with pytest.raises(TypeError, match="fit of M=3; give a function, such as"):
+        go(study.Method("M", 3))
+    with pytest.raises(TypeError, match=r"evaluate='ndcg@10'; give a function, such as jaxrec.study.full_ranking"):
+        go(fixed("M"), evaluate="ndcg@10")
+
+
 def test_wrong_arguments_are_named(go):
     with pytest.raises(ValueError, match="several methods are called 'M'"):
         go(fixed("M"), fixed("M"))

@@ -197,6 +197,25 @@ def test_grid_makes_all_combinations():
     assert made["margins"].tolist() == [[0.1, 0.2], [0.3, 0.4]] * 2
 
 
+def test_a_grid_without_names_is_one_setting_without_values():
+    assert jr.train.grid() == {}
+    found = sweep(setup=lambda: growing(0.1, 0.0), settings=jr.train.grid(), epochs=1)
+    assert (found.settings, len(found.runs)) == (({},), 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], r"rate=\[\]; give a sequence of at least one value"),
+        (0.1, "rate=0.1; give a sequence of at least one value"),
+        ([[1], [1, 2]], r"rate = \[\[1\], \[1, 2\]\] is ragged; give each setting the same number"),
+    ],
+)
+def test_a_grid_names_values_that_are_no_sequence(value, message):
+    with pytest.raises(ValueError, match=message):
+        jr.train.grid(rate=value)
+
+
 # ---------------------------------------------------------------------- parts, compilations
 
 
@@ -518,6 +537,21 @@ def test_prints_settings_that_are_vectors():
 def test_bad_input_says_what_to_do(options, message):
     with pytest.raises(ValueError, match=message):
         sweep(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"setup": 3}, "setup=3; give a function, such as lambda rate"),
+        ({"examples": 3}, "examples=3; give a function, such as jaxrec.train.singles"),
+        ({"validate": 3}, "validate=3; give a function, such as lambda variables"),
+        ({"setup": lambda **_: (MODEL, 3, optax.sgd(0.1))}, "objective=3; give a function, such as functools.partial"),
+    ],
+)
+def test_what_is_no_function_is_named(options, message):
+    with pytest.raises(TypeError, match=message) as error:
+        sweep(**options)
+    assert not hasattr(error.value, "__notes__")  # which say that a setting sets a shape
 
 
 def test_an_error_explains_settings_that_set_a_shape():

@@ -432,6 +432,31 @@ def test_a_pickled_state_continues_as_the_state_itself():
     jax.tree.map(np.testing.assert_array_equal, *ends)
 
 
+@pytest.mark.every_case
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"validate": {"ndcg": 1.0}}, "validate={'ndcg': 1.0}; give a function, such as lambda variables"),
+        ({"callbacks": [print, 3]}, r"callbacks\[1\]=3; give a function, such as lambda state, record"),
+        ({"examples": 3}, "examples=3; give a function, such as jaxrec.train.singles"),
+    ],
+)
+def test_what_is_no_function_is_named(options, message):
+    with pytest.raises(TypeError, match=message):
+        fit(model_of(), **options)
+    if "examples" not in options:
+        with pytest.raises(TypeError, match=message):
+            jr.solvers.ials.fit(TRAIN, dim=2, key=jax.random.key(0), sweeps=1, progress=False, **options)
+
+
+def test_an_objective_or_model_that_is_none_is_named():
+    state = jr.train.init(jax.random.key(0), model_of(), TX)
+    with pytest.raises(TypeError, match=r"objective=3; give a function, such as functools.partial"):
+        jr.train.fit(state, 3, TX, TRAIN, epochs=1)
+    with pytest.raises(TypeError, match=r"model='MF'; give a model, such as jaxrec.models.MF"):
+        jr.train.init(jax.random.key(0), "MF", TX)
+
+
 def test_wrong_types_of_stopping_and_checkpoint_are_named():
     for options, message in (
         ({"stopping": "ndcg@10"}, "stopping='ndcg@10'; give jaxrec.train.EarlyStopping"),
@@ -439,6 +464,9 @@ def test_wrong_types_of_stopping_and_checkpoint_are_named():
     ):
         with pytest.raises(TypeError, match=message):
             fit(model_of(), **options)
+    for callbacks in (print, iter([print])):  # an iterator would be empty after the first epoch
+        with pytest.raises(TypeError, match=r"callbacks=<.*; give a list of functions"):
+            fit(model_of(), callbacks=callbacks)
     with pytest.raises(ValueError, match="every=0; give an integer of 1 or more"):
         jr.train.Checkpoint("folder", every=0)
 

@@ -25,6 +25,7 @@ import numpy as np
 from jaxrec._keys import check_key, generator
 from jaxrec._numerics import as_integer, integer, number
 from jaxrec._pairs import offsets
+from jaxrec._partials import check_function
 from jaxrec.interactions import DataWarning, IdMap, Interactions, check_interactions
 from jaxrec.typing import ArrayLike, Key
 
@@ -495,10 +496,7 @@ def _mask(name: str, values: ArrayLike, size: int, what: str) -> np.ndarray:
 def _last(interactions: Interactions, order: Order, who: ArrayLike | None, n_valid, n_test) -> Split:
     """Holds out the last `n_test` [M] pairs of each user and the `n_valid` [M] before them."""
     users, _ = interactions.pairs()
-    if not callable(order):
-        raise TypeError(
-            f"order={order!r:.80}; give a function, such as functools.partial(splits.temporal_order, key=...)"
-        )
+    check_function("order", order, "functools.partial(splits.temporal_order, key=...)")
     ranks = np.asarray(order(interactions))
     if ranks.dtype.kind == "f" and np.isnan(ranks).any():
         raise ValueError(f"order gives NaN for {np.isnan(ranks).sum()} pairs; it must give each pair a rank")

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxrec._keys import generator
 from jaxrec._numerics import integer, number
+from jaxrec._partials import check_function
 from jaxrec.data import readers
 from jaxrec.evaluate.report import Report, differences
 from jaxrec.typing import Key
@@ -104,6 +105,7 @@ def compare_all(
         raise ValueError(f"reports is {reports!r:.80}; give a mapping from names to two reports or more")
     if against is not None and against not in reports:
         raise ValueError(f"against={against!r} is none of {list(reports)}; give one of these")
+    check_function("correction", correction, "jaxrec.evaluate.holm")
     if not 0 < number("level", level, above=0) < 1:
         raise ValueError(f"level={level}; give a number between 0 and 1, such as 0.95")
     resamples, draw = integer("resamples", resamples), generator(jax.random.key(0) if key is None else key)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import metrics
+from jaxrec._partials import check_function
 from jaxrec.evaluate._kernel import area, evaluated_users, given_ids, lengths, ranked
 from jaxrec.evaluate.report import Report, catalogue_metrics
 from jaxrec.interactions import Interactions, check_interactions
@@ -51,10 +52,14 @@ def scorer(fn: Callable[[Any, Any], Array]) -> Model:
     Define `fn` once and pass what it needs as `variables`. Each new function is compiled, and a
     function that reads a global or a closure is compiled again when the value has changed.
 
+    Raises:
+        TypeError: if `fn` is not a function.
+
     >>> model = scorer(lambda table, users: table[users])
     >>> top_k(model, jnp.array([[0.1, 0.9, 0.5]]), [0], k=2)[1].tolist()
     [[1, 2]]
     """
+    check_function("fn", fn, "lambda table, users: table[users]")
     return _Scorer(fn)
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrec._numerics import integer
+from jaxrec._partials import check_function
 from jaxrec.typing import Array, Key, Variables
 
 
@@ -80,6 +81,7 @@ def from_functions(
             method=name)`, or `item_vectors` [N, ...], which `evaluate.similar` compares.
 
     Raises:
+        TypeError: if one of them is not a function.
         ValueError: if neither `score` nor `vectors` is given, `score` is given without `rows`
             and `n_items`, or `vectors` is given with `needs_histories`.
 
@@ -100,6 +102,10 @@ def from_functions(
         rows = rows or functools.partial(_rows_of_vectors, vectors=vectors)
     if score is None:
         raise ValueError("neither score nor vectors is given; give one of them")
+    check_function("init", init, "lambda key: parameters")
+    for name, given in {"score": score, "rows": rows, "vectors": vectors, **methods}.items():
+        if given is not None or name in methods:
+            check_function(name, given, "lambda parameters, ...: values")
     if rows is None:
         if n_items is None:
             raise ValueError("without rows, all items are scored, whose number is unknown; give n_items, or rows")
@@ -185,7 +191,7 @@ def from_nnx(make: Callable[..., Any]) -> FromNNX:
             its class with the sizes bound by `functools.partial`. Each key draws other parameters.
 
     Raises:
-        TypeError: if `make` is a module, whose parameters are drawn already.
+        TypeError: if `make` is not a function, or is a module, whose parameters are drawn already.
 
     >>> from flax import nnx
     >>> class Popularity(nnx.Module):
@@ -205,4 +211,5 @@ def from_nnx(make: Callable[..., Any]) -> FromNNX:
             f"make is a {type(make).__name__}; give a function that takes rngs and returns the module, "
             f"such as functools.partial({type(make).__name__}, n_users, n_items)"
         )
+    check_function("make", make, "functools.partial(Module, n_users, n_items)")
     return FromNNX(make)

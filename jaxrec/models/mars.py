@@ -14,10 +14,10 @@ import numpy as np
 from jaxrec._keys import check_key, drawn
 from jaxrec._lookup import lookup
 from jaxrec._numerics import integer, number
+from jaxrec._partials import check_function
 from jaxrec.models.mf import (
     _unit,
     check_attributes,
-    check_function,
     check_numbers,
     check_sizes,
     dot,
@@ -197,9 +197,9 @@ class MARS(nn.Module):
     def __post_init__(self) -> None:
         check_sizes(self, "n_users", "n_items", "dim", "n_facets")
         check_numbers(self, "theta_scale", "scale", least=0)
-        check_function(self, "facets", "jaxrec.models.mars.free, projected or hybrid")
-        check_function(self, "score", "jaxrec.models.dot, negative_squared_distance, or one of that form")
-        check_function(self, "place", "jaxrec.models.mars.unit, calibrated_unit or into_ball")
+        check_function("facets", self.facets, "jaxrec.models.mars.free, projected or hybrid")
+        check_function("score", self.score, "jaxrec.models.dot or negative_squared_distance")
+        check_function("place", self.place, "jaxrec.models.mars.unit, calibrated_unit or into_ball")
         check_attributes(self)
         super().__post_init__()
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxrec._lookup import lookup
 from jaxrec._numerics import as_ids, integer, number
-from jaxrec._partials import check_static
+from jaxrec._partials import check_function, check_static
 from jaxrec._platform import sized
 from jaxrec.typing import Array, Key
 
@@ -93,12 +93,6 @@ def check_rate(model: nn.Module, name: str) -> None:
     rate = getattr(model, name)
     if not isinstance(rate, jax.core.Tracer) and rate >= 1:
         raise ValueError(f"{name}={rate}; give a rate of 0 or more and below 1")
-
-
-def check_function(model: nn.Module, name: str, instead: str) -> None:
-    """Raises `TypeError` if an attribute cannot be called, such as the name of a function."""
-    if not callable(getattr(model, name)):
-        raise TypeError(f"{name}={getattr(model, name)!r}; give a function: {instead}")
 
 
 def check_attributes(model: nn.Module) -> None:
@@ -200,7 +194,7 @@ class MF(nn.Module):
         check_sizes(self, "n_users", "n_items", "dim")
         check_numbers(self, "scale", least=0)
         check_rate(self, "dropout")
-        check_function(self, "score", "jaxrec.models.dot, cosine, or one of that form")
+        check_function("score", self.score, "jaxrec.models.dot or cosine")
         check_attributes(self)
         super().__post_init__()
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrec._numerics import as_integer
+from jaxrec._partials import check_function
 from jaxrec.interactions import Interactions
 from jaxrec.losses import kl_normalised
 from jaxrec.models import _mixture
@@ -17,7 +18,7 @@ from jaxrec.models._histories import HistoryModel, Pairs
 from jaxrec.models._mixture import Noise
 from jaxrec.models.attention import Attention
 from jaxrec.models.implicit import Gradient, detach
-from jaxrec.models.mf import _unit, check_function, check_numbers, check_rate, check_sizes
+from jaxrec.models.mf import _unit, check_numbers, check_rate, check_sizes
 from jaxrec.typing import Array
 
 _XAVIER = nn.initializers.glorot_normal()
@@ -110,9 +111,9 @@ class VALID(HistoryModel):
 
     def __post_init__(self) -> None:
         check_sizes(self, "dim", "n_interests", "n_blocks", "width", *(() if self.chunk is None else ("chunk",)))
-        check_function(self, "gradient", "one of jaxrec.models.implicit")
+        check_function("gradient", self.gradient, "those of jaxrec.models.implicit")
         if self.attention is not None:
-            check_function(self, "attention", "one of jaxrec.models.attention, or None")
+            check_function("attention", self.attention, "those of jaxrec.models.attention, or None")
         check_numbers(self, "temperature", "decoder_temperature", "deviation", above=0)
         check_rate(self, "dropout")
         super().__post_init__()

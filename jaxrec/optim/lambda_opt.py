@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 from jaxrec._numerics import integer
+from jaxrec._partials import check_function
 from jaxrec.optim.regularization import TABLES, Rows, coefficients, penalty
 from jaxrec.optim.step import Step, ValueFn, as_step
 from jaxrec.typing import Array, Key
@@ -230,12 +231,15 @@ def alternate(
         shared: names of the parameters that share Λ if it is one array, as in `penalty`.
 
     Raises:
+        TypeError: if `draws` or `start` is not a function.
         ValueError: if `scope` has another value, or `every` or `steps` is not an integer of 1 or
             more. By `init`, if there is no `simulated` and `tx` has no derivative where a gradient
             is 0, as it is in rows outside a batch; `optax.adam` is an example.
     """
     if scope not in ("full", "exact"):
         raise ValueError(f"scope={scope!r}; give 'full' or 'exact'")
+    check_function("draws", draws, "functools.partial(jaxrec.train.lambda_opt.draws, ...)")
+    check_function("start", start, "jaxrec.optim.lambda_opt.coefficients")
     every, steps = integer("every", every), integer("steps", steps)
     ahead: dict[str, Any] = {"steps": steps, "first_order": first_order, "shared": tuple(shared)}
     how: dict[str, Any] = {

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrec._log import Log
 from jaxrec._mesh import automatic
-from jaxrec._partials import Static, combine, partition
+from jaxrec._partials import Static, check_function, combine, partition
 from jaxrec._platform import concurrently, cores, options_for_loops, size
 from jaxrec._run import Loop
 from jaxrec.interactions import Interactions
@@ -74,11 +74,7 @@ def alternate(
         loop: see `jaxrec._run.Loop`.
     """
     began = time.perf_counter()
-    if not callable(solver):
-        raise TypeError(
-            f"solver={solver!r}; give ials.cholesky, conjugate_gradient or subspace, a functools.partial of one, or "
-            "a function of a half step"
-        )
+    check_function("solver", solver, "jaxrec.solvers.ials.cholesky, conjugate_gradient or subspace")
     parts = max(min(cores(), train.n_pairs // _LEAST), 1)
     params: Callable[..., Factors] = functools.partial(factors, n_users=train.n_users)
     if mesh is not None:

@@ -22,7 +22,7 @@ import numpy as np
 from jaxrec._keys import check_key
 from jaxrec._log import Log
 from jaxrec._numerics import integer, number
-from jaxrec._partials import Static, combine, partition
+from jaxrec._partials import Static, check_function, combine, partition
 from jaxrec._run import Loop, NotFinite
 from jaxrec.interactions import Interactions
 from jaxrec.models.functions import from_functions
@@ -84,6 +84,7 @@ def fit(
         is 1 for a full step.
 
     Raises:
+        TypeError: if `towers` is not a function.
         ValueError: if `towers` does not return [M, K] and [N, K]; the objective is not finite;
             `train` has no pairs, or weights that are negative, not finite or all 0; `steps`,
             `cg_steps` or `every` is not an integer of 1 or more; `regularization` or `tolerance` is
@@ -105,6 +106,7 @@ def fit(
     True
     """
     began = time.perf_counter()
+    check_function("towers", towers, 'lambda params: (params["user"], params["item"])')
     steps, cg_steps = integer("steps", steps), integer("cg_steps", cg_steps)
     regularization, cg_tolerance = _check(towers, params, train, regularization, cg_tolerance)
     arrays, static = partition((towers,))

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxrec import sampling
 from jaxrec._numerics import as_integer
-from jaxrec._partials import bound
+from jaxrec._partials import bound, check_function
 from jaxrec.interactions import Interactions, check_weights
 from jaxrec.models._initial import check_tables
 from jaxrec.typing import Array, Key, Sampler, Variables
@@ -26,6 +26,19 @@ def check_state(state: Any) -> None:
     """Raises `ValueError` if the state has no parameters."""
     if "params" not in state.variables:
         raise ValueError(f"state.variables has {list(state.variables)}, not 'params'; create the state with train.init")
+
+
+_FUNCTIONS = {
+    "objective": "functools.partial(jaxrec.train.pairwise_objective, model=..., loss=..., sample=...)",
+    "examples": "jaxrec.train.singles",
+    "setup": "lambda rate: (model, objective, optax.adam(rate))",
+}
+
+
+def check_functions(**given: Any) -> None:
+    """Raises `TypeError` if one of the arguments `objective`, `examples` and `setup` is no function."""
+    for name, value in given.items():
+        check_function(name, value, _FUNCTIONS[name])
 
 
 def check_covers(parts: Sequence[Any], train: Interactions, variables: Variables) -> None:

@@ -15,7 +15,7 @@ import optax
 
 from jaxrec._ids import checked_ids
 from jaxrec._keys import check_key
-from jaxrec._log import Log
+from jaxrec._log import Log, check_validate
 from jaxrec._numerics import accumulated
 from jaxrec._run import Loop
 from jaxrec.interactions import DataWarning, Interactions, check_positives
@@ -125,6 +125,7 @@ def fold_in(
         rows = jax.tree.map(put, _part(grown, tables), trained["params"])
         return {**rest, "params": _joined(rows, fixed)}
 
+    check_validate(loop.get("validate"))
     if (validate := loop.get("validate")) is not None:
         loop["validate"] = lambda trained: validate(whole(trained))
     if examples is None:

@@ -24,7 +24,14 @@ from jaxrec._run import NotFinite, Saver, run
 from jaxrec.interactions import Interactions, check_positives
 from jaxrec.models._initial import initial_variables
 from jaxrec.optim.step import Step, as_step
-from jaxrec.train._checks import check_bound, check_covers, check_optimizer, check_state, check_transformation
+from jaxrec.train._checks import (
+    check_bound,
+    check_covers,
+    check_functions,
+    check_optimizer,
+    check_state,
+    check_transformation,
+)
 from jaxrec.train.examples import Examples, singles
 from jaxrec.train.stream import Stream, as_stream
 from jaxrec.typing import Array, Key, Objective, Validate, Variables
@@ -71,7 +78,7 @@ def init(
             shapes.
 
     Raises:
-        TypeError: if `model` is a class, `tx` is not a transformation, or the model has an array
+        TypeError: if `model` is a class or no model, `tx` is not a transformation, or the model has an array
             among its attributes.
         ValueError: if `key` is not a typed key, such as an integer seed; or `constants` have a name
             or a shape that the model's do not have.
@@ -81,6 +88,8 @@ def init(
         raise TypeError(
             f"model is the class {model.__name__}; give an instance, such as {model.__name__}(n_users, n_items)"
         )
+    if not callable(getattr(model, "init", None)):
+        raise TypeError(f"model={model!r:.80}; give a model, such as jaxrec.models.MF(n_users, n_items)")
     check_transformation(tx)
     check_static(model)
     model_key, run_key = jax.random.split(key)
@@ -170,8 +179,9 @@ def fit(
             last epoch saved.
         Interrupted: a `KeyboardInterrupt`, on Ctrl-C. It carries the last state, the best one and
             the log, and the checkpoint has them too.
-        TypeError: if `train`, `tx`, `stopping` or `checkpoint` has another type, or the model has
-            an array among its attributes.
+        TypeError: if `train`, `tx`, `stopping`, `checkpoint` or `callbacks` has another type;
+            `objective`, `examples`, `validate` or a callback is not a function; or the model has an
+            array among its attributes.
         ValueError: if a number is not an integer or too small; weights are negative or not finite;
             a model in the partials of `objective` has fewer users or items than `train`, or tables
             of other sizes; a sampler, `seen`, `log_q` or margins in them have other sizes; the loss
@@ -182,6 +192,7 @@ def fit(
     """
     began = time.perf_counter()
     check_positives(train=train)
+    check_functions(objective=objective, examples=examples)
     check_state(state)
     check_optimizer(state, tx)
     epochs, batch_size, every = integer("epochs", epochs), integer("batch_size", batch_size), integer("every", every)

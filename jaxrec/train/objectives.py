@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import losses, sampling
+from jaxrec._partials import check_function
 from jaxrec.interactions import Interactions
 from jaxrec.train._checks import negatives_of
 from jaxrec.train.examples import Batch
@@ -172,9 +173,10 @@ def vectors_objective(
         loss: `losses.directau`, or any function of users [R, D], items [R, D] and `where` [R].
 
     Raises:
-        TypeError: if the model has no `vectors`.
+        TypeError: if the model has no `vectors`, or `loss` is not a function.
     """
     del key
+    check_function("loss", loss, "jaxrec.losses.directau")
     pairs = batch.pairs()
     _check_has(model, "vectors", "MF")
     users, items = model.apply(variables, method="vectors")
@@ -199,9 +201,10 @@ def gram_objective(
             [K, K], Qᵀ1 [K], `n_items` and `where` [...], where Q are the items' vectors.
 
     Raises:
-        TypeError: if the model has no `vectors`.
+        TypeError: if the model has no `vectors`, or `loss` is not a function.
     """
     del key
+    check_function("loss", loss, "jaxrec.losses.rg2")
     _check_has(model, "vectors", "MF")
     users, items = model.apply(variables, method="vectors")
     gram = jnp.matmul(items.T, items, precision="highest")
@@ -267,8 +270,7 @@ def compared(loss: Callable[..., Array], pos: Array, neg: Array, **further: Arra
         TypeError: if the loss is not a function, or does not return floats.
         ValueError: if the loss returns another shape.
     """
-    if not callable(loss):
-        raise TypeError(f"loss={loss!r:.80}; give a function, such as jaxrec.losses.bpr")
+    check_function("loss", loss, "jaxrec.losses.bpr")
     values = loss(pos, neg, **further)
     if not jnp.issubdtype(getattr(values, "dtype", None) or object, jnp.floating):
         what = getattr(values, "dtype", type(values).__name__)

@@ -14,6 +14,7 @@ import optax
 from jaxrec._identity import described
 from jaxrec._log import DivergenceError, Log
 from jaxrec._numerics import integer
+from jaxrec._partials import check_function
 from jaxrec._run import Loop, run
 from jaxrec.interactions import Interactions
 from jaxrec.optim.step import Step, as_step
@@ -62,11 +63,12 @@ def refreshed(
     Raises:
         ValueError: if `refresh` returns "params", a collection that the state does not have, or one
             of another form; and as `fit`.
-        TypeError: as `fit`.
+        TypeError: if `refresh` is not a function; and as `fit`.
         DivergenceError: as `fit`.
         Interrupted: as `fit`.
     """
     began, period = time.perf_counter(), integer("period", period)
+    check_function("refresh", refresh, "functools.partial(jaxrec.train.ncl.prototypes, model=model)")
     how: dict[str, Any] = {"batch_size": integer("batch_size", batch_size), "examples": examples, "progress": False}
 
     def advance(state: State, number: int) -> tuple[State, Mapping[str, float]]:

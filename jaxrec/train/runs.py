@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxrec._log import Log, metrics_of
 from jaxrec._numerics import as_integer, integer
+from jaxrec._partials import check_function
 from jaxrec.evaluate.report import Report
 from jaxrec.train.loop import State
 from jaxrec.typing import Variables
@@ -249,7 +250,11 @@ class Sweep:
             fn: host function of the variables that returns named numbers, or a `Report`, whose
                 means are used.
             prefix: prefix of the new names. With "", metrics of the same name are replaced.
+
+        Raises:
+            TypeError: if `fn` is not a function, or returns something else.
         """
+        check_function("fn", fn, "lambda variables: full_ranking(model, variables, train, test)")
         runs, added = [], {}
         for number, run in enumerate(self.runs):
             if run.diverged is None:

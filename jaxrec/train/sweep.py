@@ -16,14 +16,14 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from jaxrec._log import Interrupted, Log, extended, metrics_of
+from jaxrec._log import Interrupted, Log, check_validate, extended, metrics_of
 from jaxrec._numerics import integer
 from jaxrec._partials import combine, partition
 from jaxrec._platform import cores, size
 from jaxrec.interactions import Interactions, check_positives
 from jaxrec.optim.step import Step
 from jaxrec.train import loop
-from jaxrec.train._checks import check_bound, check_covers, check_state
+from jaxrec.train._checks import check_bound, check_covers, check_functions, check_state
 from jaxrec.train.examples import Examples, singles
 from jaxrec.train.runs import Run, Setting, Sweep, shown
 from jaxrec.train.stream import Resident, as_stream
@@ -55,18 +55,28 @@ class DivergenceWarning(UserWarning):
 def grid(**values: Sequence[Any]) -> dict[str, np.ndarray]:
     """Returns all combinations of values, as `settings` of a sweep; the last name varies fastest.
 
+    Without names the result is empty, which a sweep takes as one setting without values.
+
     Raises:
-        ValueError: if a value is not a sequence of one or more values.
+        ValueError: if a value is not a sequence of one or more values, or is ragged.
 
     >>> {name: column.tolist() for name, column in grid(rate=[1, 2], margin=[0.5, 0.7]).items()}
     {'rate': [1, 1, 2, 2], 'margin': [0.5, 0.7, 0.5, 0.7]}
     """
-    columns = {name: np.asarray(column) for name, column in values.items()}
+    columns = {name: _column(name, column) for name, column in values.items()}
     for name, column in columns.items():
         if column.ndim == 0 or len(column) == 0:
             raise ValueError(f"{name}={values[name]!r}; give a sequence of at least one value")
-    places = np.indices([len(column) for column in columns.values()]).reshape(len(columns), -1)
-    return {name: column[place] for (name, column), place in zip(columns.items(), places)}
+    places = np.meshgrid(*(np.arange(len(column)) for column in columns.values()), indexing="ij")
+    return {name: column[place.ravel()] for (name, column), place in zip(columns.items(), places)}
+
+
+def _column(name: str, values: Any) -> np.ndarray:
+    """Returns values as an array, one per setting; raises `ValueError` if they differ in length."""
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name} = {values!r} is ragged; give each setting the same number of values") from error
 
 
 def sweep(
@@ -128,6 +138,7 @@ def sweep(
     Raises:
         Interrupted: a `KeyboardInterrupt`, on Ctrl-C. Its `.state` is the `Sweep` of what was
             trained.
+        TypeError: if `setup`, its objective, `examples` or `validate` is not a function.
         ValueError: if `keys` are not one or more different typed keys [S]; settings have different
             lengths or are not numbers; a model has fewer users or items than `train`; a sampler has
             other sizes; `examples` gives a stream; or `select` is given without `validate`, or
@@ -143,6 +154,8 @@ def sweep(
     1
     """
     _check_keys(keys)
+    check_functions(setup=setup, examples=examples)
+    check_validate(validate)
     points, columns = _points(settings)
     at_once, width = (
         None if value is None else integer(name, value) for name, value in (("at_once", at_once), ("width", width))
@@ -222,7 +235,8 @@ def _compiled(program: _Program, arrays: list, data: Any, **options: Any) -> Cal
 
 
 def _check_sizes(recipe: tuple, train: Interactions, variables: Variables) -> None:
-    """Checks the model's and the samplers' sizes against `train`, for variables of these shapes."""
+    """Checks the objective, and the model's and the samplers' sizes against `train`, for variables of these shapes."""
+    check_functions(objective=recipe[1])
     check_covers(recipe[:1], train, variables)
     check_bound(recipe[1:2], train, variables)
 
@@ -242,12 +256,7 @@ def _points(settings: Mapping[str, Any] | None) -> tuple[list[Setting], dict[str
     """Returns the settings one by one, as NumPy or Python values, and by name, as arrays."""
     columns = {}
     for name, values in (settings or {}).items():
-        try:
-            columns[name] = np.asarray(values)
-        except ValueError as error:
-            raise ValueError(
-                f"settings[{name!r}] = {values!r} is ragged; give each setting the same number of values"
-            ) from error
+        columns[name] = _column(f"settings[{name!r}]", values)
         if columns[name].ndim == 0 or columns[name].dtype.kind not in "fiub":
             raise ValueError(
                 f"settings[{name!r}] = {values!r}; give a sequence of numbers, one per setting; for values "
