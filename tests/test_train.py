@@ -446,7 +446,8 @@ def test_what_is_no_function_is_named(options, message):
         fit(model_of(), **options)
     if "examples" not in options:
         with pytest.raises(TypeError, match=message):
-            jr.solvers.ials.fit(TRAIN, dim=2, key=jax.random.key(0), sweeps=1, progress=False, **options)
+            how = {"regularization": 0.1, "unobserved_weight": 0.1, "key": jax.random.key(0), "sweeps": 1}
+            jr.solvers.ials.fit(TRAIN, dim=2, progress=False, **how, **options)
 
 
 def test_an_objective_or_model_that_is_none_is_named():
