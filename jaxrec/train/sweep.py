@@ -97,10 +97,10 @@ def sweep(
 ) -> Sweep:
     """Trains every setting under every key, as `init` and `fit` would, with one compilation.
 
-    A run takes up to three times the memory of its parameters and optimiser state: it keeps the
-    values from the start of the epoch, in case it diverges, and with `select` those of the best
-    epoch. The temporaries of a batch are added to this. `at_once` limits how many runs are on the
-    device.
+    A run takes twice the memory of its parameters and optimiser state, because it keeps the values
+    from the start of the epoch, in case it diverges; with `select` three times, because it also
+    keeps those of its best epoch. The temporaries of a batch are added to this. `at_once` limits
+    how many runs are on the device; runs that have ended are in host memory.
 
     A run whose loss is no longer finite keeps its state from the start of that epoch, and is NaN in
     the tables. The other runs are not affected.
@@ -177,28 +177,13 @@ def sweep(
     runs = [_Training(point, seed) for point in points for seed in range(len(keys))]
     n = len(runs)
     width, parts = _parts(n, at_once, width)
-
-    def started(first: int) -> _Program:
-        # Copies of the last run fill up the last program, so that all programs have one width.
-        places = np.minimum(np.arange(first, first + width), n - 1)
-        values = _take(columns, places // len(keys))
-        state = _init_of_runs(keys[places % len(keys)], values, arrays, static=static)
-        return _Program(runs[first : first + width], state, state, values)
-
-    def found(programs: list[_Program]) -> Sweep:
-        states = [jax.tree.map(_on_host, program.final(select)) for program in programs]
-        done = tuple(run.finished() for run in runs)
-        last = next((list(run.metrics)[-1] for run in done if run.metrics), "loss")
-        joined = jax.tree.map(lambda *parts: _joined(parts)[:n], *states)
-        return Sweep(done, joined, tuple(points), (last if select is None else select,))
-
     bar = tqdm(total=len(parts) * epochs, disable=not progress, desc="epochs")
-    ended: list[_Program] = []
+    ended: list[loop.State] = []  # on the host
     programs: list[_Program] = []
     try:
         with bar, concurrent.futures.ThreadPoolExecutor(cores()) as threads:
             for part in parts:
-                programs = [started(first) for first in part]
+                programs = [_started(first, width, runs, keys, columns, arrays, static) for first in part]
                 one = None
                 for epoch in range(1, epochs + 1):
                     if one is None or static != static.again():
@@ -210,16 +195,44 @@ def sweep(
                     losses = [run.records[-1]["loss"] for program in programs for run in program.runs if run.records]
                     bar.set_postfix(loss=f"{np.mean(losses):.4g}" if losses else "diverged")
                     bar.update()
-                ended, programs = ended + programs, []
+                ended, programs = ended + [program.final() for program in programs], []
     except KeyboardInterrupt as stop:
-        ended += programs
-        ended += [started(first) for first in range(len(ended) * width, n, width)]
+        ended += [program.final() for program in programs]
+        for first in range(len(ended) * width, n, width):
+            ended.append(_started(first, width, runs, keys, columns, arrays, static).final())
         for run in runs:
             if run.chosen is None and run.diverged is None:
                 run.diverged = "interrupted before its first epoch"
-        raise Interrupted(found(ended), Log()) from stop
+        raise Interrupted(_result(runs, ended, points, select), Log()) from stop
     _warn(runs, select)
-    return found(ended)
+    return _result(runs, ended, points, select)
+
+
+def _started(
+    first: int,
+    width: int,
+    runs: list[_Training],
+    keys: Key,
+    columns: Mapping[str, np.ndarray],
+    arrays: list,
+    static: Any,
+) -> _Program:
+    """Returns the program of `width` runs from the run `first`, with their initial states."""
+    # Copies of the last run fill up the last program, so that all programs have one width.
+    places = np.minimum(np.arange(first, first + width), len(runs) - 1)
+    values = _take(columns, places // len(keys))
+    state = _init_of_runs(keys[places % len(keys)], values, arrays, static=static)
+    return _Program(runs[first : first + width], state, values)
+
+
+def _result(
+    runs: list[_Training], states: Sequence[loop.State], points: Sequence[Setting], select: str | None
+) -> Sweep:
+    """Returns the result of runs whose programs ended with these states."""
+    done = tuple(run.finished() for run in runs)
+    last = next((list(run.metrics)[-1] for run in done if run.metrics), "loss")
+    joined = jax.tree.map(lambda *parts: _joined(parts)[: len(runs)], *states)
+    return Sweep(done, joined, tuple(points), (last if select is None else select,))
 
 
 def _compiled(program: _Program, arrays: list, data: Any, **options: Any) -> Callable:
@@ -316,18 +329,22 @@ class _Training:
 
 @dataclasses.dataclass
 class _Program:
-    """Runs that are vmapped jointly; copies of the last one fill up the width."""
+    """Runs that are vmapped jointly; copies of the last one fill up the width.
+
+    `best` are the states of the best epochs, of which none is kept unless a metric selects them.
+    """
 
     runs: list[_Training]
     states: loop.State
-    best: loop.State
     settings: Mapping[str, Array]
+    best: loop.State | None = None
 
-    def final(self, select: str | None) -> loop.State:
-        """Returns the last states, or with `select` the best ones unless a run diverged."""
-        if select is None:
-            return self.states
-        return _choose(self.mask(lambda run: run.diverged is not None), self.states, self.best)
+    def final(self) -> loop.State:
+        """Returns the last states, or the best ones that are kept unless a run diverged, on the host."""
+        states = self.states
+        if self.best is not None:
+            states = _choose(self.mask(lambda run: run.diverged is not None), states, self.best)
+        return jax.tree.map(_on_host, states)
 
     def mask(self, of: Callable[[_Training], bool]) -> np.ndarray:
         """Returns a bool [width] over the runs; a copy has the value of its original."""
@@ -364,8 +381,9 @@ def _advance(programs: list[_Program], advance: Callable, epoch: int, validate: 
                 if (validate is not None or select is None) and run.choose(records[id(run)], select):
                     improved.add(id(run))
         program.states = states
-        if select is not None:
-            program.best = _choose(program.mask(functools.partial(_is_in, improved)), states, program.best)
+        if improved and select is not None:
+            best = states if program.best is None else program.best
+            program.best = _choose(program.mask(functools.partial(_is_in, improved)), states, best)
 
 
 def _is_in(found: set[int], run: _Training) -> bool:
