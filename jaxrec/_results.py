@@ -216,8 +216,10 @@ def row_of(
     best = [max((p for p in run["curve"] if p[2] is not None), key=lambda p: p[2], default=None) for run in runs]
     capped = any(at is not None and len(run["curve"]) > 1 and at == run["curve"][-1] for at, run in zip(best, runs))
     setting = runs[0]["setting"]
-    # A run of an earlier grid whose setting today's grid chooses, too, is marked by today's.
-    at_end = ends(setting, runs[0]["grid"] if old else written(dict(method.grid)))
+    # If today's grid chooses a setting of an earlier one, the values of both have been compared.
+    more = {} if old else {name: written(list(values)) for name, values in method.grid.items()}
+    grids = {name: [*values, *more.get(name, ())] for name, values in runs[0]["grid"].items()}
+    at_end = ends(setting, grids)
     applies = {"*": bool(at_end), "^": capped, "1": len(runs) < 3, "!": old}
     trials = [record for record in records if is_run(record, data, method.name, "valid")]
     if not old:
