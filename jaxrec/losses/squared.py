@@ -14,8 +14,9 @@ from jaxrec.typing import Array
 def rg2_sampled(pos: Array, neg: Array, *, where: Array | None = None, negatives: Negatives = "mean") -> jax.Array:
     """The ranking-generalisable squared loss (RG2) on sampled items: −pos + ½ meanⱼ (negⱼ + 1)².
 
-    It is the second-order expansion of the full softmax around scores of 0. It is unbiased if the
-    negatives are drawn uniformly from *all* items, including the user's own.
+    It estimates the loss of `rg2`, which comes from the second-order expansion of the full softmax
+    at scores of 0. The estimate is unbiased if the negatives are drawn uniformly from *all* items,
+    including the user's own.
 
     Args:
         pos: scores of the positives, [...].
@@ -38,8 +39,9 @@ def rg2(pos: Array, users: Array, gram: Array, total: Array, *, n_items: int, wh
 
     With G = QᵀQ and s = Qᵀ1 of the item table Q, the sum is pᵀGp + 2 p·s + N.
     `train.gram_objective` computes G and s. The loss is the second-order expansion of the full
-    softmax, without its constant log N − ½. It does not bound the softmax loss: the paper's proof
-    needs I/N − diag(π) + ππᵀ to be positive semi-definite, which is true only near o = 0.
+    softmax at scores of 0, without its constant log N − ½ and its term −(Σⱼ oⱼ / N)² / 2. It does
+    not bound the softmax loss: the paper's proof needs I/N − diag(π) + ππᵀ to be positive
+    semi-definite, which is true only near o = 0.
 
     Args:
         pos: scores o of the positives, [...].

@@ -1,4 +1,4 @@
-"""RG2: a squared loss aligned with DCG, the second-order expansion of the softmax loss.
+"""RG2: a squared loss aligned with DCG, from the second-order expansion of the softmax loss.
 
 The paper is Pu et al. 2024, "Learning-Efficient Yet Generalizable Collaborative Filtering for Item
 Recommendation", ICML. Where each part of it is:

@@ -1,8 +1,8 @@
 """RG2: a squared loss aligned with DCG, minimised without SGD.
 
 The paper is Pu et al. 2024, "Learning-Efficient Yet Generalizable CF". The loss is the second-order
-expansion of the softmax loss at 0. User u has aᵤ of the |D| pairs, and the sums are over all N
-items:
+expansion of the softmax loss at 0, without one term (see `losses.rg2`). User u has aᵤ of the |D|
+pairs, and the sums are over all N items:
 
     L = Σᵤ Wᵤ Σⱼ (oᵤⱼ − Sᵤⱼ)² + λ [Σᵤ N Wᵤ ‖pᵤ‖² + ‖Q‖² / 2N],
     Wᵤ = aᵤ / (2N|D|),   Sᵤⱼ = rᵤⱼ N / aᵤ − 1.
