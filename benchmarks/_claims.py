@@ -1,12 +1,21 @@
 """What the five papers claim, and what the records say.
 
-Each claim is a set of pairs of methods: the first is said to be better than the second. A pair is
-tested on each data set where both have runs, by the paired t-test of its study. The verdict follows
-from the tests by a rule: *reproduced* if the first method is significantly above in all of them,
-*in part* if in some, *refuted* if in none and significantly below in at least one, *not reproduced*
-if there is no significant difference, and *open* if there is no test. Marks are those of the rows
-that are compared: a verdict with marks may change with a wider grid (`*`) or more epochs (`^`). We
-do not have all data sets of the papers, and protocols differ; the studies say how.
+Most rows are claims of the papers. Those on item id, on the pairs that λOpt sees, on BSL, iALS and
+EASE are questions of ours. Each claim is a set of pairs of methods: the first is said to be better
+than the second. A pair is tested on each data set where both have runs, by the paired t-test of its
+study. The verdict follows from the tests by a rule: *reproduced* if the first method is
+significantly above in all of them, *in part* if in some, *refuted* if in none and significantly
+below in at least one, *not reproduced* if there is no significant difference, and *open* if there
+is no test. So "in part" may hide clear losses on some data or to some methods; the evidence shows them.
+Significant is a p-value below 0.05, which is not corrected for the number of tests.
+
+The evidence of one pair is the difference in the metric by which validation chooses, on each data
+set. With more pairs, it is for each pair the number of data sets on which the first method is
+significantly above, not significantly different ("equal"), or significantly below.
+
+Marks are those of the rows that are compared. A verdict with marks may change with a wider grid
+(`*`), more epochs (`^`) or more seeds (`1`, fewer than three). We do not have all data sets of the
+papers, and protocols differ; the studies say how.
 """
 
 from __future__ import annotations
@@ -17,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.stats
 
-from benchmarks import _record
+from benchmarks import _leaderboard, _record
 from benchmarks.studies import _study, mml
 from benchmarks.studies.lambda_opt import BEST_FIXED
 
@@ -165,7 +174,7 @@ def judged(claim: Claim, this: _study.Study, records: _study.Records) -> tuple[s
                 difference, p_value = found
                 values[data, one, other] = difference
                 signs[data, one, other] = 0 if p_value >= LEVEL else 1 if difference > 0 else -1
-                marks |= set(rows[one].marks + rows[other].marks)
+                marks |= set(_leaderboard.marks(this, records, data, rows, one, other))
     return verdict(list(signs.values())), evidence(claim, signs, values), "".join(sorted(marks))
 
 
@@ -175,7 +184,8 @@ def evidence(claim: Claim, signs: Mapping[tuple, int], values: Mapping[tuple, fl
     if not signs:
         return ""
     if len(claim.pairs) == 1:
-        return "; ".join(f"{data} {value:+.4f}" for (data, *_), value in values.items())
+        words = {1: "above", 0: "equal", -1: "below"}
+        return "; ".join(f"{key[0]} {value:+.4f} ({words[signs[key]]})" for key, value in values.items())
     parts = []
     for one, other in claim.pairs:
         own = [sign for (_, *pair), sign in signs.items() if pair == [one, other]]

@@ -1,16 +1,16 @@
-"""The best of all studies on the same data, in one table for each data set.
+"""The rows of two studies that have the same test pairs, in one table for each data set.
 
 The rows come from the studies "Losses on Gowalla and Yelp2018" and "Solvers against SGD", which say
 how each method was trained and tuned. On Gowalla and Yelp2018 (the splits of LightGCN), a tenth of
 the train part chooses the settings, then the method is trained on the whole train part. On ml-1m and
 citeulike-a, each user's pairs are split at random (.8/.1/.1), with another split for each seed. All
 methods of a table are evaluated on the same test pairs, among all items, with the pairs that they
-were trained or selected on masked. CPU seconds are those of one training run after its trials, over
-all cores, so that compilation has mostly happened before; "of all trials" includes it. They leave out
-the second training, on train and validation. They depend on the load of the machine.
+were trained or selected on masked. Methods have different numbers of trials, see "trials"; a method
+with more of them has an advantage.
 
-The values that papers publish for Gowalla and Yelp2018 are in "Published values". Most of them were
-chosen on the test set.
+"CPU seconds" are those of one training run after the trials, summed over all cores. Compilation has
+mostly happened before; "of all trials" includes it. Neither includes the second training, on train
+and validation. Both depend on the load of the machine, and are empty if a time was not recorded.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ from benchmarks import _record
 from benchmarks.studies import _study, mml
 from jaxrec import study
 from jaxrec._records import written
+
+PUBLISHED = (
+    'The values that papers publish for Gowalla and Yelp2018 are in "Published values". Most of them were chosen on '
+    "the test set."
+)
 
 SOURCES = ("rg2", "mml")
 DATA = {
@@ -53,7 +58,7 @@ def rows(studies: Studies, data: str) -> list[tuple[study.Row, _study.Records]]:
                 raise ValueError(
                     f"with seed {record['seed']}, {name} has other test pairs of {data} than another study"
                 )
-        label = mml.SELECT[data] if mml.SELECT.get(data) in this.methods else data  # where settings are chosen
+        label = _selected_on(this, data)
         of_label = [each for each in records if (each["data"], each["on"]) == (label, "valid")]
         grids = {each.name: each.grid for each in _study.compared(this, records, label)}
         for method, row in _study.tables(this, records).get(data, {}).items():
@@ -68,7 +73,7 @@ def rows(studies: Studies, data: str) -> list[tuple[study.Row, _study.Records]]:
 
 def section(studies: Studies) -> str:
     """Returns the section of RESULTS.md."""
-    parts, used = ["## Leaderboard", __doc__.strip()], set()
+    parts, used = ["## Leaderboard", __doc__.strip(), *([PUBLISHED] if "published" in studies else [])], set()
     for data, metrics in DATA.items():
         if found := rows(studies, data):
             listed, trials = zip(*found)
@@ -84,6 +89,21 @@ def section(studies: Studies) -> str:
     legend = [f"{mark}: {what}." for mark, what in study.MARKS.items() if mark in used]
     parts.append(" ".join(["Means ± standard error over seeds.", *legend]))
     return "\n\n".join(parts)
+
+
+def _selected_on(this: _study.Study, data: str) -> str:
+    """Returns the name of the data on which a study chooses the settings."""
+    return mml.SELECT[data] if mml.SELECT.get(data) in this.methods else data
+
+
+def marks(this: _study.Study, records: _study.Records, data: str, rows: _study.Rows, *methods: str) -> str:
+    """Returns the marks of rows; `*` by the grid of the data on which the settings were chosen."""
+    grids = {each.name: each.grid for each in _study.compared(this, records, _selected_on(this, data))}
+    found = set()
+    for row in (rows[name] for name in methods):
+        grid = grids.get(row.method.removesuffix(f", {mml.LONG}"), {})
+        found |= set(row.marks) | set("*" * bool(study.ends(row.setting, grid)))
+    return "".join(sorted(found))
 
 
 def _seconds(values: Sequence[float | None], reduce: Callable[..., Any]) -> str:

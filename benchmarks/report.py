@@ -27,7 +27,8 @@ HEAD = """# Results
 
 `python -m benchmarks.report` generates this page from the records in `benchmarks/results/`. The
 command below the tables of a study trains what is not recorded yet, and shows the tables; with
-`--table` it only shows them.
+`--table` it only shows them. Data sets and rows without records are absent, also if the text of a
+study describes them.
 """
 
 
@@ -125,14 +126,14 @@ def summary(judgements: Sequence[Sequence[str]]) -> str:
         rows.append([f"MF-BPR on one {found['device']}", said])
     if found := studies().get("rg2"):
         of_data = _study.tables(*found)["ml-1m"]
-        names = ("RG2, alpha tuned", "iALS", "GF-CF", "softmax", "BPR", "popularity")
+        names = ("RG2, alpha tuned", "EASE", "iALS", "GF-CF", "softmax", "BPR", "popularity")
         means = {name: of_data[name].values["ndcg@10"].mean() for name in names if name in of_data}
         said = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
         rows.append([f"NDCG@10 on ml-1m, all items, {len(of_data['iALS'].seeds)} seeds", said])
     verdicts = [verdict for _, _, verdict, *_ in judgements]
     counts = {each: verdicts.count(each) for each in ("reproduced", "in part", "not reproduced", "refuted", "open")}
     said = ", ".join(f"{count} {each}" for each, count in counts.items() if count)
-    rows.append([f"{len(verdicts)} claims of five papers, by paired tests", said])
+    rows.append([f"{len(verdicts)} claims about five papers, by paired tests", said])
     return _record.table(["what", "result"], rows)
 
 

@@ -417,7 +417,7 @@ def test_a_claim_is_judged_by_the_records(tmp_path):
     records = study.read(tmp_path / "boards.jsonl")
     claim = _claims.Claim("paper", "A is better than B", "boards", [("A", "B")])
     found = _claims.judged(claim, this, records)
-    assert found[0] == "in part" and re.fullmatch(r"board24 \+0\.1\d*; board30 -0\.1\d*", found[1])
+    assert found[0] == "in part" and re.fullmatch(r"board24 \+0\.1\d* \(above\); board30 -0\.1\d* \(below\)", found[1])
     assert _claims.judged(claim._replace(data=["board24"]), this, records)[0] == "reproduced"
     assert _claims.judged(claim._replace(pairs=[("B", "A")], data=["board24"]), this, records)[0] == "refuted"
     assert _claims.judged(claim._replace(pairs=[("A", "C")]), this, records) == ("open", "", "")

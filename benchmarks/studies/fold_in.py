@@ -8,10 +8,10 @@ vector is computed from 5 random items of the history, for the same lists to fin
 Each method trains on the other users, then computes the vectors of the new ones; its items stay as
 they are. `train.fold_in` continues the training's objective on the new rows. "Mean" is the mean of
 the history's item vectors, weighted by the number of users of an item to the power of −`power`, and
-of unit vectors if `unit` is true. "Trained again" is no fold-in, but what it saves: the model is
-trained on the other users and on the histories together. "Softmax" is a matrix factorisation by
-cosines, trained with the sampled softmax loss and 50 negatives; "BPR" is one by dot products. All
-models have 64 dimensions. Every method has 36 settings, of training and fold-in together, from which
+of unit vectors if `unit` is true. "Trained again" is what a fold-in avoids: the model is trained on
+the other users and on the histories jointly. "Softmax" is a matrix factorisation by cosines,
+trained with the sampled softmax loss and 50 negatives; "BPR" is one by dot products. All models
+have 64 dimensions. Every method has 36 settings, of training and fold-in together, from which
 NDCG@10 of the validation users chooses with seed 0.
 """
 
