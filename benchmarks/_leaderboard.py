@@ -6,7 +6,8 @@ the train part chooses the settings, then the method is trained on the whole tra
 citeulike-a, each user's pairs are split at random (.8/.1/.1), with another split for each seed. All
 methods of a table are evaluated on the same test pairs, among all items, with the pairs that they
 were trained or selected on masked. Methods have different numbers of trials, see "trials"; a method
-with more of them has an advantage.
+with more of them has an advantage. On ml-1m, losses trained by SGD with at most four trials are the
+older runs that "Solvers against SGD" describes: their learning rate was constant.
 
 "CPU seconds" are those of one training run after the trials, summed over all cores. Compilation has
 mostly happened before; "of all trials" includes it. Neither includes the second training, on train

@@ -128,8 +128,10 @@ def summary(judgements: Sequence[Sequence[str]]) -> str:
         of_data = _study.tables(*found)["ml-1m"]
         names = ("RG2, alpha tuned", "EASE", "iALS", "GF-CF", "softmax", "BPR", "popularity")
         means = {name: of_data[name].values["ndcg@10"].mean() for name in names if name in of_data}
-        said = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
-        rows.append([f"NDCG@10 on ml-1m, all items, {len(of_data['iALS'].seeds)} seeds", said])
+        trials = {row.method: len(runs) for row, runs in _leaderboard.rows({"rg2": found}, "ml-1m")}
+        tried = lambda name: f" ({trials[name]})" if trials.get(name) else ""  # noqa: E731
+        said = ", ".join(f"{name} {value:.4f}{tried(name)}" for name, value in means.items())
+        rows.append([f"NDCG@10 on ml-1m, all items, {len(of_data['iALS'].seeds)} seeds (settings tried)", said])
     verdicts = [verdict for _, _, verdict, *_ in judgements]
     counts = {each: verdicts.count(each) for each in ("reproduced", "in part", "not reproduced", "refuted", "open")}
     said = ", ".join(f"{count} {each}" for each, count in counts.items() if count)
