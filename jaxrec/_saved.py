@@ -57,6 +57,12 @@ class Saved(NamedTuple):
     variables: Variables
     id_map: IdMap | None
 
+    def __repr__(self) -> str:
+        """Shows shapes in place of the arrays."""
+        shapes = jax.tree.map(lambda x: f"{np.asarray(x).dtype}{list(np.shape(x))}", self.variables)
+        labels = self.id_map and f"{len(self.id_map.users)} users x {len(self.id_map.items)} items"
+        return f"Saved({self.model!r}, {shapes}, id_map={labels})"
+
 
 def save(path: str | os.PathLike, model: Model | None, variables: Variables, id_map: IdMap | None = None) -> None:
     """Saves a model, its variables and its labels as one file, which `load` reads.

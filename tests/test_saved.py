@@ -270,3 +270,11 @@ print(*frame["item"])
     assert run.returncode == 0, run.stderr
     best = np.argsort(-np.asarray(mf[0].apply(mf[1], jnp.arange(M), method="rows"))[1])[:3]
     assert run.stdout.split() == ["uvwxyz"[i] for i in best]
+
+
+def test_what_is_loaded_shows_shapes_and_not_numbers(tmp_path):
+    model = jr.models.MF(3, 2, dim=4)
+    variables = model.init(jax.random.key(0), jnp.array([0]), jnp.array([0]))
+    jr.save(tmp_path / "model", model, variables, IdMap(["a", "b", "c"], [7, 9]))
+    shown = repr(jr.load(tmp_path / "model"))
+    assert "'user': 'float32[3, 4]'" in shown and "id_map=3 users x 2 items" in shown and len(shown) < 500

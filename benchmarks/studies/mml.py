@@ -1,14 +1,15 @@
 """Multi-margin loss (MML) and other losses for matrix factorisation, on Gowalla and Yelp2018.
 
-Every loss is tuned alike: it has two hyperparameters with three values each, around the best that we
-know, and all nine settings are compared on validation, a random tenth of the train part. Losses with
-two hyperparameters of their own have the learning rate .03; MML has equal shares of its margins. The
-chosen setting is then trained on the whole train part and evaluated on test. No row saw test before.
+Every loss is tuned alike: it has two hyperparameters with three values each, and all nine settings are
+compared on validation, a random tenth of the train part. The ranges come from published settings and
+from earlier trials, some of which were evaluated on test; within them, only validation chooses. Losses
+with two hyperparameters of their own have the learning rate .03; MML has equal shares of its margins.
+The chosen setting is then trained on the whole train part and evaluated on test.
+
 Data sets have the splits of LightGCN. Models have 64 dimensions. They score with cosines, except with
-BPR and BCE, where they score with dot products.
-Metrics are those of the full ranking with train pairs masked. SimpleX has its authors' settings for
-Gowalla (gate .8, user attention, a separate table for histories, the positive left out), but with
-only the first 50 items of a history.
+BPR and BCE, where they score with dot products. Metrics are those of the full ranking with train
+pairs masked. SimpleX has its authors' settings for Gowalla (gate .8, user attention, a separate table
+for histories, the positive left out), but with only the first 50 items of a history.
 
 Examples are groups of up to 16 positives of a user. Negatives are drawn for each group ("a group")
 or once for the whole batch of 2,048 groups ("shared"). The papers draw 100 or 800 for each positive

@@ -40,7 +40,8 @@ def given_ids(name: str, ids: ArrayLike, n: int | None) -> np.ndarray:
         raise ValueError(f"{name} is {ids.dtype}{list(ids.shape)}; give a column of one or more integer ids")
     largest = int(np.iinfo(np.int32).max if n is None else n) - 1
     if ids.min() < 0 or ids.max() > largest:
-        raise ValueError(f"{name} run from {ids.min()} to {ids.max()}; ids are 0 .. {largest}")
+        more = "; train.fold_in and solvers.ials.fold_in compute vectors of new users" * (name == "users")
+        raise ValueError(f"{name} run from {ids.min()} to {ids.max()}; ids are 0 .. {largest}{more}")
     return ids.astype(np.int32)
 
 
