@@ -107,6 +107,8 @@ def _longer(known: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> np.ndarra
     if not first:
         return known
     new = labels[list(first.values())]
+    if len(known) == 0:
+        return new
     if known.dtype != new.dtype:  # NumPy would turn int64 and uint64 into floats
         known, new = known.astype(object), new.astype(object)
     return np.concatenate([known, new])
@@ -124,7 +126,7 @@ def column_of(frame: Any, argument: str, name: str) -> Any:
     return frame[name]
 
 
-def _array(name: str, values: ArrayLike) -> np.ndarray:
+def unmasked(name: str, values: ArrayLike) -> np.ndarray:
     """Returns values as a NumPy array; raises `ValueError` if some are masked."""
     if isinstance(values, np.ma.MaskedArray) and np.ma.getmaskarray(values).any():
         bad = np.ma.getmaskarray(values).ravel()
@@ -141,7 +143,7 @@ def _flat(name: str, column: np.ndarray) -> np.ndarray:
 
 def _numbers(name: str, values: ArrayLike) -> np.ndarray:
     """Returns a column of numbers as float64."""
-    column = _flat(name, _array(name, values))
+    column = _flat(name, unmasked(name, values))
     try:
         if column.dtype.kind in "cmM":
             raise TypeError("they are of another kind")
@@ -169,7 +171,7 @@ def checked_ids(name: str, values: ArrayLike, size: int | None) -> np.ndarray:
     Raises:
         ValueError: unless all are whole numbers of 0 or more, below `size`, that fit int32.
     """
-    ids = _flat(name, _array(name, values))
+    ids = _flat(name, unmasked(name, values))
     if len(ids) == 0:
         return ids.astype(np.int32)
     if ids.dtype.kind not in "iuf":
@@ -218,7 +220,7 @@ def checked_timestamps(values: ArrayLike) -> np.ndarray:
     Raises:
         ValueError: for a missing time, and for a time that does not fit int32.
     """
-    given = _flat("timestamps", _array("timestamps", values))
+    given = _flat("timestamps", unmasked("timestamps", values))
     dates = as_seconds(given)
     seconds = given if dates is None else dates
     seconds = _numbers("timestamps", seconds)
@@ -278,7 +280,7 @@ def labels_of(name: str, values: ArrayLike) -> np.ndarray:
             represent every whole number.
     """
     # np.asarray would turn a list of strings into an array of fixed width.
-    array = _array(name, values) if hasattr(values, "__array__") else np.array(values, dtype=object)
+    array = unmasked(name, values) if hasattr(values, "__array__") else np.array(values, dtype=object)
     if array.dtype.kind in "UST":
         array = array.astype(object)
     if array.dtype.kind == "O":
@@ -475,6 +477,14 @@ def _labels(name: str, known: np.ndarray, ids: ArrayLike) -> np.ndarray:
         raise ValueError(f"{name} ids run from 0 to {len(known) - 1}; {ids.min()} to {ids.max()} are given")
     if not (ids == -1).any():
         return known[ids]
-    labels = known.astype(object)[ids]
+    labels = as_objects(known)[ids]
     labels[ids == -1] = None
     return labels
+
+
+def as_objects(labels: np.ndarray) -> np.ndarray:
+    """Returns labels [n] as Python objects; times of a unit without one, such as ns, stay NumPy's."""
+    found = labels.astype(object)
+    if labels.dtype.kind in "mM" and len(labels) and isinstance(found[0], int):
+        found[:] = list(labels)
+    return found

@@ -161,6 +161,8 @@ def run(
             )
         saved, before_epochs = now.epoch, compilation.seconds()
         done = now.epoch >= epochs or (stopping is not None and stopping.done(now.stopping))
+        if settled is not None and len(now.log.records) > 1:  # a run that had ended when it was saved
+            done = done or settled(*now.log.records[-2:])
         about: dict[str, Any] = {} if stopping is None else {"watched": stopping.metric, "watched_mode": stopping.mode}
         about["setup_seconds"] = 0.0 if began is None else time.perf_counter() - began
         now = now._replace(log=dataclasses.replace(now.log, **about, **_best(now.stopping)))

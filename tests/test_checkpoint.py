@@ -401,3 +401,11 @@ def plain(tree):
     """The leaves of a tree; typed keys become their data."""
     leaves = jax.tree.leaves(tree)
     return [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]
+
+
+def test_a_run_that_has_settled_is_not_trained_further(tmp_path):
+    fit = partial(jr.solvers.wrmf.fit, TRAIN, dim=2, regularization=0.1, alpha=2.0, key=jax.random.key(0))
+    more = {"sweeps": 60, "tolerance": 1e-2, "checkpoint": jr.train.Checkpoint(tmp_path), "progress": False}
+    (_, first, log), (_, again, same) = fit(**more), fit(**more)
+    assert len(same.records) == len(log.records) < 60
+    assert all(np.array_equal(*pair) for pair in zip(jax.tree.leaves(first), jax.tree.leaves(again)))

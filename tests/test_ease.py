@@ -97,6 +97,25 @@ def test_a_regularization_whose_weights_would_be_noise_is_refused(float64):
     np.testing.assert_allclose(ease.on_accelerator(gram + 1e-8 * np.eye(30)), variables["params"]["weights"], atol=1e-5)
 
 
+def test_the_error_is_estimated_for_items_that_the_same_users_have(float64):
+    """The largest singular value is then far above the largest number of users of an item."""
+    train = jr.Interactions.from_pairs(*np.ones((400, 300)).nonzero())
+    with pytest.raises(ValueError, match=r"regularization=0.01 is too small for float32"):
+        ease.fit(train, regularization=0.01, dtype=np.float32)
+    _, variables, _ = ease.fit(train, regularization=10.0, dtype=np.float32)
+    found = np.asarray(variables["params"]["weights"])[~np.eye(300, dtype=bool)]
+    np.testing.assert_allclose(found, 400 / (299 * 400 + 10), rtol=1e-2)
+
+
+def test_a_large_regularization_gives_small_weights_or_is_refused():
+    train = jr.Interactions.from_pairs([0, 0], [0, 1])
+    for most, dtype in ((1e37, np.float64), (1e18, np.float32)):
+        _, variables, _ = ease.fit(train, regularization=most, dtype=dtype)
+        np.testing.assert_allclose(variables["params"]["weights"], [[0, 1 / most], [1 / most, 0]], rtol=1e-5)
+        with pytest.raises(ValueError, match=f"is too large for {np.dtype(dtype)}; give .* or less"):
+            ease.fit(train, regularization=2 * most, dtype=dtype)
+
+
 def test_a_large_table_is_inverted_by_halves(monkeypatch):
     """OpenBLAS crashes in the Cholesky factorisation of a table of 16,000 rows."""
     rng = np.random.default_rng(0)

@@ -684,6 +684,13 @@ def test_new_labels_get_ids_after_the_known_ones():
             known.extend(users=wrong)
 
 
+def test_times_stay_times_in_an_extended_map_and_next_to_padding():
+    times = np.array(["2020-01-01", "2020-01-02"], "datetime64[ns]")
+    found = IdMap([], [1]).extend(users=times)
+    assert found.users.dtype == times.dtype and (found.users == times).all()
+    assert found.user_labels([1, -1]).tolist() == [times[1], None]
+
+
 def test_new_users_extend_the_map_but_not_those_without_a_pair_left():
     known = IdMap(["ann", "bob"], [10, 20])
     pd = pytest.importorskip("pandas")

@@ -254,3 +254,12 @@ def test_similar_says_what_is_missing():
         similar(jr.models.MF(3, 4, dim=2), variables, 0, k=4)
     with pytest.raises(ValueError, match="is NaN or infinite"):
         similar(jr.models.MF(3, 4, dim=2), {"params": variables["params"] | {"item": jnp.full((4, 2), jnp.nan)}}, 0)
+
+
+@pytest.mark.parametrize("length", [1e-30, 1e30])
+def test_very_short_and_very_long_vectors_have_cosines(length):
+    table = jnp.array([[1.0, 0.0], [0.0, 1.0], [2.0, 1.0], [0.0, 0.0]]) * length
+    params = {"user": jax.random.normal(jax.random.key(0), (2, 2)), "item": table}
+    frame = similar(jr.models.MF(2, 4, dim=2), {"params": params}, 0, k=2)
+    assert frame["similar"].tolist()[0] == 2
+    np.testing.assert_allclose(frame["score"], [2 / 5**0.5, 0], atol=1e-6)

@@ -129,6 +129,24 @@ def test_missing_numbers_and_times_are_no_groups():
             LISTS.by_group(np.array(["2020-01-01"] * 3 + ["NaT"], f"datetime64[{unit}]"))
 
 
+@pytest.mark.parametrize(
+    "column", [pd.Categorical, pd.Index, pd.array, lambda x: pytest.importorskip("pyarrow").array(x)]
+)
+def test_groups_may_be_a_column_without_an_index(column):
+    assert list(LISTS.by_group(column(["a", "b", "b", "a"]))) == ["a", "b"]
+    assert list(LISTS.exposure(column(["a", "b", "b", "a"]))) == ["a", "b"]
+
+
+def test_masked_groups_are_refused():
+    with pytest.raises(ValueError, match=r"groups\[2\] is masked"):
+        LISTS.by_group(np.ma.array([1, 2, 3, 3], mask=[0, 0, 1, 0]))
+
+
+def test_groups_of_nanoseconds_stay_times():
+    times = np.array(["2020-01-01"] * 3 + ["2020-01-02"], "datetime64[ns]")
+    assert list(LISTS.by_group(times)) == [times[0], times[3]]
+
+
 def test_groups_of_several_kinds_are_refused():
     with pytest.raises(ValueError, match=r"groups mixes types: integers such as 1, strings such as 'a'; turn all"):
         LISTS.by_group(np.array([1, "a", 1, 2], object))

@@ -588,3 +588,8 @@ def test_errors_for_unknown_names_list_the_known_ones():
     for run in (2, -1):
         with pytest.raises(ValueError, match=f"run={run}; give an integer from 0 to 1"):
             found.state(run)
+
+
+def test_integers_that_jax_would_wrap_are_refused():
+    with pytest.raises(ValueError, match=r"settings\['n'\] = .*; give integers that fit int32"):
+        jr.train.sweep(jax.random.split(jax.random.key(0), 2), lambda n: None, TRAIN, settings={"n": [2**40]}, epochs=1)

@@ -211,6 +211,8 @@ def _item_vectors(model: Model, variables: Variables) -> Array | None:
     if not bool(jnp.isfinite(found).all()):
         raise ValueError("a vector of an item is NaN or infinite; check that training did not diverge")
     flat = found.reshape(len(found), -1)
+    most = jnp.abs(flat).max(1, keepdims=True)  # squares of very long or short vectors do not fit float32
+    flat = flat / jnp.where(most > 0, most, 1)
     return models.cosine(flat, flat)[1]
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrec import metrics
-from jaxrec._ids import IdMap, factorised, is_missing
+from jaxrec._ids import IdMap, as_objects, factorised, is_missing, unmasked
 from jaxrec._numerics import integer, listed
 from jaxrec.typing import ArrayLike
 
@@ -241,11 +241,11 @@ def _grouped(groups: Any, of: str, least: int, n: int | None = None) -> tuple[li
     `groups` is a column of n entries, or of at least `least` if n is None.
     """
     # np.asarray would turn NaN in a list of strings into the string "nan".
-    column = np.asarray(groups) if hasattr(groups, "__array__") else np.array(groups, dtype=object)
+    column = unmasked("groups", groups) if hasattr(groups, "__array__") else np.array(groups, dtype=object)
     if column.ndim != 1 or (len(column) < least if n is None else len(column) != n):
         wanted = f"{least} or more" if n is None else str(n)
         raise ValueError(f"groups has shape {list(column.shape)}; give one entry for each {of} id, {wanted}")
-    if hasattr(groups, "to_numpy") and not np.array_equal(groups.index, np.arange(len(column))):
+    if hasattr(groups, "iloc") and not np.array_equal(groups.index, np.arange(len(column))):
         raise ValueError(f"groups has an index other than the {of} ids 0 .. {len(column) - 1}; sort it by id")
     if column.dtype.kind not in "biu":
         lacking = [is_missing(group) or group == "" for group in column.astype(object).tolist()]
@@ -256,4 +256,4 @@ def _grouped(groups: Any, of: str, least: int, n: int | None = None) -> tuple[li
                 f"their own, such as {own!r}"
             )
     names, place = factorised("groups", column)
-    return names.tolist(), place
+    return as_objects(names).tolist(), place

@@ -40,18 +40,21 @@ def fit(
         scores users by their `histories`, such as `train`.
 
     Raises:
-        ValueError: if `regularization` is not above 0, or so small that rounding errors would
-            change the second digit of the weights; `dtype` is neither float64 nor float32; `train`
-            has more than `max_items` items or no pairs; or weights are negative, not finite or all
-            0.
+        ValueError: if `regularization` is not above 0, so small that rounding errors would change
+            the second digit of the weights, or above 1e37 (1e18 in float32); `dtype` is neither
+            float64 nor float32; `train` has more than `max_items` items or no pairs; or weights are
+            negative, not finite or all 0.
 
     >>> model, variables, log = fit(Interactions.from_pairs([0, 0, 1, 1, 2, 3], [0, 1] * 3), regularization=1.0)
     >>> variables["params"]["weights"].tolist()
     [[0.0, 0.5], [0.5, 0.0]]
     """
     check_positives(train=train)
-    regularization = float(number("regularization", regularization, above=0))
     max_items, dtype = integer("max_items", max_items), _float_of(dtype)
+    regularization = float(number("regularization", regularization, above=0))
+    # The weights are about 1/λ and float32; the inverse has entries of about 1/λ², in the dtype.
+    if regularization > (most := 1e37 if dtype == np.float64 else 1e18):
+        raise ValueError(f"regularization={regularization} is too large for {dtype}; give {most:g} or less")
     if train.n_items > max_items:
         memory = 2e-9 * dtype.itemsize * train.n_items**2
         raise ValueError(
@@ -63,13 +66,13 @@ def fit(
     gram = (x.T @ x).toarray()
     gram[np.diag_indices_from(gram)] += regularization
     if platform() == "cpu":
-        largest = gram.diagonal().max()
+        largest = _largest(gram)
         _invert(gram, regularization)
         if not _error(largest, gram.diagonal().max(), dtype) < _MOST_ERROR:
             raise _too_small(regularization, dtype)
+        gram /= -np.diag(gram)  # before the cast: float32 does not hold the inverse for a large λ
         weights = gram.astype(np.float32, copy=False)
         del gram
-        weights /= -np.diag(weights)
         np.fill_diagonal(weights, 0)
     else:
         with jax.enable_x64(True):
@@ -115,7 +118,7 @@ def on_accelerator(table: Array) -> jax.Array:
     factor = jnp.linalg.cholesky(table)
     inverse = jax.scipy.linalg.cho_solve((factor, True), jnp.eye(len(table), dtype=table.dtype))
     # NaN, if Cholesky's factor does not exist, is not below the limit.
-    precise = _error(jnp.diag(table).max(), jnp.diag(inverse).max(), table.dtype) < _MOST_ERROR
+    precise = _error(_largest(table), jnp.diag(inverse).max(), table.dtype) < _MOST_ERROR
     weights = jnp.where(precise, inverse / -jnp.diag(inverse)[None], jnp.nan).astype(jnp.float32)
     return jnp.fill_diagonal(weights, 0, inplace=False)
 
@@ -127,11 +130,20 @@ def _error(largest: Any, inverted: Any, dtype: np.dtype) -> Any:
     """Estimates the error of the weights: rounding times the condition number of XᵀX + λI.
 
     Args:
-        largest: the largest entry of its diagonal.
+        largest: its largest eigenvalue.
         inverted: the largest entry of its inverse's diagonal, about 1/λ if XᵀX is singular.
         dtype: of the computation.
     """
     return float(np.finfo(dtype).eps) * largest * inverted
+
+
+def _largest(table: Any) -> Any:
+    """Estimates the largest eigenvalue of XᵀX + λI by two steps of the power iteration.
+
+    The entries are 0 or more, so that the first eigenvector is near the sums of the rows.
+    """
+    sums = table.sum(0)
+    return (table @ (sums / sums.max())).max()
 
 
 def _float_of(dtype: Any) -> np.dtype:

@@ -275,6 +275,10 @@ def _points(settings: Mapping[str, Any] | None) -> tuple[list[Setting], dict[str
                 f"settings[{name!r}] = {values!r}; give a sequence of numbers, one per setting; for values "
                 "that are no numbers, run a sweep for each"
             )
+        if columns[name].dtype.kind in "iu" and not np.array_equal(
+            columns[name], np.asarray(jnp.asarray(columns[name]))
+        ):
+            raise ValueError(f"settings[{name!r}] = {values!r}; give integers that fit int32, or enable x64")
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
         raise ValueError(f"settings have lengths {lengths}; give one value per setting (train.grid makes combinations)")
