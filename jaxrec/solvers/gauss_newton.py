@@ -106,7 +106,6 @@ def fit(
     True
     """
     began = time.perf_counter()
-    check_function("towers", towers, 'lambda params: (params["user"], params["item"])')
     steps, cg_steps = integer("steps", steps), integer("cg_steps", cg_steps)
     regularization, cg_tolerance = _check(towers, params, train, regularization, cg_tolerance)
     arrays, static = partition((towers,))
@@ -255,6 +254,7 @@ def _check(towers, params, train, regularization, cg_tolerance) -> tuple[float, 
     """Checks the arguments of `fit`, and returns the numbers as Python floats."""
     # The towers' vectors may have any number of dimensions, so there is none to check.
     check_input(train, 1, regularization=regularization)
+    check_function("towers", towers, 'lambda params: (params["user"], params["item"])')
     if float(number("cg_tolerance", cg_tolerance, least=0)) >= 1:
         raise ValueError(f"cg_tolerance={cg_tolerance}; give 0 or more and less than 1")
     shapes = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(towers, params))]

@@ -105,7 +105,7 @@ def _sizes_bound(function: Any, name: str, value: Any) -> dict[str, int]:
         return {"n_users": value.n_users, "n_items": value.n_items}
     if name == "table" and function is sampling.popularity:
         return {"n_items": len(value.keep)}
-    if str(function.__module__).startswith("jaxrec.train.") and np.ndim(value) == 1:
+    if str(function.__module__).startswith("jaxrec.train.") and getattr(value, "ndim", None) == 1:
         if name == "margin":
             return {"n_users": len(value)}
         if name == "log_q" or (name, function.__name__) == ("table", "log_q"):
