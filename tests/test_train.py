@@ -549,7 +549,7 @@ class OfFeatures(nn.Module):
 
     def setup(self):
         self.user, self.layer = nn.Embed(self.n_users, 2), nn.Dense(2)
-        self.features = self.variable("features", "table", jnp.ones, (self.n_items, 3))
+        self.features = self.variable("features", "table", jnp.ones, (self.n_items, 3), np.float32)
 
     def __call__(self, users, items):
         return (self.user(users) * self.layer(self.features.value[items])).sum(-1)
@@ -600,7 +600,7 @@ def test_a_table_with_another_number_of_rows_than_items_is_refused(n):
     """Its last row would be the features of all items beyond."""
     model = OfFeatures()
     state = jr.train.init(jax.random.key(0), model, TX)
-    wrong = state._replace(variables={**state.variables, "features": {"table": jnp.ones((n, 3))}})
+    wrong = state._replace(variables={**state.variables, "features": {"table": jnp.ones((n, 3), np.float32)}})
     message = rf"variables\['features'\]\['table'\] has shape \[{n}, 3\], but OfFeatures has n_items = 33; give a"
     with pytest.raises(ValueError, match=message):
         jr.train.fit(wrong, objective(model), TX, TRAIN, epochs=1, progress=False)

@@ -75,7 +75,7 @@ def init(
         constants: values of the model's collections that are not trained, such as
             `{"features": {"table": table}}` for a module with `self.variable("features", "table",
             ...)`. They take the place of those that the model draws, and must have their names and
-            shapes.
+            shapes; floats get their dtype.
 
     Raises:
         TypeError: if `model` is a class or no model, `tx` is not a transformation, or the model has an array
@@ -115,7 +115,15 @@ def _replaced(known: Any, given: Any, place: str, model: str) -> Any:
             f"{place} has shape {shapes[0]}, but {model} has {shapes[1]}; give a table of this shape, or create the "
             "model with other sizes"
         )
-    return jax.tree.map(jnp.asarray, given)
+    if isinstance(known, Interactions):
+        return jax.tree.map(jnp.asarray, given)
+    return jax.tree.map(_of_dtype, given, known)
+
+
+def _of_dtype(value: Any, like: Any) -> jax.Array:
+    """Returns an array; if both hold floats, it has the dtype of `like`."""
+    floats = all(jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in (value, like))
+    return jnp.asarray(value, jnp.result_type(like) if floats else None)
 
 
 def fit(
