@@ -24,7 +24,6 @@ import numpy as np
 from benchmarks import _record
 from benchmarks.studies import _study, mml
 from jaxrec import study
-from jaxrec._records import written
 
 PUBLISHED = (
     'The values that papers publish for Gowalla and Yelp2018 are in "Published values". Most of them were chosen on '
@@ -65,7 +64,7 @@ def rows(studies: Studies, data: str) -> list[tuple[study.Row, _study.Records]]:
         for method, row in _study.tables(this, records).get(data, {}).items():
             tuned = method.removesuffix(f", {mml.LONG}")
             grid = grids.get(tuned, {})
-            tried = written(study.settings(grid, this.trials))
+            tried = _study.recorded(study.settings(grid, this.trials))
             trials = [each for each in of_label if each["method"] == tuned and each["setting"] in tried]
             star = "*" * bool(study.ends(row.setting, grid))
             found.setdefault(method, (row._replace(marks=star + row.marks.replace("*", "")), trials))

@@ -483,8 +483,11 @@ def _labels(name: str, known: np.ndarray, ids: ArrayLike) -> np.ndarray:
 
 
 def as_objects(labels: np.ndarray) -> np.ndarray:
-    """Returns labels [n] as Python objects; times of a unit without one, such as ns, stay NumPy's."""
+    """Returns labels [n] as Python objects; times that Python's types cannot hold stay NumPy's.
+
+    NumPy would make integers of those: times in ns, and years beyond 9999.
+    """
     found = labels.astype(object)
-    if labels.dtype.kind in "mM" and len(labels) and isinstance(found[0], int):
+    if labels.dtype.kind in "mM" and any(type(label) is int for label in found):
         found[:] = list(labels)
     return found

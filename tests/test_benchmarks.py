@@ -160,7 +160,7 @@ def test_a_removed_method_and_a_changed_grid_are_stale(studies):
     this, records = studies["mml"]
     grid = {"margin": [0.1, 0.6], "weight": [70.0], "learning_rate": [0.03], "epochs": [50]}
     after = _study.stale(altered(this, mml.SELECT["gowalla"], "CCL, 2048 shared", grid), records)
-    assert (mml.SELECT["gowalla"], "CCL, 2048 shared") in after
+    assert set(after) == {(mml.SELECT["gowalla"], "CCL, 2048 shared")}
 
 
 def test_the_check_fails_for_unknown_stale_rows_and_for_known_rows_that_are_not_stale(monkeypatch):

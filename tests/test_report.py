@@ -168,3 +168,13 @@ def test_exposure_of_groups_of_items():
         _report([0], auc=[0.5]).exposure([0])
     with pytest.raises(ValueError, match="items has id -2, but there are 4 items"):
         dataclasses.replace(LISTS, items=LISTS.items - 1).exposure(np.zeros(4))
+
+
+@pytest.mark.every_case
+@pytest.mark.parametrize("times", [["2020-01-01", "2020-01-02"], ["2020-01-01", "20000-01-01"]])
+@pytest.mark.parametrize("unit", ["s", "ms"])
+def test_times_that_python_cannot_hold_are_no_integers_as_groups(times, unit):
+    groups = np.array(times, f"datetime64[{unit}]")
+    found = list(Report(np.arange(2), {"x": np.array([0.1, 0.2])}, {}, None, "p").by_group(groups))
+    assert not any(type(name) is int for name in found)
+    assert all(np.datetime64(name) == time for name, time in zip(found, groups))

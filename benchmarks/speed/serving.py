@@ -1,7 +1,7 @@
 """What a warm server does for one request on Gowalla: jaxrec against implicit.
 
-Both have the same random factors and run alternately in one process, on all cores; implicit has one
-thread for requests of one user, where further threads only wait. A request is the top-20 of all
+Both have the same random factors and run alternately in one process, on all cores, except that implicit
+has one thread for requests of one user. A request is the top-20 of all
 items for one user (or for 256), with seen items masked, or the fold-in of a user with 5, 50 or 500
 items: the vector by an exact solution, for which jaxrec has `solvers.wrmf.fold_in` and implicit
 `recalculate_user`. Both solve the same problem; jaxrec pads the items to a power of two, and

@@ -19,7 +19,6 @@ import jaxrec as jr
 from benchmarks import _record
 from benchmarks.studies._plots import picture, stderr
 from jaxrec import study
-from jaxrec._records import written
 from jaxrec.evaluate.report import Comparison
 from jaxrec.interactions import DataWarning
 
@@ -130,7 +129,7 @@ def compared(this: Study, records: Records, data: str) -> list[study.Method]:
             grid = study.settings(method.grid, this.trials)
             best = study.chosen(records, data, method.name, grid, this.metric(data))
             tests = [r["setting"] for r in records if (r["data"], r["method"], r["on"]) == (data, method.name, "test")]
-            if best is None or tests.count(written(best)) < min(3, len(this.seeds)):
+            if best is None or tests.count(recorded(best)) < min(3, len(this.seeds)):
                 method = method._replace(grid=older[method.name])
         found.append(method)
     return found
@@ -157,6 +156,11 @@ def mean_of(values: np.ndarray, digits: int = 4, sign: str = "") -> str:
 def pairs_alone(interactions: jr.Interactions) -> jr.Interactions:
     """Removes weights and timestamps, so that each pair counts once."""
     return dataclasses.replace(interactions, weights=None, timestamps=None)
+
+
+def recorded(value: Any) -> Any:
+    """Returns a setting, or several, as a record has it: tuples become lists."""
+    return json.loads(json.dumps(value))
 
 
 @contextlib.contextmanager
@@ -261,7 +265,7 @@ def stale(this: Study, records: Records) -> dict[tuple[str, str], str]:
             continue
         tried = [r["setting"] for r in records if (r["data"], r["method"], r["on"]) == (data, name, "valid")]
         grid = study.settings(methods[name].grid, this.trials)
-        missing = [each for each in written(grid) if each not in tried] if len(grid) > 1 else []
+        missing = [each for each in recorded(grid) if each not in tried] if len(grid) > 1 else []
         row = rows.get(data, {}).get(name)
         if missing:
             found[data, name] = f"lacks {len(missing)} settings of its grid, such as {missing[0]}"

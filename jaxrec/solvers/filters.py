@@ -249,11 +249,11 @@ def fit(
 
     Raises:
         TypeError: if a polynomial is not a series.
-        ValueError: if a number is not finite or outside its bounds, or powers of the degrees do not fit
-            float32; `dim` or `rank` is not an
-            integer up to min(M, N); a decomposition is needed and `key` is not a typed key; the
-            `spectrum` has fewer vectors, other items or another `normalization`; or `train` has no
-            pairs, or weights that are negative, not finite or all 0.
+        ValueError: if a number is not finite or outside its bounds; powers of the degrees do not fit
+            float32; `dim` or `rank` is not an integer up to min(M, N); a decomposition is needed and
+            `key` is not a typed key; the `spectrum` has fewer vectors, other items or another
+            `normalization`; or `train` has no pairs, or weights that are negative, not finite or
+            all 0.
 
     >>> train = Interactions.from_pairs([0, 0, 1, 1, 2], [0, 1, 1, 2, 2])
     >>> model, variables, log = fit(train, **gf_cf(dim=1), key=jax.random.key(0))

@@ -62,9 +62,9 @@ def fold_in(
         epochs: number of epochs.
         key: typed key from which batches and negatives are drawn.
         users: the ids [B] of the users to train, in `histories` of known and new users, such as
-            those whose map is `id_map.extend(users=...)`. Ids of M and more are new users. Known
-            users may be among `users`: they start from their own rows. All other rows keep their
-            initial values. None means that all rows of `histories` are new users.
+            those of `Interactions.from_labels(..., unknown_users="new")`. Ids of M and more are new
+            users. Known users may be among `users`: they start from their own rows. All other rows
+            keep their initial values. None means that all rows of `histories` are new users.
         batch_size: number of examples per step.
         examples: function of the positives that returns the examples of an epoch, as in `fit`; None
             is `singles`, with the histories if the model needs them.
@@ -251,7 +251,7 @@ def _chosen(users: ArrayLike | None, histories: Interactions, model: Any) -> tup
     if histories.n_users < model.n_users:
         raise ValueError(
             f"histories have {histories.n_users} users, fewer than the model's {model.n_users}; with users=, give "
-            "histories of known and new users, such as those of from_labels(..., id_map=id_map.extend(users=...))"
+            "histories of known and new users, such as those of from_labels(..., unknown_users='new')"
         )
     if len(chosen) == 0 or len(np.unique(chosen)) < len(chosen):
         raise ValueError(f"users has {len(chosen)} ids, some twice or none at all; give each user to train once")
