@@ -35,7 +35,7 @@ class Row(NamedTuple):
         seeds: the S seeds.
         epochs: the best epoch of each run according to its log, or None.
         trials: number of settings that were tried.
-        cpu_seconds: CPU time of each run's training, over all threads; None if not recorded.
+        cpu_seconds: CPU time of each run's training, over all threads; None if not recorded, as on an accelerator.
         search_seconds: CPU time of all trials in total; None if not recorded.
         marks: the characters of `MARKS` that apply.
         ends: hyperparameters whose value is at an end of their grid.

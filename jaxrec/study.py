@@ -278,10 +278,10 @@ class _Study(NamedTuple):
                     )
             # Dispatch is asynchronous: wait, so that the clock measures the training.
             jax.block_until_ready([each and each[1] for each in fitted])
-            shares = {
-                "seconds": (time.perf_counter() - wall) / len(group),
-                "cpu_seconds": (time.process_time() - cpu) / len(group),
-            }
+            seconds = (time.perf_counter() - wall) / len(group)
+            on_cpu = jax.default_backend() == "cpu"  # the CPU time of a run on an accelerator says little about it
+            cpu_seconds = (time.process_time() - cpu) / len(group) if on_cpu else None
+            shares = {"seconds": seconds, "cpu_seconds": cpu_seconds, "device": jax.devices()[0].device_kind}
             for setting, found in zip(group, fitted):
                 about: Record = {
                     "data": data,

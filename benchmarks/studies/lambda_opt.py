@@ -156,7 +156,7 @@ def columns(data: str, rows: Mapping[str, study.Row]) -> dict[str, list[str]]:
         compared = row.setting and not name.endswith("one λ") and twin(name) in rows
         cells[title].append(mean_of(less(row, rows[twin(name)], METRIC), sign="+") if compared else "")
         spent = row.search_seconds or row.cpu_seconds[0]
-        cells["search"].append(f"{row.trials}, {spent:.0f} s" if row.setting else "")
+        cells["search"].append(f"{row.trials}" + (f", {spent:.0f} s" if spent else "") if row.setting else "")
     return cells
 
 

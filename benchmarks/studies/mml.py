@@ -218,9 +218,9 @@ def margins(tables: Any, records: Any) -> str:
 
 
 def panes(tables: Any, records: Any) -> list[list[dict[str, Any]]]:
-    """Returns a pane for each data set: recall on test against CPU minutes, a line for each loss.
+    """Returns a pane for each data set: recall on test against epochs, a line for each loss.
 
-    A line joins the tuned budget and five times as much.
+    A line joins the tuned number of epochs and five times as many.
     """
     found = []
     for data in (data for data in tables if data in DATA):
@@ -229,13 +229,11 @@ def panes(tables: Any, records: Any) -> list[list[dict[str, Any]]]:
             name = f"{loss}, 2048 shared"
             pair = [row for row in (tables[data].get(name), tables[data].get(f"{name}, {LONG}")) if row]
             if pair:
-                minutes = [float(np.median(row.cpu_seconds)) / 60 for row in pair]
+                epochs = [row.setting["epochs"] for row in pair]
                 recalls = [row.values[METRIC] for row in pair]
                 errors = [x.std(ddof=1) / len(x) ** 0.5 if len(x) > 1 else 0.0 for x in recalls]
-                lines[loss] = (minutes, [x.mean() for x in recalls], errors)
-        found.append(
-            {"title": data, "xlabel": "CPU minutes of training", "ylabel": "Recall@20 on test", "lines": lines}
-        )
+                lines[loss] = (epochs, [x.mean() for x in recalls], errors)
+        found.append({"title": data, "xlabel": "epochs", "ylabel": "Recall@20 on test", "lines": lines})
         found[-1]["xscale"] = "log"
     return [found] if found else []
 

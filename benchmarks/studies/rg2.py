@@ -280,7 +280,7 @@ def line_of(row: study.Row | None, records: Any) -> tuple | None:
     if "epochs" not in row.setting:
         return timed([r for r in own if r["on"] == "test" and r["setting"] == row.setting])
     best: dict[int, list[float]] = {}
-    for run in (r for r in own if r["on"] == "valid" and "epochs" in r["setting"]):
+    for run in (r for r in own if r["on"] == "valid" and "epochs" in r["setting"] and r.get("cpu_seconds")):
         for epochs, seconds, value in run["curve"][-1:]:
             if value is not None and value > best.get(epochs, [0, 0])[1]:
                 best[epochs] = [seconds * run["cpu_seconds"] / run["seconds"], value]
