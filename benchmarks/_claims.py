@@ -15,8 +15,9 @@ set. With more pairs, it is for each pair the number of data sets on which the f
 significantly above, not significantly different ("equal"), or significantly below.
 
 Marks are those of the rows that are compared. A verdict with marks may change with a wider grid
-(`*`), more epochs (`^`) or more seeds (`1`, fewer than three). We do not have all data sets of the
-papers, and protocols differ; the studies say how.
+(`*`), more epochs (`^`) or more seeds (`1`, fewer than three), or if a row with an earlier grid of
+fewer settings (`°`) is run again. Such a row is not compared with one that has been. We do not have
+all data sets of the papers, and protocols differ; the studies say how.
 """
 
 from __future__ import annotations

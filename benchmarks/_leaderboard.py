@@ -6,8 +6,7 @@ the train part chooses the settings, then the method is trained on the whole tra
 citeulike-a, each user's pairs are split at random (.8/.1/.1), with another split for each seed. All
 methods of a table are evaluated on the same test pairs, among all items, with the pairs that they
 were trained or selected on masked. Methods have different numbers of trials, see "trials"; a method
-with more of them has an advantage. On ml-1m, losses trained by SGD with at most four trials are the
-older runs that "Solvers against SGD" describes: their learning rate was constant.
+with more of them has an advantage. Rows with the mark ° are older runs at a constant learning rate.
 
 "CPU seconds" are those of one training run after the trials, summed over all cores. Compilation has
 mostly happened before; "of all trials" includes it. Neither includes the second training, on train
@@ -61,13 +60,15 @@ def rows(studies: Studies, data: str) -> list[tuple[study.Row, _study.Records]]:
         label = _selected_on(this, data)
         of_label = [each for each in records if (each["data"], each["on"]) == (label, "valid")]
         grids = {each.name: each.grid for each in _study.compared(this, records, label)}
+        old = _study.earlier(this, records, label)
         for method, row in _study.tables(this, records).get(data, {}).items():
             tuned = method.removesuffix(f", {mml.LONG}")
             grid = grids.get(tuned, {})
             tried = _study.recorded(study.settings(grid, this.trials))
             trials = [each for each in of_label if each["method"] == tuned and each["setting"] in tried]
-            star = "*" * bool(study.ends(row.setting, grid))
-            found.setdefault(method, (row._replace(marks=star + row.marks.replace("*", "")), trials))
+            marks = "*" * bool(study.ends(row.setting, grid)) + row.marks.replace("*", "")
+            marks += _study.EARLIER * (tuned in old)
+            found.setdefault(method, (row._replace(marks=marks), trials))
     return sorted(found.values(), key=lambda pair: -pair[0].values[DATA[data][0]].mean())
 
 
@@ -86,7 +87,7 @@ def section(studies: Studies) -> str:
             columns["marks"] = [row.marks for row in listed]
             used |= set("".join(columns["marks"]))
             parts.append(f"### {data}: all methods\n\n{_record.table(list(columns), list(zip(*columns.values())))}")
-    legend = [f"{mark}: {what}." for mark, what in study.MARKS.items() if mark in used]
+    legend = [f"{mark}: {what}." for mark, what in _study.MARKS.items() if mark in used]
     parts.append(" ".join(["Means ± standard error over seeds.", *legend]))
     return "\n\n".join(parts)
 
@@ -98,8 +99,9 @@ def _selected_on(this: _study.Study, data: str) -> str:
 
 def marks(this: _study.Study, records: _study.Records, data: str, rows: _study.Rows, *methods: str) -> str:
     """Returns the marks of rows; `*` by the grid of the data on which the settings were chosen."""
-    grids = {each.name: each.grid for each in _study.compared(this, records, _selected_on(this, data))}
-    found = set()
+    label = _selected_on(this, data)
+    grids = {each.name: each.grid for each in _study.compared(this, records, label)}
+    found = {_study.EARLIER} if {*methods} & _study.earlier(this, records, label) else set()
     for row in (rows[name] for name in methods):
         grid = grids.get(row.method.removesuffix(f", {mml.LONG}"), {})
         found |= set(row.marks) | set("*" * bool(study.ends(row.setting, grid)))

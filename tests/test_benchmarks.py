@@ -89,7 +89,7 @@ def test_records_say_what_was_run():
     assert files - {"lambda_opt_trajectories"} == set(report.studies()) and len(files) > 6
     for name in report.studies():
         runs = [strictly(line) for line in (results / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-        assert len(runs) > 15, name
+        assert len(runs) > 5, name
         for record in runs:
             assert list(record) == sorted(record) and set(record) >= FIELDS, (name, record)
             assert ("test" in record) == (record["on"] == "test"), (name, record)
@@ -148,6 +148,12 @@ def test_a_row_keeps_its_earlier_grid_until_the_runs_with_the_present_one_are_re
     trials = [trial | {"setting": each, "valid": {"ndcg@10": 1 / each["epochs"]}} for each in study.settings(new)]
     tests = [trial | {"on": "test", "setting": trials[0]["setting"], "seed": seed, "test": {}} for seed in range(3)]
     assert grid_of(own + trials[1:] + tests) == grid_of(own + trials + tests[1:]) == grid_of(own)
+    old, softmax = own + trials[1:], [r for r in records if (r["data"], r["method"]) == ("ml-100k", "softmax")]
+    assert _study.earlier(this, [*old, *softmax], "ml-100k") & {"BPR", "softmax"} == {"BPR"}
+    # A row with many settings and a schedule is not compared with one that lacks both, but others are.
+    solved = [r for r in records if (r["data"], r["method"]) == ("ml-100k", "RG2")]
+    assert _study.tested(this, [*old, *softmax], "ml-100k", "softmax", "BPR") == (None, None)
+    assert None not in _study.tested(this, [*old, *solved], "ml-100k", "RG2", "BPR")
     assert grid_of(own + trials + tests) == new
 
 

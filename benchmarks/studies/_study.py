@@ -28,6 +28,8 @@ Rows = Mapping[str, study.Row]
 AS_PUBLISHED = {"solver": jr.solvers.ials.cholesky, "balance": False}  # the sweep of the papers of iALS and WRMF
 LEVEL = 0.05  # significance level of the tests behind a claim
 HEADS = {"ndcg": "NDCG", "recall": "Recall", "mrr": "MRR", "hit_rate": "HR", "auc": "AUC"}
+EARLIER = "°"
+MARKS = {**study.MARKS, EARLIER: "from an earlier grid with fewer settings and epochs; not compared with later rows"}
 NEVER = lambda *_: ""  # noqa: E731
 
 
@@ -117,22 +119,26 @@ def records_of(name: str) -> list[dict[str, Any]]:
     return _read(path, path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else []
 
 
-def compared(this: Study, records: Records, data: str) -> list[study.Method]:
-    """Returns the methods of a data set, each with the grid that its row has.
+def earlier(this: Study, records: Records, data: str) -> set[str]:
+    """Returns the methods of a data set whose row has its earlier grid.
 
-    That is the earlier grid, if there is one, until the trials of the present one and at least
-    three of its runs on test are recorded.
+    It has that until the trials of the present grid, and at least three of its runs on test, are
+    recorded.
     """
-    older, found = this.older(data), []
-    for method in this.methods[data]():
-        if method.name in older:
-            grid = study.settings(method.grid, this.trials)
-            best = study.chosen(records, data, method.name, grid, this.metric(data))
-            tests = [r["setting"] for r in records if (r["data"], r["method"], r["on"]) == (data, method.name, "test")]
-            if best is None or tests.count(recorded(best)) < min(3, len(this.seeds)):
-                method = method._replace(grid=older[method.name])
-        found.append(method)
+    older, found = this.older(data), set()
+    for method in (method for method in this.methods[data]() if method.name in older):
+        grid = study.settings(method.grid, this.trials)
+        best = study.chosen(records, data, method.name, grid, this.metric(data))
+        tests = [r["setting"] for r in records if (r["data"], r["method"], r["on"]) == (data, method.name, "test")]
+        if best is None or tests.count(recorded(best)) < min(3, len(this.seeds)):
+            found.add(method.name)
     return found
+
+
+def compared(this: Study, records: Records, data: str) -> list[study.Method]:
+    """Returns the methods of a data set, each with the grid that its row has; see `earlier`."""
+    old, grids = earlier(this, records, data), this.older(data)
+    return [m._replace(grid=grids[m.name]) if m.name in old else m for m in this.methods[data]()]
 
 
 def tables(this: Study, records: Records) -> dict[str, Rows]:
@@ -182,10 +188,13 @@ def tested(this: Study, records: Records, data: str, one: str, other: str) -> tu
     """Returns the paired test of one method against another, and its p-value.
 
     The test is over users if their values are recorded, else over seeds. Both results are None if
-    there is no test, for example because a method has no run on test.
+    there is no test: a method has no run on test, or only one of the two still has an earlier grid,
+    with fewer settings and epochs.
     """
     runs = [record for record in records if record["data"] == data and record["method"] in (one, other)]
     if {record["method"] for record in runs if record["on"] == "test"} != {one, other}:
+        return None, None
+    if {one, other} <= this.older(data).keys() and len(earlier(this, runs, data) & {one, other}) == 1:
         return None, None
     every = {method.name: method for method in (*study.TRIVIAL, *compared(this, runs, data))}
     table = study.table([every[one], every[other]], runs, metric=this.metric(data), trials=this.trials, against=other)
@@ -227,11 +236,13 @@ def section(this: Study, records: Records) -> str:
         columns |= this.columns(data, rows)
         columns["chosen"] = [this.chosen(row, grids.get(name, {})) for name, row in rows.items()]
         columns["seeds"] = [str(len(row.seeds)) for row in rows.values()]
-        columns["marks"] = [row.marks.replace("*", "") for row in rows.values()]  # the setting has the stars
+        old = earlier(this, records, data)
+        # The setting has the stars.
+        columns["marks"] = [row.marks.replace("*", "") + EARLIER * (name in old) for name, row in rows.items()]
         used |= set("".join(columns["marks"])) | set("*" if "*" in "".join(columns["chosen"]) else "")
         kept = {title: cells for title, cells in columns.items() if any(cells)}
         parts.append(f"### {data}\n\n{_record.table(list(kept), list(zip(*kept.values())))}")
-    legend = [f"{mark}: {what}." for mark, what in study.MARKS.items() if mark in used]
+    legend = [f"{mark}: {what}." for mark, what in MARKS.items() if mark in used]
     parts.append(" ".join(["Means ± standard error over seeds.", *legend]))
     if after := this.after(found, records):
         parts.append(after)

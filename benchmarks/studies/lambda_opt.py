@@ -148,12 +148,17 @@ def twin(name: str) -> str:
     return name.replace("λOpt DUI", "one λ") if name.partition(",")[0] in ("LightGCN", "facets") else BEST_FIXED
 
 
+def alike(row: study.Row, other: study.Row) -> bool:
+    """Says whether both rows have the present grids, which choose the number of epochs, or both earlier ones."""
+    return ("epochs" in row.setting) == ("epochs" in other.setting)
+
+
 def columns(data: str, rows: Mapping[str, study.Row]) -> dict[str, list[str]]:
     """Returns the columns for the difference from one λ and the cost of the search."""
     title = "NDCG@50 minus one λ"
     cells: dict[str, list[str]] = {title: [], "search": []}
     for name, row in rows.items():
-        compared = row.setting and not name.endswith("one λ") and twin(name) in rows
+        compared = row.setting and not name.endswith("one λ") and twin(name) in rows and alike(row, rows[twin(name)])
         cells[title].append(mean_of(less(row, rows[twin(name)], METRIC), sign="+") if compared else "")
         spent = row.search_seconds or row.cpu_seconds[0]
         cells["search"].append(f"{row.trials}" + (f", {spent:.0f} s" if spent else "") if row.setting else "")
@@ -164,7 +169,7 @@ def gains(tables: Any, records: Any) -> str:
     """Returns sentences with the relative gains of DUI over one λ."""
     said = []
     for data, rows in tables.items():
-        if {BEST_FIXED, "λOpt DUI"} <= set(rows):
+        if {BEST_FIXED, "λOpt DUI"} <= set(rows) and alike(rows[BEST_FIXED], rows["λOpt DUI"]):
             parts = []
             names = ("AUC", "HR@50", "HR@100", "NDCG@50", "NDCG@100")
             both = rows[BEST_FIXED].values.keys() & rows["λOpt DUI"].values.keys()
@@ -267,7 +272,7 @@ def sensitivity(data: str, records: Any) -> list[dict[str, Any]]:
 
 def gained(data: str, rows: Mapping[str, study.Row]) -> list[dict[str, Any]]:
     """Returns a pane of the gain of DUI over one λ, for fifths of the users."""
-    if not {BEST_FIXED, "λOpt DUI"} <= set(rows):
+    if not {BEST_FIXED, "λOpt DUI"} <= set(rows) or not alike(rows[BEST_FIXED], rows["λOpt DUI"]):
         return []
     metrics = [f"ndcg@50 of fifth {fifth}" for fifth in range(1, GROUPS + 1)]
     more = [less(rows["λOpt DUI"], rows[BEST_FIXED], metric) for metric in metrics]

@@ -222,11 +222,11 @@ def panes(tables: Any, records: Any) -> list[list[dict[str, Any]]]:
 
 
 def headlines(tables: Any, records: Any) -> list[str]:
-    """Returns the lines for the highlights; for each data set those of the last limit of epochs."""
+    """Returns the lines for the highlights; those without a limit of epochs, if there are any."""
     said = []
     for data, rows in tables.items():
         limits = [after for after in ("", ", 12 epochs") if {f"VALID{after}", f"MacridVAE{after}"} <= set(rows)]
-        for after in limits[-1:]:
+        for after in limits[:1]:
             ours, other = rows[f"VALID{after}"], rows[f"MacridVAE{after}"]
             mean = {name: row.values[METRIC].mean() for name, row in rows.items()}
             others = {
