@@ -57,6 +57,15 @@ def marks(table, name):
     return table.row("board", name).marks
 
 
+def test_a_run_on_an_accelerator_has_no_cpu_time(board, tmp_path, monkeypatch):
+    """Most of its work is not on the CPU, so that the time would not compare with that of other runs."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    options = {"metric": METRIC, "seeds": [0], "progress": False, "evaluate": partial(study.full_ranking, ks=(2,))}
+    row = study.run([RG2], {"board": board}, folder=tmp_path, **options).row("board", "RG2")
+    assert row.cpu_seconds == [None] and row.search_seconds is None
+    assert all(record["seconds"] > 0 for record in study.read(tmp_path / "study.jsonl"))
+
+
 def test_a_study_finds_the_better_method_and_keeps_every_run(board, tmp_path):
     evaluate = partial(study.full_ranking, ks=(2,))
     found = study.run([RG2], {"board": board}, folder=tmp_path, metric=METRIC, evaluate=evaluate, progress=False)
@@ -69,7 +78,7 @@ def test_a_study_finds_the_better_method_and_keeps_every_run(board, tmp_path):
     records = study.read(tmp_path / "study.jsonl")
     assert len(records) == 3 + 4 * 3
     for record in records:
-        assert {"commit", "grid", "seconds", "setting", "versions"} <= set(record)
+        assert {"commit", "grid", "seconds", "setting", "versions"} <= set(record) and record["device"] == "cpu"
         assert record["fingerprint"].split("-") == [part.fingerprint() for part in board]
         assert ("test" in record) == (record["on"] == "test") == ("users" in record)
     users = _records.unpacked(records[-1]["users"][METRIC])

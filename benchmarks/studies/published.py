@@ -178,9 +178,19 @@ def cosines(
     return fitted(key, model, objective, tx, train, epochs=epochs, batch_size=batch_size, examples=examples)
 
 
-def ncl(train: Any, valid: Any, key: Any, *, learning_rate: float, epochs: int, batch_size: int, warm_up: int) -> Any:
+def ncl(
+    train: Any,
+    valid: Any,
+    key: Any,
+    *,
+    clusters: int,
+    learning_rate: float,
+    epochs: int,
+    batch_size: int,
+    warm_up: int,
+) -> Any:
     """Trains NCL; its prototypes are used after `warm_up` epochs."""
-    model = jr.models.NCL(train, dim=64, clusters=2000)
+    model = jr.models.NCL(train, dim=64, clusters=clusters)
     steps = warm_up * -(-train.n_pairs // batch_size)
     plain = partial(jr.train.ncl.objective, model=model, sample=unseen(train), warm_up=steps)
     objective = partial(jr.train.penalised_objective, objective=plain, l2=1e-4)
@@ -229,7 +239,11 @@ METHODS: dict[str, dict[str, Known]] = {
         "MF, CCL": Known(ccl, CCL | {"l2": 1e-9, "batch_size": 512}, (0.0698, 0.0572)),
         "SimGCL": Known(partial(contrasted, jr.models.SimGCL), SIMGCL, (0.0721, 0.0601)),
         "XSimGCL": Known(partial(contrasted, jr.models.XSimGCL), XSIMGCL, (0.0723, 0.0604)),
-        "NCL": Known(ncl, {"learning_rate": 1e-3, "batch_size": 4096, "epochs": 100, "warm_up": 20}, (0.0670, 0.0562)),
+        "NCL": Known(
+            ncl,
+            {"clusters": 2000, "learning_rate": 1e-3, "batch_size": 4096, "epochs": 100, "warm_up": 20},
+            (0.0670, 0.0562),
+        ),
     },
 }
 
