@@ -6,11 +6,13 @@ the train part chooses the settings, then the method is trained on the whole tra
 citeulike-a, each user's pairs are split at random (.8/.1/.1), with another split for each seed. All
 methods of a table are evaluated on the same test pairs, among all items, with the pairs that they
 were trained or selected on masked. Methods have different numbers of trials, see "trials"; a method
-with more of them has an advantage. Rows with the mark ° are older runs at a constant learning rate.
+with more of them has an advantage. Rows with the mark ° are older runs at a constant learning rate,
+with one to four settings.
 
 "CPU seconds" are those of one training run after the trials, summed over all cores. Compilation has
 mostly happened before; "of all trials" includes it. Neither includes the second training, on train
-and validation. Both depend on the load of the machine, and are empty if a time was not recorded.
+and validation. Both depend on the machine, of which there were several, and on its load. They are
+empty if a time was not recorded, or if a run was on an accelerator.
 """
 
 from __future__ import annotations
@@ -66,9 +68,10 @@ def rows(studies: Studies, data: str) -> list[tuple[study.Row, _study.Records]]:
             grid = grids.get(tuned, {})
             tried = _study.recorded(study.settings(grid, this.trials))
             trials = [each for each in of_label if each["method"] == tuned and each["setting"] in tried]
-            marks = "*" * bool(study.ends(row.setting, grid)) + row.marks.replace("*", "")
+            marks = "*" * bool(study.ends(row.setting, grid, least=2)) + row.marks.replace("*", "")
             marks += _study.EARLIER * (tuned in old)
-            found.setdefault(method, (row._replace(marks=marks), trials))
+            if method not in found or len(row.seeds) > len(found[method][0].seeds):  # of trivial rankers
+                found[method] = row._replace(marks=marks), trials
     return sorted(found.values(), key=lambda pair: -pair[0].values[DATA[data][0]].mean())
 
 
@@ -104,7 +107,7 @@ def marks(this: _study.Study, records: _study.Records, data: str, rows: _study.R
     found = {_study.EARLIER} if {*methods} & _study.earlier(this, records, label) else set()
     for row in (rows[name] for name in methods):
         grid = grids.get(row.method.removesuffix(f", {mml.LONG}"), {})
-        found |= set(row.marks) | set("*" * bool(study.ends(row.setting, grid)))
+        found |= set(row.marks) | set("*" * bool(study.ends(row.setting, grid, least=2)))
     return "".join(sorted(found))
 
 

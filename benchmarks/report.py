@@ -126,16 +126,17 @@ def summary(judgements: Sequence[Sequence[str]]) -> str:
         rows.append([f"MF-BPR on one {found['device']}", said])
     if found := studies().get("rg2"):
         of_data = _study.tables(*found)["ml-1m"]
-        names = ("RG2, alpha tuned", "EASE", "iALS", "GF-CF", "softmax", "BPR", "popularity")
+        of_data = {name: row for name, row in of_data.items() if name not in _study.earlier(*found, "ml-1m")}
+        names = ("RG2, alpha tuned", "EASE", "ChebyCF", "iALS", "GF-CF", "softmax", "BPR", "popularity")
         means = {name: of_data[name].values["ndcg@10"].mean() for name in names if name in of_data}
         trials = {row.method: len(runs) for row, runs in _leaderboard.rows({"rg2": found}, "ml-1m")}
         tried = lambda name: f" ({trials[name]})" if trials.get(name) else ""  # noqa: E731
         said = ", ".join(f"{name} {value:.4f}{tried(name)}" for name, value in means.items())
         rows.append([f"NDCG@10 on ml-1m, all items, {len(of_data['iALS'].seeds)} seeds (settings tried)", said])
-    verdicts = [verdict for _, _, verdict, *_ in judgements]
+    verdicts = [verdict for claim, (_, _, verdict, *_) in zip(_claims.CLAIMS, judgements) if not claim.ours]
     counts = {each: verdicts.count(each) for each in ("reproduced", "in part", "not reproduced", "refuted", "open")}
     said = ", ".join(f"{count} {each}" for each, count in counts.items() if count)
-    rows.append([f"{len(verdicts)} claims about five papers, by paired tests", said])
+    rows.append([f"{len(verdicts)} claims of five papers, by paired tests", said])
     return _record.table(["what", "result"], rows)
 
 

@@ -149,23 +149,27 @@ class Table:
 def ends(setting: Setting, grid: Mapping[str, Sequence[Any]], *, least: int = 3) -> list[str]:
     """Returns the hyperparameters whose value is at an end of their grid.
 
-    Values beyond an end may be better. The value 0 does not count as an end.
+    Values beyond an end may be better. The value 0 does not count as an end. Lists of numbers are
+    ordered if no entry falls from one list to the next.
 
     Args:
         setting: the values of the hyperparameters.
         grid: for each hyperparameter, the values that were tried.
-        least: grids with fewer different numbers are not considered, and neither are grids with
-            values that are not numbers.
+        least: grids with fewer different values are not considered, and neither are grids without
+            an order.
 
     >>> ends({"rate": 1.0, "l2": 0.0}, {"rate": [0.1, 0.3, 1.0], "l2": [0.0, 0.1, 0.2]})
     ['rate']
     """
     found = []
     for name, value in setting.items():
-        values = written(list(grid.get(name, ())))
-        numeric = all(isinstance(each, int | float) and not isinstance(each, bool) for each in values)
-        if numeric and len(set(values)) >= least and value != 0 and value in (min(values), max(values)):
-            found.append(name)
+        values = [tuple(each) if isinstance(each, list) else (each,) for each in written(list(grid.get(name, ())))]
+        numeric = all(isinstance(x, int | float) and not isinstance(x, bool) for each in values for x in each)
+        if numeric and len(order := sorted(set(values))) >= least and value != 0:
+            entries = zip(*order) if len({len(each) for each in order}) == 1 else ([1, 0],)
+            own = tuple(value) if isinstance(value, list | tuple) else (value,)
+            if all([*column] == sorted(column) for column in entries) and own in (order[0], order[-1]):
+                found.append(name)
     return found
 
 

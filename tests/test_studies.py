@@ -27,10 +27,11 @@ def parts():
     return splits.ratio(whole, order=partial(splits.random_order, key=jax.random.key(1)))
 
 
-def unrecorded(name, methods):
-    """The methods of a study that have no record."""
-    ran = {re.sub(r", \d+ epochs$", "", record["method"]) for record in _study.records_of(name)}
-    return [method for method in methods if method not in ran]
+def unrecorded(name, grids):
+    """The methods of a study without a record that has the hyperparameters of the grid; `grids` has them by method."""
+    named = lambda record: re.sub(r", \d+ epochs$", "", record["method"])  # noqa: E731
+    ran = {(named(record), *sorted(record["setting"])) for record in _study.records_of(name)}
+    return [method for method, grid in grids.items() if (method, *sorted(grid)) not in ran]
 
 
 def one(grid, **other):
@@ -43,7 +44,7 @@ def ranks(model, variables, parts, **known):
     return jr.evaluate.full_ranking(model, variables, parts.train, parts.valid, ks=(10,), **known).means["ndcg@10"] > 0
 
 
-@pytest.mark.parametrize("case", unrecorded("mml", mml.CASES))
+@pytest.mark.parametrize("case", unrecorded("mml", {case: mml.tuned(case, "gowalla").grid for case in mml.CASES}))
 def test_losses(case, parts):
     method = mml.tuned(case, "gowalla")
     model, variables, _ = method.fit(parts.train, None, jax.random.key(0), **one(method.grid))
@@ -53,7 +54,7 @@ def test_losses(case, parts):
 TRAINED = {name: known for of in published.METHODS.values() for name, known in of.items() if "epochs" in known.setting}
 
 
-@pytest.mark.parametrize("name", unrecorded("published", TRAINED))
+@pytest.mark.parametrize("name", unrecorded("published", {name: known.setting for name, known in TRAINED.items()}))
 def test_published(name, parts):
     known = TRAINED[name]
     less = {"epochs": 1, "clusters": 5, "warm_up": 0, "negatives": 5}
@@ -76,7 +77,7 @@ def test_positives_of_lightgcn_are_drawn_from_users_with_the_same_probability():
     assert np.bincount(items).min() > 100
 
 
-@pytest.mark.parametrize("name", unrecorded("valid", valid.TRAINED))
+@pytest.mark.parametrize("name", unrecorded("valid", {name: grid for name, (_, grid) in valid.TRAINED.items()}))
 def test_valid(name, parts):
     fit, grid = valid.TRAINED[name]
     part = _valid.Part("citeulike-a-valid", parts.train, parts.valid, parts.test)
@@ -84,7 +85,9 @@ def test_valid(name, parts):
     assert part.judged(model, variables, "valid", ks=(20,)).means["recall@20"] > 0
 
 
-@pytest.mark.parametrize("name", unrecorded("mars_tuned", mars_tuned.METHODS))
+@pytest.mark.parametrize(
+    "name", unrecorded("mars_tuned", {name: grid for name, (_, grid) in mars_tuned.METHODS.items()})
+)
 @pytest.mark.filterwarnings("ignore:Maximum number of iterations")  # of NMF
 def test_mars_tuned(name, parts):
     of, grid = mars_tuned.METHODS[name]
@@ -93,9 +96,13 @@ def test_mars_tuned(name, parts):
     assert ranks(recipe.model, variables, parts)
 
 
-@pytest.mark.parametrize("name", unrecorded("lambda_opt", [*lambda_opt.KINDS, *lambda_opt.STUDIES]))
+OF_LAMBDA_OPT = {**lambda_opt.KINDS, **lambda_opt.STUDIES}
+OF_EPOCHS = {name: {"epochs": (), **kind.grid} for name, kind in OF_LAMBDA_OPT.items()}
+
+
+@pytest.mark.parametrize("name", unrecorded("lambda_opt", OF_EPOCHS))
 def test_lambda_opt(name, parts):
-    kind = {**lambda_opt.KINDS, **lambda_opt.STUDIES}[name]
+    kind = OF_LAMBDA_OPT[name]
     halves, setting = _lambda_opt.Halves(parts.valid, parts.test), one(kind.grid, epochs=1)
     [(model, variables, _)] = lambda_opt.trained(kind, 256, parts.train, halves, jax.random.key(0), [setting])
     assert ranks(model, variables, parts)

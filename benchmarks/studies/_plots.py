@@ -77,8 +77,10 @@ def timed(runs: Records) -> tuple | None:
     """Returns the mean curve of runs: seconds, values on validation and their standard errors.
 
     Seconds are CPU time if it is recorded. The curve ends where the first of the runs does. It is
-    None if there are not two points with a time.
+    None if there are not two points with a time, or if a run was on an accelerator.
     """
+    if any(run.get("device", "cpu") != "cpu" for run in runs):
+        return None
     shares = [run["cpu_seconds"] / run["seconds"] if run.get("cpu_seconds") else 1.0 for run in runs]
     length = min((len(run["curve"]) for run in runs), default=0)
     points = np.array([run["curve"][:length] for run in runs], np.float64).reshape(len(runs), length, 3)

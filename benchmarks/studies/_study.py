@@ -29,7 +29,10 @@ AS_PUBLISHED = {"solver": jr.solvers.ials.cholesky, "balance": False}  # the swe
 LEVEL = 0.05  # significance level of the tests behind a claim
 HEADS = {"ndcg": "NDCG", "recall": "Recall", "mrr": "MRR", "hit_rate": "HR", "auc": "AUC"}
 EARLIER = "°"
-MARKS = {**study.MARKS, EARLIER: "from an earlier grid with fewer settings and epochs; not compared with later rows"}
+MARKS = {
+    **study.MARKS,
+    EARLIER: "from an earlier grid with fewer settings, which is compared with later rows only where it is above them",
+}
 NEVER = lambda *_: ""  # noqa: E731
 
 
@@ -188,18 +191,21 @@ def tested(this: Study, records: Records, data: str, one: str, other: str) -> tu
     """Returns the paired test of one method against another, and its p-value.
 
     The test is over users if their values are recorded, else over seeds. Both results are None if
-    there is no test: a method has no run on test, or only one of the two still has an earlier grid,
-    with fewer settings and epochs.
+    there is no test. That is so if a method has no run on test, or if one row alone has an earlier
+    grid and is not significantly above the other: with more settings it may be.
     """
     runs = [record for record in records if record["data"] == data and record["method"] in (one, other)]
     if {record["method"] for record in runs if record["on"] == "test"} != {one, other}:
         return None, None
-    if {one, other} <= this.older(data).keys() and len(earlier(this, runs, data) & {one, other}) == 1:
-        return None, None
     every = {method.name: method for method in (*study.TRIVIAL, *compared(this, runs, data))}
     table = study.table([every[one], every[other]], runs, metric=this.metric(data), trials=this.trials, against=other)
-    row = table.row(data, one)
-    return (row.over_users, row.p_users) if row.over_users else (row.over_seeds, row.p_seeds)
+    row, old = table.row(data, one), earlier(this, runs, data) & {one, other}
+    test, p_value = (row.over_users, row.p_users) if row.over_users else (row.over_seeds, row.p_seeds)
+    if test is not None and len(old) == 1:
+        above = one if test.difference > 0 else other
+        if p_value >= LEVEL or old != {above}:
+            return None, None
+    return test, p_value
 
 
 def claim(this: Study, records: Records, one: str, other: str) -> str:
@@ -212,7 +218,7 @@ def claim(this: Study, records: Records, one: str, other: str) -> str:
         test, p_value = tested(this, records, data, one, other)
         if test is not None:
             place = "not distinguishable from" if p_value >= LEVEL else "above" if test.difference > 0 else "below"
-            places[place].append(f"{data} ({test.difference:+.4f} ± {test.stderr:.4f}, p {p_value:.2g})")
+            places[place].append(f"{data} ({test.difference:+.4f} ± {test.stderr:.4f}, p {p_value:.3g})")
     said = [f"{place} {other} on {'; '.join(sets)}" for place, sets in places.items() if sets]
     return f"{one}: {'; '.join(said)}." if said else ""
 

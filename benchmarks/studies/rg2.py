@@ -13,9 +13,9 @@ Losses trained by SGD have 16 settings to choose from: four values of l2, and fo
 each twice the one before. l2 penalises the rows of a batch, as `train.penalised_objective` does; SML
 keeps its vectors in the unit ball, and has four values of γ instead. The learning rate starts at .01
 and falls to 0 by half a cosine, so that its start matters less than the number of epochs, and the last
-epoch is evaluated. Therefore no row of them can have the mark `^`: a star at the number of epochs says
-that more may be better. A row whose setting has a learning rate is older: that rate was constant, its
-l2 decayed whole tables, and it had nine settings, on ml-1m at most four. Filters, neighbours, EASE and
+epoch is evaluated. So rows with this schedule never have the mark `^`: a star at the number of epochs
+says that more may be better. A row with the mark ° is older: its learning rate was constant, its l2
+decayed whole tables, and it had up to nine settings, on ml-1m up to four. Filters, neighbours, EASE and
 Gauss-Newton have 16 settings (Turbo-CF 15), and other solvers five to 20.
 
 Gauss-Newton solves RG2 with the penalty of its ALS, from tables drawn from N(0, .1²). GF-CF, Turbo-CF,
@@ -279,8 +279,11 @@ def line_of(row: study.Row | None, records: Any) -> tuple | None:
     own = [r for r in records if (r["data"], r["method"]) == (row.data, row.method)]
     if "epochs" not in row.setting:
         return timed([r for r in own if r["on"] == "test" and r["setting"] == row.setting])
+    trials = [r for r in own if r["on"] == "valid" and "epochs" in r["setting"]]
+    if not all(r.get("cpu_seconds") for r in trials):
+        return None
     best: dict[int, list[float]] = {}
-    for run in (r for r in own if r["on"] == "valid" and "epochs" in r["setting"] and r.get("cpu_seconds")):
+    for run in trials:
         for epochs, seconds, value in run["curve"][-1:]:
             if value is not None and value > best.get(epochs, [0, 0])[1]:
                 best[epochs] = [seconds * run["cpu_seconds"] / run["seconds"], value]

@@ -1,16 +1,16 @@
 """VALID, MacridVAE and other models on the data sets of the VALID paper, with its protocol.
 
-Models have 64 dimensions (MultVAE and RecVAE 200, as in their released code) and 4 interests. Train pairs are
-masked. On test, items of validation remain candidates, as in the paper. Recall is the number of
-hits divided by the number of relevant items. Validation chooses, by Recall@20, the setting with
-seed 0 and the epoch of each run. Models are validated every third epoch, RecVAE every epoch (of
+Models have 64 dimensions (MultVAE and RecVAE 200, as in their released code) and 4 interests. Train
+pairs are masked. On test, items of validation remain candidates, as in the paper. Recall is the
+number of hits divided by the number of relevant items. Validation chooses, by Recall@20, the setting
+with seed 0 and the epoch of each run. Models are validated every third epoch, RecVAE every epoch (of
 four passes), and ALS every sweep. A run ends after five validations without a gain, unless the row
 says after how many epochs. If a setting has a number of epochs, the learning rate falls to 0 over
 them by half a cosine, and the last one is evaluated. VALID and MacridVAE have the released settings,
 which are not tuned here; VALID has two blocks, unless the row says otherwise, and the released stop
 of the gradient. "VALID, equation 4" updates prototypes as the paper prints it. Other methods have
-four settings on Gowalla, and elsewhere four to 32. EASE draws nothing, so it runs once. Rows that a
-table lacks are not recorded, or not with all their settings.
+four to 32 settings; rows with the mark ° have an earlier grid of two to 28. EASE draws nothing, so it
+runs once. Rows that a table lacks are not recorded, or not with all their settings.
 
 citeulike-a and Gowalla have the split of the paper (the train part of Gowalla was rebuilt, and
 lacks 67 pairs). Of the n items of a user, a tenth, rounded down, is validation, and as many are
@@ -237,7 +237,8 @@ def headlines(tables: Any, records: Any) -> list[str]:
             said.append(
                 f"{data}{', at most' * bool(after)}{after.removeprefix(',')}, Recall@20 over {len(ours.seeds)} seeds: "
                 f"VALID {mean[ours.method]:.4f}, MacridVAE {mean[other.method]:.4f} (paired difference over users "
-                f"{test.difference:+.4f} ± {test.stderr:.4f}), the best other method, {best}, {others[best]:.4f}, "
+                f"{test.difference:+.4f} ± {test.stderr:.4f}), the best other method of the table, {best}, "
+                f"{others[best]:.4f} ({len(rows[best].seeds)} seed{'s' * (len(rows[best].seeds) > 1)}), "
                 f"popularity {mean['popularity']:.4f}."
             )
     return said
