@@ -311,7 +311,8 @@ def _shown(body: str) -> str:
 MARKS = """Every table has the trivial rankers: random, item id and popularity. Metrics are those of a full ranking
 unless the table says "sampled". Below a table, "settings and cost" has its other columns. The marks are:
 `*` a chosen value is at an end of its grid, `^` the best epoch is the last one, `1` fewer than three seeds,
-`!` the record is older than its grid, `°` the grid is an earlier one with fewer settings. [Evaluation protocols and their traps](../../evaluation.md) says how to read
+`!` the record is older than its grid, `°` the grid is an earlier one with fewer settings. [Evaluation protocols and
+their traps](../../evaluation.md) says how to read
 the metrics.
 """
 
