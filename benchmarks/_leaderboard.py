@@ -62,14 +62,12 @@ def rows(studies: Studies, data: str) -> list[tuple[study.Row, _study.Records]]:
         label = _selected_on(this, data)
         of_label = [each for each in records if (each["data"], each["on"]) == (label, "valid")]
         grids = {each.name: each.grid for each in _study.compared(this, records, label)}
-        old = _study.earlier(this, records, label)
         for method, row in _study.tables(this, records).get(data, {}).items():
             tuned = method.removesuffix(f", {mml.LONG}")
             grid = grids.get(tuned, {})
             tried = _study.recorded(study.settings(grid, this.trials))
             trials = [each for each in of_label if each["method"] == tuned and each["setting"] in tried]
             marks = "*" * bool(study.ends(row.setting, grid, least=2)) + row.marks.replace("*", "")
-            marks += _study.EARLIER * (tuned in old)
             if method not in found or len(row.seeds) > len(found[method][0].seeds):  # of trivial rankers
                 found[method] = row._replace(marks=marks), trials
     return sorted(found.values(), key=lambda pair: -pair[0].values[DATA[data][0]].mean())
@@ -102,9 +100,8 @@ def _selected_on(this: _study.Study, data: str) -> str:
 
 def marks(this: _study.Study, records: _study.Records, data: str, rows: _study.Rows, *methods: str) -> str:
     """Returns the marks of rows; `*` by the grid of the data on which the settings were chosen."""
-    label = _selected_on(this, data)
-    grids = {each.name: each.grid for each in _study.compared(this, records, label)}
-    found = {_study.EARLIER} if {*methods} & _study.earlier(this, records, label) else set()
+    grids = {each.name: each.grid for each in _study.compared(this, records, _selected_on(this, data))}
+    found = set()
     for row in (rows[name] for name in methods):
         grid = grids.get(row.method.removesuffix(f", {mml.LONG}"), {})
         found |= set(row.marks) | set("*" * bool(study.ends(row.setting, grid, least=2)))

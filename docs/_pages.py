@@ -312,8 +312,7 @@ MARKS = """Every table has the trivial rankers: random, item id and popularity. 
 unless the table says "sampled". Below a table, "settings and cost" has its other columns. The marks are:
 `*` a chosen value is at an end of its grid, `^` the best epoch is the last one, `1` fewer than three seeds,
 `!` the record is older than its grid, `°` the grid is an earlier one with fewer settings. [Evaluation protocols and
-their traps](../../evaluation.md) says how to read
-the metrics.
+their traps](../../evaluation.md) says how to read the metrics.
 """
 
 

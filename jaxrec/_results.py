@@ -149,8 +149,8 @@ class Table:
 def ends(setting: Setting, grid: Mapping[str, Sequence[Any]], *, least: int = 3) -> list[str]:
     """Returns the hyperparameters whose value is at an end of their grid.
 
-    Values beyond an end may be better. The value 0 does not count as an end. Lists of numbers are
-    ordered if no entry falls from one list to the next.
+    Values beyond an end may be better. The value 0 does not count as an end. Lists of numbers have an
+    order if one can sort them so that no entry falls from a list to the next.
 
     Args:
         setting: the values of the hyperparameters.
@@ -163,14 +163,24 @@ def ends(setting: Setting, grid: Mapping[str, Sequence[Any]], *, least: int = 3)
     """
     found = []
     for name, value in setting.items():
-        values = [tuple(each) if isinstance(each, list) else (each,) for each in written(list(grid.get(name, ())))]
-        numeric = all(isinstance(x, int | float) and not isinstance(x, bool) for each in values for x in each)
-        if numeric and len(order := sorted(set(values))) >= least and value != 0:
-            entries = zip(*order) if len({len(each) for each in order}) == 1 else ([1, 0],)
-            own = tuple(value) if isinstance(value, list | tuple) else (value,)
-            if all([*column] == sorted(column) for column in entries) and own in (order[0], order[-1]):
-                found.append(name)
+        order = _ordered([_row(each) for each in written(list(grid.get(name, ())))])
+        if len(order) >= least and value != 0 and _row(written(value)) in (order[0], order[-1]):
+            found.append(name)
     return found
+
+
+def _row(value: Any) -> list[Any]:
+    """Returns a list as it is, and any other value as a list of one."""
+    return value if isinstance(value, list) else [value]
+
+
+def _ordered(rows: Sequence[list[Any]]) -> list[list[Any]]:
+    """Returns the different rows in order; none if they have no order."""
+    numeric = all(isinstance(x, int | float) and not isinstance(x, bool) for row in rows for x in row)
+    if not numeric or len({len(row) for row in rows}) != 1:
+        return []
+    order = sorted(row for place, row in enumerate(rows) if row not in rows[:place])
+    return order if all([*column] == sorted(column) for column in zip(*order)) else []
 
 
 def is_run(record: Record, data: str, method: str, on: str) -> bool:

@@ -40,7 +40,7 @@ def one(grid, **other):
 
 
 def ranks(model, variables, parts, **known):
-    """Whether a trained model ranks the items of validation."""
+    """Whether a trained model can be evaluated, and finds any item: one epoch is too short to ask for more."""
     return jr.evaluate.full_ranking(model, variables, parts.train, parts.valid, ks=(10,), **known).means["ndcg@10"] > 0
 
 

@@ -258,9 +258,13 @@ def test_a_split_may_depend_on_the_seed(board, tmp_path):
         ({"x": ["a", "b", "c"]}, {"x": "c"}, []),
         ({"x": [True, False]}, {"x": True}, []),
         ({"x": np.logspace(-3, -1, 3), "y": [1, 2, 3]}, {"x": 0.1, "y": 2}, ["x"]),
+        ({"x": [(3, 4), (1, 2), (2, 2)]}, {"x": (3, 4)}, ["x"]),
+        ({"x": [(3, 4), (1, 2), (2, 2)]}, {"x": [2, 2]}, []),
+        ({"x": [(3, 1), (1, 2), (2, 2)]}, {"x": (3, 1)}, []),
+        ({"x": [(1,), (2, 2), 3]}, {"x": (1,)}, []),
     ],
 )
-def test_ends_of_a_grid_are_of_three_numbers_or_more(grid, setting, found):
+def test_ends_of_a_grid_are_of_three_ordered_values_or_more(grid, setting, found):
     assert study.ends(setting, grid) == found
 
 

@@ -400,10 +400,11 @@ def evaluate(trained: Any, variables: jr.typing.Variables, part: Part, on: str) 
 def times(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     """Returns a table of the seconds of training of a run on test, for methods and data sets.
 
-    Only the protocol "sampled" has times. A cell is the median over seeds; NMF has none.
+    Only the protocol "sampled" has times. A cell is the median over seeds, without runs on an
+    accelerator; NMF has none.
     """
     found: dict[str, dict[str, list[float]]] = {}
-    for record in records:
+    for record in (record for record in records if record.get("device", "cpu") == "cpu"):
         data, _, protocol = record["data"].partition(", ")
         if record["on"] == "test" and protocol == "sampled" and record["curve"] and record["curve"][-1][1]:
             found.setdefault(data, {}).setdefault(record["method"], []).append(record["curve"][-1][1])

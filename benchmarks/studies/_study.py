@@ -31,7 +31,8 @@ HEADS = {"ndcg": "NDCG", "recall": "Recall", "mrr": "MRR", "hit_rate": "HR", "au
 EARLIER = "°"
 MARKS = {
     **study.MARKS,
-    EARLIER: "from an earlier grid with fewer settings, which is compared with later rows only where it is above them",
+    EARLIER: "the grid is an earlier one with fewer settings; against rows without this mark it counts only where it "
+    "is significantly above",
 }
 NEVER = lambda *_: ""  # noqa: E731
 
@@ -125,7 +126,7 @@ def records_of(name: str) -> list[dict[str, Any]]:
 def earlier(this: Study, records: Records, data: str) -> set[str]:
     """Returns the methods of a data set whose row has its earlier grid.
 
-    It has that until the trials of the present grid, and at least three of its runs on test, are
+    The present grid takes over once its trials, and at least three of its runs on test, are
     recorded.
     """
     older, found = this.older(data), set()
@@ -145,14 +146,16 @@ def compared(this: Study, records: Records, data: str) -> list[study.Method]:
 
 
 def tables(this: Study, records: Records) -> dict[str, Rows]:
-    """Returns the rows of each data set by method."""
+    """Returns the rows of each data set by method; those with an earlier grid have its mark, too."""
     found = {}
     for data in this.methods:
         of_data = [record for record in records if record["data"] == data]
         options = {"data": [data], "metric": this.metric(data), "trials": this.trials}
         table = study.table(compared(this, of_data, data), of_data, **options)
         if table.rows:
-            found[data] = {row.method: row for row in table.rows}
+            old = earlier(this, of_data, data)
+            marked = (row._replace(marks=row.marks + EARLIER * (row.method in old)) for row in table.rows)
+            found[data] = {row.method: row for row in marked}
     return found
 
 
@@ -242,9 +245,7 @@ def section(this: Study, records: Records) -> str:
         columns |= this.columns(data, rows)
         columns["chosen"] = [this.chosen(row, grids.get(name, {})) for name, row in rows.items()]
         columns["seeds"] = [str(len(row.seeds)) for row in rows.values()]
-        old = earlier(this, records, data)
-        # The setting has the stars.
-        columns["marks"] = [row.marks.replace("*", "") + EARLIER * (name in old) for name, row in rows.items()]
+        columns["marks"] = [row.marks.replace("*", "") for row in rows.values()]  # the setting has the stars
         used |= set("".join(columns["marks"])) | set("*" if "*" in "".join(columns["chosen"]) else "")
         kept = {title: cells for title, cells in columns.items() if any(cells)}
         parts.append(f"### {data}\n\n{_record.table(list(kept), list(zip(*kept.values())))}")

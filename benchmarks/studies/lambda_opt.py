@@ -46,7 +46,7 @@ import jaxrec as jr
 from benchmarks import _record
 from benchmarks.studies import _lambda_opt as parts
 from benchmarks.studies._lambda_opt import GROUPS, METRIC, PAPER, PARTS, Halves, Kind, Part, evaluate, prepare
-from benchmarks.studies._study import Study, by_epochs, less, main, mean_of, records_of, stderr, swept
+from benchmarks.studies._study import EARLIER, Study, by_epochs, less, main, mean_of, records_of, stderr, swept
 from jaxrec import study
 
 # Positives per step, and numbers of epochs to choose from.
@@ -149,8 +149,8 @@ def twin(name: str) -> str:
 
 
 def alike(row: study.Row, other: study.Row) -> bool:
-    """Says whether both rows have the present grids, which choose the number of epochs, or both earlier ones."""
-    return ("epochs" in row.setting) == ("epochs" in other.setting)
+    """Says whether both rows have present grids, or both earlier ones."""
+    return (EARLIER in row.marks) == (EARLIER in other.marks)
 
 
 def columns(data: str, rows: Mapping[str, study.Row]) -> dict[str, list[str]]:
