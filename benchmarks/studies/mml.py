@@ -1,10 +1,12 @@
 """Multi-margin loss (MML) and other losses for matrix factorisation, on Gowalla and Yelp2018.
 
-Every loss is tuned alike: it has two hyperparameters with three values each, and all nine settings are
-compared on validation, a random tenth of the train part. The ranges come from published settings and
-from earlier trials, some of which were evaluated on test; within them, only validation chooses. Losses
-with two hyperparameters of their own have the learning rate .03; MML has equal shares of its margins.
-The chosen setting is then trained on the whole train part and evaluated on test.
+Every loss is tuned alike: it has two hyperparameters, and all their settings are compared on
+validation, a random tenth of the train part. With shared negatives each has three values, which are
+nine settings; with 10 or 100 negatives a group one of them has four, which are twelve. The ranges come
+from published settings and from earlier trials, some of which were evaluated on test; within them, only
+validation chooses. Losses with two hyperparameters of their own have the learning rate .03; MML has
+equal shares of its margins. The chosen setting is then trained on the whole train part and evaluated on
+test.
 
 Data sets have the splits of LightGCN. Models have 64 dimensions. They score with cosines, except with
 BPR and BCE, where they score with dot products. Metrics are those of the full ranking with train
@@ -37,7 +39,7 @@ from benchmarks.studies._study import Study, fitted, main, records_of
 from jaxrec import study
 from jaxrec.data import datasets, splits
 
-DIM, DROPOUT, SCALE, GROUP, BATCH, METRIC, TRIALS = 64, 0.1, 0.1, 16, 2048, "recall@20", 9
+DIM, DROPOUT, SCALE, GROUP, BATCH, METRIC, TRIALS = 64, 0.1, 0.1, 16, 2048, "recall@20", 12
 DATA = ("gowalla", "yelp2018")
 SELECT = {data: f"{data}, select" for data in DATA}  # a tenth of the train part is validation
 LONG = "five times as long"
@@ -96,6 +98,17 @@ LOSSES = {
     "CCL": Loss(jr.losses.ccl, {"margin": (0.6, 0.7, 0.8), "weight": WEIGHTS} | RATE),
     "MML": Loss(jr.losses.mml, {"margins": MARGINS, "weights": SHARES, "negative_weight": WEIGHTS} | RATE),
 }
+# With few negatives, losses prefer smaller weights and temperatures, and more weight decay.
+FEW_DOT, FEW_WEIGHTS = {"learning_rate": (0.01, 0.03, 0.1), "l2": (1e-8, 1e-7, 1e-6, 1e-5)}, (17.5, 35.0, 70.0, 150.0)
+FEW = {
+    "BPR": FEW_DOT,
+    "BCE": FEW_DOT,
+    "MSE": {"weight": (4.0, 16.0, 64.0, 256.0)},
+    "softmax": {"temperature": (0.05, 0.07, 0.1, 0.14)},
+    "BSL": {"temperature": (0.05, 0.07, 0.1, 0.14)},
+    "CCL": {"weight": FEW_WEIGHTS},
+    "MML": {"negative_weight": FEW_WEIGHTS},
+}
 KINDS = {
     "2048 shared": Kind(2048, True, 50, long=True),
     "10 a group": Kind(10, False, 50),
@@ -103,7 +116,10 @@ KINDS = {
     "2048 shared, SimpleX": Kind(2048, True, 10, simplex=True),
 }
 CASES = {
-    f"{loss}, {kind}": (LOSSES[loss], KINDS[kind])
+    f"{loss}, {kind}": (
+        LOSSES[loss]._replace(grid=LOSSES[loss].grid | ({} if KINDS[kind].shared else FEW[loss])),
+        KINDS[kind],
+    )
     for kind in KINDS
     for loss in (("CCL", "MML") if KINDS[kind].simplex else LOSSES)
 }
