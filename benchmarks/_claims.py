@@ -7,8 +7,10 @@ by a rule: *reproduced* if the first method is significantly above in all of the
 some, *refuted* if in none and significantly below in at least one, *not reproduced* if there is no
 significant difference, and *open* if there is no test. For a claim of "as good or better", a test
 without a significant difference counts as above. So "in part" may hide clear losses on some data or
-to some methods; the evidence shows them. Significant is a p-value below 0.05, which is not
-corrected for the number of tests.
+to some methods; the evidence shows them. A verdict from one data set says little about others.
+Significant is a p-value below 0.05, corrected by Holm's method for the number of tests of the claim.
+If the values of users are recorded, a test is over users, with the mean over seeds for each; else it
+is over seeds. Tests over users do not measure how much the difference depends on the split.
 
 The evidence of one pair is the difference in the metric by which validation chooses, on each data
 set. With more pairs, it is for each pair the number of data sets on which the first method is
@@ -24,16 +26,13 @@ papers, and protocols differ; the studies say how.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 
 from benchmarks import _leaderboard, _record
 from benchmarks.studies import _study, mml
 from benchmarks.studies.lambda_opt import BEST_FIXED
-
-LEVEL = _study.LEVEL
 
 
 class Claim(NamedTuple):
@@ -192,48 +191,24 @@ def verdict(signs: Sequence[int]) -> str:
     return "refuted" if min(signs) == -1 else "not reproduced"
 
 
-def tested(this: _study.Study, records: _study.Records, rows: _study.Rows, data: str, one: str, other: str) -> Any:
-    """Returns the difference and p-value of the test of a pair, or None if there is no test.
-
-    A ranker that draws nothing has one run, with which each run of the other method is compared.
-    """
-    test, p_value = _study.tested(this, records, data, one, other)
-    if test is not None:
-        return test.difference, p_value
-    metric = this.metric(data)
-    if len(rows[one].seeds) > 1 and other in ("item id", "popularity"):
-        values = rows[one].values[metric] - rows[other].values[metric].mean()
-        return values.mean(), scipy.stats.ttest_1samp(values, 0).pvalue
-    return None
+def judged(claim: Claim, this: _study.Study, records: _study.Records) -> tuple[str, str, str, str]:
+    """Returns a claim's verdict, the number of data sets, the evidence, and the marks of the rows."""
+    tests, tables = _study.tested(this, records, claim.pairs, claim.data), _study.tables(this, records)
+    marks = {mark for key in tests for mark in _leaderboard.marks(this, records, key[0], tables[key[0]], *key[1:])}
+    held = [1 if claim.or_equal and test.sign == 0 else test.sign for test in tests.values()]
+    sets = len({data for data, *_ in tests})
+    return verdict(held), str(sets), evidence(claim, tests), "".join(sorted(marks))
 
 
-def judged(claim: Claim, this: _study.Study, records: _study.Records) -> tuple[str, str, str]:
-    """Returns the verdict of a claim, its evidence and the marks of the rows behind it."""
-    signs, marks, tables = {}, set(), _study.tables(this, records)
-    values = {}
-    for data in claim.data or this.methods:
-        rows = tables.get(data, {})
-        for one, other in (pair for pair in claim.pairs if {*pair} <= set(rows)):
-            if found := tested(this, records, rows, data, one, other):
-                difference, p_value = found
-                values[data, one, other] = difference
-                signs[data, one, other] = 0 if p_value >= LEVEL else 1 if difference > 0 else -1
-                marks |= set(_leaderboard.marks(this, records, data, rows, one, other))
-    held = [1 if claim.or_equal and sign == 0 else sign for sign in signs.values()]
-    return verdict(held), evidence(claim, signs, values), "".join(sorted(marks))
-
-
-def evidence(claim: Claim, signs: Mapping[tuple, int], values: Mapping[tuple, float]) -> str:
+def evidence(claim: Claim, tests: Mapping[tuple[str, str, str], _study.Test]) -> str:
     """Returns the differences on each data set; of several pairs, how many were above and below."""
     count = lambda found: f"{found.count(1)} above, {found.count(0)} equal, {found.count(-1)} below"  # noqa: E731
-    if not signs:
-        return ""
     if len(claim.pairs) == 1:
         words = {1: "above", 0: "equal", -1: "below"}
-        return "; ".join(f"{key[0]} {value:+.4f} ({words[signs[key]]})" for key, value in values.items())
+        return "; ".join(f"{key[0]} {test.difference:+.4f} ({words[test.sign]})" for key, test in tests.items())
     parts = []
     for one, other in claim.pairs:
-        own = [sign for (_, *pair), sign in signs.items() if pair == [one, other]]
+        own = [test.sign for (_, *pair), test in tests.items() if pair == [one, other]]
         if own:
             name = other if len({other for _, other in claim.pairs}) == len(claim.pairs) else one
             parts.append(f"{name}: {count(own)}")
@@ -267,16 +242,16 @@ def wrong(studies: Mapping[str, tuple[_study.Study, _study.Records]]) -> str:
 
 
 def judgements(studies: Mapping[str, tuple[_study.Study, _study.Records]]) -> list[tuple[str, ...]]:
-    """Returns for each claim its paper, what it says, the verdict, the evidence and the marks."""
+    """Returns for each claim its paper, what it says, and what `judged` returns."""
     rows = []
     for claim in CLAIMS:
         this, records = studies.get(claim.study, (None, ()))
-        found = ("open", "", "") if this is None else judged(claim, this, records)
+        found = ("open", "0", "", "") if this is None else judged(claim, this, records)
         rows.append((claim.paper, claim.says + " (a question of ours)" * claim.ours, *found))
     return rows
 
 
 def section(studies: Mapping[str, tuple[_study.Study, _study.Records]], judgements: Sequence[Sequence[str]]) -> str:
     """Returns the section of RESULTS.md, with the table of `judgements`."""
-    table = _record.table(["paper", "claim", "verdict", "evidence", "marks"], judgements)
+    table = _record.table(["paper", "claim", "verdict", "data sets", "evidence", "marks"], judgements)
     return "\n\n".join(["## Claims of the papers", __doc__.strip(), table, wrong(studies)])

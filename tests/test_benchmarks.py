@@ -154,11 +154,11 @@ def test_a_row_keeps_its_earlier_grid_until_the_runs_with_the_present_one_are_re
     assert _study.earlier(this, [*old, *softmax], "ml-100k") & {"BPR", "softmax"} == {"BPR"}
     # A row with an earlier grid is compared with one without only where it is above that.
     solved = [r for r in records if (r["data"], r["method"]) == ("ml-100k", "RG2")]
-    assert _study.tested(this, [*old, *softmax], "ml-100k", "softmax", "BPR") == (None, None)
-    assert _study.tested(this, [*old, *solved], "ml-100k", "RG2", "BPR") == (None, None)
+    assert _study.tested(this, [*old, *softmax], [("softmax", "BPR")]) == {}
+    assert _study.tested(this, [*old, *solved], [("RG2", "BPR")]) == {}
     better = [r | {"test": {"ndcg@10": 0.9 + r["seed"] / 1e3}, "users": {}} if r["on"] == "test" else r for r in own]
-    test, p_value = _study.tested(this, [*better, *trials[1:], *solved], "ml-100k", "RG2", "BPR")
-    assert test.difference < -0.5 and p_value < 0.05
+    (test,) = _study.tested(this, [*better, *trials[1:], *solved], [("RG2", "BPR")]).values()
+    assert test.difference < -0.5 and test.p_value < 0.05 and test.sign == -1
     assert grid_of(own + trials + tests) == new
 
 
@@ -428,10 +428,10 @@ def test_a_claim_is_judged_by_the_records(tmp_path):
     records = study.read(tmp_path / "boards.jsonl")
     claim = _claims.Claim("paper", "A is better than B", "boards", [("A", "B")])
     found = _claims.judged(claim, this, records)
-    assert found[0] == "in part" and re.fullmatch(r"board24 \+0\.1\d* \(above\); board30 -0\.1\d* \(below\)", found[1])
+    assert found[0] == "in part" and re.fullmatch(r"board24 \+0\.1\d* \(above\); board30 -0\.1\d* \(below\)", found[2])
     assert _claims.judged(claim._replace(data=["board24"]), this, records)[0] == "reproduced"
     assert _claims.judged(claim._replace(pairs=[("B", "A")], data=["board24"]), this, records)[0] == "refuted"
-    assert _claims.judged(claim._replace(pairs=[("A", "C")]), this, records) == ("open", "", "")
+    assert _claims.judged(claim._replace(pairs=[("A", "C")]), this, records) == ("open", "0", "", "")
     assert _claims.judged(claim._replace(pairs=[("A", "item id")]), this, records)[0] == "reproduced"
 
 

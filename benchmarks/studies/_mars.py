@@ -390,11 +390,16 @@ def rankers() -> list[study.Method]:
     return [study.Method("item id", by_id), study.Method("minus popularity", opposite)]
 
 
-def evaluate(trained: Any, variables: jr.typing.Variables, part: Part, on: str) -> dict[str, float]:
-    """Returns the metrics of the protocol."""
+def evaluate(
+    trained: Any, variables: jr.typing.Variables, part: Part, on: str
+) -> jr.evaluate.Report | dict[str, float]:
+    """Returns the metrics of the protocol, by user unless there are best values on test."""
     model, most = trained if isinstance(trained, Trained) else (trained, {})
-    means = part.judged(model, variables, on).means
-    return {m: means[m] for m in (SAMPLED if part.protocol == "sampled" else FULL)} | (most if on == "test" else {})
+    report = part.judged(model, variables, on)
+    names = SAMPLED if part.protocol == "sampled" else FULL
+    if on == "test" and most:
+        return {name: report.means[name] for name in names} | {**most}
+    return jr.evaluate.Report(report.users, {name: report.per_user[name] for name in names}, {}, None, report.protocol)
 
 
 def times(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import scipy.stats
 
 import jaxrec as jr
 from benchmarks import _record
@@ -190,25 +191,67 @@ def less(row: study.Row, other: study.Row, metric: str) -> np.ndarray:
     return np.array([value - by_seed[seed] for seed, value in pairs if seed in by_seed])
 
 
-def tested(this: Study, records: Records, data: str, one: str, other: str) -> tuple[Comparison | None, float | None]:
-    """Returns the paired test of one method against another, and its p-value.
+class Test(NamedTuple):
+    """A paired test of one method against another on a data set.
 
-    The test is over users if their values are recorded, else over seeds. Both results are None if
-    there is no test. That is so if a method has no run on test, or if one row alone has an earlier
-    grid and is not significantly above the other: with more settings it may be.
+    Attributes:
+        difference: mean of the differences.
+        stderr: standard error of the difference.
+        p_value: p-value of the t-test, corrected for the number of tests.
+        sign: 1 if the first method is significantly above, -1 if it is below, 0 for neither.
+    """
+
+    difference: float
+    stderr: float
+    p_value: float
+    sign: int
+
+
+def tested(
+    this: Study, records: Records, pairs: Sequence[tuple[str, str]], data: Sequence[str] = ()
+) -> dict[tuple[str, str, str], Test]:
+    """Tests pairs of methods on data sets, and corrects the p-values for their number by Holm's method.
+
+    The tests are those of `paired`. Where one row alone has an earlier grid, the test only counts if
+    that row is significantly above: with more settings it may be.
+
+    Returns:
+        The tests by (data set, one method, the other).
+    """
+    found = {}
+    for label in data or this.methods:
+        for pair in pairs:
+            if (test := paired(this, records, label, *pair)) is not None:
+                found[label, *pair] = test
+    corrected = jr.evaluate.holm([test.p_value for test in found.values()])
+    tests = {}
+    for (key, test), p_value in zip(found.items(), corrected):
+        sign = 0 if p_value >= LEVEL else 1 if test.difference > 0 else -1
+        old = earlier(this, records, key[0]) & {*key[1:]}
+        above = {1: {key[1]}, -1: {key[2]}, 0: set()}[sign]
+        if len(old) != 1 or old == above:
+            tests[key] = Test(test.difference, test.stderr, p_value, sign)
+    return tests
+
+
+def paired(this: Study, records: Records, data: str, one: str, other: str) -> Comparison | None:
+    """Returns the paired test of one method against another, if both have runs on test.
+
+    The test is over users if their values are recorded, else over seeds. A ranker that draws nothing
+    has one run, with which each run of the other method is compared.
     """
     runs = [record for record in records if record["data"] == data and record["method"] in (one, other)]
-    if {record["method"] for record in runs if record["on"] == "test"} != {one, other}:
-        return None, None
     every = {method.name: method for method in (*study.TRIVIAL, *compared(this, runs, data))}
-    table = study.table([every[one], every[other]], runs, metric=this.metric(data), trials=this.trials, against=other)
-    row, old = table.row(data, one), earlier(this, runs, data) & {one, other}
-    test, p_value = (row.over_users, row.p_users) if row.over_users else (row.over_seeds, row.p_seeds)
-    if test is not None and len(old) == 1:
-        above = one if test.difference > 0 else other
-        if p_value >= LEVEL or old != {above}:
-            return None, None
-    return test, p_value
+    if {record["method"] for record in runs if record["on"] == "test"} & {*every} != {one, other}:
+        return None
+    metric = this.metric(data)
+    table = study.table([every[one], every[other]], runs, metric=metric, trials=this.trials, against=other)
+    row = table.row(data, one)
+    if (test := row.over_users or row.over_seeds) is None and len(row.seeds) > 1 and other in ("item id", "popularity"):
+        values = row.values[metric] - table.row(data, other).values[metric].mean()
+        p_value = scipy.stats.ttest_1samp(values, 0).pvalue
+        return Comparison(values.mean(), stderr(values), p_value, len(values))
+    return test
 
 
 def claim(this: Study, records: Records, one: str, other: str) -> str:
@@ -216,13 +259,12 @@ def claim(this: Study, records: Records, one: str, other: str) -> str:
 
     Differences that are not significant are listed too. The sentence is empty without any test.
     """
-    places: dict[str, list[str]] = {"above": [], "below": [], "not distinguishable from": []}
-    for data in this.methods:
-        test, p_value = tested(this, records, data, one, other)
-        if test is not None:
-            place = "not distinguishable from" if p_value >= LEVEL else "above" if test.difference > 0 else "below"
-            places[place].append(f"{data} ({test.difference:+.4f} ± {test.stderr:.4f}, p {p_value:.3g})")
-    said = [f"{place} {other} on {'; '.join(sets)}" for place, sets in places.items() if sets]
+    places: dict[int, list[str]] = {1: [], -1: [], 0: []}
+    for (data, *_), test in tested(this, records, [(one, other)]).items():
+        shown = f"{data} ({test.difference:+.4f} ± {test.stderr:.4f}, p {test.p_value:.3g})"
+        places[test.sign].append(shown)
+    words = {1: "above", -1: "below", 0: "not distinguishable from"}
+    said = [f"{words[sign]} {other} on {'; '.join(sets)}" for sign, sets in places.items() if sets]
     return f"{one}: {'; '.join(said)}." if said else ""
 
 
@@ -233,7 +275,8 @@ def section(this: Study, records: Records) -> str:
     parts = [f"## {this.title}", this.about.strip()]
     if said:
         rule = "Paired differences in the metric by which validation chooses, over users if their values are "
-        rule += f"recorded, else over seeds. Differences with a p-value below {LEVEL:g} (t-test) count as significant."
+        rule += "recorded, else over seeds. The p-values are those of t-tests, corrected by Holm's method for the "
+        rule += f"number of tests of a line; below {LEVEL:g} a difference counts as significant."
         parts.append(f"**What the records show.** {rule}\n\n" + "\n".join(f"- {each}" for each in said))
     used: set[str] = set()
     for data, rows in found.items():

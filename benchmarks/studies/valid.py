@@ -34,7 +34,7 @@ import jaxrec as jr
 from benchmarks import _record
 from benchmarks.studies import _valid as parts
 from benchmarks.studies._plots import varied
-from benchmarks.studies._study import AS_PUBLISHED, Study, afresh, main, mean_of, tested
+from benchmarks.studies._study import AS_PUBLISHED, Study, afresh, main, mean_of, paired
 from benchmarks.studies._valid import BLOCKS, INTERESTS, METRIC, SHOWN, Fitted, Part, compacted, prepare
 from jaxrec import study
 from jaxrec.data import splits
@@ -233,7 +233,7 @@ def headlines(tables: Any, records: Any) -> list[str]:
                 name: mean[name] for name in COMPARED[data] if name not in ("VALID", "MacridVAE") and name in mean
             }
             best = max(others, key=others.__getitem__)
-            test, _ = tested(STUDY, records, data, ours.method, other.method)
+            test = paired(STUDY, records, data, ours.method, other.method)
             said.append(
                 f"{data}{', at most' * bool(after)}{after.removeprefix(',')}, Recall@20 over {len(ours.seeds)} seeds: "
                 f"VALID {mean[ours.method]:.4f}, MacridVAE {mean[other.method]:.4f} (paired difference over users "
