@@ -74,11 +74,13 @@ def prepare(data: str, seed: int) -> splits.Split:
 
 
 @quietly()  # users without training pairs raise a warning
-def evaluate(model: Any, variables: jr.typing.Variables, part: splits.Split, on: str) -> dict[str, float]:
+def evaluate(
+    model: Any, variables: jr.typing.Variables, part: splits.Split, on: str
+) -> jr.evaluate.Report | dict[str, float]:
     """Returns the metric that chooses, also for thirds of users and items, or on test all metrics.
 
-    Those of test include λOpt's NDCG@50 for each fifth of the users, by their number of training
-    pairs.
+    Those of test are by user; there is also λOpt's NDCG@50 for each fifth of the users, by their
+    number of training pairs.
     """
     known = part.train.union(part.valid.learn)
     if on == "valid":
@@ -86,12 +88,13 @@ def evaluate(model: Any, variables: jr.typing.Variables, part: splits.Split, on:
     known = known.union(part.valid.select)
     separate = jr.papers.lambda_opt.separate_ranking(model, variables, known, part.test, ks=KS)
     full = jr.evaluate.full_ranking(model, variables, known, part.test, ks=KS)
-    degrees = part.train.user_degrees[separate.users]
-    found = {name: separate.means[name] for name in PAPER} | {f"full {name}": full.means[name] for name in PAPER[1:]}
+    degrees, fifths = part.train.user_degrees[separate.users], {}
     for fifth, users in enumerate(np.array_split(np.argsort(degrees, kind="stable"), GROUPS), 1):
-        found[f"pairs of fifth {fifth}"] = float(degrees[users].mean())
-        found[f"ndcg@50 of fifth {fifth}"] = float(separate.per_user["ndcg@50"][users].mean())
-    return found
+        fifths[f"pairs of fifth {fifth}"] = float(degrees[users].mean())
+        fifths[f"ndcg@50 of fifth {fifth}"] = float(separate.per_user["ndcg@50"][users].mean())
+    by_user = {name: separate.per_user[name] for name in PAPER}
+    by_user |= {f"full {name}": full.per_user[name] for name in PAPER[1:]}
+    return jr.evaluate.Report(separate.users, by_user, fifths, None, separate.protocol)
 
 
 def chooses(model: Any, variables: jr.typing.Variables, known: jr.Interactions, part: splits.Split) -> dict[str, float]:
