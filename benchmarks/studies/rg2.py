@@ -16,13 +16,14 @@ and falls to 0 by half a cosine, so that its start matters less than the number 
 epoch is evaluated. So rows with this schedule never have the mark `^`: a star at the number of epochs
 says that more may be better. A row with the mark ° is older: its learning rate was constant, its l2
 decayed whole tables, and it had up to nine settings, on ml-1m up to four. Filters, neighbours, EASE and
-Gauss-Newton have 16 settings (Turbo-CF 15), and other solvers five to 20.
+Gauss-Newton have 16 settings (Turbo-CF 15), and other solvers five to 20. Where validation chose an end
+of their ranges, the range was moved beyond it, and a range whose end was not chosen was cut.
 
 Gauss-Newton solves RG2 with the penalty of its ALS, from tables drawn from N(0, .1²). GF-CF, Turbo-CF,
 ChebyCF and BSPM are spectral filters of `solvers.filters`. The trials of one filter share a
 decomposition. ChebyCF and BSPM have 256 singular vectors; on Gowalla and Yelp2018 they have their
 papers' numbers, their polynomials are approximated with 512, and 5,000 users validate filters and
-neighbours. For the closed form, λ is a share of √2 σ₁. The paper's own values come from its released
+neighbours. Where GF-CF chose the weight 0, its number of vectors has no effect. For the closed form, λ is a share of √2 σ₁. The paper's own values come from its released
 code, which is RG2 with α. The paper's other data sets, MovieLens-10M, Electronics and Steam, run if
 they are asked for by `--data` and `jaxrec.data.datasets` finds them. The paper says that it drops
 ratings below 3 from Electronics, but its counts are those of all ratings.
@@ -156,7 +157,7 @@ def filtered(options: Callable, train: Any, valid: Any, key: Any, settings: Any,
     """
     fit, rank, spectrum = jr.solvers.filters.fit, {}, None
     if options is not jr.solvers.filters.turbo_cf:  # which needs no singular vectors
-        dim = 512 if wide(train) else 256
+        dim = max([512 if wide(train) else 256, *(setting["dim"] for setting in settings if "dim" in setting)])
         spectrum = jr.solvers.filters.decompose(train, dim=dim, key=key)
         rank = {"rank": dim} if wide(train) and options is not jr.solvers.filters.gf_cf else {}
         options = options if wide(train) else partial(options, dim=dim)
@@ -226,11 +227,43 @@ METHODS = {
     ),
 }
 
-# Grids of filters on Gowalla and Yelp2018, which are wider and much sparser than the other data sets.
-SPARSE: dict[str, Grid] = {
-    "GF-CF": {"dim": (64, 128, 256, 512), "weight": (0.0, 0.05, 0.1, 0.2)},
-    "ChebyCF": {"scale": (0.2, 0.3, 0.4, 0.5), "flatness": (1.5, 3.0, 6.0, 12.0)},
-    "BSPM": {"time": (0.3, 0.6, 1.2, 2.5), "weight": (0.05, 0.1, 0.2, 0.3)},
+# Values for single data sets. Where validation chose an end of a range, the range was moved beyond it.
+UNSEEN, ALPHAS = {"unobserved_weight": (0.001, 0.003, 0.01, 0.03, 0.1)}, {"alpha": (4.0, 10.0, 30.0)}
+LISTS, SHRINKAGES = {"neighbours": (200, 400, 800, 1600)}, {"shrinkage": (0.0, 1.0, 5.0, 25.0)}
+MOVED: dict[str, dict[str, Grid]] = {
+    "ml-100k": {
+        "WRMF": ALPHAS,
+        "iALS": {"unobserved_weight": (0.03, 0.1, 0.3, 1.0, 3.0)},
+        "ItemKNN": SHRINKAGES,
+    },
+    "ml-1m": {
+        "ChebyCF": {"flatness": (6.0, 12.0, 24.0, 48.0)},
+        "Turbo-CF": {"normalization": (0.1, 0.2, 0.3, 0.4, 0.6)},
+    },
+    "lastfm-2k": {
+        "WRMF": ALPHAS,
+        "GF-CF": {"weight": (0.2, 0.5, 1.0, 2.0)},
+        "ItemKNN": LISTS | SHRINKAGES,
+    },
+    "citeulike-a": {
+        "RG2": {"regularization": (0.003, 0.01, 0.03, 0.1, 0.3)},
+        "WRMF": ALPHAS | {"regularization": (0.3, 1.0, 3.0, 10.0)},
+        "iALS": UNSEEN,
+        "ChebyCF": {"scale": (0.2, 0.4, 0.6, 0.8)},
+        "BSPM": {"time": (1.2, 2.5, 5.0, 10.0)},
+        "ItemKNN": LISTS,
+        "RP3beta": {"alpha": (0.2, 0.4, 0.6, 0.8)},
+    },
+    "gowalla": {
+        "GF-CF": {"dim": (128, 256, 512, 1024), "weight": (0.1, 0.2, 0.3, 0.5)},
+        "ChebyCF": {"scale": (0.2, 0.3, 0.4, 0.5), "flatness": (1.5, 3.0, 6.0, 12.0)},
+        "BSPM": {"weight": (0.05, 0.1, 0.2, 0.3)},
+    },
+    "yelp2018": {
+        "GF-CF": {"dim": (128, 256, 512, 1024), "weight": (0.0, 0.05, 0.1, 0.2)},
+        "ChebyCF": {"scale": (0.05, 0.1, 0.2, 0.3), "flatness": (1.5, 3.0, 6.0, 12.0)},
+        "BSPM": {"time": (0.1, 0.2, 0.3, 0.6), "weight": (0.05, 0.1, 0.2, 0.3)},
+    },
 }
 
 
@@ -247,7 +280,7 @@ def methods(data: str) -> list[study.Method]:
             refit = partial(again, **fixed) if data in SPLIT else None
             joint = getattr(fit, "func", fit) is filtered
             how = {"fit_all" if joint else "fit": partial(fit, **fixed)}
-            grid = SPARSE.get(name, grid) if data in SPLIT else grid
+            grid = {**grid, **MOVED.get(data, {}).get(name, {})}
             found.append(study.Method(name, grid=grid, refit=refit, **how))
     for name, kind in _sgd.KINDS.items() if data not in SOLVERS else ():
         fit_all = partial(_sgd.trained, kind, **fixed)
