@@ -10,13 +10,13 @@ pairs of learn, and other methods do not; therefore one fixed λ is also trained
 ("on learn too").
 
 The optimiser is Adam. Its learning rate starts at 0.01 and falls to 0 by half a cosine. Tables are
-drawn from N(0, 0.1²), unless the row says N(0, 1). Every method has twelve settings: four values, of
-one or two hyperparameters, with each of three numbers of epochs; the last epoch is evaluated. So a
-star at the number of epochs says that more may be better. λOpt takes as many steps of Λ as of Θ, with
-gradients clipped to length 100 for both, as in the script for MovieLens-1M; "clip .001" is that of the
-script for Amazon. A row with the mark ° is older: its learning rate was
-constant, nothing was clipped, the best of twelve validations was evaluated, it had 60 epochs on
-ml-100k, 30 on movielens-small and lastfm-2k and 20 on ml-1m, and one to nine settings.
+drawn from N(0, 0.1²), unless the row says N(0, 1). Every method has twelve settings: four values,
+of one or two hyperparameters, with each of three numbers of epochs; the last epoch is evaluated. So
+a star at the number of epochs says that more may be better. λOpt takes as many steps of Λ as of Θ,
+with gradients clipped to length 100 for both, as in the script for MovieLens-1M; "clip .001" is
+that of the script for Amazon. A row with the mark ° is older: its learning rate was constant,
+nothing was clipped, the best of twelve validations was evaluated, it had 60 epochs on ml-100k, 30
+on movielens-small and lastfm-2k and 20 on ml-1m, and one to nine settings.
 
 DI shares the coefficients of users, and DU those of items. "users fixed" and "items fixed" keep the
 shared ones at one value, so that only the others are learned, and "from one λ" starts all
