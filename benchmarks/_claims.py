@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks import _leaderboard, _record
+from benchmarks import _record
 from benchmarks.studies import _study, mml
 from benchmarks.studies.lambda_opt import BEST_FIXED
 
@@ -193,8 +193,8 @@ def verdict(signs: Sequence[int]) -> str:
 
 def judged(claim: Claim, this: _study.Study, records: _study.Records) -> tuple[str, str, str, str]:
     """Returns a claim's verdict, the number of data sets, the evidence, and the marks of the rows."""
-    tests, tables = _study.tested(this, records, claim.pairs, claim.data), _study.tables(this, records)
-    marks = {mark for key in tests for mark in _leaderboard.marks(this, records, key[0], tables[key[0]], *key[1:])}
+    tests = _study.tested(this, records, claim.pairs, claim.data)
+    marks = {mark for test in tests.values() for mark in test.marks}
     held = [1 if claim.or_equal and test.sign == 0 else test.sign for test in tests.values()]
     sets = len({data for data, *_ in tests})
     return verdict(held), str(sets), evidence(claim, tests), "".join(sorted(marks))

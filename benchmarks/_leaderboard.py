@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import _record
-from benchmarks.studies import _study, mml
+from benchmarks.studies import _study
 from jaxrec import study
 
 PUBLISHED = (
@@ -59,17 +59,14 @@ def rows(studies: Studies, data: str) -> list[tuple[study.Row, _study.Records]]:
                 raise ValueError(
                     f"with seed {record['seed']}, {name} has other test pairs of {data} than another study"
                 )
-        label = _selected_on(this, data)
-        of_label = [each for each in records if (each["data"], each["on"]) == (label, "valid")]
-        grids = {each.name: each.grid for each in _study.compared(this, records, label)}
+        grid = _study.grids(this, records, data)
         for method, row in _study.tables(this, records).get(data, {}).items():
-            tuned = method.removesuffix(f", {mml.LONG}")
-            grid = grids.get(tuned, {})
-            tried = _study.recorded(study.settings(grid, this.trials))
-            trials = [each for each in of_label if each["method"] == tuned and each["setting"] in tried]
-            marks = "*" * bool(study.ends(row.setting, grid, least=2)) + row.marks.replace("*", "")
+            tuned = (*this.tuned_by(data, method), "valid")
+            tried = _study.recorded(study.settings(grid(method), this.trials))
+            of_method = [each for each in records if (each["data"], each["method"], each["on"]) == tuned]
+            trials = [each for each in of_method if each["setting"] in tried]
             if method not in found or len(row.seeds) > len(found[method][0].seeds):  # of trivial rankers
-                found[method] = row._replace(marks=marks), trials
+                found[method] = row, trials
     return sorted(found.values(), key=lambda pair: -pair[0].values[DATA[data][0]].mean())
 
 
@@ -91,21 +88,6 @@ def section(studies: Studies) -> str:
     legend = [f"{mark}: {what}." for mark, what in _study.MARKS.items() if mark in used]
     parts.append(" ".join(["Means ± standard error over seeds.", *legend]))
     return "\n\n".join(parts)
-
-
-def _selected_on(this: _study.Study, data: str) -> str:
-    """Returns the name of the data on which a study chooses the settings."""
-    return mml.SELECT[data] if mml.SELECT.get(data) in this.methods else data
-
-
-def marks(this: _study.Study, records: _study.Records, data: str, rows: _study.Rows, *methods: str) -> str:
-    """Returns the marks of rows; `*` by the grid of the data on which the settings were chosen."""
-    grids = {each.name: each.grid for each in _study.compared(this, records, _selected_on(this, data))}
-    found = set()
-    for row in (rows[name] for name in methods):
-        grid = grids.get(row.method.removesuffix(f", {mml.LONG}"), {})
-        found |= set(row.marks) | set("*" * bool(study.ends(row.setting, grid, least=2)))
-    return "".join(sorted(found))
 
 
 def _seconds(values: Sequence[float | None], reduce: Callable[..., Any]) -> str:

@@ -45,12 +45,22 @@ def head(metric: str) -> str:
     return before + space + HEADS.get(name, name) + at + cut
 
 
+def ends(row: study.Row, grid: Mapping[str, Sequence[Any]]) -> set[str]:
+    """Returns the hyperparameters whose value is at an end; random draws have no order, so none is."""
+    return {*study.ends(row.setting, grid, least=2)} - {"draw"}
+
+
 def chosen(row: study.Row, grid: Mapping[str, Sequence[Any]]) -> str:
     """Returns a row's setting; a star marks values at an end of the compared ones."""
-    # Random draws have no order, so none is at an end.
-    stars = {*study.ends(row.setting, grid, least=2)} - {"draw"}
-    shown = lambda value: f"{value:g}" if isinstance(value, int | float) else str(value)  # noqa: E731
-    return ", ".join(f"{name.replace('_', ' ')} {shown(v)}{'*' * (name in stars)}" for name, v in row.setting.items())
+    stars = ends(row, grid)
+    return ", ".join(f"{name.replace('_', ' ')} {text(v)}{'*' * (name in stars)}" for name, v in row.setting.items())
+
+
+def text(value: Any) -> str:
+    """Returns a value of a hyperparameter as text."""
+    if isinstance(value, list | tuple):
+        return " ".join(f"{each:.3g}" for each in value)
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 class Study(NamedTuple):
@@ -70,6 +80,8 @@ class Study(NamedTuple):
         seeds: the seeds of the runs on test.
         trials: maximum number of settings that are tried for a method; a larger grid is sampled.
         tuned: data sets on which methods are only tuned, and not evaluated on test.
+        tuned_by: `tuned_by(data, method)` returns the data set and the method whose trials chose the
+            settings of a row.
         older: function of a data set that returns earlier grids by method. A method's row has its
             earlier grid until all runs with the present one are recorded; see `compared`.
         optional: data sets that run only if they are asked for, because not everyone has them.
@@ -97,6 +109,7 @@ class Study(NamedTuple):
     seeds: Sequence[int] = (0, 1, 2)
     trials: int = 10**6
     tuned: Sequence[str] = ()
+    tuned_by: Callable[[str, str], tuple[str, str]] = lambda data, method: (data, method)
     older: Callable[[str], Mapping[str, Mapping[str, Sequence[Any]]]] = lambda data: {}
     optional: Sequence[str] = ()
     groups: Sequence[Sequence[str]] = ()
@@ -146,17 +159,35 @@ def compared(this: Study, records: Records, data: str) -> list[study.Method]:
     return [m._replace(grid=grids[m.name]) if m.name in old else m for m in this.methods[data]()]
 
 
+def grids(this: Study, records: Records, data: str) -> Callable[[str], Mapping[str, Sequence[Any]]]:
+    """Returns a function of a method's name that returns the grid from which its row was chosen."""
+
+    @lru_cache
+    def of(label: str) -> dict[str, Mapping[str, Sequence[Any]]]:
+        return {method.name: method.grid for method in compared(this, records, label)}
+
+    def grid(name: str) -> Mapping[str, Sequence[Any]]:
+        label, method = this.tuned_by(data, name)
+        return of(label).get(method, {})
+
+    return grid
+
+
 def tables(this: Study, records: Records) -> dict[str, Rows]:
-    """Returns the rows of each data set by method; those with an earlier grid have its mark, too."""
+    """Returns the rows of each data set by method, with all marks."""
     found = {}
     for data in this.methods:
         of_data = [record for record in records if record["data"] == data]
         options = {"data": [data], "metric": this.metric(data), "trials": this.trials}
         table = study.table(compared(this, of_data, data), of_data, **options)
         if table.rows:
-            old = earlier(this, of_data, data)
-            marked = (row._replace(marks=row.marks + EARLIER * (row.method in old)) for row in table.rows)
-            found[data] = {row.method: row for row in marked}
+            old, grid = earlier(this, of_data, data), grids(this, records, data)
+
+            def marked(row: study.Row, old: set[str] = old, grid: Any = grid) -> study.Row:
+                star, rest = "*" * bool(ends(row, grid(row.method))), row.marks.replace("*", "")
+                return row._replace(marks=star + rest + EARLIER * (row.method in old))
+
+            found[data] = {row.method: marked(row) for row in table.rows}
     return found
 
 
@@ -199,12 +230,14 @@ class Test(NamedTuple):
         stderr: standard error of the difference.
         p_value: p-value of the t-test, corrected for the number of tests.
         sign: 1 if the first method is significantly above, -1 if it is below, 0 for neither.
+        marks: the marks of both rows.
     """
 
     difference: float
     stderr: float
     p_value: float
     sign: int
+    marks: str
 
 
 def tested(
@@ -224,13 +257,14 @@ def tested(
             if (test := paired(this, records, label, *pair)) is not None:
                 found[label, *pair] = test
     corrected = jr.evaluate.holm([test.p_value for test in found.values()])
-    tests = {}
+    tests, rows = {}, tables(this, records) if found else {}
     for (key, test), p_value in zip(found.items(), corrected):
         sign = 0 if p_value >= LEVEL else 1 if test.difference > 0 else -1
         old = earlier(this, records, key[0]) & {*key[1:]}
         above = {1: {key[1]}, -1: {key[2]}, 0: set()}[sign]
         if len(old) != 1 or old == above:
-            tests[key] = Test(test.difference, test.stderr, p_value, sign)
+            marks = {*rows[key[0]][key[1]].marks, *rows[key[0]][key[2]].marks}
+            tests[key] = Test(test.difference, test.stderr, p_value, sign, "".join(sorted(marks)))
     return tests
 
 
@@ -261,8 +295,8 @@ def claim(this: Study, records: Records, one: str, other: str) -> str:
     """
     places: dict[int, list[str]] = {1: [], -1: [], 0: []}
     for (data, *_), test in tested(this, records, [(one, other)]).items():
-        shown = f"{data} ({test.difference:+.4f} ± {test.stderr:.4f}, p {test.p_value:.3g})"
-        places[test.sign].append(shown)
+        numbers = [f"{test.difference:+.4f} ± {test.stderr:.4f}", f"p {test.p_value:.3g}", test.marks]
+        places[test.sign].append(f"{data} ({', '.join(filter(None, numbers))})")
     words = {1: "above", -1: "below", 0: "not distinguishable from"}
     said = [f"{words[sign]} {other} on {'; '.join(sets)}" for sign, sets in places.items() if sets]
     return f"{one}: {'; '.join(said)}." if said else ""
@@ -276,17 +310,18 @@ def section(this: Study, records: Records) -> str:
     if said:
         rule = "Paired differences in the metric by which validation chooses, over users if their values are "
         rule += "recorded, else over seeds. The p-values are those of t-tests, corrected by Holm's method for the "
-        rule += f"number of tests of a line; below {LEVEL:g} a difference counts as significant."
+        rule += f"number of tests of a line; below {LEVEL:g} a difference counts as significant. Marks are those of "
+        rule += "the two rows."
         parts.append(f"**What the records show.** {rule}\n\n" + "\n".join(f"- {each}" for each in said))
     used: set[str] = set()
     for data, rows in found.items():
-        grids = {method.name: method.grid for method in compared(this, records, data)}
+        grid = grids(this, records, data)
         rows = {name: row for name, row in rows.items() if this.listed(name)}
         columns: dict[str, Sequence[str]] = {"method": list(rows)}
         shown = {m: [row.values.get(m, ()) for row in rows.values()] for m in this.shown(data)}
         columns |= {head(m): [mean_of(x) if len(x) else "" for x in found] for m, found in shown.items()}
         columns |= this.columns(data, rows)
-        columns["chosen"] = [this.chosen(row, grids.get(name, {})) for name, row in rows.items()]
+        columns["chosen"] = [this.chosen(row, grid(name)) for name, row in rows.items()]
         columns["seeds"] = [str(len(row.seeds)) for row in rows.values()]
         columns["marks"] = [row.marks.replace("*", "") for row in rows.values()]  # the setting has the stars
         used |= set("".join(columns["marks"])) | set("*" if "*" in "".join(columns["chosen"]) else "")

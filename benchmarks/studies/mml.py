@@ -98,16 +98,28 @@ LOSSES = {
     "CCL": Loss(jr.losses.ccl, {"margin": (0.6, 0.7, 0.8), "weight": WEIGHTS} | RATE),
     "MML": Loss(jr.losses.mml, {"margins": MARGINS, "weights": SHARES, "negative_weight": WEIGHTS} | RATE),
 }
-# With few negatives, losses prefer smaller weights and temperatures, and more weight decay.
-FEW_DOT, FEW_WEIGHTS = {"learning_rate": (0.01, 0.03, 0.1), "l2": (1e-8, 1e-7, 1e-6, 1e-5)}, (17.5, 35.0, 70.0, 150.0)
-FEW = {
+# With few negatives, losses prefer smaller margins, weights and temperatures, and more weight decay.
+FEW_DOT = {"learning_rate": (0.01, 0.03, 0.1), "l2": (1e-8, 1e-7, 1e-6, 1e-5)}
+BOTH = {
     "BPR": FEW_DOT,
     "BCE": FEW_DOT,
     "MSE": {"weight": (4.0, 16.0, 64.0, 256.0)},
     "softmax": {"temperature": (0.05, 0.07, 0.1, 0.14)},
-    "BSL": {"temperature": (0.05, 0.07, 0.1, 0.14)},
-    "CCL": {"weight": FEW_WEIGHTS},
-    "MML": {"negative_weight": FEW_WEIGHTS},
+    "CCL": {"margin": (0.4, 0.5, 0.6, 0.7)},
+}
+FEW = {
+    "10 a group": BOTH
+    | {
+        "BSL": {"temperature": (0.035, 0.05, 0.07, 0.1), "exponent": (1.15, 1.3, 1.5)},
+        "CCL": BOTH["CCL"] | {"weight": (17.5, 35.0, 70.0)},
+        "MML": {"margins": ((0.3, 0.4, 0.5), (0.4, 0.5, 0.6), *MARGINS[:2]), "negative_weight": (17.5, 35.0, 70.0)},
+    },
+    "100 a group": BOTH
+    | {
+        "BSL": {"temperature": (0.05, 0.07, 0.1, 0.14)},
+        "CCL": BOTH["CCL"] | {"weight": (35.0, 70.0, 150.0)},
+        "MML": {"margins": ((0.4, 0.5, 0.6), *MARGINS), "negative_weight": (35.0, 70.0, 150.0)},
+    },
 }
 KINDS = {
     "2048 shared": Kind(2048, True, 50, long=True),
@@ -116,10 +128,7 @@ KINDS = {
     "2048 shared, SimpleX": Kind(2048, True, 10, simplex=True),
 }
 CASES = {
-    f"{loss}, {kind}": (
-        LOSSES[loss]._replace(grid=LOSSES[loss].grid | ({} if KINDS[kind].shared else FEW[loss])),
-        KINDS[kind],
-    )
+    f"{loss}, {kind}": (LOSSES[loss]._replace(grid=LOSSES[loss].grid | FEW.get(kind, {}).get(loss, {})), KINDS[kind])
     for kind in KINDS
     for loss in (("CCL", "MML") if KINDS[kind].simplex else LOSSES)
 }
@@ -199,17 +208,6 @@ def methods(data: str) -> list[study.Method]:
 # ---------------------------------------------------------------------- tables
 
 
-def chosen(row: study.Row, grid: Any) -> str:
-    """Returns the setting, with a star at values at an end of the grid that validation compared."""
-    name = row.method.removesuffix(f", {LONG}")
-    if name not in CASES:
-        return ""
-    stars = study.ends(row.setting, CASES[name][0].grid)
-    shown = {option.replace("_", " "): (value, "*" * (option in stars)) for option, value in row.setting.items()}
-    lists = {option: " ".join(f"{x:.3g}" for x in v) for option, (v, _) in shown.items() if isinstance(v, list | tuple)}
-    return ", ".join(f"{option} {lists.get(option) or format(v, 'g')}{star}" for option, (v, star) in shown.items())
-
-
 def columns(data: str, rows: Mapping[str, study.Row]) -> dict[str, list[str]]:
     """Returns the columns for the CPU minutes."""
     run = lambda row: "epochs" in row.setting and None not in row.cpu_seconds  # noqa: E731
@@ -284,6 +282,7 @@ STUDY = Study(
     quick=quick,
     trials=TRIALS,
     tuned=tuple(SELECT.values()),
+    tuned_by=lambda data, method: (SELECT.get(data, data), method.removesuffix(f", {LONG}")),
     claims=[
         *((f"MML, {kind}", f"CCL, {kind}") for kind in KINDS),
         ("BSL, 2048 shared", "softmax, 2048 shared"),
@@ -292,7 +291,6 @@ STUDY = Study(
             for one, other in (("MML", "CCL"), ("BSL", "softmax"), ("BSL", "MML"))
         ),
     ],
-    chosen=chosen,
     columns=columns,
     after=margins,
     panes=panes,
