@@ -280,7 +280,9 @@ def _claims(text: str) -> dict[pathlib.Path, str | bytes]:
         0
     ].splitlines()
     names = [cell.strip() for cell in head.strip("|").split(" | ")]
-    wanted = [names.index(name) for name in ("claim", "verdict", "evidence")]
+    wanted = [
+        names.index(name) for name in ("claim", "verdict", "data sets", "evidence")
+    ]
     tables: dict[str, list[list[str]]] = {}
     for line in lines:
         cells = [cell.strip() for cell in line.strip().strip("|").split(" | ")]
