@@ -226,22 +226,50 @@ def test_the_command_of_a_study_trains_and_writes_table_and_plot(tmp_path, monke
         said("--method", "GR2")
 
 
+def runs_of_two(difference, data="board"):
+    """Returns records of A, whose values are higher by a difference and some noise, and of B."""
+    noise = [0.01, -0.02, 0.01]
+    return [
+        {"data": data, "method": name, "seed": seed, "setting": {}, "grid": {}, "on": "test", "curve": []}
+        | {"valid": {}, "test": {"recall@2": 0.5 + (difference + noise[seed]) * (name == "A")}}
+        for name in ("A", "B")
+        for seed in range(3)
+    ]
+
+
 @pytest.mark.parametrize(
     ("difference", "place"), [(0.2, "above B"), (-0.2, "below B"), (0.0, "not distinguishable from B")]
 )
 def test_a_claim_can_come_out_any_way(difference, place):
     from benchmarks.studies import _study
 
-    noise = [0.01, -0.02, 0.01]
-    records = [
-        {"data": "board", "method": name, "seed": seed, "setting": {}, "grid": {}, "on": "test", "curve": []}
-        | {"valid": {}, "test": {"recall@2": 0.5 + (difference + noise[seed]) * (name == "A")}}
-        for name in ("A", "B")
-        for seed in range(3)
-    ]
-    this = made_up([study.Method("A"), study.Method("B")])
+    records, this = runs_of_two(difference), made_up([study.Method("A"), study.Method("B")])
     assert f"A: {place} on board ({difference:+.4f} ± " in _study.claim(this, records, "A", "B")
     assert _study.claim(this, records[:4], "A", "B") == _study.claim(this, records[:3], "A", "B") == ""
+
+
+def test_the_p_values_of_a_claim_are_corrected_for_their_number():
+    from benchmarks.studies import _study
+
+    methods = lambda: [study.Method("A"), study.Method("B")]  # noqa: E731
+    this = made_up([])._replace(methods={"board": methods, "other": methods})
+    one, both = runs_of_two(0.05), [*runs_of_two(0.05), *runs_of_two(0.05, "other")]
+    (alone,) = _study.tested(this, one, [("A", "B")]).values()
+    assert alone.sign == 1 and 0.025 < alone.p_value < 0.05
+    for test in _study.tested(this, both, [("A", "B")]).values():
+        assert test.sign == 0 and test.p_value == pytest.approx(2 * alone.p_value)
+
+
+def test_a_paired_test_has_the_marks_of_its_rows():
+    from benchmarks.studies import _study
+
+    grid = {"dim": (1, 2)}
+    this = made_up([study.Method("A", grid=grid), study.Method("B")])
+    chosen = [{"setting": {"dim": dim}, "on": "valid", "valid": {"recall@2": dim}} for dim in (1, 2)]
+    own = [r | {"setting": {"dim": 2}} if r["method"] == "A" else r for r in runs_of_two(0.2)]
+    (test,) = _study.tested(this, [*(own[0] | each for each in chosen), *own], [("A", "B")]).values()
+    assert test.marks == "*"
+    assert ", *)" in _study.claim(this, [*(own[0] | each for each in chosen), *own], "A", "B")
 
 
 def test_rg2_refits_on_gowalla_for_the_best_number_of_epochs_on_validation(monkeypatch):
