@@ -31,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks import _record
-from benchmarks.studies import _study, mml
+from benchmarks.studies import _results, _study, mml
 from benchmarks.studies.lambda_opt import BEST_FIXED
 
 
@@ -193,14 +193,14 @@ def verdict(signs: Sequence[int]) -> str:
 
 def judged(claim: Claim, this: _study.Study, records: _study.Records) -> tuple[str, str, str, str]:
     """Returns a claim's verdict, the number of data sets, the evidence, and the marks of the rows."""
-    tests = _study.tested(this, records, claim.pairs, claim.data)
+    tests = _results.tested(this, records, claim.pairs, claim.data)
     marks = {mark for test in tests.values() for mark in test.marks}
     held = [1 if claim.or_equal and test.sign == 0 else test.sign for test in tests.values()]
     sets = len({data for data, *_ in tests})
     return verdict(held), str(sets), evidence(claim, tests), "".join(sorted(marks))
 
 
-def evidence(claim: Claim, tests: Mapping[tuple[str, str, str], _study.Test]) -> str:
+def evidence(claim: Claim, tests: Mapping[tuple[str, str, str], _results.Test]) -> str:
     """Returns the differences on each data set; of several pairs, how many were above and below."""
     count = lambda found: f"{found.count(1)} above, {found.count(0)} equal, {found.count(-1)} below"  # noqa: E731
     if len(claim.pairs) == 1:
@@ -218,13 +218,13 @@ def evidence(claim: Claim, tests: Mapping[tuple[str, str, str], _study.Test]) ->
 def wrong(studies: Mapping[str, tuple[_study.Study, _study.Records]]) -> str:
     """Returns what we said and was wrong, with today's values from the records."""
     this, records = studies["rg2"]
-    tables = _study.tables(this, records)
-    value = lambda data, name: _study.mean_of(tables[data][name].values["ndcg@10"])  # noqa: E731
+    tables = _results.tables(this, records)
+    value = lambda data, name: _results.mean_of(tables[data][name].values["ndcg@10"])  # noqa: E731
 
     def decayed(l2: float) -> str:
         runs = [r for r in records if (r["data"], r["method"], r["on"]) == ("ml-1m", "LightGCN, softmax", "test")]
         found = [r["test"]["ndcg@10"] for r in runs if r["setting"].get("l2") == l2 and "learning_rate" in r["setting"]]
-        return _study.mean_of(np.array(found))
+        return _results.mean_of(np.array(found))
 
     said = [
         "README had multi-margin loss 10.4 % above CCL. Both had the settings of their papers, which suit neither "

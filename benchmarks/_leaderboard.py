@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import _record
-from benchmarks.studies import _study
+from benchmarks.studies import _results, _study
 from jaxrec import study
 
 PUBLISHED = (
@@ -59,10 +59,10 @@ def rows(studies: Studies, data: str) -> list[tuple[study.Row, _study.Records]]:
                 raise ValueError(
                     f"with seed {record['seed']}, {name} has other test pairs of {data} than another study"
                 )
-        grid = _study.grids(this, records, data)
-        for method, row in _study.tables(this, records).get(data, {}).items():
+        grid = _results.grids(this, records, data)
+        for method, row in _results.tables(this, records).get(data, {}).items():
             tuned = (*this.tuned_by(data, method), "valid")
-            tried = _study.recorded(study.settings(grid(method), this.trials))
+            tried = _results.recorded(study.settings(grid(method), this.trials))
             of_method = [each for each in records if (each["data"], each["method"], each["on"]) == tuned]
             trials = [each for each in of_method if each["setting"] in tried]
             if method not in found or len(row.seeds) > len(found[method][0].seeds):  # of trivial rankers
@@ -77,7 +77,7 @@ def section(studies: Studies) -> str:
         if found := rows(studies, data):
             listed, trials = zip(*found)
             columns = {"method": [row.method for row in listed]}
-            columns |= {_study.head(m): [_study.mean_of(row.values[m]) for row in listed] for m in metrics}
+            columns |= {_results.head(m): [_results.mean_of(row.values[m]) for row in listed] for m in metrics}
             columns["CPU seconds"] = [_seconds(row.cpu_seconds, np.median) for row in listed]
             columns["of all trials"] = [_seconds([each.get("cpu_seconds") for each in runs], sum) for runs in trials]
             columns["trials"] = [str(len(runs)) if runs else "" for runs in trials]
@@ -85,7 +85,7 @@ def section(studies: Studies) -> str:
             columns["marks"] = [row.marks for row in listed]
             used |= set("".join(columns["marks"]))
             parts.append(f"### {data}: all methods\n\n{_record.table(list(columns), list(zip(*columns.values())))}")
-    legend = [f"{mark}: {what}." for mark, what in _study.MARKS.items() if mark in used]
+    legend = [f"{mark}: {what}." for mark, what in _results.MARKS.items() if mark in used]
     parts.append(" ".join(["Means ± standard error over seeds.", *legend]))
     return "\n\n".join(parts)
 

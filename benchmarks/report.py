@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import _claims, _leaderboard, _record
-from benchmarks.studies import _plots, _study
+from benchmarks.studies import _plots, _results, _study
 
 ROOT = pathlib.Path(__file__).parents[1]
 BEGIN, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of results -->"
@@ -35,7 +35,7 @@ study describes them.
 def studies() -> dict[str, tuple[_study.Study, list[dict[str, Any]]]]:
     """Returns the studies that have records, with their records."""
     found = {name: importlib.import_module(f"benchmarks.studies.{name}").STUDY for name in STUDIES}
-    return {name: (this, records) for name, this in found.items() if (records := _study.records_of(name))}
+    return {name: (this, records) for name, this in found.items() if (records := _results.records_of(name))}
 
 
 def measured(name: str) -> dict[str, Any] | None:
@@ -125,8 +125,8 @@ def summary(judgements: Sequence[Sequence[str]]) -> str:
         said = f"{bpr['rate'] / 1e6:.0f} million pairs a second; iALS on 20 million pairs {als['seconds_text']} a sweep"
         rows.append([f"MF-BPR on one {found['device']}", said])
     if found := studies().get("rg2"):
-        of_data = _study.tables(*found)["ml-1m"]
-        of_data = {name: row for name, row in of_data.items() if _study.EARLIER not in row.marks}
+        of_data = _results.tables(*found)["ml-1m"]
+        of_data = {name: row for name, row in of_data.items() if _results.EARLIER not in row.marks}
         names = ("RG2, alpha tuned", "EASE", "ChebyCF", "iALS", "GF-CF", "softmax", "BPR", "popularity")
         means = {name: of_data[name].values["ndcg@10"].mean() for name in names if name in of_data}
         trials = {row.method: len(runs) for row, runs in _leaderboard.rows({"rg2": found}, "ml-1m")}
@@ -200,7 +200,7 @@ def headlines() -> str:
             "[Speed on an accelerator](#speed-on-an-accelerator)."
         )
     for this, records in studies().values():
-        lines += this.headlines(_study.tables(this, records), records)
+        lines += this.headlines(_results.tables(this, records), records)
     said = "Some of the results; each is part of a section below."
     return "\n".join(["## Highlights", "", said, "", *(f"- {line}" for line in lines)])
 
@@ -213,7 +213,7 @@ def written() -> dict[str, str]:
     sections = [headlines()] + ([quickstart(found)] if (found := measured("quickstart")) else [])
     judgements = _claims.judgements(studies())
     sections += [_leaderboard.section(studies()), _claims.section(studies(), judgements)]
-    sections += [_study.section(this, records) for this, records in studies().values()]
+    sections += [_results.section(this, records) for this, records in studies().values()]
     for name in ("categories", "accelerator"):
         if found := measured(name):
             sections.append(speed(importlib.import_module(f"benchmarks.{name}"), found))
@@ -233,7 +233,7 @@ def stale() -> dict[tuple[str, str, str], str]:
     Returns:
         For each (study, data set, method), what is wrong.
     """
-    found = {name: _study.stale(this, records) for name, (this, records) in studies().items()}
+    found = {name: _results.stale(this, records) for name, (this, records) in studies().items()}
     return {(name, *row): reason for name, rows in found.items() for row, reason in rows.items()}
 
 
@@ -261,7 +261,7 @@ def main() -> None:
             print(f"wrote {path}")
         for name, (this, records) in studies().items():
             if this.panes is not None:
-                rows = _study.tables(this, records)
+                rows = _results.tables(this, records)
                 _plots.picture(_record.RESULTS / f"{name}.png", this.panes(rows, records))
         said = []
     said += unexpected(stale())

@@ -126,23 +126,23 @@ def altered(this, data, name, grid):
 )
 def test_a_record_of_another_grid_is_found_and_marked(name, data, method, grid, reason, studies):
     """If its grid has a value more or less, a method's row is stale, and no other row is."""
-    from benchmarks.studies import _study
+    from benchmarks.studies import _results
 
     this, records = studies[name]
     other = altered(this, data, method, grid)
-    before, after = (_study.stale(each, records) for each in (this, other))
+    before, after = (_results.stale(each, records) for each in (this, other))
     assert after.keys() - before == {(data, method)} and reason in after[data, method]
-    plain, text = _study.section(this, records), _study.section(other, records)
+    plain, text = _results.section(this, records), _results.section(other, records)
     assert study.MARKS["!"] not in plain and study.MARKS["!"] in text
     marked = [line for line in text.splitlines() if line.startswith("| ") and re.search(r"!\S* \|$", line)]
     assert [line.split(" | ")[0] for line in marked] == [f"| {method}"]
 
 
 def test_a_row_keeps_its_earlier_grid_until_the_runs_with_the_present_one_are_recorded(studies):
-    from benchmarks.studies import _study
+    from benchmarks.studies import _results
 
     this, records = studies["rg2"]
-    grid_of = lambda records: {m.name: m.grid for m in _study.compared(this, records, "ml-100k")}["BPR"]  # noqa: E731
+    grid_of = lambda records: {m.name: m.grid for m in _results.compared(this, records, "ml-100k")}["BPR"]  # noqa: E731
     new = next(method.grid for method in this.methods["ml-100k"]() if method.name == "BPR")
     own = [r for r in records if (r["data"], r["method"]) == ("ml-100k", "BPR") and "epochs" not in r["setting"]]
     assert grid_of(own) == this.older("ml-100k")["BPR"]
@@ -151,26 +151,26 @@ def test_a_row_keeps_its_earlier_grid_until_the_runs_with_the_present_one_are_re
     tests = [trial | {"on": "test", "setting": trials[0]["setting"], "seed": seed, "test": {}} for seed in range(3)]
     assert grid_of(own + trials[1:] + tests) == grid_of(own + trials + tests[1:]) == grid_of(own)
     old, softmax = own + trials[1:], [r for r in records if (r["data"], r["method"]) == ("ml-100k", "softmax")]
-    assert _study.earlier(this, [*old, *softmax], "ml-100k") & {"BPR", "softmax"} == {"BPR"}
+    assert _results.earlier(this, [*old, *softmax], "ml-100k") & {"BPR", "softmax"} == {"BPR"}
     # A row with an earlier grid is compared with one without only where it is above that.
     solved = [r for r in records if (r["data"], r["method"]) == ("ml-100k", "RG2")]
-    assert _study.tested(this, [*old, *softmax], [("softmax", "BPR")]) == {}
-    assert _study.tested(this, [*old, *solved], [("RG2", "BPR")]) == {}
+    assert _results.tested(this, [*old, *softmax], [("softmax", "BPR")]) == {}
+    assert _results.tested(this, [*old, *solved], [("RG2", "BPR")]) == {}
     better = [r | {"test": {"ndcg@10": 0.9 + r["seed"] / 1e3}, "users": {}} if r["on"] == "test" else r for r in own]
-    (test,) = _study.tested(this, [*better, *trials[1:], *solved], [("RG2", "BPR")]).values()
+    (test,) = _results.tested(this, [*better, *trials[1:], *solved], [("RG2", "BPR")]).values()
     assert test.difference < -0.5 and test.p_value < 0.05 and test.sign == -1
     assert grid_of(own + trials + tests) == new
 
 
 def test_a_removed_method_and_a_changed_grid_are_stale(studies):
-    from benchmarks.studies import _study, mml
+    from benchmarks.studies import _results, mml
 
     this, records = studies["rg2"]
     less = this._replace(methods={**this.methods, "ml-1m": lambda: this.methods["ml-1m"]()[:-1]})
-    assert _study.stale(less, records) == {("ml-1m", "Sparsemax"): "is recorded, but is no longer compared"}
+    assert _results.stale(less, records) == {("ml-1m", "Sparsemax"): "is recorded, but is no longer compared"}
     this, records = studies["mml"]
     grid = {"margin": [0.1, 0.6], "weight": [70.0], "learning_rate": [0.03], "epochs": [50]}
-    after = _study.stale(altered(this, mml.SELECT["gowalla"], "CCL, 2048 shared", grid), records)
+    after = _results.stale(altered(this, mml.SELECT["gowalla"], "CCL, 2048 shared", grid), records)
     assert set(after) == {(mml.SELECT["gowalla"], "CCL, 2048 shared")}
 
 
@@ -197,7 +197,7 @@ def made_up(methods, **more):
 @pytest.mark.deep
 def test_the_command_of_a_study_trains_and_writes_table_and_plot(tmp_path, monkeypatch, capsys):
     from benchmarks import _record
-    from benchmarks.studies import _study
+    from benchmarks.studies import _command
 
     pytest.importorskip("matplotlib")
     fit = lambda train, valid, key, **setting: jr.solvers.rg2.solve(train, dim=2, key=key, **setting)  # noqa: E731
@@ -208,7 +208,7 @@ def test_the_command_of_a_study_trains_and_writes_table_and_plot(tmp_path, monke
 
     def said(*arguments):
         monkeypatch.setattr(sys, "argv", ["made_up", *arguments])
-        _study.main(this)
+        _command.main(this)
         *text, last = capsys.readouterr().out.splitlines()
         return "\n".join(text), json.loads(last)
 
@@ -241,35 +241,35 @@ def runs_of_two(difference, data="board"):
     ("difference", "place"), [(0.2, "above B"), (-0.2, "below B"), (0.0, "not distinguishable from B")]
 )
 def test_a_claim_can_come_out_any_way(difference, place):
-    from benchmarks.studies import _study
+    from benchmarks.studies import _results
 
     records, this = runs_of_two(difference), made_up([study.Method("A"), study.Method("B")])
-    assert f"A: {place} on board ({difference:+.4f} ± " in _study.claim(this, records, "A", "B")
-    assert _study.claim(this, records[:4], "A", "B") == _study.claim(this, records[:3], "A", "B") == ""
+    assert f"A: {place} on board ({difference:+.4f} ± " in _results.claim(this, records, "A", "B")
+    assert _results.claim(this, records[:4], "A", "B") == _results.claim(this, records[:3], "A", "B") == ""
 
 
 def test_the_p_values_of_a_claim_are_corrected_for_their_number():
-    from benchmarks.studies import _study
+    from benchmarks.studies import _results
 
     methods = lambda: [study.Method("A"), study.Method("B")]  # noqa: E731
     this = made_up([])._replace(methods={"board": methods, "other": methods})
     one, both = runs_of_two(0.05), [*runs_of_two(0.05), *runs_of_two(0.05, "other")]
-    (alone,) = _study.tested(this, one, [("A", "B")]).values()
+    (alone,) = _results.tested(this, one, [("A", "B")]).values()
     assert alone.sign == 1 and 0.025 < alone.p_value < 0.05
-    for test in _study.tested(this, both, [("A", "B")]).values():
+    for test in _results.tested(this, both, [("A", "B")]).values():
         assert test.sign == 0 and test.p_value == pytest.approx(2 * alone.p_value)
 
 
 def test_a_paired_test_has_the_marks_of_its_rows():
-    from benchmarks.studies import _study
+    from benchmarks.studies import _results
 
     grid = {"dim": (1, 2)}
     this = made_up([study.Method("A", grid=grid), study.Method("B")])
     chosen = [{"setting": {"dim": dim}, "on": "valid", "valid": {"recall@2": dim}} for dim in (1, 2)]
     own = [r | {"setting": {"dim": 2}} if r["method"] == "A" else r for r in runs_of_two(0.2)]
-    (test,) = _study.tested(this, [*(own[0] | each for each in chosen), *own], [("A", "B")]).values()
+    (test,) = _results.tested(this, [*(own[0] | each for each in chosen), *own], [("A", "B")]).values()
     assert test.marks == "*"
-    assert ", *)" in _study.claim(this, [*(own[0] | each for each in chosen), *own], "A", "B")
+    assert ", *)" in _results.claim(this, [*(own[0] | each for each in chosen), *own], "A", "B")
 
 
 def test_rg2_refits_on_gowalla_for_the_best_number_of_epochs_on_validation(monkeypatch):

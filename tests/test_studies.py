@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxrec as jr
-from benchmarks.studies import _lambda_opt, _mars, _study, _valid, lambda_opt, mars_tuned, mml, published, valid
+from benchmarks.studies import _lambda_opt, _mars, _results, _valid, lambda_opt, mars_tuned, mml, published, valid
 from jaxrec import study
 from jaxrec.data import splits, synthetic
 
@@ -30,7 +30,7 @@ def parts():
 def unrecorded(name, grids):
     """The methods of a study without a record that has the hyperparameters of the grid; `grids` has them by method."""
     named = lambda record: re.sub(r", \d+ epochs$", "", record["method"])  # noqa: E731
-    ran = {(named(record), *sorted(record["setting"])) for record in _study.records_of(name)}
+    ran = {(named(record), *sorted(record["setting"])) for record in _results.records_of(name)}
     return [method for method, grid in grids.items() if (method, *sorted(grid)) not in ran]
 
 

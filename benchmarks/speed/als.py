@@ -24,7 +24,7 @@ import scipy.sparse
 import jaxrec as jr
 from benchmarks import _record
 from benchmarks.speed import _measure
-from benchmarks.studies._study import picture
+from benchmarks.studies._plots import picture
 from jaxrec.data import datasets, splits, synthetic
 
 DATA, DIMS, SWEEPS = ("gowalla", "ml-1m"), (64, 256), 4

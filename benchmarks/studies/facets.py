@@ -30,7 +30,10 @@ import optax
 from scipy.optimize import linear_sum_assignment
 
 import jaxrec as jr
-from benchmarks.studies._study import Study, less, main, mean_of, stderr, swept
+from benchmarks.studies._command import main
+from benchmarks.studies._plots import stderr
+from benchmarks.studies._results import less, mean_of
+from benchmarks.studies._study import Study, swept
 from jaxrec import study
 from jaxrec.data import splits, synthetic
 from jaxrec.models import MARS, MF

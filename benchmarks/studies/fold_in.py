@@ -26,8 +26,9 @@ import numpy as np
 import optax
 
 import jaxrec as jr
+from benchmarks.studies._command import main
 from benchmarks.studies._sgd import DIM, GROUPS, RATE
-from benchmarks.studies._study import Study, by_epochs, main, pairs_alone, quietly, swept
+from benchmarks.studies._study import Study, by_epochs, pairs_alone, quietly, swept
 from jaxrec import study
 from jaxrec.data import datasets, splits
 

@@ -45,8 +45,11 @@ import numpy as np
 import jaxrec as jr
 from benchmarks import _record
 from benchmarks.studies import _lambda_opt as parts
+from benchmarks.studies._command import main
 from benchmarks.studies._lambda_opt import GROUPS, METRIC, PAPER, PARTS, Halves, Kind, Part, evaluate, prepare
-from benchmarks.studies._study import EARLIER, Study, by_epochs, less, main, mean_of, records_of, stderr, swept
+from benchmarks.studies._plots import stderr
+from benchmarks.studies._results import EARLIER, less, mean_of, records_of
+from benchmarks.studies._study import Study, by_epochs, swept
 from jaxrec import study
 
 # Positives per step, and numbers of epochs to choose from.

@@ -31,6 +31,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks import _record
+from benchmarks.studies._command import main
 from benchmarks.studies._mars import (
     BY_ID,
     DATA,
@@ -46,7 +47,8 @@ from benchmarks.studies._mars import (
     times,
 )
 from benchmarks.studies._plots import varied
-from benchmarks.studies._study import Study, main, mean_of
+from benchmarks.studies._results import mean_of
+from benchmarks.studies._study import Study
 from jaxrec import study
 
 SHOWN = "ndcg@10"  # of the sampled protocol, for varied values

@@ -19,8 +19,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from benchmarks.studies._command import main
 from benchmarks.studies._mars import BY_ID, DATA, FULL, METRIC, SAMPLED, evaluate, method, protocols_of, split, times
-from benchmarks.studies._study import Study, main
+from benchmarks.studies._study import Study
 from jaxrec import study
 
 POWER, FACET = {"power": (0.0, 0.75)}, {"dim": (64,)}

@@ -35,7 +35,9 @@ import numpy as np
 import optax
 
 import jaxrec as jr
-from benchmarks.studies._study import Study, fitted, main, records_of
+from benchmarks.studies._command import main
+from benchmarks.studies._results import records_of
+from benchmarks.studies._study import Study, fitted
 from jaxrec import study
 from jaxrec.data import datasets, splits
 

@@ -36,7 +36,8 @@ import jax
 import optax
 
 import jaxrec as jr
-from benchmarks.studies._study import Study, fitted, main
+from benchmarks.studies._command import main
+from benchmarks.studies._study import Study, fitted
 from jaxrec import study
 from jaxrec.data import datasets, splits
 from jaxrec.solvers.filters import bspm, cheby_cf, gf_cf, turbo_cf

@@ -42,9 +42,10 @@ import numpy as np
 
 import jaxrec as jr
 from benchmarks.studies import _sgd
+from benchmarks.studies._command import main
 from benchmarks.studies._plots import timed
 from benchmarks.studies._sgd import DIM, SCALE, SMALL, factors
-from benchmarks.studies._study import AS_PUBLISHED, Study, main
+from benchmarks.studies._study import AS_PUBLISHED, Study
 from jaxrec import study
 from jaxrec.data import datasets, splits
 

@@ -33,8 +33,10 @@ import numpy as np
 import jaxrec as jr
 from benchmarks import _record
 from benchmarks.studies import _valid as parts
+from benchmarks.studies._command import main
 from benchmarks.studies._plots import varied
-from benchmarks.studies._study import AS_PUBLISHED, Study, afresh, main, mean_of, paired
+from benchmarks.studies._results import mean_of, paired
+from benchmarks.studies._study import AS_PUBLISHED, Study, afresh
 from benchmarks.studies._valid import BLOCKS, INTERESTS, METRIC, SHOWN, Fitted, Part, compacted, prepare
 from jaxrec import study
 from jaxrec.data import splits
