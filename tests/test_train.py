@@ -595,6 +595,18 @@ def test_wrong_constants_are_named(name):
         jr.train.init(jax.random.key(0), OfFeatures(), TX, constants=constants)
 
 
+def test_parameters_take_the_place_of_those_that_the_model_draws_or_are_further_ones():
+    model, user = model_of(), np.ones((TRAIN.n_users, 8))
+    plain = jr.train.init(jax.random.key(0), model, TX)
+    state = jr.train.init(jax.random.key(0), model, TX, parameters={"user": user, "margin": jnp.ones(3)})
+    params, drawn = state.variables["params"], plain.variables["params"]
+    assert params.keys() == {"user", "item", "margin"} and params["user"].dtype == drawn["user"].dtype
+    np.testing.assert_array_equal(params["user"], user)
+    np.testing.assert_array_equal(params["item"], drawn["item"])
+    with pytest.raises(ValueError, match=r"parameters\['user'\] has shape \(3, 8\), but MF has \(\d+, 8\)"):
+        jr.train.init(jax.random.key(0), model, TX, parameters={"user": user[:3]})
+
+
 @pytest.mark.parametrize("n", [29, 34])
 def test_a_table_with_another_number_of_rows_than_items_is_refused(n):
     """Its last row would be the features of all items beyond."""

@@ -69,9 +69,10 @@ def init(
             key.
         model: a Linen module, or another model that is called with users and items.
         tx: an optax transformation of the collection "params", or an `optim.Step`.
-        parameters: further entries of "params" that the loss learns and the model does not know,
-            such as `{"boundary": jnp.zeros(n_users)}` for `losses.uib`; see `arguments` of
-            `pairwise_objective`.
+        parameters: entries of "params". Those that the model has take the place of what it draws,
+            and must have its shapes; floats get their dtype. Others are further parameters that the
+            loss learns, such as `{"boundary": jnp.zeros(n_users)}` for `losses.uib`; see `arguments`
+            of `pairwise_objective`.
         constants: values of the model's collections that are not trained, such as
             `{"features": {"table": table}}` for a module with `self.variable("features", "table",
             ...)`. They take the place of those that the model draws, and must have their names and
@@ -80,8 +81,9 @@ def init(
     Raises:
         TypeError: if `model` is a class or no model, `tx` is not a transformation, or the model has an array
             among its attributes.
-        ValueError: if `key` is not a typed key, such as an integer seed; or `constants` have a name
-            or a shape that the model's do not have.
+        ValueError: if `key` is not a typed key, such as an integer seed; `constants` have a name
+            that the model's do not have; or `constants` or `parameters` have another shape than the
+            model's of this name.
     """
     check_key(key)
     if isinstance(model, type):
@@ -98,7 +100,9 @@ def init(
     if "params" in given:
         raise ValueError("constants has 'params', which are trained; give constants of other collections")
     variables = _replaced(variables, given, "constants", type(model).__name__)
-    variables = {**variables, "params": {**variables["params"], **(parameters or {})}}
+    own, given = variables["params"], dict(parameters or {})
+    known = _replaced(own, {name: given[name] for name in own if name in given}, "parameters", type(model).__name__)
+    variables = {**variables, "params": {**given, **known}}
     return State(variables, tx.init(variables["params"]), run_key, jnp.zeros((), jnp.int32))
 
 
