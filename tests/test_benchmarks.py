@@ -273,9 +273,9 @@ def test_a_paired_test_has_the_marks_of_its_rows():
 
 
 def test_rg2_refits_on_gowalla_for_the_best_number_of_epochs_on_validation(monkeypatch):
-    from benchmarks.studies import rg2
+    from benchmarks.studies import _solvers, rg2
 
-    monkeypatch.setattr(rg2, "DIM", 4)
+    monkeypatch.setattr(_solvers, "DIM", 4)
 
     train, _ = synthetic.checkerboard(12)
     log = jr.train.Log().append({"epoch": 1, "recall@20": 0.1}).append({"epoch": 2, "recall@20": 0.3})
@@ -287,7 +287,7 @@ def test_rg2_refits_on_gowalla_for_the_best_number_of_epochs_on_validation(monke
     names = {
         data: {method.name for method in rg2.methods(data)} for data in ("gowalla", "ml-100k", "ml-1m", "citeulike-a")
     }
-    solvers = set(rg2.METHODS)
+    solvers = set(_solvers.METHODS)
     assert names["ml-1m"] == names["ml-100k"] > solvers | {"softmax", "LightGCN, softmax"}
     assert names["gowalla"] == {"popularity"} | solvers - {"EASE"} and {"iALS", "GF-CF"} < solvers
     assert "softmax" not in names["gowalla"] and names["citeulike-a"] == {"popularity"} | solvers
@@ -355,11 +355,11 @@ def test_the_penalty_of_a_loss_over_all_items_takes_their_mean():
 @pytest.mark.deep
 def test_gauss_newton_solves_the_problem_of_als():
     """One dimension, because the other singular values of the board are equal."""
-    from benchmarks.studies import rg2
+    from benchmarks.studies import _solvers
 
     train, key = synthetic.checkerboard(12)[0], jax.random.key(0)
     options = {"dim": 1, "key": key, "sweeps": 60, "regularization": 0.1, "tolerance": None, "progress": False}
-    model, variables, _ = rg2.newton(train, **options)
+    model, variables, _ = _solvers.newton(train, **options)
     users, items = model.apply(variables, method="vectors")
     solved = jr.solvers.rg2.fit(train, **options)
     scores = solved[0].apply(solved[1], jnp.arange(12, dtype=jnp.int32), method="rows")
