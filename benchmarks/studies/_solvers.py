@@ -157,33 +157,36 @@ METHODS = {
 }
 
 # Values for single data sets. Where validation chose an end of a range, the range was moved beyond it.
-UNSEEN, ALPHAS = {"unobserved_weight": (0.001, 0.003, 0.01, 0.03, 0.1)}, {"alpha": (4.0, 10.0, 30.0)}
-LISTS, SHRINKAGES = {"neighbours": (200, 400, 800, 1600)}, {"shrinkage": (0.0, 1.0, 5.0, 25.0)}
+ALPHAS = {"alpha": (4.0, 10.0, 30.0)}
 MOVED: dict[str, dict[str, Grid]] = {
     "ml-100k": {
         "WRMF": ALPHAS,
-        "iALS": {"unobserved_weight": (0.03, 0.1, 0.3, 1.0, 3.0)},
-        "ItemKNN": SHRINKAGES,
+        "iALS": {"unobserved_weight": (0.1, 0.3, 1.0, 3.0, 10.0), "regularization": (0.001, 0.003, 0.01, 0.03)},
+        "ItemKNN": {"shrinkage": (1.0, 5.0, 10.0, 25.0)},
     },
     "ml-1m": {
-        "ChebyCF": {"flatness": (6.0, 12.0, 24.0, 48.0)},
-        "Turbo-CF": {"normalization": (0.1, 0.2, 0.3, 0.4, 0.6)},
+        "ChebyCF": {"flatness": (12.0, 24.0, 48.0, 96.0)},
+        "Turbo-CF": {"normalization": (0.5, 0.6, 0.7, 0.8, 0.9)},
     },
     "lastfm-2k": {
         "WRMF": ALPHAS,
         "GF-CF": {"weight": (0.2, 0.5, 1.0, 2.0)},
-        "ItemKNN": LISTS | SHRINKAGES,
+        "ItemKNN": {"neighbours": (200, 400, 800, 1600), "shrinkage": (0.0, 1.0, 5.0, 25.0)},
     },
     "citeulike-a": {
         "RG2": {"regularization": (0.003, 0.01, 0.03, 0.1, 0.3)},
-        "WRMF": ALPHAS | {"regularization": (0.3, 1.0, 3.0, 10.0)},
-        "iALS": UNSEEN,
+        "WRMF": {"alpha": (30.0, 100.0, 300.0), "regularization": (1.0, 3.0, 10.0, 30.0)},
+        "iALS": {"unobserved_weight": (0.001, 0.003, 0.01, 0.03, 0.1)},
+        "GF-CF": {"dim": (16, 32, 64, 128), "weight": (0.0, 0.05, 0.1, 0.2)},
         "ChebyCF": {"scale": (0.2, 0.4, 0.6, 0.8)},
         "BSPM": {"time": (1.2, 2.5, 5.0, 10.0)},
-        "ItemKNN": LISTS,
+        "ItemKNN": {"neighbours": (400, 800, 1600, 3200)},
         "RP3beta": {"alpha": (0.2, 0.4, 0.6, 0.8)},
     },
     "gowalla": {
+        "RG2, alpha tuned": {"alpha": (0.005, 0.01, 0.02, 0.05)},
+        "WRMF": {"alpha": (30.0, 100.0, 300.0), "regularization": (1.0, 3.0, 10.0, 30.0)},
+        "iALS": {"unobserved_weight": (0.0003, 0.001, 0.003, 0.01, 0.03)},
         "GF-CF": {"dim": (128, 256, 512, 1024), "weight": (0.1, 0.2, 0.3, 0.5)},
         "ChebyCF": {"scale": (0.2, 0.3, 0.4, 0.5), "flatness": (1.5, 3.0, 6.0, 12.0)},
         "BSPM": {"weight": (0.05, 0.1, 0.2, 0.3)},

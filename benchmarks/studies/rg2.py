@@ -23,11 +23,10 @@ Gauss-Newton solves RG2 with the penalty of its ALS, from tables drawn from N(0,
 ChebyCF and BSPM are spectral filters of `solvers.filters`. The trials of one filter share a
 decomposition. ChebyCF and BSPM have 256 singular vectors; on Gowalla and Yelp2018 they have their
 papers' numbers, their polynomials are approximated with 512, and 5,000 users validate filters and
-neighbours. Where GF-CF chose the weight 0, its number of vectors has no effect. For the closed form, λ
-is a share of √2 σ₁. The paper's own values come from its released code, which is RG2 with α. The
-paper's other data sets, MovieLens-10M, Electronics and Steam, run if they are asked for by `--data` and
-`jaxrec.data.datasets` finds them. The paper says that it drops ratings below 3 from Electronics, but
-its counts are those of all ratings.
+neighbours. For the closed form, λ is a share of √2 σ₁. The paper's own values come from its released
+code, which is RG2 with α. The paper's other data sets, MovieLens-10M, Electronics and Steam, run if
+they are asked for by `--data` and `jaxrec.data.datasets` finds them. The paper says that it drops
+ratings below 3 from Electronics, but its counts are those of all ratings.
 """
 
 from __future__ import annotations
