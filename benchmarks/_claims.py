@@ -4,23 +4,27 @@ Most rows are claims of the papers; the others say that they are questions of ou
 set of pairs of methods: the first is said to be better than the second. A pair is tested on each
 data set where both have runs, by the paired t-test of its study. The verdict follows from the tests
 by a rule: *reproduced* if the first method is significantly above in all of them, *in part* if in
-some, *refuted* if in none and significantly below in at least one, *not reproduced* if there is no
-significant difference, and *open* if there is no test. For a claim of "as good or better", a test
-without a significant difference counts as above. So "in part" may hide clear losses on some data or
-to some methods; the evidence shows them. A verdict from one data set says little about others.
+some, *refuted* if it is above in none and significantly below in at least half, and *not reproduced*
+otherwise. For a claim of "as good or better", a test without a significant difference speaks for the
+claim, but leaves it at most *in part*. "In part" may hide clear losses on some data or to some
+methods; the evidence shows them. A verdict from one data set says little about others.
+
 Significant is a p-value below 0.05, corrected by Holm's method for the number of tests of the claim.
 If the values of users are recorded, a test is over users, with the mean over seeds for each; else it
-is over seeds. Tests over users do not measure how much the difference depends on the split.
+is over seeds. Tests over users do not measure how much the difference depends on the split or the
+seed. The metric is the one that chooses; λOpt is tested in NDCG@50 as its code computes it, and
+validation chooses by the full ranking.
 
-The evidence of one pair is the difference in the metric by which validation chooses, on each data
-set. With more pairs, it is for each pair the number of data sets on which the first method is
-significantly above, not significantly different ("equal"), or significantly below.
+The evidence of one pair is the difference on each data set. With more pairs, it is for each pair the
+number of data sets on which the first method is significantly above, not significantly different
+("equal"), or significantly below.
 
 Marks are those of the rows that are compared. A verdict with marks may change with a wider grid
-(`*`), more epochs (`^`), more seeds (`1`, fewer than three) or more settings (`°`). A row with the
-mark ° has an earlier, smaller grid. Against a row without this mark it counts only if it is
-significantly above, because with more settings it might be. We do not have all data sets of the
-papers, and protocols differ; the studies say how.
+(`*`), more epochs (`^`), more seeds (`1`, fewer than three) or another grid (`°`). A row with the
+mark ° has an earlier grid. Against a row without this mark its test counts only if it is
+significantly above, because with the present grid it might be. If tests that do not count could
+change the verdict, the claim is *open*, and so it is without any test. We do not have all data sets
+of the papers, and protocols differ; the studies say how.
 """
 
 from __future__ import annotations
@@ -180,38 +184,46 @@ CLAIMS = (
 )
 
 
-def verdict(signs: Sequence[int]) -> str:
-    """Returns the verdict of tests: 1 for significantly above, −1 for below, 0 for neither."""
-    if not signs:
-        return "open"
-    if min(signs) == 1:
+def verdict(signs: Sequence[int | None], or_equal: bool = False) -> str:
+    """Returns the verdict of tests: 1 for significantly above, −1 for below, 0 for neither, None if it does not count.
+
+    With `or_equal` the claim is "as good or better".
+    """
+    found = {_settled([sign if each is None else each for each in signs], or_equal) for sign in (1, 0, -1)}
+    return found.pop() if signs and len(found) == 1 else "open"
+
+
+def _settled(signs: Sequence[int], or_equal: bool) -> str:
+    """Returns the verdict of tests that all count."""
+    if signs and min(signs) == 1:
         return "reproduced"
-    if max(signs) == 1:
+    if 1 in signs or (or_equal and 0 in signs):
         return "in part"
-    return "refuted" if min(signs) == -1 else "not reproduced"
+    return "refuted" if 2 * signs.count(-1) >= len(signs) else "not reproduced"
 
 
 def judged(claim: Claim, this: _study.Study, records: _study.Records) -> tuple[str, str, str, str]:
     """Returns a claim's verdict, the number of data sets, the evidence, and the marks of the rows."""
     tests = _results.tested(this, records, claim.pairs, claim.data)
     marks = {mark for test in tests.values() for mark in test.marks}
-    held = [1 if claim.or_equal and test.sign == 0 else test.sign for test in tests.values()]
-    sets = len({data for data, *_ in tests})
-    return verdict(held), str(sets), evidence(claim, tests), "".join(sorted(marks))
+    found = verdict([test.sign for test in tests.values()], claim.or_equal)
+    return found, str(len({data for data, *_ in tests})), evidence(claim, tests), "".join(sorted(marks))
+
+
+WORDS = {1: "above", 0: "equal", -1: "below", None: "not counted"}
 
 
 def evidence(claim: Claim, tests: Mapping[tuple[str, str, str], _results.Test]) -> str:
     """Returns the differences on each data set; of several pairs, how many were above and below."""
-    count = lambda found: f"{found.count(1)} above, {found.count(0)} equal, {found.count(-1)} below"  # noqa: E731
     if len(claim.pairs) == 1:
-        words = {1: "above", 0: "equal", -1: "below"}
-        return "; ".join(f"{key[0]} {test.difference:+.4f} ({words[test.sign]})" for key, test in tests.items())
+        return "; ".join(f"{data} {test.difference:+.4f} ({WORDS[test.sign]})" for (data, *_), test in tests.items())
     parts = []
     for one, other in claim.pairs:
         own = [test.sign for (_, *pair), test in tests.items() if pair == [one, other]]
         if own:
-            name = other if len({other for _, other in claim.pairs}) == len(claim.pairs) else one
-            parts.append(f"{name}: {count(own)}")
+            name = f"over {other}" if len({other for _, other in claim.pairs}) == len(claim.pairs) else one
+            counts = [f"{own.count(sign)} {word}" for sign, word in WORDS.items() if sign is not None or None in own]
+            parts.append(f"{name}: {', '.join(counts)}")
     return "; ".join(parts)
 
 
@@ -233,8 +245,8 @@ def wrong(studies: Mapping[str, tuple[_study.Study, _study.Records]]) -> str:
         f"{value('ml-100k', 'iALS')}.",
         f"LightGCN on ml-1m decayed whole tables, far more strongly than its paper: softmax with a decay of 1e-5 has "
         f"{decayed(1e-5)}, and {decayed(1e-7)} with a decay of 1e-7, which was not tuned.",
-        "MARS had one setting where its rivals had three to six, and a preset with free facets was called the paper's. "
-        "`benchmarks.studies.mars_tuned` gives all the same number of settings.",
+        "MARS had one or two settings where its rivals had up to six, and a preset with free facets was called the "
+        "paper's. `benchmarks.studies.mars_tuned` gives all the same number of settings.",
         "RG2 was said to be better than losses with sampled negatives, and as good as softmax, on data where those had "
         "at most nine settings, a constant learning rate and an l2 on whole tables.",
     ]

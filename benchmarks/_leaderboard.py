@@ -6,8 +6,8 @@ the train part chooses the settings, then the method is trained on the whole tra
 citeulike-a, each user's pairs are split at random (.8/.1/.1), with another split for each seed. All
 methods of a table are evaluated on the same test pairs, among all items, with the pairs that they
 were trained or selected on masked. Methods have different numbers of trials, see "trials"; a method
-with more of them has an advantage. Rows with the mark ° are older runs at a constant learning rate,
-with one to four settings.
+with more of them has an advantage. These are all that are recorded, also those of earlier ranges of
+values; the last range chooses. Rows with the mark ° are older runs.
 
 "CPU seconds" are those of one training run after the trials, summed over all cores. Compilation has
 mostly happened before; "of all trials" includes it. Neither includes the second training, on train
@@ -59,12 +59,10 @@ def rows(studies: Studies, data: str) -> list[tuple[study.Row, _study.Records]]:
                 raise ValueError(
                     f"with seed {record['seed']}, {name} has other test pairs of {data} than another study"
                 )
-        grid = _results.grids(this, records, data)
         for method, row in _results.tables(this, records).get(data, {}).items():
             tuned = (*this.tuned_by(data, method), "valid")
-            tried = _results.recorded(study.settings(grid(method), this.trials))
-            of_method = [each for each in records if (each["data"], each["method"], each["on"]) == tuned]
-            trials = [each for each in of_method if each["setting"] in tried]
+            trials = [each for each in records if (each["data"], each["method"], each["on"]) == tuned]
+            trials = [each for each in trials if each["setting"].keys() == row.setting.keys()]
             if method not in found or len(row.seeds) > len(found[method][0].seeds):  # of trivial rankers
                 found[method] = row, trials
     return sorted(found.values(), key=lambda pair: -pair[0].values[DATA[data][0]].mean())

@@ -126,7 +126,7 @@ def summary(judgements: Sequence[Sequence[str]]) -> str:
         rows.append([f"MF-BPR on one {found['device']}", said])
     if found := studies().get("rg2"):
         of_data = _results.tables(*found)["ml-1m"]
-        of_data = {name: row for name, row in of_data.items() if _results.EARLIER not in row.marks}
+        of_data = {name: row for name, row in of_data.items() if _results.EARLIER not in row.marks}  # with grids alike
         names = ("RG2, alpha tuned", "EASE", "ChebyCF", "iALS", "GF-CF", "softmax", "BPR", "popularity")
         means = {name: of_data[name].values["ndcg@10"].mean() for name in names if name in of_data}
         trials = {row.method: len(runs) for row, runs in _leaderboard.rows({"rg2": found}, "ml-1m")}

@@ -1,9 +1,9 @@
 """Studies: compare several methods on the same data with the same tuning budget.
 
-`run` tunes each method on validation data with the same number of trials, trains its best setting
-with every seed, and evaluates it on test data. Each run is recorded as a line of JSON in one file,
-so that git can compare versions. An interrupted study resumes where it stopped. `table` builds the
-results from the file.
+`run` tunes each method on validation data with the same maximum number of trials, trains its best
+setting with every seed, and evaluates it on test data. Each run is recorded as a line of JSON in one
+file, so that git can compare versions. An interrupted study resumes where it stopped. `table` builds
+the results from the file.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def main(this: Study) -> None:
         train(this, options.data or usual, options.method, options.seeds)
     records = records_of(this.name)
     found = tables(this, records)
-    if this.panes is not None:
+    if this.panes is not None and not options.table:
         picture(_record.RESULTS / f"{this.name}.png", this.panes(found, records))
     print(section(this, records))
     every = cases(row for rows in found.values() for row in rows.values())

@@ -390,16 +390,12 @@ def rankers() -> list[study.Method]:
     return [study.Method("item id", by_id), study.Method("minus popularity", opposite)]
 
 
-def evaluate(
-    trained: Any, variables: jr.typing.Variables, part: Part, on: str
-) -> jr.evaluate.Report | dict[str, float]:
-    """Returns the metrics of the protocol, by user unless there are best values on test."""
+def evaluate(trained: Any, variables: jr.typing.Variables, part: Part, on: str) -> jr.evaluate.Report:
+    """Returns the metrics of the protocol, on test with the best values of a run, if they are known."""
     model, most = trained if isinstance(trained, Trained) else (trained, {})
     report = part.judged(model, variables, on)
-    names = SAMPLED if part.protocol == "sampled" else FULL
-    if on == "test" and most:
-        return {name: report.means[name] for name in names} | {**most}
-    return jr.evaluate.Report(report.users, {name: report.per_user[name] for name in names}, {}, None, report.protocol)
+    per_user = {name: report.per_user[name] for name in (SAMPLED if part.protocol == "sampled" else FULL)}
+    return jr.evaluate.Report(report.users, per_user, most if on == "test" else {}, None, report.protocol)
 
 
 def times(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:

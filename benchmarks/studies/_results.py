@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
 
 import jaxrec as jr
 from benchmarks import _record
@@ -23,8 +22,8 @@ HEADS = {"ndcg": "NDCG", "recall": "Recall", "mrr": "MRR", "hit_rate": "HR", "au
 EARLIER = "°"
 MARKS = {
     **study.MARKS,
-    EARLIER: "the grid is an earlier one with fewer settings; against rows without this mark it counts only where it "
-    "is significantly above",
+    EARLIER: "the grid is an earlier one; a test against a row without this mark counts only if this row is "
+    "significantly above",
 }
 
 
@@ -47,14 +46,16 @@ def earlier(this: Study, records: Records, data: str) -> set[str]:
     """Returns the methods of a data set whose row has its earlier grid.
 
     The present grid takes over once its trials, and at least three of its runs on test, are
-    recorded.
+    recorded; one run of a method that draws nothing is enough.
     """
     older, found = this.older(data), set()
     for method in (method for method in this.methods[data]() if method.name in older):
         grid = study.settings(method.grid, this.trials)
         best = study.chosen(records, data, method.name, grid, this.metric(data))
         tests = [r["setting"] for r in records if (r["data"], r["method"], r["on"]) == (data, method.name, "test")]
-        if best is None or tests.count(recorded(best)) < min(3, len(this.seeds)):
+        enough = 1 if method.name in this.deterministic else min(3, len(this.seeds))
+        ran = any(setting in tests for setting in recorded(study.settings(older[method.name])))
+        if ran and (best is None or tests.count(recorded(best)) < enough):
             found.add(method.name)
     return found
 
@@ -125,14 +126,17 @@ class Test(NamedTuple):
         difference: mean of the differences.
         stderr: standard error of the difference.
         p_value: p-value of the t-test, corrected for the number of tests.
-        sign: 1 if the first method is significantly above, -1 if it is below, 0 for neither.
+        over: what it is over, such as "943 users" or "3 seeds".
+        sign: 1 if the first method is significantly above, -1 if it is below, 0 for neither, and
+            None if the test does not count.
         marks: the marks of both rows.
     """
 
     difference: float
     stderr: float
     p_value: float
-    sign: int
+    over: str
+    sign: int | None
     marks: str
 
 
@@ -141,8 +145,8 @@ def tested(
 ) -> dict[tuple[str, str, str], Test]:
     """Tests pairs of methods on data sets, and corrects the p-values for their number by Holm's method.
 
-    The tests are those of `paired`. Where one row alone has an earlier grid, the test only counts if
-    that row is significantly above: with more settings it may be.
+    The tests are those of `paired`. If one row alone has an earlier grid, the test only counts where
+    that row is significantly above: with the present grid it may be.
 
     Returns:
         The tests by (data set, one method, the other).
@@ -152,48 +156,59 @@ def tested(
         for pair in pairs:
             if (test := paired(this, records, label, *pair)) is not None:
                 found[label, *pair] = test
-    corrected = jr.evaluate.holm([test.p_value for test in found.values()])
+    corrected = jr.evaluate.holm([test.p_value for test, _ in found.values()])
     tests, rows = {}, tables(this, records) if found else {}
-    for (key, test), p_value in zip(found.items(), corrected):
+    for (key, (test, over)), p_value in zip(found.items(), corrected):
         sign = 0 if p_value >= LEVEL else 1 if test.difference > 0 else -1
         old = earlier(this, records, key[0]) & {*key[1:]}
-        above = {1: {key[1]}, -1: {key[2]}, 0: set()}[sign]
-        if len(old) != 1 or old == above:
-            marks = {*rows[key[0]][key[1]].marks, *rows[key[0]][key[2]].marks}
-            tests[key] = Test(test.difference, test.stderr, p_value, sign, "".join(sorted(marks)))
+        counts = len(old) != 1 or old == {1: {key[1]}, -1: {key[2]}, 0: set()}[sign]
+        marks = "".join(sorted({*rows[key[0]][key[1]].marks, *rows[key[0]][key[2]].marks}))
+        tests[key] = Test(test.difference, test.stderr, p_value, over, sign if counts else None, marks)
     return tests
 
 
-def paired(this: Study, records: Records, data: str, one: str, other: str) -> Comparison | None:
-    """Returns the paired test of one method against another, if both have runs on test.
+def paired(this: Study, records: Records, data: str, one: str, other: str) -> tuple[Comparison, str] | None:
+    """Returns the paired test of one method against another, if both have runs on test, and what it is over.
 
-    The test is over users if their values are recorded, else over seeds. A ranker that draws nothing
-    has one run, with which each run of the other method is compared.
+    The test is over users if their values are recorded, each with its mean over the seeds that both
+    methods have, else over these seeds.
     """
     runs = [record for record in records if record["data"] == data and record["method"] in (one, other)]
     every = {method.name: method for method in (*study.TRIVIAL, *compared(this, runs, data))}
     if {record["method"] for record in runs if record["on"] == "test"} & {*every} != {one, other}:
         return None
-    metric = this.metric(data)
-    table = study.table([every[one], every[other]], runs, metric=metric, trials=this.trials, against=other)
-    row = table.row(data, one)
-    if (test := row.over_users or row.over_seeds) is None and len(row.seeds) > 1 and other in ("item id", "popularity"):
-        values = row.values[metric] - table.row(data, other).values[metric].mean()
-        p_value = scipy.stats.ttest_1samp(values, 0).pvalue
-        return Comparison(values.mean(), stderr(values), p_value, len(values))
-    return test
+    runs, options = repeated(this, runs), {"metric": this.metric(data), "trials": this.trials, "against": other}
+    row = study.table([every[one], every[other]], runs, **options).row(data, one)
+    if row.over_users is not None:
+        return row.over_users, f"{row.over_users.n_users:,} users"
+    return None if row.over_seeds is None else (row.over_seeds, f"{row.over_seeds.n_users} seeds")
+
+
+def repeated(this: Study, runs: Records) -> list[Mapping[str, Any]]:
+    """Returns runs of a data set; a run of a method that draws nothing is repeated for the seeds of other methods.
+
+    These are the seeds with the same split.
+    """
+    tests = [run for run in runs if run["on"] == "test"]
+    seeds, found = {run["seed"]: run.get("fingerprint") for run in tests}, list(runs)
+    for run in (run for run in tests if run["method"] in this.deterministic):
+        have = {each["seed"] for each in found if (each["method"], each["on"]) == (run["method"], "test")}
+        same = [seed for seed, split in seeds.items() if seed not in have and split == run.get("fingerprint")]
+        found += [{**run, "seed": seed} for seed in same]
+    return found
 
 
 def claim(this: Study, records: Records, one: str, other: str) -> str:
     """Returns a sentence that says on which data sets a method is above or below another.
 
-    Differences that are not significant are listed too. The sentence is empty without any test.
+    Differences that are not significant, and tests that do not count, are listed too. The sentence
+    is empty without any test.
     """
-    places: dict[int, list[str]] = {1: [], -1: [], 0: []}
+    places: dict[int | None, list[str]] = {1: [], -1: [], 0: [], None: []}
     for (data, *_), test in tested(this, records, [(one, other)]).items():
-        numbers = [f"{test.difference:+.4f} ± {test.stderr:.4f}", f"p {test.p_value:.3g}", test.marks]
+        numbers = [f"{test.difference:+.4f} ± {test.stderr:.4f}", f"p {test.p_value:.3g} over {test.over}", test.marks]
         places[test.sign].append(f"{data} ({', '.join(filter(None, numbers))})")
-    words = {1: "above", -1: "below", 0: "not distinguishable from"}
+    words = {1: "above", -1: "below", 0: "not distinguishable from", None: "not comparable with"}
     said = [f"{words[sign]} {other} on {'; '.join(sets)}" for sign, sets in places.items() if sets]
     return f"{one}: {'; '.join(said)}." if said else ""
 
@@ -214,10 +229,10 @@ def section(this: Study, records: Records) -> str:
     said = [each for pair in this.claims if (each := claim(this, records, *pair))]
     parts = [f"## {this.title}", this.about.strip()]
     if said:
-        rule = "Paired differences in the metric by which validation chooses, over users if their values are "
-        rule += "recorded, else over seeds. The p-values are those of t-tests, corrected by Holm's method for the "
-        rule += f"number of tests of a line; below {LEVEL:g} a difference counts as significant. Marks are those of "
-        rule += "the two rows."
+        rule = "Paired differences in the metric that chooses, over users if their values are recorded, else over "
+        rule += "seeds. The p-values are those of t-tests, corrected by Holm's method for the number of tests of a "
+        rule += f"line, but not for other lines; below {LEVEL:g} a difference counts as significant. Marks are those "
+        rule += "of the two rows."
         parts.append(f"**What the records show.** {rule}\n\n" + "\n".join(f"- {each}" for each in said))
     used: set[str] = set()
     for data, rows in found.items():
@@ -262,7 +277,10 @@ def stale(this: Study, records: Records) -> dict[tuple[str, str], str]:
     for data, name in dict.fromkeys((record["data"], record["method"]) for record in records):
         methods = known.get(data, {})
         if name not in methods:
-            if name not in trivial:
+            label, tuned = this.tuned_by(data, name)
+            if label != data and tuned in known.get(label, {}):
+                found[data, name] = f"is not compared, because {label} lacks settings of its grid"
+            elif name not in trivial:
                 found[data, name] = "is recorded, but is no longer compared"
             continue
         tried = [r["setting"] for r in records if (r["data"], r["method"], r["on"]) == (data, name, "valid")]

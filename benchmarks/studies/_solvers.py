@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +28,13 @@ def validation(model: Any, train: jr.Interactions, valid: jr.Interactions, metri
     return {"validate": judge, "stopping": jr.train.EarlyStopping(metric, patience=PATIENCE)}
 
 
-def solved(fit: Callable, train: Any, valid: Any, key: Any, *, metric: str, large: bool, **setting: float) -> Fitted:
-    """Trains by ALS until validation ends it."""
-    ended = validation(factors(train), train, valid, metric) | {"every": 4 if metric == "recall@20" else 1}
+def solved(fit: Callable, train: Any, valid: Any, key: Any, *, metric: str, **setting: float) -> Fitted:
+    """Trains by ALS until validation ends it; on wide data sets after every fourth sweep."""
+    ended = validation(factors(train), train, valid, metric) | {"every": 4 if wide(train) else 1}
     return fit(train, dim=DIM, key=key, tolerance=None, sweeps=SWEEPS, progress=False, **ended, **setting)
 
 
-def solved_again(fit: Callable, train: Any, key: Any, log: Any, *, metric: str, large: bool, **setting: float) -> Any:
+def solved_again(fit: Callable, train: Any, key: Any, log: Any, *, metric: str, **setting: float) -> Any:
     """Trains by ALS for the number of sweeps that was best on validation."""
     epochs, values = log.column(metric)
     sweeps = epochs[int(np.argmax(values))]
@@ -56,7 +56,7 @@ def scaled(params: Any, of_users: jax.Array, of_items: float) -> tuple[jax.Array
     return of_users * params["user"], of_items * params["item"]
 
 
-def closed_form(train: Any, valid: Any, key: Any, *, metric: str, large: bool, regularization: float) -> Fitted:
+def closed_form(train: Any, valid: Any, key: Any, *, metric: str, regularization: float) -> Fitted:
     """Computes the optimum; λ is a share of √2 σ₁, from which on all factors are zero."""
     found = jr.solvers.rg2.decompose(train, dim=DIM, key=key, tolerance=1e-3)
     variables = jr.solvers.rg2.shrink(found, regularization=float(np.sqrt(2) * found.values[0]) * regularization)
@@ -69,7 +69,7 @@ def closed_form_again(train: Any, key: Any, log: Any, **setting: Any) -> Fitted:
     return closed_form(train, None, key, **setting)
 
 
-def direct(fit: Callable, train: Any, valid: Any, key: Any, *, metric: str, large: bool, **setting: Any) -> Any:
+def direct(fit: Callable, train: Any, valid: Any, key: Any, *, metric: str, **setting: Any) -> Any:
     """Fits a method that makes no sweeps and draws nothing."""
     return fit(train, **setting)
 
@@ -79,10 +79,10 @@ def direct_again(fit: Callable, train: Any, key: Any, log: Any, **setting: Any) 
     return direct(fit, train, None, key, **setting)
 
 
-def filtered(options: Callable, train: Any, valid: Any, key: Any, settings: Any, *, metric: str, large: bool) -> list:
+def filtered(options: Callable, train: Any, valid: Any, key: Any, settings: Any, *, metric: str) -> list:
     """Makes spectral filters of one training set, which share a decomposition.
 
-    On large data sets a polynomial of high degree is approximated.
+    On wide data sets a polynomial of high degree is approximated.
     """
     fit, rank, spectrum = jr.solvers.filters.fit, {}, None
     if options is not jr.solvers.filters.turbo_cf:  # which needs no singular vectors
@@ -93,41 +93,50 @@ def filtered(options: Callable, train: Any, valid: Any, key: Any, settings: Any,
     return [fit(train, **options(**setting), **rank, spectrum=spectrum) for setting in settings]
 
 
-def filtered_again(
-    options: Callable, train: Any, key: Any, log: Any, *, metric: str, large: bool, **setting: Any
-) -> Any:
+def filtered_again(options: Callable, train: Any, key: Any, log: Any, *, metric: str, **setting: Any) -> Any:
     """Makes the filter of other data."""
-    return filtered(options, train, None, key, [setting], metric=metric, large=large)[0]
+    return filtered(options, train, None, key, [setting], metric=metric)[0]
 
 
 def wide(train: jr.Interactions) -> bool:
-    """Whether a data set is one of those on which filters have their papers' number of vectors."""
+    """Whether a data set has many users; on these, filters have their papers' number of vectors."""
     return train.n_users > 10_000
 
 
-def filters(options: Callable, grid: Grid) -> tuple[Callable[..., Any], Grid, Callable[..., Fitted]]:
-    """Returns a spectral filter, which trains all its settings jointly."""
-    return partial(filtered, options), grid, partial(filtered_again, options)
+class Kind(NamedTuple):
+    """A method: how to train it, the settings to choose from, and how to train it again on other data.
+
+    `jointly` says that `fit` trains all settings of a call.
+    """
+
+    fit: Callable[..., Any]
+    grid: Grid
+    again: Callable[..., Any]
+    jointly: bool = False
 
 
-def closed(fit: Callable, grid: Grid) -> tuple[Callable[..., Fitted], Grid, Callable[..., Fitted]]:
+def filters(options: Callable, grid: Grid) -> Kind:
+    """Returns a spectral filter."""
+    return Kind(partial(filtered, options), grid, partial(filtered_again, options), jointly=True)
+
+
+def closed(fit: Callable, grid: Grid) -> Kind:
     """Returns a method that makes no sweeps and draws nothing."""
-    return partial(direct, fit), grid, partial(direct_again, fit)
+    return Kind(partial(direct, fit), grid, partial(direct_again, fit))
 
 
-def solver(fit: Callable, grid: Grid) -> tuple[Callable[..., Fitted], Grid, Callable[..., Fitted]]:
+def solver(fit: Callable, grid: Grid) -> Kind:
     """Returns a method that trains by sweeps, or by steps of Gauss-Newton."""
-    return partial(solved, fit), grid, partial(solved_again, fit)
+    return Kind(partial(solved, fit), grid, partial(solved_again, fit))
 
 
 STRENGTHS = tuple(float(f"{x:.2g}") for x in np.geomspace(0.02, 1, 16))
 SHARES = {"regularization": (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)}
 TWO = {"alpha": (0.02, 0.05, 0.1, 0.2), "regularization": (0.03, 0.1, 0.3)}
 WEIGHTS = {"unobserved_weight": (0.01, 0.03, 0.1, 0.3, 1.0), "regularization": (0.003, 0.01, 0.03, 0.1)}
-# Fit, grid and `refit` of `jaxrec.study.Method`, for all methods without SGD.
 METHODS = {
     "RG2": solver(jr.solvers.rg2.fit, {"regularization": (0.03, 0.1, 0.3, 0.6, 1.0)}),
-    "RG2, closed form": (closed_form, SHARES, closed_form_again),
+    "RG2, closed form": Kind(closed_form, SHARES, closed_form_again),
     "RG2, Gauss-Newton": solver(newton, {"regularization": STRENGTHS}),
     "RG2, alpha tuned": solver(jr.solvers.rg2.fit, TWO),
     "WRMF": solver(
@@ -156,7 +165,8 @@ METHODS = {
     ),
 }
 
-# Values for single data sets. Where validation chose an end of a range, the range was moved beyond it.
+# Values for single data sets. Where validation chose an end of a range, the range was moved beyond it. Values that
+# it left are not compared any more.
 ALPHAS = {"alpha": (4.0, 10.0, 30.0)}
 MOVED: dict[str, dict[str, Grid]] = {
     "ml-100k": {
@@ -199,11 +209,12 @@ MOVED: dict[str, dict[str, Grid]] = {
 }
 
 
-def methods(data: str, *, again: bool, **fixed: Any) -> list[study.Method]:
+def methods(data: str, *, metric: str, again: bool) -> list[study.Method]:
     """Returns the methods of a data set; `again` if they are trained again on train and validation."""
     found = []
-    for name, (fit, grid, refit) in METHODS.items():
-        options: dict[str, Any] = {"fit_all" if getattr(fit, "func", fit) is filtered else "fit": partial(fit, **fixed)}
-        options |= {"refit": partial(refit, **fixed)} if again else {}
-        found.append(study.Method(name, grid={**grid, **MOVED.get(data, {}).get(name, {})}, **options))
+    for name, kind in METHODS.items():
+        grid = {**kind.grid, **MOVED.get(data, {}).get(name, {})}
+        options: dict[str, Any] = {"fit_all" if kind.jointly else "fit": partial(kind.fit, metric=metric)}
+        options |= {"refit": partial(kind.again, metric=metric)} if again else {}
+        found.append(study.Method(name, grid=grid, **options))
     return found

@@ -18,7 +18,7 @@ Records = Sequence[Mapping[str, Any]]
 Rows = Mapping[str, study.Row]
 
 AS_PUBLISHED = {"solver": jr.solvers.ials.cholesky, "balance": False}  # the sweep of the papers of iALS and WRMF
-NEVER = lambda *_: ""  # noqa: E731
+NOTHING = lambda *_: ""  # noqa: E731
 
 
 def ends(row: study.Row, grid: Mapping[str, Sequence[Any]]) -> set[str]:
@@ -56,6 +56,7 @@ class Study(NamedTuple):
         seeds: the seeds of the runs on test.
         trials: maximum number of settings that are tried for a method; a larger grid is sampled.
         tuned: data sets on which methods are only tuned, and not evaluated on test.
+        deterministic: names of methods that draw nothing; one run stands for all seeds of a split.
         tuned_by: `tuned_by(data, method)` returns the data set and the method whose trials chose the
             settings of a row.
         older: function of a data set that returns earlier grids by method. A method's row has its
@@ -81,10 +82,11 @@ class Study(NamedTuple):
     metric: Callable[[str], str]
     shown: Callable[[str], Sequence[str]]
     quick: Callable[[], tuple[Sequence[study.Method], Mapping[str, Any]]]
-    finish: Callable[[str], Any] = NEVER
+    finish: Callable[[str], Any] = NOTHING
     seeds: Sequence[int] = (0, 1, 2)
     trials: int = 10**6
     tuned: Sequence[str] = ()
+    deterministic: Sequence[str] = ("item id", "popularity")
     tuned_by: Callable[[str, str], tuple[str, str]] = lambda data, method: (data, method)
     older: Callable[[str], Mapping[str, Mapping[str, Sequence[Any]]]] = lambda data: {}
     optional: Sequence[str] = ()
@@ -93,7 +95,7 @@ class Study(NamedTuple):
     chosen: Callable[..., str] = chosen
     columns: Callable[[str, Rows], Mapping[str, Sequence[str]]] = lambda data, rows: {}
     listed: Callable[[str], bool] = lambda name: True
-    after: Callable[..., str] = NEVER
+    after: Callable[..., str] = NOTHING
     headlines: Callable[..., Sequence[str]] = lambda tables, records: ()
     panes: Callable[..., Sequence[Sequence[Mapping[str, Any]]]] | None = None
 

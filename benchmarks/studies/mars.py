@@ -231,6 +231,7 @@ STUDY = Study(
     metric=lambda label: METRIC[label.partition(", ")[2]],
     shown=lambda label: SAMPLED if label.endswith("sampled") else FULL,
     quick=quick,
+    deterministic=("item id", "popularity", "minus popularity"),
     groups=LABELS,
     claims=[
         (f"{RULE}, uniform negatives", RULE),

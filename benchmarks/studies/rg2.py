@@ -17,7 +17,8 @@ epoch is evaluated. So rows with this schedule never have the mark `^`: a star a
 says that more may be better. A row with the mark ° is older: its learning rate was constant, its l2
 decayed whole tables, and it had up to nine settings, on ml-1m up to four. Filters, neighbours, EASE and
 Gauss-Newton have 16 settings (Turbo-CF 15), and other solvers five to 20. Where validation chose an end
-of their ranges, the range was moved beyond it, and a range whose end was not chosen was cut.
+of their ranges, the range was moved beyond it. The numbers are those of the last ranges; the leaderboard
+counts all trials.
 
 Gauss-Newton solves RG2 with the penalty of its ALS, from tables drawn from N(0, .1²). GF-CF, Turbo-CF,
 ChebyCF and BSPM are spectral filters of `solvers.filters`. The trials of one filter share a
@@ -91,12 +92,11 @@ def evaluate(model: Any, variables: jr.typing.Variables, part: splits.Split, on:
 def methods(data: str) -> list[study.Method]:
     """Returns the methods of a data set; EASE runs where it is small, and SGD where not only solvers run."""
     popular = lambda train, *_: (*jr.models.popularity(train), None)  # noqa: E731
-    fixed = {"metric": metric_of(data), "large": data not in SMALL}
     found = [study.Method("popularity", popular, refit=popular)]
-    solvers = _solvers.methods(data, again=data in SPLIT, **fixed)
+    solvers = _solvers.methods(data, metric=metric_of(data), again=data in SPLIT)
     found += [each for each in solvers if each.name != "EASE" or data not in SPLIT]
     for name, kind in _sgd.KINDS.items() if data not in SOLVERS else ():
-        fit_all = partial(_sgd.trained, kind, **fixed)
+        fit_all = partial(_sgd.trained, kind, metric=metric_of(data), large=data not in SMALL)
         found.append(study.Method(name, grid=_sgd.grid_of(kind, data), fit_all=fit_all))
     return found
 
@@ -187,7 +187,7 @@ def headlines(tables: Any, records: Any) -> list[str]:
     """Returns the lines for the highlights."""
     rows = tables["ml-100k"]
     names = ("RG2, alpha tuned", "iALS", "softmax", "BPR", "popularity")
-    said = ", ".join(f"{name} {rows[name].values['ndcg@10'].mean():.4f}" for name in names)
+    said = ", ".join(f"{name} {rows[name].values['ndcg@10'].mean():.4f}{rows[name].marks}" for name in names)
     return [f"ml-100k, NDCG@10 over {len(rows['iALS'].seeds)} seeds: {said}."]
 
 
