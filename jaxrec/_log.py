@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -107,8 +108,7 @@ class Log:
                 is the best. None is the metric that early stopping watched, and gives the epoch
                 whose state was returned.
             mode: "max" if larger is better, "min" if smaller is better. None is that of early
-                stopping for the metric that it watched, "min" for "loss" and "objective", and "max"
-                for other values.
+                stopping for the metric that it watched, and for others that of `direction`.
 
         Raises:
             ValueError: if no metric is given and none was watched or validated, no record has the
@@ -119,8 +119,7 @@ class Log:
         >>> log.best("ndcg@10")
         {'epoch': 2, 'ndcg@10': 0.3}
         """
-        if mode not in ("max", "min", None):
-            raise ValueError(f'mode={mode!r}; give "max" or "min"')
+        direction("loss", mode)  # raises for other words
         if metric is None:
             if self.best_epoch is None:
                 raise ValueError(f"no early stopping watched a metric; give one of {self.names}")
@@ -132,9 +131,7 @@ class Log:
         known = [record for record in self.records if not math.isnan(record.get(metric, math.nan))]
         if not known:
             raise ValueError(f"{metric} is NaN in every record, so that no epoch is the best")
-        if mode is None:
-            usual: Literal["max", "min"] = "min" if metric in ("loss", "objective") else "max"
-            mode = self.watched_mode if metric == self.watched else usual
+        mode = self.watched_mode if mode is None and metric == self.watched else direction(metric, mode)
         choose = max if mode == "max" else min
         return dict(choose(known, key=lambda record: record[metric]))
 
@@ -155,6 +152,23 @@ class Log:
         return f"Log({len(self.records)} epochs; last: {last}{best}{spent})"
 
 
+def direction(metric: str, mode: Literal["max", "min"] | None = None) -> Literal["max", "min"]:
+    """Returns `mode`, or if it is None, whether a larger or a smaller value of a metric is better.
+
+    Smaller is better if the last word of the name is loss, objective, error, rmse, mse or mae.
+
+    Raises:
+        ValueError: if `mode` is another word.
+
+    >>> direction("ndcg@10"), direction("loss"), direction("valid_rmse"), direction("loss", "max")
+    ('max', 'min', 'min', 'max')
+    """
+    if mode not in ("max", "min", None):
+        raise ValueError(f'mode={mode!r}; give "max" or "min"')
+    falls = re.search(r"(^|[^a-z])(loss|objective|error|rmse|mse|mae)$", str(metric).lower()) is not None
+    return mode or ("min" if falls else "max")
+
+
 @dataclasses.dataclass(frozen=True)
 class EarlyStopping:
     """Stops a run when `metric` has not improved for `patience` validations.
@@ -162,7 +176,8 @@ class EarlyStopping:
     Attributes:
         metric: name of a metric that `validate` returns, such as "ndcg@10".
         patience: number of validations without an improvement after which the run ends.
-        mode: "max" if larger is better, "min" if smaller is better.
+        mode: "max" if larger is better, "min" if smaller is better; None becomes "min" for a metric
+            such as "loss", and "max" for others, see `direction`.
         min_delta: an improvement must be larger than this.
         ties: whether a gain equal to `min_delta` is an improvement too, so that a later epoch that
             ties with the best becomes the best. With `ties=True, patience=s + 1` this is RecBole's
@@ -182,15 +197,14 @@ class EarlyStopping:
 
     metric: str
     patience: int = 5
-    mode: Literal["max", "min"] = "max"
+    mode: Literal["max", "min"] | None = None
     min_delta: float = 0.0
     ties: bool = False
 
     def __post_init__(self) -> None:
-        if self.mode not in ("max", "min"):
-            raise ValueError(f'mode={self.mode!r}; give "max" or "min"')
         if not isinstance(self.metric, str):
             raise TypeError(f'metric={self.metric!r}; give a name, such as "ndcg@10"')
+        object.__setattr__(self, "mode", direction(self.metric, self.mode))
         number("min_delta", self.min_delta, least=0)
         for name, value in (("patience", integer("patience", self.patience)), ("min_delta", float(self.min_delta))):
             object.__setattr__(self, name, value)

@@ -91,6 +91,15 @@ def check_function(name: str, value: Any, example: str) -> None:
         raise TypeError(f"{name}={value!r:.80}; give a function, such as {example}")
 
 
+def check_parts(parts: Sequence[Any], what: str) -> None:
+    """Raises `ValueError` if there are no parts, and `TypeError` unless they are pairs of a weight and a function."""
+    if not parts:
+        raise ValueError(f"parts is empty; give at least one pair (weight, {what})")
+    for place, part in enumerate(parts):
+        if callable(part) or len(part) != 2 or not callable(part[1]):
+            raise TypeError(f"parts[{place}]={part!r:.80}; give a pair (weight, {what}), such as (1.0, {what})")
+
+
 def _as_pytree(value: Any) -> Any:
     """Replaces partials by pytrees of functions and arguments; tuples, lists and dicts are walked."""
     if isinstance(value, functools.partial):

@@ -61,3 +61,11 @@ def test_the_bar_shows_loss_and_the_watched_metric_in_100_characters(columns, ca
     if columns == "500":
         assert "loss 0.1667, ndcg@10 0.1 (best 0.3)" in shown[-2] and "other" not in "".join(shown)
         assert "100%" in shown[-2] and "6/6" in shown[-2]
+
+
+def test_a_smaller_loss_is_better_unless_it_is_said_otherwise():
+    rule = EarlyStopping("valid_loss", patience=1)
+    state, _ = rule.update(rule.init(), {"epoch": 1, "valid_loss": 0.5})
+    state, improved = rule.update(state, {"epoch": 2, "valid_loss": 0.4})
+    assert improved and rule.mode == "min" and EarlyStopping("loss", mode="max").mode == "max"
+    assert {EarlyStopping(name).mode for name in ("ndcg@10", "glossary", "recall@20")} == {"max"}

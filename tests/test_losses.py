@@ -325,9 +325,16 @@ def test_an_unknown_reduction_is_refused(name):
         getattr(losses, name)(*SCORES, negatives="median")
 
 
-def test_combine_refuses_no_parts():
+def test_combine_refuses_what_are_not_pairs():
     with pytest.raises(ValueError, match="parts is empty"):
         losses.combine(*SCORES, parts=())
+    with pytest.raises(TypeError, match=r"parts\[0\]=<function bpr .*give a pair \(weight, loss\)"):
+        losses.combine(*SCORES, parts=(losses.bpr, losses.ccl))
+
+
+@pytest.mark.parametrize("weights", [[1.0, np.nan], [np.nan, np.nan]])
+def test_a_weight_that_is_no_number_is_not_lost(weights):
+    assert np.isnan(losses.mean(jnp.ones(2), weights=jnp.array(weights)))
 
 
 def test_mml_refuses_margins_without_weights():

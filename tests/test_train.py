@@ -135,7 +135,7 @@ def test_by_user_gives_each_user_with_a_pair_once_per_epoch():
     train = TRAIN.select(TRAIN.pairs()[0] % 4 != 1)
 
     def count(variables, key, batch):
-        assert batch.items.shape == batch.where.shape == (7, 1) and batch.histories.n_users == 7
+        assert batch.users.shape == batch.where.shape == (7, 1) and batch.histories.n_users == 7
         jax.debug.callback(lambda *part: keep(part), batch.users, batch.where, batch.step)
         return variables["params"]["x"].sum()
 
@@ -200,6 +200,17 @@ def test_histories_that_do_not_fit_make_the_loss_nan(name):
     few, many = np.arange(64, dtype=np.int32), np.full(64, 3000, np.int32)
     assert (batch(few).weights == 1).all() and len(batch(few).histories.indices) < 64 * 300
     assert np.isnan(batch(many).weights).all()
+    found = batch(many)
+    assert np.isnan(jr.losses.mean(jnp.ones(found.items.shape), where=found.where, weights=found.weights))
+
+
+@pytest.mark.parametrize("objective", [objective, partial(jr.train.rows_objective, loss=jr.losses.softmax)])
+def test_objectives_that_compare_items_refuse_users(objective):
+    """They would train on one item of each user."""
+    bound = partial(objective, model=model_of()) if isinstance(objective, partial) else objective(model_of())
+    state = jr.train.init(jax.random.key(0), model_of(), TX)
+    with pytest.raises(ValueError, match=r"by_user has no items, only histories; .* examples=jaxrec\.train\.singles"):
+        jr.train.fit(state, bound, TX, TRAIN, epochs=1, examples=jr.train.by_user, progress=False)
 
 
 def test_batch_step_continues_from_the_state():

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrec._numerics import accumulated, number
+from jaxrec._partials import check_parts
 from jaxrec.typing import Array, Loss, Scalar
 
 Negatives = Literal["mean", "sum"]
@@ -27,7 +28,7 @@ def mean(values: Array, *, where: Array | None = None, weights: Array | None = N
         where: bool [...], True for the entries to use; None uses all.
         weights: finite numbers of 0 or more [...], such as counts; None weighs all entries the
             same. The values are not checked, because they are unknown under `jit`. If the weights
-            sum to 0 or less, the mean is 0.
+            sum to 0 or less, the mean is 0; if one is NaN, so is the mean.
 
     Raises:
         ValueError: if the shapes differ, for example because a loss already averaged its values.
@@ -48,7 +49,8 @@ def mean(values: Array, *, where: Array | None = None, weights: Array | None = N
         # Mask values and weights: a weight of 0 times NaN would still be NaN.
         values, weights = jnp.where(where, values, 0), jnp.where(where, weights, 0)
     total = weights.sum()
-    return jnp.where(total > 0, (weights * values).sum() / jnp.where(total > 0, total, 1), 0)
+    # A total of NaN is neither, so that NaN in a weight is not lost.
+    return jnp.where(total <= 0, 0, (weights * values).sum() / jnp.where(total <= 0, 1, total))
 
 
 def combine(pos: Array, neg: Array, *, where: Array | None = None, parts: Sequence[tuple[Scalar, Loss]]) -> jax.Array:
@@ -62,14 +64,14 @@ def combine(pos: Array, neg: Array, *, where: Array | None = None, parts: Sequen
             `functools.partial`.
 
     Raises:
+        TypeError: if a part is not a pair of a weight and a loss.
         ValueError: if there are no parts, or if a weight is not finite.
 
     >>> square = lambda pos, neg, *, where: pos**2
     >>> float(combine(jnp.array(3.0), jnp.array([0.0]), parts=((1.0, square), (0.5, square))))
     13.5
     """
-    if not parts:
-        raise ValueError("parts is empty; give at least one pair (weight, loss)")
+    check_parts(parts, "loss")
     # Convert before the parts, so that the gradients of the parts are added in float32.
     pos, neg = accumulated(pos), accumulated(neg)
 

@@ -29,13 +29,12 @@ from jaxrec.typing import Array
 class Batch(NamedTuple):
     """The examples of one step: B users, each with up to P of their positives.
 
-    `model.apply(variables, batch.users, batch.items)` scores the positives for every kind of
-    example.
+    `model.apply(variables, batch.users, batch.items)` scores the positives of `singles` and of
+    `groups`.
 
     Attributes:
         users: int32 [B, 1].
-        items: int32 [B, P]; P is 1 for `singles`, and for `by_user`, which gives each user's first
-            item.
+        items: int32 [B, P]; P is 1 for `singles`. Batches of `by_user` have no items.
         where: bool [B, P], True = use.
         weights: float32 [B, P] by which the loss is weighted, or None.
         step: int32 [], number of steps of the run before this one, for values that are annealed.
@@ -84,6 +83,25 @@ class Batch(NamedTuple):
         users = jnp.broadcast_to(self.users, self.items.shape).reshape(-1)
         weights = None if self.weights is None else self.weights.reshape(-1)
         return Pairs(users, self.items.reshape(-1), self.where.reshape(-1), weights)
+
+
+class UserBatch(Batch):
+    """A batch of users with all their items, which only `histories` has.
+
+    Reading `items` is an error, because an objective that compares items would train on none of
+    these users' items, or on some.
+    """
+
+    __slots__ = ()
+
+    @property
+    def items(self) -> Array:
+        """Raises `ValueError`."""
+        raise ValueError(
+            "a batch of by_user has no items, only histories; for an objective that compares items, such as "
+            "pairwise_objective, call fit with examples=jaxrec.train.singles (or groups), and with "
+            "partial(jaxrec.train.singles, histories=...) for a model that takes histories"
+        )
 
 
 class Pairs(NamedTuple):
@@ -234,13 +252,15 @@ class Users:
         real = places < self.n
         users = self.users[jnp.where(real, places, self.shortest)]
         histories, weight = self.known.batch(users)
-        items = self.known.items.indices[self.known.items.indptr[users]][:, None]
-        weights = jnp.broadcast_to(weight, items.shape)
-        return Batch(users[:, None], items, real[:, None], weights, step, histories)
+        users = users[:, None]
+        return UserBatch(users, jnp.zeros_like(users), real[:, None], jnp.full(users.shape, weight), step, histories)
 
 
 def by_user(train: Interactions) -> Users:
-    """Returns each user that has items once, with all their items, for models of histories.
+    """Returns each user that has items once, with all their items, for `autoencoders.objective`.
+
+    Batches have histories and no items, so objectives that compare items refuse them. Weights of
+    pairs are not used.
 
     Raises:
         ValueError: if there are no pairs, or weights are negative, not finite or all 0.

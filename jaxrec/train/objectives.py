@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import losses, sampling
-from jaxrec._partials import check_function
+from jaxrec._partials import check_function, check_parts
 from jaxrec.interactions import Interactions
 from jaxrec.train._checks import negatives_of
 from jaxrec.train.examples import Batch
@@ -228,10 +228,10 @@ def combined_objective(
         parts: pairs (weight, objective); weights may be traced.
 
     Raises:
+        TypeError: if a part is not a pair of a weight and an objective.
         ValueError: if there are no parts.
     """
-    if not parts:
-        raise ValueError("parts is empty; give at least one pair (weight, objective)")
+    check_parts(parts, "objective")
     return jnp.asarray(sum(jnp.asarray(weight * objective(variables, key, batch)) for weight, objective in parts))
 
 

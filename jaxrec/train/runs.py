@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from jaxrec._log import Log, metrics_of
+from jaxrec._log import Log, direction, metrics_of
 from jaxrec._numerics import as_integer, integer
 from jaxrec._partials import check_function
 from jaxrec.evaluate.report import Report
@@ -154,22 +154,22 @@ class Sweep:
             rows.append(Row(self.settings[place], mean, deviation, len(kept), self.n_seeds - len(kept)))
         return rows
 
-    def best(self, metric: str | None = None, *, mode: Literal["max", "min"] = "max") -> int:
+    def best(self, metric: str | None = None, *, mode: Literal["max", "min"] | None = None) -> int:
         """Returns the index of the setting with the best mean.
 
         A setting with a NaN under any seed is skipped.
 
         Args:
             metric: a name, or None for the first of `shown`.
-            mode: "max" if larger is better, else "min".
+            mode: "max" if larger is better, else "min"; None is "min" for a metric such as "loss",
+                and "max" for others.
 
         Raises:
             ValueError: if no run has the metric, every setting has a NaN under some seed, or `mode`
                 has another value.
         """
-        if mode not in ("max", "min"):
-            raise ValueError(f'mode={mode!r}; give "max" or "min"')
-        means = self.values(metric).mean(1) * (1 if mode == "max" else -1)
+        metric = self.shown[0] if metric is None else metric
+        means = self.values(metric).mean(1) * (1 if direction(metric, mode) == "max" else -1)
         if np.isnan(means).all():
             raise ValueError("every setting has NaN under some seed; lower the learning rates, and see .table()")
         return int(np.nanargmax(means))

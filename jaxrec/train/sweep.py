@@ -150,7 +150,7 @@ def sweep(
     >>> setup = lambda rate: (model, objective, optax.sgd(rate))
     >>> keys = jax.random.split(jax.random.key(0), 3)
     >>> found = sweep(keys, setup, train, settings={"rate": [0.1, 0.5]}, epochs=2, batch_size=2, progress=False)
-    >>> found.best("loss", mode="min")
+    >>> found.best("loss")
     1
     """
     _check_keys(keys)
