@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import pathlib
 import shutil
 import threading
@@ -81,6 +82,19 @@ class Loop(TypedDict, total=False):
     checkpoint: Saver | None
     callbacks: Sequence[Callable[[Any, Mapping[str, float]], Any]]
     progress: bool
+
+
+def check_loop(given: Mapping[str, Any], unit: str = "epochs") -> None:
+    """Raises `TypeError` for a keyword argument that is not among those of `Loop`.
+
+    `unit` is the name of the function's own number of epochs.
+    """
+    for name in given:
+        if name not in Loop.__annotations__:
+            like = difflib.get_close_matches(name, [unit, *Loop.__annotations__], 1)
+            like = [unit] if name in ("epochs", "sweeps", "steps") else like
+            hint = f"; did you mean {like[0]}=?" if like else f"; give {unit}= or one of {sorted(Loop.__annotations__)}"
+            raise TypeError(f"unexpected keyword argument {name}={given[name]!r:.40}{hint}")
 
 
 class NotFinite(Exception):

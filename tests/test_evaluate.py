@@ -831,6 +831,18 @@ def test_scores_that_are_not_floats_are_refused():
         evaluate.top_k(evaluate.scorer(lambda table, users: table[users]), jnp.ones((2, 3), jnp.int32), [0], k=1)
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_more_test_than_training_pairs_raise_a_warning(swapped):
+    whole, _ = checkerboard(30)
+    held_out = np.arange(whole.n_pairs) % 7 == 0
+    parts = whole.select(held_out), whole.select(~held_out)
+    parts = parts if swapped else parts[::-1]
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        evaluate.full_ranking(*models.popularity(parts[0]), *parts, ks=(2,))
+    assert any("are train and test swapped?" in str(each.message) for each in found) == swapped
+
+
 def test_wrong_models_and_variables_are_named():
     model, table = evaluate.scorer(lambda scores, users: scores[users]), jnp.ones((3, 4))
     for call, error, message in (
@@ -840,6 +852,8 @@ def test_wrong_models_and_variables_are_named():
             "model is a function; give a model, or",
         ),
         (lambda: evaluate.top_k(model, (table, Log()), [0], k=1), TypeError, "variables ends with a Log"),
+        (lambda: evaluate.top_k({"params": table}, models.MF(3, 4), [0], k=1), TypeError, "The model comes first"),
+        (lambda: evaluate.top_k(models.MF, {"params": table}, [0], k=1), TypeError, "model is the class MF"),
         (lambda: evaluate.top_k(model, table[0], [0], k=1), ValueError, r"the model gives \[1\] for users \[1\]"),
     ):
         with pytest.raises(error, match=message):

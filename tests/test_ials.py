@@ -671,3 +671,13 @@ def test_numbers_of_single_precision_work_in_double_precision():
         jax.tree.map(np.testing.assert_array_equal, *fits)
         np.testing.assert_array_equal(ials.fold_in(fits[0], train, **single), ials.fold_in(fits[0], train, **double))
         assert ials.objective(fits[0], train, **single) == ials.objective(fits[0], train, **double)
+
+
+def test_a_misspelt_option_is_named_with_the_right_one():
+    train = jr.Interactions.from_pairs([0, 1], [0, 1])
+    fit = partial(jr.solvers.ials.fit, train, dim=1, key=jax.random.key(0))
+    for wrong, hint in (("progess", r"did you mean progress=\?"), ("epochs", r"did you mean sweeps=\?")):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument {wrong}=3; {hint}"):
+            fit(**{wrong: 3})
+    with pytest.raises(TypeError, match="unexpected keyword argument epoch=3"):  # an argument of the loop's function
+        fit(epoch=3)

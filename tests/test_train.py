@@ -606,6 +606,12 @@ def test_wrong_constants_are_named(name):
         jr.train.init(jax.random.key(0), OfFeatures(), TX, constants=constants)
 
 
+def test_variables_in_place_of_a_state_are_an_error():
+    state = jr.train.init(jax.random.key(0), model_of(), TX)
+    with pytest.raises(TypeError, match="state is a dict; give the State that train.init or train.fit returned"):
+        jr.train.fit(state.variables, objective(model_of()), TX, TRAIN, epochs=1, progress=False)
+
+
 def test_parameters_take_the_place_of_those_that_the_model_draws_or_are_further_ones():
     model, user = model_of(), np.ones((TRAIN.n_users, 8))
     plain = jr.train.init(jax.random.key(0), model, TX)

@@ -55,7 +55,8 @@ def evaluated_users(train: Interactions, test: Interactions, users: ArrayLike | 
     """Returns the users to evaluate, int32 [U]: those of `users` that have a test pair; None means
     all users.
 
-    Warns of test pairs that are also training pairs, and of users without training pairs.
+    Warns of test pairs that are also training pairs, of users without training pairs, and of more
+    than twice as many test as training pairs, because these are then perhaps swapped.
     """
     check_interactions(train=train, test=test)
     shapes = [(part.n_users, part.n_items) for part in (train, test)]
@@ -72,6 +73,14 @@ def evaluated_users(train: Interactions, test: Interactions, users: ArrayLike | 
     if both:
         warnings.warn(
             f"{both} of {tested.n_pairs} test pairs are also training pairs: they are masked and count as missed",
+            DataWarning,
+            stacklevel=3,
+        )
+    n_known = int(np.asarray(train.user_degrees)[each].sum(dtype=np.int64))
+    if tested.n_pairs > 2 * n_known:
+        warnings.warn(
+            f"the evaluated users have {tested.n_pairs} test pairs but only {n_known} training pairs; are train and "
+            "test swapped?",
             DataWarning,
             stacklevel=3,
         )
@@ -178,12 +187,20 @@ def checked_sizes(
     histories: Interactions | None,
 ) -> int:
     """Returns N, after checking that all arguments of `ranked` fit the model and each other."""
-    if hasattr(variables, "variables"):
-        raise TypeError(f"variables is a {type(variables).__name__}; pass its .variables")
     if not hasattr(model, "apply"):
-        raise TypeError(f"model is a {type(model).__name__}; give a model, or evaluate.scorer(fn) for a function")
+        raise TypeError(
+            f"model is a {type(model).__name__}; give a model, or evaluate.scorer(fn) for a function. The model comes "
+            "first, then its variables"
+        )
+    if isinstance(model, type):
+        raise TypeError(f"model is the class {model.__name__}; give the instance that was trained")
     if isinstance(variables, tuple) and variables and isinstance(variables[-1], Log):
-        raise TypeError("variables ends with a Log; unpack what the solver returned: model, variables, log = fit(...)")
+        raise TypeError(
+            "variables ends with a Log; unpack what was returned: model, variables, log = fit(...) of a solver, or "
+            "state, log = train.fit(...), whose variables are state.variables"
+        )
+    if hasattr(type(variables), "variables"):
+        raise TypeError(f"variables is a {type(variables).__name__}; pass its .variables")
     check_static(model)
     check_histories(model, histories)
     if histories is not None:

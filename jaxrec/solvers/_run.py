@@ -15,7 +15,7 @@ from jaxrec._keys import check_key
 from jaxrec._log import Log
 from jaxrec._mesh import automatic, mesh_of, on_mesh, using
 from jaxrec._numerics import as_integer, number
-from jaxrec._run import Loop, NotFinite
+from jaxrec._run import Loop, NotFinite, check_loop
 from jaxrec._run import run as in_epochs
 from jaxrec.interactions import Interactions, check_positives
 from jaxrec.typing import Array, Key, Scalar, Variables
@@ -149,8 +149,10 @@ def run(
 
     Raises:
         DivergenceError: a `ValueError`, if the objective is not finite.
+        TypeError: if `loop` has an argument that is not one of `Loop`.
         ValueError: if `tolerance` is negative or not finite; see also `jaxrec._run.run`.
     """
+    check_loop(loop, unit)
     if tolerance is not None:
         number("tolerance", tolerance, least=0)
 

@@ -23,7 +23,9 @@ from jaxrec.typing import Array, Key, Sampler, Variables
 
 
 def check_state(state: Any) -> None:
-    """Raises `ValueError` if the state has no parameters."""
+    """Raises `TypeError` if the state is no `State`, and `ValueError` if it has no parameters."""
+    if not hasattr(state, "variables"):
+        raise TypeError(f"state is a {type(state).__name__}; give the State that train.init or train.fit returned")
     if "params" not in state.variables:
         raise ValueError(f"state.variables has {list(state.variables)}, not 'params'; create the state with train.init")
 

@@ -15,7 +15,7 @@ import optax
 from jaxrec._identity import described
 from jaxrec._log import DivergenceError, Log
 from jaxrec._numerics import integer, number
-from jaxrec._run import Loop, run
+from jaxrec._run import Loop, check_loop, run
 from jaxrec.interactions import Interactions
 from jaxrec.train.examples import Batch, by_user
 from jaxrec.train.loop import State, fit, init
@@ -129,6 +129,7 @@ def alternating(
         Interrupted: on Ctrl-C. It carries the log, and the state after the last finished epoch.
     """
     began, encoder_passes = time.perf_counter(), integer("encoder_passes", encoder_passes)
+    check_loop(loop)
     state = init(key, model, tx)
     if not all("encoder" in state.variables.get(where, ()) for where in ("params", "old")):
         name = type(model).__name__

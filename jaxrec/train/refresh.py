@@ -15,7 +15,7 @@ from jaxrec._identity import described
 from jaxrec._log import DivergenceError, Log
 from jaxrec._numerics import integer
 from jaxrec._partials import check_function
-from jaxrec._run import Loop, run
+from jaxrec._run import Loop, check_loop, run
 from jaxrec.interactions import Interactions
 from jaxrec.optim.step import Step, as_step
 from jaxrec.train.examples import Examples, singles
@@ -68,6 +68,7 @@ def refreshed(
         Interrupted: as `fit`.
     """
     began, period = time.perf_counter(), integer("period", period)
+    check_loop(loop)
     check_function("refresh", refresh, "functools.partial(jaxrec.train.ncl.prototypes, model=model)")
     how: dict[str, Any] = {"batch_size": integer("batch_size", batch_size), "examples": examples, "progress": False}
 
