@@ -675,7 +675,7 @@ def test_numbers_of_single_precision_work_in_double_precision():
 
 def test_a_misspelt_option_is_named_with_the_right_one():
     train = jr.Interactions.from_pairs([0, 1], [0, 1])
-    fit = partial(jr.solvers.ials.fit, train, dim=1, key=jax.random.key(0))
+    fit = partial(jr.solvers.ials.fit, train, dim=1, key=jax.random.key(0), regularization=0.1, unobserved_weight=0.1)
     for wrong, hint in (("progess", r"did you mean progress=\?"), ("epochs", r"did you mean sweeps=\?")):
         with pytest.raises(TypeError, match=f"unexpected keyword argument {wrong}=3; {hint}"):
             fit(**{wrong: 3})

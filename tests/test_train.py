@@ -608,7 +608,7 @@ def test_wrong_constants_are_named(name):
 
 def test_variables_in_place_of_a_state_are_an_error():
     state = jr.train.init(jax.random.key(0), model_of(), TX)
-    with pytest.raises(TypeError, match="state is a dict; give the State that train.init or train.fit returned"):
+    with pytest.raises(TypeError, match=r"state is a dict; give the State that train\.init or train\.fit returned"):
         jr.train.fit(state.variables, objective(model_of()), TX, TRAIN, epochs=1, progress=False)
 
 
