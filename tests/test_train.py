@@ -606,6 +606,37 @@ def test_wrong_constants_are_named(name):
         jr.train.init(jax.random.key(0), OfFeatures(), TX, constants=constants)
 
 
+def test_a_batch_has_as_many_users_as_rows_of_items():
+    with pytest.raises(ValueError, match="there are 2 users, but 1 rows of items"):
+        jr.train.Batch.of(jnp.array([0, 1]), jnp.array([2]))
+
+
+class Dropping(nn.Module):
+    """A module of one's own, whose dropout has no name that the library knows."""
+
+    rate: float = 0.5
+    n_items: int = 30
+
+    def setup(self):
+        self.user, self.item = nn.Embed(30, 4), nn.Embed(30, 4)
+        self.drop = nn.Dropout(self.rate)
+
+    def __call__(self, users, items):
+        user = self.drop(self.user(users), deterministic=not self.has_rng("dropout"))
+        return (user * self.item(items)).sum(-1)
+
+
+def test_a_module_of_ones_own_trains_with_dropout():
+    def values(rate):
+        model, batch = Dropping(rate), jr.train.Batch.of(*(part[:20] for part in TRAIN.pairs()))
+        variables = model.init(jax.random.key(0), batch.users, batch.items)
+        first = lambda key, users: jnp.zeros((len(users), 1), jnp.int32)  # noqa: E731
+        bound = partial(jr.train.pairwise_objective, model=model, loss=jr.losses.bpr, sample=first)
+        return [float(bound(variables, jax.random.key(seed), batch)) for seed in range(2)]
+
+    assert len(set(values(0.5))) == 2 and len(set(values(0.0))) == 1
+
+
 def test_variables_in_place_of_a_state_are_an_error():
     state = jr.train.init(jax.random.key(0), model_of(), TX)
     with pytest.raises(TypeError, match=r"state is a dict; give the State that train\.init or train\.fit returned"):

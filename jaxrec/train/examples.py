@@ -69,10 +69,20 @@ class Batch(NamedTuple):
             where: bool of the shape of `items`, True = use; None uses all.
             step: number of steps made before this one.
 
+        Ids are not checked, because they are unknown under `jit`: look-ups in JAX take the last row
+        for an id beyond the table.
+
+        Raises:
+            ValueError: if there are not as many users as rows of items.
+
         >>> Batch.of(jnp.array([0, 4]), jnp.array([1, 2])).items.shape
         (2, 1)
         """
         items = jnp.asarray(items)
+        if jnp.size(users) != items.shape[0]:
+            raise ValueError(
+                f"there are {jnp.size(users)} users, but {items.shape[0]} rows of items; give one for each"
+            )
         shape = (items.shape[0], items.size // max(items.shape[0], 1))
         where = jnp.ones(shape, bool) if where is None else jnp.asarray(where).reshape(shape)
         weights = None if weights is None else jnp.asarray(weights).reshape(shape)

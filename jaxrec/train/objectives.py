@@ -254,8 +254,12 @@ def histories_of(model: Model, batch: Batch) -> dict[str, Interactions]:
 
 
 def _options(model: Model, batch: Batch, key: Key) -> dict[str, Any]:
-    """Returns keywords of `model.apply`: histories and a key for dropout, if the model takes them."""
-    rngs = {"rngs": {"dropout": key}} if getattr(model, "dropout", 0) else {}
+    """Returns keywords of `model.apply`: histories and a key for dropout, if the model takes them.
+
+    Any Linen module takes the key; others need an attribute `dropout` above 0.
+    """
+    linen = hasattr(model, "setup")
+    rngs = {"rngs": {"dropout": key}} if linen or getattr(model, "dropout", 0) else {}
     return histories_of(model, batch) | rngs
 
 
