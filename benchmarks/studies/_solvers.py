@@ -194,8 +194,6 @@ MOVED: dict[str, dict[str, Grid]] = {
         "RP3beta": {"alpha": (0.2, 0.4, 0.6, 0.8)},
     },
     "gowalla": {
-        "RG2, alpha tuned": {"alpha": (0.005, 0.01, 0.02, 0.05)},
-        "WRMF": {"alpha": (30.0, 100.0, 300.0), "regularization": (1.0, 3.0, 10.0, 30.0)},
         "iALS": {"unobserved_weight": (0.0003, 0.001, 0.003, 0.01, 0.03)},
         "GF-CF": {"dim": (128, 256, 512, 1024), "weight": (0.1, 0.2, 0.3, 0.5)},
         "ChebyCF": {"scale": (0.2, 0.3, 0.4, 0.5), "flatness": (1.5, 3.0, 6.0, 12.0)},

@@ -145,20 +145,6 @@ OLDER: dict[str, dict[str, Grid]] = {
 GRAPH = {"learning_rate": (1e-2, 3e-2, 1e-1), "l2": (1e-5,)}
 OLDER["ml-1m"] |= {"LightGCN, softmax": {"learning_rate": (1e-2,), "l2": (1e-7,)}, "LightGCN, RG2": GRAPH}
 
-# The first grids of filters and neighbours; validation chose their ends.
-LOW_PASS = (0.1, 0.2, 0.3, 0.5)
-NARROW: dict[str, Grid] = {
-    "GF-CF": {"dim": (32, 64, 128, 256), "weight": LOW_PASS},
-    "ChebyCF": {"scale": (0.0, 0.2, 0.4, 0.5), "flatness": (1.0, 1.5, 3.0, 6.0)},
-    "BSPM": {"time": (0.6, 1.2, 2.5, 4.0), "weight": LOW_PASS},
-    "Turbo-CF": {"normalization": (0.3, 0.4, 0.5, 0.6, 0.7), "order": (1, 2, 3)},
-    "ItemKNN": {"neighbours": (20, 50, 100, 200), "shrinkage": (0.0, 3.0, 10.0, 30.0)},
-    "RP3beta": {"alpha": (0.4, 0.6, 0.8, 1.0), "beta": (0.1, 0.2, 0.4, 0.6)},
-}
-for name in ("ml-100k", "ml-1m", "lastfm-2k"):
-    OLDER[name] |= NARROW
-OLDER["citeulike-a"] = {"GF-CF": NARROW["GF-CF"]}
-
 # That of the paper; it multiplies ½ ‖e‖² of the batch's rows, divided by the batch size.
 LIGHTGCN_DECAY = 1e-4
 SIZES = {"ml-1m": (6038, 3307)}

@@ -258,8 +258,7 @@ def _options(model: Model, batch: Batch, key: Key) -> dict[str, Any]:
 
     Any Linen module takes the key; others need an attribute `dropout` above 0.
     """
-    linen = hasattr(model, "setup")
-    rngs = {"rngs": {"dropout": key}} if linen or getattr(model, "dropout", 0) else {}
+    rngs = {"rngs": {"dropout": key}} if getattr(model, "dropout", 0) or hasattr(model, "setup") else {}
     return histories_of(model, batch) | rngs
 
 
