@@ -108,7 +108,8 @@ class Log:
                 is the best. None is the metric that early stopping watched, and gives the epoch
                 whose state was returned.
             mode: "max" if larger is better, "min" if smaller is better. None is that of early
-                stopping for the metric that it watched, and for others that of `direction`.
+                stopping for the metric that it watched. For others it is "min" if the last word is
+                loss, objective, error, rmse, mse or mae, else "max".
 
         Raises:
             ValueError: if no metric is given and none was watched or validated, no record has the
@@ -176,8 +177,8 @@ class EarlyStopping:
     Attributes:
         metric: name of a metric that `validate` returns, such as "ndcg@10".
         patience: number of validations without an improvement after which the run ends.
-        mode: "max" if larger is better, "min" if smaller is better; None becomes "min" for a metric
-            such as "loss", and "max" for others, see `direction`.
+        mode: "max" if larger is better, "min" if smaller is better. None becomes "min" for a metric
+            whose last word is loss, objective, error, rmse, mse or mae, and "max" for others.
         min_delta: an improvement must be larger than this.
         ties: whether a gain equal to `min_delta` is an improvement too, so that a later epoch that
             ties with the best becomes the best. With `ties=True, patience=s + 1` this is RecBole's

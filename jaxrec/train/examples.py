@@ -98,8 +98,7 @@ class Batch(NamedTuple):
 class UserBatch(Batch):
     """A batch of users with all their items, which only `histories` has.
 
-    Reading `items` is an error, because an objective that compares items would train on none of
-    these users' items, or on some.
+    Reading `items` is an error, so that no objective trains on a part of the items in silence.
     """
 
     __slots__ = ()

@@ -161,8 +161,8 @@ class Sweep:
 
         Args:
             metric: a name, or None for the first of `shown`.
-            mode: "max" if larger is better, else "min"; None is "min" for a metric such as "loss",
-                and "max" for others.
+            mode: "max" if larger is better, else "min". None is "min" for a metric whose last word is
+                loss, objective, error, rmse, mse or mae, and "max" for others.
 
         Raises:
             ValueError: if no run has the metric, every setting has a NaN under some seed, or `mode`
