@@ -120,7 +120,7 @@ FEW = {
     | {
         "BSL": {"temperature": (0.05, 0.07, 0.1, 0.14)},
         "CCL": BOTH["CCL"] | {"weight": (35.0, 70.0, 150.0)},
-        "MML": {"margins": ((0.4, 0.5, 0.6), *MARGINS), "negative_weight": (35.0, 70.0, 150.0)},
+        "MML": {"margins": ((0.4, 0.5, 0.6), *MARGINS), "negative_weight": (70.0, 150.0, 300.0)},
     },
 }
 KINDS = {
