@@ -2,17 +2,18 @@
 
 The rows come from the studies "Losses on Gowalla and Yelp2018" and "Solvers against SGD", which say
 how each method was trained and tuned. On Gowalla and Yelp2018 (the splits of LightGCN), a tenth of
-the train part chooses the settings, then the method is trained on the whole train part. On ml-1m and
-citeulike-a, each user's pairs are split at random (.8/.1/.1), with another split for each seed. All
-methods of a table are evaluated on the same test pairs, among all items, with the pairs that they
-were trained or selected on masked. Methods have different numbers of trials, see "trials"; a method
-with more of them has an advantage. These are all that are recorded, also those of earlier ranges of
-values; the last range chooses. Rows with the mark ° are older runs.
+the train part chooses the settings, then the method is trained on the whole train part. On ml-1m
+and citeulike-a, each user's pairs are split at random (.8/.1/.1), with another split for each seed.
+All methods of a table are evaluated on the same test pairs for the same seed, among all items, with
+the pairs that they were trained or selected on masked. Methods have different numbers of trials,
+see "trials"; a method with more of them has an advantage. These are all that are recorded, also
+those of earlier ranges of values; the last range chooses. Rows with the mark ° are older runs.
 
 "CPU seconds" are those of one training run after the trials, summed over all cores. Compilation has
 mostly happened before; "of all trials" includes it. Neither includes the second training, on train
-and validation. Both depend on the machine, of which there were several, and on its load. They are
-empty if a time was not recorded, or if a run was on an accelerator.
+and validation, which losses do not have: on Gowalla and Yelp2018 their one run is on both. Times
+depend on the machine, of which there were several, and on its load. They are empty if a time was
+not recorded, or if a run was on an accelerator.
 """
 
 from __future__ import annotations

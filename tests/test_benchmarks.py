@@ -392,8 +392,11 @@ def test_tuned_losses_are_selected_on_a_part_of_train(monkeypatch):
 def test_losses_of_the_mml_study_have_equal_tuning_budgets():
     from benchmarks.studies import mml
 
-    tried = [study.settings(each.grid, mml.TRIALS) for each in mml.methods(mml.SELECT["gowalla"])]
-    assert {len(settings) for settings in tried} == {mml.TRIALS}
+    for data in mml.SELECT.values():
+        for kind in mml.KINDS:
+            of_kind = [each for each in mml.methods(data) if each.name.endswith(f", {kind}")]
+            assert len({len(study.settings(each.grid, mml.TRIALS)) for each in of_kind}) == 1
+            assert len(of_kind) == (2 if mml.KINDS[kind].simplex else len(mml.LOSSES))
 
 
 @pytest.mark.deep

@@ -229,10 +229,10 @@ def section(this: Study, records: Records) -> str:
     said = [each for pair in this.claims if (each := claim(this, records, *pair))]
     parts = [f"## {this.title}", this.about.strip()]
     if said:
-        rule = "Paired differences in the metric that chooses, over users if their values are recorded, else over "
-        rule += "seeds. The p-values are those of t-tests, corrected by Holm's method for the number of tests of a "
-        rule += f"line, but not for other lines; below {LEVEL:g} a difference counts as significant. Marks are those "
-        rule += "of the two rows."
+        rule = "Paired differences in the metric that chooses, or that the text names, over users if their values "
+        rule += "are recorded, else over seeds. The p-values are those of t-tests, corrected by Holm's method for the "
+        rule += f"number of tests of a line, but not for other lines; below {LEVEL:g} a difference counts as "
+        rule += "significant. Marks are those of the two rows."
         parts.append(f"**What the records show.** {rule}\n\n" + "\n".join(f"- {each}" for each in said))
     used: set[str] = set()
     for data, rows in found.items():

@@ -172,6 +172,7 @@ MOVED: dict[str, dict[str, Grid]] = {
     "ml-100k": {
         "WRMF": ALPHAS,
         "iALS": {"unobserved_weight": (0.1, 0.3, 1.0, 3.0, 10.0), "regularization": (0.001, 0.003, 0.01, 0.03)},
+        "GF-CF": {"weight": (0.2, 0.3, 0.5, 1.0)},
         "ItemKNN": {"shrinkage": (1.0, 5.0, 10.0, 25.0)},
     },
     "ml-1m": {

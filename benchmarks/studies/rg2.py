@@ -1,13 +1,13 @@
 """RG2, WRMF and iALS against losses trained by SGD, with the protocol of the RG2 paper.
 
-All models have 64 dimensions. Except for LightGCN they are matrix factorisations. Ratings of 3 and
-more are positives; on lastfm-2k all pairs are, and plays count once. Users and items keep at least
-5 pairs. Each user's pairs are split at random into train, validation and test (.8/.1/.1), with
-another split for each seed. On test, train and validation pairs are masked. Validation chooses the
-hyperparameters with seed 0, and the sweep or epoch of each run. Gowalla and Yelp2018 have the splits
-of LightGCN, and only solvers run on them: a tenth of the train part chooses the hyperparameters and
-the number of sweeps, then the model is trained on all of the train part. On citeulike-a, too, only
-solvers run.
+Models with vectors have 64 dimensions; except for LightGCN they are matrix factorisations. Filters,
+neighbours and EASE compare items directly. Ratings of 3 and more are positives; on lastfm-2k all pairs
+are, and plays count once. Users and items keep at least 5 pairs. Each user's pairs are split at random
+into train, validation and test (.8/.1/.1), with another split for each seed. On test, train and
+validation pairs are masked. Validation chooses the hyperparameters with seed 0, and the sweep or epoch
+of each run. Gowalla and Yelp2018 have the splits of LightGCN, and only solvers run on them: a tenth of
+the train part chooses the hyperparameters and the number of sweeps, then the model is trained on all of
+the train part. On citeulike-a, too, only solvers run.
 
 Losses trained by SGD have 16 settings to choose from: four values of l2, and four numbers of epochs,
 each twice the one before. l2 penalises the rows of a batch, as `train.penalised_objective` does; SML
@@ -17,8 +17,8 @@ epoch is evaluated. So rows with this schedule never have the mark `^`: a star a
 says that more may be better. A row with the mark ° is older: its learning rate was constant, its l2
 decayed whole tables, and it had up to nine settings, on ml-1m up to four. Filters, neighbours, EASE and
 Gauss-Newton have 16 settings (Turbo-CF 15), and other solvers five to 20. Where validation chose an end
-of their ranges, the range was moved beyond it. The numbers are those of the last ranges; the leaderboard
-counts all trials.
+of their ranges, most ranges were moved beyond it; a star marks the others. The numbers are those of the
+last ranges; the leaderboard counts all trials.
 
 Gauss-Newton solves RG2 with the penalty of its ALS, from tables drawn from N(0, .1²). GF-CF, Turbo-CF,
 ChebyCF and BSPM are spectral filters of `solvers.filters`. The trials of one filter share a

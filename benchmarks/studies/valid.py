@@ -10,7 +10,7 @@ them by half a cosine, and the last one is evaluated. VALID and MacridVAE have t
 which are not tuned here; VALID has two blocks, unless the row says otherwise, and the released stop
 of the gradient. "VALID, equation 4" updates prototypes as the paper prints it. Other methods have
 four to 32 settings; rows with the mark ° have an earlier grid of two to 28. EASE draws nothing, so it
-runs once. Rows that a table lacks are not recorded, or not with all their settings.
+needs one run. Rows that a table lacks are not recorded, or not with all their settings.
 
 citeulike-a and Gowalla have the split of the paper (the train part of Gowalla was rebuilt, and
 lacks 67 pairs). Of the n items of a user, a tenth, rounded down, is validation, and as many are
