@@ -94,6 +94,7 @@ def test_separate_ranking_equals_the_brute_force():
 
 
 @pytest.mark.deep
+@pytest.mark.filterwarnings("ignore:the evaluated users have 11 test pairs but only 2 training pairs")
 def test_users_have_equal_weight_for_any_number_of_test_items():
     """User 0 finds one of two items, user 1 none of nine. The mean is 1/4, not 1/11."""
     held = [[0, 1], range(2, 11)]
