@@ -10,10 +10,10 @@ see "trials"; a method with more of them has an advantage. These are all that ar
 those of earlier ranges of values; the last range chooses. Rows with the mark ° are older runs.
 
 "CPU seconds" are those of one training run after the trials, summed over all cores. Compilation has
-mostly happened before; "of all trials" includes it. Neither includes the second training, on train
-and validation, which losses do not have: on Gowalla and Yelp2018 their one run is on both. Times
-depend on the machine, of which there were several, and on its load. They are empty if a time was
-not recorded, or if a run was on an accelerator.
+mostly happened before; "of all trials" includes it. Solvers and filters on Gowalla and Yelp2018 are
+then trained again, on train and validation, which is not included; losses are trained on both at
+once. Times depend on the machine, of which there were several, and on its load. They are empty if a
+time was not recorded, or if a run was on an accelerator.
 """
 
 from __future__ import annotations

@@ -126,16 +126,15 @@ def summary(judgements: Sequence[Sequence[str]]) -> str:
         rows.append([f"MF-BPR on one {found['device']}", said])
     if found := studies().get("rg2"):
         of_data = _results.tables(*found)["ml-1m"]
-        of_data = {name: row for name, row in of_data.items() if _results.EARLIER not in row.marks}  # with grids alike
+        of_data = {name: row for name, row in of_data.items() if _results.EARLIER not in row.marks}
         names = ("RG2, alpha tuned", "EASE", "ChebyCF", "iALS", "BSPM", "softmax", "BPR", "popularity")
         means = {name: of_data[name] for name in names if name in of_data}
         trials = {row.method: len(runs) for row, runs in _leaderboard.rows({"rg2": found}, "ml-1m")}
         tried = lambda name: f" ({trials[name]})" if trials.get(name) else ""  # noqa: E731
         shown = lambda row: f"{row.values['ndcg@10'].mean():.4f}{row.marks}"  # noqa: E731
         said = ", ".join(f"{name} {shown(row)}{tried(name)}" for name, row in means.items())
-        what = (
-            f"NDCG@10 on ml-1m, all items, {len(of_data['iALS'].seeds)} seeds; some rows (settings tried), * at an end"
-        )
+        seeds = len(of_data["iALS"].seeds)
+        what = f"NDCG@10 of some methods on ml-1m, {seeds} seeds (settings tried; *: chosen at an end of the grid)"
         rows.append([what, said])
     verdicts = [verdict for claim, (_, _, verdict, *_) in zip(_claims.CLAIMS, judgements) if not claim.ours]
     counts = {each: verdicts.count(each) for each in ("reproduced", "in part", "not reproduced", "refuted", "open")}

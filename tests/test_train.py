@@ -612,7 +612,7 @@ def test_a_batch_has_as_many_users_as_rows_of_items():
 
 
 class Dropping(nn.Module):
-    """A module of one's own, whose dropout has no name that the library knows."""
+    """Your own module, whose dropout is not called `dropout`."""
 
     rate: float = 0.5
     n_items: int = 30
@@ -626,7 +626,7 @@ class Dropping(nn.Module):
         return (user * self.item(items)).sum(-1)
 
 
-def test_a_module_of_ones_own_trains_with_dropout():
+def test_your_own_module_trains_with_dropout():
     def values(rate):
         model, batch = Dropping(rate), jr.train.Batch.of(*(part[:20] for part in TRAIN.pairs()))
         variables = model.init(jax.random.key(0), batch.users, batch.items)

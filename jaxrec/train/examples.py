@@ -96,7 +96,7 @@ class Batch(NamedTuple):
 
 
 class UserBatch(Batch):
-    """A batch of users with all their items, which only `histories` has.
+    """A batch of users [B, 1] with all their items, which only `histories` [B, N] has.
 
     Reading `items` is an error, so that no objective trains on a part of the items in silence.
     """
